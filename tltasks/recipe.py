@@ -1,0 +1,348 @@
+"""The recipe: what to do, as a frozen tree read from one YAML file.
+
+Pure data. Reading and checking a recipe imports neither torch nor any Hub library, so that
+`tltasks check` answers at once. What a task adds to the shared keys is one row of `TASKS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Keys(BaseModel):
+    """A mapping of a recipe: unknown keys are errors, values are not coerced, nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+# ---------------------------------------------------------------------------------------------- model
+
+
+class Model(Keys):
+    name: str
+    """Hub id (`google/vit-base-patch16-224-in21k`) or local folder (`./weights/vit`, relative to the recipe)."""
+    revision: str = "main"
+    """Branch, tag or commit of the Hub repository."""
+    trust_remote_code: bool = False
+    """Run Python code that the repository ships. Off: a checkpoint is weights, not a program."""
+
+
+class ImageModel(Model):
+    image_size: PositiveInt | None = None
+    """Side of the square input in pixels; position embeddings are interpolated. Unset: the checkpoint's own."""
+
+
+# ----------------------------------------------------------------------------------------------- data
+
+
+class Splits(Keys):
+    train: str | None = "train"
+    """Split to train on, with slicing as in `train[:95%]`."""
+    validation: str | Share | None = None
+    """Split that chooses the best weights; or a share held out of `train` (stratified by label, drawn with `seed`)."""
+    test: str | Share | None = "test"
+    """Split of the headline; or a share held out of `train`."""
+
+
+class Source(Keys):
+    """Where examples come from."""
+
+    name: str | None = None
+    """Hub id, local folder, or a builder of datasets: imagefolder, csv, json, parquet."""
+    config: str | None = None
+    """Configuration of the Hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of the data set."""
+    dir: str | None = None
+    """Folder for a builder, relative to the recipe."""
+    files: str | list[str] | dict[str, str | list[str]] | None = None
+    """Files for a builder (a glob, a list, or one of these for each split), relative to the recipe."""
+
+
+class ExtraTest(Source):
+    """Another test set, e.g. of another domain. Keys that are not set are those of `data`."""
+
+    split: str | None = None
+    """Split to evaluate on. Unset: the only one, or else `data.splits.test`."""
+
+
+class Data(Source):
+    name: str
+    """Hub id, local folder, or a builder of datasets: imagefolder, csv, json, parquet."""
+    splits: Splits = Splits()
+    extra_test: dict[str, ExtraTest] = {}
+    """Further test sets by name, scored beside `test`."""
+    max_bad_share: Share = 0.01
+    """Share of a split's examples that may be unreadable; they are named, counted and left out. More is an error."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Loader processes per device. Unset: none on a CPU, up to 8 beside an accelerator."""
+
+
+class ImageColumns(Keys):
+    image: str = "image"
+    label: str = "label"
+
+
+class ImageData(Data):
+    columns: ImageColumns = ImageColumns()
+    """Names of the data set's columns."""
+    class_names: Annotated[list[str], Field(min_length=2)] | None = None
+    """Names of integer labels 0, 1, …, where the data set has none."""
+
+
+# ---------------------------------------------------------------------------------------------- stage
+
+
+class Lora(Keys):
+    """Low-rank adaptation. Source: Hu et al., https://arxiv.org/abs/2106.09685."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat | None = None
+    """Scale of the update is alpha / rank. Unset: twice the rank."""
+    dropout: Share = 0.0
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Module name endings to adapt. `auto`: every linear layer of the backbone, or every convolution of a conv net."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank). Source: Kalajdzievski, https://arxiv.org/abs/2312.03732."""
+
+
+class Ia3(Keys):
+    """(IA)³: learned rescaling of activations. Source: Liu et al., https://arxiv.org/abs/2205.05638."""
+
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+
+
+class Full(Keys):
+    """Every weight is trained, except those that `freeze` names."""
+
+
+class Head(Keys):
+    """Only the head is trained."""
+
+
+class Peft(BaseModel):
+    """Any other PEFT method; further keys go to its configuration class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
+    type: str
+    """PEFT's name of the method: LOHA, LOKR, OFT, BOFT, VERA, FOURIERFT, HRA, …"""
+
+
+class Adapt(Keys):
+    """What is trained: exactly one of the keys."""
+
+    full: Full | None = None
+    head: Head | None = None
+    lora: Lora | None = None
+    dora: Lora | None = None
+    """Weight-decomposed LoRA. Source: Liu et al., https://arxiv.org/abs/2402.09353."""
+    ia3: Ia3 | None = None
+    peft: Peft | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError(f"takes exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def method(self) -> str:
+        """Name of the one key that is set."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def is_peft(self) -> bool:
+        return self.method not in {"full", "head"}
+
+
+def _method_by_name(value: object) -> object:
+    """`adapt: full` is `adapt: {full: {}}`; `adapt: {lora: null}` is `adapt: {lora: {}}`."""
+    if isinstance(value, str):
+        return {value: {}}
+    if isinstance(value, dict):
+        return {k: {} if v is None else v for k, v in value.items()}
+    return value
+
+
+AdaptMethod = Literal["full", "head", "lora", "dora", "ia3"]
+StageName = Literal["finetune", "transfer", "pretrain", "zero_shot"]
+
+
+class Stage(Keys):
+    stage: StageName
+    """finetune keeps the head; transfer puts a new head on the checkpoint; pretrain starts from random weights
+    (or goes on from a checkpoint with `start: previous`); zero_shot evaluates the untouched checkpoint."""
+    name: str | None = None
+    """Name in results and file names. Unset: the stage's, numbered where it repeats."""
+    start: Literal["checkpoint", "previous"] = "checkpoint"
+    """Weights to start from: the recipe's checkpoint, or what the stage before has trained."""
+    adapt: Annotated[Adapt, BeforeValidator(_method_by_name, json_schema_input_type=AdaptMethod | Adapt)] = (
+        Adapt(full=Full())
+    )
+    freeze: list[str] = []
+    """Module name patterns (shell wildcards) whose weights stay as they are, e.g. `vit.embeddings*`."""
+    batch_norm: Literal["auto", "frozen", "batch"] = "auto"
+    """Statistics of batch normalisation: kept, or updated by each micro-batch (which makes results depend on its
+    size). auto: frozen from a checkpoint, batch from random weights."""
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    """Optimiser steps, instead of `epochs`."""
+    batch_size: PositiveInt = 32
+    """Examples per optimiser step, over all devices together."""
+    micro_batch: Literal["auto"] | PositiveInt = "auto"
+    """Examples per forward pass on a device: speed and memory, never results. auto: as many as fit."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile: pays on long runs on an accelerator."""
+    learning_rate: PositiveFloat | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: Share = 0.9
+    """Momentum of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled decay of matrices; biases and normalisation weights are not decayed."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises from zero."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor on the learning rate from each block to the one below it. Source: Clark et al.,
+    https://arxiv.org/abs/2003.10555."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the exponential moving average of the weights that is evaluated and saved."""
+    evaluate_every: PositiveInt | None = None
+    """Steps between evaluations on `validation`. Unset: once an epoch."""
+    early_stopping: PositiveInt | None = None
+    """Stop after this many evaluations without improvement."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that the stage ends with: the best by the headline metric on `validation`, or the last."""
+    checkpoint_every: PositiveInt | None = None
+    """Steps between checkpoints for `--resume`. Unset: at each evaluation."""
+    keep_checkpoints: PositiveInt = 2
+
+    @property
+    def trains(self) -> bool:
+        return self.stage != "zero_shot"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        found = []
+        given = self.model_fields_set
+        if not self.trains:
+            extra = given - {"stage", "name", "start", "task", "model", "data"}
+            if extra:
+                found.append(
+                    f"zero_shot trains nothing, so these keys have no effect: {', '.join(sorted(extra))}"
+                )
+        else:
+            if self.epochs is None and self.steps is None:
+                found.append("needs `epochs` or `steps`")
+            if self.epochs is not None and self.steps is not None:
+                found.append("has both `epochs` and `steps`; keep one")
+            if self.learning_rate is None:
+                found.append(
+                    "needs `learning_rate` (a start: 5e-4 for lora, 5e-5 for full with adamw, 1e-3 with sgd)"
+                )
+        if "momentum" in given and self.optimizer != "sgd":
+            found.append("`momentum` is a key of `optimizer: sgd`")
+        if self.micro_batch != "auto" and self.micro_batch > self.batch_size:
+            found.append(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
+        if self.adapt.method != "full" and self.freeze:
+            found.append(
+                f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else"
+            )
+        if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
+            found.append(
+                f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not"
+            )
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+
+class RandAugment(Keys):
+    """Source: Cubuk et al., https://arxiv.org/abs/1909.13719."""
+
+    ops: PositiveInt = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
+class ImageAugment(Keys):
+    """Training-time changes to images, each drawn from (seed, epoch, row)."""
+
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+    crop: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Random crop of at least this share of the area, resized back."""
+    randaugment: RandAugment | None = None
+    erase: Share = 0.0
+    """Probability of erasing a rectangle. Source: Zhong et al., https://arxiv.org/abs/1708.04896."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of mixing two images and their labels. Source: Zhang et al., https://arxiv.org/abs/1710.09412."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of pasting a rectangle. Source: Yun et al., https://arxiv.org/abs/1905.04899."""
+
+
+class ImageStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: ImageModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: ImageData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    augment: ImageAugment = ImageAugment()
+    label_smoothing: Share = 0.0
+    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+
+
+# --------------------------------------------------------------------------------------------- recipe
+
+
+class Hub(Keys):
+    repo: str | None = None
+    """Repository to push to, `user/name`. `--push` needs it."""
+    private: bool = True
+    publish: Literal["adapter", "merged"] = "adapter"
+    """For PEFT: the adapter alone, or merged into the checkpoint's weights. Full fine-tuning always publishes all."""
+    licence: str | None = None
+    """Licence of the published weights, a Hub identifier such as apache-2.0. Unset: the base model's, where known."""
+    language: list[str] = []
+    """Language codes for the card."""
+
+
+class Recipe(Keys):
+    """One experiment: stages in order, and what they share."""
+
+    task: str
+    """Hub pipeline tag of the task."""
+    model: SerializeAsAny[Model] | None = None
+    data: SerializeAsAny[Data] | None = None
+    stages: Annotated[list[SerializeAsAny[Stage]], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    output: str
+    """Results folder, relative to the working directory."""
+    hub: Hub = Hub()
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = []
+    """Where metrics go besides metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class TaskKeys:
+    """What a task adds to the shared keys."""
+
+    model: type[Model]
+    data: type[Data]
+    stage: type[Stage]
+
+
+TASKS: dict[str, TaskKeys] = {
+    "image-classification": TaskKeys(ImageModel, ImageData, ImageStage),
+}

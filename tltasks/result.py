@@ -1,0 +1,129 @@
+"""What happened: numbers, provenance and paths, as they stand in result.json.
+
+The card, the report and the terminal table are renderings of these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The number that a run is judged by."""
+
+    metric: str
+    value: float
+    ci95: tuple[float, float]
+    higher_is_better: bool
+    stage: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics of one set of predictions; `headline` names the one that decides."""
+
+    values: dict[str, float]
+    headline: str
+    ci95: tuple[float, float]
+    details: dict[str, Any] = field(default_factory=dict)
+    """Task-specific tables, e.g. `per_class`, `confusion_matrix`, `class_names`."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """One stage of a run.
+
+    `metrics[split]` and `baselines[name][split]` are scores; `data` describes each split (examples, skipped, source,
+    fingerprint, class counts) and `weights` the checkpoint (name, revision, what was newly initialised).
+    """
+
+    stage: str
+    name: str
+    task: str
+    metrics: dict[str, Score]
+    baselines: dict[str, dict[str, Score]]
+    seconds: float
+    examples_per_second: float
+    peak_memory_bytes: int
+    trainable_parameters: int
+    total_parameters: int
+    weights: dict[str, Any]
+    data: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    """Steps, epochs, best step, why training ended, micro-batch, precision."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """An example shown in the report, such as one of the most confident mistakes."""
+
+    kind: Literal["image", "audio", "text"]
+    title: str
+    caption: str
+    content: bytes
+    """PNG, FLAC or UTF-8 text."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    recipe_sha256: str
+    headline: Headline
+    stages: list[StageResult]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    schema: int = SCHEMA
+
+    def save(self, path: Path) -> None:
+        """Write JSON; numbers that are not finite become null."""
+        text = json.dumps(_finite(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
+        return None
+    return value
+
+
+def stage_from_json(tree: dict[str, Any]) -> StageResult:
+    """The inverse of `dataclasses.asdict`."""
+    tree = dict(tree)
+    tree["metrics"] = {k: score_from_json(v) for k, v in tree["metrics"].items()}
+    tree["baselines"] = {
+        name: {split: score_from_json(v) for split, v in by_split.items()}
+        for name, by_split in tree["baselines"].items()
+    }
+    return StageResult(**tree)
+
+
+def score_from_json(tree: dict[str, Any]) -> Score:
+    low, high = tree["ci95"]
+    return Score(**{**tree, "ci95": (low, high)})
+
+
+def load_result(path: Path) -> RunResult:
+    """Read result.json of a results folder."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    low, high = tree["headline"]["ci95"]
+    return RunResult(
+        recipe_sha256=tree["recipe_sha256"],
+        headline=Headline(**{**tree["headline"], "ci95": (low, high)}),
+        stages=[stage_from_json(s) for s in tree["stages"]],
+        versions=tree["versions"],
+        hardware=tree["hardware"],
+        schema=tree["schema"],
+    )
