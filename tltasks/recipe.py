@@ -183,8 +183,8 @@ class Stage(Keys):
     """Name in results and file names. Unset: the stage's, numbered where it repeats."""
     start: Literal["checkpoint", "previous"] = "checkpoint"
     """Weights to start from: the recipe's checkpoint, or what the stage before has trained."""
-    adapt: Annotated[Adapt, BeforeValidator(_method_by_name, json_schema_input_type=AdaptMethod | Adapt)] = (
-        Adapt(full=Full())
+    adapt: Annotated[Adapt, BeforeValidator(_method_by_name, json_schema_input_type=AdaptMethod | Adapt)] = Adapt(
+        full=Full()
     )
     freeze: list[str] = []
     """Module name patterns (shell wildcards) whose weights stay as they are, e.g. `vit.embeddings*`."""
@@ -238,30 +238,22 @@ class Stage(Keys):
         if not self.trains:
             extra = given - {"stage", "name", "start", "task", "model", "data"}
             if extra:
-                found.append(
-                    f"zero_shot trains nothing, so these keys have no effect: {', '.join(sorted(extra))}"
-                )
+                found.append(f"zero_shot trains nothing, so these keys have no effect: {', '.join(sorted(extra))}")
         else:
             if self.epochs is None and self.steps is None:
                 found.append("needs `epochs` or `steps`")
             if self.epochs is not None and self.steps is not None:
                 found.append("has both `epochs` and `steps`; keep one")
             if self.learning_rate is None:
-                found.append(
-                    "needs `learning_rate` (a start: 5e-4 for lora, 5e-5 for full with adamw, 1e-3 with sgd)"
-                )
+                found.append("needs `learning_rate` (a start: 5e-4 for lora, 5e-5 for full with adamw, 1e-3 with sgd)")
         if "momentum" in given and self.optimizer != "sgd":
             found.append("`momentum` is a key of `optimizer: sgd`")
         if self.micro_batch != "auto" and self.micro_batch > self.batch_size:
             found.append(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
         if self.adapt.method != "full" and self.freeze:
-            found.append(
-                f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else"
-            )
+            found.append(f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else")
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
-            found.append(
-                f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not"
-            )
+            found.append(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
         if found:
             raise ValueError("; ".join(found))
         return self

@@ -1,0 +1,13 @@
+"""A small stand-in for the Hub on loopback, for the real client to talk to.
+
+    with HubServer() as server:
+        server.add_repo("ada/tiny-vit", {"config.json": b"{}"})
+        HfApi(endpoint=server.url, token=server.token).model_info("ada/tiny-vit")
+
+A subprocess gets `hub_environment(server, home)`. Faults are asked for with `fail`, `cut`, `delay` and `before`.
+"""
+
+from .server import HubServer, Request, hub_environment
+from .storage import Account, Commit
+
+__all__ = ["Account", "Commit", "HubServer", "Request", "hub_environment"]

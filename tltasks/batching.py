@@ -1,0 +1,64 @@
+"""Which rows each optimiser step reads, as pure functions of (seed, epoch).
+
+Nothing here depends on earlier draws, on worker processes or on how many devices take part: a resumed run and a
+run on another number of devices read the same rows in the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+
+
+def plan_epoch(n_rows: int, *, batch_size: int, seed: int, epoch: int) -> list[Rows]:
+    """The rows of each step of an epoch, every row once; the last step may be smaller.
+
+    >>> [step.tolist() for step in plan_epoch(5, batch_size=2, seed=0, epoch=0)]
+    [[2, 4], [3, 0], [1]]
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(n_rows)
+    return [order[i : i + batch_size] for i in range(0, n_rows, batch_size)]
+
+
+def steps_per_epoch(n_rows: int, batch_size: int) -> int:
+    """Optimiser steps of one epoch, the last and smaller one counted.
+
+    >>> steps_per_epoch(5, 2)
+    3
+    """
+    return -(-n_rows // batch_size)
+
+
+def micro_batches(
+    rows: Rows, *, world: int, rank: int, max_rows: int, lengths: Sequence[int] | None = None, budget: int | None = None
+) -> list[Rows]:
+    """The forward passes in which one of `world` processes takes its part of a step's rows.
+
+    With `lengths`, rows alike in length share a micro-batch, dealt so that all ranks get alike work; `budget` then
+    bounds a micro-batch's rows × longest length. May be empty when the step has fewer rows than there are processes.
+
+    >>> [b.tolist() for b in micro_batches(np.arange(5), world=2, rank=0, max_rows=2)]
+    [[0, 2], [4]]
+    >>> [b.tolist() for b in micro_batches(np.arange(4), world=1, rank=0, max_rows=4, lengths=[9, 1, 8, 2], budget=18)]
+    [[0, 2], [3, 1]]
+    """
+    if lengths is None:
+        mine = rows[rank::world]
+        return [mine[i : i + max_rows] for i in range(0, len(mine), max_rows)]
+    sizes = np.asarray(lengths, dtype=np.int64)[rows]
+    mine = rows[np.argsort(-sizes, kind="stable")][rank::world]
+    groups: list[list[int]] = []
+    longest = 0
+    for row in mine.tolist():
+        full = groups and (
+            len(groups[-1]) >= max_rows or (budget is not None and (len(groups[-1]) + 1) * longest > budget)
+        )
+        if not groups or full:
+            groups.append([])
+            longest = max(int(lengths[row]), 1)
+        groups[-1].append(row)
+    return [np.array(group, dtype=np.int64) for group in groups]

@@ -1,0 +1,176 @@
+"""Resume state: what a stage needs to go on exactly where it stopped.
+
+Only what training changes is written (trained weights, buffers, optimiser, average), as safetensors and JSON: no
+pickle. The loop draws its random numbers from (seed, step), so no random state has to be kept. A checkpoint appears
+under its name only when it is complete; whatever a kill leaves behind is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tltasks.errors import CheckpointError
+
+
+@dataclass
+class Progress:
+    """The only mutable state of a stage besides tensors."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_without_gain: int = 0
+    max_micro_batch: int = 0
+    seconds: float = 0.0
+    examples: int = 0
+    ended: str = ""
+    """Why training ended; empty while it goes on."""
+
+
+def model_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training can change: trained weights and floating-point buffers such as running statistics."""
+    changed: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    changed |= {name: b for name, b in model.named_buffers() if _is_saved_buffer(model, name)}
+    return {name: tensor.detach() for name, tensor in changed.items()}
+
+
+def _is_saved_buffer(model: nn.Module, name: str) -> bool:
+    module, _, leaf = name.rpartition(".")
+    return leaf not in model.get_submodule(module)._non_persistent_buffers_set
+
+
+def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put back what `model_state` gave; raises CheckpointError when it is of another model or adaptation."""
+    own = model_state(model)
+    if own.keys() != state.keys():
+        odd = sorted(own.keys() ^ state.keys())
+        raise CheckpointError(f"checkpoint: its weights are of another model or adaptation ({', '.join(odd[:3])}, …).")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Tensors of the optimiser by weight name, `weight/quantity`."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return {
+        f"{names[p]}/{key}": torch.as_tensor(value)
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+        if value is not None
+    }
+
+
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+    by_name = dict(model.named_parameters())
+    for key, tensor in state.items():
+        name, _, quantity = key.rpartition("/")
+        parameter = by_name[name]
+        # Step counters stay where the optimiser made them: fused kernels want them beside the weight (torch 2.14,
+        # optim/optimizer.py, _process_value_according_to_param_policy).
+        optimizer.state[parameter][quantity] = tensor.clone().to(parameter.device)
+
+
+class Checkpoints:
+    """The checkpoints of one stage in a folder; rank 0 writes, all ranks read."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, name: str, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
+        """Write under `name`, which appears only when it is complete; a damaged one of that name is replaced."""
+        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        digests = {}
+        for group, state in tensors.items():
+            path = temporary / f"{group}.safetensors"
+            save_file({k: v.contiguous().cpu().clone() for k, v in state.items()}, path)
+            digests[group] = _digest(path)
+            _flush(path)
+        manifest = temporary / "manifest.json"
+        manifest.write_text(json.dumps({"digests": digests, "values": values}), encoding="utf-8")
+        _flush(manifest)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        temporary.rename(self.folder / name)
+        _flush(self.folder)
+
+    def prune(self) -> None:
+        """Drop all but the newest `step-*`, and the `best-*` that none of those refers to."""
+        steps = self.steps()
+        for name in steps[: -self.keep]:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        referred = set()
+        for name in steps[-self.keep :]:
+            manifest = json.loads((self.folder / name / "manifest.json").read_text(encoding="utf-8"))
+            referred.add(best_name(manifest["values"]["progress"]["best_step"]))
+        for stale in [*self.folder.glob("best-*"), *self.folder.glob(".*.tmp")]:
+            if stale.name not in referred:
+                shutil.rmtree(stale, ignore_errors=True)
+
+    def load(self, name: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Tensors by group, and values. Raises CheckpointError for a damaged checkpoint."""
+        folder = self.folder / name
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            tensors = {}
+            for group, digest in manifest["digests"].items():
+                path = folder / f"{group}.safetensors"
+                if _digest(path) != digest:
+                    raise CheckpointError(f"{path}: its content is damaged.")
+                tensors[group] = load_file(path)
+        except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+            raise CheckpointError(f"{folder}: the checkpoint cannot be read ({error}).") from error
+        return tensors, manifest["values"]
+
+    def steps(self) -> list[str]:
+        """Names of complete checkpoints, the oldest first."""
+        return sorted(p.name for p in self.folder.glob("step-*") if (p / "manifest.json").is_file())
+
+    def newest(self) -> tuple[str, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+        """The newest checkpoint that is whole; a damaged one is passed over for the one before."""
+        damaged = []
+        for name in reversed(self.steps()):
+            try:
+                return name, *self.load(name)
+            except CheckpointError as error:
+                damaged.append(str(error))
+        if damaged:
+            raise CheckpointError("no checkpoint is whole:\n  " + "\n  ".join(damaged))
+        return None
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:09d}"
+
+
+def best_name(step: int | None) -> str:
+    return f"best-{step or 0:09d}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """To the disk, so that the rename that follows cannot overtake the content in a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,276 @@
+"""Load a recipe's splits, from the Hub or from disk, and encode them once into an Arrow cache."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from sklearn.model_selection import train_test_split
+
+from tltasks.errors import DataError
+from tltasks.recipe import Data, ExtraTest, Source
+
+ENCODING_VERSION = 1  # part of every cache key: raise it when encoded rows change
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split under the task's own column names, media not yet decoded."""
+
+    name: str
+    rows: datasets.Dataset
+    origin: str
+    """Data set and split as a person names them, e.g. `uoft-cs/cifar10 train[:95%]`."""
+    folder: Path | None
+    """What relative media paths in the rows are relative to."""
+
+
+def load_splits(data: Data, *, seed: int, label: str | None, train: bool = True) -> dict[str, Split]:
+    """Every split that the recipe names: train, validation, test, and each extra test set.
+
+    `label` is the task's column by which held-out shares are stratified. Raises DataError for anything that is
+    missing, with what there is instead.
+    """
+    tables = _load_tables(data)
+    columns: dict[str, str] = getattr(data, "columns").model_dump()  # noqa: B009 (a key of every task's Data)
+    wanted = data.splits
+    splits: dict[str, Split] = {}
+
+    def take(name: str, spec: str) -> Split:
+        rows = _slice(tables, spec, key=f"data.splits.{name}", source=_describe(data))
+        rows = _select_columns(rows, columns, where=f"{_describe(data)} {spec}")
+        return Split(name, rows, f"{_describe(data)} {spec}", _media_folder(data))
+
+    shares = {n: s for n, s in (("validation", wanted.validation), ("test", wanted.test)) if isinstance(s, float)}
+    if wanted.train is not None and (train or shares):
+        splits["train"] = take("train", wanted.train)
+    for name, spec in (("validation", wanted.validation), ("test", wanted.test)):
+        if isinstance(spec, str):
+            splits[name] = take(name, spec)
+    for name, share in shares.items():
+        splits["train"], splits[name] = _hold_out(splits["train"], name, share, seed=seed, label=label)
+    for name, extra in data.extra_test.items():
+        splits[name] = _load_extra(data, name, extra, columns)
+    for split in splits.values():
+        if not len(split.rows):
+            raise DataError(f"{split.origin}: the split is empty. Name another in data.splits.{split.name}.")
+    return splits
+
+
+def _load_extra(data: Data, name: str, extra: ExtraTest, columns: dict[str, str]) -> Split:
+    own = {k: v for k in Source.model_fields if (v := getattr(extra, k)) is not None}
+    place = {"dir", "files", "config", "revision"} if own.keys() & {"name", "dir", "files"} else set()
+    source = data.model_copy(update={**dict.fromkeys(place), **own})
+    tables = _load_tables(source)
+    spec = extra.split or (next(iter(tables)) if len(tables) == 1 else data.splits.test)
+    if not isinstance(spec, str):
+        raise DataError(f"data.extra_test.{name}: has splits {', '.join(tables)}; name one with `split`.")
+    rows = _slice(tables, spec, key=f"data.extra_test.{name}.split", source=_describe(source))
+    rows = _select_columns(rows, columns, where=f"{_describe(source)} {spec}")
+    return Split(name, rows, f"{_describe(source)} {spec}", _media_folder(source))
+
+
+def _load_tables(data: Source) -> dict[str, datasets.Dataset]:
+    """All splits of a source, media left undecoded so that one bad file cannot end the run."""
+    assert data.name is not None
+    place = f"data {_describe(data)}"
+    folder = Path(data.name)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+            loaded = datasets.load_from_disk(data.name)
+        else:
+            loaded = datasets.load_dataset(
+                data.name, data.config, data_dir=data.dir, data_files=data.files, revision=data.revision
+            )
+    except OfflineModeIsEnabled as error:
+        raise DataError(f"{place}: not in the local cache, and offline mode is on (HF_HUB_OFFLINE).") from error
+    except HfHubHTTPError as error:
+        raise DataError(
+            f"{place}: the Hub refused: {_first_line(error)}. For gated data run `hf auth login`."
+        ) from error
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, HFValidationError) as error:
+        raise DataError(
+            f"{place}: not found ({_first_line(error)}). Name a Hub id, an existing folder (./folder), or a builder "
+            "(imagefolder, csv, json, parquet) with `dir` or `files`; private data needs `hf auth login`."
+        ) from error
+    except ConnectionError as error:
+        raise DataError(f"{place}: the Hub could not be reached ({_first_line(error)}).") from error
+    except (datasets.exceptions.DatasetsError, datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise DataError(f"{place}: could not be read: {_first_line(cause)}") from error
+    tables = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+    return {name: _undecoded(rows) for name, rows in tables.items()}
+
+
+def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
+    for column, feature in rows.features.items():
+        if isinstance(feature, (datasets.Image, datasets.Audio)):
+            rows = rows.cast_column(column, type(feature)(decode=False))
+    return rows
+
+
+def _slice(tables: dict[str, datasets.Dataset], spec: str, *, key: str, source: str) -> datasets.Dataset:
+    """Rows of a split specification such as `train[:95%]` or `train+test`."""
+    try:
+        parts = datasets.ReadInstruction.from_spec(spec).to_absolute({k: len(v) for k, v in tables.items()})
+    except (ValueError, AssertionError, AttributeError) as error:
+        raise DataError(
+            f"{key}: {source} has no split `{spec}`.{_did_you_mean(spec.split('[')[0], list(tables))} "
+            f"It has: {', '.join(f'{k} ({len(v):,} rows)' for k, v in tables.items())}. "
+            "Slices are written as `train[:95%]` or `train[100:200]`."
+        ) from error
+    selected = [tables[p.splitname].select(range(p.from_ or 0, p.to or 0)) for p in parts]
+    return selected[0] if len(selected) == 1 else datasets.concatenate_datasets(selected)
+
+
+def _select_columns(rows: datasets.Dataset, columns: dict[str, str], *, where: str) -> datasets.Dataset:
+    """Keep the task's columns, under the task's names."""
+    missing = {key: column for key, column in columns.items() if column not in rows.column_names}
+    if missing:
+        lines = [
+            f"{where}: no column `{column}` (data.columns.{key}).{_did_you_mean(column, rows.column_names)}"
+            for key, column in missing.items()
+        ]
+        kinds = ", ".join(f"{name} ({_kind(feature)})" for name, feature in rows.features.items())
+        hint = ""
+        if missing.keys() == {"label"} and "image" in rows.column_names:
+            hint = " A metadata file in an image folder replaces the folder names as labels: add a label column to it."
+        raise DataError("\n".join(lines) + f"\nIts columns: {kinds}.{hint}")
+    rows = rows.select_columns(list(columns.values()))
+    return rows.rename_columns({column: key for key, column in columns.items() if column != key})
+
+
+def _hold_out(train: Split, name: str, share: float, *, seed: int, label: str | None) -> tuple[Split, Split]:
+    """Move a share of the rows out of `train`, keeping each label's proportion where labels are not too few."""
+    n_rows = len(train.rows)
+    n_held = max(1, round(n_rows * share))
+    if n_rows < 2:
+        raise DataError(f"{train.origin}: {n_rows} row is too few to hold out a share for data.splits.{name}.")
+    labels = None
+    if label is not None:
+        _, labels = np.unique(np.array([str(v) for v in train.rows[label][:]]), return_inverse=True)
+        counts = np.bincount(labels)
+        if counts.min() < 2 or min(n_held, n_rows - n_held) < len(counts):
+            labels = None
+    kept, held = train_test_split(np.arange(n_rows), test_size=n_held, random_state=seed, stratify=labels)
+    return (
+        Split("train", train.rows.select(np.sort(kept)), train.origin, train.folder),
+        Split(name, train.rows.select(np.sort(held)), f"{train.origin} ({share:.0%} held out)", train.folder),
+    )
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """Rows in the form that training reads, in an Arrow file that is memory-mapped, not loaded."""
+
+    name: str
+    rows: datasets.Dataset
+    origin: str
+    skipped: dict[int, str]
+    """Original row → why it was left out."""
+    fingerprint: str
+    """Digest of the encoded content: equal on every machine for equal data."""
+
+
+def encode_split(
+    split: Split,
+    encode: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
+    features: datasets.Features,
+    *,
+    key: str,
+    max_bad_share: float,
+    processes: int | None = None,
+) -> EncodedSplit:
+    """Encode a split once; the next run with the same rows and `key` finds it in the cache.
+
+    `encode` maps a batch of examples (with `row`, the row's number) to a batch with columns `features`; a row that
+    cannot be read has its reason in the column `error`. Raises DataError when more than `max_bad_share` have one.
+    """
+    digest = hashlib.sha256(f"{ENCODING_VERSION}|{split.rows._fingerprint}|{key}".encode()).hexdigest()[:32]
+
+    def encode_batch(batch: dict[str, list[Any]], row: list[int]) -> dict[str, list[Any]]:
+        return encode({**batch, "row": row})
+
+    encoded = split.rows.map(
+        encode_batch,
+        with_indices=True,
+        batched=True,
+        batch_size=64,
+        writer_batch_size=64,
+        remove_columns=split.rows.column_names,
+        features=datasets.Features({**features, "row": datasets.Value("int64"), "error": datasets.Value("string")}),
+        new_fingerprint=digest,
+        num_proc=processes if processes and len(split.rows) >= 512 * processes else None,
+        desc=f"encoding {split.name}",
+    )
+    errors = encoded.data.column("error")
+    bad = np.flatnonzero(np.asarray(pc.is_valid(errors)))
+    skipped = {int(i): str(errors[int(i)].as_py()) for i in bad}
+    if len(skipped) > max_bad_share * len(encoded):
+        shown = "\n".join(f"  row {row}: {reason}" for row, reason in list(skipped.items())[:10])
+        more = f"\n  … and {len(skipped) - 10} more" if len(skipped) > 10 else ""
+        raise DataError(
+            f"{split.origin}: {len(skipped)} of {len(encoded)} examples cannot be used "
+            f"(data.max_bad_share allows {max_bad_share:.1%}):\n{shown}{more}"
+        )
+    if skipped:
+        encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
+    return EncodedSplit(split.name, encoded.remove_columns("error"), split.origin, skipped, _content_digest(encoded))
+
+
+def _content_digest(rows: datasets.Dataset) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in rows.with_format("arrow").iter(256):
+        for column in batch.columns:
+            for value in column.to_pylist():
+                digest.update(value if isinstance(value, bytes) else repr(value).encode())
+    return digest.hexdigest()
+
+
+def _media_folder(data: Source) -> Path | None:
+    """Where relative paths in a csv or json file start: the folder of the file, or `dir`."""
+    if data.dir:
+        return Path(data.dir)
+    first = next(iter(_file_names(data)), "://")
+    if "://" not in first:
+        return Path(first).parent
+    return Path(data.name) if data.name and Path(data.name).is_dir() else None
+
+
+def _describe(data: Source) -> str:
+    """The source as a person names it, without the folders of this machine."""
+    parts = [Path(data.name).name if data.name and Path(data.name).is_absolute() else str(data.name)]
+    if data.config:
+        parts.append(data.config)
+    if data.dir:
+        parts.append(Path(data.dir).name)
+    return " ".join(parts + [Path(n).name for n in _file_names(data)[:4]])
+
+
+def _file_names(data: Source) -> list[str]:
+    groups = data.files.values() if isinstance(data.files, dict) else [data.files or []]
+    return [name for group in groups for name in ([group] if isinstance(group, str) else group)]
+
+
+def _kind(feature: Any) -> str:
+    if isinstance(feature, datasets.ClassLabel):
+        return f"{feature.num_classes} classes"
+    return str(getattr(feature, "dtype", None) or type(feature).__name__)
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean `{close[0]}`?" if close else ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

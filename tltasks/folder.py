@@ -1,0 +1,75 @@
+"""The results folder: who may write to it, and how files appear in it only when they are whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tltasks.errors import RecipeError
+from tltasks.recipe_file import load_recipe, recipe_sha256
+
+
+def refuse_occupied(output: Path, digest: str, *, resume: bool) -> None:
+    """Raise RecipeError when the folder holds something that this run would overwrite, or cannot be resumed from."""
+    if output.exists() and not output.is_dir():
+        raise RecipeError(f"output {output}: is a file; name a folder with --output.")
+    occupied = output.is_dir() and any(entry.name != ".lock" for entry in output.iterdir())
+    if occupied and not resume:
+        raise RecipeError(
+            f"output {output}: is not empty. Go on with that run with --resume, or name another folder with --output."
+        )
+    recipe = output / "recipe.yaml"
+    if not resume or not occupied:
+        return
+    if not recipe.is_file():
+        raise RecipeError(f"output {output}: holds no run to resume (no recipe.yaml). Name another folder.")
+    earlier = recipe_sha256(load_recipe(recipe, check_files=False))
+    if earlier != digest:
+        raise RecipeError(
+            f"output {output}: was begun with another recipe ({earlier[:12]}, now {digest[:12]}). "
+            f"Resume with {recipe}, or name another folder with --output."
+        )
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep a second run out of the folder while this one writes; a killed run leaves no lock behind."""
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RecipeError(f"output {output}: another run is writing to it.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        (output / ".lock").unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its place, and that of an earlier one, when the block ends without an error."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

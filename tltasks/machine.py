@@ -1,0 +1,105 @@
+"""What the run learns of, and asks from, the machine it is on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch
+
+PACKAGES = ("tltasks", "torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_cores(processes: int) -> None:
+    """Divide the cores among the processes of this machine.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 (accelerate 1.15, commands/launch.py), which would leave all but one
+    core idle; more threads than cores slow each other several-fold.
+    """
+    torch.set_num_threads(max(1, cores() // max(1, processes)))
+
+
+def loader_workers(device: torch.device, processes: int, asked: int | None) -> int:
+    """Loader processes for each device: none on a CPU, whose cores the model needs."""
+    if asked is not None:
+        return asked
+    return 0 if device.type == "cpu" else min(8, max(1, cores() // max(1, processes) - 1))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: of the device where it counts it, otherwise of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes * (1 if sys.platform == "darwin" else 1024)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue  # tltasks itself, run from a checkout that is not installed
+    return found
+
+
+def hardware(device: torch.device, processes: int, precision: str) -> dict[str, Any]:
+    """What the run was computed on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "device": device.type,
+        "device_name": name,
+        "processes": processes,
+        "cpu_cores": cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "precision": precision,
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def processor_name() -> str:
+    """The processor's own name where the system tells it."""
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and the first Ctrl-C into a request that the loop heeds after its step; a second one kills."""
+    asked: list[int] = []
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

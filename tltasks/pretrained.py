@@ -1,0 +1,137 @@
+"""Load a checkpoint's weights, and say what was loaded, interpolated or newly initialised."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from tltasks.errors import CheckpointError
+
+LARGEST_SHARE_NEW = 0.1
+"""A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
+
+
+def load_pretrained(
+    auto_class: Any, config: PretrainedConfig, name: str, *, shown: str, random: bool, **arguments: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model of `config` in fp32 with the weights of `name`, or random ones.
+
+    Weights whose shape depends on the labels are left to the caller; position tables of another image size are
+    interpolated. Returns the model and `{newly_initialised, interpolated, commit}`.
+    """
+    if random:
+        return auto_class.from_config(config, trust_remote_code=arguments["trust_remote_code"]), {
+            "newly_initialised": ["all"],
+            "interpolated": [],
+        }
+    try:
+        # dtype: the default keeps the dtype of the file (transformers 5.24, modeling_utils.py), and half-precision
+        # master weights do not train.
+        model, info = auto_class.from_pretrained(
+            name,
+            config=copy.deepcopy(config),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            use_safetensors=True,
+            **arguments,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"model {shown}: its weights cannot be loaded: {reason}") from error
+    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    positions = sorted(key for key in mismatched if _is_position_table(key))
+    if positions:
+        original = auto_class.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **arguments).state_dict()
+        _interpolate(model, original, positions, shown=shown)
+    new = sorted((set(info["missing_keys"]) | mismatched) - set(positions))
+    return model, {
+        "newly_initialised": new,
+        "interpolated": positions,
+        "commit": getattr(config, "_commit_hash", None),
+    }
+
+
+def check_loaded(model: PreTrainedModel, new: list[str], *, head: list[str], shown: str) -> None:
+    """Raise CheckpointError when much of the backbone was not in the checkpoint."""
+    backbone = {k: t.numel() for k, t in model.state_dict().items() if not any(k.startswith(f"{h}.") for h in head)}
+    lost = [key for key in new if key in backbone]
+    share = sum(backbone[key] for key in lost) / max(1, sum(backbone.values()))
+    if share > LARGEST_SHARE_NEW:
+        raise CheckpointError(
+            f"model {shown}: {share:.0%} of the backbone is not in the checkpoint ({', '.join(lost[:3])}, …); "
+            f"it does not hold a {type(model).__name__}."
+        )
+
+
+def initialise_head(model: PreTrainedModel, head: list[str]) -> None:
+    """Draw the head's weights anew, as its architecture does, from torch's random state."""
+    for name in head:
+        for module in model.get_submodule(name).modules():
+            for parameter in module.parameters(recurse=False):
+                # transformers 5 (initialization.py) leaves loaded weights alone by this mark.
+                parameter._is_hf_initialized = False
+            model._init_weights(module)
+
+
+def _is_position_table(key: str) -> bool:
+    return any(part in key for part in ("position_embedding", "pos_embed", "relative_position_bias_table"))
+
+
+def _interpolate(model: PreTrainedModel, original: dict[str, Tensor], keys: list[str], *, shown: str) -> None:
+    """Resample position tables to the model's grid, bicubic, as in Dosovitskiy et al., arXiv 2010.11929, §3.2."""
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    for key in keys:
+        old, new = original[key], own[key]
+        with torch.no_grad():
+            if "relative_position_bias_table" in key:
+                new.copy_(_resize_relative(old, new))
+            else:
+                new.copy_(_resize_absolute(old, new, key=key, shown=shown))
+
+
+def _resize_absolute(old: Tensor, new: nn.Parameter | Tensor, *, key: str, shown: str) -> Tensor:
+    table = old if old.ndim == 3 else old.unsqueeze(0)
+    n_old, n_new = table.shape[1], new.shape[-2]
+    prefix = n_old - math.isqrt(n_old) ** 2
+    side = math.isqrt(n_new - prefix)
+    if old.ndim > 3 or side**2 != n_new - prefix:
+        raise CheckpointError(f"model {shown}: positions {key} are not on a square grid; unset model.image_size.")
+    resampled: Tensor = resample_abs_pos_embed(table, new_size=[side, side], num_prefix_tokens=prefix)
+    return resampled.view(new.shape)
+
+
+def _resize_relative(old: Tensor, new: nn.Parameter | Tensor) -> Tensor:
+    window = (math.isqrt(new.shape[0]) + 1) // 2
+    resized: Tensor = resize_rel_pos_bias_table(old, new_window_size=(window, window), new_bias_shape=tuple(new.shape))
+    return resized
+
+
+# -------------------------------------------------------------------------------------------- saving
+
+
+def save_adapter(model: peft.PeftModel, folder: Path) -> None:
+    """The adapter with its new head, without PEFT's own README."""
+    # "auto" asks the Hub whether the base's vocabulary changed (peft 0.21, utils/save_and_load.py)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_saved(auto_class: Any, folder: Path, *, base: str, config: PretrainedConfig, **arguments: Any) -> nn.Module:
+    """What a user gets who loads `folder`: a plain model, or `base` with the adapter on it."""
+    if not (folder / "adapter_config.json").is_file():
+        model: nn.Module = auto_class.from_pretrained(folder, dtype=torch.float32)
+        return model
+    plain = auto_class.from_pretrained(
+        base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True, **arguments
+    )
+    adapted: nn.Module = peft.PeftModel.from_pretrained(plain, folder)
+    return adapted

@@ -1,0 +1,482 @@
+"""The story of a run, from recipe to results folder, top to bottom."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from accelerate import Accelerator, PartialState
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch import nn
+from tqdm import tqdm
+
+from tltasks import card, hub, machine, report
+from tltasks.adapt import adapt, count_parameters
+from tltasks.checkpoint import Checkpoints, Progress
+from tltasks.data import EncodedSplit, encode_split, load_splits
+from tltasks.errors import CheckpointError, RecipeError
+from tltasks.evaluation import embed_rows, neighbour_rows, predict_rows, score_beside_baselines, write_predictions
+from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
+from tltasks.precision import choose_precision
+from tltasks.recipe import Recipe
+from tltasks.recipe_file import located, recipe_sha256, write_recipe
+from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, stage_from_json
+from tltasks.stages import StagePlan, plan_stages
+from tltasks.tables import show_plan, show_result
+from tltasks.tasks import load_adapter
+from tltasks.tasks.base import Checkpoint, Prediction, Task
+from tltasks.tracking import Tracker, check_trackers, read_metrics
+from tltasks.training import Job, measure, train
+
+Scores = dict[str, Score]
+DECIDING = ("test", "validation")
+"""Splits that a headline may stand on, the better first."""
+
+
+def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool) -> RunResult | None:
+    """Carry out a recipe into `output`; a dry run ends before training and returns None.
+
+    Raises a TltasksError for whatever the user can mend, in order of cost and before anything is written.
+    """
+    # ------------------------------------------------------------------- what can be refused at once
+    digest = recipe_sha256(recipe)
+    if not dry_run:
+        refuse_occupied(output, digest, resume=resume)
+    check_trackers(list(recipe.trackers))
+    if push and recipe.hub.repo is None:
+        raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
+    if push and recipe.hub.repo is not None and not dry_run:
+        hub.check_push(recipe.hub.repo)
+
+    # ------------------------------------------------------------------------------- the machine
+    accelerator, precision = _accelerator(recipe, output)
+    console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
+
+    # ------------------------------------------------------- data and checkpoints, opened and checked
+    plans = plan_stages(located(recipe))
+    opened = [_open(accelerator, plan, plans, recipe) for plan in plans]
+    if dry_run:
+        show_plan(console, [_measure(accelerator, item, recipe, output) for item in opened], str(output))
+        return None
+
+    # -------------------------------------------------------------------------------------- stages
+    with _sole_writer(accelerator, output), machine.stop_on_signals() as stop_requested:
+        if accelerator.is_main_process and not (output / "recipe.yaml").exists():
+            write_recipe(recipe, output / "recipe.yaml")
+        accelerator.init_trackers("tltasks", config={"recipe_sha256": digest})
+        context = Context(accelerator, recipe, output, precision, console, stop_requested)
+        results = [_run_stage(context, item, plans) for item in opened]
+        accelerator.end_training()
+
+        # ---------------------------------------------------------------------------------- results
+        hardware = machine.hardware(accelerator.device, accelerator.num_processes, precision)
+        finished = RunResult(digest, _headline(results, plans), results, machine.versions(), hardware)
+        if accelerator.is_main_process:
+            write_results(recipe, finished, output)
+            show_result(console, finished, output)
+        accelerator.wait_for_everyone()
+
+    # --------------------------------------------------------------------------------------------- Hub
+    if push and accelerator.is_main_process:
+        assert recipe.hub.repo is not None
+        receipt = hub.push(output, recipe.hub.repo, private=recipe.hub.private)
+        console.print(f"pushed   {receipt.url}", soft_wrap=True)
+    accelerator.wait_for_everyone()
+    return finished
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all stages of a run share."""
+
+    accelerator: Accelerator
+    recipe: Recipe
+    output: Path
+    precision: str
+    console: Console
+    stop_requested: Callable[[], bool]
+
+    def workers(self, asked: int | None) -> int:
+        return machine.loader_workers(self.accelerator.device, self.accelerator.num_processes, asked)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A stage whose data and checkpoint have been found to be in order."""
+
+    plan: StagePlan
+    task: Task
+    source: Checkpoint
+    encoded: dict[str, EncodedSplit]
+
+    @property
+    def judged(self) -> dict[str, EncodedSplit]:
+        """The splits that are predicted, the deciding one first."""
+        names = dict.fromkeys([*DECIDING, *self.encoded])
+        return {name: self.encoded[name] for name in names if name in self.encoded and name != "train"}
+
+
+def _accelerator(recipe: Recipe, output: Path) -> tuple[Accelerator, str]:
+    """The devices, their number format and their share of the processor's cores."""
+    state = PartialState()
+    precision = choose_precision(recipe.precision, state.device)
+    machine.share_cores(state.num_processes)
+    interactive = state.is_main_process and sys.stderr.isatty()
+    (datasets.enable_progress_bars if interactive else datasets.disable_progress_bars)()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=list(recipe.trackers) or None,
+        project_dir=str(output / "trackers"),
+    )
+    return accelerator, precision
+
+
+# ------------------------------------------------------------------------------------------ opening
+
+
+def _open(accelerator: Accelerator, plan: StagePlan, plans: list[StagePlan], recipe: Recipe) -> Opened:
+    """Load and encode the stage's data and read the checkpoint's configuration; no weights."""
+    adapter = load_adapter(plan.task)
+    # A stage that goes on from the one before is checked against the checkpoint that its chain begins with.
+    root = plan.index
+    while plans[root].stage.start == "previous":
+        root -= 1
+    model, written = plans[root].model, plan_stages(recipe)[root].model
+    source = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=written.name)
+    with accelerator.local_main_process_first():
+        splits = load_splits(plan.data, seed=recipe.seed, label=adapter.label, train=plan.row.trains)
+        task = adapter.open(plan, splits, source, seed=recipe.seed)
+        encoded = {
+            name: encode_split(
+                split,
+                task.encoder(split),
+                task.features,
+                key=task.encoding_key,
+                max_bad_share=plan.data.max_bad_share,
+                processes=machine.cores(),
+            )
+            for name, split in splits.items()
+        }
+    return Opened(plan, task, source, encoded)
+
+
+def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Path) -> dict[str, Any]:
+    """What a dry run says of a stage: its size, and the time and memory of its steps by one of them."""
+    splits = {name: (len(split.rows), len(split.skipped)) for name, split in item.encoded.items()}
+    set_seed(recipe.seed)
+    model: nn.Module = item.task.build(item.plan.row)
+    found: dict[str, Any] = {"stage": item.plan.name, "splits": splits}
+    if item.plan.row.trains:
+        context = Context(accelerator, recipe, output, "", Console(quiet=True), lambda: False)
+        model, head = _adapt(item, model)
+        job = _job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
+        seconds = measure(accelerator, job, model)
+        found |= {"steps": job.total_steps, "seconds": seconds * job.total_steps}
+    found["trainable"], found["total"] = count_parameters(model)
+    found["memory_bytes"] = machine.peak_memory_bytes(accelerator.device)
+    return found
+
+
+@contextmanager
+def _sole_writer(accelerator: Accelerator, output: Path) -> Iterator[None]:
+    with locked(output) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        yield
+
+
+# ------------------------------------------------------------------------------------------ a stage
+
+
+def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageResult:
+    """Build, adapt, train, predict, save, score; or read back a stage that an earlier run has finished."""
+    accelerator, plan = context.accelerator, item.plan
+    folder = context.output / "stages" / plan.name
+    if (folder / "result.json").is_file():
+        return stage_from_json(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    last = plan.index == _last_trained(plans)
+    goes_on = any(later.stage.start == "previous" for later in plans[plan.index + 1 : plan.index + 2])
+    if plan.stage.start == "previous":
+        before = context.output / "stages" / plans[plan.index - 1].name / "model"
+        source = Checkpoint(str(before), shown=item.source.shown)
+        item = dataclasses.replace(item, source=source, task=item.task.starting_from(source))
+
+    started = time.perf_counter()
+    set_seed(context.recipe.seed)
+    model: nn.Module = item.task.build(plan.row)
+    progress = Progress()
+    if plan.row.trains:
+        model, head = _adapt(item, model)
+        progress = _train(context, item, model, head)
+    trained, total = count_parameters(model)
+
+    workers = context.workers(plan.data.workers)
+    predictions = {
+        name: predict_rows(accelerator, item.task, model, split.rows, workers=workers)
+        for name, split in item.judged.items()
+    }
+    adapter = plan.row.trains and last and _can_publish_adapter(context.recipe, item)
+    for saved in [context.output / "model"] * last + [folder / "model"] * goes_on:
+        if accelerator.is_main_process:
+            with whole_folder(saved) as place:
+                item.task.save(place, model, adapter=adapter)
+        accelerator.wait_for_everyone()
+        _check_saved(context, item, saved, predictions)
+    del model
+    accelerator.free_memory()
+    metrics, baselines = _score(context, item, predictions)
+    result = StageResult(
+        stage=plan.stage.stage,
+        name=plan.name,
+        task=plan.task,
+        metrics=metrics,
+        baselines=baselines,
+        seconds=time.perf_counter() - started,
+        examples_per_second=progress.examples / progress.seconds if progress.seconds else 0.0,
+        peak_memory_bytes=machine.peak_memory_bytes(accelerator.device),
+        trainable_parameters=trained if plan.row.trains else 0,
+        total_parameters=total,
+        weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
+        data={name: _describe_split(split) for name, split in item.encoded.items()},
+        training=_describe_training(context, item, progress) if plan.row.trains else {},
+    )
+    if accelerator.is_main_process:
+        write_json(folder / "result.json", dataclasses.asdict(result))
+        shutil.rmtree(context.output / "checkpoints" / plan.name, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _adapt(item: Opened, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model with what is to be trained set free, and the names of its head's modules."""
+    task, stage = item.task, item.plan.stage
+    if stage.gradient_checkpointing:
+        try:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise CheckpointError(f"gradient_checkpointing: {type(model).__name__} does not support it.") from error
+    head = task.head(model)
+    adapted = adapt(
+        model,
+        stage,
+        item.plan.row,
+        head=head,
+        targets=task.lora_targets(model),
+        shown_name=item.source.shown,
+        revision=item.source.revision,
+    )
+    return adapted, tuple(head)
+
+
+def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ...]) -> Progress:
+    """Train with a progress bar on a terminal, and a line for each evaluation elsewhere."""
+    plan, task, accelerator = item.plan, item.task, context.accelerator
+    validation = item.encoded.get("validation")
+    workers = context.workers(plan.data.workers)
+    bar = tqdm(desc=plan.name, unit=" steps", disable=None if accelerator.is_main_process else True, dynamic_ncols=True)
+
+    def on_step(progress: Progress, loss: float) -> None:
+        bar.update(progress.step - bar.n)
+        bar.set_postfix_str(f"loss {loss:.3f}, {progress.examples / progress.seconds:.0f} examples/s", refresh=False)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert validation is not None
+        predictions = predict_rows(accelerator, task, model, validation.rows, workers=workers)
+        values = task.score(predictions, task.references(validation.rows), intervals=False).values
+        if accelerator.is_main_process:
+            shown = ", ".join(f"{name} {values[name]:.3f}" for name in (task.headline, "loss") if name in values)
+            with bar.external_write_mode(file=sys.stderr):
+                context.console.print(f"{plan.name}: validation {shown}")
+        return values
+
+    job = _job(context, item, head, on_step=on_step, evaluate=evaluate if validation is not None else None)
+    bar.total = job.total_steps
+    trained, total = count_parameters(model)
+    context.console.print(
+        f"{plan.name}: trains {trained:,} of {total:,} parameters ({trained / total:.2%}); {len(job.rows):,} examples, "
+        f"{job.total_steps:,} steps of {plan.stage.batch_size}; {context.precision} on {accelerator.device.type}"
+        + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else "")
+    )
+    try:
+        return train(accelerator, job, model)
+    finally:
+        bar.close()
+
+
+def _job(
+    context: Context,
+    item: Opened,
+    head: tuple[str, ...],
+    *,
+    on_step: Callable[[Progress, float], None],
+    evaluate: Callable[[nn.Module], dict[str, float]] | None,
+) -> Job:
+    plan, stage = item.plan, item.plan.stage
+    metrics = context.output / "metrics.jsonl" if context.accelerator.is_main_process else None
+    return Job(
+        name=plan.name,
+        task=item.task,
+        rows=item.encoded["train"].rows,
+        stage=stage,
+        seed=context.recipe.seed,
+        head=head,
+        frozen_batch_norm=stage.batch_norm == "frozen" or (stage.batch_norm == "auto" and plan.row.weights != "random"),
+        workers=context.workers(plan.data.workers),
+        evaluate=evaluate,
+        checkpoints=Checkpoints(context.output / "checkpoints" / plan.name, keep=stage.keep_checkpoints),
+        tracker=Tracker(metrics, context.accelerator if context.recipe.trackers else None),
+        stop_requested=context.stop_requested,
+        on_step=on_step,
+    )
+
+
+def _can_publish_adapter(recipe: Recipe, item: Opened) -> bool:
+    """An adapter can stand alone when its base is one that everyone can fetch, used as it is."""
+    return (
+        item.plan.stage.adapt.is_peft
+        and recipe.hub.publish == "adapter"
+        and item.plan.stage.start == "checkpoint"
+        and not Path(item.source.name).is_dir()
+        and not item.task.weights().get("interpolated")
+    )
+
+
+def _check_saved(context: Context, item: Opened, folder: Path, predictions: dict[str, list[Prediction]]) -> None:
+    """Load what was saved and compare; the commonest fault of published models is a head that did not come along."""
+    name, expected = next(iter(predictions.items()))
+    rows = item.encoded[name].rows.select(range(min(64, len(expected))))
+    again = predict_rows(context.accelerator, item.task, item.task.reload(folder), rows, workers=0)
+    differing = sum(a["prediction"] != b["prediction"] for a, b in zip(again, expected, strict=False))
+    # Merging rounds differently, which may turn a tie; a lost head or adapter changes most predictions.
+    if differing > max(1, len(again) // 10):
+        raise CheckpointError(
+            f"{folder}: loaded again, the saved model answers {differing} of {len(again)} examples differently. "
+            "It is not to be trusted; checkpoints/ still holds the trained state."
+        )
+
+
+# ----------------------------------------------------------------------------------------- evaluation
+
+
+def _score(
+    context: Context, item: Opened, predictions: dict[str, list[Prediction]]
+) -> tuple[Scores, dict[str, Scores]]:
+    """Scores by split and baselines by name and split; writes predictions/ and the report's examples."""
+    task, writes = item.task, context.accelerator.is_main_process
+    arms = _baseline_predictions(context, item)
+    metrics: Scores = {}
+    baselines: dict[str, Scores] = {}
+    for i, (name, predicted) in enumerate(predictions.items()):
+        rows = item.encoded[name].rows
+        references = task.references(rows)
+        beside = {arm: by_split[name] for arm, by_split in arms.items()}
+        metrics[name], scored = score_beside_baselines(task, predicted, references, beside, seed=context.recipe.seed)
+        for arm, score in scored.items():
+            baselines.setdefault(arm, {})[name] = score
+        if writes:
+            path = context.output / "predictions" / f"{item.plan.name}-{name}.parquet"
+            write_predictions(path, task, rows, predicted, references)
+        if writes and i == 0:
+            shown = [
+                dataclasses.asdict(e) | {"content": base64.b64encode(e.content).decode()}
+                for e in task.exhibits(rows, predicted, references)
+            ]
+            write_json(context.output / "stages" / item.plan.name / "exhibits.json", shown)
+    return metrics, baselines
+
+
+def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str, list[Prediction]]]:
+    """Predictions by baseline and split: the task's own, and what the untouched checkpoint can do."""
+    accelerator, task, plan = context.accelerator, item.task, item.plan
+    workers = context.workers(plan.data.workers)
+    train_rows = (item.encoded.get("train") or next(iter(item.judged.values()))).rows
+    references = task.references(train_rows)
+    arms: dict[str, dict[str, list[Prediction]]] = {}
+    for name, split in item.judged.items():
+        for arm, predicted in task.baselines(references, split.rows).items():
+            arms.setdefault(arm, {})[name] = predicted
+    if plan.row.weights == "random" or not plan.row.trains:
+        return arms
+    untouched: nn.Module = task.build(plan.row)
+    if plan.row.head == "kept":
+        arms["checkpoint"] = {
+            name: predict_rows(accelerator, task, untouched, split.rows, workers=workers)
+            for name, split in item.judged.items()
+        }
+        return arms
+    sample = train_rows.select(neighbour_rows(len(train_rows), seed=context.recipe.seed))
+    known = embed_rows(accelerator, task, untouched, sample, workers=workers)
+    for name, split in item.judged.items():
+        vectors = embed_rows(accelerator, task, untouched, split.rows, workers=workers)
+        arms.setdefault("checkpoint_knn", {})[name] = task.vote(known, task.references(sample), vectors)
+    return arms
+
+
+# -------------------------------------------------------------------------------------------- results
+
+
+def _last_trained(plans: list[StagePlan]) -> int:
+    """The stage whose model is the run's: the last that trains, or the last."""
+    return max((plan.index for plan in plans if plan.row.trains), default=len(plans) - 1)
+
+
+def _headline(results: list[StageResult], plans: list[StagePlan]) -> Headline:
+    stage = results[_last_trained(plans)]
+    split = next(name for name in (*DECIDING, *stage.metrics) if name in stage.metrics)
+    score = stage.metrics[split]
+    task = load_adapter(stage.task)
+    return Headline(score.headline, score.values[score.headline], score.ci95, task.higher_is_better, stage.name, split)
+
+
+def _describe_split(split: EncodedSplit) -> dict[str, Any]:
+    return {
+        "examples": len(split.rows),
+        "skipped": len(split.skipped),
+        "skipped_rows": dict(list(split.skipped.items())[:100]),
+        "source": split.origin,
+        "fingerprint": split.fingerprint,
+    }
+
+
+def _describe_training(context: Context, item: Opened, progress: Progress) -> dict[str, Any]:
+    stage = item.plan.stage
+    per_epoch = -(-len(item.encoded["train"].rows) // stage.batch_size)
+    return {
+        "steps": progress.step,
+        "epochs": round(progress.step / per_epoch, 3),
+        "best_step": progress.best_step,
+        "best_value": progress.best_value,
+        "ended": progress.ended,
+        "seconds": round(progress.seconds, 3),
+        "batch_size": stage.batch_size,
+        "micro_batch": progress.max_micro_batch,
+        "learning_rate": stage.learning_rate,
+        "method": stage.adapt.method,
+        "precision": context.precision,
+    }
+
+
+def write_results(recipe: Recipe, result: RunResult, output: Path) -> None:
+    """result.json, the report and the card, from what the stages have written."""
+    result.save(output / "result.json")
+    text = (output / "recipe.yaml").read_text(encoding="utf-8")
+    exhibits = [
+        Exhibit(**{**e, "content": base64.b64decode(e["content"])})
+        for e in json.loads((output / "stages" / result.headline.stage / "exhibits.json").read_text(encoding="utf-8"))
+    ]
+    report.write_report(output / "report.html", result, text, read_metrics(output / "metrics.jsonl"), exhibits)
+    adapter = bool(next(s for s in result.stages if s.name == result.headline.stage).weights.get("adapter"))
+    write_text(output / "README.md", card.render_card(result, recipe, adapter=adapter, repo=recipe.hub.repo))

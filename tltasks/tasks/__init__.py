@@ -1,0 +1,18 @@
+"""Tasks by their Hub pipeline tag. An adapter is imported when a recipe names it."""
+
+from __future__ import annotations
+
+import importlib
+
+from tltasks.tasks.base import Task
+
+ADAPTERS = {
+    "image-classification": "tltasks.tasks.image_classification:ImageClassification",
+}
+
+
+def load_adapter(tag: str) -> type[Task]:
+    """The adapter of a task; `recipe.TASKS` has the same keys."""
+    module, name = ADAPTERS[tag].split(":")
+    adapter: type[Task] = getattr(importlib.import_module(module), name)
+    return adapter

@@ -1,0 +1,160 @@
+"""What the loop needs to know of a task, and nothing about devices, processes, optimisers or files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tltasks.data import Split
+from tltasks.result import Exhibit, Score
+from tltasks.stages import Row, StagePlan
+
+Batch = dict[str, Tensor]
+Columns = dict[str, list[Any]]
+Prediction = dict[str, Any]
+"""What is kept of one row: JSON values or a small array; at least the key `prediction`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where weights come from: a Hub repository at a revision, or a folder."""
+
+    name: str
+    revision: str = "main"
+    trust_remote_code: bool = False
+    shown: str = ""
+    """The name as the recipe writes it, for messages and cards."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for any `from_pretrained`, after the name."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+class Task(Protocol):
+    """The contract of an adapter. Rows are addressed by their index in the encoded split."""
+
+    tag: ClassVar[str]
+    """Hub pipeline tag."""
+    headline: ClassVar[str]
+    """Metric that decides which weights are best."""
+    higher_is_better: ClassVar[bool]
+    label: ClassVar[str | None]
+    """Column by which held-out shares are stratified."""
+
+    @property
+    def features(self) -> datasets.Features:
+        """Columns of an encoded row."""
+        ...
+
+    @property
+    def encoding_key(self) -> str:
+        """Everything besides the rows that encoded rows depend on."""
+        ...
+
+    @property
+    def cpu_rows(self) -> int:
+        """Rows in a forward pass that keep a CPU busy; more would cost memory and gain nothing."""
+        ...
+
+    @classmethod
+    def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
+        """Read the checkpoint's configuration and check the splits against it and each other; loads no weights."""
+        ...
+
+    def starting_from(self, source: Checkpoint) -> Self:
+        """The same task with its weights from elsewhere."""
+        ...
+
+    def build(self, row: Row) -> PreTrainedModel:
+        """The model with its weights and head as the stage's row says, in fp32."""
+        ...
+
+    def weights(self) -> dict[str, Any]:
+        """Provenance of what `build` loaded: name, revision, what was newly initialised."""
+        ...
+
+    def head(self, model: nn.Module) -> list[str]:
+        """Names of the modules that depend on the labels."""
+        ...
+
+    def lora_targets(self, model: nn.Module) -> list[str]:
+        """Names of the modules that low-rank adaptation should reach."""
+        ...
+
+    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+        """A function from a batch of a split's examples to encoded columns, with `error` for each bad row."""
+        ...
+
+    def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
+        """Size of each row for bucketing, or None when all are alike."""
+        ...
+
+    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+        """A batch for evaluation."""
+        ...
+
+    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+        """A batch for training; every random choice is a function of (seed, epoch, row)."""
+        ...
+
+    def count(self, batch: Batch) -> Tensor:
+        """Number of targets that the mean loss is over."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss over the batch's targets."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """One prediction for each row."""
+        ...
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The representation that the head receives, [rows, width]."""
+        ...
+
+    def references(self, rows: datasets.Dataset) -> list[Any]:
+        """What each row's prediction is compared with."""
+        ...
+
+    def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
+        """Numerator and denominator of the headline metric for each row, [rows, 2]; the metric is the ratio of sums."""
+        ...
+
+    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
+        """All metrics; the 95 % interval of the headline only on request, since it takes time."""
+        ...
+
+    def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        """Predictions for `rows` that need no model."""
+        ...
+
+    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
+        """Predictions for `vectors` [rows, width] by the references of the nearest `known` ones."""
+        ...
+
+    def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
+        """Columns of predictions/*.parquet besides `row`."""
+        ...
+
+    def exhibits(
+        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
+    ) -> list[Exhibit]:
+        """Telling examples for the report, the worst first."""
+        ...
+
+    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        """Write what `from_pretrained`, or PEFT for an adapter, needs: weights, configuration and processor."""
+        ...
+
+    def reload(self, folder: Path) -> nn.Module:
+        """The model as a user would load it from what `save` wrote."""
+        ...

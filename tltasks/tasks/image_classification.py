@@ -1,0 +1,426 @@
+"""Image classification with any checkpoint that AutoModelForImageClassification loads, timm's included."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+
+from tltasks import images, metrics
+from tltasks.adapt import find_head, find_lora_targets, merged, relabel
+from tltasks.data import Split
+from tltasks.errors import CheckpointError, DataError
+from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
+from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
+from tltasks.recipe import ImageData, ImageModel, ImageStage
+from tltasks.result import Exhibit, Score
+from tltasks.stages import Row, StagePlan
+from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """One stage's view of an image classifier: its labels, its processor, its augmentation."""
+
+    tag: ClassVar[str] = "image-classification"
+    headline: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+    label: ClassVar[str | None] = "label"
+
+    source: Checkpoint
+    config: PretrainedConfig
+    preprocessing: Preprocessing
+    class_names: list[str]
+    """In the order of the model's outputs."""
+    model_keys: ImageModel
+    data_keys: ImageData
+    stage: ImageStage
+    seed: int
+    loaded: dict[str, Any] = field(default_factory=dict)
+    """Filled by `build`: what was newly initialised, which positions were interpolated."""
+
+    # ------------------------------------------------------------------------------------ opening
+
+    @classmethod
+    def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
+        assert isinstance(plan.model, ImageModel)
+        assert isinstance(plan.data, ImageData)
+        assert isinstance(plan.stage, ImageStage)
+        given = plan.data.class_names
+        found = {name: _class_counts(split, given) for name, split in splits.items()}
+        try:
+            config = AutoConfig.from_pretrained(source.name, **source.arguments())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"model {source.shown}: cannot be opened ({str(error).splitlines()[0]}). Name a Hub id, or a folder "
+                "with config.json and weights (./folder); private models need `hf auth login`."
+            ) from error
+        if plan.row.head == "kept":
+            class_names = list(config.id2label.values())
+            _check_kept_head(class_names, found, splits, source)
+        else:
+            class_names = _train_classes(splits["train"], found, given)
+            _check_same_classes(class_names, found, splits)
+        relabel(config, class_names)
+        if plan.model.image_size is not None:
+            set_image_size(config, plan.model.image_size)
+        processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
+        preprocessing = Preprocessing(processor, name=source.shown)
+        return cls(source, config, preprocessing, class_names, plan.model, plan.data, plan.stage, seed)
+
+    # -------------------------------------------------------------------------------------- model
+
+    def starting_from(self, source: Checkpoint) -> Self:
+        return dataclasses.replace(self, source=source, loaded={})
+
+    def build(self, row: Row) -> PreTrainedModel:
+        model, loaded = load_pretrained(
+            AutoModelForImageClassification,
+            self.config,
+            self.source.name,
+            shown=self.source.shown,
+            random=row.weights == "random",
+            **self.source.arguments(),
+        )
+        head = self.head(model)
+        if row.head == "new":
+            initialise_head(model, head)
+        elif lost := [name for name in loaded["newly_initialised"] if any(name.startswith(f"{h}.") for h in head)]:
+            raise CheckpointError(
+                f"model {self.source.shown}: has no weights for its head ({', '.join(lost)}); "
+                "use `stage: transfer`, which puts a new head on it."
+            )
+        check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
+        self.loaded.update(loaded)
+        return model
+
+    def weights(self) -> dict[str, Any]:
+        return {"name": self.source.shown, "revision": self.source.revision, **self.loaded}
+
+    def head(self, model: nn.Module) -> list[str]:
+        assert isinstance(model, PreTrainedModel)
+        return find_head(model)
+
+    def lora_targets(self, model: nn.Module) -> list[str]:
+        return find_lora_targets(model, head=self.head(model))
+
+    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        if adapter:
+            save_adapter(model, folder)
+            self.config.save_pretrained(folder)  # the labels, which an adapter alone does not carry
+        else:
+            merged(model).save_pretrained(folder)
+        if self.config.model_type != "timm_wrapper":  # its processor is part of config.json
+            self.preprocessing.processor.save_pretrained(folder)
+
+    def reload(self, folder: Path) -> nn.Module:
+        source = self.source
+        return load_saved(
+            AutoModelForImageClassification, folder, base=source.name, config=self.config, **source.arguments()
+        )
+
+    # --------------------------------------------------------------------------------------- rows
+
+    @property
+    def features(self) -> datasets.Features:
+        return datasets.Features(
+            {
+                "pixels": datasets.Value("binary"),
+                "height": datasets.Value("int32"),
+                "width": datasets.Value("int32"),
+                "fitted": datasets.Value("bool"),
+                "label": datasets.Value("int32"),
+            }
+        )
+
+    @property
+    def cpu_rows(self) -> int:
+        return max(1, 16 * 224**2 // self.preprocessing.size**2)
+
+    @property
+    def encoding_key(self) -> str:
+        processor = self.preprocessing.processor
+        parts = (type(processor).__name__, processor.to_dict(), self.class_names, self.data_keys.class_names)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+        """Images no larger than the model's input stay as they are; larger ones are resized once, here."""
+        names, index = _label_names(split, self.data_keys.class_names), {n: i for i, n in enumerate(self.class_names)}
+        area = self.preprocessing.size**2
+
+        def encode(batch: Columns) -> Columns:
+            encoded: Columns = {key: [] for key in (*self.features, "row", "error")}
+            for value, label, row in zip(batch["image"], batch["label"], batch["row"], strict=True):
+                pixels: NDArray[np.uint8] | None = None
+                error, fitted = None, False
+                try:
+                    image = images.decode_image(_located(value, split.folder))
+                    fitted = image.width * image.height > area
+                    pixels = self.preprocessing.fit([image])[0] if fitted else np.asarray(image).transpose(2, 0, 1)
+                except DataError as reason:
+                    error = str(reason)
+                values = {
+                    "pixels": None if pixels is None else pixels.tobytes(),
+                    "height": None if pixels is None else pixels.shape[1],
+                    "width": None if pixels is None else pixels.shape[2],
+                    "fitted": fitted,
+                    "label": index[names(label)],
+                    "row": row,
+                    "error": error,
+                }
+                for key, item in values.items():
+                    encoded[key].append(item)
+            return encoded
+
+        return encode
+
+    def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
+        return None
+
+    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+        columns = rows[list(indices)]
+        pixels = self._fit([_pixels(columns, i) for i in range(len(indices))], columns["fitted"])
+        return {"pixels": pixels, "labels": torch.tensor(columns["label"])}
+
+    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+        keys, drawn = self.stage.augment, {"seed": self.seed, "epoch": epoch}
+        augment = images.ImageAugmentation(keys)
+        mixes = [images.draw_mix(keys, rows=len(rows), row=int(row), **drawn) for row in indices]
+        needed = list(dict.fromkeys([*map(int, indices), *(mix.partner for mix in mixes if mix)]))
+        columns = rows[needed]
+        place = {row: i for i, row in enumerate(needed)}
+        drawn_pixels = {row: augment(_pixels(columns, i), row=row, **drawn) for row, i in place.items()}
+        pixels, partners, weights = [], [], []
+        for row, mix in zip(map(int, indices), mixes, strict=True):
+            image, weight = drawn_pixels[row], 1.0
+            if mix is not None:
+                image, weight = images.apply_mix(image, drawn_pixels[mix.partner], mix)
+            pixels.append(image)
+            weights.append(weight)
+            partners.append(columns["label"][place[mix.partner if mix else row]])
+        labels = [columns["label"][place[int(row)]] for row in indices]
+        fitted = [columns["fitted"][place[int(row)]] for row in indices]
+        batch = {"pixels": self._fit(pixels, fitted), "labels": torch.tensor(labels)}
+        if any(mix is not None for mix in mixes):
+            batch |= {"partner_labels": torch.tensor(partners), "own_share": torch.tensor(weights)}
+        return batch
+
+    def _fit(self, pixels: Sequence[Tensor], fitted: Sequence[bool]) -> Tensor:
+        """Stack to [images, 3, size, size], resizing those that were kept at their own size."""
+        whole = list(pixels)
+        loose = [i for i, done in enumerate(fitted) if not done]
+        if loose:
+            resized = self.preprocessing.fit([Image.fromarray(pixels[i].permute(1, 2, 0).numpy()) for i in loose])
+            for i, image in zip(loose, resized, strict=True):
+                whole[i] = torch.from_numpy(image)
+        return torch.stack(whole)
+
+    # --------------------------------------------------------------------------------------- step
+
+    def count(self, batch: Batch) -> Tensor:
+        return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits = model(pixel_values=self.preprocessing.normalise(batch["pixels"])).logits.float()
+        smoothing = self.stage.label_smoothing
+        if "own_share" not in batch:
+            return functional.cross_entropy(logits, batch["labels"], label_smoothing=smoothing)
+        own, partner = (
+            functional.cross_entropy(logits, batch[key], label_smoothing=smoothing, reduction="none")
+            for key in ("labels", "partner_labels")
+        )
+        return (own * batch["own_share"] + partner * (1 - batch["own_share"])).mean()
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        logits = model(pixel_values=self.preprocessing.normalise(batch["pixels"])).logits
+        return _predictions(logits.float().softmax(-1).cpu().numpy())
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the head's first layer receives, averaged over positions where it has any."""
+        assert isinstance(model, PreTrainedModel)
+        received: list[Tensor] = []
+        head = model.get_submodule(self.head(model)[0])
+        hook = head.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+        try:
+            model(pixel_values=self.preprocessing.normalise(batch["pixels"]))
+        finally:
+            hook.remove()
+        features = received[0].float()
+        return features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)
+
+    # --------------------------------------------------------------------------------- evaluation
+
+    def references(self, rows: datasets.Dataset) -> list[int]:
+        return [int(label) for label in rows["label"]]
+
+    def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
+        correct = [float(p["prediction"] == r) for p, r in zip(predictions, references, strict=True)]
+        return np.stack([np.array(correct), np.ones(len(correct))], axis=1)
+
+    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
+        values, details = metrics.classification(
+            np.stack([p["probabilities"] for p in predictions]), np.array(references), self.class_names
+        )
+        rows = self.row_scores(predictions, references)
+        low, high = metrics.bootstrap_interval(rows, seed=self.seed) if intervals else (float("nan"), float("nan"))
+        return Score(values, self.headline, (low, high), details)
+
+    def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        counts = np.bincount(train_references, minlength=len(self.class_names)).astype(np.float32)
+        return {"majority_class": _predictions(np.tile(counts / counts.sum(), (len(rows), 1)))}
+
+    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
+        n_classes = len(self.class_names)
+        return _predictions(metrics.nearest_neighbours(known, np.array(references), vectors, n_classes=n_classes))
+
+    def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
+        return {
+            "prediction": [self.class_names[p["prediction"]] for p in predictions],
+            "reference": [self.class_names[r] for r in references],
+            "probabilities": [p["probabilities"] for p in predictions],
+        }
+
+    def exhibits(
+        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
+    ) -> list[Exhibit]:
+        """The most confident mistakes, as pictures."""
+        wrong = [i for i, (p, r) in enumerate(zip(predictions, references, strict=True)) if p["prediction"] != r]
+        wrong.sort(key=lambda i: -float(predictions[i]["probabilities"].max()))
+        shown = []
+        for i in wrong[:24]:
+            columns, p = rows[[i]], predictions[i]
+            confidence = float(p["probabilities"].max())
+            shown.append(
+                Exhibit(
+                    "image",
+                    f"{self.class_names[p['prediction']]} ({confidence:.0%})",
+                    f"is {self.class_names[references[i]]} · row {columns['row'][0]}",
+                    images.to_png(_pixels(columns, 0)),
+                )
+            )
+        return shown
+
+
+# ------------------------------------------------------------------------------------------- labels
+
+
+def _label_names(split: Split, class_names: list[str] | None) -> Callable[[Any], str]:
+    """How this split writes its labels: as numbers of named classes, as numbers, or as names."""
+    feature = split.rows.features["label"]
+    if isinstance(feature, datasets.ClassLabel):
+        return lambda value: str(feature.names[value])
+    if class_names is not None:
+        return lambda value: class_names[value] if isinstance(value, int) else str(value)
+    return lambda value: str(value)
+
+
+def _class_counts(split: Split, class_names: list[str] | None) -> Counter[str]:
+    """Rows of each class; DataError for labels that are missing or are no classes."""
+    feature = split.rows.features["label"]
+    kind = (
+        "string" if isinstance(feature, datasets.ClassLabel) else str(getattr(feature, "dtype", type(feature).__name__))
+    )
+    if not kind.startswith(("int", "uint", "string", "large_string", "bool")):
+        raise DataError(f"{split.origin}: column `label` holds {kind}; a class is a name or a whole number.")
+    values = Counter(split.rows["label"])
+    unlabelled = sum(n for value, n in values.items() if value is None or value == "")
+    if isinstance(feature, datasets.ClassLabel) or class_names is not None:
+        n_classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else len(class_names or [])
+        unlabelled += sum(n for value, n in values.items() if isinstance(value, int) and not 0 <= value < n_classes)
+    if unlabelled:
+        raise DataError(
+            f"{split.origin}: {unlabelled} of {len(split.rows)} rows have no label or one outside the class list. "
+            "Hub test splits are often unlabelled: use another split, or hold out a share (`test: 0.1`)."
+        )
+    name = _label_names(split, class_names)
+    return Counter({name(value): n for value, n in values.items()})
+
+
+def _train_classes(train: Split, found: dict[str, Counter[str]], given: list[str] | None) -> list[str]:
+    feature = train.rows.features["label"]
+    if isinstance(feature, datasets.ClassLabel):
+        names = [str(name) for name in feature.names]
+    elif given is not None:
+        names = given
+    else:
+        numeric = all(name.lstrip("-").isdigit() for name in found["train"])
+        names = sorted(found["train"], key=int if numeric else None)
+    if len(names) < 2:
+        raise DataError(f"{train.origin}: holds the single class {names}; a classifier needs two.")
+    if len(set(names)) < len(names):
+        twice = [name for name, n in Counter(names).items() if n > 1]
+        raise DataError(f"{train.origin}: several classes are called {', '.join(twice)}; give data.class_names.")
+    return names
+
+
+def _check_same_classes(class_names: list[str], found: dict[str, Counter[str]], splits: dict[str, Split]) -> None:
+    lines = []
+    for name, counts in found.items():
+        declared = getattr(splits[name].rows.features["label"], "names", None)
+        theirs = set(declared or counts)
+        unknown = sorted(theirs - set(class_names))
+        unseen = sorted(c for c in counts if c in class_names and not found["train"][c])
+        missing = sorted(set(class_names) - theirs) if declared else []
+        if unknown:
+            lines.append(f"{splits[name].origin}: has classes that train has not: {_some(unknown)}.")
+        if unseen:
+            lines.append(f"{splits[name].origin}: has classes without one training example: {_some(unseen)}.")
+        if missing and unknown:
+            lines.append(f"{splits[name].origin}: lacks classes that train has: {_some(missing)}.")
+    if lines:
+        lines.append(
+            f"train has: {_some(sorted(class_names))}. A slice of sorted rows loses classes; a share does not."
+        )
+        raise DataError("\n".join(lines))
+
+
+def _check_kept_head(
+    class_names: list[str], found: dict[str, Counter[str]], splits: dict[str, Split], source: Checkpoint
+) -> None:
+    unknown = {name: sorted(set(counts) - set(class_names)) for name, counts in found.items()}
+    lines = [f"{splits[name].origin}: has {_some(classes)}" for name, classes in unknown.items() if classes]
+    if lines:
+        raise DataError(
+            "\n".join(lines)
+            + f"\n{source.shown} knows {len(class_names)} classes: {_some(class_names)}."
+            + "\nA kept head needs the checkpoint's own labels; `stage: transfer` puts a new head on it."
+        )
+
+
+def _some(names: Sequence[str], limit: int = 12) -> str:
+    shown = ", ".join(names[:limit])
+    return f"{shown}, … ({len(names)} in all)" if len(names) > limit else shown
+
+
+# ------------------------------------------------------------------------------------------- pixels
+
+
+def _predictions(probabilities: NDArray[np.float32]) -> list[Prediction]:
+    return [{"prediction": int(p.argmax()), "probabilities": p} for p in probabilities]
+
+
+def _pixels(columns: Columns, i: int) -> Tensor:
+    """Row `i` of a batch of encoded rows, uint8 [3, height, width]."""
+    flat = torch.frombuffer(bytearray(columns["pixels"][i]), dtype=torch.uint8)
+    return flat.view(3, columns["height"][i], columns["width"][i])
+
+
+def _located(value: Any, folder: Path | None) -> Any:
+    """Relative paths in a file of rows are relative to that file."""
+    path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
+    if isinstance(path, str) and folder is not None and not Path(path).is_absolute():
+        return str(folder / path)
+    return value
