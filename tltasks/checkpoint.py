@@ -30,6 +30,8 @@ class Progress:
     step: int = 0
     best_step: int | None = None
     best_value: float | None = None
+    best_loss: float | None = None
+    """Decides between evaluations of equal value, which small validation sets have many of."""
     evaluations_without_gain: int = 0
     max_micro_batch: int = 0
     seconds: float = 0.0

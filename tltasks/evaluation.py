@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device, should_reduce_batch_size
+from accelerate.utils import gather_object, send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset

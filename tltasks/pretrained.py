@@ -9,7 +9,7 @@ from typing import Any
 
 import peft
 import torch
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -111,7 +111,7 @@ def _resize_absolute(old: Tensor, new: nn.Parameter | Tensor, *, key: str, shown
 
 def _resize_relative(old: Tensor, new: nn.Parameter | Tensor) -> Tensor:
     window = (math.isqrt(new.shape[0]) + 1) // 2
-    resized: Tensor = resize_rel_pos_bias_table(old, new_window_size=(window, window), new_bias_shape=tuple(new.shape))
+    resized: Tensor = resize_rel_pos_bias_table_simple(old, new_window_size=(window, window), new_bias_shape=tuple(new.shape))
     return resized
 
 

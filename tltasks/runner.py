@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def _accelerator(recipe: Recipe, output: Path) -> tuple[Accelerator, str]:
     machine.share_cores(state.num_processes)
     interactive = state.is_main_process and sys.stderr.isatty()
     (datasets.enable_progress_bars if interactive else datasets.disable_progress_bars)()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")  # theirs to mend
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     accelerator = Accelerator(

@@ -18,7 +18,8 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, should_reduce_batch_size
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -300,10 +301,12 @@ def _evaluate(
     if average is not None:
         average.swap(model)
     values = job.evaluate(model)
-    value = values[job.task.headline]
+    value, loss = values[job.task.headline], values.get("loss", 0.0)
     sign = 1 if job.task.higher_is_better else -1
-    if progress.best_value is None or sign * value > sign * progress.best_value:
-        progress.best_value, progress.best_step, progress.evaluations_without_gain = value, progress.step, 0
+    best = progress.best_value, progress.best_loss
+    if best[0] is None or best[1] is None or (sign * value, -loss) > (sign * best[0], -best[1]):
+        progress.best_value, progress.best_loss, progress.best_step = value, loss, progress.step
+        progress.evaluations_without_gain = 0
         if accelerator.is_main_process and job.stage.keep == "best":
             job.checkpoints.save(best_name(progress.step), {"model": model_state(model)}, {})
     else:

@@ -4,7 +4,7 @@
         server.add_repo("ada/tiny-vit", {"config.json": b"{}"})
         HfApi(endpoint=server.url, token=server.token).model_info("ada/tiny-vit")
 
-A subprocess gets `hub_environment(server, home)`. Faults are asked for with `fail`, `cut`, `delay` and `before`.
+A subprocess gets `os.environ | hub_environment(server)`. Faults are asked for with `fail`, `cut`, `delay` and `before`.
 """
 
 from .server import HubServer, Request, hub_environment

@@ -6,6 +6,6 @@ import threading
 from .server import HubServer
 
 with HubServer() as server:
-    print(f"HF_ENDPOINT={server.url} HF_TOKEN={server.token} HF_HUB_DISABLE_XET=1")
+    print(f"HF_ENDPOINT={server.url} HF_TOKEN={server.token} HF_HUB_DISABLE_XET=1", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()

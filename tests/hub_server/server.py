@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class _Fault:
     kind: Literal["fail", "cut request", "cut response", "delay", "before"]
     match: re.Pattern[str]
     times: int
+    skip: int = 0
     reply: Reply | None = None
     after_bytes: int = 0
     seconds: float = 0.0
@@ -69,6 +71,7 @@ class HubServer:
         self.routes = Routes(self)
 
     def __enter__(self) -> Self:
+        self._home = tempfile.TemporaryDirectory(prefix="hub-client-")
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         return self
@@ -81,6 +84,12 @@ class HubServer:
         self._thread.join()
         self._http.close_connections()
         self._http.server_close()
+        self._home.cleanup()
+
+    @property
+    def home(self) -> Path:
+        """A folder for a client's cache and login, which goes with the server."""
+        return Path(self._home.name)
 
     # ------------------------------------------------------------------------------- what tests see
 
@@ -137,25 +146,36 @@ class HubServer:
         *,
         status: int,
         times: int = 1,
+        skip: int = 0,
         headers: dict[str, str] | None = None,
         body: bytes | None = None,
     ) -> None:
-        """Answer with `status`, changing nothing. `match` is searched in `METHOD /path?query`; -1 times is for ever."""
+        """Answer with `status`, changing nothing.
+
+        As for every fault, `match` is searched in `METHOD /path?query`, the first `skip` requests that match are let
+        through, and -1 times is for ever.
+        """
         if body is None:
             body = json.dumps({"error": HTTPStatus(status).phrase}).encode()
-        self._add(_Fault("fail", re.compile(match), times, reply=Reply(status, body, headers or {})))
+        self._add(_Fault("fail", re.compile(match), times, skip, reply=Reply(status, body, headers or {})))
 
     def cut(
-        self, match: str, *, after_bytes: int = 0, times: int = 1, during: Literal["request", "response"] = "response"
+        self,
+        match: str,
+        *,
+        after_bytes: int = 0,
+        times: int = 1,
+        skip: int = 0,
+        during: Literal["request", "response"] = "response",
     ) -> None:
         """Close the connection after so many bytes of the request's body (nothing is done then), or of the whole
         response, status line included (everything is done, but the client does not learn of it)."""
         kind: Literal["cut request", "cut response"] = "cut request" if during == "request" else "cut response"
-        self._add(_Fault(kind, re.compile(match), times, after_bytes=after_bytes))
+        self._add(_Fault(kind, re.compile(match), times, skip, after_bytes=after_bytes))
 
-    def delay(self, match: str, seconds: float, *, times: int = 1) -> None:
+    def delay(self, match: str, seconds: float, *, times: int = 1, skip: int = 0) -> None:
         """Let the client wait before the answer."""
-        self._add(_Fault("delay", re.compile(match), times, seconds=seconds))
+        self._add(_Fault("delay", re.compile(match), times, skip, seconds=seconds))
 
     def before(self, match: str, action: Callable[[], object], *, times: int = 1) -> None:
         """Do something just before a request is answered, such as committing as somebody else."""
@@ -174,7 +194,11 @@ class HubServer:
         with self.lock:
             hit: dict[str, _Fault] = {}
             for fault in self._faults:
-                if fault.times and fault.match.search(line):
+                if not fault.times or not fault.match.search(line):
+                    continue
+                if fault.skip:
+                    fault.skip -= 1
+                else:
                     hit.setdefault(fault.kind, fault)
             for fault in hit.values():
                 fault.times -= 1
@@ -288,21 +312,28 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are in `HubServer.requests`, not on the terminal."""
 
 
-def hub_environment(server: HubServer, home: Path, token: str | None = HubServer.token) -> dict[str, str]:
-    """Variables for a subprocess to take the stand-in for the Hub, with an empty cache and login under `home`.
+def hub_environment(server: HubServer, home: Path | None = None, token: str | None = HubServer.token) -> dict[str, str]:
+    """Variables for a subprocess to take the stand-in for the Hub, with its cache and login under `home`.
 
-    The client reads them when it is imported, so a running process cannot change them.
+    The client reads them when it is imported, so a running process cannot change them. `home` defaults to the
+    server's own, which all its clients share.
     """
-    variables = {
+    home = home or server.home
+    return {
         "HF_ENDPOINT": server.url,
+        "HF_TOKEN": token or "",
+        "HUGGING_FACE_HUB_TOKEN": "",
         "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_DATASETS_CACHE": str(home / "datasets"),
+        "HF_TOKEN_PATH": str(home / "token"),
         "HF_HUB_DISABLE_XET": "1",  # with hf_xet large files have no other way than Xet's own servers
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "HF_HUB_OFFLINE": "0",
         "TRANSFORMERS_OFFLINE": "0",
+        "HF_DATASETS_OFFLINE": "0",
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
-    return variables | {"HF_TOKEN": token or ""}

@@ -1,0 +1,171 @@
+"""The command line: few flags, since knobs belong to the recipe.
+
+Nothing heavy is imported until a command needs it, so that `--help` and `check` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tltasks import __version__
+from tltasks.errors import RecipeError, TltasksError
+
+RAISED, MISUSED, INTERRUPTED = 1, 2, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status; a mistake of the user's becomes one message on standard error."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.command(options)
+        return status
+    except RecipeError as error:
+        _say(f"error: {error}")
+        return MISUSED
+    except TltasksError as error:
+        _say(f"error: {error}")
+        return RAISED
+    except KeyboardInterrupt:
+        _say("stopped")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has had enough, e.g. `tltasks recipes | head`
+        sys.stderr.close()
+        return RAISED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tltasks", description="Transfer learning on Hugging Face checkpoints, from one recipe."
+    )
+    parser.add_argument("--version", action="version", version=f"tltasks {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="train, evaluate, and write a results folder")
+    run.add_argument("recipe_path", nargs="?", metavar="RECIPE", help="YAML file")
+    run.add_argument("--recipe", metavar="RECIPE", help="the same, for `accelerate launch tltasks/run.py --recipe …`")
+    _add_set(run)
+    run.add_argument("--output", metavar="FOLDER", help="results folder, instead of the recipe's")
+    run.add_argument("--resume", action="store_true", help="go on with the run in the results folder")
+    run.add_argument("--push", action=argparse.BooleanOptionalAction, default=False, help="publish to hub.repo")
+    run.add_argument("--dry-run", action="store_true", help="open data and model, estimate time and memory, and stop")
+    run.add_argument("--check", action="store_true", help="check the recipe alone, and stop")
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", help="check recipes, in less than a second")
+    check.add_argument("recipes", nargs="+", metavar="RECIPE")
+    _add_set(check)
+    check.set_defaults(command=_check)
+
+    recipes = commands.add_parser("recipes", help="list the recipes that come with tltasks")
+    recipes.set_defaults(command=_recipes)
+
+    doctor = commands.add_parser("doctor", help="devices, number formats, versions, Hub login, free disk")
+    doctor.set_defaults(command=_doctor)
+
+    push = commands.add_parser("push", help="publish a results folder to the Hub, also later and elsewhere")
+    push.add_argument("output", metavar="OUTPUT", help="results folder")
+    push.add_argument("--repo", metavar="USER/NAME", help="instead of the recipe's hub.repo")
+    push.add_argument("--dry-run", action="store_true", help="show the files and the card, and send nothing")
+    push.set_defaults(command=_push)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
+    schema.set_defaults(command=_schema)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. stages.0.epochs=1"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tltasks.recipe_file import load_recipe
+
+    given = [path for path in (options.recipe_path, options.recipe) if path]
+    if len(given) != 1:
+        raise RecipeError("run: name one recipe, as `tltasks run RECIPE`. `tltasks recipes` lists those at hand.")
+    recipe = load_recipe(Path(given[0]), options.set)
+    if options.check:
+        _say(f"{given[0]}: in order")
+        return 0
+    output = Path(options.output or recipe.output)
+
+    from tltasks.runner import run
+    from tltasks.training import Interrupted
+
+    try:
+        run(recipe, output=output, resume=options.resume, push=options.push, dry_run=options.dry_run)
+    except Interrupted as stop:
+        _say(f"{stop}; its state is saved. Go on with: tltasks run {given[0]} --output {output} --resume")
+        return INTERRUPTED
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from tltasks.recipe_file import load_recipe
+
+    failed = 0
+    for path in options.recipes:
+        try:
+            load_recipe(Path(path), options.set)
+            print(f"{path}: in order")  # noqa: T201
+        except RecipeError as error:
+            failed += 1
+            _say(str(error))
+    return MISUSED if failed else 0
+
+
+def _recipes(options: argparse.Namespace) -> int:
+    from tltasks.recipe_file import describe_recipes
+
+    print(describe_recipes())  # noqa: T201
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from tltasks.doctor import examine
+
+    return examine()
+
+
+def _push(options: argparse.Namespace) -> int:
+    from tltasks.recipe_file import load_recipe
+
+    output = Path(options.output)
+    if not (output / "recipe.yaml").is_file():
+        raise RecipeError(f"push {output}: not a results folder (no recipe.yaml).")
+    recipe = load_recipe(output / "recipe.yaml", check_files=False)
+    repo = options.repo or recipe.hub.repo
+    if repo is None:
+        raise RecipeError("push: the recipe names no hub.repo; say --repo USER/NAME.")
+
+    from tltasks import hub
+    from tltasks.card import card_for_repo
+
+    card = card_for_repo(output, recipe, repo)
+    if options.dry_run:
+        plan = hub.plan_push(output, card=card)
+        print(f"would send to {repo} ({'private' if recipe.hub.private else 'public'}):")  # noqa: T201
+        for file in plan.files:
+            print(f"  {file.size:>12,}  {file.path}")  # noqa: T201
+        print(f"\n{card}")  # noqa: T201
+        return 0
+    receipt = hub.push(output, repo, private=recipe.hub.private, card=card)
+    _say(f"pushed {receipt.url}")
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from tltasks.recipe_file import json_schema
+
+    print(json.dumps(json_schema(), indent=2))  # noqa: T201
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201
