@@ -61,7 +61,8 @@ def adapt(
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise RecipeError(f"freeze: {', '.join(stage.freeze)} leaves no weight to train.")
-    return model
+    plain: nn.Module = model
+    return plain
 
 
 def _matches(name: str, pattern: str) -> bool:

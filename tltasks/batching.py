@@ -38,8 +38,9 @@ def micro_batches(
 ) -> list[Rows]:
     """The forward passes in which one of `world` processes takes its part of a step's rows.
 
-    With `lengths`, rows alike in length share a micro-batch, dealt so that all ranks get alike work; `budget` then
-    bounds a micro-batch's rows × longest length. May be empty when the step has fewer rows than there are processes.
+    With `lengths`, rows alike in length share a micro-batch, dealt so that all ranks get alike work. `budget` bounds a
+    micro-batch's rows × longest length, or its rows where there are no lengths. May be empty when the step has fewer
+    rows than there are processes.
 
     >>> [b.tolist() for b in micro_batches(np.arange(5), world=2, rank=0, max_rows=2)]
     [[0, 2], [4]]
@@ -47,7 +48,7 @@ def micro_batches(
     [[0, 2], [3, 1]]
     """
     if lengths is None:
-        mine = rows[rank::world]
+        mine, max_rows = rows[rank::world], min(max_rows, budget or max_rows)
         return [mine[i : i + max_rows] for i in range(0, len(mine), max_rows)]
     sizes = np.asarray(lengths, dtype=np.int64)[rows]
     mine = rows[np.argsort(-sizes, kind="stable")][rank::world]

@@ -33,7 +33,8 @@ class Progress:
     best_loss: float | None = None
     """Decides between evaluations of equal value, which small validation sets have many of."""
     evaluations_without_gain: int = 0
-    max_micro_batch: int = 0
+    halvings: int = 0
+    """How often micro-batches were halved because memory did not suffice."""
     seconds: float = 0.0
     examples: int = 0
     ended: str = ""

@@ -161,7 +161,7 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from tltasks.recipe_file import json_schema
+    from tltasks.recipe_schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))  # noqa: T201
     return 0

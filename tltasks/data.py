@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 from collections.abc import Callable
@@ -31,57 +32,84 @@ class Split:
     """Data set and split as a person names them, e.g. `uoft-cs/cifar10 train[:95%]`."""
     folder: Path | None
     """What relative media paths in the rows are relative to."""
+    place: str
+    """Where the recipe names the split."""
+
+    @property
+    def where(self) -> str:
+        """Place and origin, with which a message begins."""
+        return f"{self.place}: {self.origin}"
 
 
-def load_splits(data: Data, *, seed: int, label: str | None, train: bool = True) -> dict[str, Split]:
+Tables = dict[str, datasets.Dataset]
+Locate = Callable[[str], str]
+"""Where the recipe says a key below `data`, such as `columns.label`: `recipe.yaml:5:3  data.columns.label`."""
+
+
+def load_splits(
+    data: Data, *, seed: int, label: str | None, train: bool = True, locate: Locate = "data.{}".format
+) -> dict[str, Split]:
     """Every split that the recipe names: train, validation, test, and each extra test set.
 
-    `label` is the task's column by which held-out shares are stratified. Raises DataError for anything that is
-    missing, with what there is instead.
+    `label` is the task's column by which held-out shares are stratified. Raises DataError for all that is missing,
+    with what there is instead.
     """
-    tables = _load_tables(data)
     columns: dict[str, str] = getattr(data, "columns").model_dump()  # noqa: B009 (a key of every task's Data)
     wanted = data.splits
-    splits: dict[str, Split] = {}
-
-    def take(name: str, spec: str) -> Split:
-        rows = _slice(tables, spec, key=f"data.splits.{name}", source=_describe(data))
-        rows = _select_columns(rows, columns, where=f"{_describe(data)} {spec}")
-        return Split(name, rows, f"{_describe(data)} {spec}", _media_folder(data))
-
     shares = {n: s for n, s in (("validation", wanted.validation), ("test", wanted.test)) if isinstance(s, float)}
-    if wanted.train is not None and (train or shares):
-        splits["train"] = take("train", wanted.train)
-    for name, spec in (("validation", wanted.validation), ("test", wanted.test)):
+    specs: dict[str, str | float | None] = {"train": wanted.train} if train or shares else {}
+    specs |= {"validation": wanted.validation, "test": wanted.test}
+    splits: dict[str, Split] = {}
+    mistakes: dict[str, None] = {}  # in order, and a column that all splits lack once
+
+    def take(name: str, source: Source, tables: Tables, spec: str, key: str) -> None:
+        place = locate(key)
+        try:
+            rows = _slice(tables, spec, place=place, source=_describe(source))
+            rows = _select_columns(rows, columns, source=_describe(source), locate=locate)
+            if not len(rows):
+                raise DataError(f"{place}: {_describe(source)} {spec} has no rows; name another split.")
+            splits[name] = Split(name, rows, f"{_describe(source)} {spec}", _media_folder(source), place)
+        except DataError as error:
+            mistakes[str(error)] = None
+
+    tables = _load_tables(data, place=locate("name"))
+    for name, spec in specs.items():
         if isinstance(spec, str):
-            splits[name] = take(name, spec)
-    for name, share in shares.items():
-        splits["train"], splits[name] = _hold_out(splits["train"], name, share, seed=seed, label=label)
+            take(name, data, tables, spec, f"splits.{name}")
     for name, extra in data.extra_test.items():
-        splits[name] = _load_extra(data, name, extra, columns)
-    for split in splits.values():
-        if not len(split.rows):
-            raise DataError(f"{split.origin}: the split is empty. Name another in data.splits.{split.name}.")
+        source, key = _extra_source(data, extra), f"extra_test.{name}"
+        try:
+            theirs = _load_tables(source, place=locate(key))
+        except DataError as error:
+            mistakes[str(error)] = None
+            continue
+        chosen = extra.split or (next(iter(theirs)) if len(theirs) == 1 else wanted.test)
+        if isinstance(chosen, str):
+            take(name, source, theirs, chosen, f"{key}.split")
+        else:
+            mistakes[f"{locate(key)}: has the splits {', '.join(theirs)}; name one with `split`."] = None
+    if mistakes:
+        raise DataError("\n".join(mistakes))
+    n_rows = len(splits["train"].rows) if shares else 0
+    for name, share in shares.items():
+        n_held = max(1, round(n_rows * share))
+        held = _hold_out(splits["train"], n_held, locate(f"splits.{name}"), seed=seed, label=label)
+        splits["train"], splits[name] = held[0], dataclasses.replace(held[1], name=name)
     return splits
 
 
-def _load_extra(data: Data, name: str, extra: ExtraTest, columns: dict[str, str]) -> Split:
+def _extra_source(data: Data, extra: ExtraTest) -> Source:
+    """Where an extra test set comes from: what it does not say is said by `data`."""
     own = {k: v for k in Source.model_fields if (v := getattr(extra, k)) is not None}
-    place = {"dir", "files", "config", "revision"} if own.keys() & {"name", "dir", "files"} else set()
-    source = data.model_copy(update={**dict.fromkeys(place), **own})
-    tables = _load_tables(source)
-    spec = extra.split or (next(iter(tables)) if len(tables) == 1 else data.splits.test)
-    if not isinstance(spec, str):
-        raise DataError(f"data.extra_test.{name}: has splits {', '.join(tables)}; name one with `split`.")
-    rows = _slice(tables, spec, key=f"data.extra_test.{name}.split", source=_describe(source))
-    rows = _select_columns(rows, columns, where=f"{_describe(source)} {spec}")
-    return Split(name, rows, f"{_describe(source)} {spec}", _media_folder(source))
+    replaced = {"dir", "files", "config", "revision"} if own.keys() & {"name", "dir", "files"} else set()
+    return data.model_copy(update={**dict.fromkeys(replaced), **own})
 
 
-def _load_tables(data: Source) -> dict[str, datasets.Dataset]:
+def _load_tables(data: Source, *, place: str) -> Tables:
     """All splits of a source, media left undecoded so that one bad file cannot end the run."""
     assert data.name is not None
-    place = f"data {_describe(data)}"
+    place = f"{place}: {_describe(data)}"
     folder = Path(data.name)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
@@ -117,13 +145,13 @@ def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
     return rows
 
 
-def _slice(tables: dict[str, datasets.Dataset], spec: str, *, key: str, source: str) -> datasets.Dataset:
+def _slice(tables: Tables, spec: str, *, place: str, source: str) -> datasets.Dataset:
     """Rows of a split specification such as `train[:95%]` or `train+test`."""
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute({k: len(v) for k, v in tables.items()})
     except (ValueError, AssertionError, AttributeError) as error:
         raise DataError(
-            f"{key}: {source} has no split `{spec}`.{_did_you_mean(spec.split('[')[0], list(tables))} "
+            f"{place}: {source} has no split `{spec}`.{_did_you_mean(spec.split('[')[0], list(tables))} "
             f"It has: {', '.join(f'{k} ({len(v):,} rows)' for k, v in tables.items())}. "
             "Slices are written as `train[:95%]` or `train[100:200]`."
         ) from error
@@ -131,12 +159,14 @@ def _slice(tables: dict[str, datasets.Dataset], spec: str, *, key: str, source: 
     return selected[0] if len(selected) == 1 else datasets.concatenate_datasets(selected)
 
 
-def _select_columns(rows: datasets.Dataset, columns: dict[str, str], *, where: str) -> datasets.Dataset:
+def _select_columns(
+    rows: datasets.Dataset, columns: dict[str, str], *, source: str, locate: Locate
+) -> datasets.Dataset:
     """Keep the task's columns, under the task's names."""
     missing = {key: column for key, column in columns.items() if column not in rows.column_names}
     if missing:
         lines = [
-            f"{where}: no column `{column}` (data.columns.{key}).{_did_you_mean(column, rows.column_names)}"
+            f"{locate(f'columns.{key}')}: {source} has no column `{column}`.{_did_you_mean(column, rows.column_names)}"
             for key, column in missing.items()
         ]
         kinds = ", ".join(f"{name} ({_kind(feature)})" for name, feature in rows.features.items())
@@ -148,12 +178,11 @@ def _select_columns(rows: datasets.Dataset, columns: dict[str, str], *, where: s
     return rows.rename_columns({column: key for key, column in columns.items() if column != key})
 
 
-def _hold_out(train: Split, name: str, share: float, *, seed: int, label: str | None) -> tuple[Split, Split]:
-    """Move a share of the rows out of `train`, keeping each label's proportion where labels are not too few."""
+def _hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | None) -> tuple[Split, Split]:
+    """Move rows out of `train`, keeping each label's proportion where labels are not too few."""
     n_rows = len(train.rows)
-    n_held = max(1, round(n_rows * share))
-    if n_rows < 2:
-        raise DataError(f"{train.origin}: {n_rows} row is too few to hold out a share for data.splits.{name}.")
+    if n_held >= n_rows:
+        raise DataError(f"{place}: {train.origin} has too few rows ({n_rows}) to hold {n_held} of them out.")
     labels = None
     if label is not None:
         _, labels = np.unique(np.array([str(v) for v in train.rows[label][:]]), return_inverse=True)
@@ -162,8 +191,10 @@ def _hold_out(train: Split, name: str, share: float, *, seed: int, label: str | 
             labels = None
     kept, held = train_test_split(np.arange(n_rows), test_size=n_held, random_state=seed, stratify=labels)
     return (
-        Split("train", train.rows.select(np.sort(kept)), train.origin, train.folder),
-        Split(name, train.rows.select(np.sort(held)), f"{train.origin} ({share:.0%} held out)", train.folder),
+        dataclasses.replace(train, rows=train.rows.select(np.sort(kept))),
+        dataclasses.replace(
+            train, rows=train.rows.select(np.sort(held)), origin=f"{train.origin} ({n_held:,} held out)", place=place
+        ),
     )
 
 
@@ -218,7 +249,7 @@ def encode_split(
         shown = "\n".join(f"  row {row}: {reason}" for row, reason in list(skipped.items())[:10])
         more = f"\n  … and {len(skipped) - 10} more" if len(skipped) > 10 else ""
         raise DataError(
-            f"{split.origin}: {len(skipped)} of {len(encoded)} examples cannot be used "
+            f"{split.where}: {len(skipped)} of {len(encoded)} examples cannot be used "
             f"(data.max_bad_share allows {max_bad_share:.1%}):\n{shown}{more}"
         )
     if skipped:

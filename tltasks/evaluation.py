@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from tltasks.batching import Rows, micro_batches
 from tltasks.errors import TrainingError
+from tltasks.machine import pass_budget
 from tltasks.metrics import paired_difference
 from tltasks.result import Score
 from tltasks.tasks.base import Batch, Prediction, Task
@@ -29,14 +31,14 @@ NEIGHBOUR_ROWS = 5000
 
 
 class _Pieces(Dataset[Batch]):
-    def __init__(self, task: Task, rows: datasets.Dataset, pieces: list[list[int]]) -> None:
+    def __init__(self, task: Task, rows: datasets.Dataset, pieces: list[Rows]) -> None:
         self.task, self.rows, self.pieces = task, rows, pieces
 
     def __len__(self) -> int:
         return len(self.pieces)
 
     def __getitem__(self, i: int) -> Batch:
-        return self.task.read(self.rows, self.pieces[i])
+        return self.task.read(self.rows, self.pieces[i].tolist())
 
 
 def _for_each_row(
@@ -50,25 +52,27 @@ def _for_each_row(
 ) -> list[Any]:
     """`function` of every row, in order of rows and on every process; each row is computed by one process only."""
     model.to(accelerator.device).eval()
-    mine = list(range(accelerator.process_index, len(rows), accelerator.num_processes))
-    size = task.cpu_rows * (1 if accelerator.device.type == "cpu" else 8)
+    lengths, rank = task.lengths(rows), accelerator.process_index
+    budget = pass_budget(accelerator.device, task.cpu_budget)
+    left = np.arange(rank, len(rows), accelerator.num_processes)
     found: list[tuple[int, Any]] = []
-    while len(found) < len(mine):
-        left = mine[len(found) :]
-        pieces = [left[i : i + size] for i in range(0, len(left), size)]
+    while len(left):
+        pieces = micro_batches(left, world=1, rank=0, max_rows=len(left), lengths=lengths, budget=budget)
         loader = DataLoader(_Pieces(task, rows, pieces), batch_size=None, num_workers=workers)
         try:
             for piece, batch in zip(pieces, loader, strict=True):
                 with torch.inference_mode(), accelerator.autocast():
                     values = function(send_to_device(batch, accelerator.device))
-                found.extend(zip(piece, values, strict=True))
+                found.extend(zip(piece.tolist(), values, strict=True))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            if size == 1:
-                raise TrainingError("out of memory while evaluating one row; use a smaller model.image_size") from error
-            size = (size + 1) // 2
+            if len(pieces[0]) == 1:
+                raise TrainingError("out of memory while evaluating one example; make examples smaller.") from error
+            budget = (budget + 1) // 2
             torch.cuda.empty_cache()
+        done = {row for row, _ in found}
+        left = left[[row not in done for row in left.tolist()]]
     everything = gather_object(found) if accelerator.num_processes > 1 else found
     return [value for _, value in sorted(everything, key=lambda pair: pair[0])]
 

@@ -41,6 +41,11 @@ def loader_workers(device: torch.device, processes: int, asked: int | None) -> i
     return 0 if device.type == "cpu" else min(8, max(1, cores() // max(1, processes) - 1))
 
 
+def pass_budget(device: torch.device, cpu_budget: int) -> int:
+    """Size of a forward pass on a device, given what keeps a CPU busy; an accelerator takes many more at once."""
+    return cpu_budget if device.type == "cpu" else 16 * cpu_budget
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory used so far: of the device where it counts it, otherwise of this process."""
     if device.type == "cuda":

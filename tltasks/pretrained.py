@@ -111,7 +111,9 @@ def _resize_absolute(old: Tensor, new: nn.Parameter | Tensor, *, key: str, shown
 
 def _resize_relative(old: Tensor, new: nn.Parameter | Tensor) -> Tensor:
     window = (math.isqrt(new.shape[0]) + 1) // 2
-    resized: Tensor = resize_rel_pos_bias_table_simple(old, new_window_size=(window, window), new_bias_shape=tuple(new.shape))
+    resized: Tensor = resize_rel_pos_bias_table_simple(
+        old, new_window_size=(window, window), new_bias_shape=tuple(new.shape)
+    )
     return resized
 
 

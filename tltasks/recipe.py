@@ -7,13 +7,19 @@ Pure data. Reading and checking a recipe imports neither torch nor any Hub libra
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SerializeAsAny, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+"""Text that can name a file on any system."""
+
+BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
+"""Names of data sets that are read from local files by the datasets library."""
 
 
 class Keys(BaseModel):
@@ -77,7 +83,7 @@ class Data(Source):
     name: str
     """Hub id, local folder, or a builder of datasets: imagefolder, csv, json, parquet."""
     splits: Splits = Splits()
-    extra_test: dict[str, ExtraTest] = {}
+    extra_test: dict[FileName, ExtraTest] = {}
     """Further test sets by name, scored beside `test`."""
     max_bad_share: Share = 0.01
     """Share of a split's examples that may be unreadable; they are named, counted and left out. More is an error."""
@@ -179,7 +185,7 @@ class Stage(Keys):
     stage: StageName
     """finetune keeps the head; transfer puts a new head on the checkpoint; pretrain starts from random weights
     (or goes on from a checkpoint with `start: previous`); zero_shot evaluates the untouched checkpoint."""
-    name: str | None = None
+    name: FileName | None = None
     """Name in results and file names. Unset: the stage's, numbered where it repeats."""
     start: Literal["checkpoint", "previous"] = "checkpoint"
     """Weights to start from: the recipe's checkpoint, or what the stage before has trained."""
@@ -231,12 +237,19 @@ class Stage(Keys):
     def trains(self) -> bool:
         return self.stage != "zero_shot"
 
+    @property
+    def effective_keys(self) -> set[str]:
+        """The keys that this stage heeds."""
+        if not self.trains:
+            return {"stage", "name", "start", "task", "model", "data"}
+        return set(type(self).model_fields) - ({"momentum"} if self.optimizer != "sgd" else set())
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         found = []
         given = self.model_fields_set
         if not self.trains:
-            extra = given - {"stage", "name", "start", "task", "model", "data"}
+            extra = given - self.effective_keys
             if extra:
                 found.append(f"zero_shot trains nothing, so these keys have no effect: {', '.join(sorted(extra))}")
         else:
@@ -246,7 +259,7 @@ class Stage(Keys):
                 found.append("has both `epochs` and `steps`; keep one")
             if self.learning_rate is None:
                 found.append("needs `learning_rate` (a start: 5e-4 for lora, 5e-5 for full with adamw, 1e-3 with sgd)")
-        if "momentum" in given and self.optimizer != "sgd":
+        if self.trains and "momentum" in given and self.optimizer != "sgd":
             found.append("`momentum` is a key of `optimizer: sgd`")
         if self.micro_batch != "auto" and self.micro_batch > self.batch_size:
             found.append(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
@@ -255,7 +268,7 @@ class Stage(Keys):
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
             found.append(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
         if found:
-            raise ValueError("; ".join(found))
+            raise ValueError("\n".join(found))
         return self
 
 
@@ -298,7 +311,7 @@ class ImageStage(Stage):
 
 
 class Hub(Keys):
-    repo: str | None = None
+    repo: Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")] | None = None
     """Repository to push to, `user/name`. `--push` needs it."""
     private: bool = True
     publish: Literal["adapter", "merged"] = "adapter"
@@ -324,6 +337,11 @@ class Recipe(Keys):
     hub: Hub = Hub()
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = []
     """Where metrics go besides metrics.jsonl."""
+
+    _folder: Path = PrivateAttr(default=Path())
+    """Where local paths start: the folder of the recipe's file."""
+    _locations: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+    """`file:line:column` of each key that was written."""
 
 
 @dataclass(frozen=True)

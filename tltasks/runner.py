@@ -32,7 +32,7 @@ from tltasks.evaluation import embed_rows, neighbour_rows, predict_rows, score_b
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
 from tltasks.precision import choose_precision
 from tltasks.recipe import Recipe
-from tltasks.recipe_file import located, recipe_sha256, write_recipe
+from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, stage_from_json
 from tltasks.stages import StagePlan, plan_stages
 from tltasks.tables import show_plan, show_result
@@ -137,6 +137,7 @@ def _accelerator(recipe: Recipe, output: Path) -> tuple[Accelerator, str]:
     interactive = state.is_main_process and sys.stderr.isatty()
     (datasets.enable_progress_bars if interactive else datasets.disable_progress_bars)()
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")  # theirs to mend
+    warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     accelerator = Accelerator(
@@ -160,7 +161,9 @@ def _open(accelerator: Accelerator, plan: StagePlan, plans: list[StagePlan], rec
     model, written = plans[root].model, plan_stages(recipe)[root].model
     source = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=written.name)
     with accelerator.local_main_process_first():
-        splits = load_splits(plan.data, seed=recipe.seed, label=adapter.label, train=plan.row.trains)
+        splits = load_splits(
+            plan.data, seed=recipe.seed, label=adapter.label, train=plan.row.trains, locate=_locate(recipe, plan)
+        )
         task = adapter.open(plan, splits, source, seed=recipe.seed)
         encoded = {
             name: encode_split(
@@ -174,6 +177,13 @@ def _open(accelerator: Accelerator, plan: StagePlan, plans: list[StagePlan], rec
             for name, split in splits.items()
         }
     return Opened(plan, task, source, encoded)
+
+
+def _locate(recipe: Recipe, plan: StagePlan) -> Callable[[str], str]:
+    """Where the recipe says a key of the stage's data, which is its own or the whole recipe's."""
+    own = getattr(recipe.stages[plan.index], "data", None) is not None
+    prefix = f"stages[{plan.index}].data" if own else "data"
+    return lambda key: f"{written_at(recipe, f'{prefix}.{key}')}  {prefix}.{key}"
 
 
 def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Path) -> dict[str, Any]:
@@ -410,7 +420,7 @@ def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str,
     for name, split in item.judged.items():
         for arm, predicted in task.baselines(references, split.rows).items():
             arms.setdefault(arm, {})[name] = predicted
-    if plan.row.weights == "random" or not plan.row.trains:
+    if plan.row.weights == "random" or not plan.row.trains or not (plan.row.head == "kept" or task.votes):
         return arms
     untouched: nn.Module = task.build(plan.row)
     if plan.row.head == "kept":
@@ -464,7 +474,8 @@ def _describe_training(context: Context, item: Opened, progress: Progress) -> di
         "ended": progress.ended,
         "seconds": round(progress.seconds, 3),
         "batch_size": stage.batch_size,
-        "micro_batch": progress.max_micro_batch,
+        "micro_batch": stage.micro_batch,
+        "halvings": progress.halvings,
         "learning_rate": stage.learning_rate,
         "method": stage.adapt.method,
         "precision": context.precision,

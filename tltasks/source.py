@@ -157,7 +157,7 @@ class _Reader:
         return None if node is None else self._plain(node, (), frozenset())
 
     def _refuse_unsafe(self, text: str) -> None:
-        """Raise for tags, several documents and great size or depth, from the event stream: before anything is built."""
+        """Raise for tags, several documents, great size or depth: from the events, before anything is built."""
         depth = documents = 0
         for n, event in enumerate(yaml.parse(text, _Loader)):
             if n > MAX_VALUES:
@@ -245,7 +245,7 @@ class _Reader:
 
 REPHRASED = (
     (r"character '\\t'", "a tab; indent with spaces"),
-    (r"mapping values are not allowed", "a second `: ` on the line; put text with `: ` in quotes, or mend the indentation"),
+    (r"mapping values are not allowed", "a second `: ` on the line; put such text in quotes, or mend the indentation"),
     (r"expected the node content.*stream end", "ends in the middle of a list or mapping"),
     (r"expected <block end>", "does not line up with the {what} that begins on line {line}; mend the indentation"),
     (r"expected ',' or '\]'", "the list `[` begun on line {line} needs a `,` here, or its `]`"),

@@ -36,6 +36,7 @@ from tltasks.checkpoint import (
     step_name,
 )
 from tltasks.errors import TrainingError
+from tltasks.machine import pass_budget
 from tltasks.optimization import MovingAverage, build_optimizer, learning_rate_factor, trained
 from tltasks.recipe import Stage
 from tltasks.tasks.base import Batch, Task
@@ -93,7 +94,6 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
         model.compile()
     average = MovingAverage(model, stage.ema) if stage.ema else None
     progress = _resume(accelerator, job, model, optimizer, average)
-    progress.max_micro_batch = progress.max_micro_batch or _first_micro_batch(accelerator, job)
     saved_at = progress.step
 
     while not progress.ended:
@@ -140,7 +140,10 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
 def measure(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
     """Seconds that one step takes, by the second of two forward and backward passes of one micro-batch."""
     model.to(accelerator.device)
-    rows = list(range(min(len(job.rows), _first_micro_batch(accelerator, job))))
+    lengths = job.task.lengths(job.rows)
+    max_rows, budget = micro_batch_limits(accelerator, job, 0)
+    first = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0)[0]
+    rows = micro_batches(first, world=1, rank=0, max_rows=max_rows, lengths=lengths, budget=budget)[0].tolist()
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
     seconds = 0.0
     for _ in range(2):
@@ -152,7 +155,8 @@ def measure(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
         loss.item()  # waits for the device
         model.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
-    return seconds / len(rows) * job.stage.batch_size / accelerator.num_processes
+    share: int = accelerator.num_processes
+    return seconds / len(rows) * job.stage.batch_size / share
 
 
 def _step(
@@ -183,7 +187,7 @@ def _step(
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
-        _halve_micro_batch(accelerator, progress)
+        _halve_micro_batches(accelerator, job, progress, can_halve=len(group) < len(step_rows))
         optimizer.zero_grad(set_to_none=True)
         return None
     status = accelerator.reduce(torch.stack([total.float(), total.new_tensor(float(job.stop_requested()))]), "sum")
@@ -229,15 +233,10 @@ def _read_steps(accelerator: Accelerator, job: Job, progress: Progress) -> Itera
     epoch, start = divmod(progress.step, job.steps_per_epoch)
     plan = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=epoch)[start:]
     lengths = job.task.lengths(job.rows)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    max_rows, budget = micro_batch_limits(accelerator, job, progress.halvings)
     groups = [
-        micro_batches(
-            rows,
-            world=accelerator.num_processes,
-            rank=accelerator.process_index,
-            max_rows=progress.max_micro_batch,
-            lengths=lengths,
-        )
-        or [rows[:1]]
+        micro_batches(rows, world=world, rank=rank, max_rows=max_rows, lengths=lengths, budget=budget) or [rows[:1]]
         for rows in plan
     ]
     loader = iter(
@@ -252,21 +251,27 @@ def _read_steps(accelerator: Accelerator, job: Job, progress: Progress) -> Itera
         yield rows, [next(loader) for _ in group]
 
 
-def _first_micro_batch(accelerator: Accelerator, job: Job) -> int:
+def micro_batch_limits(accelerator: Accelerator, job: Job, halvings: int) -> tuple[int, int | None]:
+    """Most rows of a micro-batch, and its budget where the recipe leaves the choice (`batching.micro_batches`)."""
     share: int = math.ceil(job.stage.batch_size / accelerator.num_processes)
     if job.stage.micro_batch != "auto":
-        return min(job.stage.micro_batch, share)
-    return min(share, job.task.cpu_rows) if accelerator.device.type == "cpu" else share
+        return math.ceil(min(job.stage.micro_batch, share) / 2**halvings), None
+    return share, max(1, pass_budget(accelerator.device, job.task.cpu_budget) >> halvings)
 
 
-def _halve_micro_batch(accelerator: Accelerator, progress: Progress) -> None:
-    if accelerator.num_processes > 1 or progress.max_micro_batch == 1:
+def _halve_micro_batches(accelerator: Accelerator, job: Job, progress: Progress, *, can_halve: bool) -> None:
+    """Read on in smaller micro-batches; raises TrainingError where that is not possible.
+
+    Several processes cannot do it: the others wait in a collective operation that this one will not reach.
+    """
+    if accelerator.num_processes > 1 or not can_halve:
         raise TrainingError(
-            f"out of memory with micro-batches of {progress.max_micro_batch} on {accelerator.num_processes} devices. "
-            f"Set micro_batch: {max(1, progress.max_micro_batch // 2)}, gradient_checkpointing: true, "
-            "or a smaller model.image_size; results do not depend on micro_batch."
+            f"stage {job.name}: out of memory at step {progress.step + 1}"
+            + ("" if can_halve else ", with one example at a time")
+            + ". Set a smaller micro_batch (results do not depend on it) or gradient_checkpointing: true, "
+            "or make examples smaller (image_size, or the longest length)."
         )
-    progress.max_micro_batch = math.ceil(progress.max_micro_batch / 2)
+    progress.halvings += 1
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

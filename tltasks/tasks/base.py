@@ -48,6 +48,8 @@ class Task(Protocol):
     higher_is_better: ClassVar[bool]
     label: ClassVar[str | None]
     """Column by which held-out shares are stratified."""
+    votes: ClassVar[bool]
+    """Whether an untouched backbone is judged by its nearest neighbours, through `embed` and `vote`."""
 
     @property
     def features(self) -> datasets.Features:
@@ -60,8 +62,11 @@ class Task(Protocol):
         ...
 
     @property
-    def cpu_rows(self) -> int:
-        """Rows in a forward pass that keep a CPU busy; more would cost memory and gain nothing."""
+    def cpu_budget(self) -> int:
+        """Size of a forward pass that keeps a CPU busy; more would cost memory and gain nothing.
+
+        Rows × the longest of their `lengths`, or rows where all are alike.
+        """
         ...
 
     @classmethod

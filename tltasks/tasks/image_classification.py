@@ -39,6 +39,7 @@ class ImageClassification:
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = "label"
+    votes: ClassVar[bool] = True
 
     source: Checkpoint
     config: PretrainedConfig
@@ -60,7 +61,7 @@ class ImageClassification:
         assert isinstance(plan.data, ImageData)
         assert isinstance(plan.stage, ImageStage)
         given = plan.data.class_names
-        found = {name: _class_counts(split, given) for name, split in splits.items()}
+        found = _all_class_counts(splits, given)
         try:
             config = AutoConfig.from_pretrained(source.name, **source.arguments())
         except (OSError, ValueError) as error:
@@ -147,7 +148,7 @@ class ImageClassification:
         )
 
     @property
-    def cpu_rows(self) -> int:
+    def cpu_budget(self) -> int:
         return max(1, 16 * 224**2 // self.preprocessing.size**2)
 
     @property
@@ -327,6 +328,19 @@ def _label_names(split: Split, class_names: list[str] | None) -> Callable[[Any],
     return lambda value: str(value)
 
 
+def _all_class_counts(splits: dict[str, Split], class_names: list[str] | None) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    mistakes = []
+    for name, split in splits.items():
+        try:
+            found[name] = _class_counts(split, class_names)
+        except DataError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise DataError("\n".join(mistakes))
+    return found
+
+
 def _class_counts(split: Split, class_names: list[str] | None) -> Counter[str]:
     """Rows of each class; DataError for labels that are missing or are no classes."""
     feature = split.rows.features["label"]
@@ -334,7 +348,7 @@ def _class_counts(split: Split, class_names: list[str] | None) -> Counter[str]:
         "string" if isinstance(feature, datasets.ClassLabel) else str(getattr(feature, "dtype", type(feature).__name__))
     )
     if not kind.startswith(("int", "uint", "string", "large_string", "bool")):
-        raise DataError(f"{split.origin}: column `label` holds {kind}; a class is a name or a whole number.")
+        raise DataError(f"{split.where}: column `label` holds {kind}; a class is a name or a whole number.")
     values = Counter(split.rows["label"])
     unlabelled = sum(n for value, n in values.items() if value is None or value == "")
     if isinstance(feature, datasets.ClassLabel) or class_names is not None:
@@ -342,7 +356,7 @@ def _class_counts(split: Split, class_names: list[str] | None) -> Counter[str]:
         unlabelled += sum(n for value, n in values.items() if isinstance(value, int) and not 0 <= value < n_classes)
     if unlabelled:
         raise DataError(
-            f"{split.origin}: {unlabelled} of {len(split.rows)} rows have no label or one outside the class list. "
+            f"{split.where}: {unlabelled} of {len(split.rows)} rows have no label or one outside the class list. "
             "Hub test splits are often unlabelled: use another split, or hold out a share (`test: 0.1`)."
         )
     name = _label_names(split, class_names)
@@ -359,10 +373,10 @@ def _train_classes(train: Split, found: dict[str, Counter[str]], given: list[str
         numeric = all(name.lstrip("-").isdigit() for name in found["train"])
         names = sorted(found["train"], key=int if numeric else None)
     if len(names) < 2:
-        raise DataError(f"{train.origin}: holds the single class {names}; a classifier needs two.")
+        raise DataError(f"{train.where}: holds the single class {names}; a classifier needs two.")
     if len(set(names)) < len(names):
         twice = [name for name, n in Counter(names).items() if n > 1]
-        raise DataError(f"{train.origin}: several classes are called {', '.join(twice)}; give data.class_names.")
+        raise DataError(f"{train.where}: several classes are called {', '.join(twice)}; give data.class_names.")
     return names
 
 
@@ -375,11 +389,11 @@ def _check_same_classes(class_names: list[str], found: dict[str, Counter[str]], 
         unseen = sorted(c for c in counts if c in class_names and not found["train"][c])
         missing = sorted(set(class_names) - theirs) if declared else []
         if unknown:
-            lines.append(f"{splits[name].origin}: has classes that train has not: {_some(unknown)}.")
+            lines.append(f"{splits[name].where}: has classes that train has not: {_some(unknown)}.")
         if unseen:
-            lines.append(f"{splits[name].origin}: has classes without one training example: {_some(unseen)}.")
+            lines.append(f"{splits[name].where}: has classes without one training example: {_some(unseen)}.")
         if missing and unknown:
-            lines.append(f"{splits[name].origin}: lacks classes that train has: {_some(missing)}.")
+            lines.append(f"{splits[name].where}: lacks classes that train has: {_some(missing)}.")
     if lines:
         lines.append(
             f"train has: {_some(sorted(class_names))}. A slice of sorted rows loses classes; a share does not."
@@ -391,7 +405,7 @@ def _check_kept_head(
     class_names: list[str], found: dict[str, Counter[str]], splits: dict[str, Split], source: Checkpoint
 ) -> None:
     unknown = {name: sorted(set(counts) - set(class_names)) for name, counts in found.items()}
-    lines = [f"{splits[name].origin}: has {_some(classes)}" for name, classes in unknown.items() if classes]
+    lines = [f"{splits[name].where}: has {_some(classes)}" for name, classes in unknown.items() if classes]
     if lines:
         raise DataError(
             "\n".join(lines)

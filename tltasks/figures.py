@@ -1,0 +1,165 @@
+"""The report's figures, as SVG that is the same for the same numbers.
+
+Drawn through `matplotlib.figure.Figure`, since pyplot keeps figures in global state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+BLUE, ORANGE, GREY = "#1d5fb4", "#c4560c", "#6b7280"
+DRAWN_POINTS = 800
+"""More points than this cannot be told apart at the width of a screen."""
+STYLE: dict[Any, Any] = {
+    # Glyphs as outlines and ids from a fixed salt: the same bytes on every machine.
+    "svg.fonttype": "path",
+    "svg.hashsalt": "tltasks",
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "figure.constrained_layout.use": True,
+    "text.parse_math": False,
+}
+
+
+def draw_loss(
+    train: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]], best_step: int | None
+) -> str:
+    """Loss by step: training raw and smoothed, and validation where it was measured; points are (step, loss)."""
+    with _chart("loss", (5.0, 3.1)) as (figure, axes):
+        if train:
+            steps, losses = _columns(train)
+            smooth, width = smoothed(losses)
+            axes.plot(*thinned(steps, losses), color=BLUE, alpha=0.25, linewidth=0.8)
+            axes.plot(*thinned(steps, smooth), color=BLUE, linewidth=1.8, label=f"train, mean of {width} steps")
+        if validation:
+            _curve(axes, validation, ORANGE, "validation")
+        _mark_best(axes, best_step)
+        axes.legend()
+    return _svg(figure)
+
+
+def draw_metric(name: str, points: Sequence[tuple[int, float]], best_step: int | None, *, small: bool = False) -> str:
+    """A validation metric by step."""
+    with _chart(f"validation {name}", (3.6, 2.4) if small else (5.0, 3.1)) as (figure, axes):
+        _curve(axes, points, ORANGE, None)
+        _mark_best(axes, best_step)
+        if best_step is not None and not small:
+            axes.legend()
+    return _svg(figure)
+
+
+def draw_learning_rate(points: Sequence[tuple[int, float]]) -> str:
+    """The learning rate by step."""
+    with _chart("learning rate", (3.6, 2.4)) as (figure, axes):
+        axes.plot(*thinned(*_columns(points)), color=GREY, linewidth=1.6)
+        axes.set_ylim(bottom=0)
+    return _svg(figure)
+
+
+def draw_intervals(metric: str, arms: Sequence[tuple[str, float, tuple[float, float] | None]]) -> str:
+    """Value and 95 % interval of the model, first, and of each baseline."""
+    with _chart(f"{metric} with 95 % interval", (5.0, 1.1 + 0.42 * len(arms)), x_label="") as (figure, axes):
+        for place, (_, value, interval) in enumerate(arms):
+            colour = BLUE if place == 0 else GREY
+            if interval is not None:
+                axes.plot(interval, [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
+            axes.plot([value], [place], "o", color=colour, markersize=7)
+            axes.annotate(f"{value:.3f}", (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=11)
+        axes.set_yticks(range(len(arms)), [name for name, _, _ in arms])
+        axes.set_ylim(len(arms) - 0.5, -0.75)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.margins(x=0.08)
+        axes.grid(visible=False, axis="y")
+    return _svg(figure)
+
+
+def draw_matrix(shares: Floats) -> str:
+    """A confusion matrix with too many classes for numbers: `shares` [true, predicted], each row summing to 1."""
+    with _chart("", (5.0, 5.0), x_label="predicted class") as (figure, axes):
+        axes.grid(visible=False)
+        # Square-rooted colours, so that a few mistakes in a hundred can be seen at all.
+        axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="none")
+        axes.set_ylabel("true class")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(True)
+    return _svg(figure)
+
+
+def smoothed(values: Floats) -> tuple[Floats, int]:
+    """Centred running mean, shorter at both ends, and its width.
+
+    >>> smoothed(np.array([1.0, 5.0, 3.0]))
+    (array([1., 5., 3.]), 1)
+    """
+    width = 2 * (len(values) // 60) + 1
+    kernel = np.ones(width)
+    total: Floats = np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+    return total, width
+
+
+def thinned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """At most `DRAWN_POINTS` of the points: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(values) <= DRAWN_POINTS:
+        return steps, values
+    kept: list[int] = []
+    for stretch in np.array_split(np.arange(len(values)), DRAWN_POINTS // 2):
+        ends = {int(stretch[values[stretch].argmin()]), int(stretch[values[stretch].argmax()])}
+        kept.extend(sorted(ends))
+    return steps[kept], values[kept]
+
+
+@contextmanager
+def _chart(title: str, inches: tuple[float, float], *, x_label: str = "step") -> Iterator[tuple[Figure, Axes]]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=inches, facecolor="white")
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label == "step"))
+        yield figure, axes
+
+
+def _curve(axes: Axes, points: Sequence[tuple[int, float]], colour: str, label: str | None) -> None:
+    steps, values = _columns(points)
+    axes.plot(
+        *thinned(steps, values), color=colour, linewidth=1.8, label=label, marker="o" * (len(points) <= 40) or None
+    )
+
+
+def _mark_best(axes: Axes, step: int | None) -> None:
+    if step is not None:
+        axes.axvline(step, color=GREY, linewidth=1, linestyle="--", label=f"best, step {step}")
+
+
+def _columns(points: Sequence[tuple[int, float]]) -> tuple[Floats, Floats]:
+    table = np.array(points, dtype=np.float64)
+    return table[:, 0], table[:, 1]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
