@@ -347,7 +347,8 @@ def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ..
     context.console.print(
         f"{plan.name}: trains {trained:,} of {total:,} parameters ({trained / total:.2%}); {len(job.rows):,} examples, "
         f"{job.total_steps:,} steps of {plan.stage.batch_size}; {context.precision} on {accelerator.device.type}"
-        + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else "")
+        + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""),
+        soft_wrap=True,
     )
     try:
         return train(accelerator, job, model)
