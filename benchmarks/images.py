@@ -117,7 +117,7 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
     from rich.console import Console
 
     from tltasks import machine, runner
-    from tltasks.recipe_file import load_recipe
+    from tltasks.recipe_file import load_recipe, located
     from tltasks.stages import plan_stages
     from tltasks.training import train
 
@@ -142,7 +142,7 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
         )
     )
     recipe = load_recipe(recipe_file, [])
-    plans = plan_stages(recipe)
+    plans = plan_stages(located(recipe))
     with tempfile.TemporaryDirectory() as output:
         accelerator, precision = runner._accelerator(recipe, Path(output), machine.join_processes())
         started = time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tltasks.result import RunResult, Score
+from tltasks.result import RunResult, Score, show_duration
 
 
 def show_result(console: Console, result: RunResult, output: Path) -> None:
@@ -53,21 +53,8 @@ def show_plan(console: Console, plans: list[dict[str, Any]], output: str) -> Non
             data,
             f"{plan['trainable']:,} of {plan['total']:,}" if "steps" in plan else "nothing",
             f"{plan['steps']:,}" if "steps" in plan else "–",
-            f"about {duration(seconds)}" if seconds is not None else "–",
+            f"about {show_duration(seconds)}" if seconds is not None else "–",
             f"{memory / 2**30:.1f} GiB" if memory else "–",
         )
     console.print(table)
     console.print(f"results would go to {output}", soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> [duration(s) for s in (4, 100, 5000)]
-    ['4 s', '1 min 40 s', '1 h 23 min']
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
