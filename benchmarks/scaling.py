@@ -168,6 +168,7 @@ def run_stage(folder: Path) -> dict[str, Any]:
     recipe = load_recipe(recipe_file, [])
     plans = plan_stages(located(recipe))
     output = folder / "output"
+    output.mkdir()
     accelerator, precision = runner._accelerator(recipe, output, machine.join_processes())
     context = runner.Context(accelerator, recipe, output, precision, Console(quiet=True), lambda: False)
     memory = AnonymousMemory()
