@@ -15,6 +15,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.recipe import Adapt, Lora, Stage
@@ -39,6 +40,8 @@ def adapt(
     if method.is_peft:
         config = _peft_config(method, head=head if row.head == "new" else [], targets=targets)
         config.base_model_name_or_path, config.revision = shown_name, revision
+        if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
+            config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
         try:
             wrapped = peft.get_peft_model(model, config)
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -142,7 +145,7 @@ def find_lora_targets(model: nn.Module, *, head: list[str]) -> list[str]:
     for name, module in model.named_modules():
         if _belongs(name, head):
             continue
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, Conv1D)):  # Conv1D is GPT-2's linear layer, with its weight transposed
             linear.append(name)
             size["linear"] += module.weight.numel()
         elif isinstance(module, nn.Conv2d) and module.groups == 1:
