@@ -1,5 +1,7 @@
+import doctest
 import io
-import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -79,7 +81,12 @@ def stage(
         peak_memory_bytes=3 * 2**30,
         trainable_parameters=300_000 if trains else 0,
         total_parameters=22_000_000,
-        weights={"name": "org/vit-small", "revision": "main", "newly_initialised": ["classifier.weight"], "adapter": True},
+        weights={
+            "name": "org/vit-small",
+            "revision": "main",
+            "newly_initialised": ["classifier.weight"],
+            "adapter": True,
+        },
         data={**({"train": split} if trains else {}), **dict.fromkeys(metrics, split)},
         training=training if trains else {},
     )
@@ -116,7 +123,9 @@ def pictures(n: int, title: str = "cat (97%)") -> list[Exhibit]:
     for i in range(n):
         ramp = np.linspace(0, 255, 32)[:, None, None] * np.ones((32, 32, 3))
         buffer = io.BytesIO()
-        Image.fromarray(np.roll((ramp + [i * 9, 60, 255 - i * 9]) / 2, i, 1).astype(np.uint8)).save(buffer, "PNG")
+        Image.fromarray(np.roll((ramp + np.array([i * 9, 60, 255 - i * 9])) / 2, i, 1).astype(np.uint8)).save(
+            buffer, "PNG"
+        )
         found.append(Exhibit("image", title, f"is dog · row {i * 37}", buffer.getvalue()))
     return found
 
@@ -176,3 +185,260 @@ class Page(HTMLParser):
 
     def count(self, tag: str) -> int:
         return sum(name == tag for name, _ in self.tags)
+
+
+def test_doctests() -> None:
+    result = doctest.testmod(report, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+    assert result.attempted >= 5
+    assert doctest.testmod(figures).failed == 0
+
+
+# ------------------------------------------------------------------------------------------ the page
+
+
+def test_a_whole_run_is_one_well_formed_page(tmp_path: Path) -> None:
+    html = written(tmp_path, classifier_run(), METRICS, pictures(24))
+    page = Page(html)
+    assert page.open == []
+    for part in (
+        "0.835 accuracy on test",
+        "Better than the majority class by 0.73 (95\u00a0% interval 0.70–0.77)",
+        "Not shown to be better than nearest neighbours in the untouched checkpoint's features",
+        "Where it errs on test",
+        "Stage 1 of 2: finetune",
+        "Stage 2 of 2: transfer",
+        "300,000 of 22,000,000 parameters (1.36%)",
+        "5 min 45 s",
+        "128.0 examples/s",
+        "3.00 GiB",
+        "bf16",
+        "all steps done, at step 600 (epoch 5)",
+        "truncated JPEG",
+        "start: previous",
+        "2.12.0",
+        "16.0 GiB",
+    ):
+        assert part in page.text, part
+    # By stage: loss, accuracy, three more metrics, learning rate; the intervals; 24 examples.
+    assert page.count("img") == 2 * 6 + 1 + 24
+    assert page.text.count("Classes, the worst first") == 6
+    assert sum(attributes.get("class") == "hit" for tag, attributes in page.tags if tag == "td") == 6 * 10
+
+
+def test_nothing_is_fetched_and_nothing_is_run(tmp_path: Path) -> None:
+    sounds = [Exhibit("audio", "heard", "said", b"fLaC")]
+    page = Page(written(tmp_path, classifier_run(), METRICS, pictures(3) + sounds))
+    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in {"src", "href"}]
+    assert len(sources) == 13 + 3 + 1
+    assert all(source is not None and source.startswith("data:") for source in sources)
+    assert not {"script", "link", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_all_text_from_data_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert('$x$')</script>\" onload=\"1"
+    run = classifier_run([evil, "b", "c", "d", "e", "f", "g", "h", "i", "j"])
+    last = run.stages[-1]
+    data = {**last.data, evil: {**last.data["test"], "source": evil, "skipped": 1, "skipped_rows": {evil: evil}}}
+    arms = {**last.baselines, evil: last.baselines["majority_class"]}
+    training = {**last.training, "ended": evil}
+    last = replace(last, name=evil, data=data, baselines=arms, weights={"name": evil}, training=training)
+    run = replace(
+        run,
+        stages=[run.stages[0], last],
+        headline=replace(run.headline, stage=evil),
+        versions={evil: evil},
+        hardware={evil: evil},
+    )
+    shown = [Exhibit(kind, evil, evil, evil.encode()) for kind in ("audio", "text")]
+    write_report(tmp_path / "report.html", run, evil, METRICS, [*pictures(1, evil), *shown])
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert page.text.count(evil) >= 40
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_same_run_same_bytes_also_from_its_json(tmp_path: Path) -> None:
+    run = classifier_run()
+    first = written(tmp_path, run, METRICS, pictures(2))
+    run.save(tmp_path / "result.json")
+    assert written(tmp_path, load_result(tmp_path / "result.json"), METRICS, pictures(2)) == first
+    assert written(tmp_path, run, METRICS[:-1], pictures(2)) != first
+
+
+def test_no_torch_no_pyplot_and_no_changed_settings() -> None:
+    code = (
+        "import sys, matplotlib; before = matplotlib.rcParams.copy()\n"
+        "from tltasks import figures, report\n"
+        "figures.draw_loss([(1, 2.0), (2, 1.0)], [(2, 1.5)], None)\n"
+        "assert matplotlib.rcParams.copy() == before\n"
+        "print(sorted({'torch', 'matplotlib.pyplot', 'transformers'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[1]
+    output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert output == "[]\n"
+
+
+# ---------------------------------------------------------------------------------------- comparisons
+
+
+@pytest.mark.parametrize(
+    ("higher", "value", "baseline", "difference", "verdict", "said"),
+    [
+        (True, 0.8, 0.3, [0.46, 0.54], "better", "better than lead 3 by 0.50 (95\u00a0% interval 0.46–0.54)"),
+        (True, 0.3, 0.8, [-0.54, -0.46], "worse", "worse than lead 3 by 0.50 (95\u00a0% interval 0.46–0.54)"),
+        (False, 0.2, 0.5, [-0.34, -0.26], "better", "better than lead 3 by 0.30 (95\u00a0% interval 0.26–0.34)"),
+        (False, 0.5, 0.2, [0.26, 0.34], "worse", "worse than lead 3 by 0.30"),
+        (
+            True,
+            0.5,
+            0.49,
+            [-0.02, 0.04],
+            "unclear",
+            "the difference of +0.01 has a 95\u00a0% interval of −0.02 to +0.04",
+        ),
+        (
+            False,
+            0.5,
+            0.49,
+            [-0.02, 0.04],
+            "unclear",
+            "the difference of −0.01 has a 95\u00a0% interval of −0.04 to +0.02",
+        ),
+        (True, 0.5, 0.4, [0.0, 0.2], "unclear", "which contains zero"),
+        (True, 0.5, 0.4, None, "unclear", "+0.100 against lead 3, without an interval"),
+        (True, 0.5, 0.4, [None, None], "unclear", "without an interval"),
+        (True, 0.5, 0.4, [float("nan")] * 2, "unclear", "without an interval"),
+    ],
+)
+def test_each_baseline_gets_a_plain_sentence(
+    higher: bool, value: float, baseline: float, difference: Any, verdict: str, said: str, tmp_path: Path
+) -> None:
+    arms = {"lead_3": {"test": plain_score("rouge", baseline, difference_ci95=difference)}}
+    run = run_of([stage("finetune", {"test": plain_score("rouge", value)}, arms)], higher_is_better=higher)
+    (found,) = compare(run.headline, run.stages[0])
+    assert found.verdict == verdict
+    assert said in found.sentence
+    text = Page(written(tmp_path, run)).text
+    assert said[1:] in text
+    assert f"{'Higher' if higher else 'Lower'} is better." in text
+
+
+def test_what_weakens_the_headline_is_said(tmp_path: Path) -> None:
+    run = run_of([stage("finetune", {"validation": plain_score("wer", 0.2, float("nan"))}, {})], "validation")
+    described = {**run.stages[0].data["validation"], "skipped": 7}
+    run = replace(run, stages=[replace(run.stages[0], data={"validation": described})])
+    text = Page(written(tmp_path, run)).text
+    for part in (
+        "steered by this very split",
+        "no baseline",
+        "7 examples of this split could not be read",
+        "no interval",
+    ):
+        assert part in text
+
+
+# ------------------------------------------------------------------------------------------ sections
+
+
+def test_sections_appear_only_where_there_is_data(tmp_path: Path) -> None:
+    run = run_of([stage("zero_shot", {"test": plain_score("wer", 0.21)}, {}, trains=False)], higher_is_better=False)
+    shown = [
+        Exhibit("text", "summary", "row 4", "héllo\n".encode() + b"\xff"),
+        Exhibit("audio", "heard", "said", b"fLaC"),
+    ]
+    page = Page(written(tmp_path, run, METRICS, shown))
+    assert page.count("img") == 0
+    assert page.count("audio") == 1
+    assert "Nothing was trained" in page.text
+    assert "0 of 22,000,000 parameters" in page.text
+    assert "héllo\n\ufffd" in page.text
+    for absent in ("Where it errs", "Classes", "ended"):
+        assert absent not in page.text
+    assert "Examples from" not in Page(written(tmp_path, run)).text
+
+
+def test_a_stage_that_logged_little_is_still_drawn(tmp_path: Path) -> None:
+    run = run_of([stage("finetune", {"test": plain_score("wer", 0.2)}, {})])
+    rows = [
+        {"stage": "finetune", "split": "train", "step": 1, "loss": None, "learning_rate": 0.1},
+        {"stage": "finetune", "split": "train", "step": 2, "loss": 1.0, "learning_rate": 0.1},
+        {"stage": "finetune", "split": "validation", "step": 2, "wer": 0.5},
+        {"stage": "other", "split": "validation", "step": 2, "wer": 0.5},
+    ]
+    page = Page(written(tmp_path, run, rows))
+    assert [a["alt"] for tag, a in page.tags if tag == "img"] == [
+        "loss by step",
+        "wer by step",
+        "learning rate by step",
+    ]
+    assert Page(written(tmp_path, run, rows[-1:] + logged("other"))).count("img") == 0
+
+
+def test_errors_are_sorted_and_coloured_by_share_of_the_class() -> None:
+    details = {
+        "class_names": ["a", "b", "never"],
+        "per_class": [
+            {"class": "a", "precision": 1.0, "recall": 0.9, "f1": 0.95, "support": 100},
+            {"class": "b", "precision": 0.5, "recall": 1.0, "f1": 0.67, "support": 1},
+            {"class": "never", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0},
+        ],
+        "confusion_matrix": [[90, 10, 0], [0, 1, 0], [0, 0, 0]],
+    }
+    errors = describe_errors("test", details)
+    assert errors is not None
+    assert errors.class_names == ["a", "b"]
+    assert [row["class"] for row in errors.per_class] == ["b", "a"]
+    assert errors.absent == 1
+    assert [[count for count, _, _ in row] for row in errors.cells] == [[90, 10], [0, 1]]
+    assert errors.cells[1][1][1:] == ("#1d5fb4", "#ffffff")
+    assert errors.cells[1][0][1:] == ("#ffffff", "#111827")
+    assert describe_errors("test", {}) is None
+
+
+def test_many_classes_become_a_picture_and_the_most_confused_pairs(tmp_path: Path) -> None:
+    for n in (LARGEST_MATRIX, LARGEST_MATRIX + 1):
+        errors = describe_errors("test", classifier_score([f"c{i}" for i in range(n)], 3000, 0.8).details)
+        assert errors is not None
+        assert bool(errors.cells) == (n <= LARGEST_MATRIX)
+        assert bool(errors.figure) == bool(errors.confused) == (n > LARGEST_MATRIX)
+    assert errors is not None
+    counts = [count for _, _, count, _ in errors.confused]
+    assert counts == sorted(counts, reverse=True)
+    assert len(counts) == report.SHOWN_ROWS
+    assert all(true != predicted for true, predicted, _, _ in errors.confused)
+    page = Page(written(tmp_path, classifier_run([f"c{i}" for i in range(60)])))
+    assert "The most confused of 60 classes" in page.text
+    assert "the other 40 classes" in page.text
+
+
+# ------------------------------------------------------------------------------------------- figures
+
+
+def test_thinning_keeps_spikes_and_order() -> None:
+    steps, values = np.arange(1.0, 50_001.0), np.random.default_rng(0).normal(0, 1, 50_000)
+    values[[777, 31_000]] = 99.0, -99.0
+    kept_steps, kept = figures.thinned(steps, values)
+    assert 400 < len(kept) <= figures.DRAWN_POINTS
+    assert {99.0, -99.0} <= set(kept)
+    assert (np.diff(kept_steps) > 0).all()
+    assert figures.thinned(steps[:50], values[:50])[1] is not values
+    np.testing.assert_array_equal(figures.thinned(steps[:50], values[:50])[1], values[:50])
+
+
+def test_smoothing_keeps_a_line_and_damps_noise() -> None:
+    smooth, width = figures.smoothed(np.full(600, 3.0))
+    np.testing.assert_allclose(smooth, 3.0)
+    assert width == 21
+    noise = np.random.default_rng(0).normal(0, 1, 600)
+    assert figures.smoothed(noise)[0].std() < 0.4
+
+
+def test_figures_scale_and_stay_small() -> None:
+    points = [(i, float(np.sin(i))) for i in range(1, 100_000)]
+    svg = figures.draw_loss(points, points[::1000], 5)
+    assert "viewBox=" in svg
+    assert "<dc:date>" not in svg
+    assert len(svg) < 100_000

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
@@ -27,8 +27,8 @@ from tltasks.recipe_file import located, recipe_text
 from tltasks.result import RunResult, Score, StageResult, load_result
 from tltasks.stages import STAGES, StagePlan, plan_stages
 
-UNKNOWN = Markup("–")
-METHODS = {"full": "full", "head": "head", "lora": "LoRA", "dora": "DoRA", "ia3": "(IA)³"}
+UNKNOWN = "–"
+METHODS = {"full": "all weights", "head": "the head", "lora": "LoRA", "dora": "DoRA", "ia3": "(IA)³"}
 
 
 def card_for_repo(output: Path, recipe: Recipe, repo: str) -> str:
@@ -69,7 +69,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
             and plans[lineage[-1]].stage.keep == "best",
             "comparisons": list(_comparisons(result, stage)),
             "shifts": list(_shifts(result, stage)),
-            "trust": Markup(", trust_remote_code=True") if plans[lineage[0]].model.trust_remote_code else Markup(),
+            "trust": ", trust_remote_code=True" if plans[lineage[0]].model.trust_remote_code else "",
             "timm": stage.weights.get("model_type") == "timm_wrapper",
             "hardware": result.hardware,
             "versions": result.versions,
@@ -180,8 +180,8 @@ def _without_folders(recipe: Recipe) -> Recipe:
             return [shortened(item, is_path=is_path) for item in value]
         if isinstance(value, dict):
             return {key: shortened(item, is_path=is_path) for key, item in value.items()}
-        away = is_path and isinstance(value, str) and value.startswith(("/", "~", ".."))
-        return Path(value).name if away or (is_path and Path(str(value)).is_absolute()) else value
+        away = is_path and isinstance(value, str) and (value.startswith(("~", "..")) or Path(value).is_absolute())
+        return Path(value).name if away else value
 
     short: Recipe = shortened(recipe, is_path=False)
     return short
@@ -209,7 +209,9 @@ class Shift:
     split: str
     score: Score
     difference: float | None
-    verdict: str
+    verdict: str | None
+    overlaps: bool = False
+    """Whether the intervals of the two have values in common."""
 
 
 def _comparisons(result: RunResult, stage: StageResult) -> Iterator[Comparison]:
@@ -232,8 +234,6 @@ def _verdict(interval: Sequence[float | None], *, higher_is_better: bool) -> str
     low, high = interval
     if not (_is_number(low) and _is_number(high)):
         return "cannot be compared with"
-    assert low is not None
-    assert high is not None
     if low <= 0 <= high:
         return "does neither clearly better nor clearly worse than"
     return "beats" if (low > 0) == higher_is_better else "does worse than"
@@ -246,22 +246,21 @@ def _shifts(result: RunResult, stage: StageResult) -> Iterator[Shift]:
             continue
         difference = _difference(score, deciding)
         ends = (*score.ci95, *deciding.ci95)
-        if difference is None or not all(_is_number(end) for end in ends):
-            verdict = "something that cannot be compared with what it does"
+        if difference is None or not all(map(_is_number, ends)):
+            yield Shift(split, score, difference, None)
         elif ends[0] <= ends[3] and ends[2] <= ends[1]:
-            verdict = "about as well as"
-            verdict += ", as far as these sets can tell (their intervals overlap),"
+            yield Shift(split, score, difference, "about as well as", overlaps=True)
         else:
-            verdict = "better than" if (difference > 0) == result.headline.higher_is_better else "worse than"
-        yield Shift(split, score, difference, verdict)
+            better = (difference > 0) == result.headline.higher_is_better
+            yield Shift(split, score, difference, "better than" if better else "worse than")
 
 
 def _difference(ours: Score, theirs: Score) -> float | None:
     a, b = ours.values.get(ours.headline), theirs.values.get(ours.headline)
-    return a - b if a is not None and b is not None and _is_number(a) and _is_number(b) else None
+    return a - b if _is_number(a) and _is_number(b) else None
 
 
-def _is_number(value: float | None) -> bool:
+def _is_number(value: float | None) -> TypeGuard[float]:
     """Numbers that are not finite become null in result.json."""
     return value is not None and math.isfinite(value)
 
@@ -279,7 +278,7 @@ def _evaluations(plan: StagePlan, stage: StageResult, metrics: dict[str, dict[st
     """Each measured number in the Hub's model-index."""
     for split, score in stage.metrics.items():
         data, spec = _evaluated_on(plan.data, split)
-        name = data.name or ""
+        name, shown = data.name or "", _place(data).name
         on_hub = _is_dataset_id(name) and not data.dir and not data.files and spec is not None
         revision = data.revision if on_hub and re.fullmatch(r"[0-9a-f]{40}", data.revision or "") else None
         for key, about in metrics.items():
@@ -288,7 +287,7 @@ def _evaluations(plan: StagePlan, stage: StageResult, metrics: dict[str, dict[st
                     task_type=stage.task,
                     task_name=stage.task.replace("-", " ").capitalize(),
                     dataset_type=name if _is_dataset_id(name) or name in BUILDERS else "local",
-                    dataset_name=_place(data).name if on_hub else f"{_place(data).name}: {split}",
+                    dataset_name=shown if on_hub or shown == split else f"{shown} ({split})",
                     dataset_config=data.config if on_hub else None,
                     # Of local data our own name of the split: theirs may be alike for several test sets.
                     dataset_split=spec if on_hub else split,
@@ -328,22 +327,22 @@ def _templates() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
-        "count": lambda n: Markup(f"{n:,}"),
+        "count": lambda n: f"{n:,}",
         "number": _number,
-        "signed": lambda x: Markup(f"{x:+.3f}") if _is_number(x) else UNKNOWN,
-        "interval": lambda ends: Markup(f"[{_number(ends[0])}, {_number(ends[1])}]"),
-        "width": lambda ends: ends[1] - ends[0] if all(_is_number(end) for end in ends) else None,
+        "signed": lambda x: f"{x:+.3f}" if _is_number(x) else UNKNOWN,
+        "interval": lambda ends: f"{_number(ends[0])} to {_number(ends[1])}",
+        "width": lambda ends: ends[1] - ends[0] if all(map(_is_number, ends)) else None,
         "given": lambda value: UNKNOWN if value is None else value,
-        "duration": lambda seconds: Markup(datetime.timedelta(seconds=round(seconds))),
-        "gibibytes": lambda n: Markup(f"{n / 2**30:.1f} GiB"),
-        "some": lambda rows: ", ".join(map(str, rows[:10])) + (f", … ({len(rows):,} listed)" if len(rows) > 10 else ""),
-        "python": lambda text: Markup(json.dumps(text, ensure_ascii=False)),
+        "duration": lambda seconds: datetime.timedelta(seconds=round(seconds)),
+        "gibibytes": lambda n: f"{n / 2**30:.1f} GiB",
+        "some": lambda rows: ", ".join(rows[:10]) + (f" and {len(rows) - 10:,} more" if len(rows) > 10 else ""),
+        "python": lambda text: Markup(json.dumps(text, ensure_ascii=False)),  # noqa: S704 (a literal, in a code block)
     }
     return environment
 
 
-def _number(value: float | None, digits: int = 3) -> Markup:
-    return Markup(f"{value:,.{digits}f}") if value is not None and _is_number(value) else UNKNOWN
+def _number(value: float | None, digits: int = 3) -> str:
+    return f"{value:,.{digits}f}" if _is_number(value) else UNKNOWN
 
 
 def _finalize(value: Any) -> Any:
@@ -358,12 +357,12 @@ def clean(text: str) -> Markup:
     """
     joiners = "\u200c\u200d"  # which Persian, Indic scripts and emoji need; other invisible characters can deceive
     line = " ".join("".join(c if c.isprintable() or c in joiners else " " for c in text).split())
-    special = r"[&<>\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\."
-    return Markup(re.sub(special, lambda found: f"&#{ord(found.group())};", line))
+    special = r"[&<>\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\."
+    return Markup(re.sub(special, lambda found: f"&#{ord(found.group())};", line))  # noqa: S704 (what this function is for)
 
 
 def _fenced(text: str, language: str) -> Markup:
     """A code block whose fence is longer than any in the text."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")  # noqa: S704 (as above)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.command(options)
+        sys.stdout.flush()
         return status
     except RecipeError as error:
         _say(f"error: {error}")
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say("stopped")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has had enough, e.g. `tltasks recipes | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return RAISED
 
 
@@ -93,7 +96,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.check:
         _say(f"{given[0]}: in order")
         return 0
-    output = Path(options.output or recipe.output)
+    output = Path(os.path.expanduser(options.output or recipe.output))  # noqa: PTH111 - no such user is no error
 
     from tltasks.runner import run
     from tltasks.training import Interrupted
@@ -101,7 +104,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         run(recipe, output=output, resume=options.resume, push=options.push, dry_run=options.dry_run)
     except Interrupted as stop:
-        _say(f"{stop}; its state is saved. Go on with: tltasks run {given[0]} --output {output} --resume")
+        again = [given[0], *(word for change in options.set for word in ("--set", change)), "--output", str(output)]
+        _say(f"{stop}; its state is saved. Go on with: tltasks run {shlex.join(again)} --resume")
         return INTERRUPTED
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,21 @@ def refuse_occupied(output: Path, digest: str, *, resume: bool) -> None:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Keep a second run out of the folder while this one writes; a killed run leaves no lock behind."""
-    output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / ".lock")
     try:
+        output.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RecipeError(f"output {output}: another run is writing to it.") from error
+    except OSError as error:
+        raise RecipeError(f"output {output}: cannot be written to ({error.strerror}); name another folder.") from error
     try:
         yield
     finally:
+        # While it is held: after that it may be another's. Windows does not remove an open file, and keeps it.
+        with suppress(OSError):
+            (output / ".lock").unlink()
         lock.release()
-        (output / ".lock").unlink(missing_ok=True)
 
 
 @contextmanager

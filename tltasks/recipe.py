@@ -10,13 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SerializeAsAny, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationInfo,
+    model_validator,
+)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+HeldOut = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
 FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
 """Text that can name a file on any system."""
+RepoName = Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
+
+FORMS = {
+    r"^[\w-][\w.-]*$": "text of letters, digits, `_`, `-` and, but for the first, `.`",
+    r"^([\w.-]+/)?[\w.-]+$": "text like `user/name`",
+}
+"""The patterns above in words."""
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
 """Names of data sets that are read from local files by the datasets library."""
@@ -25,14 +43,16 @@ BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
 class Keys(BaseModel):
     """A mapping of a recipe: unknown keys are errors, values are not coerced, nothing changes after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 # ---------------------------------------------------------------------------------------------- model
 
 
 class Model(Keys):
-    name: str
+    name: Name
     """Hub id (`google/vit-base-patch16-224-in21k`) or local folder (`./weights/vit`, relative to the recipe)."""
     revision: str = "main"
     """Branch, tag or commit of the Hub repository."""
@@ -73,16 +93,16 @@ class TextModel(Model):
 class Splits(Keys):
     train: str | None = "train"
     """Split to train on, with slicing as in `train[:95%]`."""
-    validation: str | Share | None = None
+    validation: str | HeldOut | None = None
     """Split that chooses the best weights; or a share held out of `train` (stratified by label, drawn with `seed`)."""
-    test: str | Share | None = "test"
+    test: str | HeldOut | None = "test"
     """Split of the headline; or a share held out of `train`."""
 
 
 class Source(Keys):
     """Where examples come from."""
 
-    name: str | None = None
+    name: Name | None = None
     """Hub id, local folder, or a builder of datasets: imagefolder, csv, json, parquet."""
     config: str | None = None
     """Configuration of the Hub data set."""
@@ -102,7 +122,7 @@ class ExtraTest(Source):
 
 
 class Data(Source):
-    name: str
+    name: Name
     """Hub id, local folder, or a builder of datasets: imagefolder, csv, json, parquet."""
     splits: Splits = Splits()
     extra_test: dict[FileName, ExtraTest] = {}
@@ -191,7 +211,8 @@ class Adapt(Keys):
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
         if len(self.model_fields_set) != 1:
-            raise ValueError(f"takes exactly one of {', '.join(type(self).model_fields)}")
+            names = ", ".join(f"`{name}`" for name in type(self).model_fields)
+            raise ValueError(f"takes exactly one of {names}")
         return self
 
     @property
@@ -283,7 +304,8 @@ class Stage(Keys):
         return set(type(self).model_fields) - ({"momentum"} if self.optimizer != "sgd" else set())
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self, info: ValidationInfo) -> Self:
+        """Raise ValueError with all contradictions; a list that is given as context takes them instead."""
         found = []
         given = self.model_fields_set
         if not self.trains:
@@ -305,7 +327,9 @@ class Stage(Keys):
             found.append(f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else")
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
             found.append(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
-        if found:
+        if isinstance(info.context, list):
+            info.context.extend(found)
+        elif found:
             raise ValueError("\n".join(found))
         return self
 
@@ -362,7 +386,7 @@ class TextStage(Stage):
 
 
 class Hub(Keys):
-    repo: Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")] | None = None
+    repo: RepoName | None = None
     """Repository to push to, `user/name`. `--push` needs it."""
     private: bool = True
     publish: Literal["adapter", "merged"] = "adapter"
@@ -383,7 +407,7 @@ class Recipe(Keys):
     stages: Annotated[list[SerializeAsAny[Stage]], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    output: str
+    output: Name
     """Results folder, relative to the working directory."""
     hub: Hub = Hub()
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = []
@@ -393,6 +417,8 @@ class Recipe(Keys):
     """Where local paths start: the folder of the recipe's file."""
     _locations: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
     """`file:line:column` of each key that was written."""
+    _typed_in: dict[tuple[str | int, ...], Path] = PrivateAttr(default_factory=dict)
+    """For keys that were set on the command line, the working directory: where their local paths start."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """A recipe's file: read it strictly, write it as resolved, find what it names, and tell it from others.
 
-Names of local folders and files are relative to the recipe's own folder, so that it works from anywhere.
+Names of local folders and files are relative to the recipe's own folder, so that it works from anywhere; those that
+an override gives are relative to the working directory, where they were typed.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -16,7 +18,7 @@ from pydantic import BaseModel
 
 from tltasks.errors import RecipeError
 from tltasks.recipe import BUILDERS, Data, Model, Recipe, Source, Stage
-from tltasks.source import Keys, Problem, dotted, dump, parse, read_text
+from tltasks.source import Keys, Problem, clip, dotted, dump, parse, read_text
 from tltasks.validation import validate
 
 M = TypeVar("M", bound=BaseModel)
@@ -28,14 +30,15 @@ FILE_KEYS = ("output", "hub", "trackers")
 def load_recipe(path: Path, overrides: Iterable[str] = (), *, check_files: bool = True) -> Recipe:
     """Read and check a recipe, with `overrides` such as `stages.0.epochs=1` in place of what it says.
 
+    Local paths of the file are relative to its folder; those of overrides, typed at a shell, to the working directory.
     Raises RecipeError with every mistake, each with its line, what was found and what is allowed. With `check_files`,
     local folders and files that are not there are mistakes too.
     """
     tree = parse(read_text(path), str(path), overrides)
     recipe, problems = validate(tree)
     if recipe is not None:
-        # An override is typed at a shell, so its paths start where the shell stands, unless the recipe has them.
         recipe._folder, recipe._locations = path.parent, {k: str(v) for k, v in tree.locations.items()}
+        recipe._typed_in = {keys: Path.cwd() for keys, at in tree.locations.items() if at.is_override}
         if check_files:
             problems = [Problem(tree.location(keys), dotted(keys), text) for keys, text in _missing_files(recipe)]
     if recipe is None or problems:
@@ -61,8 +64,20 @@ def _message(problems: list[Problem]) -> str:
 
 
 def located(recipe: Recipe) -> Recipe:
-    """The recipe with every local folder and file as an absolute path."""
-    return _map_paths(recipe, lambda path: str((recipe._folder / Path(path).expanduser()).resolve()))
+    """The recipe with every local folder and file as an absolute path, symbolic links unresolved."""
+    return _map_paths(recipe, lambda path, keys: _absolute(path, _start(recipe, keys)))
+
+
+def _absolute(path: str, folder: Path) -> str:
+    # os.path rather than pathlib: a user who does not exist is no error, and a link keeps its own name.
+    return os.path.abspath(folder / os.path.expanduser(path))  # noqa: PTH100, PTH111
+
+
+def _start(recipe: Recipe, keys: Keys) -> Path:
+    """The folder that a local path is relative to."""
+    while keys and keys not in recipe._locations:
+        keys = keys[:-1]
+    return recipe._typed_in.get(keys, recipe._folder)
 
 
 def written_at(recipe: Recipe, keys: str) -> str:
@@ -75,46 +90,46 @@ def written_at(recipe: Recipe, keys: str) -> str:
 
 def is_local(name: str, folder: Path) -> bool:
     """Whether a name stands for a folder on this machine rather than for a Hub repository."""
-    return name.startswith((".", "/", "~")) or Path(name).is_absolute() or (folder / name).is_dir()
+    there = os.path.isdir(folder / name)  # noqa: PTH112 - Path.is_dir raises for an overlong name (3.13 and before)
+    return name.startswith((".", "/", "~")) or Path(name).is_absolute() or there
 
 
-def _map_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
-    """A copy of the recipe with `change` applied to every local folder and file that it names."""
+def _map_paths(recipe: Recipe, change: Callable[[str, Keys], str]) -> Recipe:
+    """A copy of the recipe with `change` applied to every local folder and file that it names, and to its keys."""
 
-    def named(name: str) -> str:
-        return change(name) if name not in BUILDERS and is_local(name, recipe._folder) else name
+    def named(name: str, keys: Keys) -> str:
+        return change(name, keys) if name not in BUILDERS and is_local(name, _start(recipe, keys)) else name
 
-    def file(name: str) -> str:
-        return name if "://" in name else change(name)
-
-    def files(value: Any) -> Any:
+    def files(value: Any, keys: Keys) -> Any:
         if isinstance(value, dict):
-            return {key: files(names) for key, names in value.items()}
+            return {key: files(names, (*keys, key)) for key, names in value.items()}
         if isinstance(value, list):
-            return [file(name) for name in value]
-        return file(value) if isinstance(value, str) else value
+            return [files(name, (*keys, i)) for i, name in enumerate(value)]
+        return value if not value or "://" in value else change(value, keys)
 
-    def source(data: Source) -> Source:
+    def source(data: Source, keys: Keys) -> Source:
         update: dict[str, Any] = {
-            "name": named(data.name) if data.name else data.name,
-            "dir": change(data.dir) if data.dir else data.dir,
-            "files": files(data.files),
+            "name": named(data.name, (*keys, "name")) if data.name else data.name,
+            "dir": change(data.dir, (*keys, "dir")) if data.dir else data.dir,
+            "files": files(data.files, (*keys, "files")),
         }
         if isinstance(data, Data):
-            update["extra_test"] = {key: source(extra) for key, extra in data.extra_test.items()}
+            extra_keys = (*keys, "extra_test")
+            update["extra_test"] = {key: source(extra, (*extra_keys, key)) for key, extra in data.extra_test.items()}
         return _updated(data, update)
 
-    def both(owner: Recipe | Stage) -> dict[str, Any]:
+    def both(owner: Recipe | Stage, keys: Keys) -> dict[str, Any]:
         model: Model | None = getattr(owner, "model", None)
         data: Data | None = getattr(owner, "data", None)
         update: dict[str, Any] = {}
         if model is not None:
-            update["model"] = _updated(model, {"name": named(model.name)})
+            update["model"] = _updated(model, {"name": named(model.name, (*keys, "model", "name"))})
         if data is not None:
-            update["data"] = source(data)
+            update["data"] = source(data, (*keys, "data"))
         return update
 
-    return recipe.model_copy(update={**both(recipe), "stages": [_updated(s, both(s)) for s in recipe.stages]})
+    stages = [_updated(stage, both(stage, ("stages", i))) for i, stage in enumerate(recipe.stages)]
+    return recipe.model_copy(update={**both(recipe, ()), "stages": stages})
 
 
 def _updated(model: M, update: dict[str, Any]) -> M:
@@ -129,25 +144,23 @@ def _missing_files(recipe: Recipe) -> list[tuple[Keys, str]]:
     def check_model(model: Model | None, resolved: Model | None, keys: Keys) -> None:
         if model is None or resolved is None:
             return
-        if Path(resolved.name).is_absolute() and not Path(resolved.name).is_dir():
-            found.append(((*keys, "name"), f"there is no folder {model.name}{_from(recipe)}"))
+        if _is_missing_folder(resolved.name):
+            found.append(((*keys, "name"), f"there is no folder {clip(model.name)}{_from(recipe, (*keys, 'name'))}"))
 
     def check_data(data: Source | None, resolved: Source | None, keys: Keys) -> None:
         if data is None or resolved is None:
             return
-        if resolved.name and Path(resolved.name).is_absolute() and not Path(resolved.name).is_dir():
-            found.append(((*keys, "name"), f"there is no folder {data.name}{_from(recipe)}"))
-        if resolved.dir and not Path(resolved.dir).is_dir():
-            found.append(((*keys, "dir"), f"there is no folder {data.dir}{_from(recipe)}"))
-        for at, name in _each_file(resolved.files, (*keys, "files")):
-            path = Path(name)
-            if "://" not in name and not (any(path.parent.glob(path.name)) if "*" in name else path.is_file()):
-                found.append((at, f"there is no file {_shown(path)}{_from(recipe)}"))
+        for key in ("name", "dir"):
+            if _is_missing_folder(getattr(resolved, key)):
+                at = (*keys, key)
+                found.append((at, f"there is no folder {clip(getattr(data, key))}{_from(recipe, at)}"))
+        for (at, name), (_, said) in zip(
+            _each_file(resolved.files, (*keys, "files")), _each_file(data.files, (*keys, "files")), strict=True
+        ):
+            if "://" not in name and not _is_file(name):
+                found.append((at, f"there is no file {clip(said)}{_from(recipe, at)}"))
         for name, extra in getattr(data, "extra_test", {}).items():
             check_data(extra, getattr(resolved, "extra_test")[name], (*keys, "extra_test", name))  # noqa: B009
-
-    def _shown(path: Path) -> str:
-        return os.path.relpath(path, recipe._folder)
 
     for owner, resolved, keys in (
         (recipe, there, ()),
@@ -158,8 +171,20 @@ def _missing_files(recipe: Recipe) -> list[tuple[Keys, str]]:
     return found
 
 
-def _from(recipe: Recipe) -> str:
-    return f" beside the recipe (in {recipe._folder})"
+def _is_missing_folder(name: str | None) -> bool:
+    return name is not None and Path(name).is_absolute() and not os.path.isdir(name)  # noqa: PTH112
+
+
+def _is_file(name: str) -> bool:
+    """Whether there is such a file, or one that the name fits as a pattern (`images/**/*.png`)."""
+    if os.path.isfile(name):  # noqa: PTH113
+        return True
+    return any(os.path.isfile(found) for found in glob.iglob(name, recursive=True))  # noqa: PTH113, PTH207
+
+
+def _from(recipe: Recipe, keys: Keys) -> str:
+    folder = _start(recipe, keys)
+    return f" beside the recipe (in {folder})" if folder is recipe._folder else f" in the working directory ({folder})"
 
 
 def _each_file(files: Any, keys: Keys) -> Iterable[tuple[Keys, str]]:
@@ -170,7 +195,7 @@ def _each_file(files: Any, keys: Keys) -> Iterable[tuple[Keys, str]]:
         for i, value in enumerate(files):
             yield from _each_file(value, (*keys, i))
     elif files:
-        yield keys, files
+        yield keys, str(files)
 
 
 # --------------------------------------------------------------------------------------------- written
@@ -185,8 +210,14 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe as resolved, its local paths relative to where it is written to."""
     folder = path.parent.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = _map_paths(located(recipe), lambda name: os.path.relpath(name, folder))
+    there = _map_paths(located(recipe), lambda name, _: _relative(name, folder))
     path.write_text(recipe_text(there), encoding="utf-8")
+
+
+def _relative(name: str, folder: Path) -> str:
+    """The path from a folder, written so that it cannot be taken for a Hub id."""
+    relative = os.path.relpath(name, folder)
+    return relative if relative.startswith(".") else os.path.join(".", relative)  # noqa: PTH118
 
 
 def _resolved(value: Any) -> Any:
@@ -208,7 +239,7 @@ def _resolved(value: Any) -> Any:
 
 def recipe_sha256(recipe: Recipe) -> str:
     """Digest of all that decides the results, wherever the recipe and the files that it names may lie."""
-    tree = _resolved(_map_paths(recipe, lambda path: Path(path).name))
+    tree = _resolved(_map_paths(located(recipe), lambda path, _: Path(path).name))
     for key in FILE_KEYS:
         tree.pop(key, None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
@@ -218,10 +249,10 @@ def recipe_sha256(recipe: Recipe) -> str:
 
 
 def recipe_folder() -> Path:
-    """The recipes that come with tltasks: of the checkout, or inside the installed package."""
+    """The recipes that come with tltasks: inside the installed package, or of the checkout."""
     package = Path(__file__).resolve().parent
-    beside = package.parent / "recipes"
-    return beside if beside.is_dir() else package / "recipes"
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def describe_recipes() -> str:

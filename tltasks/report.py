@@ -120,7 +120,7 @@ def _compare(headline: Headline, name: str, baseline: Score) -> Comparison:
 def _warnings(headline: Headline, stage: StageResult) -> list[str]:
     found = []
     if headline.split == "validation" and stage.training.get("best_step") is not None:
-        found.append("The weights were chosen on this very split, so the number is optimistic; name a test split.")
+        found.append("Training was steered by this very split, so the number may be optimistic; name a test split.")
     if not any(headline.split in by_split for by_split in stage.baselines.values()):
         found.append("There is no baseline to compare with.")
     skipped = stage.data.get(headline.split, {}).get("skipped", 0)
@@ -243,11 +243,12 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         ]
         facts += [
             ("ended", f"{training['ended']}, at step {training['steps']:,} (epoch {training['epochs']:g})"),
-            ("kept", f"step {training['best_step']:,}" if training["best_step"] is not None else "the last step"),
             ("method", f"{training['method']}, learning rate {training['learning_rate']:g}"),
             ("batch", f"{training['batch_size']} examples, in micro-batches of at most {training['micro_batch']}"),
             ("precision", training["precision"]),
         ]
+        if training["best_step"] is not None:
+            facts.append(("best on validation", f"step {training['best_step']:,}"))
     facts += [
         (f"weights: {words(k)}", _plain(value)) for k, value in stage.weights.items() if value not in (None, [], {})
     ]

@@ -493,6 +493,7 @@ def _describe_training(context: Context, item: Opened, progress: Progress) -> di
         "halvings": progress.halvings,
         "learning_rate": stage.learning_rate,
         "method": stage.adapt.method,
+        "keep": stage.keep,
         "precision": context.precision,
     }
 

@@ -7,6 +7,7 @@ tags, merge keys, duplicate keys, aliases without bound.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ class Location:
     def __str__(self) -> str:
         return self.shown
 
+    @property
+    def is_override(self) -> bool:
+        return self.line == MAX_BYTES
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -64,7 +69,7 @@ class Tree:
 
 def read_text(path: Path) -> str:
     """The text of a recipe. Raises RecipeError for whatever is not a UTF-8 file of at most 1 MB."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, also false where one may not look
         raise RecipeError(f"{path}: {_why_no_file(path)}")
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -75,19 +80,19 @@ def read_text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError(f"{path}:{line}: is not UTF-8 text (byte 0x{content[error.start]:02x}).") from error
+        line, column = content.count(b"\n", 0, error.start) + 1, error.start - content.rfind(b"\n", 0, error.start)
+        raise RecipeError(f"{path}:{line}:{column}  not UTF-8 text (byte 0x{content[error.start]:02x}).") from error
 
 
 def _why_no_file(path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         return "is a folder; name a recipe file in it."
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110
         return "is not a regular file."
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112
         return f"not found; there is no folder {folder}."
-    here = sorted(p.name for p in folder.iterdir() if p.suffix in {".yaml", ".yml"})
+    here = sorted(p.name for p in folder.glob("*.y*ml"))
     near = did_you_mean(path.name, here) or did_you_mean(path.name, [Path(name).stem for name in here])
     return f"not found{near}{'.' if not near else ''}"
 
@@ -153,6 +158,8 @@ class _Reader:
             raise RecipeError(f"{at}  the character U+{ord(text[error.position]):04X} is not allowed.") from error
         except yaml.MarkedYAMLError as error:
             raise RecipeError(f"{self._at(error.problem_mark)}  {_rephrase(error)}") from error
+        except ValueError as error:  # chr() of "\U00110000" in yaml/scanner.py (6.0.4)
+            raise RecipeError(f"{self.shown or self.name + ':1:1'}  cannot be read as YAML: {error}.") from error
         self.locations[()] = Location(1, 1, self.shown or f"{self.name}:1:1")
         return None if node is None else self._plain(node, (), frozenset())
 
@@ -169,7 +176,7 @@ class _Reader:
             tag = getattr(event, "tag", None)
             if tag is not None:
                 raise RecipeError(
-                    f"{self._at(event.start_mark)}  the tag `{_clip(_short_tag(tag))}`: tags are not allowed; "
+                    f"{self._at(event.start_mark)}  the tag `{clip(_short_tag(tag))}`: tags are not allowed; "
                     "a recipe holds plain text, numbers, lists and mappings."
                 )
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -195,7 +202,8 @@ class _Reader:
             return items
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, keys, inside)
-        return self._scalar(node.tag, str(node.value), node.start_mark)
+        assert isinstance(node, yaml.ScalarNode)
+        return self._scalar(node.tag, self._printable(node), node.start_mark)
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys, inside: frozenset[int]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -206,19 +214,28 @@ class _Reader:
             def problem(text: str, location: Location = location) -> None:
                 self.problems.append(Problem(location, dotted(keys), text))
 
-            name = key.value
-            if key.tag != "tag:yaml.org,2002:str":
-                shown = f"`{name}`" if isinstance(name, str) else "a list or mapping"
-                problem(f"the key {shown} is not text{'; put it in quotes' if isinstance(name, str) else ''}")
+            name = self._printable(key) if isinstance(key, yaml.ScalarNode) else None
+            if name is None:
+                problem("a key that is a list or mapping; keys are text")
+            elif key.tag != "tag:yaml.org,2002:str":
+                problem(f"the key `{clip(name)}` is not text; put it in quotes")
             elif name == "<<":
                 problem("merge keys (`<<`) are not allowed; write the keys out")
             elif name in found:
-                problem(f"the key `{name}` is already there on line {lines[name]}; keep one")
+                problem(f"the key `{clip(name)}` is already there on line {lines[name]}; keep one")
             else:
                 lines[name] = key.start_mark.line + 1
                 self.locations[*keys, name] = location
                 found[name] = self._plain(value, (*keys, name), inside)
         return found
+
+    def _printable(self, node: yaml.ScalarNode) -> str:
+        """The text of a scalar, of which YAML's escapes may have made what no file can hold, e.g. a lone surrogate."""
+        text = str(node.value)
+        if match := yaml.reader.Reader.NON_PRINTABLE.search(text):
+            code = f"U+{ord(match[0]):04X}"
+            raise RecipeError(f"{self._at(node.start_mark)}  the character {code} is not allowed.")
+        return text
 
     def _scalar(self, tag: str, text: str, mark: Any) -> Any:
         match tag.rpartition(":")[2]:
@@ -266,7 +283,7 @@ def _rephrase(error: yaml.MarkedYAMLError) -> str:
     for pattern, text in REPHRASED:
         if match := re.search(pattern, said):
             return text.format(*match.groups(), line=line, what=what) + "."
-    return f"cannot be read as YAML: {said.strip()}."
+    return f"cannot be read as YAML: {clip(said.strip())}."
 
 
 def _short_tag(tag: str) -> str:
@@ -298,11 +315,13 @@ def dump(value: dict[str, Any]) -> str:
 
 def _override(reader: _Reader, tree: dict[str, Any], override: str) -> None:
     """Set one key in `tree` and in the locations of `reader`."""
-    shown = f"--set {_clip(override)}"
+    shown = f"--set {clip(override)}"
     keys_text, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+|\[\d+\])*", keys_text.strip()):
         raise RecipeError(f"{shown}: write it as KEY=VALUE, e.g. `--set stages.0.epochs=1`.")
     names = re.findall(r"[\w-]+", keys_text)
+    if len(names) > MAX_DEPTH:
+        raise RecipeError(f"{shown}: nested more than {MAX_DEPTH} levels deep.")
     value_reader = _Reader(shown, shown)
     value = value_reader.read(text)
     reader.problems += value_reader.problems
@@ -330,7 +349,7 @@ def _step(node: Any, name: str, keys: Keys, shown: str) -> str | int:
         return name
     if not isinstance(node, list):
         raise RecipeError(f"{shown}: {dotted(keys)} is {describe(node)} and has no keys; set it as a whole.")
-    if not name.isdigit():
+    if not re.fullmatch(r"[0-9]{1,9}", name):
         raise RecipeError(f"{shown}: {dotted(keys)} is a list; name an item by its number, as in {dotted((*keys, 0))}.")
     if int(name) >= len(node):
         n = len(node)
@@ -343,12 +362,20 @@ def _step(node: Any, name: str, keys: Keys, shown: str) -> str | int:
 
 
 def dotted(keys: Sequence[Hashable]) -> str:
-    """`('stages', 0, 'epochs')` as `stages[0].epochs`."""
-    return "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in keys).removeprefix(".")
+    """A path of keys as a person writes it.
+
+    >>> dotted(("stages", 0, "epochs"))
+    'stages[0].epochs'
+    """
+    return "".join(f"[{k}]" if isinstance(k, int) else f".{clip(str(k))}" for k in keys).removeprefix(".")
 
 
 def describe(value: object) -> str:
-    """A value as a person would name it, e.g. the text 'three'."""
+    """A value as a person would name it.
+
+    >>> describe("three"), describe([]), describe(None)
+    ("the text 'three'", 'an empty list', 'nothing')
+    """
     match value:
         case None:
             return "nothing"
@@ -357,18 +384,28 @@ def describe(value: object) -> str:
         case int() | float():
             return f"the number {value}"
         case str():
-            return f"the text '{_clip(value)}'"
+            return f"the text '{clip(value)}'"
         case list():
             return "a list" if value else "an empty list"
     return "a mapping" if value else "an empty mapping"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    """A suggestion to end a message with, or nothing.
+
+    >>> did_you_mean("epoch", ["epochs", "steps"])
+    '; did you mean `epochs`?'
+    """
+    close = closest(word, known)
+    return f"; did you mean `{close}`?" if close else ""
 
 
-def _clip(text: str, width: int = 80) -> str:
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one was most likely meant for."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def clip(text: str, width: int = 80) -> str:
     """One printable line of at most `width` characters."""
     text = "".join(c if c.isprintable() else " " for c in text)
     return text if len(text) <= width else text[: width - 1] + "…"

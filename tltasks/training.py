@@ -254,9 +254,10 @@ def _read_steps(accelerator: Accelerator, job: Job, progress: Progress) -> Itera
 def micro_batch_limits(accelerator: Accelerator, job: Job, halvings: int) -> tuple[int, int | None]:
     """Most rows of a micro-batch, and its budget where the recipe leaves the choice (`batching.micro_batches`)."""
     share: int = math.ceil(job.stage.batch_size / accelerator.num_processes)
-    if job.stage.micro_batch != "auto":
-        return math.ceil(min(job.stage.micro_batch, share) / 2**halvings), None
-    return share, max(1, pass_budget(accelerator.device, job.task.cpu_budget) >> halvings)
+    asked = job.stage.micro_batch
+    max_rows = math.ceil((share if asked == "auto" else min(asked, share)) / 2**halvings)
+    budget = max(1, pass_budget(accelerator.device, job.task.cpu_budget) >> halvings)
+    return max_rows, budget if asked == "auto" else None
 
 
 def _halve_micro_batches(accelerator: Accelerator, job: Job, progress: Progress, *, can_halve: bool) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import re
 import types
 import typing
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from tltasks.recipe import BUILDERS, TASKS, Data, Recipe, Stage
-from tltasks.source import Keys, Problem, Tree, describe, did_you_mean, dotted
+from tltasks.recipe import BUILDERS, FORMS, TASKS, Data, Recipe, Stage
+from tltasks.source import Keys, Problem, Tree, closest, describe, did_you_mean, dotted
 
 Located = tuple[Keys, str, tuple[str, ...]]
 """Keys of a mistake, its text, and what is allowed there."""
@@ -20,26 +21,21 @@ Located = tuple[Keys, str, tuple[str, ...]]
 
 def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
     """The recipe that a tree holds, and every mistake in it; the recipe is None when there are any."""
-    found: list[Located] = []
-    task = _known_task(tree.value.get("task"))
-    if tree.value.get("task") not in TASKS:
-        found.append(_unknown_task(("task",), tree.value))
+    given = tree.value
+    task = _likely_task(given)
+    reading = _Reading()
+    shared = {key: value for key, value in given.items() if key not in {"model", "data", "stages"}}
+    reading.read(Recipe, {**shared, "task": "", "stages": [_ANY_STAGE]}, ())
+    if given.get("task") is None or not _is_task(given["task"]):
+        reading.unknown_task(("task",), given)
+    model, data, stages = _read_parts(reading, given, task)
+    reading.found += _contradictions(given, data, stages, reading)
     recipe = None
-    shared = {key: value for key, value in tree.value.items() if key not in {"model", "data", "stages"}}
-    found += _mistakes(Recipe, {**shared, "task": "", "stages": [_ANY_STAGE]}, ())
-    parts: dict[str, Any] = {}
-    for key in ("model", "data"):
-        if tree.value.get(key) is not None and task is not None:
-            parts[key], mistakes = _read(getattr(TASKS[task], key), tree.value[key], (key,))
-            found += mistakes
-    stages, mistakes = _read_stages(tree.value, task)
-    found += mistakes
-    if not found:
-        recipe = Recipe.model_validate({**shared, **parts, "stages": stages})
-        found += _contradictions(recipe, tree)
+    if not reading.found:
+        recipe = Recipe.model_validate({**shared, "model": model, "data": data, "stages": stages})
     problems = [
         *tree.problems,
-        *(Problem(tree.location(keys), dotted(keys), text, allowed) for keys, text, allowed in found),
+        *(Problem(tree.location(keys), dotted(keys), text, allowed) for keys, text, allowed in reading.found),
     ]
     return (None if problems else recipe), sorted(problems, key=lambda p: p.location)
 
@@ -47,79 +43,156 @@ def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
 _ANY_STAGE = Stage(stage="zero_shot")
 
 
-def _known_task(name: object) -> str | None:
-    """The task of that name, or the one that was meant, so that the rest can be checked too."""
-    return next(iter(difflib.get_close_matches(str(name), TASKS, n=1)), None)
+def _is_task(name: object) -> bool:
+    return isinstance(name, str) and name in TASKS
 
 
-def _unknown_task(keys: Keys, parent: dict[str, Any]) -> Located:
-    name = parent.get(str(keys[-1]))
-    if name is None:
-        return keys[:-1], "needs the key `task`", tuple(TASKS)
-    close = did_you_mean(name, TASKS) if isinstance(name, str) else ""
-    return keys, f"no task is called {describe(name).removeprefix('the text ')}{close}", tuple(TASKS)
+def _likely_task(given: dict[str, Any]) -> str | None:
+    """The task that was meant, so that the rest can be checked too: the name's nearest, or whose keys fit best."""
+    name = given.get("task")
+    if isinstance(name, str):
+        return closest(name, TASKS)
+
+    def n_mistakes(task: str) -> int:
+        reading = _Reading()
+        _read_parts(reading, given, task)
+        return len(reading.found)
+
+    return min(TASKS, key=n_mistakes)
 
 
-def _read_stages(recipe: dict[str, Any], task: str | None) -> tuple[list[Stage], list[Located]]:
-    """The stages, each by the keys of its own task."""
-    given = recipe.get("stages")
-    if "stages" not in recipe:
-        return [], [((), "needs the key `stages`, a list of at least one stage", ())]
-    if not isinstance(given, list) or not given:
-        return [], [(("stages",), f"expected a list of at least one stage, found {describe(given)}", ())]
-    stages: list[Stage] = []
-    found: list[Located] = []
-    for i, value in enumerate(given):
+def _read_parts(reading: _Reading, given: dict[str, Any], task: str | None) -> tuple[Any, Any, list[Stage | None]]:
+    """Model, data and stages by the keys of their task; None for what is not there or cannot be read."""
+    model, data = (
+        reading.read(getattr(TASKS[task], key), given[key], (key,))
+        if task is not None and given.get(key) is not None
+        else None
+        for key in ("model", "data")
+    )
+    items = given.get("stages")
+    if "stages" not in given:
+        reading.missing((), "stages", ", a list of at least one stage")
+    elif not isinstance(items, list) or not items:
+        reading.add(("stages",), f"expected a list of at least one stage, found {describe(items)}")
+        items = None
+    stages: list[Stage | None] = []
+    for i, value in enumerate(items or []):
         own = task
-        if isinstance(value, dict) and value.get("task") is not None:
-            own = _known_task(value["task"])
-            if value["task"] not in TASKS:
-                found.append(_unknown_task(("stages", i, "task"), value))
-        if own is not None:
-            stage, mistakes = _read(TASKS[own].stage, value, ("stages", i))
-            found += mistakes
-            stages += [stage] if stage is not None else []
-    return stages, found
+        if isinstance(value, dict) and isinstance(value.get("task"), str):
+            own = closest(value["task"], TASKS)
+            if not _is_task(value["task"]):
+                reading.unknown_task(("stages", i, "task"), value)
+        stages.append(reading.read(TASKS[own].stage, value, ("stages", i)) if own is not None else None)
+    return model, data, stages
 
 
 # ------------------------------------------------------------------------------ pydantic's complaints
 
 
-def _read(model: type[BaseModel], value: object, keys: Keys) -> tuple[Any, list[Located]]:
-    try:
-        return model.model_validate(value), []
-    except ValidationError as error:
-        return None, _rephrase(error, model, value, keys)
+@dataclass
+class _Reading:
+    """What has been found wrong; the rest is read as if it were not there, so that it is checked too."""
 
+    found: list[Located] = field(default_factory=list)
+    unsound: set[Keys] = field(default_factory=set)
+    """Keys that could not be used, or that an unknown key was meant for: nothing is to be concluded from them."""
 
-def _mistakes(model: type[BaseModel], value: object, keys: Keys) -> list[Located]:
-    return _read(model, value, keys)[1]
+    def add(self, keys: Keys, text: str, allowed: tuple[str, ...] = ()) -> None:
+        self.found.append((keys, text, allowed))
 
+    def missing(self, parent: Keys, key: str, what: str = "", allowed: tuple[str, ...] = ()) -> None:
+        if (*parent, key) not in self.unsound:
+            self.add(parent, f"needs the key `{key}`{what}", allowed)
 
-def _rephrase(error: ValidationError, model: type[BaseModel], value: object, keys: Keys) -> list[Located]:
-    """One mistake for each key; where a key may take several forms, the complaint of each form is joined."""
-    expected: dict[Keys, list[str]] = {}
-    found: list[Located] = []
-    for item in error.errors(include_url=False):
-        loc = _in_tree(item["loc"], value)
-        match item["type"]:
-            case "extra_forbidden":
-                known = tuple(_keys_at(model, loc[:-1]))
-                found.append(((*keys, *loc), f"unknown key{did_you_mean(str(loc[-1]), known)}", known))
-            case "missing":
-                text = f"needs the key `{item['loc'][-1]}`"
-                found.append(((*keys, *loc), text, ()))
-            case "value_error":
-                found += [((*keys, *loc), text, ()) for text in str(item["ctx"]["error"]).splitlines()]
-            case _:
-                expected.setdefault((*keys, *loc), []).append(_expectation(dict(item)))
-    for at, forms in expected.items():
-        given = _at(value, at[len(keys) :])
-        close = ""
-        if isinstance(given, str):
-            close = did_you_mean(given, [w for form in forms for w in re.findall(r"'([^']*)'", form)])
-        found.append((at, f"expected {' or '.join(dict.fromkeys(forms))}, found {describe(given)}{close}", ()))
-    return found
+    def unknown_task(self, keys: Keys, parent: dict[str, Any]) -> None:
+        name = parent.get(str(keys[-1]))
+        if name is None:
+            self.missing(keys[:-1], "task", allowed=tuple(TASKS))
+            return
+        close = did_you_mean(name, TASKS) if isinstance(name, str) else ""
+        self.add(keys, f"no task is called {describe(name).removeprefix('the text ')}{close}", tuple(TASKS))
+
+    def doubts(self, keys: Keys) -> bool:
+        """Whether something at, above or below these keys could not be used."""
+        return any(keys[: len(u)] == u[: len(keys)] for u in self.unsound)
+
+    def read(self, model: type[BaseModel], value: object, keys: Keys) -> Any:
+        """What a mapping holds besides its mistakes, which are noted; None when that cannot be told."""
+        value = copy.deepcopy(value)
+        while True:
+            contradictions: list[str] = []
+            try:
+                read = model.model_validate(value, context=contradictions)
+            except ValidationError as error:
+                self._note(error, model, value, keys)
+                if not self._without(error, value, keys):
+                    return None
+                continue
+            for text in contradictions:
+                if not any((*keys, name) in self.unsound for name in re.findall(r"`(\w+)", text)):
+                    self.add(keys, text)
+            return read
+
+    def _note(self, error: ValidationError, model: type[BaseModel], value: object, keys: Keys) -> None:
+        """One mistake for each key; where a key may take several forms, the complaint of each form is joined."""
+        expected: dict[Keys, list[str]] = {}
+        missing: list[tuple[Keys, str]] = []
+        for item in error.errors(include_url=False):
+            loc = _in_tree(item["loc"], value)
+            at = (*keys, *loc)
+            match item["type"]:
+                case "extra_forbidden" if loc and loc[-1] == item["loc"][-1]:
+                    known = tuple(_keys_at(model, loc[:-1]))
+                    self.add(at, f"unknown key{did_you_mean(str(loc[-1]), known)}", known)
+                    if meant := closest(str(loc[-1]), known):
+                        self.unsound.add((*at[:-1], meant))
+                case "extra_forbidden":  # text that stands for a key, as in `adapt: lora`
+                    known = tuple(_keys_at(model, loc))
+                    given = describe(_at(value, loc))
+                    self.add(at, f"unknown: {given}{did_you_mean(str(_at(value, loc)), known)}", known)
+                case "missing":
+                    missing.append((at, str(item["loc"][-1])))
+                case "value_error":
+                    for text in str(item["ctx"]["error"]).splitlines():
+                        self.add(at, text)
+                case _ if item["loc"][-1:] == ("[key]",):
+                    self.add(at, f"a name is {_expectation(dict(item))}")
+                case _:
+                    expected.setdefault(at, []).append(_expectation(dict(item)))
+        for at, name in missing:
+            self.missing(at, name)
+        for at, forms in expected.items():
+            if any(len(other) > len(at) and other[: len(at)] == at for other in expected):
+                continue  # it has one of its forms, but for what is in it
+            given = _at(value, at[len(keys) :])
+            close = ""
+            if isinstance(given, str):
+                close = did_you_mean(given, [w for form in forms for w in re.findall(r"'([^']*)'", form)])
+            mapping = not isinstance(given, dict) and "a mapping of keys" in forms
+            known = tuple(_keys_at(model, at[len(keys) :])) if mapping else ()
+            self.add(at, f"expected {' or '.join(dict.fromkeys(forms))}, found {describe(given)}{close}", known)
+
+    def _without(self, error: ValidationError, value: object, keys: Keys) -> bool:
+        """Take what is mistaken out of a value, or put in what was meant; False when the whole is mistaken."""
+        for item in error.errors(include_url=False):
+            loc = _in_tree(item["loc"], value)
+            while loc and isinstance(loc[-1], int):  # a list without one of its items would be another list
+                loc = loc[:-1]
+            if not loc:
+                return False
+            parent, given = _at(value, loc[:-1]), _at(value, loc)
+            meant = None
+            if item["type"] == "literal_error" and isinstance(given, str):
+                meant = closest(given, re.findall(r"'([^']*)'", str(item["ctx"]["expected"])))
+            if meant is not None:
+                parent[loc[-1]] = meant
+                continue
+            self.unsound.add((*keys, *loc))
+            del parent[loc[-1]]
+            while len(loc) > 1 and not _at(value, loc[:-1]) and not isinstance(loc[-2], int):
+                loc = loc[:-1]
+                del _at(value, loc[:-1])[loc[-1]]
+        return True
 
 
 def _expectation(item: dict[str, Any]) -> str:
@@ -135,8 +208,10 @@ def _expectation(item: dict[str, Any]) -> str:
             return "a finite number"
         case "string_type":
             return "text"
+        case "string_too_short":
+            return "text that is not empty"
         case "string_pattern_mismatch":
-            return f"text of the form {ctx['pattern']}"
+            return FORMS[str(ctx["pattern"])]
         case "bool_type" | "bool_parsing":
             return "true or false"
         case "list_type" | "tuple_type":
@@ -168,7 +243,7 @@ def _in_tree(loc: tuple[str | int, ...], value: object) -> Keys:
     return tuple(walked)
 
 
-def _at(value: Any, loc: Keys) -> object:
+def _at(value: Any, loc: Keys) -> Any:
     for step in loc:
         value = value[step]
     return value
@@ -194,40 +269,49 @@ def _keys_at(annotation: Any, loc: Keys) -> Iterator[str]:
 # ------------------------------------------------------------------------------------ contradictions
 
 
-def _contradictions(recipe: Recipe, tree: Tree) -> Iterator[Located]:
+def _contradictions(
+    given: dict[str, Any], shared_data: Data | None, stages: list[Stage | None], reading: _Reading
+) -> Iterator[Located]:
     """Keys that are each in order, but not together."""
-    if recipe.stages[0].start == "previous":
+    if stages and stages[0] is not None and stages[0].start == "previous":
         yield ("stages", 0, "start"), "the first stage has no previous one; use `start: checkpoint`", ()
     data_seen: set[Keys] = set()
-    for i, stage in enumerate(recipe.stages):
+    for i, stage in enumerate(stages):
+        if stage is None:
+            continue
         for key in ("model", "data"):
-            if (getattr(stage, key, None) or getattr(recipe, key)) is None:
+            lacks = given.get(key) is None and given["stages"][i].get(key) is None
+            if lacks and not reading.doubts((key,)) and not reading.doubts(("stages", i, key)):
                 yield ("stages", i), f"needs the key `{key}`, here or for the whole recipe", ()
         own = getattr(stage, "data", None)
-        data, at = (own, ("stages", i, "data")) if own is not None else (recipe.data, ("data",))
-        if data is None:
+        data, at = (own, ("stages", i, "data")) if own is not None else (shared_data, ("data",))
+        if data is None or (own is None and reading.doubts(("stages", i, "data"))):
             continue
         if at not in data_seen:
             data_seen.add(at)
-            yield from _data_contradictions(data, at)
+            yield from _data_contradictions(data, at, reading)
+        if reading.doubts((*at, "splits")):
+            continue
         if stage.trains and data.splits.train is None:
             yield (*at, "splits", "train"), f"stage {i} ({stage.stage}) trains and needs a split to train on", ()
-        if data.splits.validation is None and stage.early_stopping:
-            yield ("stages", i, "early_stopping"), "needs a validation split: set data.splits.validation", ()
-        if data.splits.validation is None and "evaluate_every" in stage.model_fields_set:
-            yield ("stages", i, "evaluate_every"), "needs a validation split: set data.splits.validation", ()
+        for key in ("early_stopping", "evaluate_every"):
+            if data.splits.validation is None and getattr(stage, key) is not None:
+                yield ("stages", i, key), "needs a validation split: set data.splits.validation", ()
 
 
-def _data_contradictions(data: Data, at: Keys) -> Iterator[Located]:
+def _data_contradictions(data: Data, at: Keys, reading: _Reading) -> Iterator[Located]:
     splits = data.splits
     shares = [share for share in (splits.validation, splits.test) if isinstance(share, float)]
-    if sum(shares) >= 1:
-        yield (*at, "splits"), f"shares of {sum(shares):g} in all leave nothing to train on", ()
-    if shares and splits.train is None:
-        yield (*at, "splits", "train"), "a share is held out of train, so train needs a split", ()
-    if splits.validation is None and splits.test is None and not data.extra_test:
-        yield (*at, "splits"), "nothing to evaluate on: set `test`, `validation` or `extra_test`", ()
-    if data.name in BUILDERS and data.dir is None and data.files is None:
+    if not reading.doubts((*at, "splits")):
+        if sum(shares) >= 1:
+            yield (*at, "splits"), f"shares of {sum(shares):g} in all leave nothing to train on", ()
+        if shares and splits.train is None:
+            yield (*at, "splits", "train"), "a share is held out of train, so train needs a split", ()
+        lacks_extra = not data.extra_test and not reading.doubts((*at, "extra_test"))
+        if splits.validation is None and splits.test is None and lacks_extra:
+            yield (*at, "splits"), "nothing to evaluate on: set `test`, `validation` or `extra_test`", ()
+    places = any(reading.doubts((*at, key)) for key in ("dir", "files"))
+    if data.name in BUILDERS and not data.dir and not data.files and not places:
         yield (*at, "name"), f"the builder `{data.name}` needs `dir` or `files`", ()
-    for name in data.extra_test.keys() & {"train", "validation", "test"}:
+    for name in sorted(data.extra_test.keys() & {"train", "validation", "test"}):
         yield (*at, "extra_test", name), f"`{name}` is the name of a split; choose another", ()

