@@ -129,14 +129,14 @@ class Summarization:
         model.generation_config = self._decoding(model)
         model.config.task_specific_params = stored_task(self.form)
         self.loaded.update(loaded)
-        self.loaded |= {
-            "prompt": self.form.prompt,
-            "chat": self.form.chat,
-            "encoder_decoder": self.form.encoder_decoder,
-            "max_document_tokens": self.form.max_document_tokens,
-        }
-        self.loaded["decoding"] = _decoding_words(model.generation_config)
-        self.loaded["packing"] = not self.form.encoder_decoder and self.stage.packing and keeps_examples_apart(model)
+        self.loaded.update(
+            prompt=self.form.prompt,
+            chat=self.form.chat,
+            encoder_decoder=self.form.encoder_decoder,
+            max_document_tokens=self.form.max_document_tokens,
+            decoding=_decoding_words(model.generation_config),
+            packing=not self.form.encoder_decoder and self.stage.packing and keeps_examples_apart(model),
+        )
         probe = self._collate([[self.form.end] * 3], [[self.form.end] * 2])
         self.loaded["chunked_loss"] = has_plain_head(model, self._inputs(model, probe), probe["labels"])
         return model
