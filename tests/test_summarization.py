@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +21,7 @@ from tltasks.tasks.base import Checkpoint
 from tltasks.tasks.summarization import Summarization
 from tltasks.vocabulary_loss import mean_loss
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
 FAMILIES = list(texts.CONFIGS)
 TOPIC_STAGE = "{stage: finetune, adapt: full, epochs: %d, batch_size: 8, learning_rate: %g, keep: last}"
 
@@ -66,7 +66,7 @@ class Opened:
             self.plan.row,
             head=task.head(model),
             targets=task.lora_targets(model),
-            shown_name="base",
+            shown_name=str(model.name_or_path),
             revision="main",
         )
 
@@ -94,7 +94,7 @@ def test_loss_is_that_of_transformers(folder: Path, name: str) -> None:
         n_targets += summary.shape[1]
     batch = opened.task.read_augmented(rows, range(4), epoch=0)
     assert int(opened.task.count(batch)) == n_targets
-    assert float(opened.task.loss(model, batch)) == pytest.approx(float(total) / n_targets, rel=1e-5)
+    assert opened.task.loss(model, batch).item() == pytest.approx(total.item() / n_targets, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -144,7 +144,7 @@ def test_a_saved_model_generates_the_same_with_transformers_alone(folder: Path, 
     torch.manual_seed(1)
     for key, parameter in model.named_parameters():
         if "lora_B" in key:
-            parameter.data.normal_(std=0.2)
+            parameter.data.normal_(std=1.0)
     rows = opened.encoded["test"].rows.select(range(5))
     with torch.inference_mode():
         ours = [p["prediction"] for p in opened.task.predict(model.eval(), opened.task.read(rows, range(5)))]
@@ -198,7 +198,7 @@ def test_untied_and_unscaled_heads_survive(folder: Path, tmp_path: Path) -> None
     assert torch.equal(again.shared.weight, state["shared.weight"])
     assert again.config.scale_decoder_outputs is False
     batch = opened.batch()
-    losses = [float(opened.task.loss(m.eval(), batch)) for m in (model, merged(model), again)]
+    losses = [opened.task.loss(m.eval(), batch).item() for m in (model, merged(model), again)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
 
 
@@ -232,20 +232,18 @@ def test_packing_changes_neither_loss_nor_gradients(folder: Path, name: str) -> 
     opened = Opened(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
     assert opened.task.loaded["packing"] is True
     found = []
-    lengths = opened.task.lengths(opened.rows)
-    assert lengths is not None
-    order = np.argsort(lengths)
-    chosen = [int(i) for i in (*order[:4], *order[-2:])]
+    columns = opened.rows[:6]
+    documents = [ids[: 4 + i] for i, ids in enumerate(columns["document_ids"][:4])] + columns["document_ids"][4:]
     for packing in (True, False):
         opened.task.loaded["packing"] = packing
-        batch = opened.task.read_augmented(opened.rows, chosen, epoch=0)
+        batch = opened.task._collate(documents, columns["summary_ids"])
         opened.model.zero_grad()
         loss = opened.task.loss(opened.model.eval(), batch)
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in opened.model.named_parameters()}
         found.append((len(batch["input_ids"]), loss.item(), gradients))
-    assert found[0][0] < found[1][0] == len(chosen)
-    assert found[0][1] == pytest.approx(found[1][1], abs=1e-6)
+    assert found[0][0] < found[1][0] == 6
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
     assert largest_difference(found[0][2], found[1][2]) < 1e-6
 
 

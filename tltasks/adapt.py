@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import difflib
 import fnmatch
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -194,7 +195,11 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def merged(model: nn.Module) -> PreTrainedModel:
     """The plain transformers model with any adapter merged into a copy of its weights, in fp32."""
     if isinstance(model, peft.PeftModel):
-        whole: PreTrainedModel = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            # T5's configuration claims a tied head where the checkpoint has its own (transformers 5.24,
+            # configuration_t5.py); PEFT mends the claim, and says so.
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+            whole: PreTrainedModel = copy.deepcopy(model).merge_and_unload(safe_merge=True)
         return whole
     assert isinstance(model, PreTrainedModel)
     return model

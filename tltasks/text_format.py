@@ -54,13 +54,14 @@ class TextFormat:
         around = len(self._framed([""])[0])
         room = self.max_document_tokens - around
         framed = self._framed([self._cut(text, ids, room) for text, ids in zip(texts, whole, strict=True)])
+        counts = [len(ids) + around if len(ids) > room else len(framed[i]) for i, ids in enumerate(whole)]
         for i, ids in enumerate(framed):  # tokens merge otherwise at a cut, which may leave one too many
             left = room
             while len(ids) > self.max_document_tokens and left > 0:
                 left -= len(ids) - self.max_document_tokens
                 ids = self._framed([self._cut(texts[i], whole[i], left)])[0]
             framed[i] = ids
-        return framed, [len(ids) + around for ids in whole]
+        return framed, counts
 
     def _plain_ids(self, texts: Sequence[str]) -> list[Ids]:
         ids: list[Ids] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]

@@ -20,7 +20,30 @@ TOPICS = {
     "rain": "heavy rain falls in spring",
     "bread": "fresh bread smells of home",
 }
-FILLERS = tuple("the a of and to in one some they said that it was new old long very much more then when by".split(" "))
+FILLERS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "to",
+    "in",
+    "one",
+    "some",
+    "they",
+    "said",
+    "that",
+    "it",
+    "was",
+    "new",
+    "old",
+    "long",
+    "very",
+    "much",
+    "more",
+    "then",
+    "when",
+    "by",
+]
 CORPUS = [*TOPICS, *TOPICS.values(), " ".join(FILLERS), "summarize: TL;DR: user assistant text following"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -36,8 +59,17 @@ _BART = {
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
     "max_position_embeddings": 128,
+    "dropout": 0.0,
 }
-_T5 = {"d_model": 32, "d_kv": 16, "num_heads": 2, "d_ff": 64, "num_layers": 2, "decoder_start_token_id": 0}
+_T5 = {
+    "dropout_rate": 0.0,
+    "d_model": 32,
+    "d_kv": 16,
+    "num_heads": 2,
+    "d_ff": 64,
+    "num_layers": 2,
+    "decoder_start_token_id": 0,
+}
 _LLAMA = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -57,7 +89,7 @@ ENCODER_DECODERS: dict[str, Config] = {
     "bart": lambda ids: transformers.BartConfig(
         **_BART, decoder_start_token_id=1, forced_bos_token_id=None, forced_eos_token_id=None, **ids
     ),
-    "mbart": lambda ids: transformers.MBartConfig(**_BART, forced_eos_token_id=None, **ids),
+    "mbart": lambda ids: transformers.MBartConfig(**_BART, decoder_start_token_id=1, forced_eos_token_id=None, **ids),
     "pegasus": lambda ids: transformers.PegasusConfig(
         **_BART, decoder_start_token_id=0, forced_eos_token_id=None, **ids
     ),
@@ -71,7 +103,9 @@ ENCODER_DECODERS: dict[str, Config] = {
     ),
 }
 DECODERS: dict[str, Config] = {
-    "gpt2": lambda ids: transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=128, **ids),
+    "gpt2": lambda ids: transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=2, n_positions=128, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids
+    ),
     "llama": lambda ids: transformers.LlamaConfig(**_LLAMA, **ids),
     "qwen2": lambda ids: transformers.Qwen2Config(**_LLAMA, **ids),
     "qwen3": lambda ids: transformers.Qwen3Config(**_LLAMA, head_dim=16, **ids),
