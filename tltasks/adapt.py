@@ -40,9 +40,13 @@ def adapt(
     method = stage.adapt
     if method.is_peft:
         config = _peft_config(method, head=head if row.head == "new" else [], targets=targets)
+<<<<<<< HEAD
         config.base_model_name_or_path, config.revision = shown_name, revision
         if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
             config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+=======
+        config.revision = revision
+>>>>>>> main
         try:
             wrapped = peft.get_peft_model(model, config)
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -209,3 +213,7 @@ def relabel(config: PretrainedConfig, class_names: list[str]) -> None:
     """Give a configuration its labels."""
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: i for i, name in enumerate(class_names)}
+    if "label_names" in vars(config):
+        # timm_wrapper keeps the names that it was read with, and saves those (transformers 5.24,
+        # configuration_timm_wrapper.py, to_dict)
+        config.label_names = list(class_names)
