@@ -40,13 +40,9 @@ def adapt(
     method = stage.adapt
     if method.is_peft:
         config = _peft_config(method, head=head if row.head == "new" else [], targets=targets)
-<<<<<<< HEAD
-        config.base_model_name_or_path, config.revision = shown_name, revision
+        config.revision = revision
         if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
             config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
-=======
-        config.revision = revision
->>>>>>> main
         try:
             wrapped = peft.get_peft_model(model, config)
         except (ValueError, TypeError, NotImplementedError) as error:
