@@ -58,9 +58,7 @@ def prepare(folder: Path, name: str) -> Path:
     """A tiny checkpoint, four pairs with summaries of very different length, and a recipe of one step."""
     texts.save_model(folder / name, name)
     (folder / "data").mkdir()
-    pairs = [
-        {"document": " ".join(texts.FILLERS[:6]), "summary": " ".join(texts.FILLERS[:n])} for n in SUMMARY_WORDS
-    ]
+    pairs = [{"document": " ".join(texts.FILLERS[:6]), "summary": " ".join(texts.FILLERS[:n])} for n in SUMMARY_WORDS]
     for split in ("train", "validation", "test"):
         lines = (json.dumps(pair) for pair in pairs)
         (folder / "data" / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
