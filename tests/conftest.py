@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ os.environ |= {
     "MPLBACKEND": "agg",
 }
 """Set before any library reads them; a test that speaks to the stand-in Hub turns offline mode off again."""
+
+ALL_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+if ALL_CORES:
+    # Tiny models gain nothing from a second thread, and two pytest workers with two threads each on two cores slow each
+    # other several-fold. The library takes its threads from the cores that it may use, as do subprocesses.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {ALL_CORES[worker % len(ALL_CORES)]})
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0"}  # noqa: S104 (compared with, not bound to)
 
@@ -48,8 +56,6 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def new_accelerate() -> Iterator[None]:
     """Accelerate keeps one state for each process (accelerate 1.15, state.py); every test begins without one."""
     yield
-    import sys
-
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState
 

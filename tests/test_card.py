@@ -165,7 +165,7 @@ def snippet(card: str) -> str:
 
 def test_doctests() -> None:
     outcome = doctest.testmod(tltasks.card)
-    assert outcome.attempted >= 3
+    assert outcome.attempted >= 4
     assert outcome.failed == 0
 
 
@@ -259,6 +259,26 @@ def test_numbers_that_are_not_finite_are_dashes_and_never_in_the_front_matter(tm
     assert "nan" not in card.lower().replace("finance", "")
     assert "| **0.900** (– to –) |" in card
     assert [(e.metric_type, e.metric_value) for e in evaluations(card)] == [("accuracy", 0.9)]
+
+
+def test_an_interval_without_width_is_not_sold_as_certainty(tmp_path: Path) -> None:
+    few = {"data": {"test": split(24)}}
+    perfect = render_card(
+        result_of(stage({"test": score(1.0, half=0.0)}, **few)), recipe_of(tmp_path), adapter=True, repo="ada/x"
+    )
+    assert "Test has 24 examples, which is few: the interval is 0.000 wide. Every resample scored alike" in perfect
+    usual_one = render_card(
+        result_of(stage({"test": score(0.9)}, **few)), recipe_of(tmp_path), adapter=True, repo="ada/x"
+    )
+    assert "Test has 24 examples, which is few: the interval is 0.040 wide.\n" in usual_one
+
+
+def test_metrics_that_were_not_measured_have_no_column(tmp_path: Path) -> None:
+    best = score(0.9)
+    del best.values["top5_accuracy"]
+    card = render_card(result_of(stage({"test": best})), recipe_of(tmp_path), adapter=True, repo="ada/x")
+    assert "Top-5" not in card
+    assert "Top-5" in render_card(usual(), recipe_of(tmp_path), adapter=True, repo="ada/x")
 
 
 def test_several_stages(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def adapt(
     method = stage.adapt
     if method.is_peft:
         config = _peft_config(method, head=head if row.head == "new" else [], targets=targets)
-        config.base_model_name_or_path, config.revision = shown_name, revision
+        config.revision = revision
         try:
             wrapped = peft.get_peft_model(model, config)
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -201,3 +201,7 @@ def relabel(config: PretrainedConfig, class_names: list[str]) -> None:
     """Give a configuration its labels."""
     config.id2label = dict(enumerate(class_names))
     config.label2id = {name: i for i, name in enumerate(class_names)}
+    if "label_names" in vars(config):
+        # timm_wrapper keeps the names that it was read with, and saves those (transformers 5.24,
+        # configuration_timm_wrapper.py, to_dict)
+        config.label_names = list(class_names)

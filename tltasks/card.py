@@ -362,7 +362,13 @@ def clean(text: str) -> Markup:
 
 
 def _fenced(text: str, language: str) -> Markup:
-    """A code block whose fence is longer than any in the text."""
+    """A code block whose fence is longer than any in the text.
+
+    >>> print(_fenced("```", "yaml"))
+    ````yaml
+    ```
+    ````
+    """
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")  # noqa: S704 (as above)

@@ -161,7 +161,8 @@ def _announced(data: bytes) -> str | None:
     """The format that the first bytes announce, after PIL's own signatures."""
     if data[4:8] == b"ftyp":  # AVIF, HEIC, films: the brand says which
         return data[8:12].decode("latin-1").strip().upper()
-    return next((kind for kind, (_, accepts) in Image.OPEN.items() if accepts and accepts(data[:16])), None)
+    start = data[:16].ljust(16, b"\0")  # some signatures are read as numbers
+    return next((kind for kind, (_, accepts) in Image.OPEN.items() if accepts and accepts(start)), None)
 
 
 def _shortened(text: str, limit: int = 120) -> str:

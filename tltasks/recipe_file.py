@@ -40,7 +40,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), *, check_files: bool 
         recipe._folder, recipe._locations = path.parent, {k: str(v) for k, v in tree.locations.items()}
         recipe._typed_in = {keys: Path.cwd() for keys, at in tree.locations.items() if at.is_override}
         if check_files:
-            problems = [Problem(tree.location(keys), dotted(keys), text) for keys, text in _missing_files(recipe)]
+            missing = [Problem(tree.location(keys), dotted(keys), text) for keys, text in _missing_files(recipe)]
+            problems = sorted(missing, key=lambda problem: problem.location)
     if recipe is None or problems:
         raise RecipeError(_message(problems))
     return recipe

@@ -21,6 +21,7 @@ def json_schema() -> dict[str, Any]:
         [(kind, "validation") for kind in dict.fromkeys([Recipe, *kinds])], ref_template="#/$defs/{model}"
     )
     definitions: dict[str, Any] = schema["$defs"]
+    _close(definitions)
     shared = definitions.pop("Recipe")
     stages = [references[keys.stage, "validation"] for keys in TASKS.values()]
     variants = []
@@ -34,6 +35,18 @@ def json_schema() -> dict[str, Any]:
         }
         variants.append({**shared, "title": tag, "properties": {**shared["properties"], **own}})
     return {"$schema": DIALECT, "title": "tltasks recipe", "anyOf": variants, "$defs": _used(variants, definitions)}
+
+
+def _close(node: Any) -> None:
+    """Forbid the names that pydantic's patterns for the keys of a mapping leave open."""
+    if isinstance(node, dict):
+        if "patternProperties" in node:
+            node["additionalProperties"] = False
+        for value in node.values():
+            _close(value)
+    elif isinstance(node, list):
+        for value in node:
+            _close(value)
 
 
 def _used(variants: list[dict[str, Any]], definitions: dict[str, Any]) -> dict[str, Any]:

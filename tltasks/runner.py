@@ -137,7 +137,6 @@ def _accelerator(recipe: Recipe, output: Path) -> tuple[Accelerator, str]:
     interactive = state.is_main_process and sys.stderr.isatty()
     (datasets.enable_progress_bars if interactive else datasets.disable_progress_bars)()
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")  # theirs to mend
-    warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     accelerator = Accelerator(
@@ -458,7 +457,7 @@ def _describe_split(split: EncodedSplit) -> dict[str, Any]:
     return {
         "examples": len(split.rows),
         "skipped": len(split.skipped),
-        "skipped_rows": dict(list(split.skipped.items())[:100]),
+        "skipped_rows": {str(row): reason for row, reason in list(split.skipped.items())[:100]},
         "source": split.origin,
         "fingerprint": split.fingerprint,
     }

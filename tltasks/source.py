@@ -92,9 +92,9 @@ def _why_no_file(path: Path) -> str:
     folder = path.parent
     if not os.path.isdir(folder):  # noqa: PTH112
         return f"not found; there is no folder {folder}."
-    here = sorted(p.name for p in folder.glob("*.y*ml"))
-    near = did_you_mean(path.name, here) or did_you_mean(path.name, [Path(name).stem for name in here])
-    return f"not found{near}{'.' if not near else ''}"
+    here = {p.stem: p.name for p in sorted(folder.glob("*.y*ml"))}
+    near = closest(path.stem, here)
+    return f"not found; did you mean `{here[near]}`?" if near else "not found."
 
 
 def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Tree:
@@ -279,7 +279,7 @@ def _rephrase(error: yaml.MarkedYAMLError) -> str:
     """PyYAML's complaint in words about the file rather than about its parser."""
     said = f"{error.problem or ''} {error.context or ''}"
     line = error.context_mark.line + 1 if error.context_mark else "?"
-    what = "list" if "sequence" in said else "mapping"
+    what = "list" if re.search("sequence|collection", said) else "mapping"
     for pattern, text in REPHRASED:
         if match := re.search(pattern, said):
             return text.format(*match.groups(), line=line, what=what) + "."
@@ -300,6 +300,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Other styles write these characters as they are (yaml/emitter.py, 6.0.4), and reading folds them into spaces.
+    style = '"' if re.search("[\\x85\\u2028\\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
 for _kind, _pattern, _first in SCALARS:
     if _kind in {"int", "float"}:
         _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})$"), list(_first))

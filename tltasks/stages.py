@@ -5,7 +5,7 @@ A stage is a row: where its weights come from, what happens to the head, what is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tltasks.recipe import Data, Model, Recipe, Stage, StageName
@@ -50,11 +50,14 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
             getattr(stage, "data", None) or recipe.data,
         )
         assert model is not None and data is not None, "the recipe's check guarantees both"  # noqa: PT018
+        row = STAGES[stage.stage]
+        if stage.start == "previous":  # a stage that goes on never begins at random
+            row = replace(row, weights="checkpoint")
         plans.append(
             StagePlan(
                 index=index,
                 name=stage_names(recipe)[index],
-                row=STAGES[stage.stage],
+                row=row,
                 task=getattr(stage, "task", None) or recipe.task,
                 model=model,
                 data=data,

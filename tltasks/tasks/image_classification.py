@@ -112,7 +112,8 @@ class ImageClassification:
         return model
 
     def weights(self) -> dict[str, Any]:
-        return {"name": self.source.shown, "revision": self.source.revision, **self.loaded}
+        kind = self.config.model_type
+        return {"name": self.source.shown, "revision": self.source.revision, "model_type": kind, **self.loaded}
 
     def head(self, model: nn.Module) -> list[str]:
         assert isinstance(model, PreTrainedModel)
@@ -174,8 +175,8 @@ class ImageClassification:
                     image = images.decode_image(_located(value, split.folder))
                     fitted = image.width * image.height > area
                     pixels = self.preprocessing.fit([image])[0] if fitted else np.asarray(image).transpose(2, 0, 1)
-                except DataError as reason:
-                    error = str(reason)
+                except DataError as reason:  # told in results that may be published: without this machine's folders
+                    error = str(reason).replace(f"{split.folder}/", "")
                 values = {
                     "pixels": None if pixels is None else pixels.tobytes(),
                     "height": None if pixels is None else pixels.shape[1],
