@@ -115,7 +115,12 @@ class SpeechRecognition:
         return model
 
     def weights(self) -> dict[str, Any]:
-        return {"name": self.source.shown, "revision": self.source.revision, **self.loaded}
+        return {
+            "name": self.source.shown,
+            "revision": self.source.revision,
+            "family": "CTC" if isinstance(self.recogniser, CtcRecogniser) else "sequence-to-sequence",
+            **self.loaded,
+        }
 
     def head(self, model: nn.Module) -> list[str]:
         return list(self.recogniser.head)
