@@ -61,7 +61,7 @@ def decode_audio(value: Any, sampling_hz: int) -> Samples:
 def audio_seconds(value: Any) -> float | None:
     """How long audio is by its header, without decoding it; None when it cannot be told."""
     if isinstance(value, dict) and value.get("array") is not None:
-        return len(value["array"]) / max(1, int(value.get("sampling_rate") or 0))
+        return max(np.shape(value["array"]), default=0) / max(1, int(value.get("sampling_rate") or 0))
     try:
         about = soundfile.info(io.BytesIO(content) if (content := _content(value)) else "")
     except (soundfile.SoundFileError, DataError, OSError, TypeError):

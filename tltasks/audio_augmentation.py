@@ -51,14 +51,16 @@ def change_speed(samples: Samples, factor: float, *, longest: int) -> Samples:
 
 def change_gain(samples: Samples, decibels: float) -> Samples:
     """Louder or softer, kept within full scale."""
-    return np.clip(samples * np.float32(10 ** (decibels / 20)), -1, 1).astype(np.float32)
+    louder: Samples = np.clip(samples * np.float32(10 ** (decibels / 20)), -1, 1).astype(np.float32)
+    return louder
 
 
 def add_noise(samples: Samples, decibels: float, rng: np.random.Generator, *, sampling_hz: int) -> Samples:
     """With white noise `decibels` below the loudest quarter of a second."""
     level = loudest_stretch(samples, sampling_hz // 4) * 10 ** (-decibels / 20)
     noisy = samples + rng.standard_normal(len(samples), dtype=np.float32) * np.float32(level)
-    return np.clip(noisy, -1, 1).astype(np.float32)
+    clipped: Samples = np.clip(noisy, -1, 1).astype(np.float32)
+    return clipped
 
 
 def draw_masks(keys: SpecAugment, rng: np.random.Generator, *, seconds: float) -> Masks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tempfile
 import unicodedata
@@ -165,7 +166,7 @@ class CtcRecogniser:
         if seconds > self.window_seconds:
             return f"is {seconds:.1f} s long; longer than {self.window_seconds:g} s is not trained on"
         # Equal neighbours need a blank between them.
-        needed = len(labels) + sum(a == b for a, b in zip(labels, labels[1:], strict=False))
+        needed = len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
         frames = self._frames(int(seconds * self.sampling_hz))
         if frames < needed:
             return f"has {len(labels)} characters of text for {seconds:.1f} s of audio, which is {frames} steps"

@@ -146,7 +146,7 @@ class SpeechData(Data):
     """Names of the data set's columns."""
     normaliser: Literal["auto", "none", "basic", "unaccented", "english"] = "auto"
     """What is evened out before texts are compared. none: nothing. basic: case, punctuation and width. unaccented:
-    also accents. english: Whisper's rules for English (numbers, contractions). auto: english for English, else basic."""
+    also accents. english: Whisper's rules for English (numbers, contractions). auto: english, or else basic."""
 
 
 # ---------------------------------------------------------------------------------------------- stage

@@ -45,7 +45,8 @@ class Recogniser(Protocol):
     joint: ClassVar[str]
     """What stands between the texts of two pieces of one clip."""
 
-    config: PretrainedConfig
+    @property
+    def config(self) -> PretrainedConfig: ...
 
     @property
     def window_seconds(self) -> float:

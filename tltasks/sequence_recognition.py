@@ -229,8 +229,8 @@ class SequenceRecogniser:
 
     def transcribe(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Transcript]:
         inputs = {k: v for k, v in batch.items() if k in _INPUTS}
-        generate: Any = model.generate
-        found = generate(**inputs, stopping_criteria=StoppingCriteriaList([LoopCriterion()]))
+        generator: Any = model
+        found = generator.generate(**inputs, stopping_criteria=StoppingCriteriaList([LoopCriterion()]))
         ids = found.cpu()
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         end = _end_token(self.generation, self.config)
@@ -332,7 +332,7 @@ def is_looping(ids: Tensor) -> bool:
     )
 
 
-class LoopCriterion(StoppingCriteria):
+class LoopCriterion(StoppingCriteria):  # type: ignore[misc]
     """Stops the rows that loop: without it, each would go on to the longest output, and its batch with it."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:

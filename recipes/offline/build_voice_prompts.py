@@ -69,7 +69,9 @@ version {version}. Licensed under Creative Commons Attribution-ShareAlike 3.0
 
 VOICES = {
     "en": Voice(HERE / "voice_prompts", 110, 24, 4_900_000, "English voice prompts|Allison Smith|English"),
-    "es": Voice(HERE.parents[1] / "data" / "voice_prompts_es", 130, 40, None, "Spanish voice prompts|Allison Smith|Spanish"),
+    "es": Voice(
+        HERE.parents[1] / "data" / "voice_prompts_es", 130, 40, None, "Spanish voice prompts|Allison Smith|Spanish"
+    ),
 }
 
 

@@ -275,7 +275,9 @@ def generation_config(
     }
     if multilingual:
         tokens = tokenizer.get_vocab()  # Cantonese came with the large models only
-        values["lang_to_id"] = {token: tokens[token] for token in (f"<|{code}|>" for code in LANGUAGES) if token in tokens}
+        values["lang_to_id"] = {
+            token: tokens[token] for token in (f"<|{code}|>" for code in LANGUAGES) if token in tokens
+        }
         values["task_to_id"] = {task: number(f"<|{task}|>") for task in ("translate", "transcribe")}
     return GenerationConfig(**values)
 

@@ -23,7 +23,14 @@ def whisper_tokenizer(*, multilingual: bool = True) -> transformers.WhisperToken
     tokens = sorted(ByteLevel.alphabet())
     special = ["<|endoftext|>", "<|startoftranscript|>"]
     special += [f"<|{code}|>" for code in LANGUAGES]
-    special += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    special += [
+        "<|translate|>",
+        "<|transcribe|>",
+        "<|startoflm|>",
+        "<|startofprev|>",
+        "<|nospeech|>",
+        "<|notimestamps|>",
+    ]
     vocabulary = {token: i for i, token in enumerate([*tokens, special[0]])}
     tokenizer = transformers.WhisperTokenizer(vocab=vocabulary, merges=[], pad_token="<|endoftext|>")
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})

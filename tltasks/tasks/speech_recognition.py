@@ -140,9 +140,7 @@ class SpeechRecognition:
     def reload(self, folder: Path) -> nn.Module:
         source = self.source
         config = copy.deepcopy(self.recogniser.config)
-        model = load_saved(
-            self.recogniser.auto_class, folder, base=source.name, config=config, **source.arguments()
-        )
+        model = load_saved(self.recogniser.auto_class, folder, base=source.name, config=config, **source.arguments())
         self.recogniser.finish_loading(model, folder)
         return model
 
@@ -164,7 +162,9 @@ class SpeechRecognition:
     @property
     def encoding_key(self) -> str:
         recogniser = self.recogniser
-        return hashlib.sha256(repr((type(recogniser).__name__, recogniser.sampling_hz, recogniser.key)).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((type(recogniser).__name__, recogniser.sampling_hz, recogniser.key)).encode()
+        ).hexdigest()
 
     @property
     def cpu_budget(self) -> int:
@@ -199,7 +199,8 @@ class SpeechRecognition:
         return encode
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
-        return self.recogniser.costs(np.asarray(rows["seconds"], dtype=np.float64)).tolist()
+        costs: list[int] = self.recogniser.costs(np.asarray(rows["seconds"], dtype=np.float64)).tolist()
+        return costs
 
     def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         hz, window = self.recogniser.sampling_hz, self.recogniser.window_seconds
