@@ -31,7 +31,7 @@ LONGEST_PIECE_SECONDS = 30.0
 """Attention over longer audio costs too much, and the checkpoints have not seen it."""
 LARGEST_UNKNOWN_SHARE = 0.2
 """Of the training text's letters that a kept vocabulary may lack; with more it is another language's."""
-PAD, UNKNOWN = "[PAD]", "[UNK]"
+PAD, UNKNOWN, DELIMITER = "[PAD]", "[UNK]", "|"
 _INPUTS = ("input_values", "input_features", "attention_mask")
 
 
@@ -127,7 +127,7 @@ class CtcRecogniser:
 
     def spell(self, text: str) -> str:
         """The text in the case and the characters that the vocabulary has; others are left out."""
-        said = " ".join(unicodedata.normalize("NFC", text).split())
+        said = " ".join(unicodedata.normalize("NFC", text).replace(DELIMITER, " ").split())
         if not any(c.islower() for c in self._letters):
             said = said.upper()
         elif not any(c.isupper() for c in self._letters):
@@ -251,15 +251,17 @@ class CtcRecogniser:
 
 
 def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
-    """A vocabulary of every character of the texts as they are written: case, digits and marks included."""
+    """A vocabulary of every character of the texts as they are written: case, digits and marks included.
+
+    The bar stands for the space, as everywhere with CTC, so a bar in a text is taken for one.
+    """
     found: set[str] = set()
     for text in texts:
-        found.update(" ".join(unicodedata.normalize("NFC", text).split()))
-    delimiter = next(c for c in "|▁␣" if c not in found)
+        found.update(" ".join(unicodedata.normalize("NFC", text).replace(DELIMITER, " ").split()))
     letters = sorted(found - {" "})
     if not letters:
         raise RecipeError("the training text has no characters to build a vocabulary from.")
-    words = [delimiter] if " " in found else []
+    words = [DELIMITER] if " " in found else []
     vocabulary = {token: i for i, token in enumerate([PAD, UNKNOWN, *words, *letters])}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "vocab.json"
@@ -270,6 +272,6 @@ def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
             eos_token=None,
             unk_token=UNKNOWN,
             pad_token=PAD,
-            word_delimiter_token=delimiter,
+            word_delimiter_token=DELIMITER,
             clean_up_tokenization_spaces=False,
         )
