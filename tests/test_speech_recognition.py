@@ -158,6 +158,7 @@ def test_ten_clips_are_learnt_by_heart_and_the_pipeline_says_the_same(family: st
     assert theirs == ours
 
 
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM in the pipeline
 @pytest.mark.parametrize("family", ["whisper", "whisper.en", "wav2vec2", "hubert", "wavlm", "wav2vec2-bert"])
 def test_what_is_saved_says_the_same_in_the_pipeline(spoken: Path, family: str, tmp_path: Path) -> None:
     kind, window = ("finetune", ", audio_window: fit") if family.startswith("whisper") else ("transfer", "")
