@@ -106,11 +106,15 @@ def run_peer(*, tuned: bool) -> dict[str, float]:
     import datasets
     import numpy as np
     import torch
+    import transformers
     from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
 
     from tltasks.audio import decode_audio
     from tltasks.transcripts import count_errors, error_rates, normaliser
 
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     processor = WhisperProcessor.from_pretrained(MODEL)
     model = WhisperForConditionalGeneration.from_pretrained(MODEL)
 
