@@ -141,20 +141,18 @@ def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.out == (RECIPES / "recipe.schema.json").read_text(encoding="utf-8")
 
 
-def test_a_reader_that_has_had_enough() -> None:
-    for command in ("schema", "recipes"):
-        with subprocess.Popen(
-            [sys.executable, "-m", "tltasks", command],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            process.stdout.close()
-            assert process.stderr.read() == ""
-        assert process.returncode == RAISED
+@pytest.mark.parametrize("command", ["schema", "recipes"])
+def test_a_reader_that_has_had_enough(command: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tltasks", command],
+        env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == RAISED
 
 
 # -------------------------------------------------------------------------------------------- usage

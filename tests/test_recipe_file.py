@@ -19,7 +19,6 @@ from tests.test_recipe import BASE, EVERYTHING, MISTAKES, marked
 from tltasks.errors import RecipeError
 from tltasks.recipe import TASKS, Recipe
 from tltasks.recipe_file import (
-    FILE_KEYS,
     describe_recipes,
     is_local,
     load_recipe,
@@ -461,7 +460,7 @@ def every_key(parts: dict[str, type[BaseModel]]) -> Iterator[str]:
     def below(model: type[BaseModel], prefix: str) -> Iterator[str]:
         for key, field in model.model_fields.items():
             path = f"{prefix}.{key}".removeprefix(".")
-            if path in {"model", "data", "stages"} or path.split(".")[-1] in FILE_KEYS:
+            if path in {"model", "data", "stages", "output", "hub", "trackers"}:
                 continue
             inner = list(models_in(field.annotation))
             name = ".a" if typing.get_origin(field.annotation) is dict and inner else ""

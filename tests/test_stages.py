@@ -36,6 +36,12 @@ def test_rows_and_recipes_agree_on_what_trains(tmp_path: Path, name: str) -> Non
     assert plan.stage.trains == plan.row.trains
 
 
+def test_a_stage_that_goes_on_does_not_begin_at_random(tmp_path: Path) -> None:
+    stage = f"  - {{stage: pretrain, {TRAINED}}}\n"
+    first, second = plans(tmp_path, stage + stage.replace("pretrain,", "pretrain, start: previous,"))
+    assert (first.row.weights, second.row.weights) == ("random", "checkpoint")
+
+
 def test_a_stage_takes_what_it_does_not_say_from_the_recipe(tmp_path: Path) -> None:
     shared, own = plans(
         tmp_path,

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from huggingface_hub import constants, get_token, whoami
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from rich.console import Console
@@ -21,7 +20,7 @@ FEW_BYTES = 10 * 2**30
 
 def examine() -> int:
     """Print the table; returns 1 when a run could not work here."""
-    state = PartialState()
+    state = machine.join_processes()
     device = state.device
     facts = machine.hardware(device, state.num_processes, choose_precision("auto", device))
     free = shutil.disk_usage(_existing(Path(constants.HF_HOME))).free

@@ -16,6 +16,10 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from tltasks.errors import RecipeError
 
 PACKAGES = ("tltasks", "torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm")
 
@@ -23,6 +27,20 @@ PACKAGES = ("tltasks", "torch", "torchvision", "transformers", "datasets", "acce
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def join_processes() -> PartialState:
+    """This process's place among those that a launcher has started; on the CPU where there is no accelerator.
+
+    PartialState alone would not read ACCELERATE_USE_CPU, and without an accelerator would take each process that
+    torchrun starts for the only one (accelerate 1.15, state.py, _prepare_backend).
+    """
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if state.num_processes != started:
+        raise RecipeError(f"{started} processes were launched, but they do not find each other; check the launcher.")
+    return state
 
 
 def share_cores(processes: int) -> None:

@@ -109,6 +109,11 @@ class MovingAverage:
         now = [p.detach() for _, p in trained(model)]
         torch._foreach_lerp_(list(self.weights.values()), now, 1 - decay)
 
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from saved weights, which come in another order."""
+        for name, tensor in self.weights.items():
+            tensor.copy_(weights[name])
+
     def swap(self, model: nn.Module) -> None:
         """Exchange the model's weights with the average; a second call puts them back."""
         with torch.no_grad():

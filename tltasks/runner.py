@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from torch import nn
 from tqdm import tqdm
@@ -27,7 +28,7 @@ from tltasks import card, hub, machine, report
 from tltasks.adapt import adapt, count_parameters
 from tltasks.checkpoint import Checkpoints, Progress
 from tltasks.data import EncodedSplit, encode_split, load_splits
-from tltasks.errors import CheckpointError, RecipeError
+from tltasks.errors import CheckpointError, RecipeError, TltasksError
 from tltasks.evaluation import embed_rows, neighbour_rows, predict_rows, score_beside_baselines, write_predictions
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
 from tltasks.precision import choose_precision
@@ -39,7 +40,7 @@ from tltasks.tables import show_plan, show_result
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Checkpoint, Prediction, Task
 from tltasks.tracking import Tracker, check_trackers, read_metrics
-from tltasks.training import Job, measure, train
+from tltasks.training import Interrupted, Job, measure, train
 
 Scores = dict[str, Score]
 DECIDING = ("test", "validation")
@@ -53,16 +54,20 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
     """
     # ------------------------------------------------------------------- what can be refused at once
     digest = recipe_sha256(recipe)
-    if not dry_run:
-        refuse_occupied(output, digest, resume=resume)
     check_trackers(list(recipe.trackers))
     if push and recipe.hub.repo is None:
         raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
-    if push and recipe.hub.repo is not None and not dry_run:
-        hub.check_push(recipe.hub.repo)
+
+    def refuse() -> None:
+        if not dry_run:
+            refuse_occupied(output, digest, resume=resume)
+        if push and recipe.hub.repo is not None and not dry_run:
+            hub.check_push(recipe.hub.repo)
 
     # ------------------------------------------------------------------------------- the machine
-    accelerator, precision = _accelerator(recipe, output)
+    state = machine.join_processes()
+    _on_main_process(state, refuse)
+    accelerator, precision = _accelerator(recipe, output, state)
     console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
 
     # ------------------------------------------------------- data and checkpoints, opened and checked
@@ -79,7 +84,6 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
         accelerator.init_trackers("tltasks", config={"recipe_sha256": digest})
         context = Context(accelerator, recipe, output, precision, console, stop_requested)
         results = [_run_stage(context, item, plans) for item in opened]
-        accelerator.end_training()
 
         # ---------------------------------------------------------------------------------- results
         hardware = machine.hardware(accelerator.device, accelerator.num_processes, precision)
@@ -90,11 +94,14 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
         accelerator.wait_for_everyone()
 
     # --------------------------------------------------------------------------------------------- Hub
-    if push and accelerator.is_main_process:
+    def publish() -> None:
         assert recipe.hub.repo is not None
         receipt = hub.push(output, recipe.hub.repo, private=recipe.hub.private)
         console.print(f"pushed   {receipt.url}", soft_wrap=True)
-    accelerator.wait_for_everyone()
+
+    if push:
+        _on_main_process(state, publish)
+    accelerator.end_training()  # also takes the processes apart, so nothing that joins them may follow
     return finished
 
 
@@ -129,9 +136,22 @@ class Opened:
         return {name: self.encoded[name] for name in names if name in self.encoded and name != "train"}
 
 
-def _accelerator(recipe: Recipe, output: Path) -> tuple[Accelerator, str]:
+def _on_main_process(state: PartialState, action: Callable[[], None]) -> None:
+    """Do something once; what it raises, every process raises, so that none is left waiting for the others."""
+    failure: list[TltasksError | None] = [None]
+    if state.is_main_process:
+        try:
+            action()
+        except TltasksError as error:
+            failure[0] = error
+    if state.num_processes > 1:
+        broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
+
+
+def _accelerator(recipe: Recipe, output: Path, state: PartialState) -> tuple[Accelerator, str]:
     """The devices, their number format and their share of the processor's cores."""
-    state = PartialState()
     precision = choose_precision(recipe.precision, state.device)
     machine.share_cores(state.num_processes)
     interactive = state.is_main_process and sys.stderr.isatty()
@@ -232,6 +252,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageR
     if plan.row.trains:
         model, head = _adapt(item, model)
         progress = _train(context, item, model, head)
+    _heed_stop(context, f"stage {plan.name}: stopped after training, before evaluation")
     trained, total = count_parameters(model)
 
     workers = context.workers(plan.data.workers)
@@ -269,6 +290,13 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageR
         shutil.rmtree(context.output / "checkpoints" / plan.name, ignore_errors=True)
     accelerator.wait_for_everyone()
     return result
+
+
+def _heed_stop(context: Context, text: str) -> None:
+    """End the run where any process was told to stop; all of them come here at the same point."""
+    asked = torch.tensor(float(context.stop_requested()), device=context.accelerator.device)
+    if float(context.accelerator.reduce(asked, "sum")) > 0:
+        raise Interrupted(text)
 
 
 def _adapt(item: Opened, model: Any) -> tuple[nn.Module, tuple[str, ...]]:

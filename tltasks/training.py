@@ -363,7 +363,7 @@ def _resume(
     load_model_state(model, tensors["model"])
     load_optimizer_state(model, optimizer, tensors["optimizer"])
     if average is not None:
-        average.weights = {k: v.to(accelerator.device) for k, v in tensors["average"].items()}
+        average.load(tensors["average"])
     if accelerator.scaler is not None and values["scaler"]:
         accelerator.scaler.load_state_dict(values["scaler"])
     progress = Progress(**values["progress"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from tltasks.recipe_file import load_recipe
 from tltasks.result import RunResult
 from tltasks.runner import run
+from tltasks.tracking import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -53,13 +55,22 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def in_processes(count: int, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """`tltasks run` in `count` processes that talk over gloo."""
+def in_processes(
+    count: int, *arguments: object, stop_at_step: int | None = None, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """`tltasks run` in `count` processes that talk over gloo; told to stop once it has made so many steps."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     command += ["--module", "tltasks.run", *map(str, arguments)]
-    return subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False, cwd=REPOSITORY
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
     )
+    if stop_at_step is not None:
+        metrics = Path(str(arguments[arguments.index("--output") + 1])) / "metrics.jsonl"
+        while process.poll() is None and len(read_metrics(metrics)) < stop_at_step:
+            time.sleep(0.02)
+        process.terminate()  # torchrun passes it on to its processes
+    out, err = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

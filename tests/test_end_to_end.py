@@ -1,0 +1,227 @@
+"""The shipped recipes as a user runs them, against a stand-in Hub with tiny models and data under the real ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.hub_server import HubServer, hub_environment
+from tests.tiny.hub import DATA, MODELS, fill
+from tests.tiny.images import save_model
+from tests.tiny.runs import REPOSITORY, environment
+from tltasks.recipe_file import load_recipe
+from tltasks.result import load_result
+
+pytestmark = pytest.mark.slow
+
+RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    with HubServer() as server:
+        fill(server, tmp_path_factory.mktemp("hub"))
+        yield server
+
+
+def launch(
+    hub: HubServer, *command: object, cwd: Path = REPOSITORY, installed: bool = True
+) -> subprocess.CompletedProcess[str]:
+    variables = environment() | hub_environment(hub)
+    if installed:
+        variables.pop("PYTHONPATH")
+    else:  # as on a machine where tltasks was never installed
+        variables["PYTHONPATH"] = ""
+    return subprocess.run(
+        [str(part) for part in command],
+        env=variables,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def test_the_main_command_trains_pushes_and_what_it_pushed_predicts_the_same(hub: HubServer, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    done = launch(
+        hub,
+        BIN / "accelerate",
+        "launch",
+        "--cpu",
+        "tltasks/run.py",
+        "--recipe",
+        "recipes/vit_cifar10.yaml",
+        "--output",
+        output,
+        "--push",
+        "--set",
+        "hub.repo=ada/vit-cifar10-lora",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    assert "pushed" in done.stderr
+    result = load_result(output / "result.json")
+    assert result.headline.split == "test"
+    assert result.stages[0].weights["adapter"] is True
+
+    files = hub.files("ada/vit-cifar10-lora")
+    assert {"adapter_model.safetensors", "adapter_config.json", "config.json", "README.md"} <= files.keys()
+    assert not any(name.startswith("model") for name in files), "an adapter alone is published"
+    assert len(hub.commits("ada/vit-cifar10-lora")) == 2, "the repository's own first commit, and one push"
+    base = json.loads(files["adapter_config.json"])
+    assert base["base_model_name_or_path"] == "google/vit-base-patch16-224-in21k"
+    front = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert front["base_model"] == "google/vit-base-patch16-224-in21k"
+    assert front["base_model_relation"] == "adapter"
+    assert front["library_name"] == "peft"
+    assert front["datasets"] == ["uoft-cs/cifar10"]
+    assert front["pipeline_tag"] == "image-classification"
+    for path, content in files.items():
+        assert HubServer.token.encode() not in content, path
+        assert str(REPOSITORY).encode() not in content, path
+    for path in output.rglob("*"):
+        assert not path.is_file() or HubServer.token.encode() not in path.read_bytes(), path
+
+    shutil.rmtree(output / "model")
+    recorded = pq.read_table(output / "predictions" / "transfer-test.parquet").to_pydict()
+    script = """
+        import json, torch, datasets
+        from peft import PeftModel
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+        repo = "ada/vit-cifar10-lora"
+        config = AutoConfig.from_pretrained(repo)
+        base = AutoModelForImageClassification.from_pretrained(
+            "google/vit-base-patch16-224-in21k", config=config, ignore_mismatched_sizes=True
+        )
+        model = PeftModel.from_pretrained(base, repo).eval()
+        processor = AutoImageProcessor.from_pretrained(repo)
+        rows = datasets.load_dataset("uoft-cs/cifar10", split="test")
+        with torch.inference_mode():
+            logits = model(**processor([row["img"] for row in rows], return_tensors="pt")).logits
+        print(json.dumps([config.id2label[i] for i in logits.argmax(-1).tolist()]))
+    """
+    loaded = launch(hub, sys.executable, "-c", textwrap.dedent(script))
+    assert loaded.returncode == 0, loaded.stderr[-3000:]
+    assert json.loads(loaded.stdout.splitlines()[-1]) == recorded["prediction"]
+
+
+def test_a_push_that_fails_keeps_everything_and_can_be_made_later(hub: HubServer, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    hub.fail("POST /api/models/ada/later/commit", status=403, times=-1)
+    try:
+        done = launch(
+            hub,
+            BIN / "tltasks",
+            "run",
+            "recipes/vit_cifar10.yaml",
+            "--output",
+            output,
+            "--push",
+            "--set",
+            "hub.repo=ada/later",
+            "--set",
+            "stages.0.epochs=1",
+        )
+    finally:
+        hub.clear_faults()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"tltasks push {output}" in done.stderr
+    assert (output / "model" / "adapter_model.safetensors").is_file()
+    assert load_result(output / "result.json").headline.value >= 0
+    later = launch(hub, BIN / "tltasks", "push", output)
+    assert later.returncode == 0, later.stderr[-2000:]
+    assert "adapter_model.safetensors" in hub.files("ada/later")
+
+
+def test_a_push_that_cannot_succeed_is_refused_before_training(hub: HubServer, tmp_path: Path) -> None:
+    for repo, said in (("somebody-else/vit", "somebody-else"), ("null", "names no hub.repo")):
+        done = launch(
+            hub,
+            BIN / "tltasks",
+            "run",
+            "recipes/vit_cifar10.yaml",
+            "--output",
+            tmp_path / "run",
+            "--push",
+            "--set",
+            f"hub.repo={repo}",
+        )
+        assert done.returncode in {1, 2}
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "run").exists()
+
+
+TINY = ("--set", "stages.0.steps=1", "--set", "stages.0.epochs=null", "--set", "stages.0.batch_size=8")
+WAYS = {
+    "by path": ([sys.executable, REPOSITORY / "tltasks" / "run.py", "--recipe"], False, 1),
+    "as a module": ([sys.executable, "-m", "tltasks.run"], True, 1),
+    "as a package": ([sys.executable, "-m", "tltasks", "run"], True, 1),
+    "console script": ([BIN / "tltasks", "run"], True, 1),
+    "accelerate launch": (
+        [BIN / "accelerate", "launch", "--cpu", REPOSITORY / "tltasks" / "run.py", "--recipe"],
+        False,
+        1,
+    ),
+    "accelerate launch -m": ([BIN / "accelerate", "launch", "--cpu", "-m", "tltasks.run", "--recipe"], True, 1),
+    "torchrun": (
+        [BIN / "torchrun", "--standalone", "--nproc_per_node=2", REPOSITORY / "tltasks" / "run.py", "--recipe"],
+        False,
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_launch_from_another_directory(hub: HubServer, way: str, tmp_path: Path) -> None:
+    command, installed, world = WAYS[way]
+    recipe = REPOSITORY / "recipes" / "vit_cifar10.yaml"
+    done = launch(hub, *command, recipe, *TINY, "--set", "output=results/here", cwd=tmp_path, installed=installed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = load_result(tmp_path / "results" / "here" / "result.json")
+    assert result.hardware["processes"] == world
+    assert done.stderr.count("report   ") == 1, "one process speaks"
+
+
+OFFLINE = {"emoji_lora.yaml": "timm-efficientnet"}
+"""Tiny models in place of the real ones that the scripts beside the offline recipes fetch."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_runs_two_steps(hub: HubServer, recipe: Path, tmp_path: Path) -> None:
+    overrides = ["precision=fp32"]
+    if recipe.name in OFFLINE:
+        overrides.append(f"model.name={save_model(tmp_path / 'model', OFFLINE[recipe.name])}")
+    for i, stage in enumerate(load_recipe(recipe, overrides, check_files=recipe.name not in OFFLINE).stages):
+        if stage.trains:
+            overrides += [f"stages.{i}.steps=2", f"stages.{i}.epochs=null", f"stages.{i}.batch_size=8"]
+    output = tmp_path / "run"
+    flags = [flag for override in overrides for flag in ("--set", override)]
+    done = launch(hub, BIN / "tltasks", "run", recipe, "--output", output, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = load_result(output / "result.json")
+    assert [s.training.get("steps", 2) for s in result.stages] == [2] * len(result.stages)
+    for name in ("recipe.yaml", "report.html", "README.md", "metrics.jsonl"):
+        assert (output / name).stat().st_size > 100, name
+
+
+def test_all_recipes_are_here() -> None:
+    named = {str(load_recipe(path, check_files=False).model.name) for path in RECIPES}  # type: ignore[union-attr]
+    assert len(RECIPES) >= 5
+    assert MODELS.keys() <= named, "a stand-in that no recipe needs"
+    assert len(DATA) >= 2
+    assert os.access(REPOSITORY / "recipes", os.R_OK)
