@@ -163,7 +163,7 @@ def test_ten_clips_are_learnt_by_heart_and_the_pipeline_says_the_same(family: st
 def test_what_is_saved_says_the_same_in_the_pipeline(spoken: Path, family: str, tmp_path: Path) -> None:
     kind, window = ("finetune", ", audio_window: fit") if family.startswith("whisper") else ("transfer", "")
     stage = f"{{stage: {kind}, steps: 2, batch_size: 4, learning_rate: 1e-2}}"
-    keys = ("language: es" + window if family == "whisper" else window.strip(", "))
+    keys = "language: es" + window if family == "whisper" else window.strip(", ")
     recipe = recipe_of(spoken, family, tmp_path, stage, model_keys=keys)
     run_recipe(recipe, tmp_path / "run")
     theirs, ours = pipeline_texts(tmp_path / "run")
@@ -286,9 +286,9 @@ def test_bad_transcripts_are_named_or_learnt(spoken: Path, kind: str) -> None:
     if reason is None:
         assert encoded["error"] == [None]
         assert encoded["labels"][0][-1] == recogniser.config.eos_token_id
-        assert "".join(recogniser.tokenizer.batch_decode(encoded["labels"], skip_special_tokens=True)).split() or kind == (
-            "special tokens"
-        )
+        assert "".join(
+            recogniser.tokenizer.batch_decode(encoded["labels"], skip_special_tokens=True)
+        ).split() or kind == ("special tokens")
     else:
         assert encoded["error"][0] is not None
         import re
@@ -338,7 +338,13 @@ def test_loops_are_stopped_row_by_row() -> None:
 
 def test_the_language_is_where_decoding_begins(spoken: Path) -> None:
     recogniser = SequenceRecogniser.open(
-        str(spoken / "whisper"), shown="m", language="Spanish", speech_task="translate", window=None, beams=3, trains=True
+        str(spoken / "whisper"),
+        shown="m",
+        language="Spanish",
+        speech_task="translate",
+        window=None,
+        beams=3,
+        trains=True,
     )
     names = recogniser.tokenizer.convert_ids_to_tokens(recogniser.prompt)
     assert names == ["<|startoftranscript|>", "<|es|>", "<|translate|>", "<|notimestamps|>"]

@@ -148,8 +148,8 @@ class SpeechRecognition:
 
     @property
     def features(self) -> datasets.Features:
-        # 16-bit samples, not spectrograms: a third less than 16-bit ones of 80 bands, and every augmentation of the
-        # sound stays possible. The spectrogram of a batch takes a few milliseconds when it is read.
+        # 16-bit samples (32 kB a second), not spectrograms (Whisper's take 960 kB however short the clip): they serve
+        # every window, and every augmentation of the sound stays possible. docs/speech.md has the measurements.
         return datasets.Features(
             {
                 "audio": datasets.Value("binary"),
