@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import doctest
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import soundfile
 import torch
 from transformers import GenerationConfig, pipeline
 
+import tltasks.sequence_recognition
 from tests.tiny import speech
 from tests.tiny.runs import REPOSITORY, equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.audio import from_int16
@@ -231,7 +233,7 @@ def test_a_kept_vocabulary_takes_text_in_its_own_case(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="vocabulary writes nothing"):
         recogniser.label_ids("42")
     recogniser.check_texts(["fine text 1"], "train")
-    with pytest.raises(DataError, match="100% of the letters and digits.*stage: transfer"):
+    with pytest.raises(DataError, match=r"100% of the letters and digits.*stage: transfer"):
         recogniser.check_texts(["Привет"], "train")
 
 
@@ -298,6 +300,7 @@ def test_bad_transcripts_are_named_or_learnt(spoken: Path, kind: str) -> None:
 
 # --------------------------------------------------------------------------------------------- refusals
 
+ONCE = "steps: 1, learning_rate: 1e-3"
 REFUSED: dict[str, tuple[str, str, str, type[TltasksError], str]] = {
     "no language": ("whisper", "", "", RecipeError, "knows 4 languages; name the one of the text.*en, es, hi, zh"),
     "an unknown language": ("whisper", "language: xx", "", RecipeError, "does not know `xx`.*es .spanish."),
@@ -305,13 +308,13 @@ REFUSED: dict[str, tuple[str, str, str, type[TltasksError], str]] = {
     "a language of an English checkpoint": ("whisper.en", "language: es", "", RecipeError, "knows English alone"),
     "a window beyond the encoder": ("whisper", "language: en, audio_window: 9", "", CheckpointError, "takes 4 s"),
     "a new head on Whisper": (
-        "whisper", "language: en", "{stage: transfer, steps: 1, learning_rate: 1e-3}", RecipeError, "cannot be taken off"
+        "whisper", "language: en", f"{{stage: transfer, {ONCE}}}", RecipeError, "cannot be taken off"
     ),
     "a head alone": (
-        "whisper", "language: en", "{stage: finetune, steps: 1, learning_rate: 1e-3, adapt: head}", RecipeError, "no head"
+        "whisper", "language: en", f"{{stage: finetune, {ONCE}, adapt: head}}", RecipeError, "no head"
     ),
     "a kept head that is not there": (
-        "wav2vec2", "", "{stage: finetune, steps: 1, learning_rate: 1e-3}", CheckpointError, "no tokenizer.*stage: transfer"
+        "wav2vec2", "", f"{{stage: finetune, {ONCE}}}", CheckpointError, "no tokenizer.*stage: transfer"
     ),
 }  # fmt: skip
 
@@ -327,6 +330,12 @@ def test_refusals_say_what_to_do(spoken: Path, kind: str, tmp_path: Path) -> Non
 
 
 # --------------------------------------------------------------------------------------------- decoding
+
+
+def test_doctests() -> None:
+    result = doctest.testmod(tltasks.sequence_recognition)
+    assert result.attempted >= 1
+    assert result.failed == 0
 
 
 def test_loops_are_stopped_row_by_row() -> None:

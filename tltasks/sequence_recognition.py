@@ -245,7 +245,8 @@ class SequenceRecogniser:
         self.generation.save_pretrained(folder)
 
     def finish_loading(self, model: nn.Module, folder: Path) -> None:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        wrapped: Any = model
+        base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
         base.generation_config = GenerationConfig.from_pretrained(folder)
 
 

@@ -60,7 +60,7 @@ Columns: `audio` (path of a FLAC file), `text` (what is said).
 
 ## Origin and licence
 
-The Asterisk core sounds, recorded by Allison Smith (http://www.theivrvoice.com), with financial contributions by Digium,
+The Asterisk core sounds, recorded by Allison Smith (http://www.theivrvoice.com), with contributions by Digium,
 Inc. (http://www.digium.com); copyright 2003-2010 Allison Smith. Debian packages `{package}-wav` and `{package}`,
 version {version}. Licensed under Creative Commons Attribution-ShareAlike 3.0
 (https://creativecommons.org/licenses/by-sa/3.0/), and so are these files, changed as said above.
@@ -69,9 +69,7 @@ version {version}. Licensed under Creative Commons Attribution-ShareAlike 3.0
 
 VOICES = {
     "en": Voice(HERE / "voice_prompts", 110, 24, 4_900_000, "English voice prompts|Allison Smith|English"),
-    "es": Voice(
-        HERE.parents[1] / "data" / "voice_prompts_es", 130, 40, None, "Spanish voice prompts|Allison Smith|Spanish"
-    ),
+    "es": Voice(HERE.parents[1] / "data" / "voice_prompts_es", 130, 40, None, "Spanish prompts|Allison Smith|Spanish"),
 }
 
 

