@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tltasks.errors import CheckpointError
+
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading a manifest raises that is not JSON, not text, or not of our making."""
 
 
 @dataclass
@@ -116,8 +120,9 @@ class Checkpoints:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         referred = set()
         for name in steps[-self.keep :]:
-            manifest = json.loads((self.folder / name / "manifest.json").read_text(encoding="utf-8"))
-            referred.add(best_name(manifest["values"]["progress"]["best_step"]))
+            with suppress(*_DAMAGED):  # one that training has passed over refers to nothing
+                manifest = json.loads((self.folder / name / "manifest.json").read_text(encoding="utf-8"))
+                referred.add(best_name(manifest["values"]["progress"]["best_step"]))
         for stale in [*self.folder.glob("best-*"), *self.folder.glob(".*.tmp")]:
             if stale.name not in referred:
                 shutil.rmtree(stale, ignore_errors=True)
@@ -133,9 +138,9 @@ class Checkpoints:
                 if _digest(path) != digest:
                     raise CheckpointError(f"{path}: its content is damaged.")
                 tensors[group] = load_file(path)
-        except (OSError, json.JSONDecodeError, KeyError, SafetensorError) as error:
+            return tensors, manifest["values"]
+        except (OSError, *_DAMAGED, SafetensorError) as error:
             raise CheckpointError(f"{folder}: the checkpoint cannot be read ({error}).") from error
-        return tensors, manifest["values"]
 
     def steps(self) -> list[str]:
         """Names of complete checkpoints, the oldest first."""
