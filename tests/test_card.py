@@ -85,6 +85,7 @@ def stage(metrics: dict[str, Score], *, name: str = "transfer", kind: str = "tra
         "seconds": 300.0,
         "batch_size": 64,
         "micro_batch": 16,
+        "halvings": 0,
         "learning_rate": 5e-4,
         "method": "lora",
         "precision": "bf16",
@@ -312,7 +313,7 @@ def test_several_stages(tmp_path: Path) -> None:
     assert cells["starts from"] == ["google/vit-base-patch16-224-in21k", "the stage before", "timm/resnet18.a1_in1k"]
     assert cells["trains"] == ["the head", "all weights", "nothing"]
     assert cells["steps"] == ["2229", "2229", "–"]
-    assert cells["time, evaluation included"][0] == "1:06:40"
+    assert cells["time, evaluation included"][0] == "1 h 6 min"
     assert cells["result"][2] == "accuracy 0.200 (0.180 to 0.220) on test"
 
 

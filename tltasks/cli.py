@@ -6,6 +6,7 @@ Nothing heavy is imported until a command needs it, so that `--help` and `check`
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tltasks import __version__
-from tltasks.errors import RecipeError, TltasksError
+from tltasks.errors import RecipeError, TltasksError, TrainingError
 
 RAISED, MISUSED, INTERRUPTED = 1, 2, 143
 
@@ -26,18 +27,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.command(options)
         sys.stdout.flush()
         return status
-    except RecipeError as error:
-        _say(f"error: {error}")
-        return MISUSED
     except TltasksError as error:
-        _say(f"error: {error}")
+        # what all processes of a launcher find is said by the first alone; memory is each one's own
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, TrainingError):
+            _say(f"error: {error}")
+        return MISUSED if isinstance(error, RecipeError) else RAISED
+    except BrokenPipeError:  # the reader of a pipe has had enough, e.g. `tltasks recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return RAISED
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        _say("error: no space is left on the disk. Free some; a run goes on from its last checkpoint with --resume.")
         return RAISED
     except KeyboardInterrupt:
         _say("stopped")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has had enough, e.g. `tltasks recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        return RAISED
 
 
 def _parser() -> argparse.ArgumentParser:

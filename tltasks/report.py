@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltasks import figures
-from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult
+from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, show_duration
 
 LARGEST_MATRIX = 30
 """Classes up to which a confusion matrix is a table that can be read."""
@@ -244,7 +244,7 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         facts += [
             ("ended", f"{training['ended']}, at step {training['steps']:,} (epoch {training['epochs']:g})"),
             ("method", f"{training['method']}, learning rate {training['learning_rate']:g}"),
-            ("batch", f"{training['batch_size']} examples, in micro-batches of at most {training['micro_batch']}"),
+            ("batch", f"{training['batch_size']} examples, in micro-batches of {_micro_batch(training)}"),
             ("precision", training["precision"]),
         ]
         if training["best_step"] is not None:
@@ -253,6 +253,13 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         (f"weights: {words(k)}", _plain(value)) for k, value in stage.weights.items() if value not in (None, [], {})
     ]
     return facts
+
+
+def _micro_batch(training: dict[str, Any]) -> str:
+    asked = training["micro_batch"]
+    size = "a size that suits the device" if asked == "auto" else f"at most {asked}"
+    halvings = training["halvings"]
+    return size + (f", halved {halvings} times for want of memory" if halvings else "")
 
 
 def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bool]]:
@@ -324,19 +331,6 @@ def show_interval(interval: Any, digits: int = 3) -> str:
     if min(known) < 0:
         return " to ".join(show_signed(end, digits) for end in known)
     return "–".join(f"{end:.{digits}f}" for end in known)
-
-
-def show_duration(seconds: float) -> str:
-    """
-    >>> [show_duration(s) for s in (0.42, 9.96, 100, 3599.6, 5000)]
-    ['0.4 s', '10 s', '1 min 40 s', '1 h 0 min', '1 h 23 min']
-    """
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def words(name: str) -> str:

@@ -127,3 +127,17 @@ def load_result(path: Path) -> RunResult:
         hardware=tree["hardware"],
         schema=tree["schema"],
     )
+
+
+def show_duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> [show_duration(s) for s in (0.42, 9.96, 100, 3599.6, 5000)]
+    ['0.4 s', '10 s', '1 min 40 s', '1 h 0 min', '1 h 23 min']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tltasks import card, hub, machine, report
 from tltasks.adapt import adapt, count_parameters
 from tltasks.checkpoint import Checkpoints, Progress
 from tltasks.data import EncodedSplit, encode_split, load_splits
-from tltasks.errors import CheckpointError, RecipeError, TltasksError
+from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
 from tltasks.evaluation import (
     NEIGHBOUR_ROWS,
     drawn_rows,
@@ -87,7 +87,7 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
         return None
 
     # -------------------------------------------------------------------------------------- stages
-    with _sole_writer(accelerator, output), machine.stop_on_signals() as stop_requested:
+    with _sole_writer(state, output), machine.stop_on_signals() as stop_requested:
         if accelerator.is_main_process and not (output / "recipe.yaml").exists():
             write_recipe(recipe, output / "recipe.yaml")
         accelerator.init_trackers("tltasks", config={"recipe_sha256": digest})
@@ -234,9 +234,9 @@ def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Pat
 
 
 @contextmanager
-def _sole_writer(accelerator: Accelerator, output: Path) -> Iterator[None]:
-    with locked(output) if accelerator.is_main_process else nullcontext():
-        accelerator.wait_for_everyone()
+def _sole_writer(state: PartialState, output: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        _on_main_process(state, lambda: stack.enter_context(locked(output)))
         yield
 
 
@@ -248,7 +248,14 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageR
     accelerator, plan = context.accelerator, item.plan
     folder = context.output / "stages" / plan.name
     if (folder / "result.json").is_file():
-        return stage_from_json(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        finished = stage_from_json(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        changed = [n for n, split in item.encoded.items() if split.fingerprint != finished.data[n]["fingerprint"]]
+        if changed:
+            raise DataError(
+                f"output {context.output}: stage {plan.name} was carried out on other data than there is now "
+                f"({', '.join(changed)}). Name another folder with --output."
+            )
+        return finished
     last = plan.index == _last_trained(plans)
     goes_on = any(later.stage.start == "previous" for later in plans[plan.index + 1 : plan.index + 2])
     if plan.stage.start == "previous":
@@ -361,7 +368,8 @@ def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ..
     context.console.print(
         f"{plan.name}: trains {trained:,} of {total:,} parameters ({trained / total:.2%}); {len(job.rows):,} examples, "
         f"{job.total_steps:,} steps of {plan.stage.batch_size}; {context.precision} on {accelerator.device.type}"
-        + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else "")
+        + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""),
+        soft_wrap=True,
     )
     try:
         return train(accelerator, job, model)
@@ -383,6 +391,7 @@ def _job(
         name=plan.name,
         task=item.task,
         rows=item.encoded["train"].rows,
+        fingerprint=item.encoded["train"].fingerprint,
         stage=stage,
         seed=context.recipe.seed,
         head=head,

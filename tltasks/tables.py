@@ -8,40 +8,36 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tltasks.result import RunResult, Score
+from tltasks.result import RunResult, Score, show_duration
 
 
 def show_result(console: Console, result: RunResult, output: Path) -> None:
-    """Each stage's headline by split, beside its baselines, and where the report is."""
+    """Each stage's scores beside its baselines, a column for each split, and where the report is."""
     for stage in result.stages:
         table = Table(title=f"{stage.name} · {stage.task}", title_justify="left", header_style="bold")
-        table.add_column("split")
-        headline = next(iter(stage.metrics.values())).headline
-        table.add_column(f"{headline} [95 % interval]", justify="right")
-        others = [k for k in next(iter(stage.metrics.values())).values if k != headline]
-        for name in others:
-            table.add_column(name, justify="right")
-        for name in stage.baselines:
-            table.add_column(f"baseline: {name}", justify="right")
-        for split, score in stage.metrics.items():
-            beside = [_baseline(by_split[split]) for by_split in stage.baselines.values()]
-            rows = stage.data.get(split, {}).get("examples", "")
-            table.add_row(f"{split} ({rows})", _interval(score), *(f"{score.values[k]:.3f}" for k in others), *beside)
+        table.add_column("")
+        for split in stage.metrics:
+            table.add_column(f"{split} ({stage.data[split]['examples']:,})", justify="right")
+        scores = list(stage.metrics.values())
+        headline = scores[0].headline
+        table.add_row(headline, *(f"{score.values[headline]:.3f}" for score in scores), style="bold")
+        table.add_row("  95 % interval", *(_interval(score) for score in scores))
+        for name, by_split in stage.baselines.items():
+            beside = [by_split[split].values[headline] for split in stage.metrics]
+            table.add_row(f"  baseline: {name}", *(f"{value:.3f}" for value in beside))
+        for name in scores[0].values:
+            if name != headline:
+                table.add_row(name, *(f"{score.values[name]:.3f}" for score in scores))
         console.print(table)
     best = result.headline
-    console.print(
-        f"[bold]{best.metric} {best.value:.3f}[/] on {best.split} (95 % interval {best.ci95[0]:.3f}–{best.ci95[1]:.3f})"
-    )
+    low, high = best.ci95
+    console.print(f"[bold]{best.metric} {best.value:.3f}[/] on {best.split} (95 % interval {low:.3f} to {high:.3f})")
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)
     console.print(f"model    {output / 'model'}", soft_wrap=True)
 
 
 def _interval(score: Score) -> str:
-    return f"{score.values[score.headline]:.3f} [{score.ci95[0]:.3f}, {score.ci95[1]:.3f}]"
-
-
-def _baseline(score: Score) -> str:
-    return f"{score.values[score.headline]:.3f}"
+    return f"{score.ci95[0]:.3f} to {score.ci95[1]:.3f}"
 
 
 def show_checks(console: Console, stage: str, checks: dict[str, dict[str, float]]) -> None:
@@ -69,21 +65,8 @@ def show_plan(console: Console, plans: list[dict[str, Any]], output: str) -> Non
             data,
             f"{plan['trainable']:,} of {plan['total']:,}" if "steps" in plan else "nothing",
             f"{plan['steps']:,}" if "steps" in plan else "–",
-            f"about {duration(seconds)}" if seconds is not None else "–",
+            f"about {show_duration(seconds)}" if seconds is not None else "–",
             f"{memory / 2**30:.1f} GiB" if memory else "–",
         )
     console.print(table)
     console.print(f"results would go to {output}", soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> [duration(s) for s in (4, 100, 5000)]
-    ['4 s', '1 min 40 s', '1 h 23 min']
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

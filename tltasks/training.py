@@ -35,7 +35,7 @@ from tltasks.checkpoint import (
     optimizer_state,
     step_name,
 )
-from tltasks.errors import TrainingError
+from tltasks.errors import DataError, TrainingError
 from tltasks.machine import pass_budget
 from tltasks.optimization import MovingAverage, build_optimizer, learning_rate_factor, trained
 from tltasks.recipe import Stage
@@ -56,6 +56,8 @@ class Job:
     name: str
     task: Task
     rows: datasets.Dataset
+    fingerprint: str
+    """Digest of the rows: a checkpoint of other data is not gone on from."""
     stage: Stage
     seed: int
     head: tuple[str, ...]
@@ -97,8 +99,8 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
     saved_at = progress.step
 
     while not progress.ended:
+        started = time.perf_counter()  # reading a step's rows is part of its time
         for step_rows, group in _read_steps(accelerator, job, progress):
-            started = time.perf_counter()
             factor = learning_rate_factor(
                 progress.step, total=job.total_steps, warmup=stage.warmup, schedule=stage.schedule
             )
@@ -131,6 +133,7 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
                 raise Interrupted(f"stage {job.name}: stopped after step {saved_at} of {job.total_steps}")
             if progress.ended:
                 break
+            started = time.perf_counter()
     _finish(job, model, average, progress)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off again, so that it can be copied
     model._compiled_call_impl = None
@@ -341,7 +344,7 @@ def _save(
         if average is not None:
             tensors["average"] = average.weights
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        values = {"progress": dataclasses.asdict(progress), "scaler": scaler, "batch_size": job.stage.batch_size}
+        values = {"progress": dataclasses.asdict(progress), "scaler": scaler, "data": job.fingerprint}
         job.checkpoints.save(step_name(progress.step), tensors, values)
         job.checkpoints.prune()
     accelerator.wait_for_everyone()
@@ -359,7 +362,12 @@ def _resume(
         if accelerator.is_main_process:
             job.tracker.rewind(job.name, 0)
         return Progress()
-    _, tensors, values = found
+    name, tensors, values = found
+    if values["data"] != job.fingerprint:
+        raise DataError(
+            f"{job.checkpoints.folder / name}: was trained on other data than the recipe's training split holds now. "
+            "Name another folder with --output."
+        )
     load_model_state(model, tensors["model"])
     load_optimizer_state(model, optimizer, tensors["optimizer"])
     if average is not None:
