@@ -38,7 +38,7 @@ SCHEMA_FILE = RECIPES / "recipe.schema.json"
 
 
 def copy_shipped(folder: Path) -> list[Path]:
-    """The shipped recipes in another place, with empty folders for checkpoints that are fetched first."""
+    """The shipped recipes in another place, with empty folders and files for what is fetched first."""
     shutil.copytree(RECIPES, folder / "recipes")
     paths = [folder / path.relative_to(RECIPES.parent) for path in SHIPPED]
     for path in paths:
@@ -47,6 +47,10 @@ def copy_shipped(folder: Path) -> list[Path]:
             model = getattr(owner, "model", None)
             if model is not None and Path(model.name).is_absolute():
                 Path(model.name).mkdir(parents=True, exist_ok=True)
+            files = getattr(getattr(owner, "data", None), "files", None)
+            for name in files.values() if isinstance(files, dict) else []:
+                Path(name).parent.mkdir(parents=True, exist_ok=True)
+                Path(name).touch()
     return paths
 
 
@@ -342,6 +346,7 @@ stages:
     max_grad_norm: null
     ema: 0.5
     evaluate_every: 7
+    evaluate_rows: 11
     early_stopping: 2
     keep: last
     checkpoint_every: 9
@@ -484,6 +489,12 @@ CHANGED = {
     **dict.fromkeys(("epochs", "learning_rate"), "0.375"),
     **dict.fromkeys(("targets", "freeze", "language"), "[x]"),
     **dict.fromkeys(("full", "head"), "{}"),
+    **dict.fromkeys(("document", "summary", "prompt"), "'other {document}'"),
+    **dict.fromkeys(("max_document_tokens", "max_summary_tokens", "evaluate_rows", "num_beams"), "3"),
+    **dict.fromkeys(("no_repeat_ngram_size", "min_new_tokens"), "3"),
+    "length_penalty": "0.375",
+    "packing": "false",
+    "model.generation.early_stopping": "true",
     "validation": "0.375",
     "class_names": "[x, y]",
     "task": "image-classification",
@@ -508,6 +519,7 @@ BEFORE = {
     "data.extra_test.a": ["data.extra_test.a.config=before"],
     "stages.1.data.extra_test.a": ["stages.1.data={name: x/y, extra_test: {a: {config: before}}}"],
     "stages.1.adapt.peft": ["stages.1.adapt={peft: {type: LOHA}}"],
+    "stages.1.model.prompt": ["stages.1.model={name: x/y}"],
     **{f"stages.1.adapt.{m}": [f"stages.1.adapt={{{m}: {{}}}}"] for m in ("lora", "dora", "ia3")},
 }
 """What must be set for a key to be allowed."""
@@ -527,7 +539,7 @@ def test_digest_changes_with_every_other_key(tmp_path: Path, task: str) -> None:
     assert len(keys) >= 90
     for key in sorted(keys):
         before = next((BEFORE[k] for k in sorted(BEFORE, key=len, reverse=True) if f"{key}.".startswith(f"{k}.")), [])
-        value = CHANGED[key.split(".")[-1]]
+        value = CHANGED.get(key.removeprefix("stages.1."), CHANGED[key.split(".")[-1]])
         method = re.fullmatch(r"stages\.1\.adapt\.(full|head)", key)
         after = f"stages.1.adapt={method[1]}" if method else f"{key}={value}"
         if key == "stages.1.steps":
