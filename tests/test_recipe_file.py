@@ -495,6 +495,7 @@ CHANGED = {
     "length_penalty": "0.375",
     "packing": "false",
     "model.generation.early_stopping": "true",
+    "model.language": "other",
     "validation": "0.375",
     "class_names": "[x, y]",
     "task": "image-classification",
