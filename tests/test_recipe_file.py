@@ -47,10 +47,10 @@ def copy_shipped(folder: Path) -> list[Path]:
             model = getattr(owner, "model", None)
             if model is not None and Path(model.name).is_absolute():
                 Path(model.name).mkdir(parents=True, exist_ok=True)
-            files = getattr(getattr(owner, "data", None), "files", None)
-            for name in files.values() if isinstance(files, dict) else []:
-                Path(name).parent.mkdir(parents=True, exist_ok=True)
-                Path(name).touch()
+            data = getattr(owner, "data", None)
+            for name in data.files.values() if data is not None and isinstance(data.files, dict) else ():
+                if isinstance(name, str) and Path(name).is_relative_to(folder / "data"):
+                    write(Path(name), "")
     return paths
 
 
@@ -480,7 +480,12 @@ def every_key(parts: dict[str, type[BaseModel]]) -> Iterator[str]:
 
 CHANGED = {
     **dict.fromkeys(("name", "config", "revision", "dir", "files", "split", "train", "test"), "other"),
-    **dict.fromkeys(("image", "label"), "other"),
+    **dict.fromkeys(("image", "label", "audio", "text"), "other"),
+    **dict.fromkeys(("model.language", "stages.1.model.language"), "xx"),
+    **dict.fromkeys(("audio_window", "beams", "time_masks", "frequency_masks"), "3"),
+    **dict.fromkeys(("speed", "gain_db", "noise_db", "time_seconds", "frequency_share"), "0.375"),
+    "speech_task": "translate",
+    "normaliser": "none",
     **dict.fromkeys(("trust_remote_code", "rslora", "gradient_checkpointing", "compile", "flip"), "true"),
     **dict.fromkeys(("rank", "workers", "image_size", "ops", "magnitude", "evaluate_every", "early_stopping"), "3"),
     **dict.fromkeys(("batch_size", "checkpoint_every", "keep_checkpoints", "steps", "seed", "micro_batch"), "7"),
@@ -495,7 +500,6 @@ CHANGED = {
     "length_penalty": "0.375",
     "packing": "false",
     "model.generation.early_stopping": "true",
-    "model.language": "other",
     "validation": "0.375",
     "class_names": "[x, y]",
     "task": "image-classification",
@@ -516,6 +520,7 @@ BEFORE = {
     "stages.1.model": ["stages.1.model={name: x/y}"],
     "stages.1.data": ["stages.1.data={name: x/y}"],
     "stages.1.augment.randaugment": ["stages.1.augment.randaugment={}"],
+    "stages.1.augment.spec_augment": ["stages.1.augment.spec_augment={}"],
     "stages.1.steps": ["stages.1.epochs=null"],
     "data.extra_test.a": ["data.extra_test.a.config=before"],
     "stages.1.data.extra_test.a": ["stages.1.data={name: x/y, extra_test: {a: {config: before}}}"],

@@ -88,6 +88,19 @@ class TextModel(Model):
     generation: Generation = Generation()
 
 
+class SpeechModel(Model):
+    language: str | None = None
+    """Language of the text: a code (`es`) or an English name (`spanish`). A multilingual checkpoint needs it for
+    training; without it, it detects the language of each clip. English-only and CTC checkpoints take none."""
+    speech_task: Literal["transcribe", "translate"] | None = None
+    """What a multilingual checkpoint is asked for. Unset: transcribe."""
+    audio_window: Literal["fit"] | PositiveInt | None = None
+    """Seconds of audio that Whisper's encoder takes at once: `fit` is the data's longest clip, in whole seconds. A
+    shorter window is faster in proportion, and must be trained. Unset: the checkpoint's own (30)."""
+    beams: PositiveInt = 1
+    """Hypotheses kept in decoding, at evaluation and in the saved generation config."""
+
+
 # ----------------------------------------------------------------------------------------------- data
 
 
@@ -158,6 +171,19 @@ class TextData(Data):
     """Tokens of a document with its prompt; what is longer is cut at the end, and the share of it is shown."""
     max_summary_tokens: PositiveInt = 64
     """Tokens of a summary, in training and as generated."""
+
+
+class SpeechColumns(Keys):
+    audio: str = "audio"
+    text: str = "text"
+
+
+class SpeechData(Data):
+    columns: SpeechColumns = SpeechColumns()
+    """Names of the data set's columns."""
+    normaliser: Literal["auto", "none", "basic", "unaccented", "english"] = "auto"
+    """What is evened out before texts are compared. none: nothing. basic: case, punctuation and width. unaccented:
+    also accents. english: Whisper's rules for English (numbers, contractions). auto: english, or else basic."""
 
 
 # ---------------------------------------------------------------------------------------------- stage
@@ -383,6 +409,41 @@ class TextStage(Stage):
     """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""
 
 
+class SpecAugment(Keys):
+    """Source: Park et al., https://arxiv.org/abs/1904.08779."""
+
+    time_masks: Annotated[int, Field(ge=0)] = 2
+    """Stretches of time that are silenced."""
+    time_seconds: PositiveFloat = 0.5
+    """Longest of them; together they take at most a fifth of a clip."""
+    frequency_masks: Annotated[int, Field(ge=0)] = 2
+    """Bands of frequency that are taken out."""
+    frequency_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Widest of them, as a share of the bands."""
+
+
+class SpeechAugment(Keys):
+    """Training-time changes to audio, each drawn from (seed, epoch, row)."""
+
+    spec_augment: SpecAugment | None = None
+    speed: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Play up to this share faster or slower (pitch changes too). Source: Ko et al., Interspeech 2015."""
+    gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0
+    """Make up to this many decibels louder or softer."""
+    noise_db: Annotated[float, Field(ge=0, le=80)] | None = None
+    """Add white noise at a signal-to-noise ratio drawn between this many decibels and 20 more."""
+
+
+class SpeechStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: SpeechModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: SpeechData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    augment: SpeechAugment = SpeechAugment()
+
+
 # --------------------------------------------------------------------------------------------- recipe
 
 
@@ -434,4 +495,5 @@ class TaskKeys:
 TASKS: dict[str, TaskKeys] = {
     "image-classification": TaskKeys(ImageModel, ImageData, ImageStage),
     "summarization": TaskKeys(TextModel, TextData, TextStage),
+    "automatic-speech-recognition": TaskKeys(SpeechModel, SpeechData, SpeechStage),
 }

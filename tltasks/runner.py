@@ -472,10 +472,11 @@ def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str,
             arms.setdefault(arm, {})[name] = predicted
     if plan.row.weights == "random" or not plan.row.trains or not (plan.row.head == "kept" or task.votes):
         return arms
-    untouched: nn.Module = task.build(plan.row)
+    plain = task.untouched()
+    untouched: nn.Module = plain.build(plan.row)
     if plan.row.head == "kept":
         arms["checkpoint"] = {
-            name: predict_rows(accelerator, task, untouched, split.rows, workers=workers)
+            name: predict_rows(accelerator, plain, untouched, split.rows, workers=workers)
             for name, split in item.judged.items()
         }
         return arms

@@ -43,13 +43,16 @@ class Task(Protocol):
 
     tag: ClassVar[str]
     """Hub pipeline tag."""
-    headline: ClassVar[str]
-    """Metric that decides which weights are best."""
     higher_is_better: ClassVar[bool]
     label: ClassVar[str | None]
     """Column by which held-out shares are stratified."""
     votes: ClassVar[bool]
     """Whether an untouched backbone is judged by its nearest neighbours, through `embed` and `vote`."""
+
+    @property
+    def headline(self) -> str:
+        """Metric that decides which weights are best."""
+        ...
 
     @property
     def features(self) -> datasets.Features:
@@ -80,6 +83,10 @@ class Task(Protocol):
 
     def starting_from(self, source: Checkpoint) -> Self:
         """The same task with its weights from elsewhere."""
+        ...
+
+    def untouched(self) -> Self:
+        """The same task with the checkpoint as it stands, for the baseline: without what the recipe changes in it."""
         ...
 
     def build(self, row: Row) -> PreTrainedModel:

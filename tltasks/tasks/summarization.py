@@ -115,6 +115,9 @@ class Summarization:
     def starting_from(self, source: Checkpoint) -> Self:
         return dataclasses.replace(self, source=source, loaded={})
 
+    def untouched(self) -> Self:
+        return self
+
     def build(self, row: Row) -> PreTrainedModel:
         model, loaded = load_pretrained(
             self.auto_class,
