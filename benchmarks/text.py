@@ -113,6 +113,7 @@ def by_tltasks(options: argparse.Namespace) -> dict[str, Any]:
         f"data.splits.train=train[:{options.pairs}]",
         f"data.splits.validation=test[:{options.judged}]",
         "data.splits.test=test[:1]",
+        "model.generation.num_beams=1",
         "stages.0.evaluate_every=2",
         "stages.0.evaluate_rows=null",
     ]

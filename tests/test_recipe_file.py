@@ -346,6 +346,7 @@ stages:
     max_grad_norm: null
     ema: 0.5
     evaluate_every: 7
+    evaluate_rows: 11
     early_stopping: 2
     keep: last
     checkpoint_every: 9
@@ -493,6 +494,12 @@ CHANGED = {
     **dict.fromkeys(("epochs", "learning_rate"), "0.375"),
     **dict.fromkeys(("targets", "freeze", "language"), "[x]"),
     **dict.fromkeys(("full", "head"), "{}"),
+    **dict.fromkeys(("document", "summary", "prompt"), "'other {document}'"),
+    **dict.fromkeys(("max_document_tokens", "max_summary_tokens", "evaluate_rows", "num_beams"), "3"),
+    **dict.fromkeys(("no_repeat_ngram_size", "min_new_tokens"), "3"),
+    "length_penalty": "0.375",
+    "packing": "false",
+    "model.generation.early_stopping": "true",
     "validation": "0.375",
     "class_names": "[x, y]",
     "task": "image-classification",
@@ -518,6 +525,7 @@ BEFORE = {
     "data.extra_test.a": ["data.extra_test.a.config=before"],
     "stages.1.data.extra_test.a": ["stages.1.data={name: x/y, extra_test: {a: {config: before}}}"],
     "stages.1.adapt.peft": ["stages.1.adapt={peft: {type: LOHA}}"],
+    "stages.1.model.prompt": ["stages.1.model={name: x/y}"],
     **{f"stages.1.adapt.{m}": [f"stages.1.adapt={{{m}: {{}}}}"] for m in ("lora", "dora", "ia3")},
 }
 """What must be set for a key to be allowed."""
@@ -537,7 +545,7 @@ def test_digest_changes_with_every_other_key(tmp_path: Path, task: str) -> None:
     assert len(keys) >= 90
     for key in sorted(keys):
         before = next((BEFORE[k] for k in sorted(BEFORE, key=len, reverse=True) if f"{key}.".startswith(f"{k}.")), [])
-        value = CHANGED.get(key) or CHANGED[key.split(".")[-1]]
+        value = CHANGED.get(key.removeprefix("stages.1."), CHANGED[key.split(".")[-1]])
         method = re.fullmatch(r"stages\.1\.adapt\.(full|head)", key)
         after = f"stages.1.adapt={method[1]}" if method else f"{key}={value}"
         if key == "stages.1.steps":

@@ -33,6 +33,7 @@ RepoName = Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
 FORMS = {
     r"^[\w-][\w.-]*$": "text of letters, digits, `_`, `-` and, but for the first, `.`",
     r"^([\w.-]+/)?[\w.-]+$": "text like `user/name`",
+    r"\{document\}": "text with `{document}` in it",
 }
 """The patterns above in words."""
 
