@@ -1,6 +1,8 @@
 # The two commands of the README, and what they are made of. Needs Python 3.11 or newer and a package registry.
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first that is new enough and runs: version managers put commands on the path for versions that are not there.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 ENVIRONMENT := .venv/installed
 
@@ -28,7 +30,7 @@ format: $(ENVIRONMENT)
 env: $(ENVIRONMENT)
 
 $(ENVIRONMENT): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, found $(PYTHON); name one with PYTHON=…"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and not found; name one with PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'

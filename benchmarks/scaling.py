@@ -7,9 +7,9 @@ the Arrow cache, train a tiny ViT for one epoch (every row is read, augmented an
 Before that, and not counted, another process writes the images to a parquet file.
 
 Memory is the anonymous memory of the process and its children, each shared page counted once (Pss_Anon of
-/proc/PID/smaps_rollup, so Linux only), read ten times a second. It is what must fit into memory. The resident set is
-given beside it; it also counts pages of memory-mapped Arrow files, which the system drops when it needs the room, so
-that it grows with the data up to the memory that is free.
+/proc/PID/smaps_rollup, so Linux only), read ten times a second. It is what must fit into memory. The resident set
+(own peak plus the largest child's) is given beside it; it also counts pages of memory-mapped Arrow files, which the
+system drops when it needs the room, so that it grows with the data up to the memory that is free.
 """
 
 from __future__ import annotations
@@ -168,6 +168,7 @@ def run_stage(folder: Path) -> dict[str, Any]:
     recipe = load_recipe(recipe_file, [])
     plans = plan_stages(located(recipe))
     output = folder / "output"
+    output.mkdir()
     accelerator, precision = runner._accelerator(recipe, output, machine.join_processes())
     context = runner.Context(accelerator, recipe, output, precision, Console(quiet=True), lambda: False)
     memory = AnonymousMemory()

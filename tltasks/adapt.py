@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import difflib
 import fnmatch
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.recipe import Adapt, Lora, Stage
@@ -39,6 +41,8 @@ def adapt(
     if method.is_peft:
         config = _peft_config(method, head=head if row.head == "new" else [], targets=targets)
         config.revision = revision
+        if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
+            config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
         try:
             wrapped = peft.get_peft_model(model, config)
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -142,7 +146,7 @@ def find_lora_targets(model: nn.Module, *, head: list[str]) -> list[str]:
     for name, module in model.named_modules():
         if _belongs(name, head):
             continue
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, Conv1D)):  # Conv1D is GPT-2's linear layer, with its weight transposed
             linear.append(name)
             size["linear"] += module.weight.numel()
         elif isinstance(module, nn.Conv2d) and module.groups == 1:
@@ -191,7 +195,11 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def merged(model: nn.Module) -> PreTrainedModel:
     """The plain transformers model with any adapter merged into a copy of its weights, in fp32."""
     if isinstance(model, peft.PeftModel):
-        whole: PreTrainedModel = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            # T5's configuration claims a tied head where the checkpoint has its own (transformers 5.24,
+            # configuration_t5.py); PEFT mends the claim, and says so.
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+            whole: PreTrainedModel = copy.deepcopy(model).merge_and_unload(safe_merge=True)
         return whole
     assert isinstance(model, PreTrainedModel)
     return model

@@ -96,11 +96,11 @@ def embed_rows(
     return np.stack(_for_each_row(accelerator, task, model, rows, embed, workers=workers))
 
 
-def neighbour_rows(n_rows: int, *, seed: int) -> list[int]:
-    """Training rows for the nearest-neighbour baseline: all, or a sample drawn with the seed."""
-    if n_rows <= NEIGHBOUR_ROWS:
+def drawn_rows(n_rows: int, most: int | None, *, seed: int) -> list[int]:
+    """All rows, or a sample of `most` drawn with the seed, in order."""
+    if most is None or n_rows <= most:
         return list(range(n_rows))
-    return sorted(np.random.default_rng(seed).choice(n_rows, NEIGHBOUR_ROWS, replace=False).tolist())
+    return sorted(np.random.default_rng(seed).choice(n_rows, most, replace=False).tolist())
 
 
 def score_beside_baselines(

@@ -65,6 +65,28 @@ class ImageModel(Model):
     """Side of the square input in pixels; position embeddings are interpolated. Unset: the checkpoint's own."""
 
 
+class Generation(Keys):
+    """How summaries are generated; what is unset is as the checkpoint's own generation_config.json says."""
+
+    num_beams: PositiveInt | None = None
+    """Beams of the search; 1 takes the likeliest token at each step."""
+    length_penalty: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Exponent of the length that a beam's score is divided by: above 0 favours longer summaries."""
+    early_stopping: bool | None = None
+    """Stop when there are as many finished summaries as beams."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    """Tokens of the shortest run that may not come twice; 0 allows all."""
+    min_new_tokens: Annotated[int, Field(ge=0)] | None = None
+
+
+class TextModel(Model):
+    prompt: Annotated[str, Field(pattern=r"\{document\}")] | None = None
+    """What the document is put into, such as `summarize: {document}`. Unset: as the checkpoint was trained."""
+    language: str | None = None
+    """Language token of checkpoints that have them (mBART: `en_XX`), for documents and summaries."""
+    generation: Generation = Generation()
+
+
 class SpeechModel(Model):
     language: str | None = None
     """Language of the text: a code (`es`) or an English name (`spanish`). A multilingual checkpoint needs it for
@@ -134,6 +156,20 @@ class ImageData(Data):
     """Names of the data set's columns."""
     class_names: Annotated[list[str], Field(min_length=2)] | None = None
     """Names of integer labels 0, 1, …, where the data set has none."""
+
+
+class TextColumns(Keys):
+    document: str = "document"
+    summary: str = "summary"
+
+
+class TextData(Data):
+    columns: TextColumns = TextColumns()
+    """Names of the data set's columns."""
+    max_document_tokens: PositiveInt = 512
+    """Tokens of a document with its prompt; what is longer is cut at the end, and the share of it is shown."""
+    max_summary_tokens: PositiveInt = 64
+    """Tokens of a summary, in training and as generated."""
 
 
 class SpeechColumns(Keys):
@@ -272,6 +308,8 @@ class Stage(Keys):
     """Decay of the exponential moving average of the weights that is evaluated and saved."""
     evaluate_every: PositiveInt | None = None
     """Steps between evaluations on `validation`. Unset: once an epoch."""
+    evaluate_rows: PositiveInt | None = None
+    """Rows of `validation`, drawn with `seed`, that evaluations during training look at. Unset: all."""
     early_stopping: PositiveInt | None = None
     """Stop after this many evaluations without improvement."""
     keep: Literal["best", "last"] = "best"
@@ -355,6 +393,19 @@ class ImageStage(Stage):
     augment: ImageAugment = ImageAugment()
     label_smoothing: Share = 0.0
     """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+
+
+class TextStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: TextModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: TextData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    label_smoothing: Share = 0.0
+    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+    packing: bool = True
+    """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""
 
 
 class SpecAugment(Keys):
@@ -442,5 +493,6 @@ class TaskKeys:
 
 TASKS: dict[str, TaskKeys] = {
     "image-classification": TaskKeys(ImageModel, ImageData, ImageStage),
+    "summarization": TaskKeys(TextModel, TextData, TextStage),
     "automatic-speech-recognition": TaskKeys(SpeechModel, SpeechData, SpeechStage),
 }

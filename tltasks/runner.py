@@ -29,14 +29,21 @@ from tltasks.adapt import adapt, count_parameters
 from tltasks.checkpoint import Checkpoints, Progress
 from tltasks.data import EncodedSplit, encode_split, load_splits
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
-from tltasks.evaluation import embed_rows, neighbour_rows, predict_rows, score_beside_baselines, write_predictions
+from tltasks.evaluation import (
+    NEIGHBOUR_ROWS,
+    drawn_rows,
+    embed_rows,
+    predict_rows,
+    score_beside_baselines,
+    write_predictions,
+)
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
 from tltasks.precision import choose_precision
 from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, stage_from_json
 from tltasks.stages import StagePlan, plan_stages
-from tltasks.tables import show_plan, show_result
+from tltasks.tables import show_checks, show_plan, show_result
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Checkpoint, Prediction, Task
 from tltasks.tracking import Tracker, check_trackers, read_metrics
@@ -73,6 +80,8 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
     # ------------------------------------------------------- data and checkpoints, opened and checked
     plans = plan_stages(located(recipe))
     opened = [_open(accelerator, plan, plans, recipe) for plan in plans]
+    for item in opened:
+        show_checks(console, item.plan.name, item.checks)
     if dry_run:
         show_plan(console, [_measure(accelerator, item, recipe, output) for item in opened], str(output))
         return None
@@ -128,6 +137,8 @@ class Opened:
     task: Task
     source: Checkpoint
     encoded: dict[str, EncodedSplit]
+    checks: dict[str, dict[str, float]]
+    """What the task found odd about each split."""
 
     @property
     def judged(self) -> dict[str, EncodedSplit]:
@@ -195,7 +206,7 @@ def _open(accelerator: Accelerator, plan: StagePlan, plans: list[StagePlan], rec
             )
             for name, split in splits.items()
         }
-    return Opened(plan, task, source, encoded)
+    return Opened(plan, task, source, encoded, task.examine(encoded))
 
 
 def _locate(recipe: Recipe, plan: StagePlan) -> Callable[[str], str]:
@@ -289,7 +300,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageR
         trainable_parameters=trained if plan.row.trains else 0,
         total_parameters=total,
         weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
-        data={name: _describe_split(split) for name, split in item.encoded.items()},
+        data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
         training=_describe_training(context, item, progress) if plan.row.trains else {},
     )
     if accelerator.is_main_process:
@@ -340,8 +351,11 @@ def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ..
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert validation is not None
-        predictions = predict_rows(accelerator, task, model, validation.rows, workers=workers)
-        values = task.score(predictions, task.references(validation.rows), intervals=False).values
+        rows = validation.rows.select(
+            drawn_rows(len(validation.rows), plan.stage.evaluate_rows, seed=context.recipe.seed)
+        )
+        predictions = predict_rows(accelerator, task, model, rows, workers=workers)
+        values = task.score(predictions, task.references(rows), intervals=False).values
         if accelerator.is_main_process:
             shown = ", ".join(f"{name} {values[name]:.3f}" for name in (task.headline, "loss") if name in values)
             with bar.external_write_mode(file=sys.stderr):
@@ -466,7 +480,7 @@ def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str,
             for name, split in item.judged.items()
         }
         return arms
-    sample = train_rows.select(neighbour_rows(len(train_rows), seed=context.recipe.seed))
+    sample = train_rows.select(drawn_rows(len(train_rows), NEIGHBOUR_ROWS, seed=context.recipe.seed))
     known = embed_rows(accelerator, task, untouched, sample, workers=workers)
     for name, split in item.judged.items():
         vectors = embed_rows(accelerator, task, untouched, split.rows, workers=workers)
@@ -490,13 +504,14 @@ def _headline(results: list[StageResult], plans: list[StagePlan]) -> Headline:
     return Headline(score.headline, score.values[score.headline], score.ci95, task.higher_is_better, stage.name, split)
 
 
-def _describe_split(split: EncodedSplit) -> dict[str, Any]:
+def _describe_split(split: EncodedSplit, checks: dict[str, float]) -> dict[str, Any]:
     return {
         "examples": len(split.rows),
         "skipped": len(split.skipped),
         "skipped_rows": {str(row): reason for row, reason in list(split.skipped.items())[:100]},
         "source": split.origin,
         "fingerprint": split.fingerprint,
+        "checks": checks,
     }
 
 

@@ -40,6 +40,18 @@ def _interval(score: Score) -> str:
     return f"{score.ci95[0]:.3f} to {score.ci95[1]:.3f}"
 
 
+def show_checks(console: Console, stage: str, checks: dict[str, dict[str, float]]) -> None:
+    """What the task found odd about the stage's data, a line for each split of which there is anything to say."""
+    for split, counts in checks.items():
+        odd = [
+            f"{name.removesuffix('_share').replace('_', ' ')} {f'{n:.1%}' if name.endswith('_share') else f'{n:,}'}"
+            for name, n in counts.items()
+            if n
+        ]
+        if odd:
+            console.print(f"{stage}: {split}: {', '.join(odd)}")
+
+
 def show_plan(console: Console, plans: list[dict[str, Any]], output: str) -> None:
     """What a dry run found: data, size, steps and the time that they would take here."""
     table = Table(title="plan (nothing was trained or written)", title_justify="left", header_style="bold")

@@ -99,8 +99,8 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
     saved_at = progress.step
 
     while not progress.ended:
+        started = time.perf_counter()  # reading a step's rows is part of its time
         for step_rows, group in _read_steps(accelerator, job, progress):
-            started = time.perf_counter()
             factor = learning_rate_factor(
                 progress.step, total=job.total_steps, warmup=stage.warmup, schedule=stage.schedule
             )
@@ -133,6 +133,7 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
                 raise Interrupted(f"stage {job.name}: stopped after step {saved_at} of {job.total_steps}")
             if progress.ended:
                 break
+            started = time.perf_counter()
     _finish(job, model, average, progress)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off again, so that it can be copied
     model._compiled_call_impl = None

@@ -8,6 +8,7 @@ from tltasks.tasks.base import Task
 
 ADAPTERS = {
     "image-classification": "tltasks.tasks.image_classification:ImageClassification",
+    "summarization": "tltasks.tasks.summarization:Summarization",
     "automatic-speech-recognition": "tltasks.tasks.speech_recognition:SpeechRecognition",
 }
 

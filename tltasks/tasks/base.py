@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tltasks.data import Split
+from tltasks.data import EncodedSplit, Split
 from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 
@@ -75,6 +75,10 @@ class Task(Protocol):
     @classmethod
     def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         """Read the checkpoint's configuration and check the splits against it and each other; loads no weights."""
+        ...
+
+    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+        """Oddities of the data worth knowing before training, counted by split; names in `_share` are shares."""
         ...
 
     def starting_from(self, source: Checkpoint) -> Self:

@@ -23,7 +23,7 @@ from tltasks.adapt import find_lora_targets, merged
 from tltasks.audio import Samples
 from tltasks.audio_augmentation import augment_audio
 from tltasks.ctc_recognition import CtcRecogniser
-from tltasks.data import Split
+from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
 from tltasks.recipe import SpeechData, SpeechModel, SpeechStage
@@ -84,6 +84,9 @@ class SpeechRecognition:
         return "wer" if self.spaced else "cer"
 
     # -------------------------------------------------------------------------------------- model
+
+    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+        return {}  # clips that cannot serve are left out and counted as they are encoded
 
     def starting_from(self, source: Checkpoint) -> Self:
         recogniser = self.recogniser.starting_from(source.name, **source.arguments())

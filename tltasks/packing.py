@@ -1,0 +1,94 @@
+"""Several examples in one row of a decoder-only model's batch, each blind to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def pack(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
+    """Which examples share a row: first-fit decreasing, no row longer than `capacity`.
+
+    >>> pack([5, 9, 3, 4], capacity=9)
+    [[1], [0, 3], [2]]
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = next((row for row, left in enumerate(room) if left >= lengths[i]), len(rows))
+        if at == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[at].append(i)
+        room[at] -= lengths[i]
+    return rows
+
+
+def packed_batch(
+    prompts: Sequence[NDArray[np.int64]], summaries: Sequence[NDArray[np.int64]], *, together: bool
+) -> dict[str, Tensor]:
+    """Rows of examples [rows, longest example]: `input_ids`, `labels`, `position_ids` and `segments`.
+
+    Label i is what follows token i, and -100 but for the summary. Segments number the examples of a row from 1; 0 is
+    padding. Without `together` each example has a row of its own.
+    """
+    lengths = [len(prompt) + len(summary) for prompt, summary in zip(prompts, summaries, strict=True)]
+    width = max(lengths)
+    rows = pack(lengths, capacity=width) if together else [[i] for i in range(len(lengths))]
+    batch = {
+        "input_ids": np.zeros((len(rows), width), dtype=np.int64),
+        "labels": np.full((len(rows), width), -100, dtype=np.int64),
+        "position_ids": np.zeros((len(rows), width), dtype=np.int64),
+        "segments": np.zeros((len(rows), width), dtype=np.int64),
+    }
+    for row, members in enumerate(rows):
+        start = 0
+        for number, i in enumerate(members, start=1):
+            end = start + lengths[i]
+            batch["input_ids"][row, start:end] = np.concatenate([prompts[i], summaries[i]])
+            batch["labels"][row, start + len(prompts[i]) - 1 : end - 1] = summaries[i]
+            batch["position_ids"][row, start:end] = np.arange(lengths[i])
+            batch["segments"][row, start:end] = number
+            start = end
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def attention_mask(segments: Tensor, model: PreTrainedModel) -> Tensor:
+    """Who sees whom, [rows, 1, length, length]: earlier tokens of the same example, in the form that the model takes.
+
+    Padding sees the padding before it, since attention to nothing is not a number.
+    """
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    seen = (segments[:, None, :, None] == segments[:, None, None, :]) & causal
+    if model.config._attn_implementation == "sdpa":
+        return seen
+    mask = torch.zeros(seen.shape, dtype=model.dtype, device=segments.device)
+    return mask.masked_fill(~seen, torch.finfo(model.dtype).min)
+
+
+def keeps_examples_apart(model: PreTrainedModel) -> bool:
+    """Whether the model takes packed rows: the same logits for two examples in one row as in two, by trying."""
+    examples = [np.array([3, 5, 4]), np.array([5, 3, 4])]
+    trained = model.training
+    with torch.inference_mode():
+        model.eval()
+        try:
+            apart = [model(input_ids=torch.tensor(e[None]).to(model.device), use_cache=False).logits for e in examples]
+            segments = torch.tensor([[1, 1, 1, 2, 2, 2]], device=model.device)
+            packed = model(
+                input_ids=torch.tensor(np.concatenate(examples)[None]).to(model.device),
+                position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]], device=model.device),
+                attention_mask=attention_mask(segments, model),
+                use_cache=False,
+            ).logits
+        except (TypeError, ValueError, RuntimeError, IndexError):  # no such argument, or another form of mask
+            return False
+        finally:
+            model.train(trained)
+    return bool(torch.allclose(torch.cat(apart, dim=1), packed, rtol=1e-3, atol=1e-4))

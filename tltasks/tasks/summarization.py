@@ -1,0 +1,412 @@
+"""Summarisation with any checkpoint that AutoModelForSeq2SeqLM or AutoModelForCausalLM loads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from tltasks import rouge, text_statistics
+from tltasks.adapt import find_lora_targets, merged
+from tltasks.data import EncodedSplit, Split
+from tltasks.errors import CheckpointError, RecipeError
+from tltasks.lead import DEFAULT_LEAD, Lead, choose_lead
+from tltasks.metrics import bootstrap_interval
+from tltasks.packing import attention_mask, keeps_examples_apart, packed_batch
+from tltasks.pretrained import check_loaded, load_pretrained, load_saved, save_adapter
+from tltasks.recipe import TextData, TextModel, TextStage
+from tltasks.result import Exhibit, Score
+from tltasks.stages import Row, StagePlan
+from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
+from tltasks.text_checks import check_pairs
+from tltasks.text_format import TextFormat, open_format, stored_task
+from tltasks.vocabulary_loss import has_plain_head, mean_loss, plain_model
+
+SHOWN_EXAMPLES = 3
+"""Worst, median and best summaries of the report, of each as many."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row's texts, read when they are needed: documents of a whole split may not fit in memory."""
+
+    rows: datasets.Dataset
+    row: int
+
+    @property
+    def document(self) -> str:
+        return str(self.rows[self.row]["document"])
+
+    @property
+    def summary(self) -> str:
+        return str(self.rows[self.row]["summary"])
+
+
+@dataclass(frozen=True)
+class Summarization:
+    """One stage's view of a summariser: how it reads, writes, and is compared with the lead."""
+
+    tag: ClassVar[str] = "summarization"
+    headline: ClassVar[str] = "rouge1"
+    higher_is_better: ClassVar[bool] = True
+    label: ClassVar[str | None] = None
+    votes: ClassVar[bool] = False
+
+    source: Checkpoint
+    config: PretrainedConfig
+    form: TextFormat
+    model_keys: TextModel
+    data_keys: TextData
+    stage: TextStage
+    seed: int
+    splits: dict[str, Split]
+    loaded: dict[str, Any] = field(default_factory=dict)
+    """Filled by `build`: what was newly initialised, how summaries are generated, what the model was found to allow."""
+
+    # ------------------------------------------------------------------------------------ opening
+
+    @classmethod
+    def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
+        assert isinstance(plan.model, TextModel)
+        assert isinstance(plan.data, TextData)
+        assert isinstance(plan.stage, TextStage)
+        if plan.row.weights == "checkpoint" and plan.row.head == "new":
+            raise RecipeError(
+                f"stage {plan.name}: `{plan.stage.stage}` puts a new head on a checkpoint, and a summariser's head is "
+                "its vocabulary. Use `stage: finetune`."
+            )
+        try:
+            config = AutoConfig.from_pretrained(source.name, **source.arguments())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"model {source.shown}: cannot be opened ({str(error).splitlines()[0]}). Name a Hub id, or a folder "
+                "with config.json and weights (./folder); private models need `hf auth login`."
+            ) from error
+        form = open_format(source.name, config, plan.model, plan.data, shown=source.shown, **source.arguments())
+        return cls(source, config, form, plan.model, plan.data, plan.stage, seed, splits)
+
+    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+        limits = {name: getattr(self.data_keys, name) for name in ("max_document_tokens", "max_summary_tokens")}
+        return check_pairs(encoded, **limits)
+
+    # -------------------------------------------------------------------------------------- model
+
+    @property
+    def auto_class(self) -> Any:
+        return AutoModelForSeq2SeqLM if self.form.encoder_decoder else AutoModelForCausalLM
+
+    def starting_from(self, source: Checkpoint) -> Self:
+        return dataclasses.replace(self, source=source, loaded={})
+
+    def untouched(self) -> Self:
+        return self
+
+    def build(self, row: Row) -> PreTrainedModel:
+        model, loaded = load_pretrained(
+            self.auto_class,
+            self.config,
+            self.source.name,
+            shown=self.source.shown,
+            random=row.weights == "random",
+            **self.source.arguments(),
+        )
+        if row.weights != "random":
+            check_loaded(model, loaded["newly_initialised"], head=[], shown=self.source.shown)
+        model.generation_config = self._decoding(model)
+        model.config.task_specific_params = stored_task(self.form)
+        self.loaded.update(loaded)
+        self.loaded.update(
+            prompt=self.form.prompt,
+            chat=self.form.chat,
+            encoder_decoder=self.form.encoder_decoder,
+            max_document_tokens=self.form.max_document_tokens,
+            decoding=_decoding_words(model.generation_config),
+            packing=not self.form.encoder_decoder and self.stage.packing and keeps_examples_apart(model),
+        )
+        probe = self._collate([[self.form.end] * 3], [[self.form.end] * 2])
+        self.loaded["chunked_loss"] = has_plain_head(model, self._inputs(model, probe), probe["labels"])
+        return model
+
+    def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
+        return self.form.decoding(model.generation_config, self.model_keys.generation)
+
+    def weights(self) -> dict[str, Any]:
+        return {"name": self.source.shown, "revision": self.source.revision, **self.loaded}
+
+    def head(self, model: nn.Module) -> list[str]:
+        head = plain_model(model).get_output_embeddings()
+        return [name for name, module in model.named_modules() if module is head]
+
+    def lora_targets(self, model: nn.Module) -> list[str]:
+        return find_lora_targets(model, head=self.head(model))
+
+    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        if adapter:
+            save_adapter(model, folder)
+            plain_model(model).generation_config.save_pretrained(folder)
+        else:
+            merged(model).save_pretrained(folder)
+        self.form.tokenizer.save_pretrained(folder)
+
+    def reload(self, folder: Path) -> nn.Module:
+        source = self.source
+        return load_saved(self.auto_class, folder, base=source.name, config=self.config, **source.arguments())
+
+    # --------------------------------------------------------------------------------------- rows
+
+    @property
+    def features(self) -> datasets.Features:
+        number, text = datasets.Value("int32"), datasets.Value("string")
+        ids = datasets.List(number)
+        return datasets.Features(
+            {
+                "document": text,
+                "summary": text,
+                "document_ids": ids,
+                "summary_ids": ids,
+                "document_tokens": number,
+                "summary_tokens": number,
+                "length": number,
+            }
+        )
+
+    @property
+    def encoding_key(self) -> str:
+        return self.form.key
+
+    @property
+    def cpu_budget(self) -> int:
+        return 1024
+
+    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+        def encode(batch: Columns) -> Columns:
+            documents, summaries = ([_text(value) for value in batch[key]] for key in ("document", "summary"))
+            document_ids, document_tokens = self.form.encode_documents(documents)
+            summary_ids, summary_tokens = self.form.encode_summaries(summaries)
+            return {
+                "document": documents,
+                "summary": summaries,
+                "document_ids": document_ids,
+                "summary_ids": summary_ids,
+                "document_tokens": document_tokens,
+                "summary_tokens": summary_tokens,
+                "length": [len(d) + len(s) for d, s in zip(document_ids, summary_ids, strict=True)],
+                "row": batch["row"],
+                "error": [_fault(d, s) for d, s in zip(documents, summaries, strict=True)],
+            }
+
+        return encode
+
+    def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
+        lengths: Sequence[int] = rows.with_format("numpy")["length"][:]
+        return lengths
+
+    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+        documents = rows.select_columns(["document_ids"])[list(indices)]["document_ids"]
+        return self._asked(documents)
+
+    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+        columns = rows.select_columns(["document_ids", "summary_ids"])[list(indices)]
+        return self._collate(columns["document_ids"], columns["summary_ids"])
+
+    def _asked(self, documents: Sequence[Sequence[int]]) -> Batch:
+        """What a summary is generated from; a decoder goes on from its right end, so its padding is at the left."""
+        left = not self.form.encoder_decoder
+        seen = [[1] * len(ids) for ids in documents]
+        return {
+            "input_ids": torch.from_numpy(_padded(documents, fill=self.form.pad, left=left)),
+            "attention_mask": torch.from_numpy(_padded(seen, fill=0, left=left)),
+        }
+
+    def _collate(self, documents: Sequence[Sequence[int]], summaries: Sequence[Sequence[int]]) -> Batch:
+        if self.form.encoder_decoder:
+            return {**self._asked(documents), "labels": torch.from_numpy(_padded(summaries, fill=-100))}
+        prompts, answers = ([np.array(ids, dtype=np.int64) for ids in rows] for rows in (documents, summaries))
+        return packed_batch(prompts, answers, together=self.loaded["packing"])
+
+    # --------------------------------------------------------------------------------------- step
+
+    def count(self, batch: Batch) -> Tensor:
+        return (batch["labels"] != -100).sum()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return mean_loss(
+            model,
+            self._inputs(plain_model(model), batch),
+            batch["labels"],
+            smoothing=self.stage.label_smoothing,
+            chunked=self.loaded["chunked_loss"],
+        )
+
+    def _inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+        """Arguments of the model's forward for a training batch."""
+        inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+        if self.form.encoder_decoder:
+            inputs["attention_mask"] = batch["attention_mask"]
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            return inputs | self._global_attention(batch["input_ids"])
+        if not self.loaded["packing"]:
+            return inputs | {"attention_mask": (batch["segments"] > 0).long()}
+        return inputs | {
+            "attention_mask": attention_mask(batch["segments"], model),
+            "position_ids": batch["position_ids"],
+        }
+
+    def _global_attention(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """LED's first token sees, and is seen by, all. Source: Beltagy et al., https://arxiv.org/abs/2004.05150, §5."""
+        if self.config.model_type != "led":
+            return {}
+        everywhere = torch.zeros_like(input_ids)
+        everywhere[:, 0] = 1
+        return {"global_attention_mask": everywhere}
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        plain = plain_model(model)
+        written = plain.generate(
+            **batch, **self._global_attention(batch["input_ids"]), generation_config=self._decoding(plain)
+        )
+        start = 0 if self.form.encoder_decoder else batch["input_ids"].shape[1]
+        return [{"prediction": self.form.decode(ids)} for ids in written[:, start:]]
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        raise NotImplementedError("a summariser is not judged by its neighbours")
+
+    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
+        raise NotImplementedError("a summariser is not judged by its neighbours")
+
+    # --------------------------------------------------------------------------------- evaluation
+
+    def references(self, rows: datasets.Dataset) -> list[Pair]:
+        texts = rows.select_columns(["document", "summary"])
+        return [Pair(texts, row) for row in range(len(texts))]
+
+    def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
+        scores = _all_row_scores(predictions, references)[:, rouge.KINDS.index(self.headline)]
+        return np.stack([scores, np.ones(len(scores))], axis=1)
+
+    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
+        scores = _all_row_scores(predictions, references)
+        values = dict(zip(rouge.KINDS, map(float, scores.mean(0)), strict=True))
+        values |= _statistics([p["prediction"] for p in predictions], references)
+        if not intervals:
+            return Score(values, self.headline, (float("nan"), float("nan")))
+        ends = {
+            kind: bootstrap_interval(np.stack([column, np.ones(len(column))], axis=1), seed=self.seed)
+            for kind, column in zip(rouge.KINDS, scores.T, strict=True)
+        }
+        return Score(values, self.headline, ends[self.headline], {"ci95": {k: list(v) for k, v in ends.items()}})
+
+    @cached_property
+    def lead(self) -> Lead:
+        """The lead baseline, its length chosen on validation, or on train where there is none."""
+        split = self.splits.get("validation") or self.splits.get("train")
+        if split is None:
+            return DEFAULT_LEAD
+        columns = split.rows[:]
+        return choose_lead(columns["document"], columns["summary"], seed=self.seed)
+
+    def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        return {self.lead.name: [{"prediction": self.lead(pair.document)} for pair in self.references(rows)]}
+
+    def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
+        scores = _all_row_scores(predictions, references)
+        return {
+            "prediction": [p["prediction"] for p in predictions],
+            "reference": [pair.summary for pair in references],
+            **{kind: column.tolist() for kind, column in zip(rouge.KINDS, scores.T, strict=True)},
+        }
+
+    def exhibits(
+        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
+    ) -> list[Exhibit]:
+        """The worst, the median and the best summaries, each with its document and the reference."""
+        scores = self.row_scores(predictions, references)[:, 0]
+        order = np.argsort(scores, kind="stable").tolist()
+        n, middle = min(SHOWN_EXAMPLES, -(-len(order) // 3)), len(order) // 2
+        shown = []
+        for kind, chosen in (("worst", order[:n]), ("median", order[middle - n // 2 :][:n]), ("best", order[-n:])):
+            for i in chosen:
+                texts = {
+                    "document": references[i].document,
+                    "summary": predictions[i]["prediction"],
+                    "reference": references[i].summary,
+                }
+                content = "\n\n".join(f"{name.upper()}\n{text}" for name, text in texts.items())
+                caption = f"{kind} · row {rows[i]['row']}"
+                shown.append(Exhibit("text", f"ROUGE-1 {scores[i]:.1f}", caption, content.encode()))
+        return shown
+
+
+# -------------------------------------------------------------------------------------------- texts
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _fault(document: str, summary: str) -> str | None:
+    empty = [name for name, text in (("document", document), ("summary", summary)) if not text]
+    return f"empty {' and '.join(empty)}" if empty else None
+
+
+def _padded(rows: Sequence[Sequence[int]], *, fill: int, left: bool = False) -> NDArray[np.int64]:
+    """Rows of unequal length as an array, filled up at the right, or at the left."""
+    width = max(len(row) for row in rows)
+    array = np.full((len(rows), width), fill, dtype=np.int64)
+    for i, row in enumerate(rows):
+        array[i, width - len(row) if left else 0 : width if left else len(row)] = row
+    return array
+
+
+def _all_row_scores(predictions: Sequence[Prediction], references: Sequence[Pair]) -> NDArray[np.float64]:
+    return rouge.row_scores([p["prediction"] for p in predictions], [pair.summary for pair in references])
+
+
+def _statistics(summaries: Sequence[str], references: Sequence[Pair]) -> dict[str, float]:
+    """Means over rows of what summaries take from their documents, and their length against the references'."""
+    rows = []
+    for summary, pair in zip(summaries, references, strict=True):
+        written, document = rouge.tokens(summary), rouge.tokens(pair.document)
+        coverage, density = text_statistics.coverage_and_density(document, written)
+        rows.append(
+            (
+                len(written),
+                len(rouge.tokens(pair.summary)),
+                coverage,
+                density,
+                text_statistics.repetition(written),
+                text_statistics.new_ngrams(document, written),
+            )
+        )
+    n_written, n_reference, coverage, density, repetition, new = np.mean(rows, axis=0).tolist()
+    return {
+        "length_ratio": n_written / max(n_reference, 1e-12),
+        "coverage": coverage,
+        "density": density,
+        "repetition": repetition,
+        "new_bigrams": new,
+    }
+
+
+def _decoding_words(config: GenerationConfig) -> str:
+    """The settings that decide what is generated, as one line."""
+    shown = ("num_beams", "max_new_tokens", "min_new_tokens", "min_length", "length_penalty", "early_stopping")
+    values = {name: getattr(config, name, None) for name in (*shown, "no_repeat_ngram_size", "repetition_penalty")}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

@@ -1,0 +1,85 @@
+"""Cross-entropy over a large vocabulary whose memory does not grow with the batch.
+
+A batch of 32 × 128 tokens over mT5's 250,112 words would hold 4 GB of logits, and their gradient as much again. The
+head is applied to the hidden states of the targets alone, some at a time, and again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+LOGITS_AT_ONCE = 2**24
+"""64 MiB in fp32."""
+
+
+def plain_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside whatever wraps it, with any adapter's layers in place."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def mean_loss(
+    model: nn.Module, inputs: Mapping[str, Any], targets: Tensor, *, smoothing: float = 0.0, chunked: bool = True
+) -> Tensor:
+    """Mean cross-entropy over the targets [rows, length] that are not -100; position i predicts target i.
+
+    `chunked` needs a head that alone makes logits of hidden states (`has_plain_head`).
+    """
+    wanted = targets != -100
+    if not chunked:
+        logits = model(**inputs).logits[wanted].float()
+        return functional.cross_entropy(logits, targets[wanted], label_smoothing=smoothing)
+    head = plain_model(model).get_output_embeddings()
+    found: list[Tensor] = []
+
+    def take_over(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        # Inside the model's forward, so that autocast and DDP see the head at work as ever.
+        hidden = arguments[0]
+        found.append(_mean_of_head(module, hidden[wanted], targets[wanted], smoothing=smoothing))
+        return (hidden[:, :0],)
+
+    hook = head.register_forward_pre_hook(take_over)
+    try:
+        model(**inputs)
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def _mean_of_head(head: nn.Module, hidden: Tensor, targets: Tensor, *, smoothing: float) -> Tensor:
+    """Mean cross-entropy of hidden states [targets, width]."""
+
+    def total(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = head.forward(hidden).float()  # not head(…), which would come back to the hook
+        return functional.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
+
+    at_once = max(1, LOGITS_AT_ONCE // _vocabulary(head))
+    if len(targets) <= at_once:
+        return total(hidden, targets) / len(targets)
+    parts = [
+        checkpoint(total, h, t, use_reentrant=False, preserve_rng_state=False)
+        for h, t in zip(torch.split(hidden, at_once), torch.split(targets, at_once), strict=True)
+    ]
+    return torch.stack(parts).sum() / len(targets)
+
+
+def _vocabulary(head: nn.Module) -> int:
+    return max(parameter.shape[0] for parameter in head.parameters())
+
+
+def has_plain_head(model: PreTrainedModel, inputs: Mapping[str, Any], targets: Tensor) -> bool:
+    """Whether the model's logits are its head applied to hidden states, with nothing after it, by trying."""
+    if model.get_output_embeddings() is None:
+        return False
+    trained = model.training
+    with torch.inference_mode():
+        model.eval()
+        whole, ours = (mean_loss(model, inputs, targets, chunked=chunked) for chunked in (False, True))
+        model.train(trained)
+    return bool(torch.isclose(whole, ours, rtol=1e-4))
