@@ -59,6 +59,7 @@ def _for_each_row(
     while len(left):
         pieces = micro_batches(left, world=1, rank=0, max_rows=len(left), lengths=lengths, budget=budget)
         loader = DataLoader(_Pieces(task, rows, pieces), batch_size=None, num_workers=workers)
+        piece = pieces[0]
         try:
             for piece, batch in zip(pieces, loader, strict=True):
                 with torch.inference_mode(), accelerator.autocast():
@@ -67,7 +68,7 @@ def _for_each_row(
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            if len(pieces[0]) == 1:
+            if len(piece) == 1:  # the one that failed, which need not be the one with the longest row
                 raise TrainingError("out of memory while evaluating one example; make examples smaller.") from error
             budget = (budget + 1) // 2
             torch.cuda.empty_cache()

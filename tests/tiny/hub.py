@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import yaml
 
 from tests.hub_server import HubServer
+from tests.tiny import speech, texts
 from tests.tiny.images import COLOURS, picture, png, save_model
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -34,14 +41,82 @@ def _cifar(folder: Path, label: str, names: list[str], rows: dict[str, int]) -> 
         datasets.Dataset.from_dict({"img": images, label: labels}, features=features).to_parquet(path)
 
 
+def _pairs(folder: Path, document: str, summary: str, *, config: str = "default") -> None:
+    rng = np.random.default_rng(0)
+    for split, count in {"train": 24, "validation": 6, "test": 8}.items():
+        rows = [texts.pair(rng) for _ in range(count)]
+        made = datasets.Dataset.from_list([{document: row["document"], summary: row["summary"]} for row in rows])
+        (folder / config).mkdir(exist_ok=True)
+        made.to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
+    _declare(folder, config)
+
+
+def _clips(folder: Path, text: str, *, config: str, splits: dict[str, int]) -> None:
+    """Audio as the Hub has it: bytes and a path in a column whose type is Audio."""
+    rng = np.random.default_rng(0)
+    for split, count in splits.items():
+        clips, said = [], []
+        for i in range(count):
+            words = [str(word) for word in rng.choice(list(speech.WORDS), size=1 + i % 3)]
+            wav = io.BytesIO()
+            soundfile.write(wav, speech.say(words, rng), 16000, format="WAV", subtype="PCM_16")
+            clips.append({"bytes": wav.getvalue(), "path": f"{i}.wav"})
+            said.append(" ".join(words))
+        # The library itself would want torchcodec for a column of Audio (datasets 5.2, features/audio.py).
+        table = pa.table({"audio": pa.array(clips, pa.struct({"bytes": pa.binary(), "path": pa.string()})), text: said})
+        info = {"info": {"features": {"audio": {"_type": "Audio"}, text: {"dtype": "string", "_type": "Value"}}}}
+        (folder / config).mkdir(exist_ok=True)
+        path = folder / config / f"{split}-00000-of-00001.parquet"
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), path)
+    _declare(folder, config)
+
+
+def _declare(folder: Path, config: str) -> None:
+    """The card's front matter, by which a data set has a configuration of that name."""
+    splits = [
+        {"split": p.name.split("-")[0], "path": f"{config}/{p.name}"} for p in sorted((folder / config).iterdir())
+    ]
+    front = yaml.safe_dump({"configs": [{"config_name": config, "data_files": splits}]})
+    (folder / "README.md").write_text(f"---\n{front}---\n")
+
+
+def _text_model(name: str) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        texts.save_model(folder, name)
+
+    return save
+
+
+def _whisper(folder: Path) -> None:
+    speech.save_whisper(folder)
+
+
+def _wav2vec2(folder: Path) -> None:
+    speech.save_ctc(folder)
+
+
 MODELS: dict[str, Callable[[Path], None]] = {
     "google/vit-base-patch16-224-in21k": _model("vit"),
     "timm/vgg16.tv_in1k": _model("vgg16"),
+    "facebook/bart-base": _text_model("bart"),
+    "google/mt5-small": _text_model("mt5"),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": _text_model("llama"),
+    "google-t5/t5-small": _text_model("t5"),
+    "openai/whisper-small": _whisper,
+    "facebook/wav2vec2-base": _wav2vec2,
 }
 DATA: dict[str, Callable[[Path], None]] = {
     "uoft-cs/cifar10": lambda folder: _cifar(folder, "label", CIFAR10, {"train": 240, "test": 40}),
     "uoft-cs/cifar100": lambda folder: _cifar(
         folder, "fine_label", [f"class {i}" for i in range(100)], {"train": 2400, "test": 200}
+    ),
+    "abisee/cnn_dailymail": lambda folder: _pairs(folder, "article", "highlights", config="3.0.0"),
+    "hugcyp/LCSTS": lambda folder: _pairs(folder, "text", "summary"),
+    "knkarthick/samsum": lambda folder: _pairs(folder, "dialogue", "summary"),
+    "EdinburghNLP/xsum": lambda folder: _pairs(folder, "document", "summary"),
+    "PolyAI/minds14": lambda folder: _clips(folder, "transcription", config="en-US", splits={"train": 40}),
+    "fsicoli/common_voice_17_0": lambda folder: _clips(
+        folder, "sentence", config="hi", splits={"train": 16, "validation": 4, "test": 6}
     ),
 }
 

@@ -1,0 +1,68 @@
+"""Which number format is chosen on which device; the devices' abilities are made up."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tltasks.errors import RecipeError
+from tltasks.precision import choose_precision, fast_formats
+
+
+def able(monkeypatch: pytest.MonkeyPatch, device: str, *, bf16: bool) -> torch.device:
+    """A device of a kind, with or without hardware for bf16."""
+
+    def supported(including_emulation: bool = True) -> bool:
+        assert not including_emulation, "emulated bf16 is slower than fp32"
+        return bf16
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "formats", "auto"),
+    [
+        ("cuda", True, ["bf16", "fp16"], "bf16"),
+        ("cuda", False, ["fp16"], "fp32"),
+        ("mps", False, ["bf16", "fp16"], "bf16"),
+        ("xpu", False, ["bf16"], "bf16"),
+        ("cpu", True, ["bf16"], "bf16"),
+        ("cpu", False, [], "fp32"),
+    ],
+)
+def test_auto_is_bf16_where_that_is_fast(
+    monkeypatch: pytest.MonkeyPatch, device: str, bf16: bool, formats: list[str], auto: str
+) -> None:
+    found = able(monkeypatch, device, bf16=bf16)
+    assert fast_formats(found) == formats
+    assert choose_precision("auto", found) == auto
+
+
+def test_amx_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = able(monkeypatch, "cpu", bf16=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert fast_formats(device) == ["bf16"]
+
+
+@pytest.mark.parametrize("requested", ["fp32", "bf16"])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu"])
+def test_what_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch, device: str, requested: str) -> None:
+    assert choose_precision(requested, able(monkeypatch, device, bf16=False)) == requested
+
+
+@pytest.mark.parametrize(("device", "allowed"), [("cuda", True), ("mps", True), ("cpu", False), ("xpu", False)])
+def test_fp16_needs_hardware(monkeypatch: pytest.MonkeyPatch, device: str, allowed: bool) -> None:
+    found: Any = able(monkeypatch, device, bf16=True)
+    if allowed:
+        assert choose_precision("fp16", found) == "fp16"
+    else:
+        with pytest.raises(RecipeError, match=f"found {device}. Use `auto`"):
+            choose_precision("fp16", found)
+
+
+def test_this_machine_is_asked_by_names_that_exist() -> None:
+    """The private names that torch may drop."""
+    assert set(fast_formats(torch.device("cpu"))) <= {"bf16"}
