@@ -91,7 +91,7 @@ def test_odd_processors(name: str) -> None:
     assert difference(preprocessing) < 0.51
     red = preprocessing.normalise(torch.tensor([255.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 2, 2))
     theirs = preprocessing.processor([Image.new("RGB", (SIZE, SIZE), (255, 0, 0))], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(red[0, :, 0, 0], theirs[0, :, SIZE // 2, SIZE // 2], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(red[0, :, 0, 0], theirs[0, :, SIZE // 2, SIZE // 2].float(), atol=1e-4, rtol=1e-5)
 
 
 def test_blue_green_red_is_turned_back_in_the_pixels() -> None:

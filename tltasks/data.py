@@ -155,7 +155,8 @@ def _slice(tables: Tables, spec: str, *, place: str, source: str) -> datasets.Da
             f"It has: {', '.join(f'{k} ({len(v):,} rows)' for k, v in tables.items())}. "
             "Slices are written as `train[:95%]` or `train[100:200]`."
         ) from error
-    selected = [tables[p.splitname].select(range(p.from_ or 0, p.to or 0)) for p in parts]
+    # An empty range is none at all: datasets (5.2, arrow_dataset.py, _select_contiguous) refuses one behind the end.
+    selected = [tables[p.splitname].select(range(p.from_ or 0, p.to or 0) or range(0)) for p in parts]
     return selected[0] if len(selected) == 1 else datasets.concatenate_datasets(selected)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import httpx2
 import torch
 from huggingface_hub import constants, get_token, whoami
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -49,7 +50,7 @@ def _login() -> str:
         return "a token is stored; offline mode is on (HF_HUB_OFFLINE)"
     except HfHubHTTPError:
         return "the stored token is refused; log in again (`hf auth login`)"
-    except OSError:
+    except (OSError, httpx2.TransportError):
         return "a token is stored; the Hub cannot be reached"
 
 

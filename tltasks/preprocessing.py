@@ -47,7 +47,7 @@ class Preprocessing:
 
     def _run(self, images: Sequence[Image.Image]) -> Tensor:
         output: Tensor = self.processor(list(images), return_tensors="pt")["pixel_values"]
-        return output
+        return output.float()  # 8-bit where the processor neither rescales nor normalises
 
     def fit(self, images: Sequence[Image.Image]) -> Pixels:
         """Resize and crop as the processor does; RGB images of any size to [images, 3, size, size]."""

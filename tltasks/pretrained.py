@@ -9,6 +9,7 @@ from typing import Any
 
 import peft
 import torch
+from safetensors import SafetensorError
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -44,7 +45,7 @@ def load_pretrained(
             use_safetensors=True,
             **arguments,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"model {shown}: its weights cannot be loaded: {reason}") from error
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
