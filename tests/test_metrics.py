@@ -91,6 +91,13 @@ def test_gaps_of_one_bin_cancel_and_those_of_two_do_not() -> None:
     assert expected_calibration_error(probabilities, labels, bins=10) == pytest.approx((0.95 + 0.45) / 2)
 
 
+def test_bins_begin_at_zero_and_are_equally_wide() -> None:
+    """0.62 and 0.65 are both between 0.6 and 0.7, where 0.58 is not."""
+    together, apart = (np.array([[a, 1 - a], [0.65, 0.35]]) for a in (0.62, 0.58))
+    assert expected_calibration_error(together, np.array([1, 0]), bins=10) == pytest.approx((0.62 + 0.65 - 1) / 2)
+    assert expected_calibration_error(apart, np.array([1, 0]), bins=10) == pytest.approx((0.58 + 0.35) / 2)
+
+
 def test_certainty_falls_into_the_last_bin() -> None:
     assert expected_calibration_error(np.eye(3), np.arange(3)) == 0.0
     assert expected_calibration_error(np.eye(3), np.array([1, 2, 0])) == 1.0

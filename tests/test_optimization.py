@@ -197,7 +197,7 @@ def test_average_by_hand() -> None:
         average.update(model, step)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
-    assert average.weights["weight"].item() == pytest.approx(expected, rel=1e-5)
+        assert average.weights["weight"].item() == pytest.approx(expected, rel=1e-5), step
     assert model.weight.item() == 199
     assert expected == pytest.approx(199 - 0.9 / 0.1, abs=1e-3)  # the lag of an average over a ramp
 
