@@ -19,8 +19,8 @@ Two differences are of the tools, not of the set-up: the example crops the whole
 schedules of the learning rate differ (linear, and cosine with warm-up), which costs nothing.
 
 Each arm is a process of its own, and the arms take turns, so that a drift of the machine meets all alike. images/s is
-wall-clock time from the end of the last warm-up step to the end of the last step, reading included. Ratios are
-of neighbours in one round.
+that of the median step, from the end of one to the end of the next, reading included: what other users of a shared
+machine do to a few steps does not count. Ratios are of neighbours in one round.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
     from rich.console import Console
 
     from tltasks import machine, runner
+    from tltasks.precision import choose_attention
     from tltasks.recipe_file import load_recipe, located
     from tltasks.stages import plan_stages
     from tltasks.training import train
@@ -146,15 +147,17 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
     with tempfile.TemporaryDirectory() as output:
         accelerator, precision = runner._accelerator(recipe, Path(output), machine.join_processes())
         started = time.perf_counter()
-        item = runner._open(accelerator, plans[0], plans, recipe)
+        (item,) = runner._open_stages(accelerator, plans, recipe)
         preparation = time.perf_counter() - started
         context = runner.Context(accelerator, recipe, Path(output), precision, Console(quiet=True), lambda: False)
-        model, head = runner._adapt(item, item.task.build(plans[0].row))
+        model = item.task.build(plans[0].row)
+        choose_attention(model, tokens=item.task.tokens, device=accelerator.device, precision=precision)
+        adapted, head = runner._adapt(item, model)
         ends: list[float] = []
         job = runner._job(
             context, item, head, on_step=lambda progress, loss: ends.append(time.perf_counter()), evaluate=None
         )
-        train(accelerator, job, model)
+        train(accelerator, job, adapted)
     return {"precision": precision, "preparation_seconds": preparation} | _throughput(options, ends)
 
 
@@ -225,7 +228,7 @@ def _throughput(options: argparse.Namespace, ends: list[float]) -> dict[str, Any
     counted = ends[options.warmup - 1 :]
     seconds = np.diff(counted)
     return {
-        "images_per_second": options.batch_size * options.steps / (counted[-1] - counted[0]),
+        "images_per_second": options.batch_size / float(np.median(seconds)),
         "step_seconds": [round(float(s), 4) for s in seconds],
     }
 

@@ -183,7 +183,7 @@ def run_stage(folder: Path) -> dict[str, Any]:
         phases[name] = {"seconds": round(seconds, 2), "peak_anonymous_mib": round(memory.peak / MIB, 1)}
 
     with phase(PHASES[0]):
-        item = runner._open(accelerator, plans[0], plans, recipe)
+        (item,) = runner._open_stages(accelerator, plans, recipe)
     rows = item.encoded["train"].rows
     with phase(PHASES[1]):
         model, head = runner._adapt(item, item.task.build(plans[0].row))

@@ -1,12 +1,14 @@
 """Which number format is chosen on which device; the devices' abilities are made up."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageClassification, BeitConfig, DeiTConfig, Dinov2Config, ViTConfig
 
 from tltasks.errors import RecipeError
-from tltasks.precision import choose_precision, fast_formats
+from tltasks.precision import choose_attention, choose_precision, fast_formats
 
 
 def able(monkeypatch: pytest.MonkeyPatch, device: str, *, bf16: bool) -> torch.device:
@@ -66,3 +68,41 @@ def test_fp16_needs_hardware(monkeypatch: pytest.MonkeyPatch, device: str, allow
 def test_this_machine_is_asked_by_names_that_exist() -> None:
     """The private names that torch may drop."""
     assert set(fast_formats(torch.device("cpu"))) <= {"bf16"}
+
+
+ATTENTIVE = {
+    "vit": ViTConfig,
+    "deit": DeiTConfig,
+    "dinov2": Dinov2Config,
+    "beit": BeitConfig,
+}
+
+
+@pytest.mark.parametrize("family", ATTENTIVE)
+def test_plain_attention_says_the_same(family: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ATTENTIVE[family](**sizes, image_size=32, patch_size=8, num_labels=3)
+    torch.manual_seed(0)
+    model = AutoModelForImageClassification.from_config(config).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        before = model(pixel_values=pixels).logits
+        for tokens, precision in ((16, "fp32"), (1000, "bf16"), (None, "bf16")):
+            choose_attention(model, tokens=tokens, device=cpu, precision=precision)
+            assert model.config._attn_implementation == "sdpa"
+        choose_attention(model, tokens=16, device=cpu, precision="bf16")
+        assert model.config._attn_implementation == "plain_16_bit"
+        after = model(pixel_values=pixels).logits
+    assert torch.allclose(before, after, atol=1e-5)
+    assert not torch.equal(before, after) or before.abs().max() == 0, "the same kernel as before"
+
+
+def test_plain_attention_is_not_saved(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = AutoModelForImageClassification.from_config(ViTConfig(**sizes, image_size=16, patch_size=8))
+    choose_attention(model, tokens=4, device=torch.device("cpu"), precision="bf16")
+    model.save_pretrained(tmp_path)
+    assert "plain" not in (tmp_path / "config.json").read_text()
+    again = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert again.config._attn_implementation == "sdpa"

@@ -104,6 +104,28 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "straight"))
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        "{stage: finetune, start: previous, steps: 1, batch_size: 4, learning_rate: 1e-9}",
+        "{stage: zero_shot, start: previous}",
+    ],
+)
+@pytest.mark.parametrize("family", ["whisper", "wav2vec2"])
+def test_a_stage_writes_with_the_vocabulary_and_window_of_the_one_before(
+    spoken: Path, family: str, tmp_path: Path, second: str
+) -> None:
+    kind = "finetune" if family == "whisper" else "transfer"
+    first = f"{{stage: {kind}, name: first, steps: 2, batch_size: 4, learning_rate: 1e-3, keep: last}}"
+    keys = "language: es, audio_window: 3" if family == "whisper" else ""
+    recipe = recipe_of(spoken, family, tmp_path, f"{first}\n  - {second}", model_keys=keys)
+    before, after = run_recipe(recipe, tmp_path / "run").stages
+    assert after.metrics["test"].values == pytest.approx(before.metrics["test"].values, abs=1e-3)
+    if family == "whisper":
+        saved = json.loads((tmp_path / "run" / "stages" / "first" / "model" / "config.json").read_text())
+        assert saved["max_source_positions"] == 150
+
+
 # ------------------------------------------------------------------------------------ learning, saving
 
 
@@ -216,7 +238,7 @@ def test_the_baseline_of_a_fitted_encoder_hears_its_own_window(spoken: Path, tmp
 def test_a_new_vocabulary_writes_capitals_digits_cyrillic_and_chinese(tmp_path: Path) -> None:
     texts = ["Hello, World 42!", "Ёлка и Снег", "今天 3 点", "naïve café"]
     recogniser = CtcRecogniser.open(str(speech.save_ctc(tmp_path / "m")), shown="m", texts=texts)
-    recogniser.save_processor(tmp_path / "saved")
+    recogniser.save_setup(tmp_path / "saved")
     again = recogniser.tokenizer.from_pretrained(tmp_path / "saved")
     blank = recogniser.tokenizer.pad_token_id
     for text in texts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import tempfile
@@ -99,16 +98,6 @@ class CtcRecogniser:
     def apart(self) -> bool:
         """Whether clips go through the model one by one: a norm over a clip's whole length would count its padding."""
         return getattr(self.config, "feat_extract_norm", None) == "group"
-
-    def starting_from(self, name: str, **arguments: Any) -> Self:
-        config = open_config(name, shown=self.shown, **arguments)
-        if config.vocab_size != len(self.tokenizer):
-            raise CheckpointError(
-                f"model {self.shown}: the stage before writes {config.vocab_size} characters, and the training text of "
-                f"this stage has {len(self.tokenizer)}. `stage: transfer` gives it a vocabulary of its own."
-            )
-        self._write_vocabulary(config)
-        return dataclasses.replace(self, config=config)
 
     def untouched(self) -> Self:
         return self
@@ -239,7 +228,8 @@ class CtcRecogniser:
 
     # -------------------------------------------------------------------------------------- saving
 
-    def save_processor(self, folder: Path) -> None:
+    def save_setup(self, folder: Path) -> None:
+        self.config.save_pretrained(folder)
         self.feature_extractor.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

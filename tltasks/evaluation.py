@@ -55,7 +55,8 @@ def _for_each_row(
     lengths, rank = task.lengths(rows), accelerator.process_index
     budget = pass_budget(accelerator.device, task.cpu_budget)
     left = np.arange(rank, len(rows), accelerator.num_processes)
-    found: list[tuple[int, Any]] = []
+    found: list[Any] = [None] * len(rows)  # one place a row: what is kept beside it would grow with the data
+    done = np.zeros(len(rows), bool)
     while len(left):
         pieces = micro_batches(left, world=1, rank=0, max_rows=len(left), lengths=lengths, budget=budget)
         loader = DataLoader(_Pieces(task, rows, pieces), batch_size=None, num_workers=workers)
@@ -64,7 +65,9 @@ def _for_each_row(
             for piece, batch in zip(pieces, loader, strict=True):
                 with torch.inference_mode(), accelerator.autocast():
                     values = function(send_to_device(batch, accelerator.device))
-                found.extend(zip(piece.tolist(), values, strict=True))
+                for row, value in zip(piece.tolist(), values, strict=True):
+                    found[row] = value
+                done[piece] = True
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -72,10 +75,14 @@ def _for_each_row(
                 raise TrainingError("out of memory while evaluating one example; make examples smaller.") from error
             budget = (budget + 1) // 2
             torch.cuda.empty_cache()
-        done = {row for row, _ in found}
-        left = left[[row not in done for row in left.tolist()]]
-    everything = gather_object(found) if accelerator.num_processes > 1 else found
-    return [value for _, value in sorted(everything, key=lambda pair: pair[0])]
+        left = left[~done[left]]
+    if accelerator.num_processes == 1:
+        return found
+    world = accelerator.num_processes
+    shares = gather_object([found[rank::world]])
+    for i, share in enumerate(shares):
+        found[i::world] = share
+    return found
 
 
 def predict_rows(

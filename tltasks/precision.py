@@ -1,8 +1,13 @@
-"""Which number format a device computes in."""
+"""Which number format a device computes in, and how it attends."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, PreTrainedModel
 
 from tltasks.errors import RecipeError
 
@@ -31,3 +36,45 @@ def choose_precision(requested: str, device: torch.device) -> str:
     if requested == "fp16" and "fp16" not in fast:
         raise RecipeError(f"precision: fp16 needs a GPU, found {device.type}. Use `auto`, `bf16` or `fp32`.")
     return requested
+
+
+LONGEST_PLAIN = 256
+"""Tokens up to which a CPU attends faster by plain products than by torch's fused kernel in 16 bits.
+
+Measured with torch 2.14: forward and backward passes of ViT-S/16 at 224 px (197 tokens) are 1.3 times as fast; from
+about 500 tokens the fused kernel wins, and in fp32 there is no difference up to 197.
+"""
+
+
+def choose_attention(model: nn.Module, *, tokens: int | None, device: torch.device, precision: str) -> None:
+    """Let a model attend to `tokens` at once in the way that is fastest here; results agree to rounding."""
+    if device.type != "cpu" or precision == "fp32" or tokens is None or tokens > LONGEST_PLAIN:
+        return
+    if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(_PLAIN)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of [rows, heads, tokens, width] each, as [rows, tokens, heads, width].
+
+    transformers' own plain way holds the shares in fp32 in between, which a softmax does not need: it sums in fp32.
+    """
+    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-1, -2)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    shares = functional.dropout(functional.softmax(scores, dim=-1), dropout, training=module.training)
+    return (shares @ value).transpose(1, 2).contiguous(), None
+
+
+_PLAIN = "plain_16_bit"
+AttentionInterface.register(_PLAIN, _attend)

@@ -61,10 +61,6 @@ class Recogniser(Protocol):
         """Everything that labels depend on."""
         ...
 
-    def starting_from(self, name: str, **arguments: Any) -> Self:
-        """The same with the configuration of another checkpoint."""
-        ...
-
     def untouched(self) -> Self:
         """As the checkpoint stands, without what the recipe changes in its architecture."""
         ...
@@ -101,8 +97,8 @@ class Recogniser(Protocol):
         """One transcript for each piece."""
         ...
 
-    def save_processor(self, folder: Path) -> None:
-        """Write what a pipeline needs besides the weights."""
+    def save_setup(self, folder: Path) -> None:
+        """Write what a pipeline needs besides the weights: the configuration as `prepare` leaves it, the processor."""
         ...
 
     def finish_loading(self, model: nn.Module, folder: Path) -> None:

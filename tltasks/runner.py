@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ from tltasks.evaluation import (
     write_predictions,
 )
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
-from tltasks.precision import choose_precision
+from tltasks.precision import choose_attention, choose_precision
 from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, stage_from_json
@@ -79,7 +80,7 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
 
     # ------------------------------------------------------- data and checkpoints, opened and checked
     plans = plan_stages(located(recipe))
-    opened = [_open(accelerator, plan, plans, recipe) for plan in plans]
+    opened = _open_stages(accelerator, plans, recipe)
     for item in opened:
         show_checks(console, item.plan.name, item.checks)
     if dry_run:
@@ -181,20 +182,33 @@ def _accelerator(recipe: Recipe, output: Path, state: PartialState) -> tuple[Acc
 # ------------------------------------------------------------------------------------------ opening
 
 
-def _open(accelerator: Accelerator, plan: StagePlan, plans: list[StagePlan], recipe: Recipe) -> Opened:
-    """Load and encode the stage's data and read the checkpoint's configuration; no weights."""
+def _open_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recipe) -> list[Opened]:
+    """All stages, each that goes on from another opened with what that one will leave: its labels, its sizes."""
+    opened: list[Opened] = []
+    for plan, as_written in zip(plans, plan_stages(recipe), strict=True):
+        with tempfile.TemporaryDirectory() as setup:
+            if plan.stage.start == "previous":
+                source = opened[-1].source
+                opened[-1].task.save_setup(Path(setup))
+                start = dataclasses.replace(source, name=setup, revision="main")
+            else:
+                model = plan.model
+                shown = as_written.model.name
+                source = start = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=shown)
+            opened.append(_open(accelerator, plan, recipe, source=source, start=start))
+    return opened
+
+
+def _open(
+    accelerator: Accelerator, plan: StagePlan, recipe: Recipe, *, source: Checkpoint, start: Checkpoint
+) -> Opened:
+    """Load and encode the stage's data and read the configuration that it starts from; no weights."""
     adapter = load_adapter(plan.task)
-    # A stage that goes on from the one before is checked against the checkpoint that its chain begins with.
-    root = plan.index
-    while plans[root].stage.start == "previous":
-        root -= 1
-    model, written = plans[root].model, plan_stages(recipe)[root].model
-    source = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=written.name)
     with accelerator.local_main_process_first():
         splits = load_splits(
             plan.data, seed=recipe.seed, label=adapter.label, train=plan.row.trains, locate=_locate(recipe, plan)
         )
-        task = adapter.open(plan, splits, source, seed=recipe.seed)
+        task = adapter.open(plan, splits, start, seed=recipe.seed)
         encoded = {
             name: encode_split(
                 split,
@@ -220,7 +234,10 @@ def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Pat
     """What a dry run says of a stage: its size, and the time and memory of its steps by one of them."""
     splits = {name: (len(split.rows), len(split.skipped)) for name, split in item.encoded.items()}
     set_seed(recipe.seed)
-    model: nn.Module = item.task.build(item.plan.row)
+    row = item.plan.row
+    if item.plan.stage.start == "previous":  # whose weights there are none of yet, and time does not depend on them
+        row = dataclasses.replace(row, weights="random")
+    model: nn.Module = item.task.build(row)
     found: dict[str, Any] = {"stage": item.plan.name, "splits": splits}
     if item.plan.row.trains:
         context = Context(accelerator, recipe, output, "", Console(quiet=True), lambda: False)
@@ -266,6 +283,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageR
     started = time.perf_counter()
     set_seed(context.recipe.seed)
     model: nn.Module = item.task.build(plan.row)
+    choose_attention(model, tokens=item.task.tokens, device=accelerator.device, precision=context.precision)
     progress = Progress()
     if plan.row.trains:
         model, head = _adapt(item, model)

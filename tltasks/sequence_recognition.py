@@ -141,17 +141,6 @@ class SequenceRecogniser:
     def _longest_labels(self) -> int:
         return int(getattr(self.config, "max_target_positions", None) or 448)
 
-    def starting_from(self, name: str, **arguments: Any) -> Self:
-        config = open_config(name, shown=self.shown, **arguments)
-        config.apply_spec_augment = False
-        if self.is_whisper and self.window is not None and self.window > _window_of(config):
-            raise CheckpointError(
-                f"model {self.shown}: the stage before has cut its encoder to {_window_of(config):g} s, and this stage "
-                f"needs {self.window} s. Give both the same model.audio_window in seconds."
-            )
-        extractor = open_feature_extractor(name, shown=self.shown, **arguments)
-        return dataclasses.replace(self, config=config, feature_extractor=extractor)
-
     def untouched(self) -> Self:
         return dataclasses.replace(self, window=None)
 
@@ -239,7 +228,11 @@ class SequenceRecogniser:
 
     # -------------------------------------------------------------------------------------- saving
 
-    def save_processor(self, folder: Path) -> None:
+    def save_setup(self, folder: Path) -> None:
+        config = copy.deepcopy(self.config)
+        if self.is_whisper and self.window is not None:
+            config.max_source_positions = self.window * POSITIONS_PER_SECOND
+        config.save_pretrained(folder)
         self.extractor.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.generation.save_pretrained(folder)

@@ -72,6 +72,11 @@ class Task(Protocol):
         """
         ...
 
+    @property
+    def tokens(self) -> int | None:
+        """How many positions attend to each other in every row, where that is known and alike for all."""
+        ...
+
     @classmethod
     def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         """Read the checkpoint's configuration and check the splits against it and each other; loads no weights."""
@@ -167,8 +172,12 @@ class Task(Protocol):
         """Telling examples for the report, the worst first."""
         ...
 
+    def save_setup(self, folder: Path) -> None:
+        """Write configuration and processor: all that `open` reads of a checkpoint."""
+        ...
+
     def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
-        """Write what `from_pretrained`, or PEFT for an adapter, needs: weights, configuration and processor."""
+        """Write what `from_pretrained`, or PEFT for an adapter, needs: the setup and the weights."""
         ...
 
     def reload(self, folder: Path) -> nn.Module:

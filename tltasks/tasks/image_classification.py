@@ -125,14 +125,17 @@ class ImageClassification:
     def lora_targets(self, model: nn.Module) -> list[str]:
         return find_lora_targets(model, head=self.head(model))
 
-    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
-        if adapter:
-            save_adapter(model, folder)
-            self.config.save_pretrained(folder)  # the labels, which an adapter alone does not carry
-        else:
-            merged(model).save_pretrained(folder)
+    def save_setup(self, folder: Path) -> None:
+        self.config.save_pretrained(folder)  # the labels, which an adapter alone does not carry
         if self.config.model_type != "timm_wrapper":  # its processor is part of config.json
             self.preprocessing.processor.save_pretrained(folder)
+
+    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        self.save_setup(folder)
+        if adapter:
+            save_adapter(model, folder)
+        else:
+            merged(model).save_pretrained(folder)
 
     def reload(self, folder: Path) -> nn.Module:
         source = self.source
@@ -157,6 +160,14 @@ class ImageClassification:
     @property
     def cpu_budget(self) -> int:
         return max(1, 16 * 224**2 // self.preprocessing.size**2)
+
+    @property
+    def tokens(self) -> int | None:
+        """The patches of an image, for plain vision transformers."""
+        patch = getattr(self.config, "patch_size", None)
+        if not isinstance(patch, int) or hasattr(self.config, "window_size"):
+            return None
+        return (self.preprocessing.size // patch) ** 2
 
     @property
     def encoding_key(self) -> str:

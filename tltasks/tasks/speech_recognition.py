@@ -89,8 +89,7 @@ class SpeechRecognition:
         return {}  # clips that cannot serve are left out and counted as they are encoded
 
     def starting_from(self, source: Checkpoint) -> Self:
-        recogniser = self.recogniser.starting_from(source.name, **source.arguments())
-        return dataclasses.replace(self, source=source, recogniser=recogniser, loaded={})
+        return dataclasses.replace(self, source=source, loaded={})
 
     def untouched(self) -> Self:
         return dataclasses.replace(self, recogniser=self.recogniser.untouched(), loaded={})
@@ -132,13 +131,15 @@ class SpeechRecognition:
         # The output layer shares its weights with the input embedding, or is the head.
         return find_lora_targets(model, head=["proj_out", "lm_head"])
 
+    def save_setup(self, folder: Path) -> None:
+        self.recogniser.save_setup(folder)
+
     def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        self.save_setup(folder)
         if adapter:
             save_adapter(model, folder)
-            self.recogniser.config.save_pretrained(folder)
         else:
             merged(model).save_pretrained(folder)
-        self.recogniser.save_processor(folder)
 
     def reload(self, folder: Path) -> nn.Module:
         source = self.source
@@ -161,6 +162,10 @@ class SpeechRecognition:
                 "labels": datasets.Sequence(datasets.Value("int32")),
             }
         )
+
+    @property
+    def tokens(self) -> int | None:
+        return None
 
     @property
     def encoding_key(self) -> str:
@@ -372,7 +377,7 @@ def _open_ctc(plan: StagePlan, splits: dict[str, Split], texts: list[str], sourc
     given += ["model.beams"] * (plan.model.beams > 1)
     if given:
         raise RecipeError(f"{', '.join(given)}: {source.shown} is a CTC checkpoint, which has no such choice.")
-    builds = plan.row.head == "new" or (plan.stage.start == "previous" and plan.row.trains)
+    builds = plan.row.head == "new"
     train = splits.get("train")
     recogniser = CtcRecogniser.open(
         source.name, shown=source.shown, texts=texts if builds else None, **source.arguments()

@@ -157,13 +157,17 @@ class Summarization:
     def lora_targets(self, model: nn.Module) -> list[str]:
         return find_lora_targets(model, head=self.head(model))
 
+    def save_setup(self, folder: Path) -> None:
+        self.config.save_pretrained(folder)
+        self.form.tokenizer.save_pretrained(folder)
+
     def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        self.save_setup(folder)
         if adapter:
             save_adapter(model, folder)
             plain_model(model).generation_config.save_pretrained(folder)
         else:
             merged(model).save_pretrained(folder)
-        self.form.tokenizer.save_pretrained(folder)
 
     def reload(self, folder: Path) -> nn.Module:
         source = self.source
@@ -186,6 +190,10 @@ class Summarization:
                 "length": number,
             }
         )
+
+    @property
+    def tokens(self) -> int | None:
+        return None
 
     @property
     def encoding_key(self) -> str:
