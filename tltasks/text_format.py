@@ -50,9 +50,9 @@ class TextFormat:
         tokenizer = self.tokenizer
         backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
         parts = (type(tokenizer).__name__, backend, tokenizer.chat_template, self.prompt, self.encoder_decoder)
-        limits = (self.chat, self.closing, self.language, self.max_document_tokens, self.max_summary_tokens)
-        limits += (self.lead, self.splits)
-        return hashlib.sha256(repr(parts + limits).encode()).hexdigest()
+        frame = (self.chat, self.lead, self.closing, self.language)
+        limits = (self.max_document_tokens, self.max_summary_tokens, self.splits)
+        return hashlib.sha256(repr(parts + frame + limits).encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------ documents
 
