@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 RECIPE = ROOT / "recipes" / "offline" / "package_synopsis.yaml"
 WEIGHTS, DATA = ROOT / "weights" / "t5-titles", ROOT / "data" / "package_synopsis"
+RESULT = Path(__file__).parent / "results" / "text.json"
 ARMS = ("peer", "peer-tuned", "tltasks")
 PREFIX, DOCUMENT_TOKENS, SUMMARY_TOKENS = "summarize: ", 256, 24
 
@@ -43,12 +44,22 @@ def main() -> None:
         measured = by_tltasks(options) if options.arm == "tltasks" else by_peer(options, tuned=options.arm != "peer")
         print(json.dumps(measured))
         return
+    from tltasks import machine
+
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for repeat in range(options.repeats):
         for arm in ARMS:
             found[arm].append(in_process(arm, options))
             print(f"{repeat + 1} {arm:10} {shown(found[arm][-1])}", flush=True)
-    ratios(found)
+    result = {
+        "command": " ".join(["python benchmarks/text.py", *sys.argv[1:]]),
+        "processor": machine.processor_name(),
+        "cores": machine.cores(),
+        "versions": machine.versions(),
+        "times_our_time": ratios(found),
+        "arms": found,
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def in_process(arm: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -65,8 +76,9 @@ def shown(measured: dict[str, Any]) -> str:
     return ", ".join(f"{seconds:.1f} s: ROUGE-1 {rouge1:.1f}" for seconds, rouge1 in measured["curve"])
 
 
-def ratios(found: dict[str, list[dict[str, Any]]]) -> None:
-    """The peer's time for its quality over ours for the same, per repeat."""
+def ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """The peer's time for its quality over ours for the same, by peer and repeat."""
+    all_quotients: dict[str, list[float]] = {}
     for peer in ARMS[:2]:
         quotients = []
         for theirs, ours in zip(found[peer], found["tltasks"], strict=True):
@@ -79,6 +91,8 @@ def ratios(found: dict[str, list[dict[str, Any]]]) -> None:
             print(f"{peer}: ROUGE-1 {quality:.1f} after {seconds:.1f} s, ours after {reached:.1f} s")
         if quotients:
             print(f"{peer}: {statistics.median(quotients):.1f} times our time (median of {len(quotients)})")
+        all_quotients[peer] = [round(quotient, 2) for quotient in quotients]
+    return all_quotients
 
 
 # ----------------------------------------------------------------------------------------------- arms
