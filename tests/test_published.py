@@ -154,7 +154,6 @@ def in_host(hub: HubServer, home: Path, work: str, jobs: list[dict[str, Any]]) -
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
