@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import transformers
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
@@ -50,7 +49,6 @@ BASES = {
     "whisper": "automatic-speech-recognition",
     "wav2vec2": "automatic-speech-recognition",
     "t5": "summarization",
-    "mbart": "summarization",
     "gpt2": "summarization",
     "llama": "summarization",
 }
@@ -61,8 +59,6 @@ def save_base(case: Case, folder: Path) -> Path:
     if case.task == "image-classification":
         return images.save_model(folder, case.base)
     if case.task == "summarization":
-        if case.base == "mbart":
-            return texts.save_multilingual(folder, transformers.MBartTokenizer)
         return texts.save_model(folder, case.base)
     # Larger weights, so that what is heard shows in what is written after a few steps.
     return (
@@ -91,8 +87,7 @@ def write_recipe(case: Case, folder: Path, data: Path) -> Path:
     if case.task == "image-classification":
         return images.write_recipe(path, base, data, stage=TRANSFER % (12, 5e-3), **top)
     if case.task == "summarization":
-        keys = ", language: ro_RO" if case.base == "mbart" else ""
-        return texts.write_recipe(path, base, data, stage=FINETUNE % (100, 1e-2), model_keys=keys, **top)
+        return texts.write_recipe(path, base, data, stage=FINETUNE % (100, 1e-2), **top)
     stage, keys = (FINETUNE, "language: es") if case.base == "whisper" else (TRANSFER, "")
     return speech.write_recipe(path, base, data, stage=stage % (60, 1e-2), model_keys=keys, **top)
 
@@ -241,4 +236,4 @@ def test_an_adapter_is_published_alone_and_a_merged_model_whole(published: dict[
 
 def test_every_task_is_here() -> None:
     assert set(BASES.values()) == set(TASKS)
-    assert len(BASES) == 7
+    assert len(BASES) == 6
