@@ -38,7 +38,7 @@ def key(name: str, row: int | None) -> int:
 
 
 def open_answers(path: Path | None, schema: pa.Schema, *, resume: bool) -> AnswerFile:
-    """The file at `path`, or standard output. Raises RecipeError for one that is there already, unless it is resumed."""
+    """The file at `path`, or standard output. Raises RecipeError for one that is there, unless it is resumed."""
     if path is None:
         return _JsonLines(sys.stdout.buffer, set())
     kind = check_output(path, resume=resume)
@@ -166,7 +166,7 @@ def _cell(value: Any) -> str:
 
 
 class _Parquet:
-    """Has no form that is valid before its end, so it takes its place, and that of an earlier part, when it is closed."""
+    """Not valid before its end, so it takes its place, and that of an earlier part, when it is closed."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema, self.done = path, schema, set[int]()

@@ -103,13 +103,17 @@ def _add_predict(commands: Any) -> None:
         metavar="INPUT",
         help="file, folder, glob, table (.parquet, .csv, .jsonl), or - for standard input: a path or a text each line",
     )
-    predict.add_argument("--output", type=Path, metavar="FILE", help=".jsonl, .csv or .parquet; unset: JSONL is printed")
+    predict.add_argument(
+        "--output", type=Path, metavar="FILE", help=".jsonl, .csv or .parquet; unset: JSONL is printed"
+    )
     predict.add_argument("--resume", action="store_true", help="complete --output: inputs that it has are passed over")
     predict.add_argument("--column", metavar="NAME", help="column of a table; unset: that of the run's data")
     predict.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to name, the likeliest first (5)")
     predict.add_argument("--task", choices=TASK_NAMES, help="where the checkpoint does not tell")
     predict.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
-    predict.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says")
+    predict.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says"
+    )
     predict.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
     predict.set_defaults(command=_predict)
 

@@ -190,7 +190,9 @@ def _inspect(api: HfApi, repo: str, revision: str | None = None) -> _Remote | No
 _PULLED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja", "recipe.yaml")
 
 
-def pull(repo: str, *, revision: str = "main", trust_remote_code: bool = False, patience: Patience = Patience()) -> Path:
+def pull(
+    repo: str, *, revision: str = "main", trust_remote_code: bool = False, patience: Patience = Patience()
+) -> Path:
     """The folder of the client's cache with a model's files at a revision, fetched where they are not there already.
 
     Raises HubError. Neither code, unless it is trusted, nor weights of other formats are fetched.

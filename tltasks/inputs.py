@@ -1,4 +1,4 @@
-"""What predictions are asked for: files, folders, globs, tables and lists, as a stream that is never held as a whole."""
+"""What is to be predicted: files, folders, globs, tables and lists, as a stream that is never held as a whole."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _fault(argument: str) -> str | None:
     path = Path(argument).expanduser()
     if path.exists():
         return None
-    if glob.has_magic(argument):  # type: ignore[attr-defined]
+    if glob.has_magic(argument):
         found = next(glob.iglob(str(path), recursive=True), None)  # noqa: PTH207 - Path.glob takes no absolute pattern
         return None if found else "matches no file"
     return "not found"
@@ -111,7 +111,7 @@ class Inputs:
         """How many there are, where that can be told without reading them."""
         if STDIN in self._arguments or any(path.suffix.lower() != ".parquet" for path in self._column_of):
             return None
-        tables = sum(pq.read_metadata(path).num_rows for path in self._column_of)
+        tables: int = sum(pq.read_metadata(path).num_rows for path in self._column_of)
         return tables + sum(path not in self._column_of for path in self._paths())
 
     def __iter__(self) -> Iterator[Item]:

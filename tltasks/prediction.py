@@ -97,7 +97,9 @@ def predict(
 
 
 def say(console: Console, count: Count, where: Path | None) -> None:
-    """How it went, with the first inputs that had no answer."""
+    """How it went, where somebody watches or there is a fault: the first inputs that had no answer, and how many."""
+    if not console.is_terminal and not count.failed:
+        return
     for error in count.errors:
         console.print(error, markup=False, soft_wrap=True)
     if count.failed > len(count.errors):
@@ -181,14 +183,14 @@ class _Encoding(Dataset[_Chunk]):
         rows = datasets.Dataset.from_dict({column.column: []})
         self.split = Split("predict", rows, origin="", folder=None, place="")
 
-    def __getitem__(self, chunk: _Chunk) -> _Chunk:  # type: ignore[override]
+    def __getitem__(self, chunk: _Chunk) -> _Chunk:
         values, errors = [], {}
         for i, item in enumerate(chunk.items):
             try:
                 values.append(item.read(self.task.given))
-            except DataError as error:
+            except DataError as reason:
                 values.append(None)
-                errors[i] = str(error)
+                errors[i] = str(reason)
         batch = {self.task.given.column: values, "row": list(range(len(values)))}
         encoded = self.task.encoder(self.split)(batch) if values else {"error": []}
         for i, error in errors.items():
@@ -196,7 +198,7 @@ class _Encoding(Dataset[_Chunk]):
         return _Chunk(chunk.items, chunk.passed_over, encoded)
 
 
-def _as_it_is(chunk: _Chunk) -> _Chunk:
+def _as_it_is(chunk: Any) -> Any:
     return chunk
 
 

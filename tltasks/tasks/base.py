@@ -150,7 +150,7 @@ class Task(Protocol):
         ...
 
     def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
-        """A prediction as its user reads it: a value for each of `answers`, with so many alternatives where there are."""
+        """A prediction as its user reads it, by `answers`; with so many alternatives where there are any."""
         ...
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
