@@ -9,10 +9,12 @@ from typing import Any
 
 import peft
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from tltasks.errors import CheckpointError
 
@@ -59,8 +61,14 @@ def load_pretrained(
     return model, {
         "newly_initialised": new,
         "interpolated": positions,
-        "commit": getattr(config, "_commit_hash", None),
+        "commit": _commit(name, arguments["revision"]),
     }
+
+
+def _commit(name: str, revision: str) -> str | None:
+    """The commit that was loaded, by the cache of the Hub's client: transformers 5.24 keeps it no longer."""
+    found = None if Path(name).is_dir() else try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def check_loaded(model: PreTrainedModel, new: list[str], *, head: list[str], shown: str) -> None:
