@@ -338,7 +338,6 @@ def launch(hub: HubServer, body: str, *words: object) -> subprocess.CompletedPro
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -191,7 +191,12 @@ _PULLED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja
 
 
 def pull(
-    repo: str, *, revision: str = "main", trust_remote_code: bool = False, patience: Patience = Patience()
+    repo: str,
+    *,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    endpoint: str | None = None,
+    patience: Patience = Patience(),
 ) -> Path:
     """The folder of the client's cache with a model's files at a revision, fetched where they are not there already.
 
@@ -200,7 +205,10 @@ def pull(
     wanted = [*_PULLED, *(["*.py"] if trust_remote_code else [])]
 
     def fetch() -> Path:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        found = snapshot_download(
+            repo, revision=revision, endpoint=endpoint, allow_patterns=wanted, ignore_patterns=["*/*"]
+        )
+        return Path(found)
 
     tail = "Name a model that is there, at a --revision that it has; private models need `hf auth login`."
     return _persist(fetch, f"model {repo}", tail, patience)
