@@ -203,7 +203,6 @@ def test_another_file_is_not_touched(
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_a_stop_leaves_a_valid_part(run: Path, tmp_path: Path, suffix: str) -> None:
-    """With constant memory: a thousand pictures over the first hundred cost nothing."""
     many = tmp_path / "many"
     many.mkdir()
     pictures = sorted((run / "pictures").glob("*.png"))
@@ -227,6 +226,31 @@ def test_a_stop_leaves_a_valid_part(run: Path, tmp_path: Path, suffix: str) -> N
     rows = read(output)
     assert [row["input"] for row in rows] == [str(many / f"{i:04}.png") for i in range(6000)]
     assert rows[: len(part)] == part
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_inputs(run: Path, tmp_path: Path) -> None:
+    """Two thousand pictures of 400 px, of which one takes half a megabyte when decoded, beside two hundred."""
+    picture = images.png(images.picture("red", RNG, 400))
+    for folder, count in (("few", 200), ("many", 2000)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "first.png").write_bytes(picture)
+        for i in range(count - 1):
+            os.link(tmp_path / folder / "first.png", tmp_path / folder / f"{i:04}.png")
+    script = """
+from resource import RUSAGE_SELF, getrusage
+peaks = []
+for folder in ("few", "many"):
+    tltasks("predict", sys.argv[1], f"{sys.argv[2]}/{folder}", "--output", f"{sys.argv[2]}/{folder}.jsonl")
+    peaks.append(getrusage(RUSAGE_SELF).ru_maxrss)
+print(json.dumps(peaks))
+"""
+    command = [sys.executable, "-c", SCRIPT + script, str(run / "output"), str(tmp_path)]
+    done = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    few, many = json.loads(done.stdout.splitlines()[-1])
+    assert len(read(tmp_path / "many.jsonl")) == 2000
+    assert many - few < 16 * 1024, "kibibytes"
 
 
 # -------------------------------------------------------------------------------------- speech and text
