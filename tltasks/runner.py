@@ -9,16 +9,13 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
@@ -168,11 +165,7 @@ def _accelerator(recipe: Recipe, output: Path, state: PartialState) -> tuple[Acc
     """The devices, their number format and their share of the processor's cores."""
     precision = choose_precision(recipe.precision, state.device)
     machine.share_cores(state.num_processes)
-    interactive = state.is_main_process and sys.stderr.isatty()
-    (datasets.enable_progress_bars if interactive else datasets.disable_progress_bars)()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")  # theirs to mend
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    machine.quieten_libraries(interactive=state.is_main_process and sys.stderr.isatty())
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=list(recipe.trackers) or None,
@@ -353,7 +346,7 @@ def _adapt(item: Opened, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
         head=head,
         targets=task.lora_targets(model),
         shown_name=item.source.shown,
-        revision=item.source.revision,
+        revision=str(task.weights().get("commit") or item.source.revision),  # what a branch holds may change
     )
     return adapted, tuple(head)
 

@@ -14,6 +14,10 @@ from tltasks.long_documents import split_document
 from tltasks.recipe import Generation, TextData, TextModel
 
 Ids = list[int]
+SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})
+"""Of files that are taken for documents."""
+MOST_TOKENS = 1024
+"""Of a document, for a checkpoint that does not say how long its documents were and could read more."""
 PLAIN_PROMPT = "{document}\n\nTL;DR:"
 """For decoders without a chat template. Source: Radford et al., Language Models are Unsupervised Multitask Learners,
 2019, §3.6."""
@@ -249,17 +253,13 @@ def _check_room(made: TextFormat, config: PretrainedConfig, *, shown: str) -> No
             f"data.max_document_tokens: {made.max_document_tokens} leaves no room for a document; "
             f"the prompt alone takes {around} tokens."
         )
-    # T5's relative positions have no end, and its configuration names none.
-    longest = getattr(config, "max_encoder_position_embeddings", None) or getattr(
-        config, "max_position_embeddings", None
-    )
+    longest, summaries = _positions(config)
     needed = made.max_document_tokens + (0 if made.encoder_decoder else made.max_summary_tokens)
     if longest is not None and needed > longest:
         raise RecipeError(
             f"data.max_document_tokens: {shown} reads at most {longest} tokens, and this asks for {needed}"
             + ("." if made.encoder_decoder else " with the summary's.")
         )
-    summaries = getattr(config, "max_decoder_position_embeddings", None) or longest
     if made.encoder_decoder and summaries is not None and made.max_summary_tokens > summaries:
         raise RecipeError(f"data.max_summary_tokens: {shown} writes at most {summaries} tokens.")
 
@@ -267,4 +267,29 @@ def _check_room(made: TextFormat, config: PretrainedConfig, *, shown: str) -> No
 def stored_task(made: TextFormat) -> dict[str, Any]:
     """What a later user of the checkpoint must know, as `task_specific_params` of its configuration."""
     prefix, _, suffix = made.prompt.partition("{document}")
-    return {"summarization": {"prefix": prefix, "suffix": suffix}}
+    return {"summarization": {"prefix": prefix, "suffix": suffix, "max_document_tokens": made.max_document_tokens}}
+
+
+def own_limits(name: str, config: PretrainedConfig, data: TextData, **arguments: Any) -> TextData:
+    """`data` with the limits that it leaves unset as the checkpoint was trained, or as it can read and write."""
+    stored = (getattr(config, "task_specific_params", None) or {}).get("summarization", {})
+    try:
+        generation = GenerationConfig.from_pretrained(name, **arguments)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    longest, longest_summary = _positions(config)
+    summary = generation.max_new_tokens or generation.max_length or stored.get("max_length") or data.max_summary_tokens
+    summary = min(summary, (longest_summary if config.is_encoder_decoder else longest and longest // 4) or summary)
+    document = stored.get("max_document_tokens") or min(longest or data.max_document_tokens, MOST_TOKENS)
+    if longest is not None and not config.is_encoder_decoder:
+        document = min(document, longest - summary)
+    limits = {"max_document_tokens": document, "max_summary_tokens": summary}
+    return data.model_copy(update={k: v for k, v in limits.items() if k not in data.model_fields_set})
+
+
+def _positions(config: PretrainedConfig) -> tuple[int | None, int | None]:
+    """Most tokens of a document and of a summary. T5's relative positions have no end, and its configuration none."""
+    document = getattr(config, "max_encoder_position_embeddings", None) or getattr(
+        config, "max_position_embeddings", None
+    )
+    return document, getattr(config, "max_decoder_position_embeddings", None) or document

@@ -23,12 +23,16 @@ from tltasks import images, metrics
 from tltasks.adapt import find_head, find_lora_targets, merged, relabel
 from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError
+from tltasks.inputs import InputKind
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
 from tltasks.recipe import ImageData, ImageModel, ImageStage
 from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
+
+NO_LABEL = -100
+"""Of rows that are only predicted; torch's cross-entropy passes over it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,16 @@ class ImageClassification:
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = "label"
     votes: ClassVar[bool] = True
+    given: ClassVar[InputKind] = InputKind("image", images.SUFFIXES)
+    answers: ClassVar[datasets.Features] = datasets.Features(
+        {
+            "prediction": datasets.Value("string"),
+            "probability": datasets.Value("float32"),
+            "top": datasets.List(
+                {"label": datasets.Value("string"), "probability": datasets.Value("float32")},
+            ),
+        }
+    )
 
     source: Checkpoint
     config: PretrainedConfig
@@ -181,12 +195,15 @@ class ImageClassification:
 
     def encoder(self, split: Split) -> Callable[[Columns], Columns]:
         """Images no larger than the model's input stay as they are; larger ones are resized once, here."""
-        names, index = _label_names(split, self.data_keys.class_names), {n: i for i, n in enumerate(self.class_names)}
         area = self.preprocessing.size**2
+        labelled = "label" in split.rows.column_names
+        names = _label_names(split, self.data_keys.class_names) if labelled else str
+        index = {name: i for i, name in enumerate(self.class_names)}
 
         def encode(batch: Columns) -> Columns:
             encoded: Columns = {key: [] for key in (*self.features, "row", "error")}
-            for value, label, row in zip(batch["image"], batch["label"], batch["row"], strict=True):
+            labels = [index[names(label)] for label in batch["label"]] if labelled else [NO_LABEL] * len(batch["row"])
+            for value, label, row in zip(batch["image"], labels, batch["row"], strict=True):
                 pixels: NDArray[np.uint8] | None = None
                 error, fitted = None, False
                 try:
@@ -200,7 +217,7 @@ class ImageClassification:
                     "height": None if pixels is None else pixels.shape[1],
                     "width": None if pixels is None else pixels.shape[2],
                     "fitted": fitted,
-                    "label": index[names(label)],
+                    "label": label,
                     "row": row,
                     "error": error,
                 }
@@ -270,6 +287,13 @@ class ImageClassification:
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         logits = model(pixel_values=self.preprocessing.normalise(batch["pixels"])).logits
         return _predictions(logits.float().softmax(-1).cpu().numpy())
+
+    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+        probabilities = prediction["probabilities"]
+        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
+        # str() is the shortest text of a 32-bit number; as one of 64 bits it would have digits that mean nothing.
+        top = [{"label": self.class_names[i], "probability": float(str(probabilities[i]))} for i in best]
+        return {"prediction": top[0]["label"], "probability": top[0]["probability"], "top": top}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the head's first layer receives, averaged over positions where it has any."""

@@ -27,6 +27,7 @@ from tltasks import rouge, text_statistics
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
+from tltasks.inputs import InputKind
 from tltasks.lead import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.metrics import bootstrap_interval
 from tltasks.packing import attention_mask, keeps_examples_apart, packed_batch
@@ -36,7 +37,7 @@ from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 from tltasks.text_checks import check_pairs
-from tltasks.text_format import TextFormat, open_format, stored_task
+from tltasks.text_format import SUFFIXES, TextFormat, open_format, own_limits, stored_task
 from tltasks.vocabulary_loss import has_plain_head, mean_loss, plain_model
 
 SHOWN_EXAMPLES = 3
@@ -68,6 +69,8 @@ class Summarization:
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = None
     votes: ClassVar[bool] = False
+    given: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
+    answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
 
     source: Checkpoint
     config: PretrainedConfig
@@ -99,8 +102,10 @@ class Summarization:
                 f"model {source.shown}: cannot be opened ({str(error).splitlines()[0]}). Name a Hub id, or a folder "
                 "with config.json and weights (./folder); private models need `hf auth login`."
             ) from error
-        form = open_format(source.name, config, plan.model, plan.data, shown=source.shown, **source.arguments())
-        return cls(source, config, form, plan.model, plan.data, plan.stage, seed, splits)
+        data = plan.data if splits else own_limits(source.name, config, plan.data, **source.arguments())
+        form = open_format(source.name, config, plan.model, data, shown=source.shown, **source.arguments())
+        config.task_specific_params = stored_task(form)
+        return cls(source, config, form, plan.model, data, plan.stage, seed, splits)
 
     def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         limits = {name: getattr(self.data_keys, name) for name in ("max_document_tokens", "max_summary_tokens")}
@@ -130,7 +135,6 @@ class Summarization:
         if row.weights != "random":
             check_loaded(model, loaded["newly_initialised"], head=[], shown=self.source.shown)
         model.generation_config = self._decoding(model)
-        model.config.task_specific_params = stored_task(self.form)
         self.loaded.update(loaded)
         self.loaded.update(
             prompt=self.form.prompt,
@@ -176,7 +180,10 @@ class Summarization:
 
     def reload(self, folder: Path) -> nn.Module:
         source = self.source
-        return load_saved(self.auto_class, folder, base=source.name, config=self.config, **source.arguments())
+        model = load_saved(self.auto_class, folder, base=source.name, config=self.config, **source.arguments())
+        if (folder / "generation_config.json").is_file():  # which an adapter has beside it
+            plain_model(model).generation_config = GenerationConfig.from_pretrained(folder)
+        return model
 
     # --------------------------------------------------------------------------------------- rows
 
@@ -210,8 +217,11 @@ class Summarization:
         return 1024
 
     def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+        summarised = "summary" in split.rows.column_names
+
         def encode(batch: Columns) -> Columns:
-            documents, summaries = ([_text(value) for value in batch[key]] for key in ("document", "summary"))
+            documents = [_text(value) for value in batch["document"]]
+            summaries = [_text(value) for value in batch["summary"]] if summarised else [""] * len(documents)
             document_ids, document_tokens = self.form.encode_documents(documents)
             summary_ids, summary_tokens = self.form.encode_summaries(summaries)
             in_pieces = self.form.splits and split.name != "train"  # training sees a bounded length
@@ -226,7 +236,7 @@ class Summarization:
                 "summary_tokens": summary_tokens,
                 "length": [sum(map(len, p)) + len(s) for p, s in zip(pieces, summary_ids, strict=True)],
                 "row": batch["row"],
-                "error": [_fault(d, s) for d, s in zip(documents, summaries, strict=True)],
+                "error": [_fault(d, s if summarised else None) for d, s in zip(documents, summaries, strict=True)],
             }
 
         return encode
@@ -327,6 +337,9 @@ class Summarization:
         start = 0 if self.form.encoder_decoder else inputs["input_ids"].shape[1]
         return [self.form.decode(ids) for ids in written[:, start:]]
 
+    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+        return {"prediction": prediction["prediction"]}
+
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         raise NotImplementedError("a summariser is not judged by its neighbours")
 
@@ -408,8 +421,8 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _fault(document: str, summary: str) -> str | None:
-    empty = [name for name, text in (("document", document), ("summary", summary)) if not text]
+def _fault(document: str, summary: str | None) -> str | None:
+    empty = [name for name, text in (("document", document), ("summary", summary)) if text == ""]
     return f"empty {' and '.join(empty)}" if empty else None
 
 
