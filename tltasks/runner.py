@@ -36,7 +36,7 @@ from tltasks.evaluation import (
     write_predictions,
 )
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
-from tltasks.precision import choose_attention, choose_precision
+from tltasks.precision import check_architecture, choose_attention, choose_precision
 from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, stage_from_json
@@ -78,6 +78,8 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
     # ------------------------------------------------------- data and checkpoints, opened and checked
     plans = plan_stages(located(recipe))
     opened = _open_stages(accelerator, plans, recipe)
+    for item in opened:
+        check_architecture(precision, item.task.architecture, shown=item.source.shown)
     for item in opened:
         show_checks(console, item.plan.name, item.checks)
     if dry_run:

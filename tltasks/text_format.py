@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from tltasks.errors import CheckpointError, RecipeError
+from tltasks.long_documents import split_document
 from tltasks.recipe import Generation, TextData, TextModel
 
 Ids = list[int]
@@ -37,9 +38,15 @@ class TextFormat:
     end: int
     """Id that ends a summary."""
     pad: int
+    lead: str
+    """What stands between a decoder's prompt and the summary."""
+    closing: tuple[int, ...]
+    """Ids after a summary's text: the end, and in some vocabularies its language."""
     language: str | None
     max_document_tokens: int
     max_summary_tokens: int
+    splits: bool
+    """Whether documents that are too long are read in pieces outside training."""
 
     @property
     def key(self) -> str:
@@ -47,8 +54,9 @@ class TextFormat:
         tokenizer = self.tokenizer
         backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
         parts = (type(tokenizer).__name__, backend, tokenizer.chat_template, self.prompt, self.encoder_decoder)
-        limits = (self.chat, self.end, self.language, self.max_document_tokens, self.max_summary_tokens)
-        return hashlib.sha256(repr(parts + limits).encode()).hexdigest()
+        frame = (self.chat, self.lead, self.closing, self.language)
+        limits = (self.max_document_tokens, self.max_summary_tokens, self.splits)
+        return hashlib.sha256(repr(parts + frame + limits).encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------ documents
 
@@ -66,6 +74,17 @@ class TextFormat:
                 ids = self._framed([self._cut(texts[i], whole[i], left)])[0]
             framed[i] = ids
         return framed, counts
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[list[Ids]]:
+        """Token ids of each document in its prompt, of those that are too long piece by piece."""
+        room = self.max_document_tokens - len(self._framed([""])[0])
+        pieces = [
+            split_document(text, room=room, count=lambda parts: [len(ids) for ids in self._plain_ids(parts)])
+            if size > room
+            else [text]
+            for text, size in zip(texts, map(len, self._plain_ids(texts)), strict=True)
+        ]
+        return [self.encode_documents(parts)[0] for parts in pieces]
 
     def _plain_ids(self, texts: Sequence[str]) -> list[Ids]:
         ids: list[Ids] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -91,13 +110,15 @@ class TextFormat:
     # ------------------------------------------------------------------------------------ summaries
 
     def encode_summaries(self, texts: Sequence[str]) -> tuple[list[Ids], list[int]]:
-        """Token ids of each summary up to its end token, and how many tokens the whole summary takes."""
+        """Token ids of each summary with what closes it, and how many tokens the whole summary takes."""
+        closing = list(self.closing)
         if self.encoder_decoder:
             ids: list[Ids] = self.tokenizer(text_target=list(texts), verbose=False)["input_ids"]
-            ids = [row[:-1] if row and row[-1] == self.end else row for row in ids]
+            ids = [row[: -len(closing)] if row[-len(closing) :] == closing else row for row in ids]
         else:
-            ids = self._plain_ids(texts if self.chat else [f" {text}" for text in texts])
-        return [[*row[: self.max_summary_tokens - 1], self.end] for row in ids], [len(row) + 1 for row in ids]
+            ids = self._plain_ids([f"{self.lead}{text}" for text in texts])
+        room = self.max_summary_tokens - len(closing)
+        return [[*row[:room], *closing] for row in ids], [len(row) + len(closing) for row in ids]
 
     def decode(self, ids: Any) -> str:
         """The text of generated ids. PEGASUS writes `<n>` between sentences."""
@@ -127,7 +148,11 @@ class TextFormat:
         config.eos_token_id = [self.end, *others] if others else self.end
         config.pad_token_id = self.pad
         if self.language is not None:
-            config.forced_bos_token_id = self.tokenizer.convert_tokens_to_ids(self.language)
+            language = self.tokenizer.convert_tokens_to_ids(self.language)
+            if self.closing[-1] == language:  # mBART of 25 languages: what closes a summary begins it
+                config.decoder_start_token_id, config.forced_bos_token_id = language, None
+            else:
+                config.forced_bos_token_id = language
         return config
 
 
@@ -148,7 +173,7 @@ def open_format(
     chat = not encoder_decoder and bool(tokenizer.chat_template)
     _set_language(tokenizer, model.language, shown=shown)
     prompt = model.prompt or _own_prompt(config, chat=chat)
-    end = _end_of_turn(tokenizer) if chat else tokenizer.eos_token_id
+    lead, end = _answer(tokenizer) if chat else (" ", tokenizer.eos_token_id)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     made = TextFormat(
         tokenizer,
@@ -157,9 +182,12 @@ def open_format(
         chat,
         end,
         pad,
+        lead,
+        _closing(tokenizer, end) if encoder_decoder else (end,),
         model.language,
         data.max_document_tokens,
         data.max_summary_tokens,
+        data.long_documents == "split",
     )
     _check_room(made, config, shown=shown)
     return made
@@ -183,24 +211,38 @@ def _chat(tokenizer: Any, messages: list[dict[str, str]], *, answer_next: bool) 
     return text
 
 
-def _end_of_turn(tokenizer: Any) -> int:
-    """The id that the template puts after an answer, which need not be the tokenizer's end token."""
+def _answer(tokenizer: Any) -> tuple[str, int]:
+    """What the template puts before an answer, the prompt aside, and the id after it: not always the end token."""
     asked = {"role": "user", "content": "text"}
+    prompt = _chat(tokenizer, [asked], answer_next=True)
     text = _chat(tokenizer, [asked, {"role": "assistant", "content": _MARK}], answer_next=False)
-    after = tokenizer(text.rpartition(_MARK)[2].strip(), add_special_tokens=False)["input_ids"]
+    before, _, behind = text.rpartition(_MARK)
+    lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+    after = tokenizer(behind.strip(), add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     end: int = after[0] if after and after[0] in special else tokenizer.eos_token_id
-    return end
+    return lead, end
+
+
+def _closing(tokenizer: Any, end: int) -> tuple[int, ...]:
+    """What an encoder-decoder's tokenizer puts behind the text of a target, from the end token on."""
+    ids: Ids = tokenizer(text_target="", verbose=False)["input_ids"]
+    return tuple(ids[ids.index(end) :]) if end in ids else (end,)
 
 
 def _set_language(tokenizer: Any, language: str | None, *, shown: str) -> None:
-    if language is None:
-        return
     if not hasattr(tokenizer, "tgt_lang"):
-        raise RecipeError(f"model.language: the tokenizer of {shown} has no language tokens; take the key out.")
+        if language is not None:
+            raise RecipeError(f"model.language: the tokenizer of {shown} has no language tokens; take the key out.")
+        return
+    known = sorted(token for token in tokenizer.all_special_tokens if "_" in token)
+    if language is None:
+        raise RecipeError(
+            f"model.language: {shown} knows {len(known)} languages; name the one of the documents and summaries, e.g. "
+            f"`language: {known[0]}`. It knows: {', '.join(known)}."
+        )
     if tokenizer.convert_tokens_to_ids(language) in (None, tokenizer.unk_token_id):
-        known = [token for token in tokenizer.all_special_tokens if "_" in token]
-        raise RecipeError(f"model.language: {shown} does not know `{language}`. It knows: {', '.join(sorted(known))}.")
+        raise RecipeError(f"model.language: {shown} does not know `{language}`. It knows: {', '.join(known)}.")
     tokenizer.src_lang = tokenizer.tgt_lang = language
 
 

@@ -70,6 +70,11 @@ class Task(Protocol):
         ...
 
     @property
+    def architecture(self) -> str:
+        """The checkpoint's `model_type` in transformers."""
+        ...
+
+    @property
     def cpu_budget(self) -> int:
         """Size of a forward pass that keeps a CPU busy; more would cost memory and gain nothing.
 

@@ -128,6 +128,10 @@ class ImageClassification:
         self.loaded.update(loaded)
         return model
 
+    @property
+    def architecture(self) -> str:
+        return str(self.config.model_type)
+
     def weights(self) -> dict[str, Any]:
         kind = self.config.model_type
         return {"name": self.source.shown, "revision": self.source.revision, "model_type": kind, **self.loaded}

@@ -133,6 +133,10 @@ class SpeechRecognition:
         self.loaded.update(loaded, interpolated=[*loaded["interpolated"], *cut])
         return model
 
+    @property
+    def architecture(self) -> str:
+        return str(self.recogniser.config.model_type)
+
     def weights(self) -> dict[str, Any]:
         return {
             "name": self.source.shown,
