@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForImageClassification, BeitConfig, DeiTConfig, Dinov2Config, ViTConfig
 
 from tltasks.errors import RecipeError
-from tltasks.precision import choose_attention, choose_precision, fast_formats
+from tltasks.precision import choose_attention, choose_precision, fast_formats, hold_cast
 
 
 def able(monkeypatch: pytest.MonkeyPatch, device: str, *, bf16: bool) -> torch.device:
@@ -106,3 +107,20 @@ def test_plain_attention_is_not_saved(tmp_path: Path) -> None:
     assert "plain" not in (tmp_path / "config.json").read_text()
     again = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert again.config._attn_implementation == "sdpa"
+
+
+def test_weights_held_as_autocast_casts_them_give_the_same_bits() -> None:
+    torch.manual_seed(0)
+    embedding, head = nn.Embedding(20, 16), nn.Linear(16, 20, bias=False)
+    head.weight = embedding.weight
+    model = nn.Sequential(embedding, nn.Linear(16, 16), nn.LayerNorm(16), head).eval()
+    ids = torch.arange(20)[None]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        before = model(ids)
+        hold_cast(model, "bf16")
+        after = model(ids)
+    assert [p.dtype for p in model.parameters()].count(torch.bfloat16) == 2
+    assert embedding.weight.dtype == torch.float32
+    assert torch.equal(before, after)
+    hold_cast(model, "fp32")
+    assert torch.equal(before, after)

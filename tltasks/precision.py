@@ -67,6 +67,27 @@ def choose_attention(model: nn.Module, *, tokens: int | None, device: torch.devi
         model.set_attn_implementation(_PLAIN)
 
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+def hold_cast(model: nn.Module, precision: str) -> None:
+    """Hold weights of products as autocast would cast them at each pass: the same bits, for a model that only answers.
+
+    Weights that are also embeddings, which autocast leaves in fp32, stay as they are.
+    """
+    if precision not in _DTYPES:
+        return
+    products = [module for module in model.modules() if type(module) in _PRODUCTS]
+    held = {id(module) for module in products}
+    elsewhere = {
+        id(p) for module in model.modules() if id(module) not in held for p in module.parameters(recurse=False)
+    }
+    for module in products:
+        if not any(id(p) in elsewhere for p in module.parameters(recurse=False)):
+            module.to(_DTYPES[precision])
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,

@@ -15,7 +15,7 @@ from torch import nn
 
 from tltasks import hub
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.precision import choose_attention, fast_formats
+from tltasks.precision import choose_attention, fast_formats, hold_cast
 from tltasks.recipe import TASKS, Recipe
 from tltasks.recipe_file import load_recipe
 from tltasks.result import load_result
@@ -54,6 +54,7 @@ class Trained:
             model = self.task.starting_from(self.base).reload(self.folder)
         plain = model.get_base_model() if isinstance(model, peft.PeftModel) else model
         choose_attention(plain, tokens=self.task.tokens, device=device, precision=precision)
+        hold_cast(model, precision)
         return model
 
 
