@@ -21,6 +21,7 @@ SHOWN_ROWS = 20
 """Confused pairs, and classes of a long table, that are shown at once."""
 MEDIA_TYPES = {"image": "image/png", "audio": "audio/flac", "svg": "image/svg+xml"}
 BASELINE_NAMES = {
+    "flat_patches": "predicting flat patches",
     "majority_class": "the majority class",
     "checkpoint": "the untouched checkpoint",
     "checkpoint_knn": "nearest neighbours in the untouched checkpoint's features",
@@ -123,6 +124,7 @@ def _warnings(headline: Headline, stage: StageResult) -> list[str]:
         found.append("Training was steered by this very split, so the number may be optimistic; name a test split.")
     if not any(headline.split in by_split for by_split in stage.baselines.values()):
         found.append("There is no baseline to compare with.")
+    found += stage.metrics[headline.split].details.get("notes", [])
     skipped = stage.data.get(headline.split, {}).get("skipped", 0)
     if skipped:
         found.append(f"{skipped} examples of this split could not be read and do not count.")

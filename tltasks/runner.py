@@ -93,7 +93,10 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
             write_recipe(recipe, output / "recipe.yaml")
         accelerator.init_trackers("tltasks", config={"recipe_sha256": digest})
         context = Context(accelerator, recipe, output, precision, console, stop_requested)
-        results = [_run_stage(context, item, plans) for item in opened]
+        results: list[StageResult] = []
+        for item in opened:
+            lineage = _lineage(digest, results) if item.plan.stage.start == "previous" else []
+            results.append(_run_stage(context, item, plans, lineage))
 
         # ---------------------------------------------------------------------------------- results
         hardware = machine.hardware(accelerator.device, accelerator.num_processes, precision)
@@ -260,7 +263,7 @@ def _sole_writer(state: PartialState, output: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------ a stage
 
 
-def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageResult:
+def _run_stage(context: Context, item: Opened, plans: list[StagePlan], lineage: list[dict[str, Any]]) -> StageResult:
     """Build, adapt, train, predict, save, score; or read back a stage that an earlier run has finished."""
     accelerator, plan = context.accelerator, item.plan
     folder = context.output / "stages" / plan.name
@@ -320,12 +323,27 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageR
         weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
         data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
         training=_describe_training(context, item, progress) if plan.row.trains else {},
+        lineage=lineage,
     )
     if accelerator.is_main_process:
         write_json(folder / "result.json", dataclasses.asdict(result))
         shutil.rmtree(context.output / "checkpoints" / plan.name, ignore_errors=True)
     accelerator.wait_for_everyone()
     return result
+
+
+def _lineage(digest: str, results: list[StageResult]) -> list[dict[str, Any]]:
+    """What a stage that goes on from the last one has to say of its weights' past."""
+    last = results[-1]
+    own = {
+        "stage": last.name,
+        "task": last.task,
+        "recipe_sha256": digest,
+        "checkpoint": last.weights.get("name"),
+        "revision": last.weights.get("commit") or last.weights.get("revision"),
+        "data": {split: about["fingerprint"] for split, about in last.data.items()},
+    }
+    return [*last.lineage, own]
 
 
 def _heed_stop(context: Context, text: str) -> None:
@@ -373,11 +391,15 @@ def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ..
             drawn_rows(len(validation.rows), plan.stage.evaluate_rows, seed=context.recipe.seed)
         )
         predictions = predict_rows(accelerator, task, model, rows, workers=workers)
-        values = task.score(predictions, task.references(rows), intervals=False).values
+        score = task.score(predictions, task.references(rows), intervals=False)
+        values = score.values
         if accelerator.is_main_process:
-            shown = ", ".join(f"{name} {values[name]:.3f}" for name in (task.headline, "loss") if name in values)
+            told = values if len(values) <= 3 else dict.fromkeys((task.headline, "loss"))
+            shown = ", ".join(f"{name} {values[name]:.3f}" for name in told if name in values)
             with bar.external_write_mode(file=sys.stderr):
                 context.console.print(f"{plan.name}: validation {shown}")
+                for note in score.details.get("notes", []):
+                    context.console.print(f"{plan.name}: {note}", soft_wrap=True)
         return values
 
     job = _job(context, item, head, on_step=on_step, evaluate=evaluate if validation is not None else None)
