@@ -243,12 +243,16 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         facts[2:2] = [
             ("training alone", f"{show_duration(training['seconds'])}, {stage.examples_per_second:,.1f} examples/s")
         ]
-        facts += [
-            ("ended", f"{training['ended']}, at step {training['steps']:,} (epoch {training['epochs']:g})"),
-            ("method", f"{training['method']}, learning rate {training['learning_rate']:g}"),
-            ("batch", f"{training['batch_size']} examples, in micro-batches of {_micro_batch(training)}"),
-            ("precision", training["precision"]),
-        ]
+        if "l2" in training:
+            facts.append(("method", f"{training['method']} on cached features, l2 {training['l2']:g}"))
+            facts.append(("ended", f"{training['ended']}, after {training['steps']:,} iterations"))
+        else:
+            facts += [
+                ("ended", f"{training['ended']}, at step {training['steps']:,} (epoch {training['epochs']:g})"),
+                ("method", f"{training['method']}, learning rate {training['learning_rate']:g}"),
+                ("batch", f"{training['batch_size']} examples, in micro-batches of {_micro_batch(training)}"),
+            ]
+        facts.append(("precision", training["precision"]))
         if training["best_step"] is not None:
             facts.append(("best on validation", f"step {training['best_step']:,}"))
     facts += [

@@ -40,6 +40,7 @@ from tltasks.evaluation import (
 )
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
 from tltasks.precision import choose_attention, choose_precision
+from tltasks.probe import fit_probe
 from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, stage_from_json
@@ -207,6 +208,8 @@ def _open(
 ) -> Opened:
     """Load and encode the stage's data and read the configuration that it starts from; no weights."""
     adapter = load_adapter(plan.task)
+    if plan.row.cached and not adapter.votes:
+        raise RecipeError(f"stages[{plan.index}]: {plan.task} has no head that a probe could fit; use `transfer`.")
     with accelerator.local_main_process_first():
         splits = load_splits(
             plan.data, seed=recipe.seed, label=adapter.label, train=plan.row.trains, locate=_locate(recipe, plan)
@@ -242,7 +245,7 @@ def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Pat
         row = dataclasses.replace(row, weights="random")
     model: nn.Module = item.task.build(row)
     found: dict[str, Any] = {"stage": item.plan.name, "splits": splits}
-    if item.plan.row.trains:
+    if item.plan.row.trains and not item.plan.row.cached:
         context = Context(accelerator, recipe, output, "", Console(quiet=True), lambda: False)
         model, head = _adapt(item, model)
         job = _job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
@@ -287,8 +290,10 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], lineage: 
     set_seed(context.recipe.seed)
     model: nn.Module = item.task.build(plan.row)
     choose_attention(model, tokens=item.task.tokens, device=accelerator.device, precision=context.precision)
-    progress = Progress()
-    if plan.row.trains:
+    progress, fitted = Progress(), {}
+    if plan.row.cached:
+        progress, fitted = _probe(context, item, model)
+    elif plan.row.trains:
         model, head = _adapt(item, model)
         progress = _train(context, item, model, head)
     _heed_stop(context, f"stage {plan.name}: stopped after training, before evaluation")
@@ -322,7 +327,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], lineage: 
         total_parameters=total,
         weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
         data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
-        training=_describe_training(context, item, progress) if plan.row.trains else {},
+        training={**_describe_training(context, item, progress), **fitted} if plan.row.trains else {},
         lineage=lineage,
     )
     if accelerator.is_main_process:
@@ -372,6 +377,21 @@ def _adapt(item: Opened, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
         revision=item.source.revision,
     )
     return adapted, tuple(head)
+
+
+def _probe(context: Context, item: Opened, model: nn.Module) -> tuple[Progress, dict[str, Any]]:
+    """Fit the head to the frozen rest's features, and say what of it is told of the training."""
+    accelerator, task = context.accelerator, item.task
+    workers = context.workers(item.plan.data.workers)
+    progress, fit = fit_probe(
+        accelerator, task, model, task.head(model), item.plan.stage, item.encoded, workers=workers
+    )
+    context.console.print(
+        f"{item.plan.name}: fitted the head to {progress.examples:,} rows of features in {progress.seconds:.1f} s "
+        f"(l2 {fit.l2:g}, {fit.iterations} iterations)",
+        soft_wrap=True,
+    )
+    return progress, {"method": "head", "l2": fit.l2, "epochs": None, "batch_size": None, "micro_batch": None}
 
 
 def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ...]) -> Progress:
