@@ -286,8 +286,10 @@ def test_keys_of_the_architecture(zoo: Path, tmp_path: Path) -> None:
     assert not any(".layers.1." in name for name in weights(tmp_path / "run"))
     with pytest.raises(RecipeError, match=r"model.config.hidden_sise: .* no such key; did you mean `hidden_size`\?"):
         run_recipe(recipe, tmp_path / "other", "model.config={hidden_sise: 8}")
-    with pytest.raises(CheckpointError, match="no model can be built of its configuration"):
-        run_recipe(recipe, tmp_path / "other", "model.config={hidden_size: 30, num_attention_heads: 7}")
+    with pytest.raises(CheckpointError, match="multiples of 4"):
+        run_recipe(recipe, tmp_path / "other", "model.config={hidden_size: 30}")
+    with pytest.raises(CheckpointError, match="no model can be built of its configuration: 'elbow'"):
+        run_recipe(recipe, tmp_path / "other", "model.config={hidden_act: elbow}")
 
 
 @pytest.mark.parametrize(
@@ -303,11 +305,13 @@ def test_masks_that_cannot_be(zoo: Path, tmp_path: Path, keys: str, said: str) -
 
 
 def test_models_and_data_of_other_tasks_are_refused(zoo: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "resnet", "resnet")
+    (tmp_path / "data").symlink_to(zoo / "data")
+    stage = PRETRAIN % "steps: 1, learning_rate: 1e-3"
+    recipe = write_chain(tmp_path / "r.yaml", tmp_path, stage, model="resnet")
     with pytest.raises(CheckpointError, match="no masked image modelling for resnet"):
-        save_model(tmp_path / "resnet", "resnet")
-        (tmp_path / "data").symlink_to(zoo / "data")
-        opened(write_chain(tmp_path / "r.yaml", tmp_path, PRETRAIN % "steps: 1, learning_rate: 1e-3", model="resnet"))
-    stage = (PRETRAIN % "steps: 1, learning_rate: 1e-3").replace("data: *unlabelled, ", "")
+        opened(recipe)
+    stage = stage.replace("data: *unlabelled, ", "")
     with pytest.raises(RecipeError, match="needs a `data` of its own: the recipe's is of another task"):
         load_recipe(write_chain(tmp_path / "s.yaml", zoo, stage))
 

@@ -68,34 +68,40 @@ class Objective(Protocol):
 
 def choose_objective(config: PretrainedConfig, masking: Masking, *, image_size: int, shown: str) -> Objective:
     """MAE or SimMIM, as the architecture has it; CheckpointError for one that has neither."""
-    patch = getattr(config, "patch_size", None)
-    if not isinstance(patch, int) or image_size % patch:
+    mae, simmim = config.model_type == "vit_mae", type(config) in AutoModelForMaskedImageModeling._model_mapping
+    if not mae and not simmim:
+        raise CheckpointError(
+            f"model {shown}: transformers has no masked image modelling for {config.model_type}; "
+            "it has MAE for vit_mae, and SimMIM for vit, deit, swin, swinv2 and focalnet."
+        )
+    patch = config.patch_size
+    if not isinstance(patch, int) or patch < 1 or image_size % patch:
         raise CheckpointError(
             f"model {shown}: images of {image_size} pixels are not whole patches of {patch}; set model.image_size."
         )
-    if config.model_type == "vit_mae":
+    side = image_size // patch
+    if mae:
         if masking.square_pixels is not None:
             raise RecipeError("mask.square_pixels: MAE hides single patches; this is a key for SimMIM.")
+        if config.hidden_size % 4 or config.decoder_hidden_size % 4:
+            raise CheckpointError(f"model {shown}: a vit_mae's hidden sizes have to be multiples of 4.")
         ratio = 0.75 if masking.ratio is None else masking.ratio
-        patches = (image_size // patch) ** 2
-        if not 0 < int(patches * (1 - ratio)) < patches:
-            raise RecipeError(f"mask.ratio: {ratio} of {patches} patches leaves none to see, or none to predict.")
-        return MaskedAutoencoder(patch, image_size // patch, ratio, masking.normalised_pixels)
-    if type(config) in AutoModelForMaskedImageModeling._model_mapping:
-        ratio = 0.6 if masking.ratio is None else masking.ratio
-        square = masking.square_pixels or _default_square(image_size, patch)
-        if square % patch or image_size % square:
-            raise RecipeError(
-                f"mask.square_pixels: {square} is not a multiple of the patches' {patch} pixels that divides the "
-                f"image's {image_size}."
-            )
-        depths = getattr(config, "depths", None)
-        stride = patch * 2 ** (len(depths) - 1) if depths else patch
-        return SimMIM(patch, image_size // patch, ratio, square // patch, stride)
-    raise CheckpointError(
-        f"model {shown}: transformers has no masked image modelling for {config.model_type}; "
-        "it has MAE for vit_mae, and SimMIM for vit, deit, swin, swinv2 and focalnet."
-    )
+        if not 0 < int(side**2 * (1 - ratio)) < side**2:
+            raise RecipeError(f"mask.ratio: {ratio} of {side**2} patches leaves none to see, or none to predict.")
+        return MaskedAutoencoder(patch, side, ratio, masking.normalised_pixels)
+    ratio = 0.6 if masking.ratio is None else masking.ratio
+    square = masking.square_pixels or _default_square(image_size, patch)
+    if square % patch or image_size % square:
+        raise RecipeError(
+            f"mask.square_pixels: {square} is not a multiple of the patches' {patch} pixels that divides the "
+            f"image's {image_size}."
+        )
+    squares = (image_size // square) ** 2
+    if math.ceil(squares * ratio) == squares:
+        raise RecipeError(f"mask.ratio: {ratio} of {squares} squares leaves none to see.")
+    depths = getattr(config, "depths", None)
+    stride = patch * 2 ** (len(depths) - 1) if depths else patch
+    return SimMIM(patch, side, ratio, square // patch, stride)
 
 
 def _default_square(image_size: int, patch: int) -> int:

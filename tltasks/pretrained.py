@@ -71,7 +71,7 @@ def load_pretrained(
     if random:
         try:
             model = auto_class.from_config(config, trust_remote_code=arguments["trust_remote_code"])
-        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        except (ValueError, RuntimeError, KeyError, ZeroDivisionError) as error:
             raise CheckpointError(f"model {shown}: no model can be built of its configuration: {error}") from error
         return model, {"newly_initialised": ["all"], "interpolated": []}
     try:
