@@ -313,7 +313,8 @@ def test_mutated_overrides(tmp_path: Path) -> None:
 
 EVERY_KEY = """\
 task: image-classification
-model: {name: a/b, revision: v1, trust_remote_code: true, image_size: 64, config: {depth: 3, act: gelu, sizes: [1, 2], on: true}}
+model:
+  {name: a/b, revision: v1, trust_remote_code: true, image_size: 64, config: {d: 3, act: gelu, sizes: [1, 2], on: true}}
 data:
   name: c/d
   config: e

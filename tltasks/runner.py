@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, set_seed
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 from tqdm import tqdm
@@ -39,6 +41,7 @@ from tltasks.evaluation import (
     write_predictions,
 )
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
+from tltasks.metrics import paired_difference
 from tltasks.precision import choose_attention, choose_precision
 from tltasks.probe import fit_probe
 from tltasks.recipe import Recipe
@@ -54,6 +57,8 @@ from tltasks.training import Interrupted, Job, measure, train
 Scores = dict[str, Score]
 DECIDING = ("test", "validation")
 """Splits that a headline may stand on, the better first."""
+ROW_SCORES = "row_scores.npz"
+"""What each row of a split contributes to the headline, by which later stages are compared with a stage."""
 
 
 def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool) -> RunResult | None:
@@ -96,8 +101,7 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
         context = Context(accelerator, recipe, output, precision, console, stop_requested)
         results: list[StageResult] = []
         for item in opened:
-            lineage = _lineage(digest, results) if item.plan.stage.start == "previous" else []
-            results.append(_run_stage(context, item, plans, lineage))
+            results.append(_run_stage(context, item, plans, results))
 
         # ---------------------------------------------------------------------------------- results
         hardware = machine.hardware(accelerator.device, accelerator.num_processes, precision)
@@ -266,7 +270,7 @@ def _sole_writer(state: PartialState, output: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------ a stage
 
 
-def _run_stage(context: Context, item: Opened, plans: list[StagePlan], lineage: list[dict[str, Any]]) -> StageResult:
+def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: list[StageResult]) -> StageResult:
     """Build, adapt, train, predict, save, score; or read back a stage that an earlier run has finished."""
     accelerator, plan = context.accelerator, item.plan
     folder = context.output / "stages" / plan.name
@@ -313,7 +317,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], lineage: 
         _check_saved(context, item, saved, predictions)
     del model
     accelerator.free_memory()
-    metrics, baselines = _score(context, item, predictions)
+    metrics, baselines = _score(context, item, predictions, earlier)
     result = StageResult(
         stage=plan.stage.stage,
         name=plan.name,
@@ -328,7 +332,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], lineage: 
         weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
         data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
         training={**_describe_training(context, item, progress), **fitted} if plan.row.trains else {},
-        lineage=lineage,
+        lineage=_lineage(recipe_sha256(context.recipe), earlier) if plan.stage.start == "previous" else [],
     )
     if accelerator.is_main_process:
         write_json(folder / "result.json", dataclasses.asdict(result))
@@ -494,16 +498,18 @@ def _check_saved(context: Context, item: Opened, folder: Path, predictions: dict
 
 
 def _score(
-    context: Context, item: Opened, predictions: dict[str, list[Prediction]]
+    context: Context, item: Opened, predictions: dict[str, list[Prediction]], earlier: list[StageResult]
 ) -> tuple[Scores, dict[str, Scores]]:
     """Scores by split and baselines by name and split; writes predictions/ and the report's examples."""
     task, writes = item.task, context.accelerator.is_main_process
     arms = _baseline_predictions(context, item)
     metrics: Scores = {}
     baselines: dict[str, Scores] = {}
+    row_scores: dict[str, NDArray[np.float64]] = {}
     for i, (name, predicted) in enumerate(predictions.items()):
         rows = item.encoded[name].rows
         references = task.references(rows)
+        row_scores[name] = task.row_scores(predicted, references)
         beside = {arm: by_split[name] for arm, by_split in arms.items()}
         metrics[name], scored = score_beside_baselines(task, predicted, references, beside, seed=context.recipe.seed)
         for arm, score in scored.items():
@@ -517,7 +523,28 @@ def _score(
                 for e in task.exhibits(rows, predicted, references)
             ]
             write_json(context.output / "stages" / item.plan.name / "exhibits.json", shown)
-    return metrics, baselines
+    if writes:
+        np.savez(context.output / "stages" / item.plan.name / ROW_SCORES, **row_scores)  # type: ignore[arg-type]
+    return metrics, baselines | _earlier_stages(context, item, row_scores, earlier)
+
+
+def _earlier_stages(
+    context: Context, item: Opened, row_scores: dict[str, NDArray[np.float64]], earlier: list[StageResult]
+) -> dict[str, Scores]:
+    """What earlier stages of the same task made of the same rows: controls, and what has been forgotten since."""
+    found: dict[str, Scores] = {}
+    for stage in earlier:
+        path = context.output / "stages" / stage.name / ROW_SCORES
+        if stage.task != item.plan.task or not path.is_file():
+            continue
+        by_rows = {stage.data[split]["fingerprint"]: split for split in stage.metrics}
+        with np.load(path) as theirs:
+            for name, ours in row_scores.items():
+                if (split := by_rows.get(item.encoded[name].fingerprint)) is not None:
+                    interval = paired_difference(ours, theirs[split], seed=context.recipe.seed)
+                    score = dataclasses.replace(stage.metrics[split], details={"difference_ci95": list(interval)})
+                    found.setdefault(f"stage_{stage.name}", {})[name] = score
+    return found
 
 
 def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str, list[Prediction]]]:
