@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ROOT / "recipes" / "offline" / "voice_prompts"
 MODEL = ROOT / "weights" / "whisper-tiny.en"
+RESULT = Path(__file__).parent / "results" / "speech.json"
 ARMS = ("peer fp32", "ours fp32", "peer bf16, grouped", "ours bf16")
 
 
@@ -45,7 +46,17 @@ def main() -> None:
         print(json.dumps(found))
         return
     rounds = [{arm: in_process(arm, arguments.epochs) for arm in ARMS} for _ in range(arguments.rounds)]
-    report(rounds)
+    from tltasks import machine
+
+    result = {
+        "command": " ".join(["python benchmarks/speech.py", *sys.argv[1:]]),
+        "processor": machine.processor_name(),
+        "cores": machine.cores(),
+        "versions": machine.versions(),
+        "ratios": report(rounds),
+        "rounds": rounds,
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def in_process(arm: str, epochs: float) -> dict[str, float]:
@@ -63,8 +74,9 @@ def describe(found: dict[str, float]) -> str:
     return f"steps {found['steps']:7.1f} s   everything {found['everything']:7.1f} s   WER {found['wer']:.1%}"
 
 
-def report(rounds: list[dict[str, dict[str, float]]]) -> None:
+def report(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Ratios of medians over the rounds."""
+    ratios: dict[str, dict[str, float]] = {}
     middle = {
         arm: {key: sorted(r[arm][key] for r in rounds)[len(rounds) // 2] for key in ("steps", "everything", "wer")}
         for arm in ARMS
@@ -78,6 +90,8 @@ def report(rounds: list[dict[str, dict[str, float]]]) -> None:
             f"everything {whole:.3f}; WER {middle[ours]['wer']:.1%} against {middle[peer]['wer']:.1%} "
             f"({'reached' if reached else 'NOT reached'})"
         )
+        ratios[f"{ours} / {peer}"] = {"steps": round(ratio, 4), "everything": round(whole, 4)}
+    return ratios
 
 
 # ------------------------------------------------------------------------------------------------ arms

@@ -36,7 +36,9 @@ def script(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(OFFLINE)  # as when it is run: the scripts share a module
+        spec.loader.exec_module(module)
     return module
 
 

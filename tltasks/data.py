@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from pyarrow.dataset import ParquetFragmentScanOptions
 from sklearn.model_selection import train_test_split
 
 from tltasks.errors import DataError
@@ -118,8 +119,16 @@ def _load_tables(data: Source, *, place: str) -> Tables:
         if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
             loaded = datasets.load_from_disk(data.name)
         else:
+            # Read ahead, a file is held in memory as a whole (pyarrow 26, ParquetFragmentScanOptions.pre_buffer). Files
+            # on the Hub are shards, which bounds that.
+            options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
             loaded = datasets.load_dataset(
-                data.name, data.config, data_dir=data.dir, data_files=data.files, revision=data.revision
+                data.name,
+                data.config,
+                data_dir=data.dir,
+                data_files=data.files,
+                revision=data.revision,
+                **(options if data.name == "parquet" else {}),
             )
     except OfflineModeIsEnabled as error:
         raise DataError(f"{place}: not in the local cache, and offline mode is on (HF_HUB_OFFLINE).") from error

