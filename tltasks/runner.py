@@ -24,6 +24,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from numpy.typing import NDArray
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -57,7 +58,7 @@ from tltasks.training import Interrupted, Job, measure, train
 Scores = dict[str, Score]
 DECIDING = ("test", "validation")
 """Splits that a headline may stand on, the better first."""
-ROW_SCORES = "row_scores.npz"
+ROW_SCORES = "row_scores.safetensors"
 """What each row of a split contributes to the headline, by which later stages are compared with a stage."""
 
 
@@ -294,7 +295,8 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
     set_seed(context.recipe.seed)
     model: nn.Module = item.task.build(plan.row)
     choose_attention(model, tokens=item.task.tokens, device=accelerator.device, precision=context.precision)
-    progress, fitted = Progress(), {}
+    progress = Progress()
+    fitted: dict[str, Any] = {}
     if plan.row.cached:
         progress, fitted = _probe(context, item, model)
     elif plan.row.trains:
@@ -524,7 +526,7 @@ def _score(
             ]
             write_json(context.output / "stages" / item.plan.name / "exhibits.json", shown)
     if writes:
-        np.savez(context.output / "stages" / item.plan.name / ROW_SCORES, **row_scores)  # type: ignore[arg-type]
+        save_file(row_scores, context.output / "stages" / item.plan.name / ROW_SCORES)
     return metrics, baselines | _earlier_stages(context, item, row_scores, earlier)
 
 
@@ -538,12 +540,12 @@ def _earlier_stages(
         if stage.task != item.plan.task or not path.is_file():
             continue
         by_rows = {stage.data[split]["fingerprint"]: split for split in stage.metrics}
-        with np.load(path) as theirs:
-            for name, ours in row_scores.items():
-                if (split := by_rows.get(item.encoded[name].fingerprint)) is not None:
-                    interval = paired_difference(ours, theirs[split], seed=context.recipe.seed)
-                    score = dataclasses.replace(stage.metrics[split], details={"difference_ci95": list(interval)})
-                    found.setdefault(f"stage_{stage.name}", {})[name] = score
+        theirs = load_file(path)
+        for name, ours in row_scores.items():
+            if (split := by_rows.get(item.encoded[name].fingerprint)) is not None:
+                interval = paired_difference(ours, theirs[split], seed=context.recipe.seed)
+                score = dataclasses.replace(stage.metrics[split], details={"difference_ci95": list(interval)})
+                found.setdefault(f"stage_{stage.name}", {})[name] = score
     return found
 
 
