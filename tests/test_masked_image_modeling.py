@@ -261,7 +261,8 @@ def test_pretraining_goes_on_from_a_checkpoint(zoo: Path, tmp_path: Path) -> Non
     result = run_recipe(write_chain(tmp_path / "r.yaml", zoo, stage % "finetune", model="mae"), tmp_path / "run")
     (kept,) = result.stages
     assert kept.weights["newly_initialised"] == []
-    assert kept.baselines["checkpoint"]["test"].values["loss"] == pytest.approx(kept.metrics["test"].values["loss"])
+    untouched, ours = (it["test"].values["loss"] for it in (kept.baselines["checkpoint"], kept.metrics))
+    assert untouched == pytest.approx(ours, abs=1e-3)  # its special tokens of zero are scaled up by layer norms
     assert result.headline.metric == "loss"
     assert not result.headline.higher_is_better
     card = (tmp_path / "run" / "README.md").read_text()

@@ -360,7 +360,8 @@ def test_effective_keys() -> None:
     sgd = ImageStage(stage="transfer", epochs=1, learning_rate=1.0, optimizer="sgd")
     adamw = ImageStage(stage="transfer", epochs=1, learning_rate=1.0)
     assert sgd.effective_keys - adamw.effective_keys == {"momentum"}
-    assert sgd.effective_keys == set(ImageStage.model_fields)
+    assert sgd.effective_keys == set(ImageStage.model_fields) - {"l2"}
+    assert ImageStage(stage="probe").effective_keys == zero_shot.effective_keys | {"l2"}
 
 
 def test_every_pattern_has_words() -> None:

@@ -73,7 +73,7 @@ def fit_probe(
     started = time.perf_counter()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(f"{head[0]}."))
-    wanted = [name for name in ("train", "validation") if name in encoded]
+    wanted: list[str] = [name for name in ("train", "validation") if name in encoded]
     features = {
         name: cached_features(accelerator, task, model, head[0], encoded[name], workers=workers) for name in wanted
     }
