@@ -124,7 +124,7 @@ def result_of(*stages: StageResult, judged: str = "test") -> RunResult:
     best = last.metrics[judged]
     return RunResult(
         recipe_sha256="5eed" * 16,
-        headline=Headline("accuracy", best.values["accuracy"], best.ci95, True, last.name, judged),
+        headline=Headline(best.headline, best.values[best.headline], best.ci95, True, last.name, judged),
         stages=list(stages),
         versions={"python": "3.11.9", "torch": "2.14.1", "transformers": "5.24.0", "peft": "0.21.2"},
         hardware={"device": "cpu", "device_name": "A processor", "processes": 1, "cpu_cores": 2, "precision": "bf16"},
@@ -180,9 +180,98 @@ def test_every_task_has_a_template() -> None:
 # ------------------------------------------------------------------------------------------ the text
 
 
-def test_snapshot(tmp_path: Path) -> None:
-    card = render_card(usual(), recipe_of(tmp_path), adapter=True, repo="ada/vit-cifar10-lora")
-    expected = SNAPSHOTS / "card-image-classification.md"
+SPEECH_RECIPE = """
+task: automatic-speech-recognition
+model: {name: openai/whisper-small, language: hi}
+data:
+  name: fsicoli/common_voice_17_0
+  config: hi
+  columns: {text: sentence}
+  splits: {validation: validation}
+stages:
+  - {stage: finetune, epochs: 3, batch_size: 16, learning_rate: 1e-3, adapt: {lora: {}}}
+output: outputs/hindi
+hub: {repo: ada/whisper-hindi, licence: apache-2.0, language: [hi]}
+"""
+TEXT_RECIPE = """
+task: summarization
+model: {name: google-t5/t5-small}
+data:
+  name: EdinburghNLP/xsum
+  splits: {validation: validation}
+  long_documents: split
+stages:
+  - {stage: finetune, epochs: 1, batch_size: 16, learning_rate: 1e-3, adapt: {lora: {}}}
+output: outputs/xsum
+hub: {repo: ada/t5-xsum, licence: apache-2.0, language: [en]}
+"""
+
+
+def score_of(values: dict[str, float], *, difference: Any = None, **details: Any) -> Score:
+    first = next(iter(values))
+    ends = (values[first] - 0.01, values[first] + 0.01)
+    return Score(values, first, ends, {"difference_ci95": difference} if difference else details)
+
+
+def spoken(*, family: str) -> StageResult:
+    rates = {"wer": 0.21, "cer": 0.08, "substitutions": 0.15, "deletions": 0.04, "insertions": 0.02}
+    durations = [{"from": 0, "to": 5, "examples": 80, "wer": 0.2, "cer": 0.07}]
+    durations.append({"from": 30, "to": None, "examples": 20, "wer": 0.3, "cer": 0.1})
+    details = {"normaliser": "basic", "words": 900, "audio_seconds": 480.0, "real_time_factor": 0.11}
+    details |= {"split_in_pieces": 20, "window_seconds": 30.0, "by_duration": durations}
+    ours = score_of(rates | {"unnormalised_wer": 0.35, "looped": 0.01}, **details)
+    made = stage({"test": ours}, name="finetune", kind="finetune")
+    weights = {**made.weights, "name": "openai/whisper-small", "family": family}
+    return dataclasses.replace(
+        made,
+        task="automatic-speech-recognition",
+        baselines={"checkpoint": {"test": score_of(rates | {"wer": 0.46}, difference=[-0.27, -0.22])}},
+        weights=weights,
+        data={"train": split(1000, "common_voice train"), "test": split(100, "common_voice test")},
+    )
+
+
+def written(**weights: Any) -> StageResult:
+    values = {"rouge1": 36.1, "rouge2": 14.2, "rougeL": 29.8, "rougeLsum": 29.9, "length_ratio": 0.97}
+    values |= {"coverage": 0.8, "density": 1.9, "repetition": 0.01, "new_bigrams": 0.6}
+    intervals = {kind: [values[kind] - 1, values[kind] + 1] for kind in ("rouge1", "rouge2", "rougeL", "rougeLsum")}
+    made = stage(
+        {"test": score_of(values, ci95=intervals, split_in_pieces=12, summarised_twice=1)},
+        name="finetune",
+        kind="finetune",
+    )
+    found = {"name": "google-t5/t5-small", "prompt": "summarize: {document}", "chat": False, "encoder_decoder": True}
+    found |= {"max_document_tokens": 512, "long_documents": "split", "decoding": "num_beams 4, max_new_tokens 64"}
+    checks = {"documents_split_share": 0.12, "documents_also_in_train": 3}
+    return dataclasses.replace(
+        made,
+        task="summarization",
+        baselines={
+            "lead_2_sentences": {"test": score_of({**values, "rouge1": 19.4}, difference=[15.2, 18.1])},
+            "checkpoint": {"test": score_of({**values, "rouge1": 21.0}, difference=[13.9, 16.2])},
+        },
+        weights={**made.weights, **found, **weights},
+        data={"train": split(1000, "xsum train"), "test": {**split(100, "xsum test"), "checks": checks}},
+    )
+
+
+def printed(task: str, folder: Path, *, adapter: bool = True) -> str:
+    """The card of a task's usual run."""
+    if task == "image-classification":
+        return render_card(usual(), recipe_of(folder), adapter=adapter, repo="ada/vit-cifar10-lora")
+    if task == "summarization":
+        return render_card(result_of(written()), recipe_of(folder, TEXT_RECIPE), adapter=adapter, repo="ada/t5-xsum")
+    result = result_of(spoken(family="sequence-to-sequence"))
+    result = dataclasses.replace(
+        result, headline=dataclasses.replace(result.headline, metric="wer", higher_is_better=False)
+    )
+    return render_card(result, recipe_of(folder, SPEECH_RECIPE), adapter=adapter, repo="ada/whisper-hindi")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_snapshot(task: str, tmp_path: Path) -> None:
+    card = printed(task, tmp_path)
+    expected = SNAPSHOTS / f"card-{task}.md"
     if os.environ.get("TLTASKS_UPDATE_SNAPSHOTS"):
         expected.write_text(card, encoding="utf-8")
     assert card == expected.read_text(encoding="utf-8")
@@ -559,7 +648,13 @@ def test_snippet_runs_as_printed(tmp_path: Path, architecture: str, adapter: boo
             assert any(repo in request.path for request in server.requests)
 
 
-def test_snippet_says_what_to_install(tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_snippet_says_what_to_install(task: str, tmp_path: Path) -> None:
+    for adapter, needed in ((True, "`pip install peft transformers torch"), (False, "`pip install transformers torch")):
+        assert needed in printed(task, tmp_path, adapter=adapter)
+
+
+def test_snippet_of_a_timm_model_says_what_to_install(tmp_path: Path) -> None:
     timm = usual(weights={**usual().stages[0].weights, "model_type": "timm_wrapper"})
     assert "`pip install peft transformers torch pillow`" in render_card(
         usual(), recipe_of(tmp_path), adapter=True, repo="ada/x"

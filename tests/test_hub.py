@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from tests.hub_server import Account, HubServer, hub_environment
 from tltasks.errors import HubError
-from tltasks.hub import Patience, check_push, push
+from tltasks.hub import Patience, check_push, pull, push
 from tltasks.publication import MANIFEST, plan_push
 from tltasks.result import Headline, RunResult, Score, StageResult
 
@@ -535,3 +535,58 @@ def test_published_results_are_read_with_a_token_alone(server: HubServer, output
     folder = HfApi(endpoint=server.url, token=server.token).snapshot_download(REPO, cache_dir=tmp_path / "cache")
     assert (Path(folder) / "model.safetensors").read_bytes() == (output / "model" / "model.safetensors").read_bytes()
     assert not HfApi(endpoint=server.url, token=False).repo_exists(REPO)
+
+
+# ----------------------------------------------------------------------------------------------- pull
+
+
+@pytest.fixture
+def model(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    names = [
+        "config.json",
+        "model.safetensors",
+        "recipe.yaml",
+        "pytorch_model.bin",
+        "code.py",
+        "other/model.safetensors",
+    ]
+    server.add_repo(REPO, {name: name.encode() for name in names})
+    return server
+
+
+def test_a_pull_takes_what_a_model_is_read_from(model: HubServer) -> None:
+    first = model.commits(REPO)[0].oid
+    model.commit(REPO, {"config.json": b"later"})
+    folder = pull(REPO, endpoint=model.url, patience=QUICK)
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "recipe.yaml"}
+    assert (folder / "config.json").read_bytes() == b"later"
+    assert (pull(REPO, revision=first, endpoint=model.url) / "config.json").read_bytes() == b"config.json"
+    assert (pull(REPO, trust_remote_code=True, endpoint=model.url) / "code.py").is_file()
+
+
+def test_a_pull_outlasts_trouble_at_each_request(model: HubServer, tmp_path: Path) -> None:
+    model.requests.clear()
+    pull(REPO, endpoint=model.url, patience=QUICK)
+    count = len(model.requests)
+    assert count >= 4
+    for i in range(count):
+        for fault in (503, 429, "cut"):
+            shutil.rmtree(tmp_path / "cache")
+            if isinstance(fault, int):
+                model.fail(".", status=fault, skip=i)
+            else:
+                model.cut(".", skip=i, after_bytes=20)
+            folder = pull(REPO, endpoint=model.url, patience=QUICK)
+            assert (folder / "model.safetensors").read_bytes() == b"model.safetensors", (i, fault)
+            model.clear_faults()
+
+
+def test_a_pull_that_cannot_succeed_says_why(model: HubServer) -> None:
+    for repo, revision in (("ada/none", "main"), (REPO, "gone")):
+        with pytest.raises(HubError, match=rf"model {repo}: not found.*Name a model that is there") as caught:
+            pull(repo, revision=revision, endpoint=model.url, patience=QUICK)
+        assert HubServer.token not in str(caught.value)
+    model.fail("/resolve/", status=403, times=-1)
+    with pytest.raises(HubError, match=r"model ada/tiny-vit: .*\(403\)"):
+        pull(REPO, endpoint=model.url, patience=QUICK)

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import transformers
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
@@ -14,11 +17,14 @@ from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe,
 from tltasks.adapt import adapt, merged
 from tltasks.data import encode_split, load_splits
 from tltasks.errors import DataError, RecipeError
+from tltasks.precision import check_architecture
+from tltasks.recipe import TextData, TextModel
 from tltasks.recipe_file import load_recipe, located
 from tltasks.result import load_result
 from tltasks.stages import plan_stages
 from tltasks.tasks.base import Checkpoint
 from tltasks.tasks.summarization import Summarization
+from tltasks.text_format import open_format
 from tltasks.vocabulary_loss import mean_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # by peft
@@ -281,6 +287,161 @@ def test_prompts_are_those_of_the_checkpoint(folder: Path, tmp_path: Path) -> No
     assert Opened(tmp_path, "bart").task.form.prompt == "news {document} in short"
 
 
+CHAT_TEMPLATES: dict[str, tuple[str, list[str], str]] = {
+    "chatml": (texts.CHAT_TEMPLATE, [], "<|im_end|>"),
+    "chatml with a system prompt of its own (SmolLM2)": (
+        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nYou are a helpful "
+        "assistant<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        [],
+        "<|im_end|>",
+    ),
+    "thinking that can be turned off (Qwen3)": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' and loop.last %}<think>\n\n"
+        "</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>"
+        "assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+        "{% endif %}",
+        [],
+        "<|im_end|>",
+    ),
+    "headers and a first token (Llama 3)": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+        "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "<|eot_id|>",
+    ),
+    "other names of roles (Gemma)": (
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>"
+        "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+        "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n"
+        "{% endif %}",
+        ["<start_of_turn>", "<end_of_turn>"],
+        "<end_of_turn>",
+    ),
+    "a space before the answer, and the end token (Mistral)": (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} "
+        "{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}",
+        ["[INST]", "[/INST]"],
+        "<|endoftext|>",
+    ),
+    "roles as tokens (Phi-3)": (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        ["<|user|>", "<|assistant|>", "<|end|>"],
+        "<|end|>",
+    ),
+}
+"""Short forms of published templates, the tokens that they need besides ChatML's, and what ends a turn."""
+
+
+@pytest.mark.parametrize("kind", CHAT_TEMPLATES)
+def test_prompt_and_summary_are_the_conversation_of_the_template(tmp_path: Path, kind: str) -> None:
+    template, tokens, end = CHAT_TEMPLATES[kind]
+    made = texts.save_tokenizer(tmp_path, "llama")
+    made.add_special_tokens({"additional_special_tokens": tokens})
+    made.chat_template = template
+    made.save_pretrained(tmp_path)
+    config = transformers.LlamaConfig(max_position_embeddings=512)
+    form = open_format(
+        str(tmp_path), config, TextModel(name="m"), TextData(name="json", max_document_tokens=400), shown="m"
+    )
+    said = [
+        {"role": "user", "content": "Summarize the following text.\n\nthe cats"},
+        {"role": "assistant", "content": "small cats"},
+    ]
+    conversation = form.tokenizer.apply_chat_template(said, tokenize=False, enable_thinking=False)
+    (document,), _ = form.encode_documents(["the cats"])
+    (summary,), _ = form.encode_summaries(["small cats"])
+    text = form.tokenizer.decode(document + summary)
+    assert conversation.startswith(text)
+    assert conversation.removeprefix(text).strip() == ""
+    assert text.endswith(f"small cats{end}")
+    assert form.tokenizer.convert_ids_to_tokens(form.end) == end
+    assert form.decode(summary) == "small cats"
+
+
+# ------------------------------------------------------------------------------------ long documents
+
+
+def long_document(sentences: int) -> str:
+    rng = np.random.default_rng(sentences)
+    return " ".join(" ".join(rng.choice(texts.FILLERS, 8)).capitalize() + "." for _ in range(sentences))
+
+
+@pytest.mark.parametrize("name", ["t5", "gpt2", "llama"])
+def test_long_documents_are_read_whole_in_pieces(folder: Path, name: str, tmp_path: Path) -> None:
+    documents = [long_document(n) for n in (1, 30, 3, 12, 90)]
+    write_rows(tmp_path / "data", **{key: [(d, "a") for d in documents] for key in ("train", "validation", "test")})
+    texts.save_model(tmp_path / name, name)
+    opened = Opened(tmp_path, name, data_keys="  long_documents: split\n", model_keys=", prompt: '{document}'")
+    form, rows = opened.task.form, opened.encoded["test"].rows
+    pieces = rows["pieces"][:]
+    assert len(pieces[0]) == 1
+    assert all(len(of) > 1 for of in (pieces[1], pieces[4]))
+    assert max(len(ids) for of in pieces for ids in of) <= form.max_document_tokens
+    assert {len(of) for of in opened.encoded["train"].rows["pieces"]} == {1}
+    if name != "t5":  # whose tiny vocabulary has no capitals
+        for document, of in zip(documents, pieces, strict=True):
+            read = [form.tokenizer.decode(ids, skip_special_tokens=True) for ids in of]
+            said = [text.removeprefix("user\n").removesuffix("\nassistant\n") for text in read]
+            assert "".join(" ".join(said).split()) == "".join(document.split()), "nothing is lost, nothing twice"
+    checks = opened.task.examine(opened.encoded)
+    assert checks["test"]["documents_split_share"] == sum(len(of) > 1 for of in pieces) / 5
+    assert "documents_cut_share" in checks["train"]
+
+    written: list[list[list[int]]] = []
+    write = Summarization._write
+
+    def counting(self: Any, model: Any, batch: Any) -> list[str]:
+        said = write(self, model, batch)
+        written.append([[len(ids) for ids in batch["input_ids"]], [len(text) for text in said]])
+        return [f"{len(written)} {i} " + "old " * 9 for i in range(len(said))]
+
+    model = opened.model.eval()
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(Summarization, "_write", counting)
+        found = opened.task.predict(model, opened.task.read(rows, range(5)))
+    assert [p["pieces"] for p in found] == [len(of) for of in pieces]
+    assert len(written) == 2, "all pieces at once, then all that are too long together at once"
+    assert len(written[0][0]) == sum(len(of) for of in pieces)
+    twice = [p["summarised_twice"] for p in found]
+    assert twice[4]
+    assert not twice[0]
+    assert len(written[1][0]) == sum(twice)
+    for p in found:
+        assert p["summarised_twice"] == p["prediction"].startswith("2 ")
+    score = opened.task.score(found, opened.task.references(rows), intervals=True)
+    assert score.details["split_in_pieces"] == sum(len(of) > 1 for of in pieces)
+    assert score.details["summarised_twice"] == sum(twice)
+
+
+def test_a_run_reports_split_documents(folder: Path, tmp_path: Path) -> None:
+    rows = [(long_document(n), "cats sleep") for n in (1, 12, 20)]
+    data = write_rows(tmp_path / "data", train=rows, validation=rows, test=rows)
+    path = texts.write_recipe(
+        tmp_path / "r.yaml", folder / "t5", data, stage="{stage: zero_shot}", data_keys="  long_documents: split\n"
+    )
+    result = run_recipe(path, tmp_path / "run")
+    assert result.stages[0].metrics["test"].details["split_in_pieces"] == 2
+    assert "In test 2 documents had\nmore than one piece" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_fp16_is_refused_where_it_is_known_to_overflow(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tltasks.runner.choose_precision", lambda requested, device: requested)  # as on a GPU
+    for name, refused in (("t5", True), ("mt5", True), ("longt5", True), ("pegasus", True), ("bart", False)):
+        path = texts.write_recipe(folder / "half.yaml", folder / name, folder / "data", precision="fp16")
+        AcceleratorState._reset_state(reset_partial_state=True)
+        if refused:
+            with pytest.raises(RecipeError, match=rf"precision: fp16 cannot hold.*\({name}\).*Use `bf16`, or `fp32`"):
+                run_recipe(path, tmp_path / "run")
+            assert not (tmp_path / "run").exists()
+        else:
+            check_architecture("fp16", name, shown=name)
+
+
 # -------------------------------------------------------------------------------------------- lengths
 
 
@@ -322,6 +483,46 @@ def test_transfer_is_refused(folder: Path) -> None:
 def test_a_language_without_language_tokens_is_refused(folder: Path) -> None:
     with pytest.raises(RecipeError, match="no language tokens"):
         Opened(folder, "t5", model_keys=", language: en_XX")
+
+
+@pytest.mark.parametrize("kind", [transformers.MBartTokenizer, transformers.MBart50Tokenizer])
+def test_language_tokens_stand_where_the_checkpoint_has_them(tmp_path: Path, kind: Any) -> None:
+    """Source: Liu et al., https://arxiv.org/abs/2001.08210, §2, and Tang et al., https://arxiv.org/abs/2008.00401, §3:
+    of 25 languages the token closes documents and begins summaries; of 50 it begins both."""
+    texts.save_multilingual(tmp_path / "mbart", kind)
+    texts.save_data(tmp_path / "data")
+    with pytest.raises(RecipeError, match=r"model.language: mbart knows \d+ languages; name the one.*ro_RO"):
+        Opened(tmp_path, "mbart")
+    with pytest.raises(RecipeError, match="does not know `ro`"):
+        Opened(tmp_path, "mbart", model_keys=", language: ro")
+    opened = Opened(tmp_path, "mbart", model_keys=", language: ro_RO")
+    form, model = opened.task.form, opened.model
+    tokens = form.tokenizer.convert_ids_to_tokens
+    (document,), _ = form.encode_documents(["the cats"])
+    summaries, counts = form.encode_summaries(["small cats", "small cats " * 40])
+    long = summaries.pop()
+    labels = torch.tensor(summaries)
+    inputs = tokens(model.prepare_decoder_input_ids_from_labels(labels=labels)[0])
+    words = form.tokenizer.tokenize("small cats")
+    if kind is transformers.MBartTokenizer:
+        assert tokens(document) == [*form.tokenizer.tokenize("the cats"), "</s>", "ro_RO"]
+        assert tokens(summaries[0]) == [*words, "</s>", "ro_RO"]
+        assert inputs == ["ro_RO", *words, "</s>"]
+        begin = ["ro_RO"]
+    else:
+        assert tokens(document) == ["ro_RO", *form.tokenizer.tokenize("the cats"), "</s>"]
+        assert tokens(summaries[0]) == ["ro_RO", *words, "</s>"]
+        assert inputs == ["</s>", "ro_RO", *words]
+        begin = ["</s>", "ro_RO"]
+    assert counts[0] == len(words) + 2
+    assert len(long) == form.max_summary_tokens < counts[1]
+    assert long[-len(form.closing) :] == list(form.closing)
+    batch = opened.task.read(opened.rows, [0, 1])
+    asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for ids in model.generate(**asked, generation_config=model.generation_config):
+        assert tokens(ids)[: len(begin)] == begin
+    forced = model.generation_config.forced_bos_token_id
+    assert (forced is None) == (kind is transformers.MBartTokenizer), "once is enough"
 
 
 # ------------------------------------------------------------------------------------------ decoding

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.tiny.images import save_data, write_recipe
+from tests.tiny import speech, texts
+from tests.tiny.images import save_data, save_model, write_recipe
 from tests.tiny.runs import REPOSITORY, environment, equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.errors import DataError, TrainingError
 from tltasks.recipe_file import load_recipe
@@ -243,10 +245,27 @@ def test_a_request_to_stop_is_heeded_after_the_step(
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "straight"))
 
 
+def image_recipe(folder: Path, stage: str) -> Path:
+    save_model(folder / "model")
+    return write_recipe(folder / "recipe.yaml", Path("model"), save_data(folder / "data"), stage=stage)
+
+
+def speech_recipe(folder: Path, stage: str) -> Path:
+    model, data = speech.save_whisper(folder / "model", seconds=4), speech.save_data(folder / "data", rows=24)
+    stage = stage.replace("transfer", "finetune").replace("}}}", "}}, augment: {speed: 0.1, spec_augment: {}}}")
+    return speech.write_recipe(folder / "recipe.yaml", model, data, stage=stage, model_keys="language: es")
+
+
+def text_recipe(folder: Path, stage: str) -> Path:
+    model, data = texts.save_model(folder / "model", "t5"), texts.save_data(folder / "data")
+    return texts.write_recipe(folder / "recipe.yaml", model, data, stage=stage.replace("transfer", "finetune"))
+
+
 @pytest.mark.slow
-def test_two_processes_resume_exactly(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe_of", [image_recipe, speech_recipe, text_recipe])
+def test_two_processes_resume_exactly(recipe_of: Callable[[Path, str], Path], tmp_path: Path) -> None:
     stage = "{stage: transfer, epochs: 3, batch_size: 8, learning_rate: 2e-3, adapt: {lora: {rank: 2, dropout: 0.2}}}"
-    recipe = write_recipe(tiny / "halves.yaml", Path("vit"), Path("data"), stage=stage)
+    recipe = recipe_of(tmp_path, stage)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for output in (whole, stopped):
         done = in_processes(2, recipe, "--output", output, stop_at_step=7 if output == stopped else None)
@@ -255,6 +274,7 @@ def test_two_processes_resume_exactly(tiny: Path, tmp_path: Path) -> None:
     assert not (stopped / "result.json").exists()
     done = in_processes(2, recipe, "--output", stopped, "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert load_result(stopped / "result.json").hardware["processes"] == 2
     assert equal(weights(whole), weights(stopped))
 
 

@@ -21,6 +21,11 @@ from tltasks.errors import DataError
 Samples = NDArray[np.float32]
 """Mono, in [-1, 1]."""
 
+SUFFIXES = frozenset({
+    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac",
+    ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav",
+})  # fmt: skip
+"""Of files that are taken for audio."""
 SHORTEST_SECONDS = 0.05
 """Less than a phoneme: such files are clicks or mistakes."""
 LONGEST_SECONDS = 3600.0

@@ -13,11 +13,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tltasks import __version__
 from tltasks.errors import RecipeError, TltasksError, TrainingError
 
-RAISED, MISUSED, INTERRUPTED = 1, 2, 143
+RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
+"""Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
+TASK_NAMES = ("image-classification", "summarization", "automatic-speech-recognition")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,9 +83,39 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--dry-run", action="store_true", help="show the files and the card, and send nothing")
     push.set_defaults(command=_push)
 
+    _add_predict(commands)
+
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(command=_schema)
     return parser
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="answer for files, folders, tables or lists, with a run's model or one of the Hub",
+        epilog="The exit status is 0, or 3 when single inputs had no answer (they have an `error` instead).",
+    )
+    predict.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
+    predict.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="file, folder, glob, table (.parquet, .csv, .jsonl), or - for standard input: a path or a text each line",
+    )
+    predict.add_argument(
+        "--output", type=Path, metavar="FILE", help=".jsonl, .csv or .parquet; unset: JSONL is printed"
+    )
+    predict.add_argument("--resume", action="store_true", help="complete --output: inputs that it has are passed over")
+    predict.add_argument("--column", metavar="NAME", help="column of a table; unset: that of the run's data")
+    predict.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to name, the likeliest first (5)")
+    predict.add_argument("--task", choices=TASK_NAMES, help="where the checkpoint does not tell")
+    predict.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
+    predict.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says"
+    )
+    predict.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
+    predict.set_defaults(command=_predict)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +200,33 @@ def _push(options: argparse.Namespace) -> int:
     receipt = hub.push(output, repo, private=recipe.hub.private, card=card)
     _say(f"pushed {receipt.url}")
     return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    if options.top_k < 1:
+        raise RecipeError(f"--top-k {options.top_k}: name at least one class.")
+    from tltasks import prediction
+
+    try:
+        count = prediction.predict(
+            options.model,
+            options.inputs,
+            output=options.output,
+            resume=options.resume,
+            tag=options.task,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+            column=options.column,
+            top_k=options.top_k,
+            precision=options.precision,
+        )
+    except KeyboardInterrupt:
+        if options.output is None or not options.output.exists():
+            raise
+        _say(f"stopped; what was predicted is in {options.output}. The same command with --resume completes it.")
+        return INTERRUPTED
+    prediction.say(prediction.console(), count, options.output)
+    return PARTIAL if count.failed else 0
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token, snapshot_download
 from huggingface_hub.errors import (
     DeviceCodeError,
     HfHubHTTPError,
@@ -28,7 +28,7 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 from tltasks.errors import HubError
 from tltasks.publication import BESIDE_MODEL, MANIFEST, PushPlan, plan_push, read_manifest
 
-__all__ = ["Patience", "PushReceipt", "check_push", "plan_push", "push"]
+__all__ = ["Patience", "PushReceipt", "check_push", "plan_push", "pull", "push"]
 
 T = TypeVar("T")
 # All that the client raises, hf_xet's own errors (OSError) and a body that is no JSON (ValueError) included.
@@ -183,6 +183,35 @@ def _inspect(api: HfApi, repo: str, revision: str | None = None) -> _Remote | No
             manifest = api.hf_hub_download(repo, MANIFEST, revision=info.sha, cache_dir=cache)
             written = read_manifest(Path(manifest).read_bytes())
     return _Remote(str(info.sha), bool(info.private), ids, written)
+
+
+# ----------------------------------------------------------------------------------------------- pull
+
+_PULLED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja", "recipe.yaml")
+
+
+def pull(
+    repo: str,
+    *,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    endpoint: str | None = None,
+    patience: Patience = Patience(),
+) -> Path:
+    """The folder of the client's cache with a model's files at a revision, fetched where they are not there already.
+
+    Raises HubError. Neither code, unless it is trusted, nor weights of other formats are fetched.
+    """
+    wanted = [*_PULLED, *(["*.py"] if trust_remote_code else [])]
+
+    def fetch() -> Path:
+        found = snapshot_download(
+            repo, revision=revision, endpoint=endpoint, allow_patterns=wanted, ignore_patterns=["*/*"]
+        )
+        return Path(found)
+
+    tail = "Name a model that is there, at a --revision that it has; private models need `hf auth login`."
+    return _persist(fetch, f"model {repo}", tail, patience)
 
 
 # --------------------------------------------------------------------------------------------- checks

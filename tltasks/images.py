@@ -25,6 +25,11 @@ from torchvision.transforms import v2
 from tltasks.errors import DataError
 from tltasks.recipe import ImageAugment, ImageChanges
 
+SUFFIXES = frozenset({
+    ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg",
+    ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+})  # fmt: skip
+"""Of files that are taken for images."""
 _MID_GREY = 128  # about the mean that processors subtract, so that erased and uncovered areas carry no signal
 
 # ----------------------------------------------------------------------------------------- decoding

@@ -8,14 +8,17 @@ import resource
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import Any
 
+import datasets
 import psutil
 import torch
+import transformers
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
@@ -50,6 +53,14 @@ def share_cores(processes: int) -> None:
     core idle; more threads than cores slow each other several-fold.
     """
     torch.set_num_threads(max(1, cores() // max(1, processes)))
+
+
+def quieten_libraries(*, interactive: bool) -> None:
+    """What libraries have to say is for their users; progress bars are for a terminal."""
+    (datasets.enable_progress_bars if interactive else datasets.disable_progress_bars)()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")  # theirs to mend
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def loader_workers(device: torch.device, processes: int, asked: int | None) -> int:
@@ -123,6 +134,39 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Turn SIGTERM, like Ctrl-C, into KeyboardInterrupt at once, but never within a block of the context it yields."""
+    held, asked = False, False
+
+    def request(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        if not held:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def hold() -> Iterator[None]:
+        nonlocal held
+        held = True
+        try:
+            yield
+        finally:
+            held = False
+        if asked:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield hold
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield hold
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -38,6 +38,19 @@ def choose_precision(requested: str, device: torch.device) -> str:
     return requested
 
 
+OVERFLOWING_FP16 = {"t5", "mt5", "umt5", "longt5", "switch_transformers", "pegasus"}
+"""Architectures whose activations exceed fp16's 65504: trained in bf16, which has the range of fp32."""
+
+
+def check_architecture(precision: str, architecture: str, *, shown: str) -> None:
+    """Raise RecipeError for a format in which the architecture is known to overflow."""
+    if precision == "fp16" and architecture in OVERFLOWING_FP16:
+        raise RecipeError(
+            f"precision: fp16 cannot hold the activations of {shown} ({architecture}); its loss would not be finite. "
+            "Use `bf16`, or `fp32` where the device has no bf16."
+        )
+
+
 LONGEST_PLAIN = 256
 """Tokens up to which a CPU attends faster by plain products than by torch's fused kernel in 16 bits.
 

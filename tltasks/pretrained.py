@@ -11,15 +11,20 @@ from typing import Any
 
 import peft
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME
 
 from tltasks.errors import CheckpointError, RecipeError
 
 LARGEST_SHARE_NEW = 0.1
 """A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
+
+_LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+"""What loading raises for weights that are missing, damaged or of another model."""
 
 ENCODERS = {"vit_mae": "vit"}
 """Architectures of an objective's models, and those of the same encoder, with the same names of weights, for tasks."""
@@ -86,9 +91,8 @@ def load_pretrained(
             use_safetensors=True,
             **arguments,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"model {shown}: its weights cannot be loaded: {reason}") from error
+    except _LOADING as error:
+        raise CheckpointError(f"model {shown}: its weights cannot be loaded: {_reason(error)}") from error
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     positions = sorted(key for key in mismatched if _is_position_table(key))
     if positions:
@@ -102,8 +106,14 @@ def load_pretrained(
         "newly_initialised": new,
         "interpolated": positions,
         "left": dict(Counter(key.partition(".")[0] for key in sorted(info["unexpected_keys"]))),
-        "commit": getattr(config, "_commit_hash", None),
+        "commit": _commit(name, arguments["revision"]),
     }
+
+
+def _commit(name: str, revision: str) -> str | None:
+    """The commit that was loaded, by the cache of the Hub's client: transformers 5.24 keeps it no longer."""
+    found = None if Path(name).is_dir() else try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def check_loaded(model: PreTrainedModel, new: list[str], *, head: list[str], shown: str) -> float:
@@ -181,11 +191,19 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
 
 def load_saved(auto_class: Any, folder: Path, *, base: str, config: PretrainedConfig, **arguments: Any) -> nn.Module:
     """What a user gets who loads `folder`: a plain model, or `base` with the adapter on it."""
-    if not (folder / "adapter_config.json").is_file():
-        model: nn.Module = auto_class.from_pretrained(folder, dtype=torch.float32)
-        return model
-    plain = auto_class.from_pretrained(
-        base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True, **arguments
-    )
-    adapted: nn.Module = peft.PeftModel.from_pretrained(plain, folder)
-    return adapted
+    try:
+        if not (folder / "adapter_config.json").is_file():
+            model: nn.Module = auto_class.from_pretrained(folder, dtype=torch.float32)
+            return model
+        plain = auto_class.from_pretrained(
+            base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True, **arguments
+        )
+        adapted: nn.Module = peft.PeftModel.from_pretrained(plain, folder)
+        return adapted
+    except _LOADING as error:
+        raise CheckpointError(f"{folder}: its weights cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

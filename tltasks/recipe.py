@@ -185,6 +185,9 @@ class TextData(Data):
     """Names of the data set's columns."""
     max_document_tokens: PositiveInt = 512
     """Tokens of a document with its prompt; what is longer is cut at the end, and the share of it is shown."""
+    long_documents: Literal["truncate", "split"] = "truncate"
+    """What becomes of longer documents outside training. truncate: they are cut, as in training. split: each piece is
+    summarised and the summaries are joined, and summarised once more where they are too long together."""
     max_summary_tokens: PositiveInt = 64
     """Tokens of a summary, in training and as generated."""
 

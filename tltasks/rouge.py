@@ -51,6 +51,16 @@ def token_ends(text: str) -> list[int]:
     return [match.end() for match in _TOKEN.finditer(text)]
 
 
+def sentence_ends(text: str) -> list[int]:
+    """Where each sentence ends, the space behind it included.
+
+    >>> sentence_ends("It rains. Stay in!")
+    [10, 18]
+    """
+    inner = [found.end() for found in _SENTENCE_END.finditer(text)]
+    return inner if inner and inner[-1] == len(text) else [*inner, len(text)]
+
+
 def sentences(text: str) -> list[str]:
     """Sentences by their closing marks; lines are sentences of their own.
 

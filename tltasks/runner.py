@@ -9,17 +9,14 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from numpy.typing import NDArray
@@ -43,7 +40,7 @@ from tltasks.evaluation import (
 )
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
 from tltasks.metrics import paired_difference
-from tltasks.precision import choose_attention, choose_precision
+from tltasks.precision import check_architecture, choose_attention, choose_precision
 from tltasks.probe import fit_probe
 from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
@@ -88,6 +85,8 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
     # ------------------------------------------------------- data and checkpoints, opened and checked
     plans = plan_stages(located(recipe))
     opened = _open_stages(accelerator, plans, recipe)
+    for item in opened:
+        check_architecture(precision, item.task.architecture, shown=item.source.shown)
     for item in opened:
         show_checks(console, item.plan.name, item.checks)
     if dry_run:
@@ -175,11 +174,7 @@ def _accelerator(recipe: Recipe, output: Path, state: PartialState) -> tuple[Acc
     """The devices, their number format and their share of the processor's cores."""
     precision = choose_precision(recipe.precision, state.device)
     machine.share_cores(state.num_processes)
-    interactive = state.is_main_process and sys.stderr.isatty()
-    (datasets.enable_progress_bars if interactive else datasets.disable_progress_bars)()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")  # theirs to mend
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    machine.quieten_libraries(interactive=state.is_main_process and sys.stderr.isatty())
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=list(recipe.trackers) or None,
@@ -380,7 +375,7 @@ def _adapt(item: Opened, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
         head=head,
         targets=task.lora_targets(model),
         shown_name=item.source.shown,
-        revision=item.source.revision,
+        revision=str(task.weights().get("commit") or item.source.revision),  # what a branch holds may change
     )
     return adapted, tuple(head)
 

@@ -69,10 +69,11 @@ class SequenceRecogniser:
         language: str | None,
         speech_task: str | None,
         window: int | None,
-        beams: int,
+        beams: int | None,
         trains: bool,
         **arguments: Any,
     ) -> Self:
+        """Without `beams`, decoding is as the checkpoint was saved, its language included where none is given."""
         config = open_config(name, shown=shown, **arguments)
         feature_extractor = open_feature_extractor(name, shown=shown, **arguments)
         tokenizer = open_tokenizer(name, shown=shown, **arguments)
@@ -80,7 +81,11 @@ class SequenceRecogniser:
             generation = GenerationConfig.from_pretrained(name, **arguments)
         except OSError:
             generation = GenerationConfig.from_model_config(config)
-        generation.num_beams = beams
+        if beams is None:
+            own = str(getattr(generation, "language", None) or "").strip("<|>")
+            language, speech_task = language or own or None, speech_task or getattr(generation, "task", None)
+        else:
+            generation.num_beams = beams
         generation.return_timestamps = False
         if generation.max_length is None:
             generation.max_length = getattr(config, "max_target_positions", None) or 448

@@ -15,9 +15,12 @@ _TEXTS = ("document", "summary", "document_tokens", "summary_tokens")
 
 
 def check_pairs(
-    splits: Mapping[str, EncodedSplit], *, max_document_tokens: int, max_summary_tokens: int
+    splits: Mapping[str, EncodedSplit], *, max_document_tokens: int, max_summary_tokens: int, splits_long: bool
 ) -> dict[str, Counts]:
-    """Counts by split; documents are the same when they differ in case and white space alone."""
+    """Counts by split; documents are the same when they differ in case and white space alone.
+
+    `splits_long`: outside training, documents beyond the limit are read in pieces, not cut.
+    """
     digests = {name: [_digest(row["document"]) for row in _rows(split.rows)] for name, split in splits.items()}
     train = set(digests.get("train", ()))
     found: dict[str, Counts] = {}
@@ -36,7 +39,8 @@ def check_pairs(
         if name != "train" and "train" in splits:
             counts["documents_also_in_train"] = sum(digest in train for digest in digests[name])
         n_rows = max(1, len(split.rows))
-        counts |= {"documents_cut_share": cut_documents / n_rows, "summaries_cut_share": cut_summaries / n_rows}
+        fate = "split" if splits_long and name != "train" else "cut"
+        counts |= {f"documents_{fate}_share": cut_documents / n_rows, "summaries_cut_share": cut_summaries / n_rows}
         found[name] = counts
     return found
 

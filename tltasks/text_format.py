@@ -10,9 +10,14 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from tltasks.errors import CheckpointError, RecipeError
+from tltasks.long_documents import split_document
 from tltasks.recipe import Generation, TextData, TextModel
 
 Ids = list[int]
+SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})
+"""Of files that are taken for documents."""
+MOST_TOKENS = 1024
+"""Of a document, for a checkpoint that does not say how long its documents were and could read more."""
 PLAIN_PROMPT = "{document}\n\nTL;DR:"
 """For decoders without a chat template. Source: Radford et al., Language Models are Unsupervised Multitask Learners,
 2019, §3.6."""
@@ -33,9 +38,15 @@ class TextFormat:
     end: int
     """Id that ends a summary."""
     pad: int
+    lead: str
+    """What stands between a decoder's prompt and the summary."""
+    closing: tuple[int, ...]
+    """Ids after a summary's text: the end, and in some vocabularies its language."""
     language: str | None
     max_document_tokens: int
     max_summary_tokens: int
+    splits: bool
+    """Whether documents that are too long are read in pieces outside training."""
 
     @property
     def key(self) -> str:
@@ -43,8 +54,9 @@ class TextFormat:
         tokenizer = self.tokenizer
         backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
         parts = (type(tokenizer).__name__, backend, tokenizer.chat_template, self.prompt, self.encoder_decoder)
-        limits = (self.chat, self.end, self.language, self.max_document_tokens, self.max_summary_tokens)
-        return hashlib.sha256(repr(parts + limits).encode()).hexdigest()
+        frame = (self.chat, self.lead, self.closing, self.language)
+        limits = (self.max_document_tokens, self.max_summary_tokens, self.splits)
+        return hashlib.sha256(repr(parts + frame + limits).encode()).hexdigest()
 
     # ------------------------------------------------------------------------------------ documents
 
@@ -62,6 +74,17 @@ class TextFormat:
                 ids = self._framed([self._cut(texts[i], whole[i], left)])[0]
             framed[i] = ids
         return framed, counts
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[list[Ids]]:
+        """Token ids of each document in its prompt, of those that are too long piece by piece."""
+        room = self.max_document_tokens - len(self._framed([""])[0])
+        pieces = [
+            split_document(text, room=room, count=lambda parts: [len(ids) for ids in self._plain_ids(parts)])
+            if size > room
+            else [text]
+            for text, size in zip(texts, map(len, self._plain_ids(texts)), strict=True)
+        ]
+        return [self.encode_documents(parts)[0] for parts in pieces]
 
     def _plain_ids(self, texts: Sequence[str]) -> list[Ids]:
         ids: list[Ids] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -87,13 +110,15 @@ class TextFormat:
     # ------------------------------------------------------------------------------------ summaries
 
     def encode_summaries(self, texts: Sequence[str]) -> tuple[list[Ids], list[int]]:
-        """Token ids of each summary up to its end token, and how many tokens the whole summary takes."""
+        """Token ids of each summary with what closes it, and how many tokens the whole summary takes."""
+        closing = list(self.closing)
         if self.encoder_decoder:
             ids: list[Ids] = self.tokenizer(text_target=list(texts), verbose=False)["input_ids"]
-            ids = [row[:-1] if row and row[-1] == self.end else row for row in ids]
+            ids = [row[: -len(closing)] if row[-len(closing) :] == closing else row for row in ids]
         else:
-            ids = self._plain_ids(texts if self.chat else [f" {text}" for text in texts])
-        return [[*row[: self.max_summary_tokens - 1], self.end] for row in ids], [len(row) + 1 for row in ids]
+            ids = self._plain_ids([f"{self.lead}{text}" for text in texts])
+        room = self.max_summary_tokens - len(closing)
+        return [[*row[:room], *closing] for row in ids], [len(row) + len(closing) for row in ids]
 
     def decode(self, ids: Any) -> str:
         """The text of generated ids. PEGASUS writes `<n>` between sentences."""
@@ -123,7 +148,11 @@ class TextFormat:
         config.eos_token_id = [self.end, *others] if others else self.end
         config.pad_token_id = self.pad
         if self.language is not None:
-            config.forced_bos_token_id = self.tokenizer.convert_tokens_to_ids(self.language)
+            language = self.tokenizer.convert_tokens_to_ids(self.language)
+            if self.closing[-1] == language:  # mBART of 25 languages: what closes a summary begins it
+                config.decoder_start_token_id, config.forced_bos_token_id = language, None
+            else:
+                config.forced_bos_token_id = language
         return config
 
 
@@ -144,7 +173,7 @@ def open_format(
     chat = not encoder_decoder and bool(tokenizer.chat_template)
     _set_language(tokenizer, model.language, shown=shown)
     prompt = model.prompt or _own_prompt(config, chat=chat)
-    end = _end_of_turn(tokenizer) if chat else tokenizer.eos_token_id
+    lead, end = _answer(tokenizer) if chat else (" ", tokenizer.eos_token_id)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     made = TextFormat(
         tokenizer,
@@ -153,9 +182,12 @@ def open_format(
         chat,
         end,
         pad,
+        lead,
+        _closing(tokenizer, end) if encoder_decoder else (end,),
         model.language,
         data.max_document_tokens,
         data.max_summary_tokens,
+        data.long_documents == "split",
     )
     _check_room(made, config, shown=shown)
     return made
@@ -179,24 +211,38 @@ def _chat(tokenizer: Any, messages: list[dict[str, str]], *, answer_next: bool) 
     return text
 
 
-def _end_of_turn(tokenizer: Any) -> int:
-    """The id that the template puts after an answer, which need not be the tokenizer's end token."""
+def _answer(tokenizer: Any) -> tuple[str, int]:
+    """What the template puts before an answer, the prompt aside, and the id after it: not always the end token."""
     asked = {"role": "user", "content": "text"}
+    prompt = _chat(tokenizer, [asked], answer_next=True)
     text = _chat(tokenizer, [asked, {"role": "assistant", "content": _MARK}], answer_next=False)
-    after = tokenizer(text.rpartition(_MARK)[2].strip(), add_special_tokens=False)["input_ids"]
+    before, _, behind = text.rpartition(_MARK)
+    lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+    after = tokenizer(behind.strip(), add_special_tokens=False)["input_ids"]
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     end: int = after[0] if after and after[0] in special else tokenizer.eos_token_id
-    return end
+    return lead, end
+
+
+def _closing(tokenizer: Any, end: int) -> tuple[int, ...]:
+    """What an encoder-decoder's tokenizer puts behind the text of a target, from the end token on."""
+    ids: Ids = tokenizer(text_target="", verbose=False)["input_ids"]
+    return tuple(ids[ids.index(end) :]) if end in ids else (end,)
 
 
 def _set_language(tokenizer: Any, language: str | None, *, shown: str) -> None:
-    if language is None:
-        return
     if not hasattr(tokenizer, "tgt_lang"):
-        raise RecipeError(f"model.language: the tokenizer of {shown} has no language tokens; take the key out.")
+        if language is not None:
+            raise RecipeError(f"model.language: the tokenizer of {shown} has no language tokens; take the key out.")
+        return
+    known = sorted(token for token in tokenizer.all_special_tokens if "_" in token)
+    if language is None:
+        raise RecipeError(
+            f"model.language: {shown} knows {len(known)} languages; name the one of the documents and summaries, e.g. "
+            f"`language: {known[0]}`. It knows: {', '.join(known)}."
+        )
     if tokenizer.convert_tokens_to_ids(language) in (None, tokenizer.unk_token_id):
-        known = [token for token in tokenizer.all_special_tokens if "_" in token]
-        raise RecipeError(f"model.language: {shown} does not know `{language}`. It knows: {', '.join(sorted(known))}.")
+        raise RecipeError(f"model.language: {shown} does not know `{language}`. It knows: {', '.join(known)}.")
     tokenizer.src_lang = tokenizer.tgt_lang = language
 
 
@@ -207,17 +253,13 @@ def _check_room(made: TextFormat, config: PretrainedConfig, *, shown: str) -> No
             f"data.max_document_tokens: {made.max_document_tokens} leaves no room for a document; "
             f"the prompt alone takes {around} tokens."
         )
-    # T5's relative positions have no end, and its configuration names none.
-    longest = getattr(config, "max_encoder_position_embeddings", None) or getattr(
-        config, "max_position_embeddings", None
-    )
+    longest, summaries = _positions(config)
     needed = made.max_document_tokens + (0 if made.encoder_decoder else made.max_summary_tokens)
     if longest is not None and needed > longest:
         raise RecipeError(
             f"data.max_document_tokens: {shown} reads at most {longest} tokens, and this asks for {needed}"
             + ("." if made.encoder_decoder else " with the summary's.")
         )
-    summaries = getattr(config, "max_decoder_position_embeddings", None) or longest
     if made.encoder_decoder and summaries is not None and made.max_summary_tokens > summaries:
         raise RecipeError(f"data.max_summary_tokens: {shown} writes at most {summaries} tokens.")
 
@@ -225,4 +267,29 @@ def _check_room(made: TextFormat, config: PretrainedConfig, *, shown: str) -> No
 def stored_task(made: TextFormat) -> dict[str, Any]:
     """What a later user of the checkpoint must know, as `task_specific_params` of its configuration."""
     prefix, _, suffix = made.prompt.partition("{document}")
-    return {"summarization": {"prefix": prefix, "suffix": suffix}}
+    return {"summarization": {"prefix": prefix, "suffix": suffix, "max_document_tokens": made.max_document_tokens}}
+
+
+def own_limits(name: str, config: PretrainedConfig, data: TextData, **arguments: Any) -> TextData:
+    """`data` with the limits that it leaves unset as the checkpoint was trained, or as it can read and write."""
+    stored = (getattr(config, "task_specific_params", None) or {}).get("summarization", {})
+    try:
+        generation = GenerationConfig.from_pretrained(name, **arguments)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    longest, longest_summary = _positions(config)
+    summary = generation.max_new_tokens or generation.max_length or stored.get("max_length") or data.max_summary_tokens
+    summary = min(summary, (longest_summary if config.is_encoder_decoder else longest and longest // 4) or summary)
+    document = stored.get("max_document_tokens") or min(longest or data.max_document_tokens, MOST_TOKENS)
+    if longest is not None and not config.is_encoder_decoder:
+        document = min(document, longest - summary)
+    limits = {"max_document_tokens": document, "max_summary_tokens": summary}
+    return data.model_copy(update={k: v for k, v in limits.items() if k not in data.model_fields_set})
+
+
+def _positions(config: PretrainedConfig) -> tuple[int | None, int | None]:
+    """Most tokens of a document and of a summary. T5's relative positions have no end, and its configuration none."""
+    document = getattr(config, "max_encoder_position_embeddings", None) or getattr(
+        config, "max_position_embeddings", None
+    )
+    return document, getattr(config, "max_decoder_position_embeddings", None) or document

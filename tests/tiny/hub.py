@@ -126,7 +126,7 @@ DATA: dict[str, Callable[[Path], None]] = {
 }
 
 
-def _files(folder: Path) -> dict[str, bytes]:
+def files_of(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
@@ -137,4 +137,4 @@ def fill(server: HubServer, folder: Path) -> None:
             place = folder / kind / repo
             place.mkdir(parents=True, exist_ok=True)
             make(place)
-            server.add_repo(repo, _files(place), type=kind)
+            server.add_repo(repo, files_of(place), type=kind)

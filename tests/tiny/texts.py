@@ -142,6 +142,29 @@ def save_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
     return made
 
 
+def save_multilingual(folder: Path, tokenizer_class: Any, *, seed: int = 0) -> Path:
+    """mBART with the language tokens of `tokenizer_class`, and as on the Hub without a language in its settings."""
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.train_from_iterator(CORPUS * 20, trainers.UnigramTrainer(vocab_size=250, special_tokens=["<unk>"]))
+    pieces = [tuple(entry) for entry in json.loads(core.to_str())["model"]["vocab"] if entry[0] != "<unk>"]
+    plain = tokenizer_class(vocab=None).backend_tokenizer
+    special = [(token, 0.0) for token in sorted(plain.get_vocab(), key=plain.token_to_id) if token != "▁"]
+    tokenizer = tokenizer_class(vocab=[*special[:4], *pieces, *special[4:]], model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "bos")}
+    config = transformers.MBartConfig(
+        **_BART,
+        vocab_size=len(tokenizer),
+        forced_eos_token_id=None,
+        decoder_start_token_id=ids["eos"],
+        **{f"{name}_token_id": value for name, value in ids.items()},
+    )
+    transformers.MBartForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 def make_model(name: str, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0) -> PreTrainedModel:
     """A model with random weights and no dropout."""
     torch.manual_seed(seed)

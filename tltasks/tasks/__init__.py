@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 
 from tltasks.tasks.base import Task
 
@@ -12,6 +13,32 @@ ADAPTERS = {
     "summarization": "tltasks.tasks.summarization:Summarization",
     "automatic-speech-recognition": "tltasks.tasks.speech_recognition:SpeechRecognition",
 }
+
+MODELS = {
+    "image-classification": ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",),
+    "summarization": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    "automatic-speech-recognition": (
+        "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+        "MODEL_FOR_CTC_MAPPING_NAMES",
+    ),
+}
+"""transformers' lists of the classes that serve each task."""
+
+
+def tasks_of(architectures: Iterable[str]) -> list[str]:
+    """The tasks that a checkpoint of these classes serves.
+
+    >>> tasks_of(["ViTForImageClassification"]), tasks_of(["WhisperForConditionalGeneration"]), tasks_of(["ViTModel"])
+    (['image-classification'], ['automatic-speech-recognition'], [])
+    """
+    lists = importlib.import_module("transformers.models.auto.modeling_auto")
+    wanted, found = set(architectures), []
+    for tag, names in MODELS.items():
+        classes = [value for name in names for value in getattr(lists, name).values()]
+        known = {one for value in classes for one in ([value] if isinstance(value, str) else value)}
+        if wanted & known:
+            found.append(tag)
+    return found
 
 
 def load_adapter(tag: str) -> type[Task]:

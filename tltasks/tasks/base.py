@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tltasks.data import EncodedSplit, Split
+from tltasks.inputs import InputKind
 from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 
@@ -48,6 +49,10 @@ class Task(Protocol):
     """Column by which held-out shares are stratified."""
     votes: ClassVar[bool]
     """Whether an untouched backbone is judged by its nearest neighbours, through `embed` and `vote`."""
+    given: ClassVar[InputKind]
+    """What a row's prediction is made from."""
+    answers: ClassVar[datasets.Features]
+    """Columns of an answer."""
 
     @property
     def headline(self) -> str:
@@ -65,6 +70,11 @@ class Task(Protocol):
         ...
 
     @property
+    def architecture(self) -> str:
+        """The checkpoint's `model_type` in transformers."""
+        ...
+
+    @property
     def cpu_budget(self) -> int:
         """Size of a forward pass that keeps a CPU busy; more would cost memory and gain nothing.
 
@@ -79,7 +89,10 @@ class Task(Protocol):
 
     @classmethod
     def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        """Read the checkpoint's configuration and check the splits against it and each other; loads no weights."""
+        """Read the checkpoint's configuration and check the splits against it and each other; loads no weights.
+
+        Without splits, for a checkpoint that is only to be used, what the plan leaves unset is as the checkpoint says.
+        """
         ...
 
     def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
@@ -111,7 +124,10 @@ class Task(Protocol):
         ...
 
     def encoder(self, split: Split) -> Callable[[Columns], Columns]:
-        """A function from a batch of a split's examples to encoded columns, with `error` for each bad row."""
+        """A function from a batch of a split's examples to encoded columns, with `error` for each bad row.
+
+        A split that has the column of `given` alone is encoded for `predict`.
+        """
         ...
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
@@ -136,6 +152,10 @@ class Task(Protocol):
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """One prediction for each row."""
+        ...
+
+    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+        """A prediction as its user reads it, by `answers`; with so many alternatives where there are any."""
         ...
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:

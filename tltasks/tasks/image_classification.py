@@ -22,6 +22,7 @@ from tltasks.adapt import find_head, find_lora_targets, merged, relabel
 from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
+from tltasks.inputs import InputKind
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.pretrained import (
     check_loaded,
@@ -36,6 +37,9 @@ from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 
+NO_LABEL = -100
+"""Of rows that are only predicted; torch's cross-entropy passes over it."""
+
 
 @dataclass(frozen=True)
 class ImageClassification:
@@ -46,6 +50,16 @@ class ImageClassification:
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = "label"
     votes: ClassVar[bool] = True
+    given: ClassVar[InputKind] = InputKind("image", images.SUFFIXES)
+    answers: ClassVar[datasets.Features] = datasets.Features(
+        {
+            "prediction": datasets.Value("string"),
+            "probability": datasets.Value("float32"),
+            "top": datasets.List(
+                {"label": datasets.Value("string"), "probability": datasets.Value("float32")},
+            ),
+        }
+    )
 
     source: Checkpoint
     config: PretrainedConfig
@@ -120,6 +134,10 @@ class ImageClassification:
         self.loaded.update(loaded, loaded_share=share)
         return model
 
+    @property
+    def architecture(self) -> str:
+        return str(self.config.model_type)
+
     def weights(self) -> dict[str, Any]:
         kind = self.config.model_type
         return {"name": self.source.shown, "revision": self.source.revision, "model_type": kind, **self.loaded}
@@ -172,11 +190,14 @@ class ImageClassification:
         return encoding_key(self.preprocessing, self.class_names, self.data_keys.class_names)
 
     def encoder(self, split: Split) -> Callable[[Columns], Columns]:
-        names, index = _label_names(split, self.data_keys.class_names), {n: i for i, n in enumerate(self.class_names)}
+        labelled = "label" in split.rows.column_names
+        names = _label_names(split, self.data_keys.class_names) if labelled else str
+        index = {name: i for i, name in enumerate(self.class_names)}
 
         def encode(batch: Columns) -> Columns:
             encoded = encode_images(batch["image"], self.preprocessing, split.folder)
-            return {**encoded, "label": [index[names(label)] for label in batch["label"]], "row": batch["row"]}
+            labels = [index[names(label)] for label in batch["label"]] if labelled else [NO_LABEL] * len(batch["row"])
+            return {**encoded, "label": labels, "row": batch["row"]}
 
         return encode
 
@@ -232,6 +253,13 @@ class ImageClassification:
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         logits = model(pixel_values=self.preprocessing.normalise(batch["pixels"])).logits
         return _predictions(logits.float().softmax(-1).cpu().numpy())
+
+    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+        probabilities = prediction["probabilities"]
+        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
+        # str() is the shortest text of a 32-bit number; as one of 64 bits it would have digits that mean nothing.
+        top = [{"label": self.class_names[i], "probability": float(str(probabilities[i]))} for i in best]
+        return {"prediction": top[0]["label"], "probability": top[0]["probability"], "top": top}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the head's first layer receives, averaged over positions where it has any."""

@@ -20,6 +20,7 @@ from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
+from tltasks.inputs import InputKind
 from tltasks.masked_images import HEAD, MaskedAutoencoder, Objective, choose_objective
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
@@ -48,6 +49,8 @@ class MaskedImageModeling:
     higher_is_better: ClassVar[bool] = False
     label: ClassVar[str | None] = None
     votes: ClassVar[bool] = False
+    given: ClassVar[InputKind] = InputKind("image", images.SUFFIXES)
+    answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
 
     source: Checkpoint
     config: PretrainedConfig
@@ -114,6 +117,10 @@ class MaskedImageModeling:
         share = check_loaded(model, loaded["newly_initialised"], head=[HEAD], shown=self.source.shown)
         self.loaded.update(loaded, loaded_share=share)
         return model
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config.model_type)
 
     def weights(self) -> dict[str, Any]:
         objective = "MAE" if isinstance(self.objective, MaskedAutoencoder) else "SimMIM"
@@ -222,6 +229,9 @@ class MaskedImageModeling:
             {"prediction": float(f"{loss:.3g}"), "loss": loss, "features": vector}
             for loss, vector in zip(losses.tolist(), features, strict=True)
         ]
+
+    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+        return {"prediction": prediction["prediction"]}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.objective.features(model, self.preprocessing.normalise(batch["pixels"]))

@@ -25,6 +25,7 @@ from tltasks.audio_augmentation import augment_audio
 from tltasks.ctc_recognition import CtcRecogniser
 from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.inputs import InputKind
 from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
 from tltasks.recipe import SpeechData, SpeechModel, SpeechStage
 from tltasks.recognition import Recogniser, family, open_config
@@ -33,6 +34,8 @@ from tltasks.sequence_recognition import SequenceRecogniser
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 
+PIECES_AT_ONCE = 16
+"""Of one recording that is longer than the model hears at once."""
 WORST_SHOWN = 16
 """Utterances of the report; each brings its audio along."""
 SAMPLED_TEXTS = 2000
@@ -47,6 +50,20 @@ class SpeechRecognition:
     higher_is_better: ClassVar[bool] = False
     label: ClassVar[str | None] = None
     votes: ClassVar[bool] = False
+    given: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
+    answers: ClassVar[datasets.Features] = datasets.Features(
+        {
+            "prediction": datasets.Value("string"),
+            "looped": datasets.Value("bool"),
+            "pieces": datasets.List(
+                {
+                    "start": datasets.Value("float64"),
+                    "end": datasets.Value("float64"),
+                    "text": datasets.Value("string"),
+                }
+            ),
+        }
+    )
 
     source: Checkpoint
     recogniser: Recogniser
@@ -116,6 +133,10 @@ class SpeechRecognition:
         self.loaded.update(loaded, interpolated=[*loaded["interpolated"], *cut])
         return model
 
+    @property
+    def architecture(self) -> str:
+        return str(self.recogniser.config.model_type)
+
     def weights(self) -> dict[str, Any]:
         return {
             "name": self.source.shown,
@@ -181,14 +202,16 @@ class SpeechRecognition:
     def encoder(self, split: Split) -> Callable[[Columns], Columns]:
         """Audio is decoded once; targets are of the training split alone, and so is the limit on its length."""
         trains, recogniser = split.name == "train", self.recogniser
+        written = "text" in split.rows.column_names
 
         def encode(batch: Columns) -> Columns:
             encoded: Columns = {key: [] for key in (*self.features, "row", "error")}
-            for value, text, row in zip(batch["audio"], batch["text"], batch["row"], strict=True):
+            texts = batch["text"] if written else [""] * len(batch["row"])
+            for value, text, row in zip(batch["audio"], texts, batch["row"], strict=True):
                 values: dict[str, Any] = {"audio": None, "seconds": None, "text": text, "labels": []}
                 error = None
                 try:
-                    if not isinstance(text, str) or not text.strip():
+                    if written and (not isinstance(text, str) or not text.strip()):
                         raise DataError("has no text")
                     samples = audio.decode_audio(_located(value, split.folder), recogniser.sampling_hz)
                     values["audio"] = audio.to_int16(samples)
@@ -218,7 +241,8 @@ class SpeechRecognition:
             found = audio.split_at_silence(audio.from_int16(content), hz, window)
             pieces += found
             piece_of += [i] * len(found)
-        return {**self.recogniser.read(pieces), "piece_of": torch.tensor(piece_of)}
+        samples = torch.tensor([len(piece) for piece in pieces])
+        return {**self.recogniser.read(pieces), "piece_of": torch.tensor(piece_of), "piece_samples": samples}
 
     def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         columns = rows[list(indices)]
@@ -248,17 +272,33 @@ class SpeechRecognition:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         started = time.perf_counter()
-        found = self.recogniser.transcribe(model, batch)
-        piece_of = batch["piece_of"].tolist()
+        piece_of, samples = batch["piece_of"].tolist(), batch["piece_samples"].tolist()
+        # Passes are cut between rows, and one long recording alone may be far more than a pass.
+        at_once = PIECES_AT_ONCE if len(set(piece_of)) == 1 else len(piece_of)
+        found = [
+            transcript
+            for i in range(0, len(piece_of), at_once)
+            for transcript in self.recogniser.transcribe(model, {k: v[i : i + at_once] for k, v in batch.items()})
+        ]
         n_rows = max(piece_of) + 1
         spent = (time.perf_counter() - started) / n_rows
         predictions = []
         for row in range(n_rows):
-            pieces = [transcript for transcript, owner in zip(found, piece_of, strict=True) if owner == row]
+            mine = [i for i, owner in enumerate(piece_of) if owner == row]
+            pieces = [found[i] for i in mine]
+            starts = np.cumsum([0, *(samples[i] for i in mine)]) / self.recogniser.sampling_hz
+            spans = list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
             text = self.recogniser.joint.join(piece.text for piece in pieces).strip()
             looped = any(piece.looped for piece in pieces)
-            predictions.append({"prediction": text, "looped": looped, "pieces": len(pieces), "compute_seconds": spent})
+            spoken = [(*span, piece.text.strip()) for span, piece in zip(spans, pieces, strict=True)]
+            predictions.append({"prediction": text, "looped": looped, "pieces": spoken, "compute_seconds": spent})
         return predictions
+
+    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+        pieces = [
+            {"start": round(start, 3), "end": round(end, 3), "text": text} for start, end, text in prediction["pieces"]
+        ]
+        return {"prediction": prediction["prediction"], "looped": prediction["looped"], "pieces": pieces}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         raise NotImplementedError("texts are not voted on")
@@ -298,7 +338,7 @@ class SpeechRecognition:
             "words": int(counts[:, 3].sum()),
             "audio_seconds": float(sum(seconds)),
             "real_time_factor": sum(p["compute_seconds"] for p in predictions) / max(sum(seconds), 1e-9),
-            "split_in_pieces": sum(p["pieces"] > 1 for p in predictions),
+            "split_in_pieces": sum(len(p["pieces"]) > 1 for p in predictions),
             "window_seconds": self.recogniser.window_seconds,
             "by_duration": transcripts.rates_by_duration(counts, seconds),
         }
@@ -364,7 +404,7 @@ def _open_sequence(plan: StagePlan, splits: dict[str, Split], source: Checkpoint
         language=plan.model.language,
         speech_task=plan.model.speech_task,
         window=_longest_clip(splits) if window == "fit" else window,
-        beams=plan.model.beams,
+        beams=plan.model.beams if splits else None,
         trains=plan.row.trains,
         **source.arguments(),
     )
@@ -393,6 +433,8 @@ def _texts(splits: dict[str, Split]) -> list[str]:
         kind = str(getattr(split.rows.features["text"], "dtype", type(split.rows.features["text"]).__name__))
         if not kind.startswith(("string", "large_string")):
             raise DataError(f"{split.where}: column `text` holds {kind}; a transcript is text.")
+    if not splits:
+        return []
     split = splits.get("train") or next(iter(splits.values()))
     return [text for text in split.rows["text"] if text]
 

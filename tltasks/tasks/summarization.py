@@ -27,6 +27,7 @@ from tltasks import rouge, text_statistics
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
+from tltasks.inputs import InputKind
 from tltasks.lead import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.metrics import bootstrap_interval
 from tltasks.packing import attention_mask, keeps_examples_apart, packed_batch
@@ -36,7 +37,7 @@ from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 from tltasks.text_checks import check_pairs
-from tltasks.text_format import TextFormat, open_format, stored_task
+from tltasks.text_format import SUFFIXES, TextFormat, open_format, own_limits, stored_task
 from tltasks.vocabulary_loss import has_plain_head, mean_loss, plain_model
 
 SHOWN_EXAMPLES = 3
@@ -68,6 +69,8 @@ class Summarization:
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = None
     votes: ClassVar[bool] = False
+    given: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
+    answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
 
     source: Checkpoint
     config: PretrainedConfig
@@ -99,12 +102,14 @@ class Summarization:
                 f"model {source.shown}: cannot be opened ({str(error).splitlines()[0]}). Name a Hub id, or a folder "
                 "with config.json and weights (./folder); private models need `hf auth login`."
             ) from error
-        form = open_format(source.name, config, plan.model, plan.data, shown=source.shown, **source.arguments())
-        return cls(source, config, form, plan.model, plan.data, plan.stage, seed, splits)
+        data = plan.data if splits else own_limits(source.name, config, plan.data, **source.arguments())
+        form = open_format(source.name, config, plan.model, data, shown=source.shown, **source.arguments())
+        config.task_specific_params = stored_task(form)
+        return cls(source, config, form, plan.model, data, plan.stage, seed, splits)
 
     def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         limits = {name: getattr(self.data_keys, name) for name in ("max_document_tokens", "max_summary_tokens")}
-        return check_pairs(encoded, **limits)
+        return check_pairs(encoded, **limits, splits_long=self.form.splits)
 
     # -------------------------------------------------------------------------------------- model
 
@@ -130,13 +135,13 @@ class Summarization:
         if row.weights != "random":
             check_loaded(model, loaded["newly_initialised"], head=[], shown=self.source.shown)
         model.generation_config = self._decoding(model)
-        model.config.task_specific_params = stored_task(self.form)
         self.loaded.update(loaded)
         self.loaded.update(
             prompt=self.form.prompt,
             chat=self.form.chat,
             encoder_decoder=self.form.encoder_decoder,
             max_document_tokens=self.form.max_document_tokens,
+            long_documents=self.data_keys.long_documents,
             decoding=_decoding_words(model.generation_config),
             packing=not self.form.encoder_decoder and self.stage.packing and keeps_examples_apart(model),
         )
@@ -146,6 +151,10 @@ class Summarization:
 
     def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
         return self.form.decoding(model.generation_config, self.model_keys.generation)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config.model_type)
 
     def weights(self) -> dict[str, Any]:
         return {"name": self.source.shown, "revision": self.source.revision, **self.loaded}
@@ -171,7 +180,10 @@ class Summarization:
 
     def reload(self, folder: Path) -> nn.Module:
         source = self.source
-        return load_saved(self.auto_class, folder, base=source.name, config=self.config, **source.arguments())
+        model = load_saved(self.auto_class, folder, base=source.name, config=self.config, **source.arguments())
+        if (folder / "generation_config.json").is_file():  # which an adapter has beside it
+            plain_model(model).generation_config = GenerationConfig.from_pretrained(folder)
+        return model
 
     # --------------------------------------------------------------------------------------- rows
 
@@ -185,6 +197,7 @@ class Summarization:
                 "summary": text,
                 "document_ids": ids,
                 "summary_ids": ids,
+                "pieces": datasets.List(ids),
                 "document_tokens": number,
                 "summary_tokens": number,
                 "length": number,
@@ -204,20 +217,26 @@ class Summarization:
         return 1024
 
     def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+        summarised = "summary" in split.rows.column_names
+
         def encode(batch: Columns) -> Columns:
-            documents, summaries = ([_text(value) for value in batch[key]] for key in ("document", "summary"))
+            documents = [_text(value) for value in batch["document"]]
+            summaries = [_text(value) for value in batch["summary"]] if summarised else [""] * len(documents)
             document_ids, document_tokens = self.form.encode_documents(documents)
             summary_ids, summary_tokens = self.form.encode_summaries(summaries)
+            in_pieces = self.form.splits and split.name != "train"  # training sees a bounded length
+            pieces = self.form.encode_pieces(documents) if in_pieces else [[ids] for ids in document_ids]
             return {
                 "document": documents,
                 "summary": summaries,
                 "document_ids": document_ids,
                 "summary_ids": summary_ids,
+                "pieces": pieces,
                 "document_tokens": document_tokens,
                 "summary_tokens": summary_tokens,
-                "length": [len(d) + len(s) for d, s in zip(document_ids, summary_ids, strict=True)],
+                "length": [sum(map(len, p)) + len(s) for p, s in zip(pieces, summary_ids, strict=True)],
                 "row": batch["row"],
-                "error": [_fault(d, s) for d, s in zip(documents, summaries, strict=True)],
+                "error": [_fault(d, s if summarised else None) for d, s in zip(documents, summaries, strict=True)],
             }
 
         return encode
@@ -227,12 +246,16 @@ class Summarization:
         return lengths
 
     def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
-        documents = rows.select_columns(["document_ids"])[list(indices)]["document_ids"]
-        return self._asked(documents)
+        documents = rows.select_columns(["pieces"])[list(indices)]["pieces"]
+        return self._asked_in_pieces(documents)
 
     def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         columns = rows.select_columns(["document_ids", "summary_ids"])[list(indices)]
         return self._collate(columns["document_ids"], columns["summary_ids"])
+
+    def _asked_in_pieces(self, documents: Sequence[Sequence[Sequence[int]]]) -> Batch:
+        piece_of = [i for i, pieces in enumerate(documents) for _ in pieces]
+        return {**self._asked([ids for pieces in documents for ids in pieces]), "piece_of": torch.tensor(piece_of)}
 
     def _asked(self, documents: Sequence[Sequence[int]]) -> Batch:
         """What a summary is generated from; a decoder goes on from its right end, so its padding is at the left."""
@@ -286,12 +309,36 @@ class Summarization:
         return {"global_attention_mask": everywhere}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        piece_of = batch["piece_of"].tolist()
+        written: list[list[str]] = [[] for _ in range(piece_of[-1] + 1)]
+        for row, text in zip(piece_of, self._write(model, batch), strict=True):
+            written[row].append(text)
+        joined = ["\n".join(text for text in texts if text) for texts in written]
+        # Together they may be too long for a summary; then they are the document of one.
+        _, sizes = self.form.encode_summaries(joined)
+        again = [i for i, texts in enumerate(written) if len(texts) > 1 and sizes[i] > self.form.max_summary_tokens]
+        if again:
+            asked = self._asked(self.form.encode_documents([joined[i] for i in again])[0])
+            device = batch["input_ids"].device
+            texts = self._write(model, {name: values.to(device) for name, values in asked.items()})
+            joined = [dict(zip(again, texts, strict=True)).get(i, text) for i, text in enumerate(joined)]
+        return [
+            {"prediction": text, "pieces": len(written[i]), "summarised_twice": i in again}
+            for i, text in enumerate(joined)
+        ]
+
+    def _write(self, model: nn.Module, batch: Batch) -> list[str]:
+        """The text that is generated for each row of the batch."""
         plain = plain_model(model)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         written = plain.generate(
-            **batch, **self._global_attention(batch["input_ids"]), generation_config=self._decoding(plain)
+            **inputs, **self._global_attention(inputs["input_ids"]), generation_config=self._decoding(plain)
         )
-        start = 0 if self.form.encoder_decoder else batch["input_ids"].shape[1]
-        return [{"prediction": self.form.decode(ids)} for ids in written[:, start:]]
+        start = 0 if self.form.encoder_decoder else inputs["input_ids"].shape[1]
+        return [self.form.decode(ids) for ids in written[:, start:]]
+
+    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+        return {"prediction": prediction["prediction"]}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         raise NotImplementedError("a summariser is not judged by its neighbours")
@@ -319,7 +366,12 @@ class Summarization:
             kind: bootstrap_interval(np.stack([column, np.ones(len(column))], axis=1), seed=self.seed)
             for kind, column in zip(rouge.KINDS, scores.T, strict=True)
         }
-        return Score(values, self.headline, ends[self.headline], {"ci95": {k: list(v) for k, v in ends.items()}})
+        details = {
+            "ci95": {kind: list(interval) for kind, interval in ends.items()},
+            "split_in_pieces": sum(p.get("pieces", 1) > 1 for p in predictions),
+            "summarised_twice": sum(p.get("summarised_twice", False) for p in predictions),
+        }
+        return Score(values, self.headline, ends[self.headline], details)
 
     @cached_property
     def lead(self) -> Lead:
@@ -369,8 +421,8 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _fault(document: str, summary: str) -> str | None:
-    empty = [name for name, text in (("document", document), ("summary", summary)) if not text]
+def _fault(document: str, summary: str | None) -> str | None:
+    empty = [name for name, text in (("document", document), ("summary", summary)) if text == ""]
     return f"empty {' and '.join(empty)}" if empty else None
 
 

@@ -1,0 +1,239 @@
+"""What is published of every task, loaded by its id with what its card prints, says what the run has recorded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from tests.hub_server import HubServer, hub_environment
+from tests.tiny import images, speech, texts
+from tests.tiny.hub import files_of
+from tests.tiny.runs import REPOSITORY, environment
+from tltasks.recipe import TASKS
+
+pytestmark = pytest.mark.slow
+
+FINETUNE = (
+    "{stage: finetune, steps: %d, batch_size: 8, learning_rate: %g, adapt: {lora: {rank: 8}}, keep: last, "
+    "evaluate_every: 1000}"
+)
+TRANSFER = FINETUNE.replace("finetune", "transfer")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base checkpoint on the Hub, the task that it is trained for, and the form in which it is published."""
+
+    base: str
+    task: str
+    form: str
+    """What `hub.publish` says."""
+
+    @property
+    def repo(self) -> str:
+        return f"ada/{self.base}-{self.form}"
+
+
+BASES = {
+    "vit": "image-classification",
+    "whisper": "automatic-speech-recognition",
+    "wav2vec2": "automatic-speech-recognition",
+    "t5": "summarization",
+    "gpt2": "summarization",
+    "llama": "summarization",
+}
+FORMS = ("adapter", "merged")
+
+
+def save_base(case: Case, folder: Path) -> Path:
+    if case.task == "image-classification":
+        return images.save_model(folder, case.base)
+    if case.task == "summarization":
+        return texts.save_model(folder, case.base)
+    # Larger weights, so that what is heard shows in what is written after a few steps.
+    return (
+        speech.save_whisper(folder, seconds=2, init_std=0.1)
+        if case.base == "whisper"
+        else speech.save_ctc(folder, case.base)
+    )
+
+
+def save_data(case: Case, folder: Path) -> Path:
+    """Data for the task; returns the file of its test split."""
+    if case.task == "image-classification":
+        return images.save_data(folder) / "test.parquet"
+    if case.task == "summarization":
+        return texts.save_data(folder, rows=96) / "test.jsonl"
+    return speech.save_data(folder, rows=24) / "test.csv"
+
+
+def write_recipe(case: Case, folder: Path, data: Path) -> Path:
+    """A recipe over the base by its id."""
+    path, base = folder / f"{case.base}-{case.form}.yaml", Path("ada", case.base)
+    top: dict[str, Any] = {
+        "output": str(folder / f"{case.base}-{case.form}"),
+        "hub": {"repo": case.repo, "publish": case.form},
+    }
+    if case.task == "image-classification":
+        return images.write_recipe(path, base, data, stage=TRANSFER % (12, 5e-3), **top)
+    if case.task == "summarization":
+        return texts.write_recipe(path, base, data, stage=FINETUNE % (100, 1e-2), **top)
+    stage, keys = (FINETUNE, "language: es") if case.base == "whisper" else (TRANSFER, "")
+    return speech.write_recipe(path, base, data, stage=stage % (60, 1e-2), model_keys=keys, **top)
+
+
+HOST = """
+import json, os, sys, traceback
+from pathlib import Path
+import datasets, peft, torch, transformers  # the imports, which take most of a start, are done once
+{imports}
+for job in json.loads(sys.stdin.read()):
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(job["log"], os.O_CREAT | os.O_TRUNC | os.O_WRONLY), 2)
+        status = 1
+        try:
+            status = do(job)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    os.waitpid(child, 0)
+"""
+TRAIN = """
+import tltasks.runner
+from tltasks.cli import main
+def do(job):
+    return main(["run", job["recipe"], "--push"])
+"""
+SAY = """
+import contextlib, csv, io, soundfile
+def read(path):
+    if path.suffix == ".parquet":
+        return [row["image"].convert("RGB") for row in datasets.load_dataset("parquet", data_files=str(path))["train"]]
+    if path.suffix == ".csv":
+        rows = csv.DictReader(path.open())
+        return [soundfile.read(path.parent / row["audio"], dtype="float32")[0] for row in rows]
+    return [json.loads(line)["document"] for line in path.open()]
+def do(job):
+    printed, (given, after) = io.StringIO(), job["rest"]
+    names = {}
+    with contextlib.redirect_stdout(printed):
+        exec(job["code"], names)
+    said = []
+    for names[given] in read(Path(job["data"])):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(after, names)
+        said.append(out.getvalue().strip())
+    Path(job["answer"]).write_text(json.dumps({"printed": printed.getvalue(), "said": said}))
+    return 0
+"""
+
+
+def in_host(hub: HubServer, home: Path, work: str, jobs: list[dict[str, Any]]) -> None:
+    """Do the jobs one after another in a process of its own, whose caches are below `home`."""
+    done = subprocess.run(
+        [sys.executable, "-c", HOST.replace("{imports}", work)],
+        input=json.dumps(jobs),
+        env=environment() | hub_environment(hub, home),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@dataclass(frozen=True)
+class Published:
+    """All that is left of a case here: what is on the Hub, the recorded predictions, and what the card's code said."""
+
+    case: Case
+    files: dict[str, bytes]
+    code: str
+    recorded: dict[str, list[Any]]
+    log: Path
+    answer: Path
+
+
+@pytest.fixture(scope="module", params=BASES)
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Published]:
+    """A base trained and pushed in each form; then, with nothing left of it here, loaded from the Hub."""
+    folder = tmp_path_factory.mktemp(request.param)
+    cases = [Case(request.param, BASES[request.param], form) for form in FORMS]
+    made, jobs = {}, []
+    with HubServer() as hub:
+        base = save_base(cases[0], folder / "base")
+        hub.add_repo(f"ada/{request.param}", files_of(base))
+        shutil.rmtree(base)
+        tests = save_data(cases[0], folder / "data")
+        recipes = [write_recipe(case, folder, folder / "data") for case in cases]
+        training = [{"recipe": str(path), "log": str(path.with_suffix(".log"))} for path in recipes]
+        in_host(hub, folder / "trainer", TRAIN, training)
+        for case, recipe in zip(cases, recipes, strict=True):
+            output, log = recipe.with_suffix(""), recipe.with_suffix(".log")
+            assert ("model", case.repo) in hub.repositories, log.read_text()[-3000:]
+            files = hub.files(case.repo)
+            code = snippet(files["README.md"].decode())
+            recorded = pq.read_table(next(output.glob("predictions/*-test.parquet"))).to_pydict()
+            item = Published(case, files, code, recorded, recipe.with_suffix(".said"), recipe.with_suffix(".json"))
+            job = {"code": code, "rest": after_yours(code), "data": str(tests)}
+            jobs.append(job | {"answer": str(item.answer), "log": str(item.log)})
+            made[case.form] = item
+            shutil.rmtree(output)
+        shutil.rmtree(folder / "trainer")
+        in_host(hub, folder / "reader", SAY, jobs)
+    return made
+
+
+def snippet(card: str) -> str:
+    """The code for users, as the card prints it."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(ModelCard(card).text)
+    (code,) = [token.content for token in tokens if token.type == "fence" and token.info == "python"]
+    return code
+
+
+def after_yours(code: str) -> tuple[str, str]:
+    """The name of what is given to the model, in the one line that says it is the user's, and the code below it."""
+    lines = code.splitlines(keepends=True)
+    (given,) = [i for i, line in enumerate(lines) if "# yours" in line]
+    return lines[given].split(" = ")[0], "".join(lines[given + 1 :])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_code_on_the_card_says_what_the_run_recorded(published: dict[str, Published], form: str) -> None:
+    item = published[form]
+    assert item.answer.exists(), item.log.read_text()[-3000:] + "\n" + item.code
+    answer = json.loads(item.answer.read_text())
+    assert answer["printed"].endswith("\n")
+    recorded = item.recorded["prediction"]
+    assert len(set(recorded)) > 1, "a model that always says the same would agree with anything"
+    assert len(answer["said"]) == len(recorded) >= 6
+    if item.case.task == "image-classification":
+        recorded = [f"{name} {max(p):.3f}" for name, p in zip(recorded, item.recorded["probabilities"], strict=True)]
+    assert answer["said"] == recorded
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_is_published_alone_and_a_merged_model_whole(published: dict[str, Published], form: str) -> None:
+    item = published[form]
+    weights = {name for name in item.files if name.endswith(".safetensors")}
+    assert weights == {f"{'adapter_' if form == 'adapter' else ''}model.safetensors"}
+    data = ModelCard(item.files["README.md"].decode()).data
+    assert (data.base_model, data.pipeline_tag) == (f"ada/{item.case.base}", item.case.task)
+    assert data.base_model_relation == ("adapter" if form == "adapter" else "finetune")
+
+
+def test_every_task_is_here() -> None:
+    assert set(BASES.values()) == set(TASKS)
+    assert len(BASES) == 6
