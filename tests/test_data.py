@@ -315,3 +315,35 @@ def test_too_many_bad_rows_are_an_error_with_ten_examples(folder: Path) -> None:
     assert said.count("b is bad") == 10
     assert "and 20 more" in said
     assert said.startswith("data.splits.train: parquet")
+
+
+# --------------------------------------------------------------------------------------------------- shots
+
+
+def kinds(split: Split) -> Counter[str]:
+    return Counter(split.rows["label"])
+
+
+def test_shots_are_of_each_label_and_no_more_than_there_are(folder: Path) -> None:
+    for shots, expected in ((1, (1, 1, 1)), (5, (5, 5, 5)), (20, (20, 20, 10)), (100, (60, 30, 10))):
+        splits = load(folder, shots=shots)
+        assert kinds(splits["train"]) == dict(zip("abc", expected, strict=True))
+        assert len(splits["test"].rows) == 20, "only training is few-shot"
+    assert f"100 shots of each label: {sum(expected)} rows" in splits["train"].origin
+
+
+def test_shots_are_drawn_with_the_seed_and_more_of_them_include_the_fewer(folder: Path) -> None:
+    drawn = [pictures(load(folder, seed=seed, shots=3)["train"]) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert set(drawn[0]) < set(pictures(load(folder, shots=5)["train"]))
+
+
+def test_shots_of_a_task_without_labels_are_examples(folder: Path) -> None:
+    assert len(load(folder, label=None, shots=7)["train"].rows) == 7
+
+
+def test_shots_leave_what_is_held_out_as_it_is(folder: Path) -> None:
+    few, all_rows = (load(folder, shots=shots, splits={"validation": 0.2}) for shots in (2, None))
+    assert pictures(few["validation"]) == pictures(all_rows["validation"])
+    assert set(pictures(few["train"])) < set(pictures(all_rows["train"]))
+    assert kinds(few["train"]) == {"a": 2, "b": 2, "c": 2}

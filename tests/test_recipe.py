@@ -34,7 +34,7 @@ HERE = "§"
 """Stands before the place that a message must name; it is taken out of the text."""
 
 MODEL_KEYS = "allowed: name, revision, trust_remote_code, image_size"
-STAGES = "'finetune', 'transfer', 'pretrain', 'zero_shot'"
+STAGES = "'finetune', 'transfer', 'pretrain', 'probe', 'zero_shot'"
 METHODS = "`full`, `head`, `lora`, `dora`, `ia3`, `peft`"
 TWO_STAGES = "    augment:\n      flip: true\n  - {stage: finetune, start: previous, epochs: 1, learning_rate: 1e-4}\n"
 
@@ -266,7 +266,7 @@ def test_all_mistakes_in_one_error(tmp_path: Path) -> None:
         "5:3  data.colums: unknown key; did you mean `columns`?",
         "6:3  data.splits: shares of 1.1 in all leave nothing to train on",
         "7:3  data.max_bad_share: expected a number, found the text 'lots'",
-        "9:5  stages[0].stage: expected 'finetune', 'transfer', 'pretrain', 'zero_shot', found the text 'transferr'",
+        "9:5  stages[0].stage: expected 'finetune', 'transfer', 'pretrain', 'probe', 'zero_shot', found",
         "9:5  stages[0]: has both `epochs` and `steps`; keep one",
         "9:5  stages[0]: `micro_batch` 16 exceeds `batch_size` 8",
         "10:5  stages[0].start: the first stage has no previous one",
@@ -360,7 +360,8 @@ def test_effective_keys() -> None:
     sgd = ImageStage(stage="transfer", epochs=1, learning_rate=1.0, optimizer="sgd")
     adamw = ImageStage(stage="transfer", epochs=1, learning_rate=1.0)
     assert sgd.effective_keys - adamw.effective_keys == {"momentum"}
-    assert sgd.effective_keys == set(ImageStage.model_fields)
+    assert sgd.effective_keys == set(ImageStage.model_fields) - {"l2"}
+    assert ImageStage(stage="probe").effective_keys == zero_shot.effective_keys | {"l2"}
 
 
 def test_every_pattern_has_words() -> None:

@@ -31,6 +31,7 @@ from tltasks.recipe_file import (
 )
 from tltasks.recipe_schema import DIALECT, json_schema
 from tltasks.source import dump, parse
+from tltasks.stages import plan_stages
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SHIPPED = sorted(RECIPES.rglob("*.yaml"))
@@ -72,7 +73,7 @@ def test_shipped_recipes_are_in_order_anywhere(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     loaded = [load_recipe(path) for path in copy_shipped(tmp_path / "elsewhere")]
     assert len(loaded) >= 5
-    assert {recipe.task for recipe in loaded} == set(TASKS)
+    assert {plan.task for recipe in loaded for plan in plan_stages(recipe)} == set(TASKS)
 
 
 def test_shipped_recipes_refer_to_the_schema_in_their_first_line() -> None:
@@ -312,7 +313,8 @@ def test_mutated_overrides(tmp_path: Path) -> None:
 
 EVERY_KEY = """\
 task: image-classification
-model: {name: a/b, revision: v1, trust_remote_code: true, image_size: 64}
+model:
+  {name: a/b, revision: v1, trust_remote_code: true, image_size: 64, config: {d: 3, act: gelu, sizes: [1, 2], on: true}}
 data:
   name: c/d
   config: e
@@ -321,6 +323,7 @@ data:
   files: {train: [h.csv, https://i/j.csv], test: "k/*.csv"}
   splits: {train: "train[:9%]", validation: 0.25, test: null}
   extra_test: {far: {name: l/m, config: n, revision: o, dir: p, files: q.csv, split: r}}
+  shots: 7
   max_bad_share: 0.5
   workers: 3
   columns: {image: img, label: "no"}
@@ -362,6 +365,7 @@ stages:
   - {stage: transfer, adapt: {ia3: {targets: [a]}}, steps: 3, learning_rate: 1}
   - {stage: transfer, adapt: head, steps: 3, learning_rate: 1, evaluate_every: null}
   - {stage: pretrain, steps: 3, learning_rate: 1, micro_batch: auto}
+  - {stage: probe, start: previous, l2: [0.1, 1]}
   - {stage: zero_shot, start: previous}
 seed: 5
 precision: fp32
@@ -484,6 +488,11 @@ CHANGED = {
     **dict.fromkeys(("model.language", "stages.1.model.language"), "xx"),
     **dict.fromkeys(("audio_window", "beams", "time_masks", "frequency_masks"), "3"),
     **dict.fromkeys(("speed", "gain_db", "noise_db", "time_seconds", "frequency_share"), "0.375"),
+    "model.config": "{hidden_size: 3}",
+    "shots": "3",
+    "square_pixels": "3",
+    **dict.fromkeys(("l2", "ratio"), "0.375"),
+    "normalised_pixels": "false",
     "speech_task": "translate",
     "normaliser": "none",
     **dict.fromkeys(("trust_remote_code", "rslora", "gradient_checkpointing", "compile", "flip"), "true"),
@@ -517,6 +526,7 @@ CHANGED = {
 BEFORE = {
     "stages.1.momentum": ["stages.1.optimizer=sgd"],
     "stages.1.freeze": ["stages.1.adapt=full"],
+    "stages.1.l2": ["stages.1={stage: probe}"],
     "stages.1.model": ["stages.1.model={name: x/y}"],
     "stages.1.data": ["stages.1.data={name: x/y}"],
     "stages.1.augment.randaugment": ["stages.1.augment.randaugment={}"],

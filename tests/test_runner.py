@@ -153,6 +153,11 @@ def test_a_stage_goes_on_from_the_one_before(tiny: Path, finished: Path) -> None
     # What the second calls the untouched checkpoint is what the first has ended with.
     assert second.baselines["checkpoint"]["test"].values == pytest.approx(first.metrics["test"].values, abs=1e-6)
     assert second.metrics["test"].values == pytest.approx(first.metrics["test"].values, abs=1e-4)
+    assert not any(name.startswith("stage_") for name in first.baselines)
+    for split in ("test", "validation"):
+        beside = second.baselines["stage_first"][split]
+        assert beside.values == first.metrics[split].values
+        assert beside.details == {"difference_ci95": [0, 0]}, "it predicts the same"
 
 
 def test_the_run_is_judged_by_the_last_stage(finished: Path) -> None:

@@ -24,13 +24,14 @@ def test_every_stage_has_its_row() -> None:
         "pretrain": ("random", "new", True),
         "finetune": ("checkpoint", "kept", True),
         "transfer": ("checkpoint", "new", True),
+        "probe": ("checkpoint", "new", True),
         "zero_shot": ("checkpoint", "kept", False),
     }
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_rows_and_recipes_agree_on_what_trains(tmp_path: Path, name: str) -> None:
-    needs = f", {TRAINED}" if STAGES[name].trains else ""  # type: ignore[index]
+    needs = f", {TRAINED}" if STAGES[name].trains and not STAGES[name].cached else ""  # type: ignore[index]
     (plan,) = plans(tmp_path, f"  - {{stage: {name}{needs}}}\n")
     assert plan.row is STAGES[plan.stage.stage]
     assert plan.stage.trains == plan.row.trains

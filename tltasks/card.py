@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from tltasks.recipe import BUILDERS, Adapt, Data, Recipe, Source
+from tltasks.recipe import BUILDERS, Adapt, Data, Head, Recipe, Source
 from tltasks.recipe_file import located, recipe_text
 from tltasks.result import RunResult, Score, StageResult, load_result, show_duration
 from tltasks.stages import STAGES, StagePlan, plan_stages
@@ -60,8 +60,8 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
             "stages": result.stages,
             "base": base,
             "bases": [_base(plan, it) for plan, it in zip(plans, result.stages, strict=True)],
-            "method": _method(plans[lineage[-1]].stage.adapt),
-            "methods": [_method(plan.stage.adapt) if plan.row.trains else "nothing" for plan in plans],
+            "method": _method(plans[lineage[-1]]),
+            "methods": [_method(plan) for plan in plans],
             "lineage": [result.stages[i] for i in lineage],
             "trained_on": list(dict.fromkeys(_place(plans[i].data) for i in trained)),
             "chosen_by_validation": stage.training.get("best_step") is not None
@@ -85,7 +85,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
         base_model=base.name if base.on_hub and not base.random else None,
         base_model_relation=_relation(base, adapter=adapter, trained=bool(trained)),
         library_name="peft" if adapter else "transformers",
-        pipeline_tag=stage.task,
+        pipeline_tag=getattr(page, "pipeline_tag", stage.task),
         license=recipe.hub.licence,
         language=recipe.hub.language or None,
         datasets=[path.removeprefix("datasets/") for path in datasets] or None,
@@ -159,7 +159,10 @@ def _is_dataset_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
 
 
-def _method(adapt: Adapt) -> str:
+def _method(plan: StagePlan) -> str:
+    adapt = Adapt(head=Head()) if plan.row.cached else plan.stage.adapt
+    if not plan.row.trains:
+        return "nothing"
     return METHODS.get(adapt.method) or (adapt.peft.type if adapt.peft else adapt.method)
 
 

@@ -55,7 +55,8 @@ def load_splits(
     `label` is the task's column by which held-out shares are stratified. Raises DataError for all that is missing,
     with what there is instead.
     """
-    columns: dict[str, str] = getattr(data, "columns").model_dump()  # noqa: B009 (a key of every task's Data)
+    named: dict[str, str | None] = getattr(data, "columns").model_dump()  # noqa: B009 (a key of every task's Data)
+    columns = {key: column for key, column in named.items() if column is not None}
     wanted = data.splits
     shares = {n: s for n, s in (("validation", wanted.validation), ("test", wanted.test)) if isinstance(s, float)}
     specs: dict[str, str | float | None] = {"train": wanted.train} if train or shares else {}
@@ -97,6 +98,8 @@ def load_splits(
         n_held = max(1, round(n_rows * share))
         held = _hold_out(splits["train"], n_held, locate(f"splits.{name}"), seed=seed, label=label)
         splits["train"], splits[name] = held[0], dataclasses.replace(held[1], name=name)
+    if data.shots is not None and "train" in splits:
+        splits["train"] = _draw_shots(splits["train"], data.shots, seed=seed, label=label)
     return splits
 
 
@@ -205,6 +208,21 @@ def _hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | 
         dataclasses.replace(
             train, rows=train.rows.select(np.sort(held)), origin=f"{train.origin} ({n_held:,} held out)", place=place
         ),
+    )
+
+
+def _draw_shots(train: Split, shots: int, *, seed: int, label: str | None) -> Split:
+    """So many rows, or of each label; all rows of a label that has no more. More shots include those of fewer."""
+    order = np.random.default_rng(seed).permutation(len(train.rows))
+    kinds = [""] * len(order) if label is None else [str(value) for value in train.rows[label][:]]
+    drawn: dict[str, list[int]] = {}
+    for row in order.tolist():
+        if len(taken := drawn.setdefault(kinds[row], [])) < shots:
+            taken.append(row)
+    chosen = sorted(row for rows in drawn.values() for row in rows)
+    what = f"{shots:,} shots" if label is None else f"{shots:,} shots of each {label}"
+    return dataclasses.replace(
+        train, rows=train.rows.select(chosen), origin=f"{train.origin} ({what}: {len(chosen):,} rows)"
     )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tltasks.errors import DataError
-from tltasks.recipe import ImageAugment
+from tltasks.recipe import ImageAugment, ImageChanges
 
 SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg",
@@ -193,7 +193,7 @@ def to_png(image: Tensor, *, largest_side: int = 160) -> bytes:
 class ImageAugmentation:
     """Random crop, flip, RandAugment and erasing, in this order, as a recipe's keys say."""
 
-    def __init__(self, keys: ImageAugment) -> None:
+    def __init__(self, keys: ImageChanges) -> None:
         self._steps: list[Callable[[Tensor], Tensor]] = []
         if keys.crop is not None:
             share = keys.crop
@@ -216,7 +216,7 @@ class ImageAugmentation:
         # torch.random.fork_rng takes longer than the augmentation of a small image.
         generator = torch.default_generator
         state = generator.get_state()
-        generator.manual_seed(_stream("augment", seed, epoch, row))
+        generator.manual_seed(draw_seed("augment", seed, epoch, row))
         try:
             for step in self._steps:
                 image = step(image)
@@ -239,7 +239,7 @@ def _random_crop(share: float, height: int, width: int) -> Callable[[Tensor], Te
     return crop
 
 
-def _stream(purpose: str, seed: int, epoch: int, row: int) -> int:
+def draw_seed(purpose: str, seed: int, epoch: int, row: int) -> int:
     """A seed for one row's draws: the same on every machine, unrelated between neighbours."""
     digest = hashlib.blake2b(f"{purpose} {seed} {epoch} {row}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
@@ -276,7 +276,7 @@ def draw_mix(keys: ImageAugment, *, rows: int, seed: int, epoch: int, row: int) 
     """
     if not keys.mixup and not keys.cutmix:
         return None
-    rng = np.random.default_rng(_stream("mix", seed, epoch, row))
+    rng = np.random.default_rng(draw_seed("mix", seed, epoch, row))
     partner, coin = int(rng.integers(rows)), rng.random()
     if not keys.cutmix or (keys.mixup and coin < 0.5):
         return Mix(partner, float(rng.beta(keys.mixup, keys.mixup)))

@@ -157,3 +157,27 @@ def nearest_neighbours(
             np.add.at(votes, (rows, labels[nearest[:, column]]), weight[:, column])
     shares: NDArray[np.float32] = (votes / votes.sum(1, keepdims=True)).astype(np.float32)
     return shares
+
+
+def left_out_neighbours(features: Floats, labels: list[str]) -> float:
+    """Accuracy of `nearest_neighbours` where each row is judged by all others, [rows, width]."""
+    names, numbers = np.unique(np.array(labels), return_inverse=True)
+    correct = 0
+    for row in range(len(features)):
+        others = np.delete(np.arange(len(features)), row)
+        votes = nearest_neighbours(features[others], numbers[others], features[[row]], n_classes=len(names))
+        correct += int(votes[0].argmax() == numbers[row])
+    return correct / len(features)
+
+
+def feature_spread(features: Floats) -> float:
+    """How far the directions of features [rows, width] spread: 0 when all are one, 1 when they are uniform.
+
+    The mean standard deviation over rows of each coordinate of the unit vectors, times the root of the width.
+    Source: Chen and He, https://arxiv.org/abs/2011.10566, §4.1.
+
+    >>> feature_spread(np.ones((4, 3))), round(feature_spread(np.eye(64)), 2)
+    (0.0, 0.99)
+    """
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return float(np.sqrt(features.shape[1]) * unit.std(0).mean())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,53 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from tltasks.errors import CheckpointError
+from tltasks.errors import CheckpointError, RecipeError
 
 LARGEST_SHARE_NEW = 0.1
 """A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
 
 _LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 """What loading raises for weights that are missing, damaged or of another model."""
+
+ENCODERS = {"vit_mae": "vit"}
+"""Architectures of an objective's models, and those of the same encoder, with the same names of weights, for tasks."""
+
+
+def read_config(
+    auto_class: Any, name: str, *, shown: str, changes: dict[str, Any], **arguments: Any
+) -> PretrainedConfig:
+    """The configuration of a checkpoint, for a model that `auto_class` has: that of its encoder where need be.
+
+    `changes` are what a recipe has under `model.config`. Raises CheckpointError for what cannot be read or served,
+    and RecipeError for keys that the configuration does not have.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, **arguments)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"model {shown}: cannot be opened ({str(error).splitlines()[0]}). Name a Hub id, or a folder "
+            "with config.json and weights (./folder); private models need `hf auth login`."
+        ) from error
+    known = config.to_dict().keys()
+    for key, value in changes.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else "."
+            raise RecipeError(f"model.config.{key}: {type(config).__name__} of {shown} has no such key{hint}")
+        try:
+            setattr(config, key, value)
+        except (TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise RecipeError(f"model.config.{key}: {type(config).__name__} refuses it: {reason}") from error
+    if type(config) in auto_class._model_mapping or config.model_type not in ENCODERS:
+        return config
+    encoder = AutoConfig.for_model(ENCODERS[config.model_type])
+    own = encoder.to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    shared = {key: value for key, value in config.to_dict().items() if key in own}
+    return AutoConfig.for_model(encoder.model_type, **shared)
 
 
 def load_pretrained(
@@ -31,13 +70,15 @@ def load_pretrained(
     """The model of `config` in fp32 with the weights of `name`, or random ones.
 
     Weights whose shape depends on the labels are left to the caller; position tables of another image size are
-    interpolated. Returns the model and `{newly_initialised, interpolated, commit}`.
+    interpolated. Returns the model and `{newly_initialised, interpolated, left, commit}`, where `left` counts the
+    tensors of the checkpoint that the model has no place for, by the module that they belong to.
     """
     if random:
-        return auto_class.from_config(config, trust_remote_code=arguments["trust_remote_code"]), {
-            "newly_initialised": ["all"],
-            "interpolated": [],
-        }
+        try:
+            model = auto_class.from_config(config, trust_remote_code=arguments["trust_remote_code"])
+        except (ValueError, RuntimeError, KeyError, ZeroDivisionError) as error:
+            raise CheckpointError(f"model {shown}: no model can be built of its configuration: {error}") from error
+        return model, {"newly_initialised": ["all"], "interpolated": []}
     try:
         # dtype: the default keeps the dtype of the file (transformers 5.24, modeling_utils.py), and half-precision
         # master weights do not train.
@@ -55,12 +96,16 @@ def load_pretrained(
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     positions = sorted(key for key in mismatched if _is_position_table(key))
     if positions:
-        original = auto_class.from_pretrained(name, dtype=torch.float32, use_safetensors=True, **arguments).state_dict()
+        own = read_config(auto_class, name, shown=shown, changes={}, **arguments)
+        original = auto_class.from_pretrained(
+            name, config=own, dtype=torch.float32, use_safetensors=True, **arguments
+        ).state_dict()
         _interpolate(model, original, positions, shown=shown)
     new = sorted((set(info["missing_keys"]) | mismatched) - set(positions))
     return model, {
         "newly_initialised": new,
         "interpolated": positions,
+        "left": dict(Counter(key.partition(".")[0] for key in sorted(info["unexpected_keys"]))),
         "commit": _commit(name, arguments["revision"]),
     }
 
@@ -71,16 +116,22 @@ def _commit(name: str, revision: str) -> str | None:
     return Path(found).parent.name if isinstance(found, str) else None
 
 
-def check_loaded(model: PreTrainedModel, new: list[str], *, head: list[str], shown: str) -> None:
-    """Raise CheckpointError when much of the backbone was not in the checkpoint."""
+def check_loaded(model: PreTrainedModel, new: list[str], *, head: list[str], shown: str) -> float:
+    """The share of the backbone's weights that was in the checkpoint; raises CheckpointError when that is too little.
+
+    Zero for a model that is random as a whole.
+    """
+    if new == ["all"]:
+        return 0.0
     backbone = {k: t.numel() for k, t in model.state_dict().items() if not any(k.startswith(f"{h}.") for h in head)}
     lost = [key for key in new if key in backbone]
-    share = sum(backbone[key] for key in lost) / max(1, sum(backbone.values()))
+    share: float = sum(backbone[key] for key in lost) / max(1, sum(backbone.values()))
     if share > LARGEST_SHARE_NEW:
         raise CheckpointError(
             f"model {shown}: {share:.0%} of the backbone is not in the checkpoint ({', '.join(lost[:3])}, …); "
             f"it does not hold a {type(model).__name__}."
         )
+    return 1 - share
 
 
 def initialise_head(model: PreTrainedModel, head: list[str]) -> None:

@@ -64,6 +64,9 @@ class Model(Keys):
 class ImageModel(Model):
     image_size: PositiveInt | None = None
     """Side of the square input in pixels; position embeddings are interpolated. Unset: the checkpoint's own."""
+    config: dict[FileName, bool | int | float | str | list[int]] = {}
+    """Keys of the checkpoint's config.json to change, such as `{num_hidden_layers: 6}`: another architecture, from
+    random weights. A stage with `start: previous` has that of the stage before."""
 
 
 class Generation(Keys):
@@ -141,6 +144,8 @@ class Data(Source):
     splits: Splits = Splits()
     extra_test: dict[FileName, ExtraTest] = {}
     """Further test sets by name, scored beside `test`."""
+    shots: PositiveInt | None = None
+    """Few-shot: training examples, drawn with `seed` from what is not held out; of each class where rows have one."""
     max_bad_share: Share = 0.01
     """Share of a split's examples that may be unreadable; they are named, counted and left out. More is an error."""
     workers: Annotated[int, Field(ge=0)] | None = None
@@ -157,6 +162,17 @@ class ImageData(Data):
     """Names of the data set's columns."""
     class_names: Annotated[list[str], Field(min_length=2)] | None = None
     """Names of integer labels 0, 1, …, where the data set has none."""
+
+
+class UnlabelledImageColumns(Keys):
+    image: str = "image"
+    label: str | None = None
+    """Names of classes, which nothing is trained on: with them, features are judged by their nearest neighbours."""
+
+
+class UnlabelledImageData(Data):
+    columns: UnlabelledImageColumns = UnlabelledImageColumns()
+    """Names of the data set's columns."""
 
 
 class TextColumns(Keys):
@@ -265,13 +281,14 @@ def _method_by_name(value: object) -> object:
 
 
 AdaptMethod = Literal["full", "head", "lora", "dora", "ia3"]
-StageName = Literal["finetune", "transfer", "pretrain", "zero_shot"]
+StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
 
 
 class Stage(Keys):
     stage: StageName
     """finetune keeps the head; transfer puts a new head on the checkpoint; pretrain starts from random weights
-    (or goes on from a checkpoint with `start: previous`); zero_shot evaluates the untouched checkpoint."""
+    (or goes on from a checkpoint with `start: previous`); probe fits a new linear head on the features of the frozen
+    checkpoint, computed once; zero_shot evaluates the untouched checkpoint."""
     name: FileName | None = None
     """Name in results and file names. Unset: the stage's, numbered where it repeats."""
     start: Literal["checkpoint", "previous"] = "checkpoint"
@@ -321,35 +338,47 @@ class Stage(Keys):
     checkpoint_every: PositiveInt | None = None
     """Steps between checkpoints for `--resume`. Unset: at each evaluation."""
     keep_checkpoints: PositiveInt = 2
+    l2: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    """probe: weight of the penalty on the head's squared weights, or several, of which `validation` chooses. Unset:
+    powers of ten from 1e-6 to 1 where there is a validation split, otherwise 1e-3."""
 
     @property
     def trains(self) -> bool:
+        """Whether anything is fitted to a training split."""
         return self.stage != "zero_shot"
+
+    @property
+    def loops(self) -> bool:
+        """Whether the training loop runs."""
+        return self.stage not in {"probe", "zero_shot"}
 
     @property
     def effective_keys(self) -> set[str]:
         """The keys that this stage heeds."""
-        if not self.trains:
-            return {"stage", "name", "start", "task", "model", "data"}
-        return set(type(self).model_fields) - ({"momentum"} if self.optimizer != "sgd" else set())
+        if not self.loops:
+            return {"stage", "name", "start", "task", "model", "data", *({"l2"} if self.stage == "probe" else set())}
+        return set(type(self).model_fields) - {"l2"} - ({"momentum"} if self.optimizer != "sgd" else set())
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
         """Raise ValueError with all contradictions; a list that is given as context takes them instead."""
         found = []
         given = self.model_fields_set
-        if not self.trains:
+        if not self.loops:
             extra = given - self.effective_keys
+            why = "zero_shot trains nothing" if self.stage == "zero_shot" else "probe fits the head in one go"
             if extra:
-                found.append(f"zero_shot trains nothing, so these keys have no effect: {', '.join(sorted(extra))}")
+                found.append(f"{why}, so these keys have no effect: {', '.join(sorted(extra))}")
         else:
+            if "l2" in given:
+                found.append("`l2` is a key of `stage: probe`; the loop has `weight_decay`")
             if self.epochs is None and self.steps is None:
                 found.append("needs `epochs` or `steps`")
             if self.epochs is not None and self.steps is not None:
                 found.append("has both `epochs` and `steps`; keep one")
             if self.learning_rate is None:
                 found.append("needs `learning_rate` (a start: 5e-4 for lora, 5e-5 for full with adamw, 1e-3 with sgd)")
-        if self.trains and "momentum" in given and self.optimizer != "sgd":
+        if self.loops and "momentum" in given and self.optimizer != "sgd":
             found.append("`momentum` is a key of `optimizer: sgd`")
         if self.micro_batch != "auto" and self.micro_batch > self.batch_size:
             found.append(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
@@ -371,7 +400,7 @@ class RandAugment(Keys):
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9
 
 
-class ImageAugment(Keys):
+class ImageChanges(Keys):
     """Training-time changes to images, each drawn from (seed, epoch, row)."""
 
     flip: bool = False
@@ -381,6 +410,11 @@ class ImageAugment(Keys):
     randaugment: RandAugment | None = None
     erase: Share = 0.0
     """Probability of erasing a rectangle. Source: Zhong et al., https://arxiv.org/abs/1708.04896."""
+
+
+class ImageAugment(ImageChanges):
+    """Training-time changes to images and their labels, each drawn from (seed, epoch, row)."""
+
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Beta parameter of mixing two images and their labels. Source: Zhang et al., https://arxiv.org/abs/1710.09412."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
@@ -397,6 +431,29 @@ class ImageStage(Stage):
     augment: ImageAugment = ImageAugment()
     label_smoothing: Share = 0.0
     """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+
+
+class Masking(Keys):
+    """What a masked image modelling objective hides and has predicted."""
+
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the image that is hidden. Unset: 0.75 for MAE, 0.6 for SimMIM."""
+    square_pixels: PositiveInt | None = None
+    """SimMIM: side of the squares that are hidden as a whole. Unset: about a sixth of the image's side, as in the
+    paper (32 of 192)."""
+    normalised_pixels: bool = True
+    """MAE: predict the pixels of each patch less their mean, over their standard deviation."""
+
+
+class MaskedImageStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: ImageModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: UnlabelledImageData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    augment: ImageChanges = ImageChanges()
+    mask: Masking = Masking()
 
 
 class TextStage(Stage):
@@ -497,6 +554,7 @@ class TaskKeys:
 
 TASKS: dict[str, TaskKeys] = {
     "image-classification": TaskKeys(ImageModel, ImageData, ImageStage),
+    "masked-image-modeling": TaskKeys(ImageModel, UnlabelledImageData, MaskedImageStage),
     "summarization": TaskKeys(TextModel, TextData, TextStage),
     "automatic-speech-recognition": TaskKeys(SpeechModel, SpeechData, SpeechStage),
 }

@@ -21,6 +21,7 @@ SHOWN_ROWS = 20
 """Confused pairs, and classes of a long table, that are shown at once."""
 MEDIA_TYPES = {"image": "image/png", "audio": "audio/flac", "svg": "image/svg+xml"}
 BASELINE_NAMES = {
+    "flat_patches": "predicting flat patches",
     "majority_class": "the majority class",
     "checkpoint": "the untouched checkpoint",
     "checkpoint_knn": "nearest neighbours in the untouched checkpoint's features",
@@ -123,6 +124,7 @@ def _warnings(headline: Headline, stage: StageResult) -> list[str]:
         found.append("Training was steered by this very split, so the number may be optimistic; name a test split.")
     if not any(headline.split in by_split for by_split in stage.baselines.values()):
         found.append("There is no baseline to compare with.")
+    found += stage.metrics[headline.split].details.get("notes", [])
     skipped = stage.data.get(headline.split, {}).get("skipped", 0)
     if skipped:
         found.append(f"{skipped} examples of this split could not be read and do not count.")
@@ -241,12 +243,16 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         facts[2:2] = [
             ("training alone", f"{show_duration(training['seconds'])}, {stage.examples_per_second:,.1f} examples/s")
         ]
-        facts += [
-            ("ended", f"{training['ended']}, at step {training['steps']:,} (epoch {training['epochs']:g})"),
-            ("method", f"{training['method']}, learning rate {training['learning_rate']:g}"),
-            ("batch", f"{training['batch_size']} examples, in micro-batches of {_micro_batch(training)}"),
-            ("precision", training["precision"]),
-        ]
+        if "l2" in training:
+            facts.append(("method", f"{training['method']} on cached features, l2 {training['l2']:g}"))
+            facts.append(("ended", f"{training['ended']}, after {training['steps']:,} iterations"))
+        else:
+            facts += [
+                ("ended", f"{training['ended']}, at step {training['steps']:,} (epoch {training['epochs']:g})"),
+                ("method", f"{training['method']}, learning rate {training['learning_rate']:g}"),
+                ("batch", f"{training['batch_size']} examples, in micro-batches of {_micro_batch(training)}"),
+            ]
+        facts.append(("precision", training["precision"]))
         if training["best_step"] is not None:
             facts.append(("best on validation", f"step {training['best_step']:,}"))
     facts += [

@@ -34,7 +34,8 @@ class Score:
     headline: str
     ci95: tuple[float, float]
     details: dict[str, Any] = field(default_factory=dict)
-    """Task-specific tables, e.g. `per_class`, `confusion_matrix`, `class_names`."""
+    """Task-specific tables, e.g. `per_class`, `confusion_matrix`, `class_names`; and `notes`, sentences
+    that whoever reads the numbers has to be told."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class StageResult:
     data: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)
     """Steps, epochs, best step, why training ended, micro-batch, precision."""
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+    """The stages that its weights went through before, the first one first: each one's name, task, recipe, checkpoint
+    with revision, and fingerprints of its data."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, set_seed
+from numpy.typing import NDArray
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -36,7 +39,9 @@ from tltasks.evaluation import (
     write_predictions,
 )
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
+from tltasks.metrics import paired_difference
 from tltasks.precision import check_architecture, choose_attention, choose_precision
+from tltasks.probe import fit_probe
 from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, stage_from_json
@@ -50,6 +55,8 @@ from tltasks.training import Interrupted, Job, measure, train
 Scores = dict[str, Score]
 DECIDING = ("test", "validation")
 """Splits that a headline may stand on, the better first."""
+ROW_SCORES = "row_scores.safetensors"
+"""What each row of a split contributes to the headline, by which later stages are compared with a stage."""
 
 
 def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool) -> RunResult | None:
@@ -92,7 +99,9 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
             write_recipe(recipe, output / "recipe.yaml")
         accelerator.init_trackers("tltasks", config={"recipe_sha256": digest})
         context = Context(accelerator, recipe, output, precision, console, stop_requested)
-        results = [_run_stage(context, item, plans) for item in opened]
+        results: list[StageResult] = []
+        for item in opened:
+            results.append(_run_stage(context, item, plans, results))
 
         # ---------------------------------------------------------------------------------- results
         hardware = machine.hardware(accelerator.device, accelerator.num_processes, precision)
@@ -199,6 +208,8 @@ def _open(
 ) -> Opened:
     """Load and encode the stage's data and read the configuration that it starts from; no weights."""
     adapter = load_adapter(plan.task)
+    if plan.row.cached and not adapter.votes:
+        raise RecipeError(f"stages[{plan.index}]: {plan.task} has no head that a probe could fit; use `transfer`.")
     with accelerator.local_main_process_first():
         splits = load_splits(
             plan.data, seed=recipe.seed, label=adapter.label, train=plan.row.trains, locate=_locate(recipe, plan)
@@ -234,7 +245,7 @@ def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Pat
         row = dataclasses.replace(row, weights="random")
     model: nn.Module = item.task.build(row)
     found: dict[str, Any] = {"stage": item.plan.name, "splits": splits}
-    if item.plan.row.trains:
+    if item.plan.row.trains and not item.plan.row.cached:
         context = Context(accelerator, recipe, output, "", Console(quiet=True), lambda: False)
         model, head = _adapt(item, model)
         job = _job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
@@ -255,7 +266,7 @@ def _sole_writer(state: PartialState, output: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------ a stage
 
 
-def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageResult:
+def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: list[StageResult]) -> StageResult:
     """Build, adapt, train, predict, save, score; or read back a stage that an earlier run has finished."""
     accelerator, plan = context.accelerator, item.plan
     folder = context.output / "stages" / plan.name
@@ -280,7 +291,10 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageR
     model: nn.Module = item.task.build(plan.row)
     choose_attention(model, tokens=item.task.tokens, device=accelerator.device, precision=context.precision)
     progress = Progress()
-    if plan.row.trains:
+    fitted: dict[str, Any] = {}
+    if plan.row.cached:
+        progress, fitted = _probe(context, item, model)
+    elif plan.row.trains:
         model, head = _adapt(item, model)
         progress = _train(context, item, model, head)
     _heed_stop(context, f"stage {plan.name}: stopped after training, before evaluation")
@@ -300,7 +314,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageR
         _check_saved(context, item, saved, predictions)
     del model
     accelerator.free_memory()
-    metrics, baselines = _score(context, item, predictions)
+    metrics, baselines = _score(context, item, predictions, earlier)
     result = StageResult(
         stage=plan.stage.stage,
         name=plan.name,
@@ -314,13 +328,28 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan]) -> StageR
         total_parameters=total,
         weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
         data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
-        training=_describe_training(context, item, progress) if plan.row.trains else {},
+        training={**_describe_training(context, item, progress), **fitted} if plan.row.trains else {},
+        lineage=_lineage(recipe_sha256(context.recipe), earlier) if plan.stage.start == "previous" else [],
     )
     if accelerator.is_main_process:
         write_json(folder / "result.json", dataclasses.asdict(result))
         shutil.rmtree(context.output / "checkpoints" / plan.name, ignore_errors=True)
     accelerator.wait_for_everyone()
     return result
+
+
+def _lineage(digest: str, results: list[StageResult]) -> list[dict[str, Any]]:
+    """What a stage that goes on from the last one has to say of its weights' past."""
+    last = results[-1]
+    own = {
+        "stage": last.name,
+        "task": last.task,
+        "recipe_sha256": digest,
+        "checkpoint": last.weights.get("name"),
+        "revision": last.weights.get("commit") or last.weights.get("revision"),
+        "data": {split: about["fingerprint"] for split, about in last.data.items()},
+    }
+    return [*last.lineage, own]
 
 
 def _heed_stop(context: Context, text: str) -> None:
@@ -351,6 +380,21 @@ def _adapt(item: Opened, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
     return adapted, tuple(head)
 
 
+def _probe(context: Context, item: Opened, model: nn.Module) -> tuple[Progress, dict[str, Any]]:
+    """Fit the head to the frozen rest's features, and say what of it is told of the training."""
+    accelerator, task = context.accelerator, item.task
+    workers = context.workers(item.plan.data.workers)
+    progress, fit = fit_probe(
+        accelerator, task, model, task.head(model), item.plan.stage, item.encoded, workers=workers
+    )
+    context.console.print(
+        f"{item.plan.name}: fitted the head to {progress.examples:,} rows of features in {progress.seconds:.1f} s "
+        f"(l2 {fit.l2:g}, {fit.iterations} iterations)",
+        soft_wrap=True,
+    )
+    return progress, {"method": "head", "l2": fit.l2, "epochs": None, "batch_size": None, "micro_batch": None}
+
+
 def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ...]) -> Progress:
     """Train with a progress bar on a terminal, and a line for each evaluation elsewhere."""
     plan, task, accelerator = item.plan, item.task, context.accelerator
@@ -368,11 +412,15 @@ def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ..
             drawn_rows(len(validation.rows), plan.stage.evaluate_rows, seed=context.recipe.seed)
         )
         predictions = predict_rows(accelerator, task, model, rows, workers=workers)
-        values = task.score(predictions, task.references(rows), intervals=False).values
+        score = task.score(predictions, task.references(rows), intervals=False)
+        values = score.values
         if accelerator.is_main_process:
-            shown = ", ".join(f"{name} {values[name]:.3f}" for name in (task.headline, "loss") if name in values)
+            told = values if len(values) <= 3 else dict.fromkeys((task.headline, "loss"))
+            shown = ", ".join(f"{name} {values[name]:.3f}" for name in told if name in values)
             with bar.external_write_mode(file=sys.stderr):
                 context.console.print(f"{plan.name}: validation {shown}")
+                for note in score.details.get("notes", []):
+                    context.console.print(f"{plan.name}: {note}", soft_wrap=True)
         return values
 
     job = _job(context, item, head, on_step=on_step, evaluate=evaluate if validation is not None else None)
@@ -447,16 +495,18 @@ def _check_saved(context: Context, item: Opened, folder: Path, predictions: dict
 
 
 def _score(
-    context: Context, item: Opened, predictions: dict[str, list[Prediction]]
+    context: Context, item: Opened, predictions: dict[str, list[Prediction]], earlier: list[StageResult]
 ) -> tuple[Scores, dict[str, Scores]]:
     """Scores by split and baselines by name and split; writes predictions/ and the report's examples."""
     task, writes = item.task, context.accelerator.is_main_process
     arms = _baseline_predictions(context, item)
     metrics: Scores = {}
     baselines: dict[str, Scores] = {}
+    row_scores: dict[str, NDArray[np.float64]] = {}
     for i, (name, predicted) in enumerate(predictions.items()):
         rows = item.encoded[name].rows
         references = task.references(rows)
+        row_scores[name] = task.row_scores(predicted, references)
         beside = {arm: by_split[name] for arm, by_split in arms.items()}
         metrics[name], scored = score_beside_baselines(task, predicted, references, beside, seed=context.recipe.seed)
         for arm, score in scored.items():
@@ -470,7 +520,28 @@ def _score(
                 for e in task.exhibits(rows, predicted, references)
             ]
             write_json(context.output / "stages" / item.plan.name / "exhibits.json", shown)
-    return metrics, baselines
+    if writes:
+        save_file(row_scores, context.output / "stages" / item.plan.name / ROW_SCORES)
+    return metrics, baselines | _earlier_stages(context, item, row_scores, earlier)
+
+
+def _earlier_stages(
+    context: Context, item: Opened, row_scores: dict[str, NDArray[np.float64]], earlier: list[StageResult]
+) -> dict[str, Scores]:
+    """What earlier stages of the same task made of the same rows: controls, and what has been forgotten since."""
+    found: dict[str, Scores] = {}
+    for stage in earlier:
+        path = context.output / "stages" / stage.name / ROW_SCORES
+        if stage.task != item.plan.task or not path.is_file():
+            continue
+        by_rows = {stage.data[split]["fingerprint"]: split for split in stage.metrics}
+        theirs = load_file(path)
+        for name, ours in row_scores.items():
+            if (split := by_rows.get(item.encoded[name].fingerprint)) is not None:
+                interval = paired_difference(ours, theirs[split], seed=context.recipe.seed)
+                score = dataclasses.replace(stage.metrics[split], details={"difference_ci95": list(interval)})
+                found.setdefault(f"stage_{stage.name}", {})[name] = score
+    return found
 
 
 def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str, list[Prediction]]]:

@@ -18,12 +18,15 @@ class Row:
     weights: Literal["checkpoint", "random"]
     head: Literal["kept", "new"]
     trains: bool
+    cached: bool = False
+    """Whether the head is fitted on features that the frozen rest gives once, rather than by the loop."""
 
 
 STAGES: dict[StageName, Row] = {
     "pretrain": Row(weights="random", head="new", trains=True),
     "finetune": Row(weights="checkpoint", head="kept", trains=True),
     "transfer": Row(weights="checkpoint", head="new", trains=True),
+    "probe": Row(weights="checkpoint", head="new", trains=True, cached=True),
     "zero_shot": Row(weights="checkpoint", head="kept", trains=False),
 }
 

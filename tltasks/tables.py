@@ -23,11 +23,13 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
         table.add_row(headline, *(f"{score.values[headline]:.3f}" for score in scores), style="bold")
         table.add_row("  95 % interval", *(_interval(score) for score in scores))
         for name, by_split in stage.baselines.items():
-            beside = [by_split[split].values[headline] for split in stage.metrics]
-            table.add_row(f"  baseline: {name}", *(f"{value:.3f}" for value in beside))
+            beside = (by_split[split].values[headline] if split in by_split else None for split in stage.metrics)
+            table.add_row(f"  baseline: {name}", *("" if value is None else f"{value:.3f}" for value in beside))
         for name in scores[0].values:
             if name != headline:
-                table.add_row(name, *(f"{score.values[name]:.3f}" for score in scores))
+                table.add_row(name, *(f"{score.values[name]:.3f}" if name in score.values else "" for score in scores))
+        for note in dict.fromkeys(note for score in scores for note in score.details.get("notes", [])):
+            console.print(f"{stage.name}: {note}", soft_wrap=True)
         console.print(table)
     best = result.headline
     low, high = best.ci95

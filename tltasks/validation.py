@@ -29,7 +29,7 @@ def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
     if given.get("task") is None or not _is_task(given["task"]):
         reading.unknown_task(("task",), given)
     model, data, stages = _read_parts(reading, given, task)
-    reading.found += _contradictions(given, data, stages, reading)
+    reading.found += _contradictions(given, {"model": model, "data": data}, stages, reading)
     recipe = None
     if not reading.found:
         recipe = Recipe.model_validate({**shared, "model": model, "data": data, "stages": stages})
@@ -270,9 +270,10 @@ def _keys_at(annotation: Any, loc: Keys) -> Iterator[str]:
 
 
 def _contradictions(
-    given: dict[str, Any], shared_data: Data | None, stages: list[Stage | None], reading: _Reading
+    given: dict[str, Any], shared: dict[str, Any], stages: list[Stage | None], reading: _Reading
 ) -> Iterator[Located]:
-    """Keys that are each in order, but not together."""
+    """Keys that are each in order, but not together; `shared` holds the recipe's model and data."""
+    shared_data: Data | None = shared["data"]
     if stages and stages[0] is not None and stages[0].start == "previous":
         yield ("stages", 0, "start"), "the first stage has no previous one; use `start: checkpoint`", ()
     data_seen: set[Keys] = set()
@@ -283,6 +284,9 @@ def _contradictions(
             lacks = given.get(key) is None and given["stages"][i].get(key) is None
             if lacks and not reading.doubts((key,)) and not reading.doubts(("stages", i, key)):
                 yield ("stages", i), f"needs the key `{key}`, here or for the whole recipe", ()
+            other = shared[key] is not None and not isinstance(shared[key], _part(type(stage), key))
+            if other and getattr(stage, key, None) is None and not reading.doubts(("stages", i, key)):
+                yield ("stages", i), f"needs a `{key}` of its own: the recipe's is of another task", ()
         own = getattr(stage, "data", None)
         data, at = (own, ("stages", i, "data")) if own is not None else (shared_data, ("data",))
         if data is None or (own is None and reading.doubts(("stages", i, "data"))):
@@ -297,6 +301,14 @@ def _contradictions(
         for key in ("early_stopping", "evaluate_every"):
             if data.splits.validation is None and getattr(stage, key) is not None:
                 yield ("stages", i, key), "needs a validation split: set data.splits.validation", ()
+        if data.splits.validation is None and isinstance(stage.l2, list) and len(stage.l2) > 1:
+            yield ("stages", i, "l2"), "several need a validation split to choose by: set data.splits.validation", ()
+
+
+def _part(stage: type[Stage], key: str) -> type[BaseModel]:
+    """The class of a stage's model or data."""
+    keys = next(keys for keys in TASKS.values() if keys.stage is stage)
+    return keys.model if key == "model" else keys.data
 
 
 def _data_contradictions(data: Data, at: Keys, reading: _Reading) -> Iterator[Located]:

@@ -16,7 +16,7 @@ import yaml
 
 from tests.hub_server import HubServer
 from tests.tiny import speech, texts
-from tests.tiny.images import COLOURS, picture, png, save_model
+from tests.tiny.images import COLOURS, picture, png, save_mae, save_model
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -91,6 +91,10 @@ def _whisper(folder: Path) -> None:
     speech.save_whisper(folder)
 
 
+def _mae(folder: Path) -> None:
+    save_mae(folder)
+
+
 def _wav2vec2(folder: Path) -> None:
     speech.save_ctc(folder)
 
@@ -98,6 +102,7 @@ def _wav2vec2(folder: Path) -> None:
 MODELS: dict[str, Callable[[Path], None]] = {
     "google/vit-base-patch16-224-in21k": _model("vit"),
     "timm/vgg16.tv_in1k": _model("vgg16"),
+    "facebook/vit-mae-base": _mae,
     "facebook/bart-base": _text_model("bart"),
     "google/mt5-small": _text_model("mt5"),
     "HuggingFaceTB/SmolLM2-360M-Instruct": _text_model("llama"),

@@ -61,6 +61,27 @@ CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
     "timm-vit": _timm("vit_tiny_patch16_224", img_size=SIZE, embed_dim=24, depth=2, num_heads=2, patch_size=8),
 }
 
+_MAE = {
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+}
+
+
+def save_mae(folder: Path, *, weights: bool = True, seed: int = 0, **changes: Any) -> Path:
+    """A tiny masked autoencoder with random weights, or its configuration alone."""
+    torch.manual_seed(seed)
+    config = transformers.ViTMAEConfig(**{**_VIT, **_MAE, **changes})
+    config.save_pretrained(folder)
+    if weights:
+        transformers.ViTMAEForPreTraining(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": config.image_size, "width": config.image_size}).save_pretrained(
+        folder
+    )
+    return folder
+
+
 _PROCESSORS = {
     "convnext": lambda: transformers.ConvNextImageProcessor(size={"shortest_edge": SIZE}),
     "resnet": lambda: transformers.ConvNextImageProcessor(size={"shortest_edge": SIZE}, crop_pct=0.875),

@@ -9,6 +9,7 @@ from tltasks.tasks.base import Task
 
 ADAPTERS = {
     "image-classification": "tltasks.tasks.image_classification:ImageClassification",
+    "masked-image-modeling": "tltasks.tasks.masked_image_modeling:MaskedImageModeling",
     "summarization": "tltasks.tasks.summarization:Summarization",
     "automatic-speech-recognition": "tltasks.tasks.speech_recognition:SpeechRecognition",
 }

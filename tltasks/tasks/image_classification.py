@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +13,25 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
 from tltasks import images, metrics
 from tltasks.adapt import find_head, find_lora_targets, merged, relabel
 from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError
+from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
 from tltasks.inputs import InputKind
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
-from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
+from tltasks.pretrained import (
+    check_loaded,
+    initialise_head,
+    load_pretrained,
+    load_saved,
+    read_config,
+    save_adapter,
+)
 from tltasks.recipe import ImageData, ImageModel, ImageStage
 from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
@@ -76,13 +82,13 @@ class ImageClassification:
         assert isinstance(plan.stage, ImageStage)
         given = plan.data.class_names
         found = _all_class_counts(splits, given)
-        try:
-            config = AutoConfig.from_pretrained(source.name, **source.arguments())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"model {source.shown}: cannot be opened ({str(error).splitlines()[0]}). Name a Hub id, or a folder "
-                "with config.json and weights (./folder); private models need `hf auth login`."
-            ) from error
+        config = read_config(
+            AutoModelForImageClassification,
+            source.name,
+            shown=source.shown,
+            changes=plan.model.config if plan.stage.start == "checkpoint" else {},
+            **source.arguments(),
+        )
         if plan.row.head == "kept":
             class_names = list(config.id2label.values())
             _check_kept_head(class_names, found, splits, source)
@@ -124,8 +130,8 @@ class ImageClassification:
                 f"model {self.source.shown}: has no weights for its head ({', '.join(lost)}); "
                 "use `stage: transfer`, which puts a new head on it."
             )
-        check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
-        self.loaded.update(loaded)
+        share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
+        self.loaded.update(loaded, loaded_share=share)
         return model
 
     @property
@@ -165,19 +171,11 @@ class ImageClassification:
 
     @property
     def features(self) -> datasets.Features:
-        return datasets.Features(
-            {
-                "pixels": datasets.Value("binary"),
-                "height": datasets.Value("int32"),
-                "width": datasets.Value("int32"),
-                "fitted": datasets.Value("bool"),
-                "label": datasets.Value("int32"),
-            }
-        )
+        return datasets.Features({**FEATURES, "label": datasets.Value("int32")})
 
     @property
     def cpu_budget(self) -> int:
-        return max(1, 16 * 224**2 // self.preprocessing.size**2)
+        return pass_rows(self.preprocessing)
 
     @property
     def tokens(self) -> int | None:
@@ -189,41 +187,17 @@ class ImageClassification:
 
     @property
     def encoding_key(self) -> str:
-        processor = self.preprocessing.processor
-        parts = (type(processor).__name__, processor.to_dict(), self.class_names, self.data_keys.class_names)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return encoding_key(self.preprocessing, self.class_names, self.data_keys.class_names)
 
     def encoder(self, split: Split) -> Callable[[Columns], Columns]:
-        """Images no larger than the model's input stay as they are; larger ones are resized once, here."""
-        area = self.preprocessing.size**2
         labelled = "label" in split.rows.column_names
         names = _label_names(split, self.data_keys.class_names) if labelled else str
         index = {name: i for i, name in enumerate(self.class_names)}
 
         def encode(batch: Columns) -> Columns:
-            encoded: Columns = {key: [] for key in (*self.features, "row", "error")}
+            encoded = encode_images(batch["image"], self.preprocessing, split.folder)
             labels = [index[names(label)] for label in batch["label"]] if labelled else [NO_LABEL] * len(batch["row"])
-            for value, label, row in zip(batch["image"], labels, batch["row"], strict=True):
-                pixels: NDArray[np.uint8] | None = None
-                error, fitted = None, False
-                try:
-                    image = images.decode_image(_located(value, split.folder))
-                    fitted = image.width * image.height > area
-                    pixels = self.preprocessing.fit([image])[0] if fitted else np.asarray(image).transpose(2, 0, 1)
-                except DataError as reason:  # told in results that may be published: without this machine's folders
-                    error = str(reason).replace(f"{split.folder}/", "")
-                values = {
-                    "pixels": None if pixels is None else pixels.tobytes(),
-                    "height": None if pixels is None else pixels.shape[1],
-                    "width": None if pixels is None else pixels.shape[2],
-                    "fitted": fitted,
-                    "label": label,
-                    "row": row,
-                    "error": error,
-                }
-                for key, item in values.items():
-                    encoded[key].append(item)
-            return encoded
+            return {**encoded, "label": labels, "row": batch["row"]}
 
         return encode
 
@@ -232,7 +206,9 @@ class ImageClassification:
 
     def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         columns = rows[list(indices)]
-        pixels = self._fit([_pixels(columns, i) for i in range(len(indices))], columns["fitted"])
+        pixels = fit_pixels(
+            [read_pixels(columns, i) for i in range(len(indices))], columns["fitted"], self.preprocessing
+        )
         return {"pixels": pixels, "labels": torch.tensor(columns["label"])}
 
     def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
@@ -242,7 +218,7 @@ class ImageClassification:
         needed = list(dict.fromkeys([*map(int, indices), *(mix.partner for mix in mixes if mix)]))
         columns = rows[needed]
         place = {row: i for i, row in enumerate(needed)}
-        drawn_pixels = {row: augment(_pixels(columns, i), row=row, **drawn) for row, i in place.items()}
+        drawn_pixels = {row: augment(read_pixels(columns, i), row=row, **drawn) for row, i in place.items()}
         pixels, partners, weights = [], [], []
         for row, mix in zip(map(int, indices), mixes, strict=True):
             image, weight = drawn_pixels[row], 1.0
@@ -253,20 +229,10 @@ class ImageClassification:
             partners.append(columns["label"][place[mix.partner if mix else row]])
         labels = [columns["label"][place[int(row)]] for row in indices]
         fitted = [columns["fitted"][place[int(row)]] for row in indices]
-        batch = {"pixels": self._fit(pixels, fitted), "labels": torch.tensor(labels)}
+        batch = {"pixels": fit_pixels(pixels, fitted, self.preprocessing), "labels": torch.tensor(labels)}
         if any(mix is not None for mix in mixes):
             batch |= {"partner_labels": torch.tensor(partners), "own_share": torch.tensor(weights)}
         return batch
-
-    def _fit(self, pixels: Sequence[Tensor], fitted: Sequence[bool]) -> Tensor:
-        """Stack to [images, 3, size, size], resizing those that were kept at their own size."""
-        whole = list(pixels)
-        loose = [i for i, done in enumerate(fitted) if not done]
-        if loose:
-            resized = self.preprocessing.fit([Image.fromarray(pixels[i].permute(1, 2, 0).numpy()) for i in loose])
-            for i, image in zip(loose, resized, strict=True):
-                whole[i] = torch.from_numpy(image)
-        return torch.stack(whole)
 
     # --------------------------------------------------------------------------------------- step
 
@@ -355,7 +321,7 @@ class ImageClassification:
                     "image",
                     f"{self.class_names[p['prediction']]} ({confidence:.0%})",
                     f"is {self.class_names[references[i]]} · row {columns['row'][0]}",
-                    images.to_png(_pixels(columns, 0)),
+                    images.to_png(read_pixels(columns, 0)),
                 )
             )
         return shown
@@ -465,22 +431,8 @@ def _some(names: Sequence[str], limit: int = 12) -> str:
     return f"{shown}, … ({len(names)} in all)" if len(names) > limit else shown
 
 
-# ------------------------------------------------------------------------------------------- pixels
+# -------------------------------------------------------------------------------------- predictions
 
 
 def _predictions(probabilities: NDArray[np.float32]) -> list[Prediction]:
     return [{"prediction": int(p.argmax()), "probabilities": p} for p in probabilities]
-
-
-def _pixels(columns: Columns, i: int) -> Tensor:
-    """Row `i` of a batch of encoded rows, uint8 [3, height, width]."""
-    flat = torch.frombuffer(bytearray(columns["pixels"][i]), dtype=torch.uint8)
-    return flat.view(3, columns["height"][i], columns["width"][i])
-
-
-def _located(value: Any, folder: Path | None) -> Any:
-    """Relative paths in a file of rows are relative to that file."""
-    path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
-    if isinstance(path, str) and folder is not None and not Path(path).is_absolute():
-        return str(folder / path)
-    return value
