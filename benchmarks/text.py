@@ -7,9 +7,9 @@
 The peer is set up as transformers' summarisation example (run_summarization.py with its README's flags): full
 fine-tuning, AdamW at 5e-5, linear decay, batches of 4 padded to their longest. `peer-tuned` has bf16 and groups by
 length. Ours is the shipped LoRA recipe for 0.6 of an epoch at 2e-3, in batches of 4 as well; it cuts documents at 128
-tokens, the peer at 256. Each arm is a process of its own. The clock runs while pairs are read and trained on; loading and
-evaluation stand outside it, for all arms. Quality is ROUGE-1 of greedy summaries of the first test pairs. Nothing else
-may run on the machine meanwhile.
+tokens, the peer at 256. Each arm is a process of its own. The clock runs while pairs are read and trained on; loading
+and evaluation stand outside it, for all arms. Quality is ROUGE-1 of greedy summaries of the first test pairs. Nothing
+else may run on the machine meanwhile.
 """
 
 from __future__ import annotations
