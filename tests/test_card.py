@@ -255,10 +255,41 @@ def written(**weights: Any) -> StageResult:
     )
 
 
+MASKED_RECIPE = """
+task: masked-image-modeling
+model: {name: facebook/vit-mae-base}
+data: {name: uoft-cs/cifar10, columns: {image: img, label: label}}
+stages:
+  - {stage: pretrain, epochs: 400, batch_size: 256, learning_rate: 1.5e-4, weight_decay: 0.05}
+output: outputs/mae
+hub: {repo: ada/mae-cifar10, licence: apache-2.0}
+"""
+
+
+def pretrained() -> RunResult:
+    def judged(loss: float, **more: Any) -> Score:
+        return Score(
+            {"loss": loss, "knn_accuracy": 0.41, "feature_spread": 0.31}, "loss", (loss - 0.01, loss + 0.01), more
+        )
+
+    made = stage({"test": judged(0.42)}, name="pretrain", kind="pretrain")
+    made = dataclasses.replace(
+        made,
+        task="masked-image-modeling",
+        baselines={"flat_patches": {"test": judged(1.0, difference_ci95=[-0.6, -0.56])}},
+        weights={**made.weights, "name": "facebook/vit-mae-base", "objective": "MAE", "mask_ratio": 0.75}
+        | {"model_type": "vit_mae"},
+    )
+    result = result_of(made)
+    return dataclasses.replace(result, headline=dataclasses.replace(result.headline, higher_is_better=False))
+
+
 def printed(task: str, folder: Path, *, adapter: bool = True) -> str:
     """The card of a task's usual run."""
     if task == "image-classification":
         return render_card(usual(), recipe_of(folder), adapter=adapter, repo="ada/vit-cifar10-lora")
+    if task == "masked-image-modeling":
+        return render_card(pretrained(), recipe_of(folder, MASKED_RECIPE), adapter=False, repo="ada/mae-cifar10")
     if task == "summarization":
         return render_card(result_of(written()), recipe_of(folder, TEXT_RECIPE), adapter=adapter, repo="ada/t5-xsum")
     result = result_of(spoken(family="sequence-to-sequence"))

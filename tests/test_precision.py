@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForImageClassification, BeitConfig, DeiTConfig, Dinov2Config, ViTConfig
+from transformers import (
+    AutoModelForImageClassification,
+    BeitForImageClassification,
+    DeiTForImageClassification,
+    Dinov2ForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from tltasks.errors import RecipeError
 from tltasks.precision import choose_attention, choose_precision, fast_formats, hold_cast
@@ -72,19 +79,18 @@ def test_this_machine_is_asked_by_names_that_exist() -> None:
 
 
 ATTENTIVE = {
-    "vit": ViTConfig,
-    "deit": DeiTConfig,
-    "dinov2": Dinov2Config,
-    "beit": BeitConfig,
+    "vit": ViTForImageClassification,
+    "deit": DeiTForImageClassification,
+    "dinov2": Dinov2ForImageClassification,
+    "beit": BeitForImageClassification,
 }
 
 
 @pytest.mark.parametrize("family", ATTENTIVE)
 def test_plain_attention_says_the_same(family: str) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = ATTENTIVE[family](**sizes, image_size=32, patch_size=8, num_labels=3)
     torch.manual_seed(0)
-    model = AutoModelForImageClassification.from_config(config).eval()
+    model = ATTENTIVE[family](ATTENTIVE[family].config_class(**sizes, image_size=32, patch_size=8, num_labels=3)).eval()
     pixels = torch.randn(2, 3, 32, 32)
     cpu = torch.device("cpu")
     with torch.inference_mode():

@@ -489,6 +489,7 @@ CHANGED = {
     **dict.fromkeys(("audio_window", "beams", "time_masks", "frequency_masks"), "3"),
     **dict.fromkeys(("speed", "gain_db", "noise_db", "time_seconds", "frequency_share"), "0.375"),
     "model.config": "{hidden_size: 3}",
+    "long_documents": "split",
     "shots": "3",
     "square_pixels": "3",
     **dict.fromkeys(("l2", "ratio"), "0.375"),

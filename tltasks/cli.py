@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_predict(commands: Any) -> None:
     predict = commands.add_parser(
         "predict",
-        help="answer for files, folders, tables or lists, with a run's model or one of the Hub",
+        help="answer for files, folders and tables, by a trained model",
         epilog="The exit status is 0, or 3 when single inputs had no answer (they have an `error` instead).",
     )
     predict.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
