@@ -64,7 +64,7 @@ def save_base(case: Case, folder: Path) -> Path:
     return (
         speech.save_whisper(folder, seconds=2, init_std=0.1)
         if case.base == "whisper"
-        else speech.save_ctc(folder, case.base)
+        else speech.save_ctc(folder, case.base, vocabulary="".join(speech.WORDS))
     )
 
 
@@ -88,8 +88,9 @@ def write_recipe(case: Case, folder: Path, data: Path) -> Path:
         return images.write_recipe(path, base, data, stage=TRANSFER % (12, 5e-3), **top)
     if case.task == "summarization":
         return texts.write_recipe(path, base, data, stage=FINETUNE % (100, 1e-2), **top)
-    stage, keys = (FINETUNE, "language: es") if case.base == "whisper" else (TRANSFER, "")
-    return speech.write_recipe(path, base, data, stage=stage % (60, 1e-2), model_keys=keys, **top)
+    # An untrained CTC model writes this and that; the first thing that it learns is to write nothing.
+    steps, keys = (60, "language: es") if case.base == "whisper" else (4, "")
+    return speech.write_recipe(path, base, data, stage=FINETUNE % (steps, 1e-2), model_keys=keys, **top)
 
 
 HOST = """
@@ -234,6 +235,6 @@ def test_an_adapter_is_published_alone_and_a_merged_model_whole(published: dict[
     assert data.base_model_relation == ("adapter" if form == "adapter" else "finetune")
 
 
-def test_every_task_is_here() -> None:
-    assert set(BASES.values()) == set(TASKS)
+def test_every_task_that_answers_is_here() -> None:
+    assert set(BASES.values()) == set(TASKS) - {"masked-image-modeling"}
     assert len(BASES) == 6
