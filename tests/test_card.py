@@ -679,7 +679,7 @@ def test_snippet_runs_as_printed(tmp_path: Path, architecture: str, adapter: boo
             assert any(repo in request.path for request in server.requests)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"masked-image-modeling"}))  # whose card has a whole encoder
 def test_snippet_says_what_to_install(task: str, tmp_path: Path) -> None:
     for adapter, needed in ((True, "`pip install peft transformers torch"), (False, "`pip install transformers torch")):
         assert needed in printed(task, tmp_path, adapter=adapter)
