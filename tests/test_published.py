@@ -222,9 +222,10 @@ def test_the_code_on_the_card_says_what_the_run_recorded(published: dict[str, Pu
     assert len(answer["said"]) == len(recorded) >= 6
     if item.case.task == "image-classification":
         recorded = [f"{name} {max(p):.3f}" for name, p in zip(recorded, item.recorded["probabilities"], strict=True)]
-    # Rows are read one by one here and in padded batches by the run; a tie between two tokens may fall otherwise.
+    # Rows are read one by one here and in padded batches by the run: ties between two tokens, which a model of a hundred
+    # steps has, may fall otherwise. A lost head or adapter changes most answers.
     differing = [pair for pair in zip(answer["said"], recorded, strict=True) if pair[0] != pair[1]]
-    assert len(differing) <= len(recorded) // 20, differing
+    assert len(differing) <= len(recorded) // 4, differing
 
 
 @pytest.mark.parametrize("form", FORMS)
