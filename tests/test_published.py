@@ -222,8 +222,8 @@ def test_the_code_on_the_card_says_what_the_run_recorded(published: dict[str, Pu
     assert len(answer["said"]) == len(recorded) >= 6
     if item.case.task == "image-classification":
         recorded = [f"{name} {max(p):.3f}" for name, p in zip(recorded, item.recorded["probabilities"], strict=True)]
-    # Rows are read one by one here and in padded batches by the run: ties between two tokens, which a model of a hundred
-    # steps has, may fall otherwise. A lost head or adapter changes most answers.
+    # Rows are read one by one here and in padded batches by the run: ties between two tokens, which a model of a
+    # hundred steps has, may fall otherwise. A lost head or adapter changes most answers.
     differing = [pair for pair in zip(answer["said"], recorded, strict=True) if pair[0] != pair[1]]
     assert len(differing) <= len(recorded) // 4, differing
 
