@@ -307,10 +307,8 @@ def _evaluated_on(data: Data, split: str) -> tuple[Source, str | None]:
         spec = getattr(data.splits, split)
         return data, spec if isinstance(spec, str) else None
     extra = data.extra_test[split]
-    own = {key: value for key in Source.model_fields if (value := getattr(extra, key)) is not None}
-    elsewhere = {"dir", "files", "config", "revision"} if own.keys() & {"name", "dir", "files"} else set()
     spec = extra.split or data.splits.test
-    return data.model_copy(update={**dict.fromkeys(elsewhere), **own}), spec if isinstance(spec, str) else None
+    return data.source_of(extra), spec if isinstance(spec, str) else None
 
 
 # ------------------------------------------------------------------------------------------- templates

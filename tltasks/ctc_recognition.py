@@ -24,7 +24,8 @@ from transformers import AutoModelForCTC, PretrainedConfig, PreTrainedModel, Wav
 from tltasks.audio import Samples
 from tltasks.audio_augmentation import Masks, mask_samples
 from tltasks.errors import CheckpointError, DataError, RecipeError
-from tltasks.recognition import FRAMES_PER_SECOND, Transcript, open_config, open_feature_extractor, open_tokenizer
+from tltasks.pretrained import open_config
+from tltasks.recognition import FRAMES_PER_SECOND, Transcript, open_feature_extractor, open_tokenizer
 
 LONGEST_PIECE_SECONDS = 30.0
 """Attention over longer audio costs too much, and the checkpoints have not seen it."""

@@ -17,8 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from pyarrow.dataset import ParquetFragmentScanOptions
 from sklearn.model_selection import train_test_split
 
-from tltasks.errors import DataError
-from tltasks.recipe import Data, ExtraTest, Source
+from tltasks.errors import DataError, first_line
+from tltasks.recipe import Data, Source
 
 ENCODING_VERSION = 1  # part of every cache key: raise it when encoded rows change
 
@@ -80,7 +80,7 @@ def load_splits(
         if isinstance(spec, str):
             take(name, data, tables, spec, f"splits.{name}")
     for name, extra in data.extra_test.items():
-        source, key = _extra_source(data, extra), f"extra_test.{name}"
+        source, key = data.source_of(extra), f"extra_test.{name}"
         try:
             theirs = _load_tables(source, place=locate(key))
         except DataError as error:
@@ -101,13 +101,6 @@ def load_splits(
     if data.shots is not None and "train" in splits:
         splits["train"] = _draw_shots(splits["train"], data.shots, seed=seed, label=label)
     return splits
-
-
-def _extra_source(data: Data, extra: ExtraTest) -> Source:
-    """Where an extra test set comes from: what it does not say is said by `data`."""
-    own = {k: v for k in Source.model_fields if (v := getattr(extra, k)) is not None}
-    replaced = {"dir", "files", "config", "revision"} if own.keys() & {"name", "dir", "files"} else set()
-    return data.model_copy(update={**dict.fromkeys(replaced), **own})
 
 
 def _load_tables(data: Source, *, place: str) -> Tables:
@@ -134,18 +127,18 @@ def _load_tables(data: Source, *, place: str) -> Tables:
         raise DataError(f"{place}: not in the local cache, and offline mode is on (HF_HUB_OFFLINE).") from error
     except HfHubHTTPError as error:
         raise DataError(
-            f"{place}: the Hub refused: {_first_line(error)}. For gated data run `hf auth login`."
+            f"{place}: the Hub refused: {first_line(error)}. For gated data run `hf auth login`."
         ) from error
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, HFValidationError) as error:
         raise DataError(
-            f"{place}: not found ({_first_line(error)}). Name a Hub id, an existing folder (./folder), or a builder "
+            f"{place}: not found ({first_line(error)}). Name a Hub id, an existing folder (./folder), or a builder "
             "(imagefolder, csv, json, parquet) with `dir` or `files`; private data needs `hf auth login`."
         ) from error
     except ConnectionError as error:
-        raise DataError(f"{place}: the Hub could not be reached ({_first_line(error)}).") from error
+        raise DataError(f"{place}: the Hub could not be reached ({first_line(error)}).") from error
     except (datasets.exceptions.DatasetsError, datasets.exceptions.DatasetGenerationError, ValueError) as error:
         cause = error.__cause__ or error
-        raise DataError(f"{place}: could not be read: {_first_line(cause)}") from error
+        raise DataError(f"{place}: could not be read: {first_line(cause)}") from error
     tables = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     return {name: _undecoded(rows) for name, rows in tables.items()}
 
@@ -328,8 +321,3 @@ def _kind(feature: Any) -> str:
 def _did_you_mean(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f" Did you mean `{close[0]}`?" if close else ""
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -33,3 +33,9 @@ class TrainingError(TltasksError):
 
 class HubError(TltasksError):
     """The Hub refused or could not be reached; the results folder is intact."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tltasks.errors import DataError, RecipeError
+from tltasks.errors import DataError, RecipeError, first_line
 
 STDIN = "-"
 TABLES = (".parquet", ".csv", ".jsonl")
@@ -162,7 +162,7 @@ class Inputs:
         try:
             names = _column_names(path)
         except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
-            raise RecipeError(f"predict {path}: cannot be read as a table ({_first_line(error)}).") from error
+            raise RecipeError(f"predict {path}: cannot be read as a table ({first_line(error)}).") from error
         for column in self._columns:
             if column in names:
                 return column
@@ -185,7 +185,7 @@ class Inputs:
                 else:
                     yield self._file(value, name, row, path.parent)
         except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
-            yield Item(name, row + 1, error=f"the table cannot be read from here on ({_first_line(error)})")
+            yield Item(name, row + 1, error=f"the table cannot be read from here on ({first_line(error)})")
 
     def _file(self, value: Any, name: str, row: int | None, folder: Path) -> Item:
         """A file that a list or table names, relative to where that is."""
@@ -258,8 +258,3 @@ def _text_of(path: Path) -> str:
         raise DataError(f"is not UTF-8 text (byte 0x{error.object[error.start]:02x} at {error.start:,})") from error
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from tltasks.errors import CheckpointError, RecipeError
+from tltasks.errors import CheckpointError, RecipeError, first_line
 
 LARGEST_SHARE_NEW = 0.1
 """A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
@@ -30,6 +30,17 @@ ENCODERS = {"vit_mae": "vit"}
 """Architectures of an objective's models, and those of the same encoder, with the same names of weights, for tasks."""
 
 
+def open_config(name: str, *, shown: str, **arguments: Any) -> PretrainedConfig:
+    """The configuration of a checkpoint, as it stands. Raises CheckpointError for what cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(name, **arguments)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"model {shown}: cannot be opened ({first_line(error)}). Name a Hub id, or a folder with config.json and "
+            "weights (./folder); private models need `hf auth login`."
+        ) from error
+
+
 def read_config(
     auto_class: Any, name: str, *, shown: str, changes: dict[str, Any], **arguments: Any
 ) -> PretrainedConfig:
@@ -38,13 +49,7 @@ def read_config(
     `changes` are what a recipe has under `model.config`. Raises CheckpointError for what cannot be read or served,
     and RecipeError for keys that the configuration does not have.
     """
-    try:
-        config = AutoConfig.from_pretrained(name, **arguments)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"model {shown}: cannot be opened ({str(error).splitlines()[0]}). Name a Hub id, or a folder "
-            "with config.json and weights (./folder); private models need `hf auth login`."
-        ) from error
+    config = open_config(name, shown=shown, **arguments)
     known = config.to_dict().keys()
     for key, value in changes.items():
         if key not in known:

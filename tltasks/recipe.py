@@ -151,6 +151,12 @@ class Data(Source):
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes per device. Unset: none on a CPU, up to 8 beside an accelerator."""
 
+    def source_of(self, extra: ExtraTest) -> Source:
+        """Where an extra test set comes from: what it does not say is said here."""
+        own = {key: value for key in Source.model_fields if (value := getattr(extra, key)) is not None}
+        elsewhere = {"dir", "files", "config", "revision"} if own.keys() & {"name", "dir", "files"} else set()
+        return self.model_copy(update={**dict.fromkeys(elsewhere), **own})
+
 
 class ImageColumns(Keys):
     image: str = "image"

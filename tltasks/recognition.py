@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CTC_MAPPING_NAMES,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 
 from tltasks.audio import Samples
 from tltasks.audio_augmentation import Masks
-from tltasks.errors import CheckpointError
+from tltasks.errors import CheckpointError, first_line
 
 FRAMES_PER_SECOND = 100
 """Unit of `costs`: hundredths of a second."""
@@ -109,16 +109,6 @@ class Recogniser(Protocol):
 # --------------------------------------------------------------------------------------------- opening
 
 
-def open_config(name: str, *, shown: str, **arguments: Any) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name, **arguments)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"model {shown}: cannot be opened ({_first_line(error)}). Name a Hub id, or a folder with config.json and "
-            "weights (./folder); private models need `hf auth login`."
-        ) from error
-
-
 def family(config: PretrainedConfig, *, shown: str) -> Family:
     """How a checkpoint turns audio into text, which its architecture decides."""
     if config.model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
@@ -136,7 +126,7 @@ def open_feature_extractor(name: str, *, shown: str, **arguments: Any) -> Any:
         return AutoFeatureExtractor.from_pretrained(name, **arguments)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
-            f"model {shown}: has no feature extractor that can be loaded ({_first_line(error)}). "
+            f"model {shown}: has no feature extractor that can be loaded ({first_line(error)}). "
             "A preprocessor_config.json must stand beside the weights."
         ) from error
 
@@ -146,11 +136,6 @@ def open_tokenizer(name: str, *, shown: str, **arguments: Any) -> Any:
         return AutoTokenizer.from_pretrained(name, **arguments)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise CheckpointError(
-            f"model {shown}: has no tokenizer that can be loaded ({_first_line(error)}). `stage: transfer` builds a "
+            f"model {shown}: has no tokenizer that can be loaded ({first_line(error)}). `stage: transfer` builds a "
             "vocabulary from the training text, for CTC checkpoints."
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -29,7 +29,8 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGU
 from tltasks.audio import Samples
 from tltasks.audio_augmentation import Masks, mask_samples, mask_spectrogram
 from tltasks.errors import CheckpointError, DataError, RecipeError
-from tltasks.recognition import FRAMES_PER_SECOND, Transcript, open_config, open_feature_extractor, open_tokenizer
+from tltasks.pretrained import open_config
+from tltasks.recognition import FRAMES_PER_SECOND, Transcript, open_feature_extractor, open_tokenizer
 from tltasks.transcripts import is_unspaced
 
 LONGEST_PIECE_SECONDS = 30.0

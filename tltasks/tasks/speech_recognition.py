@@ -26,9 +26,9 @@ from tltasks.ctc_recognition import CtcRecogniser
 from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.inputs import InputKind
-from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
+from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.recipe import SpeechData, SpeechModel, SpeechStage
-from tltasks.recognition import Recogniser, family, open_config
+from tltasks.recognition import Recogniser, family
 from tltasks.result import Exhibit, Score
 from tltasks.sequence_recognition import SequenceRecogniser
 from tltasks.stages import Row, StagePlan

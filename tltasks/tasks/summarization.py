@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     GenerationConfig,
@@ -26,12 +25,12 @@ from transformers import (
 from tltasks import rouge, text_statistics
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
-from tltasks.errors import CheckpointError, RecipeError
+from tltasks.errors import RecipeError
 from tltasks.inputs import InputKind
 from tltasks.lead import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.metrics import bootstrap_interval
 from tltasks.packing import attention_mask, keeps_examples_apart, packed_batch
-from tltasks.pretrained import check_loaded, load_pretrained, load_saved, save_adapter
+from tltasks.pretrained import check_loaded, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.recipe import TextData, TextModel, TextStage
 from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
@@ -95,13 +94,7 @@ class Summarization:
                 f"stage {plan.name}: `{plan.stage.stage}` puts a new head on a checkpoint, and a summariser's head is "
                 "its vocabulary. Use `stage: finetune`."
             )
-        try:
-            config = AutoConfig.from_pretrained(source.name, **source.arguments())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"model {source.shown}: cannot be opened ({str(error).splitlines()[0]}). Name a Hub id, or a folder "
-                "with config.json and weights (./folder); private models need `hf auth login`."
-            ) from error
+        config = open_config(source.name, shown=source.shown, **source.arguments())
         data = plan.data if splits else own_limits(source.name, config, plan.data, **source.arguments())
         form = open_format(source.name, config, plan.model, data, shown=source.shown, **source.arguments())
         config.task_specific_params = stored_task(form)
