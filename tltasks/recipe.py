@@ -198,6 +198,17 @@ class TextData(Data):
     """Tokens of a summary, in training and as generated."""
 
 
+class UnlabelledSpeechColumns(Keys):
+    audio: str = "audio"
+    label: str | None = None
+    """Names of classes (speakers, intents), which nothing is trained on: they judge features by their neighbours."""
+
+
+class UnlabelledSpeechData(Data):
+    columns: UnlabelledSpeechColumns = UnlabelledSpeechColumns()
+    """Names of the data set's columns."""
+
+
 class SpeechColumns(Keys):
     audio: str = "audio"
     text: str = "text"
@@ -359,6 +370,16 @@ class Stage(Keys):
         return self.stage not in {"probe", "zero_shot"}
 
     @property
+    def together(self) -> int | None:
+        """Rows of a step whose loss is a joint one, so that one forward pass takes them whatever the devices."""
+        return None
+
+    @property
+    def publishes_whole(self) -> bool:
+        """Whether an adapter is always merged, since what is handed on is an encoder."""
+        return False
+
+    @property
     def effective_keys(self) -> set[str]:
         """The keys that this stage heeds."""
         if not self.loops:
@@ -439,6 +460,43 @@ class ImageStage(Stage):
     """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
 
 
+class UnlabelledStage(Stage):
+    """A stage that trains an encoder for later stages, with an objective that needs no labels."""
+
+    @property
+    def publishes_whole(self) -> bool:
+        return True
+
+
+class JointStage(UnlabelledStage):
+    """A stage whose loss is over several rows at once."""
+
+    group: PositiveInt | None = None
+    """Rows that one loss is over; they share a forward pass, on however many devices. Part of the experiment, unlike
+    `micro_batch`, and a divisor of `batch_size`, which it is when unset."""
+
+    @property
+    def together(self) -> int | None:
+        return self.group or self.batch_size
+
+    @property
+    def effective_keys(self) -> set[str]:
+        return super().effective_keys - {"micro_batch"}
+
+    @model_validator(mode="after")
+    def _whole_groups(self, info: ValidationInfo) -> Self:
+        found = []
+        if self.loops and "micro_batch" in self.model_fields_set:
+            found.append("`micro_batch` has no effect: a forward pass takes a `group`, whose rows share their loss")
+        if self.loops and self.group is not None and self.batch_size % self.group:
+            found.append(f"`batch_size` {self.batch_size} is not a multiple of `group` {self.group}")
+        if isinstance(info.context, list):
+            info.context.extend(found)
+        elif found:
+            raise ValueError("\n".join(found))
+        return self
+
+
 class Masking(Keys):
     """What a masked image modelling objective hides and has predicted."""
 
@@ -451,7 +509,7 @@ class Masking(Keys):
     """MAE: predict the pixels of each patch less their mean, over their standard deviation."""
 
 
-class MaskedImageStage(Stage):
+class MaskedImageStage(UnlabelledStage):
     task: str | None = None
     """Task of this stage. Unset: the recipe's."""
     model: ImageModel | None = None
@@ -510,6 +568,46 @@ class SpeechStage(Stage):
     augment: SpeechAugment = SpeechAugment()
 
 
+class SpeechMasking(Keys):
+    """Which frames of a clip (20 ms each in the usual checkpoints) are hidden."""
+
+    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.065
+    """Share of the frames at which a hidden stretch begins; stretches may overlap."""
+    span_frames: Annotated[int, Field(ge=2)] = 10
+    """Frames of a stretch."""
+
+
+class GumbelTemperature(Keys):
+    """At which codes are drawn while training: `start` × `decay` to the power of the step, `end` at least."""
+
+    start: PositiveFloat = 2.0
+    end: PositiveFloat = 0.5
+    """The paper's for its smaller model; 0.1 for the larger."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.999995
+
+
+class SpeechObjectiveStage(JointStage):
+    """Keys of wav2vec 2.0's objective, which are the paper's where they are unset; `group` is the clips among which the
+    diversity of codes is measured. Source: Baevski et al., https://arxiv.org/abs/2006.11477."""
+
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: SpeechModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: UnlabelledSpeechData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    mask: SpeechMasking = SpeechMasking()
+    negatives: PositiveInt = 100
+    """Other hidden frames of the same clip among which each has to be told."""
+    temperature: PositiveFloat = 0.1
+    """What similarities are divided by."""
+    gumbel: GumbelTemperature = GumbelTemperature()
+    diversity_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the loss that has all codes used alike."""
+    crop_seconds: PositiveFloat = 15.625
+    """Longer clips are cropped to this: at random while training, their beginning at evaluation."""
+
+
 # --------------------------------------------------------------------------------------------- recipe
 
 
@@ -518,7 +616,8 @@ class Hub(Keys):
     """Repository to push to, `user/name`. `--push` needs it."""
     private: bool = True
     publish: Literal["adapter", "merged"] = "adapter"
-    """For PEFT: the adapter alone, or merged into the checkpoint's weights. Full fine-tuning always publishes all."""
+    """For PEFT: the adapter alone, or merged into the checkpoint's weights. Full fine-tuning and objectives
+    without labels always publish all."""
     licence: str | None = None
     """Licence of the published weights, a Hub identifier such as apache-2.0. Unset: the base model's, where known."""
     language: list[str] = []
@@ -563,4 +662,5 @@ TASKS: dict[str, TaskKeys] = {
     "masked-image-modeling": TaskKeys(ImageModel, UnlabelledImageData, MaskedImageStage),
     "summarization": TaskKeys(TextModel, TextData, TextStage),
     "automatic-speech-recognition": TaskKeys(SpeechModel, SpeechData, SpeechStage),
+    "speech-pretraining": TaskKeys(SpeechModel, UnlabelledSpeechData, SpeechObjectiveStage),
 }

@@ -12,6 +12,7 @@ ADAPTERS = {
     "masked-image-modeling": "tltasks.tasks.masked_image_modeling:MaskedImageModeling",
     "summarization": "tltasks.tasks.summarization:Summarization",
     "automatic-speech-recognition": "tltasks.tasks.speech_recognition:SpeechRecognition",
+    "speech-pretraining": "tltasks.tasks.speech_pretraining:SpeechPretraining",
 }
 
 MODELS = {

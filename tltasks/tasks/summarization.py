@@ -67,7 +67,6 @@ class Summarization:
     headline: ClassVar[str] = "rouge1"
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = None
-    votes: ClassVar[bool] = False
     given: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
     answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
 
@@ -332,12 +331,6 @@ class Summarization:
 
     def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         return {"prediction": prediction["prediction"]}
-
-    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
-        raise NotImplementedError("a summariser is not judged by its neighbours")
-
-    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
-        raise NotImplementedError("a summariser is not judged by its neighbours")
 
     # --------------------------------------------------------------------------------- evaluation
 
