@@ -181,6 +181,20 @@ class UnlabelledImageData(Data):
     """Names of the data set's columns."""
 
 
+class UnlabelledTextColumns(Keys):
+    text: str = "text"
+    label: str | None = None
+    """Names of classes, which nothing is trained on: with them, features are judged by their nearest neighbours."""
+
+
+class UnlabelledTextData(Data):
+    columns: UnlabelledTextColumns = UnlabelledTextColumns()
+    """Names of the data set's columns."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Tokens that are read of a text, special ones included: of a longer one another stretch in each epoch, and its
+    beginning at evaluation."""
+
+
 class TextColumns(Keys):
     document: str = "document"
     summary: str = "summary"
@@ -568,6 +582,32 @@ class SpeechStage(Stage):
     augment: SpeechAugment = SpeechAugment()
 
 
+class TextObjectiveStage(UnlabelledStage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: TextModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: UnlabelledTextData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+
+
+class DenoisingStage(TextObjectiveStage):
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the tokens that is hidden. Unset: 0.15 for span corruption (T5), 0.3 for infilling (BART)."""
+    span_tokens: Annotated[float, Field(ge=1)] = 3.0
+    """Mean tokens of a hidden stretch."""
+
+
+class MaskedLanguageStage(TextObjectiveStage):
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the tokens that is predicted: eight of ten of them hidden, one another token, one as it was."""
+
+
+class CausalLanguageStage(TextObjectiveStage):
+    packing: bool = True
+    """Several texts in one row, blind to each other. Speed, never results."""
+
+
 class SpeechMasking(Keys):
     """Which frames of a clip (20 ms each in the usual checkpoints) are hidden."""
 
@@ -663,4 +703,7 @@ TASKS: dict[str, TaskKeys] = {
     "summarization": TaskKeys(TextModel, TextData, TextStage),
     "automatic-speech-recognition": TaskKeys(SpeechModel, SpeechData, SpeechStage),
     "speech-pretraining": TaskKeys(SpeechModel, UnlabelledSpeechData, SpeechObjectiveStage),
+    "text-denoising": TaskKeys(TextModel, UnlabelledTextData, DenoisingStage),
+    "masked-language-modeling": TaskKeys(TextModel, UnlabelledTextData, MaskedLanguageStage),
+    "causal-language-modeling": TaskKeys(TextModel, UnlabelledTextData, CausalLanguageStage),
 }

@@ -13,6 +13,9 @@ ADAPTERS = {
     "summarization": "tltasks.tasks.summarization:Summarization",
     "automatic-speech-recognition": "tltasks.tasks.speech_recognition:SpeechRecognition",
     "speech-pretraining": "tltasks.tasks.speech_pretraining:SpeechPretraining",
+    "text-denoising": "tltasks.tasks.text_pretraining:TextDenoising",
+    "masked-language-modeling": "tltasks.tasks.text_pretraining:MaskedLanguageModeling",
+    "causal-language-modeling": "tltasks.tasks.text_pretraining:CausalLanguageModeling",
 }
 
 MODELS = {
