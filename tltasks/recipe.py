@@ -534,6 +534,38 @@ class MaskedImageStage(UnlabelledStage):
     mask: Masking = Masking()
 
 
+class Views(Keys):
+    """How the two views of an image are drawn, each from (seed, epoch, row); at evaluation they are always the same."""
+
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Random crop of at least this share of the area, resized back."""
+    flip: bool = True
+    colour: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Strength of changes to brightness, contrast, saturation and hue, made with probability 0.8. The paper has 0.5 for
+    CIFAR-10."""
+    grey: Share = 0.2
+    """Probability of taking the colour out."""
+    blur: Share = 0.5
+    """Probability of blurring. The paper has 0 for CIFAR-10."""
+
+
+class ContrastiveStage(JointStage):
+    """Keys of SimCLR, which are the paper's where they are unset; `group` is the images that are each other's
+    negatives. Source: Chen et al., https://arxiv.org/abs/2002.05709."""
+
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: ImageModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: UnlabelledImageData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    views: Views = Views()
+    temperature: PositiveFloat = 0.1
+    """What similarities are divided by. The paper has 0.5 for CIFAR-10."""
+    projection: PositiveInt = 128
+    """Width in which views are compared, behind a hidden layer that is as wide as the features."""
+
+
 class TextStage(Stage):
     task: str | None = None
     """Task of this stage. Unset: the recipe's."""
@@ -702,6 +734,7 @@ TASKS: dict[str, TaskKeys] = {
     "masked-image-modeling": TaskKeys(ImageModel, UnlabelledImageData, MaskedImageStage),
     "summarization": TaskKeys(TextModel, TextData, TextStage),
     "automatic-speech-recognition": TaskKeys(SpeechModel, SpeechData, SpeechStage),
+    "contrastive-image": TaskKeys(ImageModel, UnlabelledImageData, ContrastiveStage),
     "speech-pretraining": TaskKeys(SpeechModel, UnlabelledSpeechData, SpeechObjectiveStage),
     "text-denoising": TaskKeys(TextModel, UnlabelledTextData, DenoisingStage),
     "masked-language-modeling": TaskKeys(TextModel, UnlabelledTextData, MaskedLanguageStage),
