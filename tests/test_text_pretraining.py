@@ -229,7 +229,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(zoo: Path, tmp_path: Path, 
 # -------------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize(("name", "steps"), [("t5", 250), ("bart", 100), ("bert", 250), ("gpt2", 100)])
+@pytest.mark.parametrize(("name", "steps"), [("t5", 150), ("bart", 80), ("bert", 200), ("gpt2", 80)])
 def test_overfits_a_tiny_set_without_labels(zoo: Path, tmp_path: Path, name: str, steps: int) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -244,7 +244,7 @@ def test_overfits_a_tiny_set_without_labels(zoo: Path, tmp_path: Path, name: str
     )
     result = run_recipe(write(tmp_path / "r.yaml", tmp_path, name, stage, label=False), tmp_path / "run").stages[0]
     ours, plain = result.metrics["test"].values, result.baselines["token_frequencies"]["test"].values
-    assert ours["loss"] < 0.4 * plain["loss"]
+    assert ours["loss"] < 0.6 * plain["loss"]
     assert ours["told_right"] > plain["told_right"]
     assert "knn_accuracy" not in ours
     assert ours["feature_spread"] > 0.01

@@ -30,7 +30,7 @@ def step_of_rows(n_rows: int, *, batch_size: int, seed: int, epoch: int) -> Rows
     >>> step_of_rows(5, batch_size=2, seed=0, epoch=0).tolist()
     [1, 2, 0, 1, 0]
     >>> step_of_rows(2, batch_size=1, seed=0, epoch=3).tolist()
-    [7, 6]
+    [6, 7]
     """
     plan = plan_epoch(n_rows, batch_size=batch_size, seed=seed, epoch=epoch)
     steps = np.empty(n_rows, dtype=np.int64)
