@@ -201,6 +201,9 @@ class TextData(Data):
 class SpeechColumns(Keys):
     audio: str = "audio"
     text: str = "text"
+    segments: str | None = None
+    """Timestamps: a list of `{start, end, text}` in seconds, by which training cuts recordings that are longer than the
+    model hears at once. Without it they are left out and counted."""
 
 
 class SpeechData(Data):
