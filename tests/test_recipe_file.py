@@ -738,6 +738,21 @@ def test_addresses_are_not_files(tmp_path: Path) -> None:
     assert there.data.files == {"train": "https://host/a.csv", "test": ["hf://x/b.csv"]}
 
 
+def test_folders_and_files_of_a_hub_id_are_places_in_its_repository(tmp_path: Path) -> None:
+    (tmp_path / "hi").mkdir()  # which is not meant
+    text = BASE.replace(
+        "org/pictures",
+        "org/pictures\n  dir: hi\n  extra_test:\n    en: {dir: en}\n    own: {name: csv, files: here.csv}",
+    )
+    path = write(tmp_path / "r.yaml", text)
+    there = located(load_recipe(path, check_files=False))
+    assert there.data is not None
+    assert (there.data.dir, there.data.extra_test["en"].dir) == ("hi", "en")
+    assert there.data.extra_test["own"].files == str(tmp_path / "here.csv")
+    with pytest.raises(RecipeError, match="there is no file here.csv"):
+        load_recipe(path)
+
+
 def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "vit").mkdir()

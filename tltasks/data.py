@@ -290,7 +290,7 @@ def _content_digest(rows: datasets.Dataset) -> str:
 
 def _media_folder(data: Source) -> Path | None:
     """Where relative paths in a csv or json file start: the folder of the file, or `dir`."""
-    if data.dir:
+    if data.dir and Path(data.dir).is_absolute():  # else a folder of a Hub repository
         return Path(data.dir)
     first = next(iter(_file_names(data)), "://")
     if "://" not in first:

@@ -126,9 +126,10 @@ class Source(Keys):
     revision: str | None = None
     """Branch, tag or commit of the data set."""
     dir: str | None = None
-    """Folder for a builder, relative to the recipe."""
+    """Folder for a builder, relative to the recipe; for a Hub id, folder of the repository."""
     files: str | list[str] | dict[str, str | list[str]] | None = None
-    """Files for a builder (a glob, a list, or one of these for each split), relative to the recipe."""
+    """Files for a builder (a glob, a list, or one of these for each split), relative to the recipe; for a Hub id, files
+    of the repository."""
 
 
 class ExtraTest(Source):
