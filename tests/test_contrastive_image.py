@@ -214,7 +214,7 @@ def test_other_backbones(opener: Callable[..., Any], tmp_path: Path, model: str)
 
 def test_it_goes_on_from_a_checkpoint_and_an_adapter_is_merged(zoo: Path, chain: Path, tmp_path: Path) -> None:
     model = str(chain / "run" / "stages" / "objective" / "model")
-    more = "steps: 1, learning_rate: 1e-9, optimizer: sgd, projection: 16, adapt: {lora: {rank: 2}}"
+    more = "steps: 1, learning_rate: 1e-9, optimizer: sgd, adapt: {lora: {rank: 2}}"
     more += ", views: {crop: 0.5, colour: 0.2, grey: 0.0, blur: 0.0}"
     recipe = write_chain(tmp_path / "r.yaml", zoo, OBJECTIVE % ("finetune", more), model=model)
     (stage,) = run_recipe(recipe, tmp_path / "run").stages

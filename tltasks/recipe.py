@@ -566,8 +566,9 @@ class ContrastiveStage(JointStage):
     views: Views = Views()
     temperature: PositiveFloat = 0.1
     """What similarities are divided by. The paper has 0.5 for CIFAR-10."""
-    projection: PositiveInt = 128
-    """Width in which views are compared, behind a hidden layer that is as wide as the features."""
+    projection: PositiveInt | None = None
+    """Width in which views are compared, behind a hidden layer that is as wide as the features. Unset: that of a
+    checkpoint which has such a projection, or 128."""
 
 
 class TextStage(Stage):

@@ -31,6 +31,9 @@ from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 
+DEFAULT_WIDTH = 128
+"""Of the projection."""
+
 
 @dataclass(frozen=True)
 class ContrastiveImage:
@@ -77,7 +80,8 @@ class ContrastiveImage:
         )
         if plan.model.image_size is not None:
             set_image_size(config, plan.model.image_size)
-        projected = open_projected(config, width=stage.projection, shown=source.shown)
+        config.projection_width = stage.projection or getattr(config, "projection_width", None) or DEFAULT_WIDTH
+        projected = open_projected(config, width=config.projection_width, shown=source.shown)
         processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
         preprocessing = Preprocessing(processor, name=source.shown)
         return cls(

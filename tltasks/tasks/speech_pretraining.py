@@ -103,6 +103,9 @@ class SpeechPretraining:
                 f"model {source.shown}: has layers above its encoder that shorten the output (add_adapter), so frames "
                 "and codes would not match."
             )
+        if not splits:  # for a checkpoint that is only to be used, as it was trained
+            own = {"negatives": config.num_negatives, "temperature": config.contrastive_logits_temperature}
+            stage = stage.model_copy(update=own)
         drop_no_layers(config)
         config.apply_spec_augment = True  # by which the model hides frames
         config.mask_feature_prob = 0.0  # drawn from numpy's global state, and no part of the objective
