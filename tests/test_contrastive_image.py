@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification
 
 from tests.tiny.images import save_data, save_mae, save_model
 from tests.tiny.runs import in_processes, largest_difference, run_recipe, weights
+from tltasks.cli import main
 from tltasks.contrastive_images import Projection, TwoViews, nt_xent
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.recipe import Views
@@ -212,7 +214,9 @@ def test_other_backbones(opener: Callable[..., Any], tmp_path: Path, model: str)
     assert task.weights()["loaded_share"] == 1
 
 
-def test_it_goes_on_from_a_checkpoint_and_an_adapter_is_merged(zoo: Path, chain: Path, tmp_path: Path) -> None:
+def test_it_goes_on_from_a_checkpoint_and_an_adapter_is_merged(
+    zoo: Path, chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = str(chain / "run" / "stages" / "objective" / "model")
     more = "steps: 1, learning_rate: 1e-9, optimizer: sgd, adapt: {lora: {rank: 2}}"
     more += ", views: {crop: 0.5, colour: 0.2, grey: 0.0, blur: 0.0}"
@@ -227,6 +231,10 @@ def test_it_goes_on_from_a_checkpoint_and_an_adapter_is_merged(zoo: Path, chain:
     assert "merged into its weights" in card
     assert "(SimCLR)" in card
     assert "PeftModel" not in card
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "red.png")]) == 0
+    assert -1 <= json.loads(capsys.readouterr().out)["prediction"] <= 1
 
 
 def test_collapse_is_said(opener: Callable[..., Any]) -> None:

@@ -17,6 +17,7 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from tests.tiny.images import png, save_data, save_mae, save_model
 from tests.tiny.runs import equal, largest_difference, run_recipe, weights
+from tltasks.cli import main
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.masked_images import MaskedAutoencoder, SimMIM, sine_cosine_table
 from tltasks.recipe import UnlabelledStage
@@ -276,7 +277,7 @@ def test_pretraining_goes_on_from_a_checkpoint(zoo: Path, tmp_path: Path) -> Non
 
 
 def test_an_adapter_is_merged_so_that_the_encoder_is_whole(
-    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where the recipe would publish an adapter, which is the default: the card has code for a whole encoder."""
     stage = PRETRAIN.replace("stage: pretrain", "stage: finetune") % "steps: 1, learning_rate: 1e-3, adapt: lora"
@@ -292,6 +293,10 @@ def test_an_adapter_is_merged_so_that_the_encoder_is_whole(
     run_recipe(tmp_path / "r.yaml", tmp_path / "run")
     assert not any("lora" in name for name in weights(tmp_path / "run"))
     assert "fine-tuned with LoRA (merged into its weights)" in (tmp_path / "run" / "README.md").read_text()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "red.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["prediction"] > 0
 
 
 def test_weights_of_another_size_are_refused(zoo: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForPreTraining, Wav2Vec2ForPreTraining
 
 from tests.tiny import speech
 from tests.tiny.runs import equal, run_recipe, weights
+from tltasks.cli import main
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.recipe_file import load_recipe
 from tltasks.runner import _open_stages
@@ -277,7 +278,9 @@ def test_the_encoder_is_handed_to_a_recogniser(chain: Path) -> None:
     assert not whole[1]["missing_keys"]
 
 
-def test_a_stopped_run_goes_on_with_the_same_bits(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_with_the_same_bits(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = write_chain(tmp_path / "r.yaml", zoo, OBJECTIVE % ("finetune", "epochs: 2, learning_rate: 1e-3"))
     polls: list[int] = []
 
@@ -295,6 +298,9 @@ def test_a_stopped_run_goes_on_with_the_same_bits(zoo: Path, tmp_path: Path, mon
     card = (tmp_path / "run" / "README.md").read_text()
     assert "A speech encoder pretrained without text (wav2vec 2.0)" in card
     assert "Loss: lower is better" in card
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), str(zoo / "data" / "clips" / "test-0.wav")]) == 0
+    assert json.loads(capsys.readouterr().out)["prediction"] > 0
     assert result.stages[0].baselines.keys() == {"chance", "checkpoint"}
 
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from tests.tiny import texts
 from tests.tiny.runs import largest_difference, run_recipe, weights
+from tltasks.cli import main
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.recipe_file import load_recipe
 from tltasks.runner import _open_stages
@@ -229,14 +230,19 @@ def test_a_step_does_not_depend_on_its_micro_batches(zoo: Path, tmp_path: Path, 
 # -------------------------------------------------------------------------------------------- learning
 
 
+def lines_of(sentences: list[str]) -> str:
+    return "\n".join(json.dumps({"document": s, "summary": s.split()[1]}) for s in sentences)
+
+
 @pytest.mark.parametrize(("name", "steps"), [("t5", 150), ("bart", 80), ("bert", 200), ("gpt2", 80)])
-def test_overfits_a_tiny_set_without_labels(zoo: Path, tmp_path: Path, name: str, steps: int) -> None:
+def test_overfits_a_tiny_set_without_labels(
+    zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, steps: int
+) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     sentences = [f"{text} {text}" for text in texts.TOPICS.values()]
     for split in ("train", "validation", "test"):
-        lines = (json.dumps({"document": s, "summary": s.split()[1]}) for s in sentences)
-        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+        (folder / f"{split}.jsonl").write_text(lines_of(sentences))
     (tmp_path / name).symlink_to(zoo / name)
     stage = (
         f"{{name: objective, stage: pretrain, steps: {steps}, batch_size: 4, learning_rate: 1e-2, weight_decay: 0, "
@@ -255,6 +261,13 @@ def test_overfits_a_tiny_set_without_labels(zoo: Path, tmp_path: Path, name: str
     auto = {"bert": "AutoModelForMaskedLM", "gpt2": "AutoModelForCausalLM"}.get(name, "AutoModelForSeq2SeqLM")
     getattr(transformers, auto).from_pretrained(tmp_path / "run" / "model")
     AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    if name == "bert":  # the answer to a text does not depend on the texts beside it
+        (folder / "last.jsonl").write_text(lines_of(sentences[-1:]))
+        capsys.readouterr()
+        assert main(["predict", str(tmp_path / "run"), *(str(folder / f"{f}.jsonl") for f in ("test", "last"))]) == 0
+        answers = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
+        assert len(answers) == 5
+        assert answers[3] == answers[4] > 0
 
 
 def test_labels_judge_features(opener: Callable[..., Any]) -> None:
