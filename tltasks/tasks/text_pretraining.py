@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -386,8 +387,7 @@ class TextPretraining:
             batch, row = self.read(rows, [i]), rows[i]["row"]
             read, wanted = batch["input_ids"][0], batch["labels"][0]
             texts = {"read": self.tokenizer.decode(read), "asked for": self.tokenizer.decode(wanted[wanted != -100])}
-            content = "\n\n".join(f"{name.upper()}\n{text}" for name, text in texts.items())
-            shown.append(Exhibit("text", f"loss {means[i]:.3f}", f"row {row}", content.encode()))
+            shown.append(Exhibit("texts", f"loss {means[i]:.3f}", f"row {row}", json.dumps(texts).encode()))
         return shown
 
 
