@@ -30,10 +30,13 @@ FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
 """Text that can name a file on any system."""
 RepoName = Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
 
+Prompt = Annotated[str, Field(pattern=r"\{\}")]
+
 FORMS = {
     r"^[\w-][\w.-]*$": "text of letters, digits, `_`, `-` and, but for the first, `.`",
     r"^([\w.-]+/)?[\w.-]+$": "text like `user/name`",
     r"\{document\}": "text with `{document}` in it",
+    r"\{\}": "text with `{}` in it",
 }
 """The patterns above in words."""
 
@@ -67,6 +70,9 @@ class ImageModel(Model):
     config: dict[FileName, bool | int | float | str | list[int]] = {}
     """Keys of the checkpoint's config.json to change, such as `{num_hidden_layers: 6}`: another architecture, from
     random weights. A stage with `start: previous` has that of the stage before."""
+    prompts: Annotated[list[Prompt], Field(min_length=1)] | None = None
+    """Models of images and texts, as CLIP: what the name of a class is put into, several being averaged. Unset:
+    `a photo of a {}.`"""
 
 
 class Generation(Keys):
@@ -286,6 +292,30 @@ def _method_by_name(value: object) -> object:
     return value
 
 
+class Interpolate(Keys):
+    """Weights between those before and after the stage, WiSE-FT: Wortsman et al., https://arxiv.org/abs/2109.01903."""
+
+    alphas: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)] = [
+        0.0,
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        1.0,
+    ]
+    """Shares of the way that may be gone; `validation` chooses, and one alone needs none."""
+
+
+def _interpolate_or_not(value: object) -> object:
+    """`interpolate: true` is `interpolate: {}`, and `false` is not to."""
+    return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
+
+
 AdaptMethod = Literal["full", "head", "lora", "dora", "ia3"]
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
 
@@ -341,6 +371,10 @@ class Stage(Keys):
     """Stop after this many evaluations without improvement."""
     keep: Literal["best", "last"] = "best"
     """Weights that the stage ends with: the best by the headline metric on `validation`, or the last."""
+    interpolate: Annotated[
+        Interpolate | None, BeforeValidator(_interpolate_or_not, json_schema_input_type=bool | Interpolate | None)
+    ] = None
+    """finetune: go back part of the way from the trained weights to those that the stage began with."""
     checkpoint_every: PositiveInt | None = None
     """Steps between checkpoints for `--resume`. Unset: at each evaluation."""
     keep_checkpoints: PositiveInt = 2
@@ -390,6 +424,8 @@ class Stage(Keys):
             found.append(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
         if self.adapt.method != "full" and self.freeze:
             found.append(f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else")
+        if self.interpolate and self.stage != "finetune":
+            found.append(f"`interpolate` is a key of `stage: finetune`: {self.stage} begins with a head that is random")
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
             found.append(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
         if isinstance(info.context, list):

@@ -24,6 +24,7 @@ BASELINE_NAMES = {
     "flat_patches": "predicting flat patches",
     "majority_class": "the majority class",
     "checkpoint": "the untouched checkpoint",
+    "not_interpolated": "the fine-tuned weights, not interpolated",
     "checkpoint_knn": "nearest neighbours in the untouched checkpoint's features",
 }
 Rows = list[dict[str, Any]]
@@ -252,6 +253,9 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
                 ("method", f"{training['method']}, learning rate {training['learning_rate']:g}"),
                 ("batch", f"{training['batch_size']} examples, in micro-batches of {_micro_batch(training)}"),
             ]
+        if "alpha" in training:
+            by = "chosen on validation" if "validation" in training["alpha_curve"]["by_split"] else "as the recipe says"
+            facts.append(("interpolated", f"to α = {training['alpha']:g} of the way from the start, {by}"))
         facts.append(("precision", training["precision"]))
         if training["best_step"] is not None:
             facts.append(("best on validation", f"step {training['best_step']:,}"))
@@ -285,6 +289,10 @@ def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bo
             drawn.append(
                 (f"{words(name)} by step", figures.draw_metric(words(name), points, best_step, small=small), small)
             )
+    if curve := stage.training.get("alpha_curve"):
+        alphas, name = curve["alphas"], words(curve["metric"])
+        svg = figures.draw_alphas(name, alphas, curve["by_split"], chosen=stage.training["alpha"])
+        drawn.append((f"{name} between the weights before and after training", svg, False))
     rates = _points(train, "learning_rate")
     if rates:
         drawn.append(("learning rate by step", figures.draw_learning_rate(rates), True))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from tltasks.evaluation import (
     write_predictions,
 )
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
+from tltasks.interpolation import interpolate
 from tltasks.metrics import paired_difference
 from tltasks.precision import check_architecture, choose_attention, choose_precision
 from tltasks.probe import fit_probe
@@ -300,11 +302,14 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
     _heed_stop(context, f"stage {plan.name}: stopped after training, before evaluation")
     trained, total = count_parameters(model)
 
-    workers = context.workers(plan.data.workers)
-    predictions = {
-        name: predict_rows(accelerator, item.task, model, split.rows, workers=workers)
-        for name, split in item.judged.items()
-    }
+    predict = partial(predict_rows, accelerator, item.task, workers=context.workers(plan.data.workers))
+    arms: dict[str, dict[str, list[Prediction]]] = {}
+    if plan.stage.interpolate is not None:
+        start = item.task.build(plan.row)
+        model, found = interpolate(item.task, start, model, plan.stage.interpolate, item.judged, predict)
+        arms["not_interpolated"], fitted = found.trained, found.described()
+        context.console.print(f"{plan.name}: interpolated to alpha {found.alpha:g}")
+    predictions = {name: predict(model, split.rows) for name, split in item.judged.items()}
     adapter = plan.row.trains and last and _can_publish_adapter(context.recipe, item)
     for saved in [context.output / "model"] * last + [folder / "model"] * goes_on:
         if accelerator.is_main_process:
@@ -314,7 +319,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
         _check_saved(context, item, saved, predictions)
     del model
     accelerator.free_memory()
-    metrics, baselines = _score(context, item, predictions, earlier)
+    metrics, baselines = _score(context, item, predictions, arms, earlier)
     result = StageResult(
         stage=plan.stage.stage,
         name=plan.name,
@@ -471,9 +476,11 @@ def _can_publish_adapter(recipe: Recipe, item: Opened) -> bool:
     return (
         item.plan.stage.adapt.is_peft
         and recipe.hub.publish == "adapter"
+        and item.plan.stage.interpolate is None
         and item.plan.stage.start == "checkpoint"
         and not Path(item.source.name).is_dir()
         and not item.task.weights().get("interpolated")
+        and not item.task.weights().get("prompts")  # the classes that texts name are not in an adapter
     )
 
 
@@ -495,11 +502,15 @@ def _check_saved(context: Context, item: Opened, folder: Path, predictions: dict
 
 
 def _score(
-    context: Context, item: Opened, predictions: dict[str, list[Prediction]], earlier: list[StageResult]
+    context: Context,
+    item: Opened,
+    predictions: dict[str, list[Prediction]],
+    arms: dict[str, dict[str, list[Prediction]]],
+    earlier: list[StageResult],
 ) -> tuple[Scores, dict[str, Scores]]:
     """Scores by split and baselines by name and split; writes predictions/ and the report's examples."""
     task, writes = item.task, context.accelerator.is_main_process
-    arms = _baseline_predictions(context, item)
+    arms = _baseline_predictions(context, item) | arms
     metrics: Scores = {}
     baselines: dict[str, Scores] = {}
     row_scores: dict[str, NDArray[np.float64]] = {}

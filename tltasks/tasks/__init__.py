@@ -15,7 +15,10 @@ ADAPTERS = {
 }
 
 MODELS = {
-    "image-classification": ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",),
+    "image-classification": (
+        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+        "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    ),
     "summarization": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
     "automatic-speech-recognition": (
         "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
