@@ -292,6 +292,15 @@ def _method_by_name(value: object) -> object:
     return value
 
 
+class L2Sp(Keys):
+    """Decay of weights to where they started from. Source: Li et al., https://arxiv.org/abs/1802.01483."""
+
+    alpha: PositiveFloat = 0.1
+    """Half of it times the squared distance from the checkpoint's weights is added to the loss."""
+    beta: Annotated[float, Field(ge=0)] = 0.01
+    """Half of it times the squared weights of a new head is added to the loss."""
+
+
 class Interpolate(Keys):
     """Weights between those before and after the stage, WiSE-FT: Wortsman et al., https://arxiv.org/abs/2109.01903."""
 
@@ -371,6 +380,11 @@ class Stage(Keys):
     """Stop after this many evaluations without improvement."""
     keep: Literal["best", "last"] = "best"
     """Weights that the stage ends with: the best by the headline metric on `validation`, or the last."""
+    l2_sp: L2Sp | None = None
+    """Decay to the weights that the stage starts with, in place of `weight_decay`."""
+    unfreeze_epochs: PositiveFloat | None = None
+    """Gradual unfreezing: epochs after which the next block is trained too, from the head down. Source: Howard and
+    Ruder, https://arxiv.org/abs/1801.06146."""
     interpolate: Annotated[
         Interpolate | None, BeforeValidator(_interpolate_or_not, json_schema_input_type=bool | Interpolate | None)
     ] = None
@@ -397,7 +411,8 @@ class Stage(Keys):
         """The keys that this stage heeds."""
         if not self.loops:
             return {"stage", "name", "start", "task", "model", "data", *({"l2"} if self.stage == "probe" else set())}
-        return set(type(self).model_fields) - {"l2"} - ({"momentum"} if self.optimizer != "sgd" else set())
+        useless = {"l2", *({"momentum"} if self.optimizer != "sgd" else ()), *({"weight_decay"} if self.l2_sp else ())}
+        return set(type(self).model_fields) - useless
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
@@ -424,6 +439,14 @@ class Stage(Keys):
             found.append(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
         if self.adapt.method != "full" and self.freeze:
             found.append(f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else")
+        if self.l2_sp and "weight_decay" in given:
+            found.append("`l2_sp` takes the place of `weight_decay`; keep one")
+        if self.l2_sp and self.adapt.method != "full":
+            found.append(f"`l2_sp` is of all weights; `adapt: {self.adapt.method}` leaves the checkpoint's alone")
+        if self.l2_sp and self.stage == "pretrain" and self.start == "checkpoint":
+            found.append("`l2_sp` holds weights to a checkpoint's, and pretrain starts from random ones")
+        if self.unfreeze_epochs and self.adapt.method == "head":
+            found.append("`unfreeze_epochs` has nothing to unfreeze with `adapt: head`")
         if self.interpolate and self.stage != "finetune":
             found.append(f"`interpolate` is a key of `stage: finetune`: {self.stage} begins with a head that is random")
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":

@@ -468,6 +468,7 @@ def _job(
         tracker=Tracker(metrics, context.accelerator if context.recipe.trackers else None),
         stop_requested=context.stop_requested,
         on_step=on_step,
+        new_head=plan.row.head == "new",
     )
 
 
