@@ -380,6 +380,8 @@ def test_checkpoints_go_when_the_stage_is_done(tiny: Path, tmp_path: Path) -> No
         {"adapt": "head"},
         {"adapt": {"dora": {"rank": 2}}},
         {"adapt": {"ia3": {}}},
+        {"adapt": {"lora": {"rank": 2, "init": "pissa"}}},
+        {"adapt": "bitfit"},
         {"adapt": {"peft": {"type": "LOHA", "r": 2, "alpha": 4}}},
     ],
     ids=str,

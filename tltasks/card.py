@@ -27,7 +27,14 @@ from tltasks.result import RunResult, Score, StageResult, load_result, show_dura
 from tltasks.stages import STAGES, StagePlan, plan_stages
 
 UNKNOWN = "–"
-METHODS = {"full": "all weights", "head": "the head", "lora": "LoRA", "dora": "DoRA", "ia3": "(IA)³"}
+METHODS = {
+    "full": "all weights",
+    "head": "the head",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "ia3": "(IA)³",
+    "bitfit": "the biases",
+}
 
 
 def card_for_repo(output: Path, recipe: Recipe, repo: str) -> str:

@@ -231,12 +231,21 @@ class Lora(Keys):
     """Module name endings to adapt. `auto`: every linear layer of the backbone, or every convolution of a conv net."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank). Source: Kalajdzievski, https://arxiv.org/abs/2312.03732."""
+    init: Literal["zero", "gaussian", "pissa", "olora", "orthogonal"] = "zero"
+    """How the two factors start. zero: their product is. gaussian: likewise, the other factor drawn from a normal
+    distribution. pissa: the weight's largest singular vectors, https://arxiv.org/abs/2404.02948. olora: by its QR
+    decomposition, https://arxiv.org/abs/2406.01775. orthogonal: random directions at right angles. The last three
+    take their start out of the weight, so results are published merged."""
 
 
 class Ia3(Keys):
     """(IA)³: learned rescaling of activations. Source: Liu et al., https://arxiv.org/abs/2205.05638."""
 
     targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+
+
+class BitFit(Keys):
+    """Only biases are trained, and a new head. Source: Ben Zaken et al., https://arxiv.org/abs/2106.10199."""
 
 
 class Full(Keys):
@@ -264,6 +273,7 @@ class Adapt(Keys):
     dora: Lora | None = None
     """Weight-decomposed LoRA. Source: Liu et al., https://arxiv.org/abs/2402.09353."""
     ia3: Ia3 | None = None
+    bitfit: BitFit | None = None
     peft: Peft | None = None
 
     @model_validator(mode="after")
@@ -280,7 +290,13 @@ class Adapt(Keys):
 
     @property
     def is_peft(self) -> bool:
-        return self.method not in {"full", "head"}
+        return self.method not in {"full", "head", "bitfit"}
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether the adapter can be put on the checkpoint as it is, rather than on what it left of it."""
+        lora = self.lora or self.dora
+        return self.is_peft and (lora is None or lora.init in {"zero", "gaussian"})
 
 
 def _method_by_name(value: object) -> object:
@@ -325,7 +341,7 @@ def _interpolate_or_not(value: object) -> object:
     return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
 
 
-AdaptMethod = Literal["full", "head", "lora", "dora", "ia3"]
+AdaptMethod = Literal["full", "head", "lora", "dora", "ia3", "bitfit"]
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
 
 

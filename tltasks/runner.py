@@ -475,7 +475,7 @@ def _job(
 def _can_publish_adapter(recipe: Recipe, item: Opened) -> bool:
     """An adapter can stand alone when its base is one that everyone can fetch, used as it is."""
     return (
-        item.plan.stage.adapt.is_peft
+        item.plan.stage.adapt.stands_alone
         and recipe.hub.publish == "adapter"
         and item.plan.stage.interpolate is None
         and item.plan.stage.start == "checkpoint"
