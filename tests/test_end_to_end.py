@@ -228,6 +228,7 @@ OFFLINE = {
     "paper_titles": _synopses,
     "voice_prompts": _english_prompts,
     "voice_prompts_es": _prompts,
+    "wise_ft": _emoji,
 }
 """Tiny models in place of the real ones, and data in place of what is not committed: scripts beside the offline recipes
 fetch and build them."""

@@ -21,6 +21,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 from pydantic import BaseModel
 
+from tltasks.forgetting import changes
 from tltasks.recipe import BUILDERS, Adapt, Data, Head, Recipe, Source
 from tltasks.recipe_file import located, recipe_text
 from tltasks.result import RunResult, Score, StageResult, load_result, show_duration
@@ -75,6 +76,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
             and plans[lineage[-1]].stage.keep == "best",
             "comparisons": list(_comparisons(result, stage)),
             "shifts": list(_shifts(result, stage)),
+            "forgotten": [change.sentence for change in changes(result, stage)],
             "trust": ", trust_remote_code=True" if plans[lineage[0]].model.trust_remote_code else "",
             "timm": stage.weights.get("model_type") == "timm_wrapper",
             "hardware": result.hardware,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltasks import figures
+from tltasks.forgetting import Change, changes
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, show_duration
 
 LARGEST_MATRIX = 30
@@ -64,6 +65,7 @@ def write_report(path: Path, result: RunResult, recipe_text: str, metrics: Rows,
                 _facts(stage),
                 _stage_figures(stage, metrics),
                 _other_errors(stage, best, result),
+                list(changes(result, stage)),
             )
             for stage in result.stages
         ],
@@ -221,6 +223,7 @@ class StageView:
     figures: list[tuple[str, str, bool]]
     """What it shows, SVG, and whether it is a small one."""
     other_errors: list[Errors]
+    changes: list[Change]
 
 
 def _metric_columns(stage: StageResult) -> list[str]:

@@ -100,7 +100,13 @@ def save_contrastive(folder: Path, name: str = "clip", *, seed: int = 0) -> Path
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_input_names=inputs
     ).save_pretrained(folder)
-    text = {"vocab_size": len(words), "max_position_embeddings": 64, "pad_token_id": 0, "eos_token_id": 1}
+    text = {
+        "vocab_size": len(words),
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    }
     vision = {**_TOWER, "image_size": SIZE, "patch_size": 8}
     config = transformers.AutoConfig.for_model(name, text_config=_TOWER | text, vision_config=vision)
     if name != "siglip":  # whose two towers have the same width
