@@ -208,6 +208,12 @@ def test_methods_that_could_not_be_saved_are_refused(keys: dict[str, Any], error
         adapted(build(), {"peft": keys})
 
 
+@pytest.mark.parametrize("how", ["qlora", {"qlora": {"rank": 4}}])
+def test_qlora_is_refused_by_name(how: Any) -> None:
+    with pytest.raises(ValueError, match="QLoRA is not offered: weights are held in fp32"):
+        adapted(build(), how)
+
+
 def test_a_plain_model_is_merged_already() -> None:
     model = build()
     assert merged(model) is model

@@ -22,6 +22,7 @@ from tltasks.errors import CheckpointError, RecipeError
 from tltasks.prediction import predict
 from tltasks.recipe_file import load_recipe
 from tltasks.result import RunResult
+from tltasks.runner import run
 from tltasks.trained import open_trained
 
 PIPELINES = "This is a photo of {}."
@@ -193,3 +194,10 @@ def test_the_cards_code_runs_and_its_task_is_zero_shot(tuned: tuple[Path, RunRes
     with contextlib.chdir(output):
         exec(code, {})
     assert capfd.readouterr().out.split()[0] in LABELS
+
+
+def test_a_dry_run_measures_every_stage(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tune = "{stage: finetune, start: previous, steps: 1, batch_size: 6, learning_rate: 1e-3}"
+    recipe = write_recipe(tmp_path / "recipe.yaml", zoo / "clip", zoo / "data", stage=f"{ZERO_SHOT}\n  - {tune}")
+    assert run(load_recipe(recipe), output=tmp_path / "run", resume=False, push=False, dry_run=True) is None
+    assert not (tmp_path / "run").exists()

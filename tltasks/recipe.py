@@ -306,8 +306,10 @@ class Adapt(Keys):
 def _method_by_name(value: object) -> object:
     """`adapt: full` is `adapt: {full: {}}`; `adapt: {lora: null}` is `adapt: {lora: {}}`."""
     if isinstance(value, str):
-        return {value: {}}
+        value = {value: {}}
     if isinstance(value, dict):
+        if "qlora" in value:
+            raise ValueError("QLoRA is not offered: weights are held in fp32; `lora` trains as few of them")
         return {k: {} if v is None else v for k, v in value.items()}
     return value
 
