@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoTokenizer, CLIPModel, SiglipModel, pipeline
+from transformers import AutoConfig, AutoModelForImageClassification, AutoTokenizer, CLIPModel, SiglipModel, pipeline
 
 from tests.tiny.images import SIZE, picture, png, save_contrastive, save_data, save_model, write_recipe
 from tests.tiny.runs import run_recipe
-from tltasks.contrastive import FAMILIES
+from tltasks.contrastive import FAMILIES, ClassTexts
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.prediction import predict
 from tltasks.recipe_file import load_recipe
@@ -127,14 +127,21 @@ def test_texts_are_read_once_in_a_run(zoo: Path, tmp_path: Path, monkeypatch: py
         return plain(self, input_ids, **arguments)
 
     monkeypatch.setattr(SiglipModel, "get_text_features", counted)
-    stage = "{stage: finetune, steps: 2, batch_size: 6, learning_rate: 1e-3, augment: {mixup: 0.4}}"
-    result = run_on(zoo, "siglip", stage, tmp_path / "run")
+    save_contrastive(zoo / "unread", "siglip", seed=1)
+    stage = "{stage: finetune, steps: 2, batch_size: 6, learning_rate: 1e-3, adapt: lora, augment: {mixup: 0.4}}"
+    result = run_on(zoo, "unread", f"{ZERO_SHOT}\n  - {stage}", tmp_path / "run")
     assert calls == [3]
     assert result.stages[0].weights["prompts"] == ["a photo of a {}."]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("stage", ["transfer, steps: 2, batch_size: 6, learning_rate: 1e-3", "probe"])
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("clip", "probe"),
+        ("siglip", "transfer, steps: 2, batch_size: 6, learning_rate: 1e-3, adapt: lora"),
+        ("metaclip_2", "transfer, steps: 2, batch_size: 6, learning_rate: 1e-3, adapt: full"),
+    ],
+)
 def test_the_image_tower_takes_a_new_head(zoo: Path, name: str, stage: str, tmp_path: Path) -> None:
     stages = (
         f"{{stage: {stage}}}\n  - {{stage: finetune, start: previous, steps: 1, batch_size: 6, learning_rate: 1e-9}}"
@@ -171,8 +178,14 @@ def test_a_prompt_has_a_place_for_the_class(zoo: Path, tmp_path: Path) -> None:
 
 def test_a_tokenizer_is_needed(zoo: Path, tmp_path: Path) -> None:
     shutil.copytree(zoo / "clip", tmp_path / "clip", ignore=shutil.ignore_patterns("tokenizer*"))
-    with pytest.raises(CheckpointError, match="reads the classes blue and green alike"):
+    with pytest.raises(CheckpointError, match="its tokenizer reads nothing in blue"):
         run_on(zoo, "clip", ZERO_SHOT, tmp_path / "run", f"model.name={tmp_path / 'clip'}")
+
+
+def test_classes_that_read_alike_are_refused(zoo: Path, tmp_path: Path) -> None:
+    config, names = AutoConfig.from_pretrained(zoo / "clip"), ["red_ship", "blue", "red ship"]
+    with pytest.raises(CheckpointError, match="reads the classes red_ship and red ship alike"):
+        ClassTexts.open(str(zoo / "clip"), config, names, shown="clip")
 
 
 def test_classes_are_those_of_all_splits(zoo: Path, tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ def find_lora_targets(model: nn.Module, *, head: list[str]) -> list[str]:
     open; Biderman et al., https://arxiv.org/abs/2405.09673, measure it). Depthwise convolutions are left out: their
     low-rank update is as large as they are. So is the stem, the first layer that sees pixels.
     """
+    # torch's own attention reads the weight of its output layer past the layer (torch 2.14, nn/modules/activation.py).
+    head = [*head, *(name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))]
     linear: list[str] = []
     dense: list[str] = []
     size = {"linear": 0, "convolution": 0}

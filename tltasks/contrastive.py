@@ -7,7 +7,7 @@ https://arxiv.org/abs/2303.15343.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ PROMPTS = ["a photo of a {}."]
 PROMPTS_KEY = "zero_shot_prompts"
 """Where a saved config.json has the prompts."""
 TEXTS_AT_ONCE = 256
+_KNOWN: dict[str, Tensor] = {}
+"""Features by the content of text tower and texts, so that all stages of a run compute them once."""
 
 
 def is_contrastive(config: PretrainedConfig) -> bool:
@@ -43,8 +45,6 @@ class ClassTexts:
     prompts: list[str]
     tokenizer: Any
     sigmoid: bool
-    known: dict[str, Tensor] = field(default_factory=dict)
-    """Features by the content of the text tower and the texts, so that a run computes them once."""
 
     @classmethod
     def open(
@@ -60,12 +60,17 @@ class ClassTexts:
             ) from error
         read: dict[tuple[int, ...], str] = {}
         for class_name in class_names:
-            # transformers 5.24 makes up an empty tokenizer for a CLIP without tokenizer files.
+            # transformers 5.24 makes up a tokenizer without words for a CLIP without tokenizer files.
             tokens = tuple(tokenizer(_readable(class_name)).input_ids)
-            if tokens in read:
+            if tokens in read or not set(tokens) - set(tokenizer.all_special_ids):
+                other = (
+                    f"the classes {read[tokens]} and {class_name} alike"
+                    if tokens in read
+                    else f"nothing in {class_name}"
+                )
                 raise CheckpointError(
-                    f"model {shown}: its tokenizer reads the classes {read[tokens]} and {class_name} alike. Are its "
-                    "tokenizer files beside the weights, and the names in its language? See data.class_names."
+                    f"model {shown}: its tokenizer reads {other}. Are its tokenizer files beside the weights, and the "
+                    "names of classes in its language? See data.class_names."
                 )
             read[tokens] = class_name
         return cls(saved_prompts(config) or PROMPTS, tokenizer, config.model_type in SIGMOID_FAMILIES)
@@ -95,7 +100,7 @@ class ClassTexts:
             if name.startswith("text_"):
                 digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
         key = digest.hexdigest()
-        if key not in self.known:
+        if key not in _KNOWN:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
             model.eval().to(device or "cpu")
             longest = model.config.text_config.max_position_embeddings
@@ -113,8 +118,8 @@ class ClassTexts:
                 vectors.append(functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1).cpu())
             model.to("cpu")
             by_class = torch.cat(vectors).view(len(class_names), len(self.prompts), -1).mean(1)
-            self.known[key] = functional.normalize(by_class, dim=-1)
-        return self.known[key].clone()
+            _KNOWN[key] = functional.normalize(by_class, dim=-1)
+        return _KNOWN[key].clone()
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)

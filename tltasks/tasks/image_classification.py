@@ -456,6 +456,8 @@ def _name_architecture(config: PretrainedConfig) -> None:
     classes = AutoModelForImageClassification._model_mapping
     if is_contrastive(config) and type(config) in classes:
         config.architectures = [classes[type(config)].__name__]
+        # SigLIP's pooling, which its classifier passes by (transformers 5.24, modeling_siglip.py)
+        config.vision_config.vision_use_head = False
 
 
 def _soft_targets(batch: Batch, n_classes: int, *, smoothing: float) -> Tensor:
