@@ -6,9 +6,8 @@ https://arxiv.org/abs/2103.05247. Importing this module makes the model known to
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -29,6 +28,9 @@ ENCODERS = {"albert", "bert", "camembert", "distilbert", "electra", "modernbert"
 DECODERS = {"gemma", "gpt2", "gpt_neo", "gpt_neox", "llama", "mistral", "phi", "qwen2", "qwen3", "smollm3"}
 """Language models in which a position attends to those before it: the last patch's output goes to the head."""
 
+OFFSET_POSITIONS = {"camembert", "mpnet", "roberta", "xlm-roberta"}
+"""Those whose first position comes after that of the padding token."""
+
 
 class FrozenTransformerConfig(PretrainedConfig):  # type: ignore[misc]
     """The language model's configuration, and that of what is put around it."""
@@ -46,9 +48,8 @@ class FrozenTransformerConfig(PretrainedConfig):  # type: ignore[misc]
         frozen: bool = True,
         **others: Any,
     ) -> None:
-        if isinstance(backbone_config, dict):
-            backbone_config = AutoConfig.for_model(**backbone_config)
-        self.backbone_config = backbone_config if backbone_config is not None else AutoConfig.for_model("bert")
+        given = {"model_type": "bert"} if backbone_config is None else backbone_config
+        self.backbone_config: PretrainedConfig = AutoConfig.for_model(**given) if isinstance(given, dict) else given
         self.image_size = image_size
         self.patch_size = patch_size
         self.num_channels = num_channels
@@ -96,9 +97,7 @@ class FrozenTransformerForImageClassification(PreTrainedModel):  # type: ignore[
         tells = options.pop("output_loading_info", False)
         where = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
         if config is None or isinstance(AutoConfig.from_pretrained(name, **where), FrozenTransformerConfig):
-            model, info = super().from_pretrained(
-                name, *arguments, config=config, output_loading_info=True, **options
-            )
+            model, info = super().from_pretrained(name, *arguments, config=config, output_loading_info=True, **options)
         else:
             backbone, info = AutoModel.from_pretrained(
                 name, config=config.backbone_config, output_loading_info=True, **options
@@ -163,7 +162,9 @@ def wrap_language_model(
     assert keys.image_size is not None
     assert keys.patch_size is not None
     n_patches, most = (keys.image_size // keys.patch_size) ** 2, getattr(config, "max_position_embeddings", None)
-    if most is not None and n_patches > most - (config.pad_token_id or 0) - 1:
+    if most is not None and kind in OFFSET_POSITIONS:
+        most -= config.pad_token_id + 1
+    if most is not None and n_patches > most:
         raise RecipeError(
             f"model.patch_size: {n_patches} patches are more than {shown} has positions for ({most}); "
             "set a larger patch_size, or a smaller image_size."

@@ -80,7 +80,9 @@ class ImageModel(Model):
     def _has_patches(self) -> Self:
         if self.as_ is None:
             if self.patch_size is not None:
-                raise ValueError("`patch_size` is a key of language models under `as`; other checkpoints have their own")
+                raise ValueError(
+                    "`patch_size` is a key of language models under `as`; other checkpoints have their own"
+                )
         elif self.image_size is None or self.patch_size is None:
             raise ValueError("`as` needs `image_size` and `patch_size`: a language checkpoint has none")
         elif self.image_size % self.patch_size:
