@@ -21,7 +21,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from tltasks.recipe import BUILDERS, Adapt, Data, Head, Recipe, Source
+from tltasks.recipe import BUILDERS, FROZEN_TRANSFORMER, Adapt, Data, Head, Recipe, Source
 from tltasks.recipe_file import located, recipe_text
 from tltasks.result import RunResult, Score, StageResult, load_result, show_duration
 from tltasks.stages import STAGES, StagePlan, plan_stages
@@ -166,6 +166,8 @@ def _method(plan: StagePlan) -> str:
     adapt = Adapt(head=Head()) if plan.row.cached else plan.stage.adapt
     if not plan.row.trains:
         return "nothing"
+    if getattr(plan.model, "as_", None) == FROZEN_TRANSFORMER and adapt.method == "full":
+        return "the input layer, normalisation layers, positions and the head"
     return METHODS.get(adapt.method) or (adapt.peft.type if adapt.peft else adapt.method)
 
 
