@@ -22,7 +22,7 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from tltasks.forgetting import changes
-from tltasks.recipe import BUILDERS, Adapt, Data, Head, Recipe, Source
+from tltasks.recipe import BUILDERS, FROZEN_TRANSFORMER, Adapt, Data, Head, Recipe, Source
 from tltasks.recipe_file import located, recipe_text
 from tltasks.result import RunResult, Score, StageResult, load_result, show_duration
 from tltasks.stages import STAGES, StagePlan, plan_stages
@@ -38,10 +38,13 @@ METHODS = {
 }
 
 
-def card_for_repo(output: Path, recipe: Recipe, repo: str) -> str:
-    """The card of a finished results folder, for a repository that need not be the recipe's."""
+def card_for_repo(output: Path, recipe: Recipe, repo: str, *, merged: bool = False) -> str:
+    """The card of a finished results folder, for a repository that need not be the recipe's.
+
+    `merged` says that the weights of an adapter are published together with its base.
+    """
     result = load_result(output / "result.json")
-    adapter = bool(_headline_stage(result).weights.get("adapter"))
+    adapter = bool(_headline_stage(result).weights.get("adapter")) and not merged
     return render_card(result, recipe, adapter=adapter, repo=repo)
 
 
@@ -172,6 +175,8 @@ def _method(plan: StagePlan) -> str:
     adapt = Adapt(head=Head()) if plan.row.cached else plan.stage.adapt
     if not plan.row.trains:
         return "nothing"
+    if getattr(plan.model, "as_", None) == FROZEN_TRANSFORMER and adapt.method == "full":
+        return "the input layer, normalisation layers, positions and the head"
     return METHODS.get(adapt.method) or (adapt.peft.type if adapt.peft else adapt.method)
 
 

@@ -40,6 +40,8 @@ FORMS = {
 }
 """The patterns above in words."""
 
+FROZEN_TRANSFORMER = "frozen-transformer"
+
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
 """Names of data sets that are read from local files by the datasets library."""
 
@@ -73,6 +75,25 @@ class ImageModel(Model):
     prompts: Annotated[list[Prompt], Field(min_length=1)] | None = None
     """Models of images and texts, as CLIP: what the name of a class is put into, several being averaged. Unset:
     `a photo of a {}.`"""
+    as_: Annotated[Literal["frozen-transformer", "transformer"] | None, Field(alias="as")] = None
+    """Use a language checkpoint's transformer blocks for images, with a new input layer and head. frozen-transformer:
+    the blocks stay as they are, but for normalisation layers and positions (Lu et al.,
+    https://arxiv.org/abs/2103.05247). transformer: every weight is trained."""
+    patch_size: PositiveInt | None = None
+    """With `as`: side in pixels of the squares that the image is cut into."""
+
+    @model_validator(mode="after")
+    def _has_patches(self) -> Self:
+        if self.as_ is None:
+            if self.patch_size is not None:
+                raise ValueError(
+                    "`patch_size` is a key of language models under `as`; other checkpoints have their own"
+                )
+        elif self.image_size is None or self.patch_size is None:
+            raise ValueError("`as` needs `image_size` and `patch_size`: a language checkpoint has none")
+        elif self.image_size % self.patch_size:
+            raise ValueError(f"`patch_size` {self.patch_size} does not divide `image_size` {self.image_size}")
+        return self
 
 
 class Generation(Keys):

@@ -254,7 +254,7 @@ def _keys_at(annotation: Any, loc: Keys) -> Iterator[str]:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not loc:
-            yield from annotation.model_fields
+            yield from (field.alias or name for name, field in annotation.model_fields.items())
         elif field := annotation.model_fields.get(str(loc[0])):
             yield from _keys_at(field.annotation, loc[1:])
     elif origin is dict:

@@ -116,6 +116,7 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "timm/vgg16.tv_in1k": _model("vgg16"),
     "facebook/vit-mae-base": _mae,
     "openai/clip-vit-base-patch32": _clip,
+    "openai-community/gpt2": _text_model("gpt2"),
     "facebook/bart-base": _text_model("bart"),
     "google/mt5-small": _text_model("mt5"),
     "HuggingFaceTB/SmolLM2-360M-Instruct": _text_model("llama"),

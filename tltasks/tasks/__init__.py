@@ -28,6 +28,10 @@ MODELS = {
 """transformers' lists of the classes that serve each task."""
 
 
+OWN_MODELS = {"image-classification": {"FrozenTransformerForImageClassification"}}
+"""This package's classes that serve each task."""
+
+
 def tasks_of(architectures: Iterable[str]) -> list[str]:
     """The tasks that a checkpoint of these classes serves.
 
@@ -39,7 +43,7 @@ def tasks_of(architectures: Iterable[str]) -> list[str]:
     for tag, names in MODELS.items():
         classes = [value for name in names for value in getattr(lists, name).values()]
         known = {one for value in classes for one in ([value] if isinstance(value, str) else value)}
-        if wanted & known:
+        if wanted & (known | OWN_MODELS.get(tag, set())):
             found.append(tag)
     return found
 

@@ -27,6 +27,7 @@ from tltasks.adapt import find_head, find_lora_targets, merged, relabel
 from tltasks.contrastive import PROMPTS, PROMPTS_KEY, ClassTexts, is_contrastive, refuse_prompts, saved_prompts
 from tltasks.data import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError
+from tltasks.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_language_model
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
 from tltasks.inputs import InputKind
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
@@ -99,6 +100,8 @@ class ImageClassification:
         )
         if plan.model.prompts is not None:
             refuse_prompts(config, shown=source.shown)
+        if plan.model.as_ is not None:
+            config = wrap_language_model(config, plan.model, plan.stage, plan.row, shown=source.shown)
         contrastive = plan.row.head == "kept" and is_contrastive(config)
         if contrastive:
             class_names = _told_classes(splits, found, given, config, source)
@@ -113,7 +116,10 @@ class ImageClassification:
         relabel(config, class_names)
         if plan.model.image_size is not None:
             set_image_size(config, plan.model.image_size)
-        processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
+        if isinstance(config, FrozenTransformerConfig):
+            processor: Any = image_processor(config)
+        else:
+            processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
         preprocessing = Preprocessing(processor, name=source.shown)
         texts = None
         if contrastive:
@@ -148,7 +154,8 @@ class ImageClassification:
                 f"model {self.source.shown}: has no weights for its head ({', '.join(lost)}); "
                 "use `stage: transfer`, which puts a new head on it."
             )
-        share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
+        outer = [*head, *getattr(model, "input_layer", ())]
+        share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.shown)
         self.loaded.update(loaded, loaded_share=share)
         if self.texts is not None:
             self.loaded["prompts"] = self.texts.prompts
@@ -213,7 +220,7 @@ class ImageClassification:
     def tokens(self) -> int | None:
         """The patches of an image, for plain vision transformers."""
         patch = getattr(self.config, "patch_size", None)
-        if not isinstance(patch, int) or hasattr(self.config, "window_size"):
+        if not isinstance(patch, int) or hasattr(self.config, "window_size") or hasattr(self.config, "backbone_config"):
             return None
         return (self.preprocessing.size // patch) ** 2
 
