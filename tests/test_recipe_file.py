@@ -314,7 +314,8 @@ def test_mutated_overrides(tmp_path: Path) -> None:
 EVERY_KEY = """\
 task: image-classification
 model:
-  {name: a/b, revision: v1, trust_remote_code: true, image_size: 64, config: {d: 3, act: gelu, sizes: [1, 2], on: true}}
+  {name: a/b, revision: v1, trust_remote_code: true, as: transformer, image_size: 64, patch_size: 16,
+   config: {d: 3, act: gelu, sizes: [1, 2], on: true}}
 data:
   name: c/d
   config: e
@@ -468,7 +469,7 @@ def every_key(parts: dict[str, type[BaseModel]]) -> Iterator[str]:
 
     def below(model: type[BaseModel], prefix: str) -> Iterator[str]:
         for key, field in model.model_fields.items():
-            path = f"{prefix}.{key}".removeprefix(".")
+            path = f"{prefix}.{field.alias or key}".removeprefix(".")
             if path in {"model", "data", "stages", "output", "hub", "trackers"}:
                 continue
             inner = list(models_in(field.annotation))
@@ -489,6 +490,8 @@ CHANGED = {
     **dict.fromkeys(("audio_window", "beams", "time_masks", "frequency_masks"), "3"),
     **dict.fromkeys(("speed", "gain_db", "noise_db", "time_seconds", "frequency_share"), "0.375"),
     "model.config": "{hidden_size: 3}",
+    "as": "frozen-transformer",
+    "patch_size": "4",
     "long_documents": "split",
     "shots": "3",
     "square_pixels": "3",
@@ -542,6 +545,11 @@ BEFORE = {
     "data.extra_test.a": ["data.extra_test.a.config=before"],
     "stages.1.data.extra_test.a": ["stages.1.data={name: x/y, extra_test: {a: {config: before}}}"],
     "stages.1.adapt.peft": ["stages.1.adapt={peft: {type: LOHA}}"],
+    **{
+        f"{at}.{key}": [f"{at}={{name: x/y, as: transformer, image_size: 32, patch_size: 8}}"]
+        for at in ("model", "stages.1.model")
+        for key in ("as", "patch_size")
+    },
     "stages.1.model.prompt": ["stages.1.model={name: x/y}"],
     **{f"stages.1.adapt.{m}": [f"stages.1.adapt={{{m}: {{}}}}"] for m in ("lora", "dora", "ia3")},
 }

@@ -30,12 +30,17 @@ FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
 """Text that can name a file on any system."""
 RepoName = Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
 
+Prompt = Annotated[str, Field(pattern=r"\{\}")]
+
 FORMS = {
     r"^[\w-][\w.-]*$": "text of letters, digits, `_`, `-` and, but for the first, `.`",
     r"^([\w.-]+/)?[\w.-]+$": "text like `user/name`",
     r"\{document\}": "text with `{document}` in it",
+    r"\{\}": "text with `{}` in it",
 }
 """The patterns above in words."""
+
+FROZEN_TRANSFORMER = "frozen-transformer"
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
 """Names of data sets that are read from local files by the datasets library."""
@@ -67,6 +72,28 @@ class ImageModel(Model):
     config: dict[FileName, bool | int | float | str | list[int]] = {}
     """Keys of the checkpoint's config.json to change, such as `{num_hidden_layers: 6}`: another architecture, from
     random weights. A stage with `start: previous` has that of the stage before."""
+    prompts: Annotated[list[Prompt], Field(min_length=1)] | None = None
+    """Models of images and texts, as CLIP: what the name of a class is put into, several being averaged. Unset:
+    `a photo of a {}.`"""
+    as_: Annotated[Literal["frozen-transformer", "transformer"] | None, Field(alias="as")] = None
+    """Use a language checkpoint's transformer blocks for images, with a new input layer and head. frozen-transformer:
+    the blocks stay as they are, but for normalisation layers and positions (Lu et al.,
+    https://arxiv.org/abs/2103.05247). transformer: every weight is trained."""
+    patch_size: PositiveInt | None = None
+    """With `as`: side in pixels of the squares that the image is cut into."""
+
+    @model_validator(mode="after")
+    def _has_patches(self) -> Self:
+        if self.as_ is None:
+            if self.patch_size is not None:
+                raise ValueError(
+                    "`patch_size` is a key of language models under `as`; other checkpoints have their own"
+                )
+        elif self.image_size is None or self.patch_size is None:
+            raise ValueError("`as` needs `image_size` and `patch_size`: a language checkpoint has none")
+        elif self.image_size % self.patch_size:
+            raise ValueError(f"`patch_size` {self.patch_size} does not divide `image_size` {self.image_size}")
+        return self
 
 
 class Generation(Keys):
@@ -254,12 +281,21 @@ class Lora(Keys):
     """Module name endings to adapt. `auto`: every linear layer of the backbone, or every convolution of a conv net."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank). Source: Kalajdzievski, https://arxiv.org/abs/2312.03732."""
+    init: Literal["zero", "gaussian", "pissa", "olora", "orthogonal"] = "zero"
+    """How the two factors start. zero: their product is. gaussian: likewise, the other factor drawn from a normal
+    distribution. pissa: the weight's largest singular vectors, https://arxiv.org/abs/2404.02948. olora: by its QR
+    decomposition, https://arxiv.org/abs/2406.01775. orthogonal: random directions at right angles. The last three
+    take their start out of the weight, so results are published merged."""
 
 
 class Ia3(Keys):
     """(IA)³: learned rescaling of activations. Source: Liu et al., https://arxiv.org/abs/2205.05638."""
 
     targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+
+
+class BitFit(Keys):
+    """Only biases are trained, and a new head. Source: Ben Zaken et al., https://arxiv.org/abs/2106.10199."""
 
 
 class Full(Keys):
@@ -287,6 +323,7 @@ class Adapt(Keys):
     dora: Lora | None = None
     """Weight-decomposed LoRA. Source: Liu et al., https://arxiv.org/abs/2402.09353."""
     ia3: Ia3 | None = None
+    bitfit: BitFit | None = None
     peft: Peft | None = None
 
     @model_validator(mode="after")
@@ -303,19 +340,60 @@ class Adapt(Keys):
 
     @property
     def is_peft(self) -> bool:
-        return self.method not in {"full", "head"}
+        return self.method not in {"full", "head", "bitfit"}
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether the adapter can be put on the checkpoint as it is, rather than on what it left of it."""
+        lora = self.lora or self.dora
+        return self.is_peft and (lora is None or lora.init in {"zero", "gaussian"})
 
 
 def _method_by_name(value: object) -> object:
     """`adapt: full` is `adapt: {full: {}}`; `adapt: {lora: null}` is `adapt: {lora: {}}`."""
     if isinstance(value, str):
-        return {value: {}}
+        value = {value: {}}
     if isinstance(value, dict):
+        if "qlora" in value:
+            raise ValueError("QLoRA is not offered: weights are held in fp32; `lora` trains as few of them")
         return {k: {} if v is None else v for k, v in value.items()}
     return value
 
 
-AdaptMethod = Literal["full", "head", "lora", "dora", "ia3"]
+class L2Sp(Keys):
+    """Decay of weights to where they started from. Source: Li et al., https://arxiv.org/abs/1802.01483."""
+
+    alpha: PositiveFloat = 0.1
+    """Half of it times the squared distance from the checkpoint's weights is added to the loss."""
+    beta: Annotated[float, Field(ge=0)] = 0.01
+    """Half of it times the squared weights of a new head is added to the loss."""
+
+
+class Interpolate(Keys):
+    """Weights between those before and after the stage, WiSE-FT: Wortsman et al., https://arxiv.org/abs/2109.01903."""
+
+    alphas: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)] = [
+        0.0,
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        1.0,
+    ]
+    """Shares of the way that may be gone; `validation` chooses, and one alone needs none."""
+
+
+def _interpolate_or_not(value: object) -> object:
+    """`interpolate: true` is `interpolate: {}`, and `false` is not to."""
+    return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
+
+
+AdaptMethod = Literal["full", "head", "lora", "dora", "ia3", "bitfit"]
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
 
 
@@ -370,6 +448,15 @@ class Stage(Keys):
     """Stop after this many evaluations without improvement."""
     keep: Literal["best", "last"] = "best"
     """Weights that the stage ends with: the best by the headline metric on `validation`, or the last."""
+    l2_sp: L2Sp | None = None
+    """Decay to the weights that the stage starts with, in place of `weight_decay`."""
+    unfreeze_epochs: PositiveFloat | None = None
+    """Gradual unfreezing: epochs after which the next block is trained too, from the head down. Source: Howard and
+    Ruder, https://arxiv.org/abs/1801.06146."""
+    interpolate: Annotated[
+        Interpolate | None, BeforeValidator(_interpolate_or_not, json_schema_input_type=bool | Interpolate | None)
+    ] = None
+    """finetune: go back part of the way from the trained weights to those that the stage began with."""
     checkpoint_every: PositiveInt | None = None
     """Steps between checkpoints for `--resume`. Unset: at each evaluation."""
     keep_checkpoints: PositiveInt = 2
@@ -402,7 +489,8 @@ class Stage(Keys):
         """The keys that this stage heeds."""
         if not self.loops:
             return {"stage", "name", "start", "task", "model", "data", *({"l2"} if self.stage == "probe" else set())}
-        return set(type(self).model_fields) - {"l2"} - ({"momentum"} if self.optimizer != "sgd" else set())
+        useless = {"l2", *({"momentum"} if self.optimizer != "sgd" else ()), *({"weight_decay"} if self.l2_sp else ())}
+        return set(type(self).model_fields) - useless
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
@@ -429,6 +517,16 @@ class Stage(Keys):
             found.append(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
         if self.adapt.method != "full" and self.freeze:
             found.append(f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else")
+        if self.l2_sp and "weight_decay" in given:
+            found.append("`l2_sp` takes the place of `weight_decay`; keep one")
+        if self.l2_sp and self.adapt.method != "full":
+            found.append(f"`l2_sp` is of all weights; `adapt: {self.adapt.method}` leaves the checkpoint's alone")
+        if self.l2_sp and self.stage == "pretrain" and self.start == "checkpoint":
+            found.append("`l2_sp` holds weights to a checkpoint's, and pretrain starts from random ones")
+        if self.unfreeze_epochs and self.adapt.method == "head":
+            found.append("`unfreeze_epochs` has nothing to unfreeze with `adapt: head`")
+        if self.interpolate and self.stage != "finetune":
+            found.append(f"`interpolate` is a key of `stage: finetune`: {self.stage} begins with a head that is random")
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
             found.append(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
         if isinstance(info.context, list):

@@ -237,7 +237,7 @@ def _resolved(value: Any) -> Any:
             silent = own is None and not field.is_required() and field.default is None
             without_effect = isinstance(value, Stage) and key not in value.effective_keys
             if not silent and not without_effect:
-                tree[key] = _resolved(own)
+                tree[field.alias or key] = _resolved(own)
         return tree | dict(value.model_extra or {})
     if isinstance(value, list):
         return [_resolved(item) for item in value]

@@ -39,6 +39,7 @@ from tltasks.errors import DataError, TrainingError
 from tltasks.machine import pass_budget
 from tltasks.optimization import MovingAverage, build_optimizer, learning_rate_factor, trained
 from tltasks.recipe import Stage
+from tltasks.restraint import Restraint
 from tltasks.tasks.base import Batch, Task
 from tltasks.tracking import Tracker
 
@@ -69,6 +70,8 @@ class Job:
     stop_requested: Callable[[], bool]
     on_step: Callable[[Progress, float], None]
     """Called after each step with its loss, for progress bars."""
+    new_head: bool = False
+    """Whether `head` is of this stage's making, and not of the checkpoint."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -95,6 +98,7 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
     if stage.compile:
         model.compile()
     average = MovingAverage(model, stage.ema) if stage.ema else None
+    restraint = Restraint(model, stage, head=job.head, new_head=job.new_head)  # of the weights before any checkpoint
     progress = _resume(accelerator, job, model, optimizer, average)
     saved_at = progress.step
 
@@ -107,7 +111,7 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
             for param_group in optimizer.param_groups:
                 param_group["lr"] = param_group["peak_lr"] * factor
             set_training_mode(wrapped, frozen_batch_norm=job.frozen_batch_norm)
-            done = _step(accelerator, job, wrapped, prepared, group, step_rows, progress)
+            done = _step(accelerator, job, wrapped, prepared, restraint, group, step_rows, progress)
             if done is None:  # out of memory: the rest of the epoch is read again in smaller pieces
                 break
             loss, norm, stop = done
@@ -169,6 +173,7 @@ def _step(
     job: Job,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    restraint: Restraint,
     group: list[Batch],
     step_rows: Rows,
     progress: Progress,
@@ -186,10 +191,12 @@ def _step(
         for i, cpu_batch in enumerate(group):
             batch = send_to_device(cpu_batch, accelerator.device, non_blocking=True)
             with contextlib.nullcontext() if i == len(group) - 1 else accelerator.no_sync(model):
-                loss = job.task.loss(model, batch) * counts[i] / targets
+                loss = part = job.task.loss(model, batch) * counts[i] / targets
+                if i == len(group) - 1 and (penalty := restraint.penalty()) is not None:
+                    loss = part + penalty / accelerator.num_processes
                 # gradient_accumulation_steps stays 1, or backward would divide by it; DDP's mean over ranks is undone
                 accelerator.backward(loss * accelerator.num_processes)
-            total += loss.detach()
+            total += part.detach()
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
@@ -204,6 +211,7 @@ def _step(
             "Lower learning_rate, or use precision: fp32; look at these rows. "
             f"The last checkpoint is whole: {job.checkpoints.folder.parent.name}."
         )
+    restraint.hold(progress.step / job.steps_per_epoch)
     if job.stage.max_grad_norm is not None:
         norm = float(accelerator.clip_grad_norm_(model.parameters(), job.stage.max_grad_norm))
     else:

@@ -20,7 +20,10 @@ ADAPTERS = {
 }
 
 MODELS = {
-    "image-classification": ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",),
+    "image-classification": (
+        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+        "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    ),
     "summarization": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
     "automatic-speech-recognition": (
         "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
@@ -28,6 +31,10 @@ MODELS = {
     ),
 }
 """transformers' lists of the classes that serve each task."""
+
+
+OWN_MODELS = {"image-classification": {"FrozenTransformerForImageClassification"}}
+"""This package's classes that serve each task."""
 
 
 def tasks_of(architectures: Iterable[str]) -> list[str]:
@@ -41,7 +48,7 @@ def tasks_of(architectures: Iterable[str]) -> list[str]:
     for tag, names in MODELS.items():
         classes = [value for name in names for value in getattr(lists, name).values()]
         known = {one for value in classes for one in ([value] if isinstance(value, str) else value)}
-        if wanted & known:
+        if wanted & (known | OWN_MODELS.get(tag, set())):
             found.append(tag)
     return found
 

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tltasks import images
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
-from tltasks.errors import CheckpointError
+from tltasks.errors import CheckpointError, RecipeError
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
 from tltasks.inputs import InputKind
 from tltasks.masked_images import HEAD, MaskedAutoencoder, Objective, choose_objective
@@ -63,6 +63,8 @@ class MaskedImageModeling:
         assert isinstance(plan.model, ImageModel)
         assert isinstance(plan.data, ImageData | UnlabelledImageData)
         assert isinstance(plan.stage, MaskedImageStage)
+        if plan.model.as_ is not None:
+            raise RecipeError(f"model.as: {plan.model.as_} is for image-classification; {cls.tag} has no such model.")
         config = read_config(
             MaskedAutoencoder.auto_class,
             source.name,
