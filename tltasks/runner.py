@@ -51,7 +51,7 @@ from tltasks.stages import StagePlan, plan_stages
 from tltasks.start import Start, find_start
 from tltasks.tables import show_checks, show_plan, show_result
 from tltasks.tasks import load_adapter
-from tltasks.tasks.base import Checkpoint, Prediction, Task
+from tltasks.tasks.base import Checkpoint, Embeds, Prediction, Task
 from tltasks.tracking import Tracker, check_trackers, read_metrics
 from tltasks.training import Interrupted, Job, measure, train
 
@@ -221,7 +221,7 @@ def _open(
 ) -> Opened:
     """Load and encode the stage's data and read the configuration that it starts from; no weights."""
     adapter = load_adapter(plan.task)
-    if plan.row.cached and not adapter.votes:
+    if plan.row.cached and not issubclass(adapter, Embeds):
         raise RecipeError(f"stages[{plan.index}]: {plan.task} has no head that a probe could fit; use `transfer`.")
     with accelerator.local_main_process_first():
         splits = load_splits(
@@ -478,7 +478,7 @@ def _can_publish_adapter(recipe: Recipe, item: Opened) -> bool:
     return (
         item.plan.stage.adapt.stands_alone
         and recipe.hub.publish == "adapter"
-        and item.plan.stage.interpolate is None
+        and not item.plan.stage.publishes_whole
         and item.plan.stage.start == "checkpoint"
         and not Path(item.source.name).is_dir()
         and not item.task.weights().get("interpolated")
@@ -567,7 +567,7 @@ def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str,
     for name, split in item.judged.items():
         for arm, predicted in task.baselines(references, split.rows).items():
             arms.setdefault(arm, {})[name] = predicted
-    if plan.row.weights == "random" or not plan.row.trains or not (plan.row.head == "kept" or task.votes):
+    if plan.row.weights == "random" or not plan.row.trains or not (plan.row.head == "kept" or isinstance(task, Embeds)):
         return arms
     plain = task.untouched()
     untouched: nn.Module = plain.build(plan.row)
@@ -577,6 +577,7 @@ def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str,
             for name, split in item.judged.items()
         }
         return arms
+    assert isinstance(task, Embeds)
     sample = train_rows.select(drawn_rows(len(train_rows), NEIGHBOUR_ROWS, seed=context.recipe.seed))
     known = embed_rows(accelerator, task, untouched, sample, workers=workers)
     for name, split in item.judged.items():

@@ -150,7 +150,9 @@ def measure(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
     lengths = job.task.lengths(job.rows)
     max_rows, budget = micro_batch_limits(accelerator, job, 0)
     first = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0)[0]
-    rows = micro_batches(first, world=1, rank=0, max_rows=max_rows, lengths=lengths, budget=budget)[0].tolist()
+    rows = micro_batches(
+        first, world=1, rank=0, max_rows=max_rows, lengths=lengths, budget=budget, together=job.stage.together
+    )[0].tolist()
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
     seconds = 0.0
     for _ in range(2):
@@ -180,7 +182,8 @@ def _step(
     # Dropout is a function of (seed, step, rank), so that resuming needs no random state.
     drawn = np.random.SeedSequence((job.seed, progress.step, accelerator.process_index)).generate_state(1, np.uint64)
     torch.manual_seed(int(drawn[0]))
-    weight = 1.0 if len(step_rows) > accelerator.process_index else 0.0  # a rank without rows repeats one for nothing
+    # A rank without rows repeats one for nothing.
+    weight = 1.0 if len(step_rows) > accelerator.process_index * (job.stage.together or 1) else 0.0
     try:
         counts = torch.stack([job.task.count(batch) for batch in group]).to(accelerator.device) * weight
         targets = accelerator.reduce(counts.sum().float(), reduction="sum")
@@ -247,7 +250,16 @@ def _read_steps(accelerator: Accelerator, job: Job, progress: Progress) -> Itera
     world, rank = accelerator.num_processes, accelerator.process_index
     max_rows, budget = micro_batch_limits(accelerator, job, progress.halvings)
     groups = [
-        micro_batches(rows, world=world, rank=rank, max_rows=max_rows, lengths=lengths, budget=budget) or [rows[:1]]
+        micro_batches(
+            rows,
+            world=world,
+            rank=rank,
+            max_rows=max_rows,
+            lengths=lengths,
+            budget=budget,
+            together=job.stage.together,
+        )
+        or [rows[:1]]
         for rows in plan
     ]
     loader = iter(
@@ -276,6 +288,12 @@ def _halve_micro_batches(accelerator: Accelerator, job: Job, progress: Progress,
 
     Several processes cannot do it: the others wait in a collective operation that this one will not reach.
     """
+    if job.stage.together is not None:
+        raise TrainingError(
+            f"stage {job.name}: out of memory at step {progress.step + 1}, with {job.stage.together} examples that "
+            "share a loss. Set a smaller `group` (results depend on it) or gradient_checkpointing: true, or make "
+            "examples smaller (image_size, or the longest length)."
+        )
     if accelerator.num_processes > 1 or not can_halve:
         raise TrainingError(
             f"stage {job.name}: out of memory at step {progress.step + 1}"

@@ -12,6 +12,11 @@ ADAPTERS = {
     "masked-image-modeling": "tltasks.tasks.masked_image_modeling:MaskedImageModeling",
     "summarization": "tltasks.tasks.summarization:Summarization",
     "automatic-speech-recognition": "tltasks.tasks.speech_recognition:SpeechRecognition",
+    "contrastive-image": "tltasks.tasks.contrastive_image:ContrastiveImage",
+    "speech-pretraining": "tltasks.tasks.speech_pretraining:SpeechPretraining",
+    "text-denoising": "tltasks.tasks.text_pretraining:TextDenoising",
+    "masked-language-modeling": "tltasks.tasks.text_pretraining:MaskedLanguageModeling",
+    "causal-language-modeling": "tltasks.tasks.text_pretraining:CausalLanguageModeling",
 }
 
 MODELS = {

@@ -56,7 +56,6 @@ class ImageClassification:
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = "label"
-    votes: ClassVar[bool] = True
     given: ClassVar[InputKind] = InputKind("image", images.SUFFIXES)
     answers: ClassVar[datasets.Features] = datasets.Features(
         {
