@@ -20,7 +20,7 @@ from tltasks.adapt import (
     set_training_mode,
 )
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.recipe import ImageStage
+from tltasks.stage_keys import ImageStage
 from tltasks.stages import STAGES
 
 # peft 0.21 asks transformers 5.24 by an old name

@@ -23,7 +23,8 @@ from tests.tiny.images import save_data, save_model, write_recipe
 from tltasks.adapt import adapt
 from tltasks.card import card_for_repo, clean, render_card
 from tltasks.data import load_splits
-from tltasks.recipe import TASKS, Recipe, UnlabelledStage
+from tltasks.objective_keys import UnlabelledStage
+from tltasks.recipe import TASKS, Recipe
 from tltasks.recipe_file import load_recipe, located
 from tltasks.result import Headline, RunResult, Score, StageResult
 from tltasks.stages import plan_stages

@@ -19,7 +19,7 @@ from tests.tiny.runs import in_processes, largest_difference, run_recipe, weight
 from tltasks.cli import main
 from tltasks.contrastive_images import Projection, TwoViews, nt_xent
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.recipe import Views
+from tltasks.objective_keys import Views
 from tltasks.recipe_file import load_recipe
 from tltasks.runner import _open_stages
 from tltasks.stages import plan_stages

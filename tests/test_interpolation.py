@@ -13,9 +13,9 @@ from tests.tiny import images, speech, texts
 from tests.tiny.runs import run_recipe
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.interpolation import interpolate
-from tltasks.recipe import Interpolate
 from tltasks.recipe_file import load_recipe
 from tltasks.result import RunResult
+from tltasks.stage_keys import Interpolate
 
 LORA = "adapt: {lora: {rank: 2}}"
 

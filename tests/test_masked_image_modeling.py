@@ -20,7 +20,7 @@ from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.cli import main
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.masked_images import MaskedAutoencoder, SimMIM, sine_cosine_table
-from tltasks.recipe import UnlabelledStage
+from tltasks.objective_keys import UnlabelledStage
 from tltasks.recipe_file import load_recipe
 from tltasks.runner import Opened, _can_publish_adapter, _open_stages
 from tltasks.stages import plan_stages

@@ -21,7 +21,8 @@ from tests.hub_server import HubServer, hub_environment
 from tests.tiny import images, speech, texts
 from tests.tiny.hub import files_of
 from tests.tiny.runs import REPOSITORY, environment
-from tltasks.recipe import TASKS, UnlabelledStage
+from tltasks.objective_keys import UnlabelledStage
+from tltasks.recipe import TASKS
 
 pytestmark = pytest.mark.slow
 

@@ -4,9 +4,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tltasks.adapt_keys import Adapt, Full, Lora
 from tltasks.errors import RecipeError
-from tltasks.recipe import FORMS, TASKS, Adapt, Full, Hub, ImageStage, Lora, Recipe, Stage
+from tltasks.recipe import TASKS, Hub, Recipe
 from tltasks.recipe_file import load_recipe
+from tltasks.recipe_types import FORMS
+from tltasks.stage_keys import ImageStage, Stage
 
 BASE = """\
 task: image-classification

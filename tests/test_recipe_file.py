@@ -17,7 +17,8 @@ from pydantic import BaseModel
 
 from tests.test_recipe import BASE, EVERYTHING, MISTAKES, marked
 from tltasks.errors import RecipeError
-from tltasks.recipe import TASKS, JointStage, Recipe
+from tltasks.objective_keys import JointStage
+from tltasks.recipe import TASKS, Recipe
 from tltasks.recipe_file import (
     describe_recipes,
     is_local,

@@ -12,10 +12,11 @@ from torch import nn
 from tests.tiny.images import write_recipe
 from tests.tiny.runs import equal, run_recipe, weights
 from tltasks import training
+from tltasks.adapt_keys import Adapt, Full
 from tltasks.errors import RecipeError
-from tltasks.recipe import Adapt, Full, ImageStage, L2Sp
 from tltasks.recipe_file import load_recipe
 from tltasks.restraint import Restraint
+from tltasks.stage_keys import ImageStage, L2Sp
 from tltasks.training import Interrupted
 
 TUNE = "{stage: transfer, steps: 8, batch_size: 8, learning_rate: 5e-2, optimizer: sgd, adapt: full%s}"

@@ -18,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tltasks.adapt_keys import Adapt, Lora
 from tltasks.errors import CheckpointError, RecipeError, first_line
-from tltasks.recipe import Adapt, Lora, Stage
+from tltasks.stage_keys import Stage
 from tltasks.stages import Row
 
 

@@ -21,8 +21,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 from pydantic import BaseModel
 
+from tltasks.adapt_keys import Adapt, Head
+from tltasks.data_keys import BUILDERS, Data, Source
 from tltasks.forgetting import changes
-from tltasks.recipe import BUILDERS, FROZEN_TRANSFORMER, Adapt, Data, Head, Recipe, Source
+from tltasks.model_keys import FROZEN_TRANSFORMER
+from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_text
 from tltasks.result import RunResult, Score, StageResult, load_result, show_duration
 from tltasks.stages import STAGES, StagePlan, plan_stages

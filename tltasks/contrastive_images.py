@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification, PretrainedConfig, PreT
 from tltasks.adapt import find_head
 from tltasks.errors import CheckpointError
 from tltasks.images import apply_steps, draw_seed, random_crop
-from tltasks.recipe import Views
+from tltasks.objective_keys import Views
 
 
 def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.recipe import FROZEN_TRANSFORMER, ImageModel, Stage
+from tltasks.model_keys import FROZEN_TRANSFORMER, ImageModel
+from tltasks.stage_keys import Stage
 from tltasks.stages import Row
 
 ENCODERS = {"albert", "bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"}

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tltasks.errors import DataError
-from tltasks.recipe import ImageAugment, ImageChanges
+from tltasks.stage_keys import ImageAugment, ImageChanges
 
 SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg",

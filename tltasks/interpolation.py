@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from tltasks.adapt import merged
 from tltasks.data import EncodedSplit
 from tltasks.errors import CheckpointError
-from tltasks.recipe import Interpolate
+from tltasks.stage_keys import Interpolate
 from tltasks.tasks.base import Prediction, Task
 
 Predict = Callable[[nn.Module, datasets.Dataset], list[Prediction]]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from tltasks.recipe import Stage
+from tltasks.stage_keys import Stage
 
 Named = list[tuple[str, nn.Parameter]]
 

@@ -16,9 +16,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from tltasks.data_keys import BUILDERS, Data, Source
 from tltasks.errors import RecipeError
-from tltasks.recipe import BUILDERS, Data, Model, Recipe, Source, Stage
+from tltasks.model_keys import Model
+from tltasks.recipe import Recipe
 from tltasks.source import Keys, Problem, clip, dotted, dump, parse, read_text
+from tltasks.stage_keys import Stage
 from tltasks.validation import validate
 
 M = TypeVar("M", bound=BaseModel)

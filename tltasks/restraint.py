@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tltasks.optimization import blocks_above, trained
-from tltasks.recipe import Stage
+from tltasks.stage_keys import Stage
 
 
 class Restraint:

@@ -479,7 +479,6 @@ def _can_publish_adapter(recipe: Recipe, item: Opened) -> bool:
         item.plan.stage.adapt.stands_alone
         and recipe.hub.publish == "adapter"
         and not item.plan.stage.publishes_whole
-        and item.plan.stage.interpolate is None
         and item.plan.stage.start == "checkpoint"
         and not Path(item.source.name).is_dir()
         and not item.task.weights().get("interpolated")

@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
 
+from tltasks.data_keys import TextData
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.long_documents import split_document
-from tltasks.recipe import Generation, TextData, TextModel
+from tltasks.model_keys import Generation, TextModel
 
 Ids = list[int]
 SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})

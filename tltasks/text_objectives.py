@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.recipe import DenoisingStage, MaskedLanguageStage, TextObjectiveStage
+from tltasks.objective_keys import DenoisingStage, MaskedLanguageStage, TextObjectiveStage
 
 Ids = NDArray[np.int64]
 MOST_SENTINELS = 100

@@ -38,8 +38,8 @@ from tltasks.checkpoint import (
 from tltasks.errors import DataError, TrainingError
 from tltasks.machine import pass_budget
 from tltasks.optimization import MovingAverage, build_optimizer, learning_rate_factor, trained
-from tltasks.recipe import Stage
 from tltasks.restraint import Restraint
+from tltasks.stage_keys import Stage
 from tltasks.tasks.base import Batch, Task
 from tltasks.tracking import Tracker
 

@@ -12,8 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from tltasks.recipe import BUILDERS, FORMS, TASKS, Data, Recipe, Stage
+from tltasks.data_keys import BUILDERS, Data
+from tltasks.recipe import TASKS, Recipe
+from tltasks.recipe_types import FORMS
 from tltasks.source import Keys, Problem, Tree, closest, describe, did_you_mean, dotted
+from tltasks.stage_keys import Stage
 
 Located = tuple[Keys, str, tuple[str, ...]]
 """Keys of a mistake, its text, and what is allowed there."""

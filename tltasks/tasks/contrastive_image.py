@@ -20,13 +20,15 @@ from tltasks import images
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.contrastive_images import ProjectedModel, Projection, TwoViews, nt_xent, open_projected
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import UnlabelledImageData
 from tltasks.errors import CheckpointError
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
 from tltasks.inputs import InputKind
+from tltasks.model_keys import ImageModel
+from tltasks.objective_keys import ContrastiveStage
 from tltasks.objective_scores import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.pretrained import check_loaded, load_pretrained, load_saved, read_config, save_adapter
-from tltasks.recipe import ContrastiveStage, ImageModel, UnlabelledImageData
 from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction

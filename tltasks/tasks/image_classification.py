@@ -26,10 +26,12 @@ from tltasks import images, metrics
 from tltasks.adapt import find_head, find_lora_targets, merged, relabel
 from tltasks.contrastive import PROMPTS, PROMPTS_KEY, ClassTexts, is_contrastive, refuse_prompts, saved_prompts
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import ImageData
 from tltasks.errors import CheckpointError, DataError
 from tltasks.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_language_model
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
 from tltasks.inputs import InputKind
+from tltasks.model_keys import ImageModel
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.pretrained import (
     check_loaded,
@@ -39,8 +41,8 @@ from tltasks.pretrained import (
     read_config,
     save_adapter,
 )
-from tltasks.recipe import ImageData, ImageModel, ImageStage
 from tltasks.result import Exhibit, Score
+from tltasks.stage_keys import ImageStage
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 

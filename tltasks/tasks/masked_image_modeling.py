@@ -18,14 +18,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tltasks import images
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import ImageData, UnlabelledImageData
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
 from tltasks.inputs import InputKind
 from tltasks.masked_images import HEAD, MaskedAutoencoder, Objective, choose_objective
+from tltasks.model_keys import ImageModel
+from tltasks.objective_keys import MaskedImageStage
 from tltasks.objective_scores import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
-from tltasks.recipe import ImageData, ImageModel, MaskedImageStage, UnlabelledImageData
 from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction

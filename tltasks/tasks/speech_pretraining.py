@@ -24,12 +24,14 @@ from tltasks import audio
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.batching import step_of_rows
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import UnlabelledSpeechData
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.images import draw_seed
 from tltasks.inputs import InputKind
+from tltasks.model_keys import SpeechModel
+from tltasks.objective_keys import SpeechObjectiveStage
 from tltasks.objective_scores import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.pretrained import check_loaded, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.recipe import SpeechModel, SpeechObjectiveStage, UnlabelledSpeechData
 from tltasks.recognition import FRAMES_PER_SECOND, open_feature_extractor
 from tltasks.result import Exhibit, Score
 from tltasks.speech_contrast import (

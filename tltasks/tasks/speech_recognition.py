@@ -24,14 +24,16 @@ from tltasks.audio import Samples
 from tltasks.audio_augmentation import augment_audio
 from tltasks.ctc_recognition import CtcRecogniser
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import SpeechData
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.inputs import InputKind
+from tltasks.model_keys import SpeechModel
 from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.recipe import SpeechData, SpeechModel, SpeechStage
 from tltasks.recognition import Recogniser, family
 from tltasks.result import Exhibit, Score
 from tltasks.segments import join_segments, read_segments
 from tltasks.sequence_recognition import SequenceRecogniser
+from tltasks.stage_keys import SpeechStage
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 from tltasks.waveforms import located

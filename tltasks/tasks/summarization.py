@@ -26,14 +26,16 @@ from transformers import (
 from tltasks import rouge, text_statistics
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import TextData
 from tltasks.errors import RecipeError
 from tltasks.inputs import InputKind
 from tltasks.lead import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.metrics import bootstrap_interval
+from tltasks.model_keys import TextModel
 from tltasks.packing import attention_mask, keeps_examples_apart, packed_batch, padded
 from tltasks.pretrained import check_loaded, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.recipe import TextData, TextModel, TextStage
 from tltasks.result import Exhibit, Score
+from tltasks.stage_keys import TextStage
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 from tltasks.text_checks import check_pairs

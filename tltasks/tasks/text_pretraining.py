@@ -22,19 +22,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import UnlabelledTextData
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.images import draw_seed
 from tltasks.inputs import InputKind
+from tltasks.model_keys import TextModel
+from tltasks.objective_keys import CausalLanguageStage, MaskedLanguageStage, TextObjectiveStage
 from tltasks.objective_scores import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.packing import attention_mask, keeps_examples_apart, packed_batch, padded
 from tltasks.pretrained import check_loaded, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.recipe import (
-    CausalLanguageStage,
-    MaskedLanguageStage,
-    TextModel,
-    TextObjectiveStage,
-    UnlabelledTextData,
-)
 from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
