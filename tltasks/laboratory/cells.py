@@ -23,7 +23,6 @@ from tltasks.runner import ROW_SCORES, run
 from tltasks.training import Interrupted
 
 
-
 @dataclass(frozen=True)
 class Failure:
     """A cell that could not be carried out."""
@@ -54,7 +53,7 @@ def run_cells(
         except (Interrupted, KeyboardInterrupt):
             write_journal(output, item.id, "interrupted")
             raise
-        except Exception as error:  # noqa: BLE001 - whatever ends one cell must not end the others
+        except Exception as error:  # whatever ends one cell must not end the others
             message = str(error) if isinstance(error, TltasksError) else f"{type(error).__name__}: {first_line(error)}"
             ended = Failure(item.id, message)
             write_journal(output, item.id, "failed", message=message)

@@ -50,12 +50,12 @@ class Experiment(Keys):
 
     recipe: Annotated[str, Field(min_length=1)] | dict[str, Any]
     """File of the recipe that all cells start from, relative to this one; or the recipe itself."""
-    axes: dict[FileName, Annotated[dict[FileName, Changes], Field(min_length=1)]] = {}
+    axes: dict[FileName, Annotated[dict[FileName, Changes], Field(min_length=1)]] = Field(default={})
     """Levels by name for each axis, and the recipe keys that a level changes. Later axes change what earlier ones
     have left."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default=[0])
     """Every cell is carried out with each: means and intervals are over them, and over the test rows."""
-    skip: list[dict[FileName, FileName | list[FileName]]] = []
+    skip: list[dict[FileName, FileName | list[FileName]]] = Field(default=[])
     """Combinations of levels to leave out."""
     contrast: Contrast | None = None
     """What is compared with what. Unset: no verdicts."""
@@ -182,7 +182,9 @@ def _read_cells(
         if recipe is not None and not found:
             read.append((levels, recipe))
     cells = [
-        Cell(levels, seed, recipe.model_copy(update={"seed": seed})) for seed in experiment.seeds for levels, recipe in read
+        Cell(levels, seed, recipe.model_copy(update={"seed": seed}))
+        for seed in experiment.seeds
+        for levels, recipe in read
     ]
     return cells, sorted(problems, key=lambda problem: problem.location)
 
@@ -195,7 +197,9 @@ def _combinations(experiment: Experiment) -> Iterator[Levels]:
 
 
 def _fits(levels: Levels, combination: dict[str, str | list[str]]) -> bool:
-    return all(levels[axis] in (wanted if isinstance(wanted, list) else [wanted]) for axis, wanted in combination.items())
+    return all(
+        levels[axis] in (wanted if isinstance(wanted, list) else [wanted]) for axis, wanted in combination.items()
+    )
 
 
 def _changed(

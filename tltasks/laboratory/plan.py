@@ -131,7 +131,9 @@ class Contents:
             files = sorted(_files(path))
             digest = hashlib.sha256()
             for file in files:
-                digest.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0{self._file(file)}\0".encode())
+                digest.update(
+                    f"{file.relative_to(path) if path.is_dir() else file.name}\0{self._file(file)}\0".encode()
+                )
             self.found[key] = digest.hexdigest()[:24]
         return self.found[key]
 
