@@ -255,11 +255,16 @@ def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Pat
     return found
 
 
+def open_recipe(recipe: Recipe, output: Path) -> tuple[Accelerator, list[Opened]]:
+    """The devices, and all stages with their data and checkpoints opened; nothing is written to `output`."""
+    accelerator, _ = _accelerator(recipe, output, machine.join_processes())
+    return accelerator, _open_stages(accelerator, plan_stages(located(recipe)), recipe)
+
+
 def measure_stages(recipe: Recipe, output: Path) -> list[dict[str, Any]]:
     """What a dry run finds of each stage, as numbers: `stage, splits, trainable, total, memory_bytes`, and for those
     that the loop trains `steps, seconds`."""
-    accelerator, _ = _accelerator(recipe, output, machine.join_processes())
-    opened = _open_stages(accelerator, plan_stages(located(recipe)), recipe)
+    accelerator, opened = open_recipe(recipe, output)
     return [_measure(accelerator, item, recipe, output) for item in opened]
 
 

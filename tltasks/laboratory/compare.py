@@ -18,7 +18,7 @@ from tltasks.laboratory.analysis import Findings, analyse
 from tltasks.laboratory.cells import Failure, run_cells
 from tltasks.laboratory.drawing import Picture
 from tltasks.laboratory.experiment import Experiment, load_experiment
-from tltasks.laboratory.plan import PlannedCell, Record, estimate_seconds, plan_cells, stages_key, to_do
+from tltasks.laboratory.plan import PlannedCell, Record, estimate_seconds, plan_cells, to_do
 from tltasks.laboratory.report import draw_pictures, sentences, show_levels, write_report
 from tltasks.laboratory.tables import csv_table, latex_table
 from tltasks.result import finite, show_duration
@@ -107,17 +107,16 @@ def _tell(console: Console, progress: Progress, item: PlannedCell, ended: Record
 
 def _measure(planned: list[PlannedCell], output: Path) -> dict[str, float]:
     """Seconds of a cell of each kind that nothing is known of yet, by two steps of the one with the most data."""
-    known = {stages_key(item.cell) for item in planned if item.record is not None}
+    known = {item.kind for item in planned if item.record is not None}
     kinds: dict[str, PlannedCell] = {}
     for item in to_do(planned):
-        key = stages_key(item.cell)
-        best = kinds.get(key)
-        if key not in known and (best is None or _shots(item) > _shots(best)):
-            kinds[key] = item
+        best = kinds.get(item.kind)
+        if item.kind not in known and (best is None or _shots(item) > _shots(best)):
+            kinds[item.kind] = item
     measured = {}
-    for key, item in kinds.items():
+    for kind, item in kinds.items():
         stages = measure_stages(item.cell.recipe, output)
-        measured[key] = OVERHEAD_SECONDS + sum(stage.get("seconds", 0.0) for stage in stages)
+        measured[kind] = OVERHEAD_SECONDS + sum(stage.get("seconds", 0.0) for stage in stages)
     return measured
 
 

@@ -47,7 +47,7 @@ class Picture:
     def png(self) -> bytes:
         buffer = io.BytesIO()
         with mpl.rc_context(STYLE):
-            self.figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+            self.figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
         return buffer.getvalue()
 
 

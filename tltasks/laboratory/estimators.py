@@ -61,9 +61,7 @@ def _evidence(u: Floats, sigma: Floats, y: Floats, n: int, width: int) -> float:
     return value / n
 
 
-def _log_evidence(
-    alpha: float, beta: float, sigma: Floats, m2: float, residual: float, n: int, width: int
-) -> float:
+def _log_evidence(alpha: float, beta: float, sigma: Floats, m2: float, residual: float, n: int, width: int) -> float:
     """log p(y | α, β) = D/2 log α + n/2 log β − β/2 ‖y − Fm‖² − α/2 ‖m‖² − ½ log |A| − n/2 log 2π, A = αI + βF'F."""
     log_det = float(np.log(alpha + beta * sigma).sum()) + (width - len(sigma)) * np.log(alpha)
     return 0.5 * (

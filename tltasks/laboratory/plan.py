@@ -34,6 +34,8 @@ class PlannedCell:
 
     cell: Cell
     id: str
+    kind: str
+    """Cells of the same model and stages are of one kind: a step takes them about the same time."""
     inputs: dict[str, str]
     record: Record | None
 
@@ -47,9 +49,15 @@ def plan_cells(cells: Iterable[Cell], output: Path) -> list[PlannedCell]:
         inputs = contents.of(cell)
         digest = hashlib.sha256(json.dumps([recipe_sha256(cell.recipe), inputs, code], sort_keys=True).encode())
         name = digest.hexdigest()[:24]
-        planned.append(PlannedCell(cell, name, inputs, read_record(output, name)))
+        planned.append(PlannedCell(cell, name, _kind(cell), inputs, read_record(output, name)))
     contents.save()
     return planned
+
+
+def _kind(cell: Cell) -> str:
+    parts = [cell.recipe.model, *cell.recipe.stages]
+    text = json.dumps([part.model_dump(mode="json") if part is not None else None for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def code_versions() -> dict[str, str]:
@@ -106,7 +114,7 @@ class Contents:
             self.known = {}
 
     def save(self) -> None:
-        if self.path.parent.is_dir():
+        if (self.path.parent / "cells").is_dir():  # a dry run writes nothing
             write_json(self.path, self.known)
 
     def of(self, cell: Cell) -> dict[str, str]:
@@ -196,27 +204,21 @@ def _shown(name: str) -> str:
 
 
 def estimate_seconds(planned: list[PlannedCell], measured: dict[str, float]) -> float | None:
-    """Seconds that the cells to be carried out will take: by finished ones of the same levels, or of the same stages,
-    or by `measured` seconds of those stages; None while nothing is known of some."""
+    """Seconds that the cells to be carried out will take: by finished ones of the same levels, or of the same kind,
+    or by `measured` seconds of that kind; None while nothing is known of some."""
     by_levels: dict[Any, list[float]] = defaultdict(list)
-    by_stages: dict[str, list[float]] = defaultdict(list)
+    by_kind: dict[str, list[float]] = defaultdict(list)
     for item in planned:
         if item.record is not None:
             by_levels[tuple(item.cell.levels.items())].append(item.record["seconds"])
-            by_stages[stages_key(item.cell)].append(item.record["seconds"])
+            by_kind[item.kind].append(item.record["seconds"])
     total = 0.0
     for item in to_do(planned):
-        seconds = by_levels.get(tuple(item.cell.levels.items())) or by_stages.get(stages_key(item.cell))
+        seconds = by_levels.get(tuple(item.cell.levels.items())) or by_kind.get(item.kind)
         if seconds:
             total += sum(seconds) / len(seconds)
-        elif stages_key(item.cell) in measured:
-            total += measured[stages_key(item.cell)]
+        elif item.kind in measured:
+            total += measured[item.kind]
         else:
             return None
     return total
-
-
-def stages_key(cell: Cell) -> str:
-    """Cells with the same model and stages take about the same time for a step."""
-    parts = [cell.recipe.model, *cell.recipe.stages]
-    return json.dumps([part.model_dump(mode="json") if part is not None else None for part in parts], sort_keys=True)
