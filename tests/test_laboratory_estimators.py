@@ -110,13 +110,13 @@ def test_nleep_is_leep_of_the_mixture_s_posteriors() -> None:
     values, vectors = np.linalg.eigh(x.T @ x)
     kept = int(np.searchsorted(np.cumsum(values[::-1]) / values.sum(), 0.8)) + 1
     components = x @ vectors[:, ::-1][:, :kept]
-    mixture = estimators.GaussianMixture(15, covariance_type="diag", reg_covar=1e-3, random_state=0).fit(
-        estimators.PCA(0.8, svd_solver="full").fit_transform(features)
-    )
-    signs = np.sign((components * estimators.PCA(0.8, svd_solver="full").fit_transform(features)).sum(0))
+    known = estimators.PCA(0.8, svd_solver="full").fit_transform(features)
+    components *= np.sign((components * known).sum(0)) / components.std()
+    mixture = estimators.GaussianMixture(15, covariance_type="diag", reg_covar=1e-3, random_state=0)
+    mixture.fit(known / known.std())
     densities = np.stack(
         [
-            weight * scipy_stats.multivariate_normal(mean, np.diag(variance)).pdf(components * signs)
+            weight * scipy_stats.multivariate_normal(mean, np.diag(variance)).pdf(components)
             for weight, mean, variance in zip(mixture.weights_, mixture.means_, mixture.covariances_, strict=True)
         ],
         axis=1,

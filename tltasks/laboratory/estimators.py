@@ -125,6 +125,7 @@ def cluster_posteriors(features: Floats, *, n_classes: int, seed: int) -> Floats
     """Probabilities of each row's clusters, [rows, clusters]."""
     x = features.astype(np.float64)
     components = PCA(n_components=0.8, svd_solver="full").fit_transform(x)
+    components /= components.std()  # so that the floor of the variances means the same for every checkpoint
     n_clusters = max(2, min(5 * n_classes, len(x) // 5))
     mixture = GaussianMixture(n_clusters, covariance_type="diag", reg_covar=1e-3, random_state=seed)
     posteriors: Floats = mixture.fit(components).predict_proba(components)
