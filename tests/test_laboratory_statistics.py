@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from tltasks.laboratory.statistics import combine, estimate, holm, linearised, verdict
+from tltasks.laboratory.statistics import combine, estimate, holm, linearised, moderated, verdict
 
 TRIALS = 1000
 
@@ -48,15 +48,32 @@ def test_intervals_hold_the_truth_as_often_as_promised(seeds: int, spread: float
 
 
 def test_a_family_of_equal_arms_raises_an_alarm_in_one_of_twenty_experiments() -> None:
-    """Twelve arms that are all alike, each against the control; any negative call is a false one."""
+    """Four controls with six arms each, all equally good, some with seeds that differ twentyfold; any negative call is
+    a false one."""
     rng, alarms = np.random.default_rng(2), 0
-    for _ in range(200):
-        rows = rng.normal(0, 1, 117)
-        control = correct(rng, rows, 0.5, spread=0.1, own=0.0)
-        found = [estimate(correct(rng, rows, 0.5, spread=0.1, own=0.0) - control) for _ in range(12)]
+    for _ in range(100):
+        tables = []
+        for _ in range(4):
+            rows = rng.normal(0, 1, 117)
+            arms = [correct(rng, rows, 0.5, spread=0.5 * 10 ** -rng.uniform(0, 1.3), own=0.3) for _ in range(7)]
+            tables += [arm - arms[0] for arm in arms[1:]]
+        spreads = moderated(tables, contexts=4)
+        found = [estimate(table, spread=spread) for table, spread in zip(tables, spreads, strict=True)]
         adjusted = holm([one.p for one in found])
         alarms += any(verdict(one.mean, p) == "negative" for one, p in zip(found, adjusted, strict=True))
-    assert alarms / 200 <= 0.05
+    assert alarms / 100 <= 0.05
+
+
+def test_many_comparisons_lend_each_other_what_two_seeds_cannot_know() -> None:
+    rng = np.random.default_rng(7)
+    tables = [rng.normal(0.3, 0.02, (2, 1)) + rng.normal(0, 0.1, (2, 50)) for _ in range(12)]
+    alone = [estimate(table) for table in tables]
+    lent = [estimate(t, spread=spread) for t, spread in zip(tables, moderated(tables, contexts=12), strict=True)]
+    assert sum(p < 0.05 for p in holm([one.p for one in alone])) < 6
+    assert all(p < 0.05 for p in holm([one.p for one in lent]))
+    spreads = moderated(tables, contexts=1)
+    assert [s.variance for s in spreads if s] == pytest.approx([t.mean(1).var(ddof=1) for t in tables]), "none to lend"
+    assert moderated([np.zeros((1, 5))], contexts=3) == [None]
 
 
 def test_a_drop_between_test_sets_holds_the_truth_too() -> None:

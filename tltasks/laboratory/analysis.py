@@ -24,6 +24,7 @@ from tltasks.laboratory.statistics import (
     holm,
     linearised,
     mean_ranks,
+    moderated,
     verdict,
 )
 
@@ -186,7 +187,8 @@ def _compare(
     assert experiment.contrast is not None
     axis, controls = experiment.contrast.axis, experiment.contrast.controls
     later = set(controls[: controls.index(control) + 1])
-    found: list[tuple[tuple[Key, str], Estimate, Arm]] = []
+    tables: list[Floats] = []
+    found: list[tuple[tuple[Key, str], bool, Arm]] = []
     for (key, target), arm in arms.items():
         other = _key({**arm.levels, axis: control})
         if arm.levels[axis] in later or (other, target) not in arms:
@@ -198,10 +200,15 @@ def _compare(
             if seed in theirs.values[target] and ours.rows(target, seed) == theirs.rows(target, seed)
         ]
         if seeds:
-            table = sign * _table(ours, target, seeds, less=theirs)
-            bounded = ours.bounded[target] and theirs.bounded[target]
-            found.append(((key, target), estimate(table, bounds=(-1.0, 1.0) if bounded else None), arms[other, target]))
-    for (at, gain, other_arm), p in zip(found, holm([gain.p for _, gain, _ in found]), strict=True):
+            tables.append(sign * _table(ours, target, seeds, less=theirs))
+            found.append(((key, target), ours.bounded[target] and theirs.bounded[target], arms[other, target]))
+    spreads = moderated(tables, contexts=len({_key(other.levels) for _, _, other in found}))
+    gains = [
+        estimate(table, bounds=(-1.0, 1.0) if bounded else None, spread=spread)
+        for table, spread, (_, bounded, _) in zip(tables, spreads, found, strict=True)
+    ]
+    adjusted = holm([gain.p for gain in gains])
+    for (at, _, other_arm), gain, p in zip(found, gains, adjusted, strict=True):
         arm = arms[at]
         curve = _curve(experiment, other_arm, arms)
         needed = examples_to_reach(arm.score.mean, curve, higher_is_better=sign > 0)

@@ -85,9 +85,11 @@ def draw_front(
             axes.plot([x], [mean], MARKERS[line.place % len(MARKERS)], color=colour, markersize=9, label=line.name)
         if min(x for x, _ in points) > 0:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=7))
-            axes.xaxis.set_minor_locator(NullLocator())
             low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
+            axes.xaxis.set_major_locator(
+                LogLocator(subs=(1.0,) if high_x > 20 * low_x else (1.0, 2.0, 5.0), numticks=7)
+            )
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlim(low_x / 1.6, high_x * 1.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         _legend(figure, axes)

@@ -27,10 +27,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 Floats = NDArray[np.float64]
 LEVEL = 0.05
+MOST_LENT = 4.0
+"""Degrees of freedom that other comparisons may add to what a comparison's own seeds say of their spread."""
 SMALLEST_POWER = -12
 """Of ten: a smaller probability than this is not told from it."""
 
@@ -68,19 +70,36 @@ def linearised(row_scores: Floats) -> Floats:
     return values
 
 
-def estimate(values: Floats, *, bounds: tuple[float, float] | None = None) -> Estimate:
-    """The mean of values [seeds, rows] over all seeds and rows that there could be; `bounds` clip the interval."""
-    return combine([values], [1.0], bounds=bounds)
+@dataclass(frozen=True)
+class Spread:
+    """Variance between the means of seeds, and the degrees of freedom that it is known by."""
+
+    variance: float
+    degrees: float
+
+
+def estimate(values: Floats, *, bounds: tuple[float, float] | None = None, spread: Spread | None = None) -> Estimate:
+    """The mean of values [seeds, rows] over all seeds and rows that there could be; `bounds` clip the interval.
+
+    `spread` is what is known of the seeds; unset, it is what these values say of it.
+    """
+    return combine([values], [1.0], bounds=bounds, spread=spread)
 
 
 def combine(
-    parts: Sequence[Floats], weights: Sequence[float], *, bounds: tuple[float, float] | None = None
+    parts: Sequence[Floats],
+    weights: Sequence[float],
+    *,
+    bounds: tuple[float, float] | None = None,
+    spread: Spread | None = None,
 ) -> Estimate:
     """A weighted sum of means over several test sets, each [seeds, rows], that the same seeds were tested on."""
     by_seed = np.sum([weight * values.mean(1) for weight, values in zip(weights, parts, strict=True)], axis=0)
     n_seeds, mean = len(by_seed), float(by_seed.mean())
-    variances = [float(by_seed.var(ddof=1)) / n_seeds] if n_seeds > 1 else []
-    degrees = [n_seeds - 1] if n_seeds > 1 else []
+    if spread is None and n_seeds > 1:
+        spread = Spread(float(by_seed.var(ddof=1)), n_seeds - 1)
+    variances = [spread.variance / n_seeds] if spread is not None else []
+    degrees = [spread.degrees] if spread is not None else []
     for weight, values in zip(weights, parts, strict=True):
         if values.shape[1] > 1:
             variances.append(weight**2 * _row_variance(values))
@@ -100,7 +119,7 @@ def combine(
                 p = 10 ** float(optimize.brentq(lambda power: half_width(10**power) - abs(mean), SMALLEST_POWER, 0.0))
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    share = variances[0] / total if total > 0 and n_seeds > 1 else 0.0
+    share = variances[0] / total if total > 0 and spread is not None else 0.0
     return Estimate(mean, low, high, p, n_seeds, sum(values.shape[1] for values in parts), share)
 
 
@@ -116,6 +135,48 @@ def _row_variance(values: Floats) -> float:
     ms_rest = float(np.square(rest).sum()) / ((n_seeds - 1) * (n_rows - 1))
     ms_rows = n_seeds * float(by_row.var(ddof=1))
     return max(ms_rows - ms_rest, 0.0) / (n_seeds * n_rows)
+
+
+def moderated(tables: Sequence[Floats], *, contexts: int) -> list[Spread | None]:
+    """The spreads between seeds of many differences [seeds, rows], each drawn towards what they have in common.
+
+    Two or three seeds say little of their own spread: alone, Student's t would need an enormous difference, the more
+    so the more comparisons there are. The variances are taken as draws from one scaled inverse χ² distribution, whose
+    parameters are fitted to them; each is replaced by its posterior mean, with the degrees of freedom of both.
+
+    Differences from the same control are not independent of each other, so what is lent is at most what the controls of
+    other `contexts` have, and at most `MOST_LENT`, which kept false calls of a family below 5 % in simulations where
+    the spreads of arms differ up to twentyfold. None for a table of one seed.
+    Source: Smyth, Statistical Applications in Genetics and Molecular Biology 3 (2004) 3, §§4 and 6.2.
+    """
+    own = {i: float(table.mean(1).var(ddof=1)) for i, table in enumerate(tables) if len(table) > 1}
+    positive = [variance for variance in own.values() if variance > 0]
+    degrees = {i: len(tables[i]) - 1 for i in own}
+    if len(positive) < 2:
+        return [Spread(own[i], degrees[i]) if i in own else None for i in range(len(tables))]
+    # Equal arms have no variance at all; the logarithm takes the least that others have.
+    logs = np.log([max(variance, min(positive)) for variance in own.values()])
+    half = np.array(list(degrees.values())) / 2
+    centred = logs - special.digamma(half) + np.log(half)
+    beyond = float(centred.var(ddof=1) - special.polygamma(1, half).mean())
+    prior = 2 * _inverse_trigamma(beyond) if beyond > 0 else np.inf
+    common = float(np.exp(centred.mean()))
+    if np.isfinite(prior):
+        common *= float(np.exp(special.digamma(prior / 2) - np.log(prior / 2)))
+    found: list[Spread | None] = []
+    for i in range(len(tables)):
+        if i not in own:
+            found.append(None)
+            continue
+        lent = min(prior, MOST_LENT, degrees[i] * (contexts - 1))
+        variance = (lent * common + degrees[i] * own[i]) / (lent + degrees[i])
+        found.append(Spread(variance, lent + degrees[i]))
+    return found
+
+
+def _inverse_trigamma(value: float) -> float:
+    value = min(max(value, 1e-5), 1e10)
+    return 10 ** float(optimize.brentq(lambda power: float(special.polygamma(1, 10**power)) - value, -6, 6))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
