@@ -132,6 +132,12 @@ def _add_laboratory(commands: Any) -> None:
     compare.add_argument("--dry-run", action="store_true", help="show the cells and their time, and stop")
     compare.set_defaults(command=_compare)
 
+    rank = commands.add_parser("rank", help="rank an experiment's checkpoints for its data, before training")
+    rank.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="YAML file that names its `candidates`")
+    _add_set(rank)
+    rank.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the experiment's")
+    rank.set_defaults(command=_rank)
+
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -254,6 +260,13 @@ def _compare(options: argparse.Namespace) -> int:
         _say("stopped; what is finished is kept, and the same command goes on with the rest.")
         return INTERRUPTED
     return PARTIAL if failed else 0
+
+
+def _rank(options: argparse.Namespace) -> int:
+    from tltasks.laboratory.ranking import rank
+
+    rank(options.experiment, options.set, output=options.output)
+    return 0
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -189,10 +189,10 @@ def describe(experiment: Experiment, findings: Findings, progress: Progress, *, 
         "seeds": experiment.seeds,
         "findings": dataclasses.asdict(findings),
         "cells": [
-            {key: value for key, value in record.items() if key not in {"hardware", "versions"}}
+            {key: value for key, value in item.record.items() if key not in {"hardware", "versions"}}
             | {"levels": item.cell.levels, "seed": item.cell.seed}
             for item in progress.planned
-            if (record := item.record) is not None
+            if item.record is not None
         ],
         "failed": [
             {"id": key, "levels": item.cell.levels, "seed": item.cell.seed, "message": progress.failed[key].message}

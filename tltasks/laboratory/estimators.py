@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 
 from tltasks.metrics import nearest_neighbours
 from tltasks.probe import PENALTY, fit_linear
@@ -58,7 +58,7 @@ def _evidence(u: Floats, sigma: Floats, y: Floats, n: int, width: int) -> float:
         before = value
         alpha = min(gamma / max(m2, 1e-12), 1e12)
         beta = min(max(n - gamma, 1e-12) / max(residual, 1e-12), 1e12)
-    return value / n
+    return float(value) / n
 
 
 def _log_evidence(alpha: float, beta: float, sigma: Floats, m2: float, residual: float, n: int, width: int) -> float:
@@ -133,12 +133,14 @@ def cluster_posteriors(features: Floats, *, n_classes: int, seed: int) -> Floats
 
 
 def cross_validated_probe(features: Floats, labels: Ints, *, seed: int) -> float:
-    """Accuracy of a linear probe on rows that it was not fitted to, by five folds stratified by class; [0, 1].
+    """Accuracy of a linear probe on rows that it was not fitted to, by five folds stratified by class, or as
+    many as the rarest class has rows; [0, 1].
 
     The probe is that of `stage: probe`, with its default penalty.
     """
     names, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    folds = StratifiedKFold(min(FOLDS, max(2, int(counts.min()))), shuffle=True, random_state=seed)
+    kind = StratifiedKFold if counts.min() > 1 else KFold
+    folds = kind(min(FOLDS, max(2, int(counts.min()))), shuffle=True, random_state=seed)
     correct = 0
     for fitted, held in folds.split(features, numbers):
         fit = fit_linear(

@@ -187,7 +187,8 @@ def agree(judged: list[Judged]) -> list[Agreement]:
             tables = [
                 np.array([[one.estimates[name], one.truth[level]] for one in group], dtype=np.float64)
                 for group in by_context.values()
-                if len(group) > 1 and all(level in one.truth and one.estimates[name] is not None for one in group)
+                if all(level in one.truth and one.estimates[name] is not None for one in group)
+                and len({one.truth[level] for one in group}) > 1  # what is all equally good has no order
             ]
             if tables:
                 costs = [
@@ -213,7 +214,7 @@ def mean_tau(tables: list[Floats], *, seed: int = 0) -> tuple[float, float, floa
     drawn = []
     for _ in range(SAMPLES):
         taus = [_tau(table[rng.integers(0, len(table), len(table))]) for table in tables]
-        if known := [tau for tau in taus if np.isfinite(tau)]:  # a sample of one candidate alone has no order
+        if known := [tau for tau in taus if np.isfinite(tau)]:
             drawn.append(float(np.mean(known)))
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(np.mean([_tau(table) for table in tables])), float(low), float(high)
@@ -221,7 +222,8 @@ def mean_tau(tables: list[Floats], *, seed: int = 0) -> tuple[float, float, floa
 
 def _tau(table: Floats) -> float:
     if len(np.unique(table[:, 0])) < 2 or len(np.unique(table[:, 1])) < 2:
-        return 0.0 if len(np.unique(table[:, 1])) > 1 else float("nan")  # an estimator that tells nothing apart
+        # an estimator that tells nothing apart has no order; a sample of candidates that are alike has none to find
+        return 0.0 if len(np.unique(table[:, 1])) > 1 else float("nan")
     return float(stats.weightedtau(table[:, 0], table[:, 1], rank=None).statistic)
 
 

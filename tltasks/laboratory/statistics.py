@@ -116,7 +116,7 @@ def combine(
         if mean:
             p = 10.0**SMALLEST_POWER
             if half_width(p) > abs(mean):
-                p = 10 ** float(optimize.brentq(lambda power: half_width(10**power) - abs(mean), SMALLEST_POWER, 0.0))
+                p = float(10 ** optimize.brentq(lambda power: half_width(10**power) - abs(mean), SMALLEST_POWER, 0.0))
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
     share = variances[0] / total if total > 0 and spread is not None else 0.0
@@ -176,7 +176,7 @@ def moderated(tables: Sequence[Floats], *, contexts: int) -> list[Spread | None]
 
 def _inverse_trigamma(value: float) -> float:
     value = min(max(value, 1e-5), 1e10)
-    return 10 ** float(optimize.brentq(lambda power: float(special.polygamma(1, 10**power)) - value, -6, 6))
+    return float(10 ** optimize.brentq(lambda power: float(special.polygamma(1, 10**power)) - value, -6, 6))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
