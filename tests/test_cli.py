@@ -12,7 +12,7 @@ import pytest
 
 import tltasks
 from tests.test_recipe import BASE
-from tests.test_recipe_file import RECIPES, SHIPPED, copy_shipped, write
+from tests.test_recipe_file import RECIPES, copy_shipped, write
 from tltasks.cli import INTERRUPTED, MISUSED, RAISED, main
 from tltasks.errors import DataError, HubError, RecipeError, TltasksError
 from tltasks.recipe_schema import json_schema
