@@ -184,9 +184,9 @@ SPEECH_RECIPE = """
 task: automatic-speech-recognition
 model: {name: openai/whisper-small, language: hi}
 data:
-  name: fsicoli/common_voice_17_0
-  config: hi
-  columns: {text: sentence}
+  name: google/fleurs
+  config: hi_in
+  columns: {text: transcription}
   splits: {validation: validation}
 stages:
   - {stage: finetune, epochs: 3, batch_size: 16, learning_rate: 1e-3, adapt: {lora: {}}}
@@ -227,7 +227,7 @@ def spoken(*, family: str) -> StageResult:
         task="automatic-speech-recognition",
         baselines={"checkpoint": {"test": score_of(rates | {"wer": 0.46}, difference=[-0.27, -0.22])}},
         weights=weights,
-        data={"train": split(1000, "common_voice train"), "test": split(100, "common_voice test")},
+        data={"train": split(1000, "fleurs train"), "test": split(100, "common_voice test")},
     )
 
 

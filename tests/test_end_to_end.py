@@ -145,6 +145,14 @@ def test_a_push_that_fails_keeps_everything_and_can_be_made_later(hub: HubServer
     later = launch(hub, BIN / "tltasks", "push", output)
     assert later.returncode == 0, later.stderr[-2000:]
     assert "adapter_model.safetensors" in hub.files("ada/later")
+    whole = launch(hub, BIN / "tltasks", "push", output, "--repo", "ada/whole", "--as", "merged", "--public")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    files = hub.files("ada/whole")
+    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= files.keys()
+    assert not any(name.startswith("adapter") for name in files)
+    front = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert (front["base_model_relation"], front["library_name"]) == ("finetune", "transformers")
+    assert not hub.repositories["model", "ada/whole"].private
 
 
 def test_a_push_that_cannot_succeed_is_refused_before_training(hub: HubServer, tmp_path: Path) -> None:

@@ -296,6 +296,51 @@ def test_files_of_an_earlier_push_that_would_mix_are_named(server: HubServer, ou
     assert len(server.commits(REPO)) == 2
 
 
+def test_force_overwrites_what_others_wrote_and_deletes_what_would_mix(server: HubServer, output: Path) -> None:
+    do_push(server, output)
+    server.commit(REPO, {"README.md": b"---\nlicense: mit\n---\nbetter", "notes.txt": b"theirs"})
+    (output / "model" / "config.json").rename(output / "model" / "adapter_config.json")
+    do_push(server, output, force=True)
+    files = remote_files(server)
+    assert files["README.md"] == (output / "README.md").read_bytes()
+    assert files.keys() == (PUBLISHED - {"config.json"}) | {"adapter_config.json", "notes.txt"}
+
+
+def test_a_pull_request_changes_nothing(server: HubServer, output: Path) -> None:
+    server.add_repo(REPO, {"README.md": b"theirs"}, private=True)
+    receipt = do_push(server, output, pull_request=True)
+    assert receipt.url.endswith(f"{REPO}/discussions/1")
+    assert remote_files(server) == {"README.md": b"theirs"}
+    assert server.files(REPO, "refs/pr/1").keys() - {".gitattributes"} == PUBLISHED
+    assert server.repositories["model", REPO].tags == {}
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, None])
+def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(
+    server: HubServer, output: Path, fault: dict[str, int] | None
+) -> None:
+    server.add_repo(REPO, {}, private=True)
+    if fault:
+        server.fail("POST .*/commit/main", **fault)
+    else:
+        server.cut("POST .*/commit/main", after_bytes=20)
+    message = refused(lambda: do_push(server, output, pull_request=True))
+    assert f"{REPO}/discussions before pushing again" in message
+    assert len(server.repositories["model", REPO].pulls) <= 1
+    assert sum("/commit/" in r.path for r in server.requests) == 1
+
+
+def test_the_results_of_a_recipe_are_found_by_its_digest(server: HubServer, output: Path) -> None:
+    first = do_push(server, output).commit
+    repository = server.repositories["model", REPO]
+    (tag,) = repository.tags
+    assert tag == f"recipe-{plan_push(output).recipe_sha256[:16]}"
+    assert repository.tags[tag] == first
+    (output / "metrics.jsonl").write_text("{}\n")
+    second = do_push(server, output).commit
+    assert repository.tags[tag] == second != first
+
+
 def test_a_public_repository_is_no_place_for_private_results(server: HubServer, output: Path) -> None:
     server.add_repo(REPO, {})
     assert "hub.private" in refused(lambda: do_push(server, output))
@@ -385,7 +430,7 @@ FAULTS: dict[str, Callable[[HubServer, str, int], None]] = {
 PASSING = {"409", "412", "429", "500", "503", "502 page", "no answer", "half an answer", "cut upload"}
 
 
-@pytest.mark.parametrize(("update", "requests"), [(False, 10), (True, 9)])
+@pytest.mark.parametrize(("update", "requests"), [(False, 12), (True, 12)])
 def test_every_fault_at_every_request(server: HubServer, output: Path, update: bool, requests: int) -> None:
     asked = record_requests(server, output, update=update)
     assert len(asked) == requests

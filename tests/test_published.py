@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+import transformers
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
@@ -24,7 +26,7 @@ from tltasks.recipe import TASKS
 pytestmark = pytest.mark.slow
 
 FINETUNE = (
-    "{stage: finetune, steps: %d, batch_size: 8, learning_rate: %g, adapt: {lora: {rank: 8}}, keep: last, "
+    "{stage: finetune, steps: %d, batch_size: 8, learning_rate: %g, adapt: {lora: {rank: 32}}, keep: last, "
     "evaluate_every: 1000}"
 )
 TRANSFER = FINETUNE.replace("finetune", "transfer")
@@ -44,20 +46,31 @@ class Case:
         return f"ada/{self.base}-{self.form}"
 
 
-BASES = {
-    "vit": "image-classification",
-    "whisper": "automatic-speech-recognition",
-    "wav2vec2": "automatic-speech-recognition",
-    "t5": "summarization",
-    "gpt2": "summarization",
-    "llama": "summarization",
-}
 FORMS = ("adapter", "merged")
+BASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "vit": ("image-classification", FORMS),
+    "whisper": ("automatic-speech-recognition", FORMS),
+    "wav2vec2": ("automatic-speech-recognition", ("merged",)),
+    "t5": ("summarization", FORMS),
+    "bart": ("summarization", ("merged",)),
+    "mbart": ("summarization", ("adapter",)),
+    "gpt2": ("summarization", ("adapter",)),
+    "llama": ("summarization", ("merged",)),
+}
+"""Bases with their task and the forms in which they are published."""
+CASES = [(base, form) for base, (_, forms) in BASES.items() for form in forms]
 
 
 def save_base(case: Case, folder: Path) -> Path:
     if case.task == "image-classification":
         return images.save_model(folder, case.base)
+    if case.base in {"bart", "mbart"}:
+        if case.base == "bart":
+            texts.save_model(folder, case.base)
+        else:
+            texts.save_multilingual(folder, transformers.MBartTokenizer)
+        make_louder(folder)
+        return folder
     if case.task == "summarization":
         return texts.save_model(folder, case.base)
     # Larger weights, so that what is heard shows in what is written after a few steps.
@@ -68,12 +81,22 @@ def save_base(case: Case, folder: Path) -> Path:
     )
 
 
+def make_louder(folder: Path) -> None:
+    """Larger weights: of 0.02, as they begin, an adapter learns next to nothing in a hundred steps."""
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    model.save_pretrained(folder)
+
+
 def save_data(case: Case, folder: Path) -> Path:
     """Data for the task; returns the file of its test split."""
     if case.task == "image-classification":
         return images.save_data(folder) / "test.parquet"
     if case.task == "summarization":
-        return texts.save_data(folder, rows=96) / "test.jsonl"
+        return texts.save_data(folder, rows=96, longest=5) / "test.jsonl"
     return speech.save_data(folder, rows=24) / "test.csv"
 
 
@@ -87,7 +110,9 @@ def write_recipe(case: Case, folder: Path, data: Path) -> Path:
     if case.task == "image-classification":
         return images.write_recipe(path, base, data, stage=TRANSFER % (12, 5e-3), **top)
     if case.task == "summarization":
-        return texts.write_recipe(path, base, data, stage=FINETUNE % (100, 1e-2), **top)
+        # Without its guard a model of a hundred steps goes round in circles, near ties at every word.
+        keys = ", generation: {no_repeat_ngram_size: 2}" + ", language: en_XX" * (case.base == "mbart")
+        return texts.write_recipe(path, base, data, stage=FINETUNE % (100, 5e-3), model_keys=keys, **top)
     # An untrained CTC model writes this and that; the first thing that it learns is to write nothing.
     steps, keys = (60, "language: es") if case.base == "whisper" else (4, "")
     return speech.write_recipe(path, base, data, stage=FINETUNE % (steps, 1e-2), model_keys=keys, **top)
@@ -167,11 +192,12 @@ class Published:
     answer: Path
 
 
-@pytest.fixture(scope="module", params=BASES)
+@pytest.fixture(scope="module")
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Published]:
     """A base trained and pushed in each form; then, with nothing left of it here, loaded from the Hub."""
     folder = tmp_path_factory.mktemp(request.param)
-    cases = [Case(request.param, BASES[request.param], form) for form in FORMS]
+    task, forms = BASES[request.param]
+    cases = [Case(request.param, task, form) for form in forms]
     made, jobs = {}, []
     with HubServer() as hub:
         base = save_base(cases[0], folder / "base")
@@ -211,7 +237,7 @@ def after_yours(code: str) -> tuple[str, str]:
     return lines[given].split(" = ")[0], "".join(lines[given + 1 :])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("published", "form"), CASES, indirect=["published"], scope="module")
 def test_the_code_on_the_card_says_what_the_run_recorded(published: dict[str, Published], form: str) -> None:
     item = published[form]
     assert item.answer.exists(), item.log.read_text()[-3000:] + "\n" + item.code
@@ -222,13 +248,12 @@ def test_the_code_on_the_card_says_what_the_run_recorded(published: dict[str, Pu
     assert len(answer["said"]) == len(recorded) >= 6
     if item.case.task == "image-classification":
         recorded = [f"{name} {max(p):.3f}" for name, p in zip(recorded, item.recorded["probabilities"], strict=True)]
-    # Rows are read one by one here and in padded batches by the run: ties between two tokens, which a model of a
-    # hundred steps has, may fall otherwise. A lost head or adapter changes most answers.
+    # Rows are read one by one here and in padded batches by the run, so a tie between two tokens may fall otherwise.
     differing = [pair for pair in zip(answer["said"], recorded, strict=True) if pair[0] != pair[1]]
-    assert len(differing) <= len(recorded) // 4, differing
+    assert len(differing) <= 1, differing
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("published", "form"), CASES, indirect=["published"], scope="module")
 def test_an_adapter_is_published_alone_and_a_merged_model_whole(published: dict[str, Published], form: str) -> None:
     item = published[form]
     weights = {name for name in item.files if name.endswith(".safetensors")}
@@ -239,5 +264,5 @@ def test_an_adapter_is_published_alone_and_a_merged_model_whole(published: dict[
 
 
 def test_every_task_that_answers_is_here() -> None:
-    assert set(BASES.values()) == set(TASKS) - {"masked-image-modeling"}
-    assert len(BASES) == 6
+    assert {task for task, _ in BASES.values()} == set(TASKS) - {"masked-image-modeling"}
+    assert len(CASES) == 11

@@ -485,7 +485,7 @@ def every_key(parts: dict[str, type[BaseModel]]) -> Iterator[str]:
 
 CHANGED = {
     **dict.fromkeys(("name", "config", "revision", "dir", "files", "split", "train", "test"), "other"),
-    **dict.fromkeys(("image", "label", "audio", "text"), "other"),
+    **dict.fromkeys(("image", "label", "audio", "text", "segments"), "other"),
     **dict.fromkeys(("model.language", "stages.1.model.language"), "xx"),
     **dict.fromkeys(("audio_window", "beams", "time_masks", "frequency_masks"), "3"),
     **dict.fromkeys(("speed", "gain_db", "noise_db", "time_seconds", "frequency_share"), "0.375"),
@@ -568,7 +568,7 @@ def test_digest_changes_with_every_other_key(tmp_path: Path, task: str) -> None:
 
 
 def test_digest_is_the_same_wherever_and_however_a_recipe_is_written(tmp_path: Path) -> None:
-    text = EVERY_KEY.replace("a/b", "./weights/vit")
+    text = EVERY_KEY.replace("a/b", "./weights/vit").replace("name: c/d", "name: csv")
     recipe = load_recipe(write(tmp_path / "r.yaml", text), check_files=False)
     digest = recipe_sha256(recipe)
 
@@ -737,6 +737,21 @@ def test_addresses_are_not_files(tmp_path: Path) -> None:
     there = located(load_recipe(write(tmp_path / "r.yaml", text)))
     assert there.data is not None
     assert there.data.files == {"train": "https://host/a.csv", "test": ["hf://x/b.csv"]}
+
+
+def test_folders_and_files_of_a_hub_id_are_places_in_its_repository(tmp_path: Path) -> None:
+    (tmp_path / "hi").mkdir()  # which is not meant
+    text = BASE.replace(
+        "org/pictures",
+        "org/pictures\n  dir: hi\n  extra_test:\n    en: {dir: en}\n    own: {name: csv, files: here.csv}",
+    )
+    path = write(tmp_path / "r.yaml", text)
+    there = located(load_recipe(path, check_files=False))
+    assert there.data is not None
+    assert (there.data.dir, there.data.extra_test["en"].dir) == ("hi", "en")
+    assert there.data.extra_test["own"].files == str(tmp_path / "here.csv")
+    with pytest.raises(RecipeError, match=r"there is no file here\.csv"):
+        load_recipe(path)
 
 
 def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 import doctest
 import io
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -252,7 +253,10 @@ def test_all_text_from_data_is_escaped(tmp_path: Path) -> None:
         versions={evil: evil},
         hardware={evil: evil},
     )
-    shown = [Exhibit(kind, evil, evil, evil.encode()) for kind in ("audio", "text")]
+    shown = [
+        Exhibit("audio", evil, evil, evil.encode()),
+        Exhibit("texts", evil, evil, json.dumps({evil: evil}).encode()),
+    ]
     write_report(tmp_path / "report.html", run, evil, METRICS, [*pictures(1, evil), *shown])
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.open == []
@@ -347,7 +351,7 @@ def test_what_weakens_the_headline_is_said(tmp_path: Path) -> None:
 def test_sections_appear_only_where_there_is_data(tmp_path: Path) -> None:
     run = run_of([stage("zero_shot", {"test": plain_score("wer", 0.21)}, {}, trains=False)], higher_is_better=False)
     shown = [
-        Exhibit("text", "summary", "row 4", "héllo\n".encode() + b"\xff"),
+        Exhibit("texts", "ROUGE-1 12.0", "row 4", json.dumps({"document": "héllo\n<b>", "summary": "so"}).encode()),
         Exhibit("audio", "heard", "said", b"fLaC"),
     ]
     page = Page(written(tmp_path, run, METRICS, shown))
@@ -355,7 +359,8 @@ def test_sections_appear_only_where_there_is_data(tmp_path: Path) -> None:
     assert page.count("audio") == 1
     assert "Nothing was trained" in page.text
     assert "0 of 22,000,000 parameters" in page.text
-    assert "héllo\n\ufffd" in page.text
+    assert "héllo\n<b>" in page.text
+    assert page.count("h3") >= 2  # document and summary stand side by side
     for absent in ("Where it errs", "Classes", "ended"):
         assert absent not in page.text
     assert "Examples from" not in Page(written(tmp_path, run)).text

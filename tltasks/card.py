@@ -30,10 +30,13 @@ UNKNOWN = "–"
 METHODS = {"full": "all weights", "head": "the head", "lora": "LoRA", "dora": "DoRA", "ia3": "(IA)³"}
 
 
-def card_for_repo(output: Path, recipe: Recipe, repo: str) -> str:
-    """The card of a finished results folder, for a repository that need not be the recipe's."""
+def card_for_repo(output: Path, recipe: Recipe, repo: str, *, merged: bool = False) -> str:
+    """The card of a finished results folder, for a repository that need not be the recipe's.
+
+    `merged` says that the weights of an adapter are published together with its base.
+    """
     result = load_result(output / "result.json")
-    adapter = bool(_headline_stage(result).weights.get("adapter"))
+    adapter = bool(_headline_stage(result).weights.get("adapter")) and not merged
     return render_card(result, recipe, adapter=adapter, repo=repo)
 
 

@@ -6,11 +6,13 @@ Nothing heavy is imported until a command needs it, so that `--help` and `check`
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     push = commands.add_parser("push", help="publish a results folder to the Hub, also later and elsewhere")
     push.add_argument("output", metavar="OUTPUT", help="results folder")
     push.add_argument("--repo", metavar="USER/NAME", help="instead of the recipe's hub.repo")
+    push.add_argument(
+        "--as",
+        dest="form",
+        choices=("adapter", "merged"),
+        help="an adapter alone, or merged into its base; unset: as it is",
+    )
+    seen = push.add_mutually_exclusive_group()
+    seen.add_argument("--private", action="store_true", default=None, help="what a new repository becomes, instead of")
+    seen.add_argument("--public", dest="private", action="store_false", help="the recipe's hub.private")
+    push.add_argument("--pr", action="store_true", help="open a pull request instead of changing the repository")
+    push.add_argument("--force", action="store_true", help="overwrite files that no tltasks push wrote")
     push.add_argument("--dry-run", action="store_true", help="show the files and the card, and send nothing")
     push.set_defaults(command=_push)
 
@@ -207,19 +220,36 @@ def _push(options: argparse.Namespace) -> int:
     if repo is None:
         raise RecipeError("push: the recipe names no hub.repo; say --repo USER/NAME.")
 
+    private = recipe.hub.private if options.private is None else options.private
+    whole = not (output / "model" / "adapter_config.json").is_file()
+    if options.form == "adapter" and whole:
+        raise RecipeError(
+            f"push {output} --as adapter: its weights are whole. Where an adapter is trained, `hub.publish: adapter` "
+            "keeps it apart."
+        )
+
     from tltasks import hub
     from tltasks.card import card_for_repo
 
-    card = card_for_repo(output, recipe, repo)
-    if options.dry_run:
-        plan = hub.plan_push(output, card=card)
-        print(f"would send to {repo} ({'private' if recipe.hub.private else 'public'}):")  # noqa: T201
-        for file in plan.files:
-            print(f"  {file.size:>12,}  {file.path}")  # noqa: T201
-        print(f"\n{card}")  # noqa: T201
-        return 0
-    receipt = hub.push(output, repo, private=recipe.hub.private, card=card)
-    _say(f"pushed {receipt.url}")
+    with contextlib.ExitStack() as stack:
+        model = None
+        if options.form == "merged" and not whole:
+            from tltasks.trained import write_merged
+
+            model = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tltasks-")))
+            write_merged(output, model, trust_remote_code=bool(recipe.model and recipe.model.trust_remote_code))
+        card = card_for_repo(output, recipe, repo, merged=model is not None)
+        if options.dry_run:
+            plan = hub.plan_push(output, card=card, model=model)
+            print(f"would send to {repo} ({'private' if private else 'public'}):")  # noqa: T201
+            for file in plan.files:
+                print(f"  {file.size:>12,}  {file.path}")  # noqa: T201
+            print(f"\n{card}")  # noqa: T201
+            return 0
+        receipt = hub.push(
+            output, repo, private=private, card=card, model=model, pull_request=options.pr, force=options.force
+        )
+    _say(f"{'proposed' if options.pr else 'pushed'} {receipt.url}")
     return 0
 
 

@@ -265,12 +265,13 @@ def encode_split(
     )
     errors = encoded.data.column("error")
     bad = np.flatnonzero(np.asarray(pc.is_valid(errors)))
-    skipped = {int(i): str(errors[int(i)].as_py()) for i in bad}
-    if len(skipped) > max_bad_share * len(encoded):
+    rows = encoded.data.column("row")  # of which several may come from one example
+    skipped = {rows[int(i)].as_py(): str(errors[int(i)].as_py()) for i in bad}
+    if len(bad) > max_bad_share * len(encoded):
         shown = "\n".join(f"  row {row}: {reason}" for row, reason in list(skipped.items())[:10])
         more = f"\n  … and {len(skipped) - 10} more" if len(skipped) > 10 else ""
         raise DataError(
-            f"{split.where}: {len(skipped)} of {len(encoded)} examples cannot be used "
+            f"{split.where}: {len(bad)} of {len(encoded)} examples cannot be used "
             f"(data.max_bad_share allows {max_bad_share:.1%}):\n{shown}{more}"
         )
     if skipped:
@@ -289,7 +290,7 @@ def _content_digest(rows: datasets.Dataset) -> str:
 
 def _media_folder(data: Source) -> Path | None:
     """Where relative paths in a csv or json file start: the folder of the file, or `dir`."""
-    if data.dir:
+    if data.dir and Path(data.dir).is_absolute():  # else a folder of a Hub repository
         return Path(data.dir)
     first = next(iter(_file_names(data)), "://")
     if "://" not in first:

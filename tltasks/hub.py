@@ -1,6 +1,7 @@
-"""Publish a results folder on the Hub: one commit that touches nothing somebody else wrote.
+"""Publish a results folder on the Hub: one commit that touches nothing somebody else wrote, unless it is told to.
 
 What a push wrote stands in the repository's own `.tltasks.json`, so a later one can tell its files from a person's.
+A tag `recipe-DIGEST` marks the commit with the newest results of each recipe.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     DeviceCodeError,
     HfHubHTTPError,
@@ -79,21 +88,31 @@ def push(
     *,
     private: bool = True,
     card: str | None = None,
+    model: Path | None = None,
+    pull_request: bool = False,
+    force: bool = False,
     dry_run: bool = False,
     endpoint: str | None = None,
     patience: Patience = Patience(),
 ) -> PushReceipt:
     """Publish a results folder as one commit; `private` is what a new repository becomes.
 
-    `card` is published in place of the folder's README.md, for a repository that this did not yet know.
+    `card` is published in place of the folder's README.md, for a repository that this did not yet know, and `model` in
+    place of its model/. With `force` files of others are overwritten, and those of an earlier push that these results
+    do not have are deleted; with `pull_request` all this is a proposal, which its reader may refuse.
     Raises HubError, always with the folder untouched and how to push later. A dry run needs no login and no network.
     """
-    plan = plan_push(output, card=card)
+    plan = plan_push(output, card=card, model=model)
     api = HfApi(endpoint=endpoint)
     if dry_run:
         return PushReceipt(f"{api.endpoint}/{repo}", None, tuple(file.path for file in plan.files))
     tail = f"Everything is still in {output}; when that is solved: tltasks push {output}"
-    return _persist(lambda: _push_once(plan, repo, private, endpoint), f"push to {repo}", tail, patience)
+    return _persist(
+        lambda: _push_once(plan, repo, private, endpoint, pull_request=pull_request, force=force),
+        f"push to {repo}",
+        tail,
+        patience,
+    )
 
 
 def check_push(
@@ -107,7 +126,9 @@ def check_push(
     _persist(lambda: _check_once(repo, private, endpoint), f"push to {repo}", tail, patience)
 
 
-def _push_once(plan: PushPlan, repo: str, private: bool, endpoint: str | None) -> PushReceipt:
+def _push_once(
+    plan: PushPlan, repo: str, private: bool, endpoint: str | None, *, pull_request: bool, force: bool
+) -> PushReceipt:
     api = _logged_in(endpoint)
     repo = repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
     remote = _inspect(api, repo)
@@ -117,19 +138,49 @@ def _push_once(plan: PushPlan, repo: str, private: bool, endpoint: str | None) -
         if remote is None:
             raise HubError("the repository was created, yet the Hub does not find it.")
     _check_visibility(remote, private)
-    _refuse_overwriting(plan, remote)
+    stale = _stale(plan, remote)
+    if not force and not pull_request:
+        _refuse_foreign(_foreign(plan, remote))
+        _refuse_mixture(stale)
+    url = f"{api.endpoint}/{repo}"
     changed = [file for file in plan.files if remote.ids.get(file.path) not in file.ids]
-    if not changed:
-        return PushReceipt(f"{api.endpoint}/{repo}", remote.revision, ())
-    commit = api.create_commit(
-        repo,
-        [CommitOperationAdd(file.path, file.content) for file in changed],
-        commit_message="Upload results of a tltasks run",
-        commit_description=f"recipe_sha256: {plan.recipe_sha256}",
-        parent_commit=remote.revision,
-    )
+    if not changed and not stale:
+        _tag(api, repo, plan, remote.revision)
+        return PushReceipt(url, remote.revision, ())
+    try:
+        commit = api.create_commit(
+            repo,
+            [
+                *(CommitOperationAdd(file.path, file.content) for file in changed),
+                *(CommitOperationDelete(path) for path in stale),
+            ],
+            commit_message="Upload results of a tltasks run",
+            commit_description=f"recipe_sha256: {plan.recipe_sha256}",
+            parent_commit=remote.revision,
+            create_pr=pull_request,
+        )
+    except _CLIENT_ERRORS as error:
+        if pull_request and _may_have_happened(_cause(error)):  # another attempt would open another one
+            raise HubError(
+                f"the answer was lost, so the pull request may have been opened: look at {url}/discussions before "
+                "pushing again."
+            ) from None
+        raise
     _check_complete(plan, _inspect(api, repo, commit.oid))
-    return PushReceipt(f"{api.endpoint}/{repo}", commit.oid, tuple(file.path for file in changed))
+    if not pull_request:
+        _tag(api, repo, plan, commit.oid)
+    return PushReceipt(commit.pr_url or url, commit.oid, tuple(file.path for file in changed))
+
+
+def _tag(api: HfApi, repo: str, plan: PushPlan, revision: str) -> None:
+    """Mark the newest results of a recipe, so that they can be had by its digest."""
+    name = f"recipe-{plan.recipe_sha256[:16]}"
+    marked = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags}
+    if marked.get(name) == revision:
+        return
+    if name in marked:
+        api.delete_tag(repo, tag=name)
+    api.create_tag(repo, tag=name, revision=revision)
 
 
 def _check_once(repo: str, private: bool, endpoint: str | None) -> None:
@@ -220,20 +271,29 @@ def pull(
 def _check_visibility(remote: _Remote, private: bool) -> None:
     if private and not remote.private:
         raise HubError(
-            "the repository is public, but hub.private is true. Make it private on the Hub, or set hub.private: false."
+            "the repository is public, but hub.private is true. Make it private on the Hub, or set hub.private: false "
+            "(`tltasks push --public`)."
         )
 
 
-def _refuse_overwriting(plan: PushPlan, remote: _Remote) -> None:
-    """Raise HubError for files that others wrote, and for an earlier push's that would mix with this one's."""
+def _foreign(plan: PushPlan, remote: _Remote) -> list[str]:
+    """Files that others wrote, and that a push would change."""
     planned = {file.path: file for file in plan.files}
     present = planned.keys() & remote.ids.keys()
-    _refuse_foreign([p for p in present if remote.ids[p] not in planned[p].ids and not remote.is_ours(p)])
-    stale = sorted(p for p in remote.written if p in remote.ids and remote.is_ours(p) and p not in planned)
+    return [p for p in present if remote.ids[p] not in planned[p].ids and not remote.is_ours(p)]
+
+
+def _stale(plan: PushPlan, remote: _Remote) -> list[str]:
+    """Files of an earlier push that this one would not change."""
+    planned = {file.path for file in plan.files}
+    return sorted(p for p in remote.written if p in remote.ids and remote.is_ours(p) and p not in planned)
+
+
+def _refuse_mixture(stale: list[str]) -> None:
     if stale:
         raise HubError(
             f"the repository holds files of an earlier push that these results do not have: {', '.join(stale)}. "
-            "A push never deletes, and a mixture would not load as either: delete them on the Hub, or push elsewhere."
+            "A mixture would not load as either: delete them with `tltasks push --force`, or push elsewhere."
         )
 
 
@@ -241,7 +301,8 @@ def _refuse_foreign(paths: list[str]) -> None:
     if paths:
         raise HubError(
             f"the repository holds files that no tltasks push wrote, or that were changed since: "
-            f"{', '.join(sorted(paths))}. Nothing was uploaded. Rename or delete them on the Hub, or push elsewhere."
+            f"{', '.join(sorted(paths))}. Nothing was uploaded. Push elsewhere, propose the change "
+            "(`tltasks push --pr`), or overwrite them (`tltasks push --force`)."
         )
 
 
@@ -282,6 +343,13 @@ def _persist(action: Callable[[], T], what: str, tail: str, patience: Patience) 
             # `from None`: what the client's errors hold may include request headers.
             raise HubError(_without_tokens(f"{what}: {reason}{tried} {tail}")) from None
         time.sleep(wait)
+
+
+def _may_have_happened(cause: BaseException) -> bool:
+    """Whether the Hub may have done what it was asked to, and its answer alone was lost."""
+    if isinstance(cause, HfHubHTTPError):
+        return cause.response.status_code >= 500
+    return not isinstance(cause, httpx2.ConnectError)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -45,12 +45,12 @@ class PushPlan:
     recipe_sha256: str
 
 
-def plan_push(output: Path, *, card: str | None = None) -> PushPlan:
-    """The files of a results folder that a push publishes, with `card` in place of its README.md where given.
+def plan_push(output: Path, *, card: str | None = None, model: Path | None = None) -> PushPlan:
+    """The files of a results folder that a push publishes, with `card` and `model` in place of its own where given.
 
     Raises HubError if the run has not finished.
     """
-    model = output / "model"
+    model = model or output / "model"
     missing = [name for name in BESIDE_MODEL if not (output / name).is_file()]
     if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
         missing.append("model/config.json or model/adapter_config.json")

@@ -126,9 +126,10 @@ class Source(Keys):
     revision: str | None = None
     """Branch, tag or commit of the data set."""
     dir: str | None = None
-    """Folder for a builder, relative to the recipe."""
+    """Folder for a builder, relative to the recipe; for a Hub id, folder of the repository."""
     files: str | list[str] | dict[str, str | list[str]] | None = None
-    """Files for a builder (a glob, a list, or one of these for each split), relative to the recipe."""
+    """Files for a builder (a glob, a list, or one of these for each split), relative to the recipe; for a Hub id, files
+    of the repository."""
 
 
 class ExtraTest(Source):
@@ -201,6 +202,9 @@ class TextData(Data):
 class SpeechColumns(Keys):
     audio: str = "audio"
     text: str = "text"
+    segments: str | None = None
+    """Timestamps: a list of `{start, end, text}` in seconds, by which training cuts recordings that are longer than the
+    model hears at once. Without it they are left out and counted."""
 
 
 class SpeechData(Data):

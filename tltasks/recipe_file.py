@@ -107,6 +107,11 @@ def is_local(name: str, folder: Path) -> bool:
     return name.startswith((".", "/", "~")) or Path(name).is_absolute() or there
 
 
+def _on_hub(name: str | None, folder: Path) -> bool:
+    """Whether data are of a Hub repository, where folders and files are places in it."""
+    return name is not None and name not in BUILDERS and not is_local(name, folder)
+
+
 def _map_paths(recipe: Recipe, change: Callable[[str, Keys], str]) -> Recipe:
     """A copy of the recipe with `change` applied to every local folder and file that it names, and to its keys."""
 
@@ -120,15 +125,18 @@ def _map_paths(recipe: Recipe, change: Callable[[str, Keys], str]) -> Recipe:
             return [files(name, (*keys, i)) for i, name in enumerate(value)]
         return value if not value or "://" in value else change(value, keys)
 
-    def source(data: Source, keys: Keys) -> Source:
-        update: dict[str, Any] = {
-            "name": named(data.name, (*keys, "name")) if data.name else data.name,
-            "dir": change(data.dir, (*keys, "dir")) if data.dir else data.dir,
-            "files": files(data.files, (*keys, "files")),
-        }
+    def source(data: Source, keys: Keys, among: str | None = None) -> Source:
+        """`among` is the repository or builder that a further test set takes over."""
+        owner = data.name or among
+        update: dict[str, Any] = {"name": named(data.name, (*keys, "name")) if data.name else data.name}
+        if not _on_hub(owner, _start(recipe, (*keys, "name"))):  # there both are places in the repository
+            update["dir"] = change(data.dir, (*keys, "dir")) if data.dir else data.dir
+            update["files"] = files(data.files, (*keys, "files"))
         if isinstance(data, Data):
             extra_keys = (*keys, "extra_test")
-            update["extra_test"] = {key: source(extra, (*extra_keys, key)) for key, extra in data.extra_test.items()}
+            update["extra_test"] = {
+                key: source(extra, (*extra_keys, key), data.name) for key, extra in data.extra_test.items()
+            }
         return _updated(data, update)
 
     def both(owner: Recipe | Stage, keys: Keys) -> dict[str, Any]:
@@ -170,7 +178,7 @@ def _missing_files(recipe: Recipe) -> list[tuple[Keys, str]]:
         for (at, name), (_, said) in zip(
             _each_file(resolved.files, (*keys, "files")), _each_file(data.files, (*keys, "files")), strict=True
         ):
-            if "://" not in name and not _is_file(name):
+            if Path(name).is_absolute() and not _is_file(name):  # others are in a Hub repository
                 found.append((at, f"there is no file {clip(said)}{_from(recipe, at)}"))
         for name, extra in getattr(data, "extra_test", {}).items():
             check_data(extra, getattr(resolved, "extra_test")[name], (*keys, "extra_test", name))  # noqa: B009

@@ -23,6 +23,8 @@ from tltasks.errors import CheckpointError, first_line
 FRAMES_PER_SECOND = 100
 """Unit of `costs`: hundredths of a second."""
 Family = Literal["sequence-to-sequence", "CTC"]
+SEQUENCE_FAMILIES = ("moonshine", "speech_to_text", "whisper")
+"""That transformers generates from in the same way; others are prompted, or answer with audio."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,15 @@ class Recogniser(Protocol):
 
 def family(config: PretrainedConfig, *, shown: str) -> Family:
     """How a checkpoint turns audio into text, which its architecture decides."""
-    if config.model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
+    if config.model_type in SEQUENCE_FAMILIES:
         return "sequence-to-sequence"
     if config.model_type in MODEL_FOR_CTC_MAPPING_NAMES:
         return "CTC"
+    other = config.model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+    why = "takes its audio in a way of its own" if other else "does not recognise speech"
     raise CheckpointError(
-        f"model {shown}: {config.model_type} does not recognise speech. What does: "
-        f"{', '.join(sorted({*MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, *MODEL_FOR_CTC_MAPPING_NAMES}))}."
+        f"model {shown}: {config.model_type} {why}. What can be trained: "
+        f"{', '.join(sorted({*SEQUENCE_FAMILIES, *MODEL_FOR_CTC_MAPPING_NAMES}))}."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -372,8 +373,9 @@ def data_uri(content: bytes | str, kind: str) -> str:
     return f"data:{MEDIA_TYPES[kind]};base64,{base64.b64encode(raw).decode()}"
 
 
-def show_exhibit(exhibit: Exhibit) -> str:
-    """What the page puts in its place: the text itself, or a data URI."""
-    if exhibit.kind == "text":
-        return exhibit.content.decode("utf-8", errors="replace")
+def show_exhibit(exhibit: Exhibit) -> str | dict[str, str]:
+    """What the page puts in its place: the texts by name, or a data URI."""
+    if exhibit.kind == "texts":
+        texts: dict[str, str] = json.loads(exhibit.content)
+        return texts
     return data_uri(exhibit.content, exhibit.kind)

@@ -69,11 +69,11 @@ class StageResult:
 class Exhibit:
     """An example shown in the report, such as one of the most confident mistakes."""
 
-    kind: Literal["image", "audio", "text"]
+    kind: Literal["image", "audio", "texts"]
     title: str
     caption: str
     content: bytes
-    """PNG, FLAC or UTF-8 text."""
+    """PNG, FLAC, or several texts by name, as JSON, which are shown side by side."""
 
 
 @dataclass(frozen=True)

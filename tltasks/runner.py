@@ -73,7 +73,7 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
         if not dry_run:
             refuse_occupied(output, digest, resume=resume)
         if push and recipe.hub.repo is not None and not dry_run:
-            hub.check_push(recipe.hub.repo)
+            hub.check_push(recipe.hub.repo, private=recipe.hub.private)
 
     # ------------------------------------------------------------------------------- the machine
     state = machine.join_processes()

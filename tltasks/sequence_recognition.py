@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -118,6 +118,14 @@ class SequenceRecogniser:
         return bool(self.config.model_type == "whisper")
 
     @property
+    def apart(self) -> bool:
+        """Whether clips go through the model one by one: Moonshine's first norm is over a clip's whole length.
+
+        Source: transformers 5.24, modeling_moonshine.py, `MoonshineEncoder.groupnorm`.
+        """
+        return bool(self.config.model_type == "moonshine")
+
+    @property
     def window_seconds(self) -> float:
         if not self.is_whisper:
             return LONGEST_PIECE_SECONDS
@@ -217,20 +225,33 @@ class SequenceRecogniser:
         return (batch["labels"] != -100).sum()
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        inputs = {k: v for k, v in batch.items() if k in _INPUTS}
-        logits = model(**inputs, decoder_input_ids=batch["decoder_input_ids"], use_cache=False).logits
         wanted = batch["labels"] != -100
+        logits = torch.cat(
+            [
+                model(**inputs, decoder_input_ids=batch["decoder_input_ids"][rows], use_cache=False).logits
+                for rows, inputs in self._passes(batch)
+            ]
+        )
         return functional.cross_entropy(logits[wanted].float(), batch["labels"][wanted])
 
     def transcribe(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Transcript]:
-        inputs = {k: v for k, v in batch.items() if k in _INPUTS}
         generator: Any = model
-        found = generator.generate(**inputs, stopping_criteria=StoppingCriteriaList([LoopCriterion()]))
-        ids = found.cpu()
+        ids: list[Tensor] = []
+        for _, inputs in self._passes(batch):
+            ids += generator.generate(**inputs, stopping_criteria=StoppingCriteriaList([LoopCriterion()])).cpu()
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         end = _end_token(self.generation, self.config)
         looped = [is_looping(row[row != end]) for row in ids]
         return [Transcript(text, bool(loop)) for text, loop in zip(texts, looped, strict=True)]
+
+    def _passes(self, batch: dict[str, Tensor]) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """The model's inputs, for all rows at once, or for each without its padding."""
+        inputs = {name: values for name, values in batch.items() if name in _INPUTS}
+        if not self.apart:
+            yield slice(None), inputs
+            return
+        for row, n in enumerate(inputs["attention_mask"].sum(-1).tolist()):
+            yield slice(row, row + 1), {name: values[row : row + 1, :n] for name, values in inputs.items()}
 
     # -------------------------------------------------------------------------------------- saving
 

@@ -87,6 +87,14 @@ def open_trained(name: str, *, tag: str | None, revision: str, trust_remote_code
     return Trained(task, base, folder, recipe, (named, own))
 
 
+def write_merged(output: Path, folder: Path, *, trust_remote_code: bool) -> None:
+    """Write the whole model of a results folder whose model is an adapter, in fp32."""
+    trained = open_trained(str(output), tag=None, revision="main", trust_remote_code=trust_remote_code)
+    assert trained.base is not None, "the caller looks"
+    task = trained.task.starting_from(trained.base)
+    task.save(folder, task.reload(trained.folder), adapter=False)
+
+
 def _locate(name: str, *, revision: str, trust_remote_code: bool) -> tuple[Path, Path | None]:
     """The folder with the weights, and that with the run's recipe and result, where there is one."""
     place = Path(name).expanduser()

@@ -47,6 +47,7 @@ class Routes:
             ("GET", rf"{_API}/refs", self.refs),
             ("GET", rf"{_API}/commits/(?P<rev>[^/]+)", self.commits),
             ("POST", rf"{_API}/(?P<what>branch|tag)/(?P<rev>[^/]+)", self.create_ref),
+            ("DELETE", rf"{_API}/(?P<what>branch|tag)/(?P<rev>[^/]+)", self.delete_ref),
             ("PUT", rf"{_API}/settings", self.settings),
             ("POST", rf"{_API}/preupload/(?P<rev>[^/]+)", self.preupload),
             ("POST", rf"{_API}/commit/(?P<rev>[^/]+)", self.commit),
@@ -214,6 +215,13 @@ class Routes:
         if name in named:
             raise Refusal(409, f"Reference {name} already exists")
         named[name] = self._commit_at(repo, start).oid
+        return json_reply({})
+
+    def delete_ref(self, call: Call) -> Reply:
+        repo = self._repository(call, write=True)
+        named = repo.tags if call.parts["what"] == "tag" else repo.branches
+        if named.pop(call.parts["rev"], None) is None:
+            raise Refusal(404, f"Invalid rev id: {call.parts['rev']}", "RevisionNotFound")
         return json_reply({})
 
     def preupload(self, call: Call) -> Reply:

@@ -112,11 +112,12 @@ class HubServer:
         files: dict[str, bytes],
         title: str = "by another",
         type: RepoType = "model",  # noqa: A002
+        branch: str = "main",
     ) -> Commit:
         """What somebody else does to a repository."""
         changes: dict[str, Blob | None] = {p: Blob(d, is_large(p, len(d))) for p, d in files.items()}
         with self.lock:
-            return self.repositories[type, repo_id].commit(changes, title=title, author="another")
+            return self.repositories[type, repo_id].commit(changes, title=title, author="another", branch=branch)
 
     def files(
         self,

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sentencepiece
 import soundfile
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models
 from tokenizers.pre_tokenizers import ByteLevel
 
 WORDS = {"blue": 300.0, "green": 600.0, "red": 1100.0, "white": 1900.0}
@@ -84,6 +86,60 @@ def save_whisper(folder: Path, *, seed: int = 0, multilingual: bool = True, seco
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     transformers.WhisperFeatureExtractor(feature_size=16, chunk_length=seconds).save_pretrained(folder)
+    return folder
+
+
+def save_moonshine(folder: Path, *, seed: int = 0) -> Path:
+    """A checkpoint of Moonshine's architecture with random weights, 32 wide; its vocabulary is bytes."""
+    torch.manual_seed(seed)
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(sorted(ByteLevel.alphabet()))}, merges=[]))
+    core.pre_tokenizer, core.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 96}
+    for half in ("encoder", "decoder"):
+        sizes |= {f"{half}_num_hidden_layers": 1, f"{half}_num_attention_heads": 2}
+    config = transformers.MoonshineConfig(
+        vocab_size=len(tokenizer),
+        decoder_start_token_id=ids["bos"],
+        **sizes,
+        **{f"{name}_token_id": value for name, value in ids.items()},
+    )
+    transformers.MoonshineForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
+def save_speech_to_text(folder: Path, *, seed: int = 0) -> Path:
+    """A checkpoint of Speech2Text's architecture with random weights, 32 wide."""
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(WORDS)] * 20),
+        model_prefix=str(folder / "sentencepiece.bpe"),
+        vocab_size=32,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "sentencepiece.bpe.vocab").unlink()
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    names = [*special, *(name for name in map(pieces.id_to_piece, range(len(pieces))) if name not in special)]
+    (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    transformers.Speech2TextTokenizer(
+        str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model")
+    ).save_pretrained(folder)
+    sizes: dict[str, Any] = {"d_model": 32, "num_mel_bins": 16, "input_feat_per_channel": 16, "conv_channels": 32}
+    for half in ("encoder", "decoder"):
+        sizes |= {f"{half}_layers": 1, f"{half}_attention_heads": 2, f"{half}_ffn_dim": 64}
+    config = transformers.Speech2TextConfig(
+        vocab_size=len(names), max_source_positions=400, max_target_positions=96, dropout=0.0, **sizes
+    )
+    transformers.Speech2TextForConditionalGeneration(config).save_pretrained(folder)
+    transformers.Speech2TextFeatureExtractor(feature_size=16, num_mel_bins=16).save_pretrained(folder)
     return folder
 
 

@@ -21,7 +21,7 @@ does not know how uncertain that is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +116,7 @@ def combine(
         if mean:
             p = 10.0**SMALLEST_POWER
             if half_width(p) > abs(mean):
-                p = float(10 ** optimize.brentq(lambda power: half_width(10**power) - abs(mean), SMALLEST_POWER, 0.0))
+                p = _power_of_ten(lambda p: half_width(p) - abs(mean), SMALLEST_POWER, 0)
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
     share = variances[0] / total if total > 0 and spread is not None else 0.0
@@ -176,7 +176,13 @@ def moderated(tables: Sequence[Floats], *, contexts: int) -> list[Spread | None]
 
 def _inverse_trigamma(value: float) -> float:
     value = min(max(value, 1e-5), 1e10)
-    return float(10 ** optimize.brentq(lambda power: float(special.polygamma(1, 10**power)) - value, -6, 6))
+    return _power_of_ten(lambda x: float(special.polygamma(1, x)) - value, -6, 6)
+
+
+def _power_of_ten(function: Callable[[float], float], low: int, high: int) -> float:
+    """Where a function is zero, between two powers of ten."""
+    power = optimize.brentq(lambda power: function(10**power), float(low), float(high))
+    return float(10.0 ** float(power))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

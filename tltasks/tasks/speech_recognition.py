@@ -30,6 +30,7 @@ from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, l
 from tltasks.recipe import SpeechData, SpeechModel, SpeechStage
 from tltasks.recognition import Recogniser, family
 from tltasks.result import Exhibit, Score
+from tltasks.segments import join_segments, read_segments
 from tltasks.sequence_recognition import SequenceRecogniser
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
@@ -206,28 +207,53 @@ class SpeechRecognition:
 
         def encode(batch: Columns) -> Columns:
             encoded: Columns = {key: [] for key in (*self.features, "row", "error")}
-            texts = batch["text"] if written else [""] * len(batch["row"])
-            for value, text, row in zip(batch["audio"], texts, batch["row"], strict=True):
+            n_rows = len(batch["row"])
+            texts = batch["text"] if written else [""] * n_rows
+            segments = batch["segments"] if trains and "segments" in batch else [None] * n_rows
+
+            def add(row: int, text: Any, samples: Samples | None, error: str | None = None) -> None:
                 values: dict[str, Any] = {"audio": None, "seconds": None, "text": text, "labels": []}
-                error = None
+                if samples is not None:
+                    values["audio"], values["seconds"] = audio.to_int16(samples), len(samples) / recogniser.sampling_hz
+                    if trains:
+                        values["labels"], error = self._target(text, values["seconds"])
+                for key, item in {**values, "row": row, "error": error}.items():
+                    encoded[key].append(item)
+
+            for value, text, times, row in zip(batch["audio"], texts, segments, batch["row"], strict=True):
                 try:
                     if written and (not isinstance(text, str) or not text.strip()):
                         raise DataError("has no text")
                     samples = audio.decode_audio(_located(value, split.folder), recogniser.sampling_hz)
-                    values["audio"] = audio.to_int16(samples)
-                    values["seconds"] = len(samples) / recogniser.sampling_hz
-                    if trains:
-                        values["labels"] = recogniser.label_ids(text)
-                        misfit = recogniser.misfit(values["seconds"], values["labels"])
-                        if misfit:
-                            raise DataError(misfit)
+                    clips = self._cut(samples, text, times) if times else [(samples, text)]
                 except DataError as reason:
-                    error = str(reason)
-                for key, item in {**values, "row": row, "error": error}.items():
-                    encoded[key].append(item)
+                    add(row, text, None, str(reason))
+                    continue
+                for clip, said in clips:
+                    add(row, said, clip)
             return encoded
 
         return encode
+
+    def _target(self, text: str, seconds: float) -> tuple[list[int], str | None]:
+        """Labels of a text, or why they and so many seconds of audio cannot be trained on."""
+        try:
+            labels = self.recogniser.label_ids(text)
+        except DataError as reason:
+            return [], str(reason)
+        return labels, self.recogniser.misfit(seconds, labels)
+
+    def _cut(self, samples: Samples, text: str, times: Any) -> list[tuple[Samples, str]]:
+        """A recording that is longer than the window in pieces, each with what is said in it."""
+        hz, window = self.recogniser.sampling_hz, self.recogniser.window_seconds
+        if len(samples) <= window * hz:
+            return [(samples, text)]
+        segments = read_segments(times, seconds=len(samples) / hz)
+        pieces = join_segments(segments, window_seconds=window, joint=" " if self.spaced else "")
+        if not pieces:
+            raise DataError("has no text in its segments")
+        # Rounded down, so that a piece that fits is not a sample longer than the window.
+        return [(samples[int(p.start * hz) : int(p.start * hz) + int((p.end - p.start) * hz)], p.text) for p in pieces]
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         costs: list[int] = self.recogniser.costs(np.asarray(rows["seconds"], dtype=np.float64)).tolist()

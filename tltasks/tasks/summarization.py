@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -398,12 +399,11 @@ class Summarization:
             for i in chosen:
                 texts = {
                     "document": references[i].document,
-                    "summary": predictions[i]["prediction"],
                     "reference": references[i].summary,
+                    "summary": predictions[i]["prediction"],
                 }
-                content = "\n\n".join(f"{name.upper()}\n{text}" for name, text in texts.items())
                 caption = f"{kind} · row {rows[i]['row']}"
-                shown.append(Exhibit("text", f"ROUGE-1 {scores[i]:.1f}", caption, content.encode()))
+                shown.append(Exhibit("texts", f"ROUGE-1 {scores[i]:.1f}", caption, json.dumps(texts).encode()))
         return shown
 
 
