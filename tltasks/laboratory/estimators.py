@@ -64,9 +64,8 @@ def _evidence(u: Floats, sigma: Floats, y: Floats, n: int, width: int) -> float:
 def _log_evidence(alpha: float, beta: float, sigma: Floats, m2: float, residual: float, n: int, width: int) -> float:
     """log p(y | α, β) = D/2 log α + n/2 log β − β/2 ‖y − Fm‖² − α/2 ‖m‖² − ½ log |A| − n/2 log 2π, A = αI + βF'F."""
     log_det = float(np.log(alpha + beta * sigma).sum()) + (width - len(sigma)) * np.log(alpha)
-    return 0.5 * (
-        width * np.log(alpha) + n * np.log(beta) - beta * residual - alpha * m2 - log_det - n * np.log(2 * np.pi)
-    )
+    penalties = beta * residual + alpha * m2 + log_det + n * np.log(2 * np.pi)
+    return float(0.5 * (width * np.log(alpha) + n * np.log(beta) - penalties))
 
 
 def h_score(features: Floats, labels: Ints) -> float:

@@ -130,11 +130,11 @@ def _row_variance(values: Floats) -> float:
         return 0.0
     by_row = values.mean(0)
     if n_seeds == 1:
-        return float(by_row.var(ddof=1)) / n_rows
+        return float(by_row.var(ddof=1) / n_rows)
     rest = values - values.mean(1, keepdims=True) - by_row + values.mean()
     ms_rest = float(np.square(rest).sum()) / ((n_seeds - 1) * (n_rows - 1))
     ms_rows = n_seeds * float(by_row.var(ddof=1))
-    return max(ms_rows - ms_rest, 0.0) / (n_seeds * n_rows)
+    return float(max(ms_rows - ms_rest, 0.0) / (n_seeds * n_rows))
 
 
 def moderated(tables: Sequence[Floats], *, contexts: int) -> list[Spread | None]:
