@@ -135,7 +135,7 @@ def _add_predict(commands: Any) -> None:
 def _add_laboratory(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
-        help="carry out an experiment over many recipes, and say what transfers",
+        help="carry out an experiment, and say what transfers",
         epilog="What is finished is found again: the same command goes on with an experiment that was stopped. "
         "The exit status is 0, or 3 when single cells failed.",
     )

@@ -221,6 +221,7 @@ def mean_tau(tables: list[Floats], *, seed: int = 0) -> tuple[float, float, floa
 
 
 def _tau(table: Floats) -> float:
+    table = np.round(table, 6)  # what differs by rounding alone is a tie
     if len(np.unique(table[:, 0])) < 2 or len(np.unique(table[:, 1])) < 2:
         # an estimator that tells nothing apart has no order; a sample of candidates that are alike has none to find
         return 0.0 if len(np.unique(table[:, 1])) > 1 else float("nan")
