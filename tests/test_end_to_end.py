@@ -229,13 +229,20 @@ def _english_prompts(folder: Path) -> list[str]:
     return [f"model.name={model}", f"data.splits={few}"]
 
 
+def _language_to_vision(folder: Path) -> list[str]:
+    model = texts.save_model(folder / "model", "gpt2")
+    return [f"model.name={model}", f"stages.0.model.name={model}"]
+
+
 OFFLINE = {
+    "language_to_vision": _language_to_vision,
     "emoji_lora": _emoji,
     "package_synopsis": _synopses,
     "pretrain_finetune_transfer": lambda folder: [],
     "paper_titles": _synopses,
     "voice_prompts": _english_prompts,
     "voice_prompts_es": _prompts,
+    "wise_ft": _emoji,
 }
 """Tiny models in place of the real ones, and data in place of what is not committed: scripts beside the offline recipes
 fetch and build them."""
@@ -267,7 +274,7 @@ def test_every_recipe_runs_two_steps(hub: HubServer, recipe: Path, tmp_path: Pat
 
 def test_all_recipes_are_here() -> None:
     named = {str(load_recipe(path, check_files=False).model.name) for path in RECIPES}  # type: ignore[union-attr]
-    assert len(RECIPES) >= 18
+    assert len(RECIPES) >= 20
     assert MODELS.keys() <= named, "a stand-in that no recipe needs"
     assert len(DATA) >= 8
     assert os.access(REPOSITORY / "recipes", os.R_OK)

@@ -11,7 +11,7 @@ import transformers
 
 from tests.tiny import images, speech, texts
 from tltasks.errors import CheckpointError, RecipeError, TltasksError
-from tltasks.trained import Trained, open_trained, write_merged
+from tltasks.trained import Trained, open_trained, write_whole
 
 CPU = torch.device("cpu")
 
@@ -86,7 +86,7 @@ def test_an_adapter_can_be_written_out_whole(tmp_path: Path) -> None:
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "run")
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copy(base / name, tmp_path / "run")
-    write_merged(tmp_path / "run", tmp_path / "whole", trust_remote_code=False)
+    write_whole(opened(tmp_path / "run"), tmp_path / "whole")
     adapted, whole = opened(tmp_path / "run"), opened(tmp_path / "whole")
     assert (adapted.base is None, whole.base) == (False, None)
     pixels = torch.rand(2, 3, 32, 32)

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from tltasks.errors import RecipeError
-from tltasks.recipe import FileName, Keys, Name, Recipe
+from tltasks.recipe import Recipe
 from tltasks.recipe_file import list_mistakes, read_recipe
+from tltasks.recipe_types import FileName, Keys, Name
 from tltasks.source import Keys as Place
 from tltasks.source import Location, Problem, Tree, describe, did_you_mean, dotted, parse, read_text
 from tltasks.validation import read_keys

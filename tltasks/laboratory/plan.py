@@ -16,9 +16,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.file_download import repo_folder_name
 
 from tltasks import __version__
+from tltasks.data_keys import BUILDERS, Data, Source
 from tltasks.folder import write_json
 from tltasks.laboratory.experiment import Cell
-from tltasks.recipe import BUILDERS, Data, Source
 from tltasks.recipe_file import located, recipe_sha256
 from tltasks.stages import plan_stages
 
