@@ -25,7 +25,7 @@ from tltasks.result import load_result
 
 pytestmark = pytest.mark.slow
 
-RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
+RECIPES = sorted(p for p in (REPOSITORY / "recipes").rglob("*.yaml") if p.parent.name != "experiments")
 BIN = Path(sys.executable).parent
 
 

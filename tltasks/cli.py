@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     push.set_defaults(command=_push)
 
     _add_predict(commands)
+    _add_laboratory(commands)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(command=_schema)
@@ -129,6 +130,26 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
     predict.set_defaults(command=_predict)
+
+
+def _add_laboratory(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="carry out an experiment, and say what transfers",
+        epilog="What is finished is found again: the same command goes on with an experiment that was stopped. "
+        "The exit status is 0, or 3 when single cells failed.",
+    )
+    compare.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="YAML file")
+    _add_set(compare)
+    compare.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the experiment's")
+    compare.add_argument("--dry-run", action="store_true", help="show the cells and their time, and stop")
+    compare.set_defaults(command=_compare)
+
+    rank = commands.add_parser("rank", help="rank an experiment's checkpoints for its data, before training")
+    rank.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="YAML file that names its `candidates`")
+    _add_set(rank)
+    rank.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the experiment's")
+    rank.set_defaults(command=_rank)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -258,6 +279,25 @@ def _predict(options: argparse.Namespace) -> int:
         return INTERRUPTED
     prediction.say(prediction.console(), count, options.output)
     return PARTIAL if count.failed else 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from tltasks.laboratory.compare import compare
+    from tltasks.training import Interrupted
+
+    try:
+        failed = compare(options.experiment, options.set, output=options.output, dry_run=options.dry_run)
+    except (Interrupted, KeyboardInterrupt):
+        _say("stopped; what is finished is kept, and the same command goes on with the rest.")
+        return INTERRUPTED
+    return PARTIAL if failed else 0
+
+
+def _rank(options: argparse.Namespace) -> int:
+    from tltasks.laboratory.ranking import rank
+
+    rank(options.experiment, options.set, output=options.output)
+    return 0
 
 
 def _schema(options: argparse.Namespace) -> int:
