@@ -116,7 +116,7 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
     """One stage of a recipe as `tltasks run` carries it out, without evaluation."""
     from rich.console import Console
 
-    from tltasks import machine, runner
+    from tltasks import machine, opening, runner
     from tltasks.precision import choose_attention
     from tltasks.recipe_file import load_recipe, located
     from tltasks.stages import plan_stages
@@ -147,7 +147,7 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
     with tempfile.TemporaryDirectory() as output:
         accelerator, precision = runner._accelerator(recipe, Path(output), machine.join_processes())
         started = time.perf_counter()
-        (item,) = runner._open_stages(accelerator, plans, recipe)
+        (item,) = opening.open_stages(accelerator, plans, recipe)
         preparation = time.perf_counter() - started
         context = runner.Context(accelerator, recipe, Path(output), precision, Console(quiet=True), lambda: False)
         model = item.task.build(plans[0].row)

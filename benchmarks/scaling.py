@@ -138,7 +138,7 @@ def run_stage(folder: Path) -> dict[str, Any]:
     """One stage of a recipe as `tltasks run` carries it out, up to the predictions."""
     from rich.console import Console
 
-    from tltasks import machine, runner
+    from tltasks import machine, opening, runner
     from tltasks.evaluation import predict_rows
     from tltasks.recipe_file import load_recipe, located
     from tltasks.stages import plan_stages
@@ -183,7 +183,7 @@ def run_stage(folder: Path) -> dict[str, Any]:
         phases[name] = {"seconds": round(seconds, 2), "peak_anonymous_mib": round(memory.peak / MIB, 1)}
 
     with phase(PHASES[0]):
-        (item,) = runner._open_stages(accelerator, plans, recipe)
+        (item,) = opening.open_stages(accelerator, plans, recipe)
     rows = item.encoded["train"].rows
     with phase(PHASES[1]):
         model, head = runner._adapt(item, item.task.build(plans[0].row))

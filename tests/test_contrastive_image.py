@@ -20,8 +20,8 @@ from tltasks.cli import main
 from tltasks.contrastive_images import Projection, TwoViews, nt_xent
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.objective_keys import Views
+from tltasks.opening import open_stages
 from tltasks.recipe_file import load_recipe
-from tltasks.runner import _open_stages
 from tltasks.stages import plan_stages
 
 OBJECTIVE = "{name: objective, stage: %s, task: contrastive-image, data: *unlabelled, batch_size: 8, %s}"
@@ -54,7 +54,7 @@ def write_chain(path: Path, zoo: Path, *stages: str, model: str = "vit", label: 
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return _open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
 
 
 @pytest.fixture

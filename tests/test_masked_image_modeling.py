@@ -21,8 +21,9 @@ from tltasks.cli import main
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.masked_images import MaskedAutoencoder, SimMIM, sine_cosine_table
 from tltasks.objective_keys import UnlabelledStage
+from tltasks.opening import Opened, open_stages
 from tltasks.recipe_file import load_recipe
-from tltasks.runner import Opened, _can_publish_adapter, _open_stages
+from tltasks.runner import _can_publish_adapter
 from tltasks.stages import plan_stages
 from tltasks.tasks.base import Checkpoint
 from tltasks.training import Interrupted
@@ -58,7 +59,7 @@ def write_chain(path: Path, zoo: Path, *stages: str, model: str = "architecture"
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return _open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
 
 
 # ---------------------------------------------------------------------------------------------- losses

@@ -15,8 +15,8 @@ from tests.tiny.runs import run_recipe, weights
 from tltasks import probe
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.evaluation import predict_rows
+from tltasks.opening import open_stages
 from tltasks.recipe_file import load_recipe
-from tltasks.runner import _open_stages
 from tltasks.stages import plan_stages
 
 STAGES = (
@@ -48,7 +48,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return _open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)[0]
+    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)[0]
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])

@@ -22,8 +22,8 @@ from tests.tiny import speech
 from tests.tiny.runs import equal, run_recipe, weights
 from tltasks.cli import main
 from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.opening import open_stages
 from tltasks.recipe_file import load_recipe
-from tltasks.runner import _open_stages
 from tltasks.speech_contrast import HEAD, DrawnQuantizer, contrast, draw_mask, draw_negatives, perplexity
 from tltasks.stages import plan_stages
 from tltasks.training import Interrupted
@@ -62,7 +62,7 @@ def write_chain(path: Path, zoo: Path, *stages: str, model: str = "layer-norm", 
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return _open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from tests.tiny import texts
 from tests.tiny.runs import largest_difference, run_recipe, weights
 from tltasks.cli import main
 from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.opening import open_stages
 from tltasks.recipe_file import load_recipe
-from tltasks.runner import _open_stages
 from tltasks.stages import plan_stages
 from tltasks.text_objectives import CausalLanguage, Frame, Infilling, MaskedLanguage, SpanCorruption
 
@@ -60,7 +60,7 @@ def write(path: Path, zoo: Path, name: str, *stages: str, task: str = "", keys: 
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return _open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
 
 
 @pytest.fixture
@@ -361,7 +361,7 @@ def test_refusals_say_what_to_do(
 def test_too_many_tokens_are_refused(zoo: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path / "r.yaml", zoo, "bert"), ["data.max_tokens=200"])
     with pytest.raises(RecipeError, match="reads at most 128 tokens, and this asks for 200"):
-        _open_stages(Accelerator(cpu=True), plan_stages(recipe), recipe)
+        open_stages(Accelerator(cpu=True), plan_stages(recipe), recipe)
 
 
 def test_empty_texts_are_named(zoo: Path, tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ import json
 import math
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from tltasks import card, hub, machine, report
 from tltasks.adapt import adapt, count_parameters
 from tltasks.checkpoint import Checkpoints, Progress
-from tltasks.data import EncodedSplit, encode_split, load_splits
+from tltasks.data import EncodedSplit
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
 from tltasks.evaluation import (
     NEIGHBOUR_ROWS,
@@ -42,22 +41,20 @@ from tltasks.evaluation import (
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
 from tltasks.interpolation import interpolate
 from tltasks.metrics import paired_difference
+from tltasks.opening import DECIDING, Opened, open_stages
 from tltasks.precision import check_architecture, choose_attention, choose_precision
 from tltasks.probe import cached_features, fit_probe
 from tltasks.recipe import Recipe
-from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
+from tltasks.recipe_file import located, recipe_sha256, write_recipe
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, lineage_after, stage_from_json
 from tltasks.stages import StagePlan, plan_stages
-from tltasks.start import Start, find_start
 from tltasks.tables import show_checks, show_plan, show_result
 from tltasks.tasks import load_adapter
-from tltasks.tasks.base import Checkpoint, Embeds, Prediction, Task
+from tltasks.tasks.base import Checkpoint, Embeds, Prediction
 from tltasks.tracking import Tracker, check_trackers, read_metrics
 from tltasks.training import Interrupted, Job, measure, train
 
 Scores = dict[str, Score]
-DECIDING = ("test", "validation")
-"""Splits that a headline may stand on, the better first."""
 ROW_SCORES = "row_scores.safetensors"
 """What each row of a split contributes to the headline, by which later stages are compared with a stage."""
 
@@ -87,7 +84,7 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
 
     # ------------------------------------------------------- data and checkpoints, opened and checked
     plans = plan_stages(located(recipe))
-    opened = _open_stages(accelerator, plans, recipe)
+    opened = open_stages(accelerator, plans, recipe)
     for item in opened:
         check_architecture(precision, item.task.architecture, shown=item.source.shown)
     for item in opened:
@@ -143,28 +140,6 @@ class Context:
         return machine.loader_workers(self.accelerator.device, self.accelerator.num_processes, asked)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A stage whose data and checkpoint have been found to be in order."""
-
-    plan: StagePlan
-    task: Task
-    source: Checkpoint
-    encoded: dict[str, EncodedSplit]
-    checks: dict[str, dict[str, float]]
-    """What the task found odd about each split."""
-    lineage: list[dict[str, Any]] = field(default_factory=list)
-    """Of the run that the checkpoint is of."""
-    notes: list[str] = field(default_factory=list)
-    """What its user should know of the checkpoint."""
-
-    @property
-    def judged(self) -> dict[str, EncodedSplit]:
-        """The splits that are predicted, the deciding one first."""
-        names = dict.fromkeys([*DECIDING, *self.encoded])
-        return {name: self.encoded[name] for name in names if name in self.encoded and name != "train"}
-
-
 def _on_main_process(state: PartialState, action: Callable[[], None]) -> None:
     """Do something once; what it raises, every process raises, so that none is left waiting for the others."""
     failure: list[TltasksError | None] = [None]
@@ -192,61 +167,7 @@ def _accelerator(recipe: Recipe, output: Path, state: PartialState) -> tuple[Acc
     return accelerator, precision
 
 
-# ------------------------------------------------------------------------------------------ opening
-
-
-def _open_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recipe) -> list[Opened]:
-    """All stages, each that goes on from another opened with what that one will leave: its labels, its sizes."""
-    opened: list[Opened] = []
-    for plan, as_written in zip(plans, plan_stages(recipe), strict=True):
-        found = Start(Checkpoint(""), [], [])
-        with tempfile.TemporaryDirectory() as setup:
-            if plan.stage.start == "previous":
-                source = opened[-1].source
-                opened[-1].task.save_setup(Path(setup))
-                start = dataclasses.replace(source, name=setup, revision="main")
-            else:
-                model = plan.model
-                named = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=as_written.model.name)
-                with accelerator.local_main_process_first():
-                    found = find_start(named, tag=plan.task)
-                source = start = found.checkpoint
-            item = _open(accelerator, plan, recipe, source=source, start=start)
-            opened.append(dataclasses.replace(item, lineage=found.lineage, notes=found.notes))
-    return opened
-
-
-def _open(
-    accelerator: Accelerator, plan: StagePlan, recipe: Recipe, *, source: Checkpoint, start: Checkpoint
-) -> Opened:
-    """Load and encode the stage's data and read the configuration that it starts from; no weights."""
-    adapter = load_adapter(plan.task)
-    if plan.row.cached and not issubclass(adapter, Embeds):
-        raise RecipeError(f"stages[{plan.index}]: {plan.task} has no head that a probe could fit; use `transfer`.")
-    with accelerator.local_main_process_first():
-        splits = load_splits(
-            plan.data, seed=recipe.seed, label=adapter.label, train=plan.row.trains, locate=_locate(recipe, plan)
-        )
-        task = adapter.open(plan, splits, start, seed=recipe.seed)
-        encoded = {
-            name: encode_split(
-                split,
-                task.encoder(split),
-                task.features,
-                key=task.encoding_key,
-                max_bad_share=plan.data.max_bad_share,
-                processes=machine.cores(),
-            )
-            for name, split in splits.items()
-        }
-    return Opened(plan, task, source, encoded, task.examine(encoded))
-
-
-def _locate(recipe: Recipe, plan: StagePlan) -> Callable[[str], str]:
-    """Where the recipe says a key of the stage's data, which is its own or the whole recipe's."""
-    own = getattr(recipe.stages[plan.index], "data", None) is not None
-    prefix = f"stages[{plan.index}].data" if own else "data"
-    return lambda key: f"{written_at(recipe, f'{prefix}.{key}')}  {prefix}.{key}"
+# --------------------------------------------------------------------------------------- a dry run
 
 
 def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Path) -> dict[str, Any]:
@@ -272,7 +193,7 @@ def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Pat
 def open_recipe(recipe: Recipe, output: Path) -> tuple[Accelerator, list[Opened]]:
     """The devices, and all stages with their data and checkpoints opened; nothing is written to `output`."""
     accelerator, _ = _accelerator(recipe, output, machine.join_processes())
-    return accelerator, _open_stages(accelerator, plan_stages(located(recipe)), recipe)
+    return accelerator, open_stages(accelerator, plan_stages(located(recipe)), recipe)
 
 
 def measure_stages(recipe: Recipe, output: Path) -> list[dict[str, Any]]:

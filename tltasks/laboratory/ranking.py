@@ -23,10 +23,11 @@ from tltasks.laboratory.analysis import Findings, analyse
 from tltasks.laboratory.estimators import ESTIMATORS
 from tltasks.laboratory.experiment import Cell, Experiment, Levels, load_experiment
 from tltasks.laboratory.plan import PlannedCell, plan_cells
+from tltasks.opening import Opened
 from tltasks.probe import cached_features
 from tltasks.recipe import TASKS, Recipe
 from tltasks.result import finite, show_duration
-from tltasks.runner import Opened, open_recipe
+from tltasks.runner import open_recipe
 from tltasks.stages import plan_stages
 
 Floats = NDArray[np.float64]
