@@ -406,10 +406,18 @@ def test_long_documents_are_read_whole_in_pieces(folder: Path, name: str, tmp_pa
     assert [p["pieces"] for p in found] == [len(of) for of in pieces]
     assert len(written) == 2, "all pieces at once, then all that are too long together at once"
     assert len(written[0][0]) == sum(len(of) for of in pieces)
+    assert len(written[1][0]) == sum(p["summarised_twice"] for p in found)
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(Summarization, "_write", counting)
+        patch.setattr("tltasks.tasks.summarization.PIECES_AT_ONCE", 2)
+        written.clear()
+        (alone,) = opened.task.predict(model, opened.task.read(rows, [4]))
+    most = len(pieces[4])
+    assert [len(batch) for batch, _ in written[:-1]] == [2] * (most // 2) + [1] * (most % 2), "of a long document alone"
+    assert (alone["pieces"], alone["summarised_twice"]) == (most, True)
     twice = [p["summarised_twice"] for p in found]
     assert twice[4]
     assert not twice[0]
-    assert len(written[1][0]) == sum(twice)
     for p in found:
         assert p["summarised_twice"] == p["prediction"].startswith("2 ")
     score = opened.task.score(found, opened.task.references(rows), intervals=True)

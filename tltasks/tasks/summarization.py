@@ -42,6 +42,8 @@ from tltasks.text_checks import check_pairs
 from tltasks.text_format import SUFFIXES, TextFormat, open_format, own_limits, stored_task
 from tltasks.vocabulary_loss import has_plain_head, mean_loss, plain_model
 
+PIECES_AT_ONCE = 16
+"""Of one document that is longer than the model reads at once."""
 SHOWN_EXAMPLES = 3
 """Worst, median and best summaries of the report, of each as many."""
 
@@ -306,8 +308,12 @@ class Summarization:
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         piece_of = batch["piece_of"].tolist()
         written: list[list[str]] = [[] for _ in range(piece_of[-1] + 1)]
-        for row, text in zip(piece_of, self._write(model, batch), strict=True):
-            written[row].append(text)
+        # Passes are cut between rows, and one long document alone may be far more than a pass.
+        at_once = PIECES_AT_ONCE if len(written) == 1 else len(piece_of)
+        for start in range(0, len(piece_of), at_once):
+            some = {name: values[start : start + at_once] for name, values in batch.items()}
+            for row, text in zip(piece_of[start : start + at_once], self._write(model, some), strict=True):
+                written[row].append(text)
         joined = ["\n".join(text for text in texts if text) for texts in written]
         # Together they may be too long for a summary; then they are the document of one.
         _, sizes = self.form.encode_summaries(joined)
