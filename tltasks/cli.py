@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     push.set_defaults(command=_push)
 
     _add_predict(commands)
+    _add_demo(commands)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(command=_schema)
@@ -109,7 +110,7 @@ def _add_predict(commands: Any) -> None:
         help="answer for files, folders and tables, by a trained model",
         epilog="The exit status is 0, or 3 when single inputs had no answer (they have an `error` instead).",
     )
-    predict.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
+    _add_model(predict)
     predict.add_argument(
         "inputs",
         nargs="+",
@@ -121,14 +122,24 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument("--resume", action="store_true", help="complete --output: inputs that it has are passed over")
     predict.add_argument("--column", metavar="NAME", help="column of a table; unset: that of the run's data")
-    predict.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to name, the likeliest first (5)")
-    predict.add_argument("--task", choices=TASK_NAMES, help="where the checkpoint does not tell")
-    predict.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
-    predict.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says"
-    )
-    predict.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
     predict.set_defaults(command=_predict)
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="a page in the browser, to try a trained model and read about it")
+    _add_model(demo)
+    demo.add_argument("--port", type=int, help="unset: the first that is free from 7860 on")
+    demo.add_argument("--host", help="address to serve at, such as 0.0.0.0 for other machines (127.0.0.1)")
+    demo.set_defaults(command=_demo)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
+    parser.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to name, the likeliest first (5)")
+    parser.add_argument("--task", choices=TASK_NAMES, help="where the checkpoint does not tell")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -233,8 +244,7 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    if options.top_k < 1:
-        raise RecipeError(f"--top-k {options.top_k}: name at least one class.")
+    _check_top_k(options.top_k)
     from tltasks import prediction
 
     try:
@@ -257,6 +267,39 @@ def _predict(options: argparse.Namespace) -> int:
         return INTERRUPTED
     prediction.say(prediction.console(), count, options.output)
     return PARTIAL if count.failed else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    _check_top_k(options.top_k)
+    from tltasks.demo import open_demo
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported, too
+    try:
+        from tltasks.demo_page import launch, wait
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise RecipeError("demo: needs Gradio, which is not installed: pip install 'tltasks[demo]'") from None
+
+    demo = open_demo(
+        options.model,
+        tag=options.task,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        top_k=options.top_k,
+        precision=options.precision,
+    )
+    served = launch(demo, host=options.host, port=options.port)
+    _say(f"{demo.title}: {served.url} (Ctrl-C ends it)")
+    with contextlib.suppress(KeyboardInterrupt):
+        wait()
+    served.close()
+    return 0
+
+
+def _check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise RecipeError(f"--top-k {top_k}: name at least one class.")
 
 
 def _schema(options: argparse.Namespace) -> int:
