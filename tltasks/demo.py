@@ -120,13 +120,13 @@ class Demo:
         return "\n".join(lines)
 
     def card(self) -> str | None:
-        """The run's model card without its front matter, in Markdown; None where there is no run."""
+        """The run's model card without front matter and title, in Markdown; None where there is no run."""
         run, recipe = self.trained.run, self.trained.recipe
         if run is None or recipe is None:
             return None
         path = run / "README.md"
         card = path.read_text(encoding="utf-8") if path.is_file() else card_for_repo(run, recipe, self.title)
-        return re.sub(r"\A---\n.*?\n---\n", "", card, count=1, flags=re.DOTALL).strip()
+        return re.sub(r"\A(---\n.*?\n---\n)?\s*(# [^\n]*\n)?", "", card, count=1, flags=re.DOTALL).strip()
 
     def examples(self, folder: Path) -> list[str]:
         """A few inputs of the split that the headline is of: texts, or files that are put into `folder`.

@@ -24,10 +24,11 @@ from tltasks.inputs import InputKind
 CSS = """
 .said { padding: 0.75rem 1rem; border-radius: 0.5rem; background: #fef2f2; color: #991b1b; }
 .dark .said { background: #450a0a; color: #fecaca; }
-table.pieces { width: 100%; border-collapse: collapse; }
-table.pieces td, table.pieces th { padding: 0.3rem 0.6rem 0.3rem 0; text-align: left; vertical-align: top; }
-table.pieces td:first-child { white-space: nowrap; font-variant-numeric: tabular-nums; opacity: 0.75; }
-.card table { display: block; overflow-x: auto; max-width: 100%; }
+.pieces table { width: 100%; border-collapse: collapse; }
+.pieces td, .pieces th { padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+.pieces td:first-child { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.card table { display: block; overflow-x: auto; max-width: 100%; border: none; }
+.card td, .card th { word-break: normal; overflow-wrap: normal; }
 """
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 """No page, whatever a card holds, makes a browser fetch from elsewhere."""
@@ -53,17 +54,17 @@ class _Inward:
 # ------------------------------------------------------------------------------------------------ parts
 
 
-class _Picture(gradio.Image):  # type: ignore[misc]
-    """Hands on the file as it was dropped; Gradio's own would decode it, and fail without a word to the visitor."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
-
-
 def _ask_picture() -> Any:
-    return _Picture(type="filepath", image_mode=None, label="Image", height=320, buttons=["fullscreen"])
+    picture = gradio.Image(type="filepath", image_mode=None, label="Image", height=320, buttons=["fullscreen"])
+    # Its own would decode the file, and fail without a word to the visitor where it is none. A class of one's own would
+    # make Gradio write a file beside this one (gradio 6.31, component_meta.py, create_or_modify_pyi).
+    picture.preprocess = _path
+    return picture
+
+
+def _path(payload: Any) -> str | None:
+    """Where Gradio keeps a file as it was dropped."""
+    return payload and str(payload.path)
 
 
 def _ask_recording() -> Any:
@@ -91,7 +92,7 @@ def _pieces(answer: Answer) -> str:
         f"<tr><td>{_clock(p['start'])} – {_clock(p['end'])}</td><td>{_plain(p['text'])}</td></tr>"
         for p in answer["pieces"]
     ]
-    return f"<table class='pieces'><tr><th>Time</th><th>Text</th></tr>{''.join(rows)}</table>"
+    return f"<div class='pieces'><table><tr><th>Time</th><th>Text</th></tr>{''.join(rows)}</table></div>"
 
 
 def _loop(answer: Answer) -> str | None:
@@ -142,7 +143,8 @@ class _Panel:
 
     def ask(self, respondent: Callable[[], Respondent], value: str) -> Updates:
         try:
-            return self.updates(respondent().answer(value))
+            answer = respondent().answer(value)
+            return self.updates(answer, None if answer["prediction"] else "The model had nothing to say to this.")
         except TltasksError as error:
             return self.updates(None, sentence(error))
 
@@ -160,7 +162,7 @@ def build(demo: Demo, examples: list[str]) -> Any:
         with gradio.Tab("About the model"):
             quality, card = demo.quality(), demo.card()
             if quality:
-                gradio.Markdown(f"## Measured quality\n\n{quality}", elem_classes=["card"])
+                gradio.Markdown(f"## Measured quality\n\n{quality}\n\n---", elem_classes=["card"])
             gradio.Markdown(card or "This model came without the results of a run.", elem_classes=["card"])
     return page
 
@@ -169,16 +171,17 @@ def _lay_out_trial(demo: Demo, given: InputKind, columns: list[str], examples: l
     with gradio.Row():
         with gradio.Column(min_width=300):
             entry = INPUTS[given.column]()
+            entry.elem_classes = ["entry"]
             button = gradio.Button("Answer", variant="primary") if given.is_text else None
             both = gradio.Checkbox(
                 label=f"Compare with the untouched checkpoint ({demo.origin})", visible=demo.origin is not None
             )
-            if examples:
-                gradio.Examples([[each] for each in examples], entry, cache_examples=False, label="From the test set")
         with gradio.Column(min_width=300):
             own = _Panel(columns, "This model", "own")
-            with gradio.Column(visible=False) as side:
-                other = _Panel(columns, f"Untouched checkpoint ({demo.origin})", "other")
+        with gradio.Column(min_width=300, visible=False) as side:
+            other = _Panel(columns, f"Untouched checkpoint ({demo.origin})", "other")
+    if examples:
+        gradio.Examples([[each] for each in examples], entry, cache_examples=False, label="From the test set")
 
     def answer(value: str | None, compared: bool) -> Updates:
         if value is None or not value.strip():
@@ -241,6 +244,7 @@ def launch(demo: Demo, *, host: str | None, port: int | None) -> Served:
                 run_history=False,
                 ssr_mode=False,
                 pwa=False,
+                theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                 css=CSS,
                 app_kwargs={"middleware": [Middleware(_Inward)]},
             )
