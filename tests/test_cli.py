@@ -284,3 +284,12 @@ def test_doctests_of_recipe_reading() -> None:
     results = [doctest.testmod(importlib.import_module(f"tltasks.{name}")) for name in names]
     assert sum(result.attempted for result in results) >= 3
     assert sum(result.failed for result in results) == 0
+
+
+def test_a_demo_without_gradio_says_how_to_install_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "tltasks.demo_page", raising=False)
+    assert main(["demo", "nobody/nothing"]) == MISUSED
+    assert "pip install 'tltasks[demo]'" in capsys.readouterr().err

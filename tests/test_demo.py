@@ -69,7 +69,8 @@ def visited(browser: Any, model: Path, folder: Path) -> Iterator[Any]:
         page.set_default_timeout(20_000)
         page.on("request", lambda request: hosts.append(urlsplit(request.url).hostname))
         page.on("pageerror", lambda error: failures.append(str(error)))
-        page.goto(served.url)
+        first = page.goto(served.url)
+        assert first.headers["content-security-policy"].startswith("default-src 'self'")
         yield page
         page.close()
     finally:

@@ -105,7 +105,7 @@ VIEWS: dict[str, _View] = {
         lambda answer: {each["label"]: each["probability"] for each in answer["top"]},
     ),
     "prediction": _View(
-        lambda: gradio.Textbox(label="Answer", lines=3, max_lines=20, interactive=False, buttons=["copy"]),
+        lambda: gradio.Textbox(label="Answer", lines=6, max_lines=20, interactive=False, buttons=["copy"]),
         lambda answer: answer["prediction"],
     ),
     "looped": _View(lambda: gradio.Markdown(visible=False), _loop),
