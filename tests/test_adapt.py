@@ -20,7 +20,7 @@ from tltasks.adapt import (
     set_training_mode,
 )
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.recipe import ImageStage
+from tltasks.stage_keys import ImageStage
 from tltasks.stages import STAGES
 
 # peft 0.21 asks transformers 5.24 by an old name
@@ -89,6 +89,11 @@ METHODS: dict[str, Any] = {
     "lora": {"lora": {"rank": 4}},
     "rslora": {"lora": {"rank": 4, "alpha": 3.0, "rslora": True}},
     "dora": {"dora": {"rank": 2}},
+    "gaussian": {"lora": {"rank": 4, "init": "gaussian"}},
+    "pissa": {"lora": {"rank": 4, "init": "pissa"}},
+    "olora": {"lora": {"rank": 4, "init": "olora"}},
+    "orthogonal": {"lora": {"rank": 4, "init": "orthogonal"}},
+    "dora-pissa": {"dora": {"rank": 2, "init": "pissa"}},
     "ia3": {"ia3": {}},
     "loha": {"peft": {"type": "loha", "r": 2}},
 }
@@ -109,6 +114,12 @@ def shaken(model: nn.Module) -> nn.Module:
 def test_merged_is_the_adapter(method: str, architecture: str) -> None:
     plain = build(architecture)
     pixels = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    if architecture == "resnet" and method in {"pissa", "olora", "orthogonal", "dora-pissa"}:
+        with pytest.raises(
+            CheckpointError, match=r"init: only linear layers can start so, and ResNet.*has convolutions"
+        ):
+            adapted(plain, METHODS[method])
+        return
     with torch.inference_mode():
         before = plain(pixel_values=pixels).logits
         model = shaken(adapted(plain, METHODS[method]))
@@ -123,6 +134,84 @@ def test_merged_is_the_adapter(method: str, architecture: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=1e-4)
     assert torch.equal(again, expected), "the adapter itself stays as it was"
     assert whole.state_dict().keys() == build(architecture).state_dict().keys()
+
+
+def t5() -> tuple[transformers.PreTrainedModel, list[str], dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ids = torch.arange(3, 17).view(2, 7)
+    return transformers.T5ForConditionalGeneration(config), ["lm_head"], {"input_ids": ids, "decoder_input_ids": ids}
+
+
+def whisper() -> tuple[transformers.PreTrainedModel, list[str], dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    sizes = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 32))}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 0, "max_source_positions": 50}
+    config = transformers.WhisperConfig(vocab_size=40, d_model=16, num_mel_bins=16, **sizes, **heads)
+    sound = torch.randn(2, 16, 100)
+    inputs = {"input_features": sound, "decoder_input_ids": torch.arange(3, 11).view(2, 4)}
+    return transformers.WhisperForConditionalGeneration(config), ["proj_out"], inputs
+
+
+@pytest.mark.parametrize("make", [t5, whisper])
+@pytest.mark.parametrize("method", METHODS)
+def test_adapters_of_text_and_speech_models_merge(method: str, make: Any) -> None:
+    plain, head, inputs = make()
+    stage = ImageStage.model_validate(
+        {"stage": "finetune", "learning_rate": 1e-3, "epochs": 1.0, "adapt": METHODS[method]}
+    )
+    targets = find_lora_targets(plain, head=head)
+    with torch.inference_mode():
+        before = plain.eval()(**inputs).logits
+        made = adapt(
+            plain, stage, STAGES["finetune"], head=[], targets=targets, shown_name="ada/base", revision="v1"
+        ).eval()
+        torch.testing.assert_close(made(**inputs).logits, before, msg="training starts at the checkpoint")
+        expected = shaken(made)(**inputs).logits
+        found = merged(made)(**inputs).logits
+    scale = float(expected.abs().max())
+    assert float((before - expected).abs().max()) > 1e-3 * scale
+    torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=1e-4)
+
+
+def test_biases_alone_and_a_new_head() -> None:
+    model = adapted(build(), "bitfit")
+    biases = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
+    assert len(biases) > 10
+    assert trained(model) == biases | {"classifier.weight"}
+    assert trained(adapted(build(), "bitfit", "finetune")) == biases
+    plain, _, _ = t5()
+    stage = ImageStage.model_validate({"stage": "finetune", "learning_rate": 1e-3, "epochs": 1.0, "adapt": "bitfit"})
+    with pytest.raises(RecipeError, match="T5ForConditionalGeneration has no biases"):
+        adapt(plain, stage, STAGES["finetune"], head=[], targets=[], shown_name="", revision="")
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal"])
+def test_an_adapter_that_takes_from_the_weights_does_not_stand_alone(init: str) -> None:
+    keys = {"stage": "transfer", "learning_rate": 1e-3, "epochs": 1.0}
+    assert not ImageStage.model_validate({**keys, "adapt": {"lora": {"init": init}}}).adapt.stands_alone
+    assert ImageStage.model_validate({**keys, "adapt": {"lora": {"init": "gaussian"}}}).adapt.stands_alone
+    assert ImageStage.model_validate({**keys, "adapt": "dora"}).adapt.stands_alone
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "said"),
+    [
+        ({"type": "ADALORA", "total_step": 9}, RecipeError, "ADALORA moves ranks among layers"),
+        ({"type": "prompt_tuning"}, RecipeError, "PROMPT_TUNING learns virtual tokens"),
+        ({"type": "XLORA"}, RecipeError, "combines adapters"),
+        ({"type": "LILY", "r": 2}, CheckpointError, r"LILY cannot be merged into the weights of ViT.*; use lora"),
+    ],
+)
+def test_methods_that_could_not_be_saved_are_refused(keys: dict[str, Any], error: Any, said: str) -> None:
+    with pytest.raises(error, match=said):
+        adapted(build(), {"peft": keys})
+
+
+@pytest.mark.parametrize("how", ["qlora", {"qlora": {"rank": 4}}])
+def test_qlora_is_refused_by_name(how: Any) -> None:
+    with pytest.raises(ValueError, match="QLoRA is not offered: weights are held in fp32"):
+        adapted(build(), how)
 
 
 def test_a_plain_model_is_merged_already() -> None:

@@ -21,7 +21,7 @@ from tltasks.audio import (
 )
 from tltasks.audio_augmentation import Masks, augment_audio, mask_samples, mask_spectrogram
 from tltasks.errors import DataError
-from tltasks.recipe import SpecAugment, SpeechAugment
+from tltasks.stage_keys import SpecAugment, SpeechAugment
 
 HZ = 16000
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(HZ // 2) / HZ)).astype(np.float32)

@@ -23,6 +23,7 @@ from tests.tiny.images import save_data, save_model, write_recipe
 from tltasks.adapt import adapt
 from tltasks.card import card_for_repo, clean, render_card
 from tltasks.data import load_splits
+from tltasks.objective_keys import UnlabelledStage
 from tltasks.recipe import TASKS, Recipe
 from tltasks.recipe_file import load_recipe, located
 from tltasks.result import Headline, RunResult, Score, StageResult
@@ -284,8 +285,67 @@ def pretrained() -> RunResult:
     return dataclasses.replace(result, headline=dataclasses.replace(result.headline, higher_is_better=False))
 
 
+OBJECTIVES: dict[str, tuple[str, str, dict[str, float], dict[str, Any]]] = {
+    "contrastive-image": (
+        "microsoft/resnet-50",
+        "uoft-cs/cifar10, columns: {image: img, label: label}",
+        {"views_matched": 0.93, "knn_accuracy": 0.41, "feature_spread": 0.31},
+        {"objective": "SimCLR", "group": 256, "model_type": "resnet"},
+    ),
+    "speech-pretraining": (
+        "facebook/wav2vec2-base",
+        "PolyAI/minds14",
+        {"told_right": 0.52, "codes_in_use": 101.5, "feature_spread": 0.31},
+        {"objective": "wav2vec 2.0", "negatives": 100, "model_type": "wav2vec2"},
+    ),
+    "text-denoising": (
+        "google-t5/t5-small",
+        "EdinburghNLP/xsum",
+        {"told_right": 0.52, "feature_spread": 0.31},
+        {"objective": "T5's span corruption", "mask_ratio": 0.15, "max_tokens": 512, "model_type": "t5"},
+    ),
+    "masked-language-modeling": (
+        "google-bert/bert-base-uncased",
+        "EdinburghNLP/xsum",
+        {"told_right": 0.52, "knn_accuracy": 0.41, "feature_spread": 0.31},
+        {"objective": "masked language modelling", "mask_ratio": 0.15, "max_tokens": 512, "model_type": "bert"},
+    ),
+    "causal-language-modeling": (
+        "openai-community/gpt2",
+        "EdinburghNLP/xsum",
+        {"told_right": 0.52, "perplexity": 1.52, "feature_spread": 0.31},
+        {"objective": "causal language modelling", "mask_ratio": None, "max_tokens": 512, "model_type": "gpt2"},
+    ),
+}
+"""Base, data, scores and weights of a run of each objective besides masked image modelling."""
+
+
+def continued(task: str, folder: Path) -> str:
+    """The card of an objective that has gone on from a checkpoint."""
+    base, data, values, weights = OBJECTIVES[task]
+    judged = Score({"loss": 0.42, **values}, "loss", (0.41, 0.43), {})
+    plain = Score({"loss": 1.0}, "loss", (0.99, 1.01), {"difference_ci95": [-0.6, -0.56]})
+    arm = "token_frequencies" if task.startswith(("text", "masked", "causal")) else "chance"
+    made = dataclasses.replace(
+        stage({"test": judged}, name="finetune", kind="finetune"),
+        task=task,
+        baselines={arm: {"test": plain}},
+        weights={**stage({}).weights, "name": base, "adapter": False, **weights},
+    )
+    result = result_of(made)
+    result = dataclasses.replace(result, headline=dataclasses.replace(result.headline, higher_is_better=False))
+    text = (
+        f"task: {task}\nmodel: {{name: {base}}}\ndata: {{name: {data}}}\nstages:\n"
+        "  - {stage: finetune, epochs: 10, batch_size: 32, learning_rate: 1e-4}\n"
+        "output: outputs/objective\nhub: {repo: ada/objective, licence: apache-2.0}\n"
+    )
+    return render_card(result, recipe_of(folder, text), adapter=False, repo="ada/objective")
+
+
 def printed(task: str, folder: Path, *, adapter: bool = True) -> str:
     """The card of a task's usual run."""
+    if task in OBJECTIVES:
+        return continued(task, folder)
     if task == "image-classification":
         return render_card(usual(), recipe_of(folder), adapter=adapter, repo="ada/vit-cifar10-lora")
     if task == "masked-image-modeling":
@@ -679,7 +739,10 @@ def test_snippet_runs_as_printed(tmp_path: Path, architecture: str, adapter: boo
             assert any(repo in request.path for request in server.requests)
 
 
-@pytest.mark.parametrize("task", sorted(set(TASKS) - {"masked-image-modeling"}))  # whose card has a whole encoder
+WITH_ADAPTERS = sorted(task for task, keys in TASKS.items() if not issubclass(keys.stage, UnlabelledStage))
+
+
+@pytest.mark.parametrize("task", WITH_ADAPTERS)
 def test_snippet_says_what_to_install(task: str, tmp_path: Path) -> None:
     for adapter, needed in ((True, "`pip install peft transformers torch"), (False, "`pip install transformers torch")):
         assert needed in printed(task, tmp_path, adapter=adapter)

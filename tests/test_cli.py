@@ -210,6 +210,7 @@ def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixtu
         ),
         (["check", "."], ".: is a folder; name a recipe file in it."),
         (["push", "nowhere"], "error: push nowhere: not a results folder (no recipe.yaml)."),
+        (["push", "out", "--repo", "a", "--as", "adapter"], "--as adapter: its weights are whole. Where an adapter"),
         (["push", "out"], "error: push: the recipe names no hub.repo; say --repo USER/NAME."),
     ],
 )

@@ -9,8 +9,8 @@ import datasets
 import pytest
 
 from tltasks.data import EncodedSplit, Split, encode_split, load_splits
+from tltasks.data_keys import ExtraTest, ImageColumns, ImageData, Splits
 from tltasks.errors import DataError
-from tltasks.recipe import ExtraTest, ImageColumns, ImageData, Splits
 
 COLUMNS = ImageColumns(image="picture", label="kind")
 

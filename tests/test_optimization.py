@@ -10,8 +10,9 @@ from torch import nn
 
 from tests.tiny.images import CONFIGS
 from tltasks.adapt import find_head
+from tltasks.adapt_keys import Adapt, Full
 from tltasks.optimization import MovingAverage, build_optimizer, layer_scales, learning_rate_factor, trained
-from tltasks.recipe import Adapt, Full, ImageStage
+from tltasks.stage_keys import ImageStage
 
 
 def stage(**keys: Any) -> ImageStage:

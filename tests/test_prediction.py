@@ -387,6 +387,8 @@ def test_what_was_pushed_predicts_as_recorded(hub: HubServer, tmp_path: Path, na
         for publish in ("adapter", "merged"):
             tltasks("predict", f"ada/{sys.argv[3]}-{publish}", sys.argv[1],
                 "--output", f"{sys.argv[2]}/{publish}.jsonl")
+        tltasks("run", sys.argv[4], "--output", f"{sys.argv[2]}/again", "--set", "stages=[{stage: zero_shot}]",
+            "--set", f"model.name=ada/{sys.argv[3]}-adapter", "--set", "hub.repo=null")
     """
     done = launch(hub, textwrap.dedent(script) + textwrap.dedent(PEERS[name]), inputs, tmp_path, name, recipe)
     theirs = json.loads(done.stdout.splitlines()[-1])
@@ -397,6 +399,10 @@ def test_what_was_pushed_predicts_as_recorded(hub: HubServer, tmp_path: Path, na
         assert [row["prediction"] for row in rows] == before["prediction"], publish
         if publish in theirs:
             assert theirs[publish] == before["prediction"], publish
+    # A run goes on from a published adapter, on the base that it was trained on, and says that the base has moved.
+    (path,) = (tmp_path / "again" / "predictions").glob("*-test.parquet")
+    assert pq.read_table(path)["prediction"].to_pylist() == recorded(tmp_path / "adapter")["prediction"]
+    assert f"goes on from ada/base as it was at {base[:8]}; the Hub has" in done.stderr
 
 
 PEERS = {

@@ -4,9 +4,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from tltasks.adapt_keys import Adapt, Full, Lora
 from tltasks.errors import RecipeError
-from tltasks.recipe import FORMS, TASKS, Adapt, Full, Hub, ImageStage, Lora, Recipe, Stage
+from tltasks.recipe import TASKS, Hub, Recipe
 from tltasks.recipe_file import load_recipe
+from tltasks.recipe_types import FORMS
+from tltasks.stage_keys import ImageStage, Stage
 
 BASE = """\
 task: image-classification
@@ -35,7 +38,7 @@ HERE = "§"
 
 MODEL_KEYS = "allowed: name, revision, trust_remote_code, image_size"
 STAGES = "'finetune', 'transfer', 'pretrain', 'probe', 'zero_shot'"
-METHODS = "`full`, `head`, `lora`, `dora`, `ia3`, `peft`"
+METHODS = "`full`, `head`, `lora`, `dora`, `ia3`, `bitfit`, `peft`"
 TWO_STAGES = "    augment:\n      flip: true\n  - {stage: finetune, start: previous, epochs: 1, learning_rate: 1e-4}\n"
 
 MISTAKES = {
@@ -50,7 +53,7 @@ MISTAKES = {
     "lora": ("adapt: lora", "adapt: {lora: {§rnk: 8}}", "stages[0].adapt.lora.rnk: unknown key; did you mean `rank`?",
              "allowed: rank, alpha, dropout, targets, rslora"),
     "method": ("adapt: lora", "adapt: {§loraa: {rank: 8}}", "stages[0].adapt.loraa: unknown key; did you mean `lora`?",
-               "allowed: full, head, lora, dora, ia3, peft"),
+               "allowed: full, head, lora, dora, ia3, bitfit, peft"),
     "method as text": ("adapt: lora", "§adapt: loraa",
                        "stages[0].adapt: unknown: the text 'loraa'; did you mean `lora`?", "allowed: full, head, lora"),
     "hub": ("seed: 0", "hub: {§license: mit}", "hub.license: unknown key; did you mean `licence`?", "allowed: repo,"),
@@ -370,4 +373,4 @@ def test_every_pattern_has_words() -> None:
         for kind in (keys.model, keys.data, keys.stage):
             patterns |= set(re.findall(r"'pattern': '(.*?)'[,}]", str(kind.model_json_schema())))
     assert {pattern.replace("\\\\", "\\") for pattern in patterns} == set(FORMS)
-    assert len(FORMS) == 3
+    assert len(FORMS) == 4

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tltasks.recipe import StageName
 from tltasks.recipe_file import load_recipe
+from tltasks.stage_keys import StageName
 from tltasks.stages import STAGES, plan_stages, stage_names
 
 TRAINED = "epochs: 1, learning_rate: 1e-3"

@@ -16,9 +16,10 @@ from tests.tiny import texts
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.adapt import adapt, merged
 from tltasks.data import encode_split, load_splits
+from tltasks.data_keys import TextData
 from tltasks.errors import DataError, RecipeError
+from tltasks.model_keys import TextModel
 from tltasks.precision import check_architecture
-from tltasks.recipe import TextData, TextModel
 from tltasks.recipe_file import load_recipe, located
 from tltasks.result import load_result
 from tltasks.stages import plan_stages

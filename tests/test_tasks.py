@@ -6,7 +6,7 @@ import pytest
 
 from tltasks.recipe import TASKS
 from tltasks.tasks import ADAPTERS, load_adapter
-from tltasks.tasks.base import Task
+from tltasks.tasks.base import Embeds, Task
 
 MEMBERS = sorted(
     {name for name in vars(Task) if not name.startswith("_")}
@@ -18,6 +18,15 @@ def test_there_is_an_adapter_for_every_task_of_a_recipe() -> None:
     assert ADAPTERS.keys() == TASKS.keys()
     assert len(ADAPTERS) >= 3
     assert len(MEMBERS) >= 25
+
+
+def test_a_task_embeds_and_votes_or_has_neither() -> None:
+    """No adapter has a method that only says that it cannot."""
+    embedding = {tag for tag in ADAPTERS if issubclass(load_adapter(tag), Embeds)}
+    assert "image-classification" in embedding
+    for tag in ADAPTERS.keys() - embedding:
+        assert not hasattr(load_adapter(tag), "vote")
+    assert not [tag for tag in ADAPTERS if "raise NotImplementedError" in inspect.getsource(load_adapter(tag))]
 
 
 @pytest.mark.parametrize("tag", ADAPTERS)

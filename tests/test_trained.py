@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+import transformers
 
 from tests.tiny import images, speech, texts
 from tltasks.errors import CheckpointError, RecipeError, TltasksError
-from tltasks.trained import Trained, open_trained
+from tltasks.trained import Trained, open_trained, write_whole
 
 CPU = torch.device("cpu")
 
@@ -73,6 +76,24 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path) -> None:
     trained = opened(folder, "image-classification")
     with pytest.raises(CheckpointError, match="has no weights for its head"):
         trained.build(device=CPU, precision="fp32")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")  # peft 0.21 asks transformers 5.24 for it
+def test_an_adapter_can_be_written_out_whole(tmp_path: Path) -> None:
+    base = images.save_model(tmp_path / "vit")
+    model = transformers.AutoModelForImageClassification.from_pretrained(base)
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, base_model_name_or_path=str(base))
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "run")
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(base / name, tmp_path / "run")
+    write_whole(opened(tmp_path / "run"), tmp_path / "whole")
+    adapted, whole = opened(tmp_path / "run"), opened(tmp_path / "whole")
+    assert (adapted.base is None, whole.base) == (False, None)
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        said = [found.build(device=CPU, precision="fp32")(pixel_values=pixels).logits for found in (adapted, whole)]
+    assert said[0].std() > 0
+    torch.testing.assert_close(said[1], said[0])
 
 
 def test_what_is_damaged_is_named(tmp_path: Path) -> None:

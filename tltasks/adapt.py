@@ -18,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tltasks.errors import CheckpointError, RecipeError
-from tltasks.recipe import Adapt, Lora, Stage
+from tltasks.adapt_keys import Adapt, Lora
+from tltasks.errors import CheckpointError, RecipeError, first_line
+from tltasks.stage_keys import Stage
 from tltasks.stages import Row
 
 
@@ -46,16 +47,27 @@ def adapt(
         try:
             wrapped = peft.get_peft_model(model, config)
         except (ValueError, TypeError, NotImplementedError) as error:
+            if "Unknown initialization" in str(error):  # peft 0.21, tuners/lora/layer.py, for convolutions
+                raise CheckpointError(
+                    f"adapt.{method.method}.init: only linear layers can start so, and {type(model).__name__} has "
+                    "convolutions among its targets; leave `init` out, or name linear layers as `targets`."
+                ) from error
             raise CheckpointError(
                 f"adapt.{method.method}: PEFT cannot adapt {type(model).__name__} so: {str(error).splitlines()[0]}"
             ) from error
         # peft.get_peft_model (0.21, tuners_utils.py) overwrites both from the model's own name.
         wrapped.peft_config["default"].base_model_name_or_path = shown_name
+        if method.peft is not None:
+            _check_merging(wrapped, method.peft.type)
         adapted: nn.Module = wrapped
         return adapted
-    if method.method == "head":
+    if method.method in {"head", "bitfit"}:
+        whole = head if method.method == "head" or row.head == "new" else []
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(_belongs(name, head))
+            is_bias = method.method == "bitfit" and name.rpartition(".")[2] == "bias"
+            parameter.requires_grad_(is_bias or _belongs(name, whole))
+        if method.method == "bitfit" and not any(n.endswith("bias") for n, _ in model.named_parameters()):
+            raise RecipeError(f"adapt.bitfit: {type(model).__name__} has no biases to train; use lora or ia3.")
     for pattern in stage.freeze:
         hit = [p for name, p in model.named_parameters() if _matches(name, pattern)]
         if not hit:
@@ -67,6 +79,36 @@ def adapt(
         raise RecipeError(f"freeze: {', '.join(stage.freeze)} leaves no weight to train.")
     plain: nn.Module = model
     return plain
+
+
+def _check_merging(model: peft.PeftModel, kind: str) -> None:
+    """Before anything is spent on it: what a run saves is a model that loads without PEFT."""
+    try:
+        merged(model)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"adapt.peft: {kind.upper()} cannot be merged into the weights of {type(model.get_base_model()).__name__}, "
+            f"and so not be saved as a model of its own ({first_line(error)}); use lora, dora, ia3 or another method."
+        ) from error
+
+
+_UNFIT = {
+    "ADALORA": "moves ranks among layers while it trains, which its own loop has to steer",
+    **dict.fromkeys(
+        (
+            "PROMPT_TUNING",
+            "PREFIX_TUNING",
+            "P_TUNING",
+            "MULTITASK_PROMPT_TUNING",
+            "CPT",
+            "CARTRIDGE",
+            "ADAPTION_PROMPT",
+        ),
+        "learns virtual tokens, which are no weights that a model could be saved with",
+    ),
+    **dict.fromkeys(("POLY", "XLORA", "SHADOW"), "combines adapters at each pass, and has no weights to merge"),
+}
+"""Methods that this loop would train wrongly or could not save, and why."""
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -90,6 +132,7 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
                 lora_dropout=lora.dropout,
                 target_modules=targets if lora.targets == "auto" else lora.targets,
                 use_rslora=lora.rslora,
+                init_lora_weights=True if lora.init == "zero" else lora.init,
                 use_dora=key == "dora",
                 **shared,
             )
@@ -103,6 +146,8 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise RecipeError(f"adapt.peft.type: PEFT has no {method.peft.type}.{hint} It has: {', '.join(sorted(known))}.")
+    if name in _UNFIT:
+        raise RecipeError(f"adapt.peft.type: {name} {_UNFIT[name]}; use lora, dora, ia3 or another method.")
     fields = {f.name for f in dataclasses.fields(known[name]) if f.init}
     keys = dict(method.peft.model_extra or {})
     for key in keys.keys() - fields:
@@ -140,6 +185,8 @@ def find_lora_targets(model: nn.Module, *, head: list[str]) -> list[str]:
     open; Biderman et al., https://arxiv.org/abs/2405.09673, measure it). Depthwise convolutions are left out: their
     low-rank update is as large as they are. So is the stem, the first layer that sees pixels.
     """
+    # torch's own attention reads the weight of its output layer past the layer (torch 2.14, nn/modules/activation.py).
+    head = [*head, *(name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))]
     linear: list[str] = []
     dense: list[str] = []
     size = {"linear": 0, "convolution": 0}

@@ -9,7 +9,7 @@ import soxr
 from numpy.typing import NDArray
 
 from tltasks.audio import Samples, loudest_stretch
-from tltasks.recipe import SpecAugment, SpeechAugment
+from tltasks.stage_keys import SpecAugment, SpeechAugment
 
 LARGEST_MASKED_SHARE = 0.2
 """Of a clip's time that all its masks may take together."""

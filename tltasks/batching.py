@@ -24,6 +24,21 @@ def plan_epoch(n_rows: int, *, batch_size: int, seed: int, epoch: int) -> list[R
     return [order[i : i + batch_size] for i in range(0, n_rows, batch_size)]
 
 
+def step_of_rows(n_rows: int, *, batch_size: int, seed: int, epoch: int) -> Rows:
+    """The step, counted from the first epoch's first, in which each row is read.
+
+    >>> step_of_rows(5, batch_size=2, seed=0, epoch=0).tolist()
+    [1, 2, 0, 1, 0]
+    >>> step_of_rows(2, batch_size=1, seed=0, epoch=3).tolist()
+    [6, 7]
+    """
+    plan = plan_epoch(n_rows, batch_size=batch_size, seed=seed, epoch=epoch)
+    steps = np.empty(n_rows, dtype=np.int64)
+    for step, rows in enumerate(plan, start=epoch * len(plan)):
+        steps[rows] = step
+    return steps
+
+
 def steps_per_epoch(n_rows: int, batch_size: int) -> int:
     """Optimiser steps of one epoch, the last and smaller one counted.
 
@@ -34,19 +49,32 @@ def steps_per_epoch(n_rows: int, batch_size: int) -> int:
 
 
 def micro_batches(
-    rows: Rows, *, world: int, rank: int, max_rows: int, lengths: Sequence[int] | None = None, budget: int | None = None
+    rows: Rows,
+    *,
+    world: int,
+    rank: int,
+    max_rows: int,
+    lengths: Sequence[int] | None = None,
+    budget: int | None = None,
+    together: int | None = None,
 ) -> list[Rows]:
     """The forward passes in which one of `world` processes takes its part of a step's rows.
 
     With `lengths`, rows alike in length share a micro-batch, dealt so that all ranks get alike work. `budget` bounds a
-    micro-batch's rows × longest length, or its rows where there are no lengths. May be empty when the step has fewer
-    rows than there are processes.
+    micro-batch's rows × longest length, or its rows where there are no lengths. With `together`, so many rows always
+    share one, the same ones for any number of ranks, whatever the other limits. May be empty when there is less to do
+    than there are processes.
 
     >>> [b.tolist() for b in micro_batches(np.arange(5), world=2, rank=0, max_rows=2)]
     [[0, 2], [4]]
     >>> [b.tolist() for b in micro_batches(np.arange(4), world=1, rank=0, max_rows=4, lengths=[9, 1, 8, 2], budget=18)]
     [[0, 2], [3, 1]]
+    >>> [micro_batches(np.arange(5), world=2, rank=r, max_rows=1, together=2) for r in (0, 1)]
+    [[array([0, 1]), array([4])], [array([2, 3])]]
     """
+    if together is not None:
+        order = rows if lengths is None else rows[np.argsort(-np.asarray(lengths, np.int64)[rows], kind="stable")]
+        return [order[i : i + together] for i in range(0, len(order), together)][rank::world]
     if lengths is None:
         mine, max_rows = rows[rank::world], min(max_rows, budget or max_rows)
         return [mine[i : i + max_rows] for i in range(0, len(mine), max_rows)]

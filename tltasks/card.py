@@ -21,13 +21,24 @@ from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from tltasks.recipe import BUILDERS, Adapt, Data, Head, Recipe, Source
+from tltasks.adapt_keys import Adapt, Head
+from tltasks.data_keys import BUILDERS, Data, Source
+from tltasks.forgetting import changes
+from tltasks.model_keys import FROZEN_TRANSFORMER
+from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_text
 from tltasks.result import RunResult, Score, StageResult, load_result, show_duration
 from tltasks.stages import STAGES, StagePlan, plan_stages
 
 UNKNOWN = "–"
-METHODS = {"full": "all weights", "head": "the head", "lora": "LoRA", "dora": "DoRA", "ia3": "(IA)³"}
+METHODS = {
+    "full": "all weights",
+    "head": "the head",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "ia3": "(IA)³",
+    "bitfit": "the biases",
+}
 
 
 def card_for_repo(output: Path, recipe: Recipe, repo: str, *, merged: bool = False) -> str:
@@ -71,6 +82,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
             and plans[lineage[-1]].stage.keep == "best",
             "comparisons": list(_comparisons(result, stage)),
             "shifts": list(_shifts(result, stage)),
+            "forgotten": [change.sentence for change in changes(result, stage)],
             "trust": ", trust_remote_code=True" if plans[lineage[0]].model.trust_remote_code else "",
             "timm": stage.weights.get("model_type") == "timm_wrapper",
             "hardware": result.hardware,
@@ -166,6 +178,8 @@ def _method(plan: StagePlan) -> str:
     adapt = Adapt(head=Head()) if plan.row.cached else plan.stage.adapt
     if not plan.row.trains:
         return "nothing"
+    if getattr(plan.model, "as_", None) == FROZEN_TRANSFORMER and adapt.method == "full":
+        return "the input layer, normalisation layers, positions and the head"
     return METHODS.get(adapt.method) or (adapt.peft.type if adapt.peft else adapt.method)
 
 

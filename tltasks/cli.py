@@ -224,10 +224,11 @@ def _push(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         model = None
         if options.form == "merged" and not whole:
-            from tltasks.trained import write_merged
+            from tltasks.trained import open_trained, write_whole
 
             model = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tltasks-")))
-            write_merged(output, model, trust_remote_code=bool(recipe.model and recipe.model.trust_remote_code))
+            code = bool(recipe.model and recipe.model.trust_remote_code)
+            write_whole(open_trained(str(output), tag=None, revision="main", trust_remote_code=code), model)
         card = card_for_repo(output, recipe, repo, merged=model is not None)
         if options.dry_run:
             plan = hub.plan_push(output, card=card, model=model)

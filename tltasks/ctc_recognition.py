@@ -26,6 +26,7 @@ from tltasks.audio_augmentation import Masks, mask_samples
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.pretrained import open_config
 from tltasks.recognition import FRAMES_PER_SECOND, Transcript, open_feature_extractor, open_tokenizer
+from tltasks.waveforms import apart, drop_no_layers, output_frames
 
 LONGEST_PIECE_SECONDS = 30.0
 """Attention over longer audio costs too much, and the checkpoints have not seen it."""
@@ -74,10 +75,7 @@ class CtcRecogniser:
         if self.built:
             config.vocab_size = len(self.tokenizer)
         config.pad_token_id = self.tokenizer.pad_token_id
-        for name in ("layerdrop", "conformer_layerdrop"):
-            # A layer that one process drops and another keeps would leave them waiting for its gradient.
-            if hasattr(config, name):
-                setattr(config, name, 0.0)
+        drop_no_layers(config)
         # SpecAugment is ours: the model's draws from numpy's global state (transformers 5.24, modeling_wav2vec2.py).
         config.apply_spec_augment = False
 
@@ -98,7 +96,7 @@ class CtcRecogniser:
     @property
     def apart(self) -> bool:
         """Whether clips go through the model one by one: a norm over a clip's whole length would count its padding."""
-        return getattr(self.config, "feat_extract_norm", None) == "group"
+        return apart(self.config)
 
     def untouched(self) -> Self:
         return self
@@ -166,9 +164,7 @@ class CtcRecogniser:
         """Steps of the model's output for so many samples."""
         if not hasattr(self.config, "conv_kernel"):  # features of 10 ms, two to a step
             return n_samples // (2 * self.sampling_hz // FRAMES_PER_SECOND)
-        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
-            n_samples = (n_samples - kernel) // stride + 1
-        return max(0, n_samples)
+        return output_frames(self.config, n_samples)
 
     def costs(self, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
         costs: NDArray[np.int64] = np.ceil(seconds * FRAMES_PER_SECOND).astype(np.int64)

@@ -17,8 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from pyarrow.dataset import ParquetFragmentScanOptions
 from sklearn.model_selection import train_test_split
 
+from tltasks.data_keys import Data, Source
 from tltasks.errors import DataError, first_line
-from tltasks.recipe import Data, Source
 
 ENCODING_VERSION = 1  # part of every cache key: raise it when encoded rows change
 

@@ -17,7 +17,7 @@ import huggingface_hub.constants
 import numpy as np
 import torch
 
-from tltasks import machine
+from tltasks import hub, machine
 from tltasks.answers import Answer
 from tltasks.card import card_for_repo
 from tltasks.data import Split, load_splits
@@ -26,7 +26,9 @@ from tltasks.inputs import Item
 from tltasks.prediction import Predictor
 from tltasks.report import baseline_name, compare, show_interval, show_number, words
 from tltasks.result import RunResult, load_result
-from tltasks.trained import Trained, open_trained, open_untouched
+from tltasks.start import find_start
+from tltasks.tasks import load_adapter
+from tltasks.trained import Trained, open_trained
 
 SHOWN_EXAMPLES = 4
 _SAID_OF_INPUT = re.compile(r"(is|has|holds|says|cannot) ")
@@ -77,9 +79,7 @@ class Demo:
     @cached_property
     def untouched(self) -> Respondent:
         """That checkpoint, loaded when it is first asked. Raises a TltasksError where it has no answer."""
-        opened = open_untouched(self.trained)
-        if opened is None:
-            raise CheckpointError("The checkpoint that it was trained from is not known.")
+        opened = _open_untouched(self.trained)
         return dataclasses.replace(self.model, predictor=Predictor.load(opened, self.device, precision=self.precision))
 
     def summary(self) -> str:
@@ -165,6 +165,18 @@ def open_demo(
     predictor = Predictor.load(trained, state.device, precision=precision)
     title = Path(name).resolve().name if Path(name).is_dir() else name
     return Demo(title, trained, Respondent(predictor, top_k), state.device, precision)
+
+
+def _open_untouched(trained: Trained) -> Trained:
+    origin, plan = trained.origin, trained.plan
+    if origin is None:
+        raise CheckpointError("The checkpoint that it was trained from is not known.")
+    if not Path(origin.name).is_dir():
+        pulled = hub.pull(origin.name, revision=origin.revision, trust_remote_code=origin.trust_remote_code)
+        origin = dataclasses.replace(origin, name=str(pulled), revision="main")
+    source = find_start(origin, tag=plan.task).checkpoint
+    task = load_adapter(plan.task).open(plan, {}, source, seed=0).untouched()
+    return dataclasses.replace(trained, task=task, base=None, folder=Path(source.name))
 
 
 def sentence(error: TltasksError) -> str:

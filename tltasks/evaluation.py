@@ -24,7 +24,7 @@ from tltasks.errors import TrainingError
 from tltasks.machine import pass_budget
 from tltasks.metrics import paired_difference
 from tltasks.result import Score
-from tltasks.tasks.base import Batch, Prediction, Task
+from tltasks.tasks.base import Batch, Embeds, Prediction, Task
 
 NEIGHBOUR_ROWS = 5000
 """Training rows that the nearest-neighbour baseline looks at; more would cost as much as an epoch."""
@@ -95,7 +95,8 @@ def predict_rows(
 def embed_rows(
     accelerator: Accelerator, task: Task, model: nn.Module, rows: datasets.Dataset, *, workers: int
 ) -> NDArray[np.float32]:
-    """The representation of each row, [rows, width]."""
+    """The representation of each row by a task that has one, [rows, width]."""
+    assert isinstance(task, Embeds)
 
     def embed(batch: Batch) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = task.embed(model, batch).float().cpu().numpy()

@@ -70,6 +70,21 @@ def draw_metric(name: str, points: Sequence[tuple[int, float]], best_step: int |
     return _svg(figure)
 
 
+def draw_alphas(
+    metric: str, alphas: Sequence[float], by_split: dict[str, Sequence[float | None]], *, chosen: float
+) -> str:
+    """A metric on each split, over the share of the way from the weights before training to those after it."""
+    label = "α: 0 the start, 1 the trained weights"
+    with _chart(f"{metric} of interpolated weights", (5.0, 3.1), x_label=label) as (figure, axes):
+        for i, (name, values) in enumerate(by_split.items()):
+            known = np.array([np.nan if value is None else value for value in values])
+            colour = BLUE if name == "test" else ORANGE if name == "validation" else f"C{i}"
+            axes.plot(alphas, known, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
+        axes.axvline(chosen, color=GREY, linewidth=1, linestyle="--", label=f"chosen, {chosen:g}")
+        axes.legend()
+    return _svg(figure)
+
+
 def draw_learning_rate(points: Sequence[tuple[int, float]]) -> str:
     """The learning rate by step."""
     with _chart("learning rate", (3.6, 2.4)) as (figure, axes):

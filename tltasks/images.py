@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tltasks.errors import DataError
-from tltasks.recipe import ImageAugment, ImageChanges
+from tltasks.stage_keys import ImageAugment, ImageChanges
 
 SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg",
@@ -197,7 +197,7 @@ class ImageAugmentation:
         self._steps: list[Callable[[Tensor], Tensor]] = []
         if keys.crop is not None:
             share = keys.crop
-            self._steps.append(lambda image: _random_crop(share, *image.shape[-2:])(image))
+            self._steps.append(lambda image: random_crop(share, *image.shape[-2:])(image))
         if keys.flip:
             self._steps.append(v2.RandomHorizontalFlip())
         if keys.randaugment is not None:
@@ -209,24 +209,27 @@ class ImageAugmentation:
 
     def __call__(self, image: Tensor, *, seed: int, epoch: int, row: int) -> Tensor:
         """An 8-bit image [3, H, W] changed, at the same size; the very same tensor when there is nothing to do."""
-        if not self._steps:
-            return image
-        # torchvision 0.29 draws from torch's global CPU generator alone (transforms/v2/_geometry.py, _augment.py,
-        # _auto_augment.py). Its state is swapped directly: torch.manual_seed would reseed accelerators as well, and
-        # torch.random.fork_rng takes longer than the augmentation of a small image.
-        generator = torch.default_generator
-        state = generator.get_state()
-        generator.manual_seed(draw_seed("augment", seed, epoch, row))
-        try:
-            for step in self._steps:
-                image = step(image)
-        finally:
-            generator.set_state(state)
-        return image
+        return apply_steps(self._steps, image, number=draw_seed("augment", seed, epoch, row)) if self._steps else image
+
+
+def apply_steps(steps: Sequence[Callable[[Tensor], Tensor]], image: Tensor, *, number: int) -> Tensor:
+    """An image changed by torchvision's transforms, with what they draw from the seed `number`."""
+    # torchvision 0.29 draws from torch's global CPU generator alone (transforms/v2/_geometry.py, _augment.py,
+    # _auto_augment.py, _color.py, _misc.py). Its state is swapped directly: torch.manual_seed would reseed accelerators
+    # as well, and torch.random.fork_rng takes longer than the augmentation of a small image.
+    generator = torch.default_generator
+    state = generator.get_state()
+    generator.manual_seed(number)
+    try:
+        for step in steps:
+            image = step(image)
+    finally:
+        generator.set_state(state)
+    return image
 
 
 @functools.lru_cache(maxsize=256)
-def _random_crop(share: float, height: int, width: int) -> Callable[[Tensor], Tensor]:
+def random_crop(share: float, height: int, width: int) -> Callable[[Tensor], Tensor]:
     """Aspect ratios are relative to the image's own.
 
     With absolute ones RandomResizedCrop falls back to a central crop of a long image, below the share asked for

@@ -20,7 +20,7 @@ from transformers import AutoModelForMaskedImageModeling, AutoModelForPreTrainin
 
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.images import draw_seed
-from tltasks.recipe import Masking
+from tltasks.objective_keys import Masking
 
 HEAD = "decoder"
 """What the objective's models put on the encoder, in all classes of transformers."""

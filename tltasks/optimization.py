@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from tltasks.recipe import Stage
+from tltasks.stage_keys import Stage
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -21,14 +21,18 @@ def build_optimizer(model: nn.Module, stage: Stage, *, head: Iterable[str] = ())
     assert stage.learning_rate is not None
     named = trained(model)
     # Depth is read off the whole model, so that freezing the lower blocks does not raise the rates of the others.
-    scales = layer_scales([name for name, _ in model.named_parameters()], stage.layer_decay or 1.0, head=tuple(head))
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    names = [name for name, _ in model.named_parameters()]
+    scales = layer_scales(names, stage.layer_decay or 1.0, head=tuple(head))
+    above = blocks_above(names, head=tuple(head))
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in named:
-        decay = stage.weight_decay if _is_decayed(name, parameter) else 0.0
-        groups.setdefault((decay, scales[name]), []).append(parameter)
+        decay = stage.weight_decay if _is_decayed(name, parameter) and stage.l2_sp is None else 0.0
+        # The fused SGD wants all of a group to have momentum, or none (torch 2.14, optim/sgd.py).
+        unfrozen = above[name] if stage.unfreeze_epochs else 0
+        groups.setdefault((decay, scales[name], unfrozen), []).append(parameter)
     options = [
         {"params": members, "weight_decay": decay, "lr": stage.learning_rate * scale}
-        for (decay, scale), members in groups.items()
+        for (decay, scale, _), members in groups.items()
     ]
     fused = all(p.device.type in {"cpu", "cuda", "mps", "xpu"} and p.is_floating_point() for _, p in named)
     optimizer: torch.optim.Optimizer
@@ -60,6 +64,15 @@ def layer_scales(names: list[str], decay: float, *, head: tuple[str, ...] = ()) 
     >>> layer_scales(["emb.w", "layer.0.w", "layer.1.w", "classifier.w"], 0.5, head=("classifier",))
     {'emb.w': 0.125, 'layer.0.w': 0.25, 'layer.1.w': 0.5, 'classifier.w': 1.0}
     """
+    return {name: decay**above for name, above in blocks_above(names, head=head).items()}
+
+
+def blocks_above(names: list[str], *, head: tuple[str, ...] = ()) -> dict[str, int]:
+    """How many blocks, the head among them, stand above each parameter: 0 for the head, 1 for the topmost block.
+
+    >>> blocks_above(["emb.w", "layer.0.w", "layer.1.w", "classifier.w"], head=("classifier",))
+    {'emb.w': 3, 'layer.0.w': 2, 'layer.1.w': 1, 'classifier.w': 0}
+    """
     depth: dict[str, int | None] = {}
     blocks: dict[str, int] = {}
     last = 0
@@ -72,7 +85,7 @@ def layer_scales(names: list[str], decay: float, *, head: tuple[str, ...] = ()) 
             last = blocks.setdefault(block.group(), len(blocks) + 1)
         depth[name] = last
     top = len(blocks) + 1
-    return {name: 1.0 if d is None else decay ** (top - d) for name, d in depth.items()}
+    return {name: 0 if d is None else top - d for name, d in depth.items()}
 
 
 def learning_rate_factor(step: int, *, total: int, warmup: float, schedule: str) -> float:

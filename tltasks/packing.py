@@ -1,4 +1,4 @@
-"""Several examples in one row of a decoder-only model's batch, each blind to the others."""
+"""Token ids as batches; several examples in one row of a decoder-only model's batch, each blind to the others."""
 
 from __future__ import annotations
 
@@ -56,6 +56,15 @@ def packed_batch(
             batch["segments"][row, start:end] = number
             start = end
     return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def padded(rows: Sequence[Sequence[int]], *, fill: int, left: bool = False) -> NDArray[np.int64]:
+    """Rows of unequal length as an array, filled up at the right, or at the left."""
+    width = max(len(row) for row in rows)
+    array = np.full((len(rows), width), fill, dtype=np.int64)
+    for i, row in enumerate(rows):
+        array[i, width - len(row) if left else 0 : width if left else len(row)] = row
+    return array
 
 
 def attention_mask(segments: Tensor, model: PreTrainedModel) -> Tensor:

@@ -93,8 +93,9 @@ def load_processor(name: str, config: PretrainedConfig, *, image_size: int | Non
 def set_image_size(config: PretrainedConfig, image_size: int) -> None:
     """Write another input size into a model's configuration, for transformers' own classes and for timm's."""
     if config.model_type != "timm_wrapper":
-        if hasattr(config, "image_size"):
-            config.image_size = image_size
+        seeing = getattr(config, "vision_config", config)  # of models that also read texts
+        if hasattr(seeing, "image_size"):
+            seeing.image_size = image_size
         return
     config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, image_size, image_size]}
     if _has_fixed_input(config):

@@ -27,7 +27,7 @@ from tltasks.checkpoint import Progress
 from tltasks.data import EncodedSplit
 from tltasks.errors import CheckpointError
 from tltasks.evaluation import embed_rows
-from tltasks.recipe import Stage
+from tltasks.stage_keys import Stage
 from tltasks.tasks.base import Task
 
 Features = NDArray[np.float32]

@@ -16,9 +16,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from tltasks.data_keys import BUILDERS, Data, Source
 from tltasks.errors import RecipeError
-from tltasks.recipe import BUILDERS, Data, Model, Recipe, Source, Stage
+from tltasks.model_keys import Model
+from tltasks.recipe import Recipe
 from tltasks.source import Keys, Problem, clip, dotted, dump, parse, read_text
+from tltasks.stage_keys import Stage
 from tltasks.validation import validate
 
 M = TypeVar("M", bound=BaseModel)
@@ -237,7 +240,7 @@ def _resolved(value: Any) -> Any:
             silent = own is None and not field.is_required() and field.default is None
             without_effect = isinstance(value, Stage) and key not in value.effective_keys
             if not silent and not without_effect:
-                tree[key] = _resolved(own)
+                tree[field.alias or key] = _resolved(own)
         return tree | dict(value.model_extra or {})
     if isinstance(value, list):
         return [_resolved(item) for item in value]

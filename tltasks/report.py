@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltasks import figures
+from tltasks.forgetting import Change, changes
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, show_duration
 
 LARGEST_MATRIX = 30
@@ -25,6 +26,7 @@ BASELINE_NAMES = {
     "flat_patches": "predicting flat patches",
     "majority_class": "the majority class",
     "checkpoint": "the untouched checkpoint",
+    "not_interpolated": "the fine-tuned weights, not interpolated",
     "checkpoint_knn": "nearest neighbours in the untouched checkpoint's features",
 }
 Rows = list[dict[str, Any]]
@@ -64,6 +66,7 @@ def write_report(path: Path, result: RunResult, recipe_text: str, metrics: Rows,
                 _facts(stage),
                 _stage_figures(stage, metrics),
                 _other_errors(stage, best, result),
+                list(changes(result, stage)),
             )
             for stage in result.stages
         ],
@@ -221,6 +224,7 @@ class StageView:
     figures: list[tuple[str, str, bool]]
     """What it shows, SVG, and whether it is a small one."""
     other_errors: list[Errors]
+    changes: list[Change]
 
 
 def _metric_columns(stage: StageResult) -> list[str]:
@@ -253,6 +257,9 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
                 ("method", f"{training['method']}, learning rate {training['learning_rate']:g}"),
                 ("batch", f"{training['batch_size']} examples, in micro-batches of {_micro_batch(training)}"),
             ]
+        if "alpha" in training:
+            by = "chosen on validation" if "validation" in training["alpha_curve"]["by_split"] else "as the recipe says"
+            facts.append(("interpolated", f"to α = {training['alpha']:g} of the way from the start, {by}"))
         facts.append(("precision", training["precision"]))
         if training["best_step"] is not None:
             facts.append(("best on validation", f"step {training['best_step']:,}"))
@@ -286,6 +293,10 @@ def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bo
             drawn.append(
                 (f"{words(name)} by step", figures.draw_metric(words(name), points, best_step, small=small), small)
             )
+    if curve := stage.training.get("alpha_curve"):
+        alphas, name = curve["alphas"], words(curve["metric"])
+        svg = figures.draw_alphas(name, alphas, curve["by_split"], chosen=stage.training["alpha"])
+        drawn.append((f"{name} between the weights before and after training", svg, False))
     rates = _points(train, "learning_rate")
     if rates:
         drawn.append(("learning rate by step", figures.draw_learning_rate(rates), True))

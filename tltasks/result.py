@@ -76,6 +76,19 @@ class Exhibit:
     """PNG, FLAC, or several texts by name, as JSON, which are shown side by side."""
 
 
+def lineage_after(stage: StageResult, recipe_sha256: str) -> list[dict[str, Any]]:
+    """The past of weights that go on from a stage."""
+    own = {
+        "stage": stage.name,
+        "task": stage.task,
+        "recipe_sha256": recipe_sha256,
+        "checkpoint": stage.weights.get("name"),
+        "revision": stage.weights.get("commit") or stage.weights.get("revision"),
+        "data": {split: about["fingerprint"] for split, about in stage.data.items()},
+    }
+    return [*stage.lineage, own]
+
+
 @dataclass(frozen=True)
 class RunResult:
     """A finished run."""

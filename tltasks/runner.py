@@ -11,7 +11,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,18 @@ from tltasks.evaluation import (
     write_predictions,
 )
 from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, write_text
+from tltasks.interpolation import interpolate
 from tltasks.metrics import paired_difference
 from tltasks.precision import check_architecture, choose_attention, choose_precision
 from tltasks.probe import fit_probe
 from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
-from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, stage_from_json
+from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, lineage_after, stage_from_json
 from tltasks.stages import StagePlan, plan_stages
+from tltasks.start import Start, find_start
 from tltasks.tables import show_checks, show_plan, show_result
 from tltasks.tasks import load_adapter
-from tltasks.tasks.base import Checkpoint, Prediction, Task
+from tltasks.tasks.base import Checkpoint, Embeds, Prediction, Task
 from tltasks.tracking import Tracker, check_trackers, read_metrics
 from tltasks.training import Interrupted, Job, measure, train
 
@@ -89,6 +92,8 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
         check_architecture(precision, item.task.architecture, shown=item.source.shown)
     for item in opened:
         show_checks(console, item.plan.name, item.checks)
+        for note in item.notes:
+            console.print(f"{item.plan.name}: {note}", soft_wrap=True)
     if dry_run:
         show_plan(console, [_measure(accelerator, item, recipe, output) for item in opened], str(output))
         return None
@@ -148,6 +153,10 @@ class Opened:
     encoded: dict[str, EncodedSplit]
     checks: dict[str, dict[str, float]]
     """What the task found odd about each split."""
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+    """Of the run that the checkpoint is of."""
+    notes: list[str] = field(default_factory=list)
+    """What its user should know of the checkpoint."""
 
     @property
     def judged(self) -> dict[str, EncodedSplit]:
@@ -190,6 +199,7 @@ def _open_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recip
     """All stages, each that goes on from another opened with what that one will leave: its labels, its sizes."""
     opened: list[Opened] = []
     for plan, as_written in zip(plans, plan_stages(recipe), strict=True):
+        found = Start(Checkpoint(""), [], [])
         with tempfile.TemporaryDirectory() as setup:
             if plan.stage.start == "previous":
                 source = opened[-1].source
@@ -197,9 +207,12 @@ def _open_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recip
                 start = dataclasses.replace(source, name=setup, revision="main")
             else:
                 model = plan.model
-                shown = as_written.model.name
-                source = start = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=shown)
-            opened.append(_open(accelerator, plan, recipe, source=source, start=start))
+                named = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=as_written.model.name)
+                with accelerator.local_main_process_first():
+                    found = find_start(named, tag=plan.task)
+                source = start = found.checkpoint
+            item = _open(accelerator, plan, recipe, source=source, start=start)
+            opened.append(dataclasses.replace(item, lineage=found.lineage, notes=found.notes))
     return opened
 
 
@@ -208,7 +221,7 @@ def _open(
 ) -> Opened:
     """Load and encode the stage's data and read the configuration that it starts from; no weights."""
     adapter = load_adapter(plan.task)
-    if plan.row.cached and not adapter.votes:
+    if plan.row.cached and not issubclass(adapter, Embeds):
         raise RecipeError(f"stages[{plan.index}]: {plan.task} has no head that a probe could fit; use `transfer`.")
     with accelerator.local_main_process_first():
         splits = load_splits(
@@ -300,11 +313,14 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
     _heed_stop(context, f"stage {plan.name}: stopped after training, before evaluation")
     trained, total = count_parameters(model)
 
-    workers = context.workers(plan.data.workers)
-    predictions = {
-        name: predict_rows(accelerator, item.task, model, split.rows, workers=workers)
-        for name, split in item.judged.items()
-    }
+    predict = partial(predict_rows, accelerator, item.task, workers=context.workers(plan.data.workers))
+    arms: dict[str, dict[str, list[Prediction]]] = {}
+    if plan.stage.interpolate is not None:
+        start = item.task.build(plan.row)
+        model, found = interpolate(item.task, start, model, plan.stage.interpolate, item.judged, predict)
+        arms["not_interpolated"], fitted = found.trained, found.described()
+        context.console.print(f"{plan.name}: interpolated to alpha {found.alpha:g}")
+    predictions = {name: predict(model, split.rows) for name, split in item.judged.items()}
     adapter = plan.row.trains and last and _can_publish_adapter(context.recipe, item)
     for saved in [context.output / "model"] * last + [folder / "model"] * goes_on:
         if accelerator.is_main_process:
@@ -314,7 +330,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
         _check_saved(context, item, saved, predictions)
     del model
     accelerator.free_memory()
-    metrics, baselines = _score(context, item, predictions, earlier)
+    metrics, baselines = _score(context, item, predictions, arms, earlier)
     result = StageResult(
         stage=plan.stage.stage,
         name=plan.name,
@@ -329,27 +345,17 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
         weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
         data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
         training={**_describe_training(context, item, progress), **fitted} if plan.row.trains else {},
-        lineage=_lineage(recipe_sha256(context.recipe), earlier) if plan.stage.start == "previous" else [],
+        lineage=(
+            lineage_after(earlier[-1], recipe_sha256(context.recipe))
+            if plan.stage.start == "previous"
+            else item.lineage
+        ),
     )
     if accelerator.is_main_process:
         write_json(folder / "result.json", dataclasses.asdict(result))
         shutil.rmtree(context.output / "checkpoints" / plan.name, ignore_errors=True)
     accelerator.wait_for_everyone()
     return result
-
-
-def _lineage(digest: str, results: list[StageResult]) -> list[dict[str, Any]]:
-    """What a stage that goes on from the last one has to say of its weights' past."""
-    last = results[-1]
-    own = {
-        "stage": last.name,
-        "task": last.task,
-        "recipe_sha256": digest,
-        "checkpoint": last.weights.get("name"),
-        "revision": last.weights.get("commit") or last.weights.get("revision"),
-        "data": {split: about["fingerprint"] for split, about in last.data.items()},
-    }
-    return [*last.lineage, own]
 
 
 def _heed_stop(context: Context, text: str) -> None:
@@ -463,17 +469,20 @@ def _job(
         tracker=Tracker(metrics, context.accelerator if context.recipe.trackers else None),
         stop_requested=context.stop_requested,
         on_step=on_step,
+        new_head=plan.row.head == "new",
     )
 
 
 def _can_publish_adapter(recipe: Recipe, item: Opened) -> bool:
     """An adapter can stand alone when its base is one that everyone can fetch, used as it is."""
     return (
-        item.plan.stage.adapt.is_peft
+        item.plan.stage.adapt.stands_alone
         and recipe.hub.publish == "adapter"
+        and not item.plan.stage.publishes_whole
         and item.plan.stage.start == "checkpoint"
         and not Path(item.source.name).is_dir()
         and not item.task.weights().get("interpolated")
+        and not item.task.weights().get("prompts")  # the classes that texts name are not in an adapter
     )
 
 
@@ -495,11 +504,15 @@ def _check_saved(context: Context, item: Opened, folder: Path, predictions: dict
 
 
 def _score(
-    context: Context, item: Opened, predictions: dict[str, list[Prediction]], earlier: list[StageResult]
+    context: Context,
+    item: Opened,
+    predictions: dict[str, list[Prediction]],
+    arms: dict[str, dict[str, list[Prediction]]],
+    earlier: list[StageResult],
 ) -> tuple[Scores, dict[str, Scores]]:
     """Scores by split and baselines by name and split; writes predictions/ and the report's examples."""
     task, writes = item.task, context.accelerator.is_main_process
-    arms = _baseline_predictions(context, item)
+    arms = _baseline_predictions(context, item) | arms
     metrics: Scores = {}
     baselines: dict[str, Scores] = {}
     row_scores: dict[str, NDArray[np.float64]] = {}
@@ -554,7 +567,7 @@ def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str,
     for name, split in item.judged.items():
         for arm, predicted in task.baselines(references, split.rows).items():
             arms.setdefault(arm, {})[name] = predicted
-    if plan.row.weights == "random" or not plan.row.trains or not (plan.row.head == "kept" or task.votes):
+    if plan.row.weights == "random" or not plan.row.trains or not (plan.row.head == "kept" or isinstance(task, Embeds)):
         return arms
     plain = task.untouched()
     untouched: nn.Module = plain.build(plan.row)
@@ -564,6 +577,7 @@ def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str,
             for name, split in item.judged.items()
         }
         return arms
+    assert isinstance(task, Embeds)
     sample = train_rows.select(drawn_rows(len(train_rows), NEIGHBOUR_ROWS, seed=context.recipe.seed))
     known = embed_rows(accelerator, task, untouched, sample, workers=workers)
     for name, split in item.judged.items():

@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tltasks.recipe import Data, Model, Recipe, Stage, StageName
+from tltasks.data_keys import Data
+from tltasks.model_keys import Model
+from tltasks.recipe import Recipe
+from tltasks.stage_keys import Stage, StageName
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
 
+from tltasks.data_keys import TextData
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.long_documents import split_document
-from tltasks.recipe import Generation, TextData, TextModel
+from tltasks.model_keys import Generation, TextModel
 
 Ids = list[int]
 SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})
@@ -51,9 +52,7 @@ class TextFormat:
     @property
     def key(self) -> str:
         """All that encoded rows depend on."""
-        tokenizer = self.tokenizer
-        backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
-        parts = (type(tokenizer).__name__, backend, tokenizer.chat_template, self.prompt, self.encoder_decoder)
+        parts = (*tokenizer_key(self.tokenizer), self.tokenizer.chat_template, self.prompt, self.encoder_decoder)
         frame = (self.chat, self.lead, self.closing, self.language)
         limits = (self.max_document_tokens, self.max_summary_tokens, self.splits)
         return hashlib.sha256(repr(parts + frame + limits).encode()).hexdigest()
@@ -156,22 +155,32 @@ class TextFormat:
         return config
 
 
-def open_format(
-    name: str, config: PretrainedConfig, model: TextModel, data: TextData, *, shown: str, **arguments: Any
-) -> TextFormat:
-    """The format of a checkpoint, with what the recipe says of it; raises CheckpointError or RecipeError."""
+def open_tokenizer(name: str, *, shown: str, **arguments: Any) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
+        return AutoTokenizer.from_pretrained(name, **arguments)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
             f"model {shown}: has no tokenizer that can be loaded ({str(error).strip().splitlines()[0]}). "
             "tokenizer.json or its vocabulary must stand beside the weights."
         ) from error
+
+
+def tokenizer_key(tokenizer: Any) -> tuple[str, str]:
+    """All of a tokenizer that token ids depend on."""
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
+    return type(tokenizer).__name__, backend
+
+
+def open_format(
+    name: str, config: PretrainedConfig, model: TextModel, data: TextData, *, shown: str, **arguments: Any
+) -> TextFormat:
+    """The format of a checkpoint, with what the recipe says of it; raises CheckpointError or RecipeError."""
+    tokenizer = open_tokenizer(name, shown=shown, **arguments)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"model {shown}: its tokenizer names no end token (eos_token), so no summary would end.")
     encoder_decoder = bool(config.is_encoder_decoder)
     chat = not encoder_decoder and bool(tokenizer.chat_template)
-    _set_language(tokenizer, model.language, shown=shown)
+    set_language(tokenizer, model.language, shown=shown)
     prompt = model.prompt or _own_prompt(config, chat=chat)
     lead, end = _answer(tokenizer) if chat else (" ", tokenizer.eos_token_id)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
@@ -230,7 +239,7 @@ def _closing(tokenizer: Any, end: int) -> tuple[int, ...]:
     return tuple(ids[ids.index(end) :]) if end in ids else (end,)
 
 
-def _set_language(tokenizer: Any, language: str | None, *, shown: str) -> None:
+def set_language(tokenizer: Any, language: str | None, *, shown: str) -> None:
     if not hasattr(tokenizer, "tgt_lang"):
         if language is not None:
             raise RecipeError(f"model.language: the tokenizer of {shown} has no language tokens; take the key out.")
@@ -253,7 +262,7 @@ def _check_room(made: TextFormat, config: PretrainedConfig, *, shown: str) -> No
             f"data.max_document_tokens: {made.max_document_tokens} leaves no room for a document; "
             f"the prompt alone takes {around} tokens."
         )
-    longest, summaries = _positions(config)
+    longest, summaries = positions(config)
     needed = made.max_document_tokens + (0 if made.encoder_decoder else made.max_summary_tokens)
     if longest is not None and needed > longest:
         raise RecipeError(
@@ -277,7 +286,7 @@ def own_limits(name: str, config: PretrainedConfig, data: TextData, **arguments:
         generation = GenerationConfig.from_pretrained(name, **arguments)
     except OSError:
         generation = GenerationConfig.from_model_config(config)
-    longest, longest_summary = _positions(config)
+    longest, longest_summary = positions(config)
     summary = generation.max_new_tokens or generation.max_length or stored.get("max_length") or data.max_summary_tokens
     summary = min(summary, (longest_summary if config.is_encoder_decoder else longest and longest // 4) or summary)
     document = stored.get("max_document_tokens") or min(longest or data.max_document_tokens, MOST_TOKENS)
@@ -287,7 +296,7 @@ def own_limits(name: str, config: PretrainedConfig, data: TextData, **arguments:
     return data.model_copy(update={k: v for k, v in limits.items() if k not in data.model_fields_set})
 
 
-def _positions(config: PretrainedConfig) -> tuple[int | None, int | None]:
+def positions(config: PretrainedConfig) -> tuple[int | None, int | None]:
     """Most tokens of a document and of a summary. T5's relative positions have no end, and its configuration none."""
     document = getattr(config, "max_encoder_position_embeddings", None) or getattr(
         config, "max_position_embeddings", None

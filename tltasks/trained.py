@@ -34,7 +34,7 @@ class Trained:
 
     task: Task
     base: Checkpoint | None
-    """What an adapter is put on."""
+    """What an adapter is put on: the folder, and under `shown` and `revision` what the adapter names."""
     folder: Path
     recipe: Recipe | None
     """Of the run that trained it, where it is there."""
@@ -98,21 +98,8 @@ def open_trained(name: str, *, tag: str | None, revision: str, trust_remote_code
     return Trained(task, base, folder, recipe, (named, own), plan, origin, run)
 
 
-def open_untouched(trained: Trained) -> Trained | None:
-    """What a model was trained from, as it was before; None where that is not known. Raises a TltasksError."""
-    origin, plan = trained.origin, trained.plan
-    if origin is None:
-        return None
-    if not Path(origin.name).is_dir():
-        pulled = hub.pull(origin.name, revision=origin.revision, trust_remote_code=origin.trust_remote_code)
-        origin = dataclasses.replace(origin, name=str(pulled), revision="main")
-    task = load_adapter(plan.task).open(plan, {}, origin, seed=0).untouched()
-    return dataclasses.replace(trained, task=task, base=None, folder=Path(origin.name), origin=None, run=None)
-
-
-def write_merged(output: Path, folder: Path, *, trust_remote_code: bool) -> None:
-    """Write the whole model of a results folder whose model is an adapter, in fp32."""
-    trained = open_trained(str(output), tag=None, revision="main", trust_remote_code=trust_remote_code)
+def write_whole(trained: Trained, folder: Path) -> None:
+    """Write an adapter merged into its base, in fp32, with all that a checkpoint has beside its weights."""
     assert trained.base is not None, "the caller looks"
     task = trained.task.starting_from(trained.base)
     task.save(folder, task.reload(trained.folder), adapter=False)
@@ -124,7 +111,7 @@ def _locate(name: str, *, revision: str, trust_remote_code: bool) -> tuple[Path,
     if not place.is_dir():
         if place.exists() or not _REPOSITORY.fullmatch(name):
             raise RecipeError(
-                f"predict {name}: {'is a file' if place.exists() else 'not found'}; name a run's results folder, a "
+                f"model {name}: {'is a file' if place.exists() else 'not found'}; name a run's results folder, a "
                 "folder with a model, or a Hub id such as user/name."
             )
         pulled = hub.pull(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -133,13 +120,13 @@ def _locate(name: str, *, revision: str, trust_remote_code: bool) -> tuple[Path,
         folder, run = place / "model", place
         if not (run / "result.json").is_file() or not folder.is_dir():
             raise CheckpointError(
-                f"predict {name}: its run has not finished, so there is no model yet. Go on with it: "
+                f"model {name}: its run has not finished, so there is no model yet. Go on with it: "
                 f"tltasks run {run / 'recipe.yaml'} --output {run} --resume"
             )
     else:
         folder, run = place, place.parent if place.resolve().name == "model" else place
     if not (folder / "config.json").is_file() and not _is_adapter(folder):
-        raise CheckpointError(f"predict {name}: holds no model (neither config.json nor adapter_config.json).")
+        raise CheckpointError(f"model {name}: holds no model (neither config.json nor adapter_config.json).")
     is_run = all((run / file).is_file() for file in ("recipe.yaml", "result.json"))
     return folder, run if is_run else None
 
@@ -155,13 +142,13 @@ def _base(folder: Path, *, shown: str, trust_remote_code: bool) -> Checkpoint | 
     config = _read_json(folder / "adapter_config.json", shown)
     name, revision = config.get(_BASE_KEY), config.get("revision") or "main"
     if not isinstance(name, str) or not name:
-        raise CheckpointError(f"predict {shown}: its adapter_config.json names no base model.")
+        raise CheckpointError(f"model {shown}: its adapter_config.json names no base model.")
     place = Path(name)
     if not place.is_dir():
         if not _REPOSITORY.fullmatch(name):
-            raise CheckpointError(f"predict {shown}: is an adapter for {name}, which is not there.")
+            raise CheckpointError(f"model {shown}: is an adapter for {name}, which is not there.")
         place = hub.pull(name, revision=revision, trust_remote_code=trust_remote_code)
-    return Checkpoint(str(place), trust_remote_code=trust_remote_code, shown=name)
+    return Checkpoint(str(place), revision, trust_remote_code, shown=name)
 
 
 def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
@@ -187,7 +174,7 @@ def _find_task(folder: Path, shown: str) -> str:
         return found[0]
     kind = ", ".join(map(str, architectures)) or "a model of unnamed class"
     raise RecipeError(
-        f"predict {shown}: holds {kind}, which {'serves several tasks' if found else 'does not tell its task'}; "
+        f"model {shown}: holds {kind}, which {'serves several tasks' if found else 'does not tell its task'}; "
         f"name it with --task: {', '.join(found or TASKS)}."
     )
 
@@ -200,4 +187,4 @@ def _read_json(path: Path, shown: str) -> dict[str, Any]:
         reason = "not a JSON object"
     except _DAMAGED as error:
         reason = str(error)
-    raise CheckpointError(f"predict {shown}: its {path.name} cannot be read ({reason}).")
+    raise CheckpointError(f"model {shown}: its {path.name} cannot be read ({reason}).")

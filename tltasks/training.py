@@ -38,7 +38,8 @@ from tltasks.checkpoint import (
 from tltasks.errors import DataError, TrainingError
 from tltasks.machine import pass_budget
 from tltasks.optimization import MovingAverage, build_optimizer, learning_rate_factor, trained
-from tltasks.recipe import Stage
+from tltasks.restraint import Restraint
+from tltasks.stage_keys import Stage
 from tltasks.tasks.base import Batch, Task
 from tltasks.tracking import Tracker
 
@@ -69,6 +70,8 @@ class Job:
     stop_requested: Callable[[], bool]
     on_step: Callable[[Progress, float], None]
     """Called after each step with its loss, for progress bars."""
+    new_head: bool = False
+    """Whether `head` is of this stage's making, and not of the checkpoint."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -95,6 +98,7 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
     if stage.compile:
         model.compile()
     average = MovingAverage(model, stage.ema) if stage.ema else None
+    restraint = Restraint(model, stage, head=job.head, new_head=job.new_head)  # of the weights before any checkpoint
     progress = _resume(accelerator, job, model, optimizer, average)
     saved_at = progress.step
 
@@ -107,7 +111,7 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
             for param_group in optimizer.param_groups:
                 param_group["lr"] = param_group["peak_lr"] * factor
             set_training_mode(wrapped, frozen_batch_norm=job.frozen_batch_norm)
-            done = _step(accelerator, job, wrapped, prepared, group, step_rows, progress)
+            done = _step(accelerator, job, wrapped, prepared, restraint, group, step_rows, progress)
             if done is None:  # out of memory: the rest of the epoch is read again in smaller pieces
                 break
             loss, norm, stop = done
@@ -146,7 +150,9 @@ def measure(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
     lengths = job.task.lengths(job.rows)
     max_rows, budget = micro_batch_limits(accelerator, job, 0)
     first = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0)[0]
-    rows = micro_batches(first, world=1, rank=0, max_rows=max_rows, lengths=lengths, budget=budget)[0].tolist()
+    rows = micro_batches(
+        first, world=1, rank=0, max_rows=max_rows, lengths=lengths, budget=budget, together=job.stage.together
+    )[0].tolist()
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
     seconds = 0.0
     for _ in range(2):
@@ -167,6 +173,7 @@ def _step(
     job: Job,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    restraint: Restraint,
     group: list[Batch],
     step_rows: Rows,
     progress: Progress,
@@ -175,7 +182,8 @@ def _step(
     # Dropout is a function of (seed, step, rank), so that resuming needs no random state.
     drawn = np.random.SeedSequence((job.seed, progress.step, accelerator.process_index)).generate_state(1, np.uint64)
     torch.manual_seed(int(drawn[0]))
-    weight = 1.0 if len(step_rows) > accelerator.process_index else 0.0  # a rank without rows repeats one for nothing
+    # A rank without rows repeats one for nothing.
+    weight = 1.0 if len(step_rows) > accelerator.process_index * (job.stage.together or 1) else 0.0
     try:
         counts = torch.stack([job.task.count(batch) for batch in group]).to(accelerator.device) * weight
         targets = accelerator.reduce(counts.sum().float(), reduction="sum")
@@ -183,10 +191,12 @@ def _step(
         for i, cpu_batch in enumerate(group):
             batch = send_to_device(cpu_batch, accelerator.device, non_blocking=True)
             with contextlib.nullcontext() if i == len(group) - 1 else accelerator.no_sync(model):
-                loss = job.task.loss(model, batch) * counts[i] / targets
+                loss = part = job.task.loss(model, batch) * counts[i] / targets
+                if i == len(group) - 1 and (penalty := restraint.penalty()) is not None:
+                    loss = part + penalty / accelerator.num_processes
                 # gradient_accumulation_steps stays 1, or backward would divide by it; DDP's mean over ranks is undone
                 accelerator.backward(loss * accelerator.num_processes)
-            total += loss.detach()
+            total += part.detach()
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
@@ -201,6 +211,7 @@ def _step(
             "Lower learning_rate, or use precision: fp32; look at these rows. "
             f"The last checkpoint is whole: {job.checkpoints.folder.parent.name}."
         )
+    restraint.hold(progress.step / job.steps_per_epoch)
     if job.stage.max_grad_norm is not None:
         norm = float(accelerator.clip_grad_norm_(model.parameters(), job.stage.max_grad_norm))
     else:
@@ -239,7 +250,16 @@ def _read_steps(accelerator: Accelerator, job: Job, progress: Progress) -> Itera
     world, rank = accelerator.num_processes, accelerator.process_index
     max_rows, budget = micro_batch_limits(accelerator, job, progress.halvings)
     groups = [
-        micro_batches(rows, world=world, rank=rank, max_rows=max_rows, lengths=lengths, budget=budget) or [rows[:1]]
+        micro_batches(
+            rows,
+            world=world,
+            rank=rank,
+            max_rows=max_rows,
+            lengths=lengths,
+            budget=budget,
+            together=job.stage.together,
+        )
+        or [rows[:1]]
         for rows in plan
     ]
     loader = iter(
@@ -268,6 +288,12 @@ def _halve_micro_batches(accelerator: Accelerator, job: Job, progress: Progress,
 
     Several processes cannot do it: the others wait in a collective operation that this one will not reach.
     """
+    if job.stage.together is not None:
+        raise TrainingError(
+            f"stage {job.name}: out of memory at step {progress.step + 1}, with {job.stage.together} examples that "
+            "share a loss. Set a smaller `group` (results depend on it) or gradient_checkpointing: true, or make "
+            "examples smaller (image_size, or the longest length)."
+        )
     if accelerator.num_processes > 1 or not can_halve:
         raise TrainingError(
             f"stage {job.name}: out of memory at step {progress.step + 1}"

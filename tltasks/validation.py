@@ -12,8 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from tltasks.recipe import BUILDERS, FORMS, TASKS, Data, Recipe, Stage
+from tltasks.data_keys import BUILDERS, Data
+from tltasks.recipe import TASKS, Recipe
+from tltasks.recipe_types import FORMS
 from tltasks.source import Keys, Problem, Tree, closest, describe, did_you_mean, dotted
+from tltasks.stage_keys import Stage
 
 Located = tuple[Keys, str, tuple[str, ...]]
 """Keys of a mistake, its text, and what is allowed there."""
@@ -254,7 +257,7 @@ def _keys_at(annotation: Any, loc: Keys) -> Iterator[str]:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not loc:
-            yield from annotation.model_fields
+            yield from (field.alias or name for name, field in annotation.model_fields.items())
         elif field := annotation.model_fields.get(str(loc[0])):
             yield from _keys_at(field.annotation, loc[1:])
     elif origin is dict:
@@ -301,6 +304,9 @@ def _contradictions(
         for key in ("early_stopping", "evaluate_every"):
             if data.splits.validation is None and getattr(stage, key) is not None:
                 yield ("stages", i, key), "needs a validation split: set data.splits.validation", ()
+        if data.splits.validation is None and stage.interpolate and len(stage.interpolate.alphas) > 1:
+            text = "needs a validation split to choose by (set data.splits.validation), or one of `alphas` alone"
+            yield ("stages", i, "interpolate"), text, ()
         if data.splits.validation is None and isinstance(stage.l2, list) and len(stage.l2) > 1:
             yield ("stages", i, "l2"), "several need a validation split to choose by: set data.splits.validation", ()
 

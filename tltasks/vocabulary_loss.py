@@ -6,7 +6,7 @@ head is applied to the hidden states of the targets alone, some at a time, and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,13 +35,44 @@ def mean_loss(
     if not chunked:
         logits = model(**inputs).logits[wanted].float()
         return functional.cross_entropy(logits, targets[wanted], label_smoothing=smoothing)
+    return _in_place_of_head(
+        model, inputs, lambda head, hidden: _mean_of_head(head, hidden[wanted], targets[wanted], smoothing=smoothing)
+    )
+
+
+def target_losses(
+    model: nn.Module, inputs: Mapping[str, Any], targets: Tensor, *, chunked: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The loss of each target that is not -100, and whether it was the likeliest, both [targets]; for evaluation."""
+    wanted = targets != -100
+
+    def judge(logits: Tensor, targets: Tensor) -> Tensor:
+        losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+        return torch.stack([losses, (logits.argmax(-1) == targets).float()])
+
+    def over_parts(head: nn.Module, hidden: Tensor) -> Tensor:
+        at_once = max(1, LOGITS_AT_ONCE // _vocabulary(head))
+        parts = zip(torch.split(hidden[wanted], at_once), torch.split(targets[wanted], at_once), strict=True)
+        return torch.cat([judge(head.forward(h), t) for h, t in parts], dim=1)
+
+    if chunked:
+        found = _in_place_of_head(model, inputs, over_parts)
+    else:
+        found = judge(model(**inputs).logits[wanted], targets[wanted])
+    return found[0], found[1]
+
+
+def _in_place_of_head(
+    model: nn.Module, inputs: Mapping[str, Any], function: Callable[[nn.Module, Tensor], Tensor]
+) -> Tensor:
+    """What a function makes of the head and of the hidden states that it would have received."""
     head = plain_model(model).get_output_embeddings()
     found: list[Tensor] = []
 
     def take_over(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
         # Inside the model's forward, so that autocast and DDP see the head at work as ever.
         hidden = arguments[0]
-        found.append(_mean_of_head(module, hidden[wanted], targets[wanted], smoothing=smoothing))
+        found.append(function(module, hidden))
         return (hidden[:, :0],)
 
     hook = head.register_forward_pre_hook(take_over)

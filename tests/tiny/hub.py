@@ -16,9 +16,7 @@ import yaml
 
 from tests.hub_server import HubServer
 from tests.tiny import speech, texts
-from tests.tiny.images import COLOURS, picture, png, save_mae, save_model
-
-CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+from tests.tiny.images import CIFAR10, COLOURS, picture, png, save_contrastive, save_mae, save_model
 
 
 def _model(name: str) -> Callable[[Path], None]:
@@ -105,6 +103,10 @@ def _mae(folder: Path) -> None:
     save_mae(folder)
 
 
+def _clip(folder: Path) -> None:
+    save_contrastive(folder)
+
+
 def _wav2vec2(folder: Path) -> None:
     speech.save_ctc(folder)
 
@@ -113,6 +115,8 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "google/vit-base-patch16-224-in21k": _model("vit"),
     "timm/vgg16.tv_in1k": _model("vgg16"),
     "facebook/vit-mae-base": _mae,
+    "openai/clip-vit-base-patch32": _clip,
+    "openai-community/gpt2": _text_model("gpt2"),
     "facebook/bart-base": _text_model("bart"),
     "google/mt5-small": _text_model("mt5"),
     "HuggingFaceTB/SmolLM2-360M-Instruct": _text_model("llama"),

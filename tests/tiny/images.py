@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import tokenizers
 import torch
 import transformers
 from PIL import Image
@@ -79,6 +80,44 @@ def save_mae(folder: Path, *, weights: bool = True, seed: int = 0, **changes: An
     transformers.ViTImageProcessor(size={"height": config.image_size, "width": config.image_size}).save_pretrained(
         folder
     )
+    return folder
+
+
+_TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+_SPECIAL = ["<pad>", "<eos>", "<unk>"]
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+_WORDS = [*_SPECIAL, "a", "photo", "picture", "This", "is", "of", "the", ".", "blue", "green", "red", *CIFAR10]
+
+
+def save_contrastive(folder: Path, name: str = "clip", *, seed: int = 0) -> Path:
+    """A tiny model of images and texts with random weights, its tokenizer and its image processor."""
+    torch.manual_seed(seed)
+    words = {word: i for i, word in enumerate(_WORDS)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.post_processor = tokenizers.processors.TemplateProcessing("$A <eos>", special_tokens=[("<eos>", 1)])
+    inputs = ["input_ids"] if name == "siglip" else ["input_ids", "attention_mask"]
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_input_names=inputs
+    ).save_pretrained(folder)
+    text = {
+        "vocab_size": len(words),
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    }
+    vision = {**_TOWER, "image_size": SIZE, "patch_size": 8}
+    config = transformers.AutoConfig.for_model(name, text_config=_TOWER | text, vision_config=vision)
+    if name != "siglip":  # whose two towers have the same width
+        config.projection_dim = 8
+    model = transformers.AutoModel.from_config(config)
+    with torch.no_grad():  # as drawn, all texts would be alike
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        model.logit_scale.fill_(2.0)
+    model.save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return folder
 
 

@@ -205,6 +205,27 @@ def save_ctc(folder: Path, name: str = "wav2vec2", *, seed: int = 0, vocabulary:
     return folder
 
 
+OBJECTIVE = {
+    "num_codevectors_per_group": 8,
+    "num_codevector_groups": 2,
+    "codevector_dim": 16,
+    "proj_codevector_dim": 16,
+}
+
+
+def save_objective(folder: Path, name: str = "wav2vec2-layer-norm", *, seed: int = 0, **changes: Any) -> Path:
+    """A checkpoint of wav2vec 2.0's objective with random weights: 16 codes in two books."""
+    torch.manual_seed(seed)
+    if name == "wav2vec2-conformer":
+        config: Any = transformers.Wav2Vec2ConformerConfig(**{**_WAVES, "feat_extract_norm": "layer"})
+    else:
+        config = CTC_CONFIGS[name]()
+    config.update({**OBJECTIVE, **changes})
+    transformers.AutoModelForPreTraining.from_config(config).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=name != "wav2vec2").save_pretrained(folder)
+    return folder
+
+
 def say(words: list[str], rng: np.random.Generator, *, sampling_hz: int = 16000) -> np.ndarray:
     """Each word as a third of a second of its pitch, with silence around it and some noise."""
     time = np.arange(int(0.3 * sampling_hz)) / sampling_hz

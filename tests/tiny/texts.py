@@ -181,6 +181,37 @@ def save_model(folder: Path, name: str = "t5", *, seed: int = 0) -> Path:
     return folder
 
 
+OBJECTIVES = ("t5", "bart", "bert", "gpt2", "llama")
+"""Families with an objective that needs no labels."""
+
+
+def save_objective(folder: Path, name: str, *, seed: int = 0) -> Path:
+    """A checkpoint whose tokenizer has what its objective puts into texts: ten sentinels (T5), a mask (BART, BERT)."""
+    tokenizer = save_tokenizer(folder, "t5" if name == "bert" else name)
+    if name == "t5":
+        tokenizer.add_tokens([f"<extra_id_{i}>" for i in range(10)], special_tokens=True)
+    elif name in ("bart", "bert"):
+        tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.save_pretrained(folder)
+    if name != "bert":
+        make_model(name, tokenizer, seed=seed).save_pretrained(folder)
+        return folder
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
 def pair(rng: np.random.Generator, *, longest: int = 24) -> dict[str, str]:
     """Fillers with the topic's word among them, and the sentence of that topic."""
     topic = str(rng.choice(list(TOPICS)))

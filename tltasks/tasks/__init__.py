@@ -12,10 +12,18 @@ ADAPTERS = {
     "masked-image-modeling": "tltasks.tasks.masked_image_modeling:MaskedImageModeling",
     "summarization": "tltasks.tasks.summarization:Summarization",
     "automatic-speech-recognition": "tltasks.tasks.speech_recognition:SpeechRecognition",
+    "contrastive-image": "tltasks.tasks.contrastive_image:ContrastiveImage",
+    "speech-pretraining": "tltasks.tasks.speech_pretraining:SpeechPretraining",
+    "text-denoising": "tltasks.tasks.text_pretraining:TextDenoising",
+    "masked-language-modeling": "tltasks.tasks.text_pretraining:MaskedLanguageModeling",
+    "causal-language-modeling": "tltasks.tasks.text_pretraining:CausalLanguageModeling",
 }
 
 MODELS = {
-    "image-classification": ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",),
+    "image-classification": (
+        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+        "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    ),
     "summarization": ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
     "automatic-speech-recognition": (
         "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
@@ -23,6 +31,10 @@ MODELS = {
     ),
 }
 """transformers' lists of the classes that serve each task."""
+
+
+OWN_MODELS = {"image-classification": {"FrozenTransformerForImageClassification"}}
+"""This package's classes that serve each task."""
 
 
 def tasks_of(architectures: Iterable[str]) -> list[str]:
@@ -36,7 +48,7 @@ def tasks_of(architectures: Iterable[str]) -> list[str]:
     for tag, names in MODELS.items():
         classes = [value for name in names for value in getattr(lists, name).values()]
         known = {one for value in classes for one in ([value] if isinstance(value, str) else value)}
-        if wanted & known:
+        if wanted & (known | OWN_MODELS.get(tag, set())):
             found.append(tag)
     return found
 

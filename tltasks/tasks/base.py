@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import datasets
 import numpy as np
@@ -47,8 +47,6 @@ class Task(Protocol):
     higher_is_better: ClassVar[bool]
     label: ClassVar[str | None]
     """Column by which held-out shares are stratified."""
-    votes: ClassVar[bool]
-    """Whether an untouched backbone is judged by its nearest neighbours, through `embed` and `vote`."""
     given: ClassVar[InputKind]
     """What a row's prediction is made from."""
     answers: ClassVar[datasets.Features]
@@ -158,10 +156,6 @@ class Task(Protocol):
         """A prediction as its user reads it, by `answers`; with so many alternatives where there are any."""
         ...
 
-    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The representation that the head receives, [rows, width]."""
-        ...
-
     def references(self, rows: datasets.Dataset) -> list[Any]:
         """What each row's prediction is compared with."""
         ...
@@ -176,10 +170,6 @@ class Task(Protocol):
 
     def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         """Predictions for `rows` that need no model."""
-        ...
-
-    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
-        """Predictions for `vectors` [rows, width] by the references of the nearest `known` ones."""
         ...
 
     def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
@@ -202,4 +192,17 @@ class Task(Protocol):
 
     def reload(self, folder: Path) -> nn.Module:
         """The model as a user would load it from what `save` wrote."""
+        ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """What a task may have besides: a head on one vector a row, for probes and votes of nearest neighbours."""
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The representation that the head receives, [rows, width]."""
+        ...
+
+    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
+        """Predictions for `vectors` [rows, width] by the references of the nearest `known` ones."""
         ...

@@ -15,14 +15,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForZeroShotImageClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from tltasks import images, metrics
 from tltasks.adapt import find_head, find_lora_targets, merged, relabel
+from tltasks.contrastive import PROMPTS, PROMPTS_KEY, ClassTexts, is_contrastive, refuse_prompts, saved_prompts
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import ImageData
 from tltasks.errors import CheckpointError, DataError
+from tltasks.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_language_model
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
 from tltasks.inputs import InputKind
+from tltasks.model_keys import ImageModel
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.pretrained import (
     check_loaded,
@@ -32,8 +41,8 @@ from tltasks.pretrained import (
     read_config,
     save_adapter,
 )
-from tltasks.recipe import ImageData, ImageModel, ImageStage
 from tltasks.result import Exhibit, Score
+from tltasks.stage_keys import ImageStage
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 
@@ -49,7 +58,6 @@ class ImageClassification:
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = "label"
-    votes: ClassVar[bool] = True
     given: ClassVar[InputKind] = InputKind("image", images.SUFFIXES)
     answers: ClassVar[datasets.Features] = datasets.Features(
         {
@@ -70,6 +78,8 @@ class ImageClassification:
     data_keys: ImageData
     stage: ImageStage
     seed: int
+    texts: ClassTexts | None = None
+    """For a kept head of a model of images and texts, which is what the texts say of the classes."""
     loaded: dict[str, Any] = field(default_factory=dict)
     """Filled by `build`: what was newly initialised, which positions were interpolated."""
 
@@ -89,18 +99,33 @@ class ImageClassification:
             changes=plan.model.config if plan.stage.start == "checkpoint" else {},
             **source.arguments(),
         )
-        if plan.row.head == "kept":
+        if plan.model.prompts is not None:
+            refuse_prompts(config, shown=source.shown)
+        if plan.model.as_ is not None:
+            config = wrap_language_model(config, plan.model, plan.stage, plan.row, shown=source.shown)
+        contrastive = plan.row.head == "kept" and is_contrastive(config)
+        if contrastive:
+            class_names = _told_classes(splits, found, given, config, source)
+            config.update({PROMPTS_KEY: plan.model.prompts or saved_prompts(config) or PROMPTS})
+        elif plan.row.head == "kept":
             class_names = list(config.id2label.values())
             _check_kept_head(class_names, found, splits, source)
         else:
             class_names = _train_classes(splits["train"], found, given)
             _check_same_classes(class_names, found, splits)
+            _name_architecture(config)
         relabel(config, class_names)
         if plan.model.image_size is not None:
             set_image_size(config, plan.model.image_size)
-        processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
+        if isinstance(config, FrozenTransformerConfig):
+            processor: Any = image_processor(config)
+        else:
+            processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
         preprocessing = Preprocessing(processor, name=source.shown)
-        return cls(source, config, preprocessing, class_names, plan.model, plan.data, plan.stage, seed)
+        texts = None
+        if contrastive:
+            texts = ClassTexts.open(source.name, config, class_names, shown=source.shown, **source.arguments())
+        return cls(source, config, preprocessing, class_names, plan.model, plan.data, plan.stage, seed, texts)
 
     def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         return {}  # `open` refuses what is wrong with labels
@@ -115,7 +140,7 @@ class ImageClassification:
 
     def build(self, row: Row) -> PreTrainedModel:
         model, loaded = load_pretrained(
-            AutoModelForImageClassification,
+            self._auto_class,
             self.config,
             self.source.name,
             shown=self.source.shown,
@@ -130,9 +155,17 @@ class ImageClassification:
                 f"model {self.source.shown}: has no weights for its head ({', '.join(lost)}); "
                 "use `stage: transfer`, which puts a new head on it."
             )
-        share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
+        outer = [*head, *getattr(model, "input_layer", ())]
+        share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.shown)
         self.loaded.update(loaded, loaded_share=share)
+        if self.texts is not None:
+            self.loaded["prompts"] = self.texts.prompts
+            return self.texts.classifier(model, self.class_names)
         return model
+
+    @property
+    def _auto_class(self) -> Any:
+        return AutoModelForImageClassification if self.texts is None else AutoModelForZeroShotImageClassification
 
     @property
     def architecture(self) -> str:
@@ -144,15 +177,18 @@ class ImageClassification:
 
     def head(self, model: nn.Module) -> list[str]:
         assert isinstance(model, PreTrainedModel)
-        return find_head(model)
+        return [] if self.texts is not None else find_head(model)
 
     def lora_targets(self, model: nn.Module) -> list[str]:
-        return find_lora_targets(model, head=self.head(model))
+        found = find_lora_targets(model, head=self.head(model))
+        return [name for name in found if not (self.texts is not None and name.startswith("text_"))]
 
     def save_setup(self, folder: Path) -> None:
         self.config.save_pretrained(folder)  # the labels, which an adapter alone does not carry
         if self.config.model_type != "timm_wrapper":  # its processor is part of config.json
             self.preprocessing.processor.save_pretrained(folder)
+        if self.texts is not None:
+            self.texts.save(folder)
 
     def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
         self.save_setup(folder)
@@ -163,9 +199,13 @@ class ImageClassification:
 
     def reload(self, folder: Path) -> nn.Module:
         source = self.source
-        return load_saved(
-            AutoModelForImageClassification, folder, base=source.name, config=self.config, **source.arguments()
+        model: nn.Module = load_saved(
+            self._auto_class, folder, base=source.name, config=self.config, **source.arguments()
         )
+        if self.texts is not None:
+            assert isinstance(model, PreTrainedModel)
+            model = self.texts.classifier(model, self.class_names)
+        return model
 
     # --------------------------------------------------------------------------------------- rows
 
@@ -181,7 +221,7 @@ class ImageClassification:
     def tokens(self) -> int | None:
         """The patches of an image, for plain vision transformers."""
         patch = getattr(self.config, "patch_size", None)
-        if not isinstance(patch, int) or hasattr(self.config, "window_size"):
+        if not isinstance(patch, int) or hasattr(self.config, "window_size") or hasattr(self.config, "backbone_config"):
             return None
         return (self.preprocessing.size // patch) ** 2
 
@@ -242,6 +282,8 @@ class ImageClassification:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = model(pixel_values=self.preprocessing.normalise(batch["pixels"])).logits.float()
         smoothing = self.stage.label_smoothing
+        if self.texts is not None:
+            return self.texts.loss(logits, _soft_targets(batch, logits.shape[1], smoothing=smoothing))
         if "own_share" not in batch:
             return functional.cross_entropy(logits, batch["labels"], label_smoothing=smoothing)
         own, partner = (
@@ -252,7 +294,8 @@ class ImageClassification:
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         logits = model(pixel_values=self.preprocessing.normalise(batch["pixels"])).logits
-        return _predictions(logits.float().softmax(-1).cpu().numpy())
+        probabilities = logits.float().softmax(-1) if self.texts is None else self.texts.probabilities(logits.float())
+        return _predictions(probabilities.cpu().numpy())
 
     def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         probabilities = prediction["probabilities"]
@@ -390,6 +433,48 @@ def _train_classes(train: Split, found: dict[str, Counter[str]], given: list[str
         twice = [name for name, n in Counter(names).items() if n > 1]
         raise DataError(f"{train.where}: several classes are called {', '.join(twice)}; give data.class_names.")
     return names
+
+
+def _told_classes(
+    splits: dict[str, Split],
+    found: dict[str, Counter[str]],
+    given: list[str] | None,
+    config: PretrainedConfig,
+    source: Checkpoint,
+) -> list[str]:
+    """The classes that a model of images and texts is to tell apart: the data's, or those that it was saved with."""
+    if not splits:
+        if saved_prompts(config) is None:
+            raise CheckpointError(
+                f"model {source.shown}: is to be told its classes, and nothing names them here. Use the results "
+                "folder of a run with `stage: zero_shot`, whose model has the classes of its data."
+            )
+        return list(config.id2label.values())
+    first = next((name for name in ("train", "test", "validation") if name in splits), next(iter(splits)))
+    names = _train_classes(splits[first], {"train": sum(found.values(), Counter())}, given)
+    unknown = {name: sorted(set(counts) - set(names)) for name, counts in found.items()}
+    lines = [f"{splits[name].where}: has {_some(classes)}" for name, classes in unknown.items() if classes]
+    if lines:
+        raise DataError("\n".join(lines) + f"\n{splits[first].where} has {len(names)} classes: {_some(names)}.")
+    return names
+
+
+def _name_architecture(config: PretrainedConfig) -> None:
+    """A new head on a tower for images makes another class of it, which whoever opens the configuration goes by."""
+    classes = AutoModelForImageClassification._model_mapping
+    if is_contrastive(config) and type(config) in classes:
+        config.architectures = [classes[type(config)].__name__]
+        # SigLIP's pooling, which its classifier passes by (transformers 5.24, modeling_siglip.py)
+        config.vision_config.vision_use_head = False
+
+
+def _soft_targets(batch: Batch, n_classes: int, *, smoothing: float) -> Tensor:
+    """What each row should be, [rows, classes]."""
+    targets = functional.one_hot(batch["labels"], n_classes).float()
+    if "own_share" in batch:
+        own = batch["own_share"].unsqueeze(1)
+        targets = own * targets + (1 - own) * functional.one_hot(batch["partner_labels"], n_classes)
+    return (1 - smoothing) * targets + smoothing / n_classes
 
 
 def _check_same_classes(class_names: list[str], found: dict[str, Counter[str]], splits: dict[str, Split]) -> None:

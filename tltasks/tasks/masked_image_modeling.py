@@ -15,24 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from tltasks import images, metrics
+from tltasks import images
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
-from tltasks.errors import CheckpointError
+from tltasks.data_keys import ImageData, UnlabelledImageData
+from tltasks.errors import CheckpointError, RecipeError
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
 from tltasks.inputs import InputKind
 from tltasks.masked_images import HEAD, MaskedAutoencoder, Objective, choose_objective
+from tltasks.model_keys import ImageModel
+from tltasks.objective_keys import MaskedImageStage
+from tltasks.objective_scores import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
-from tltasks.recipe import ImageData, ImageModel, MaskedImageStage, UnlabelledImageData
 from tltasks.result import Exhibit, Score
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
-
-EVALUATION = -1
-"""The epoch that masks for evaluation are drawn for: always the same."""
-LEAST_SPREAD = 0.01
-"""Features of different images that differ less than this in direction are the same feature."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,6 @@ class MaskedImageModeling:
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
     label: ClassVar[str | None] = None
-    votes: ClassVar[bool] = False
     given: ClassVar[InputKind] = InputKind("image", images.SUFFIXES)
     answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
 
@@ -68,6 +65,8 @@ class MaskedImageModeling:
         assert isinstance(plan.model, ImageModel)
         assert isinstance(plan.data, ImageData | UnlabelledImageData)
         assert isinstance(plan.stage, MaskedImageStage)
+        if plan.model.as_ is not None:
+            raise RecipeError(f"model.as: {plan.model.as_} is for image-classification; {cls.tag} has no such model.")
         config = read_config(
             MaskedAutoencoder.auto_class,
             source.name,
@@ -174,13 +173,7 @@ class MaskedImageModeling:
         return encoding_key(self.preprocessing, self.tag)
 
     def encoder(self, split: Split) -> Callable[[Columns], Columns]:
-        feature = split.rows.features.get("label")
-        named = feature.names if isinstance(feature, datasets.ClassLabel) else None
-
-        def name(label: Any) -> str | None:
-            if label is None or (named is not None and not 0 <= label < len(named)):
-                return None
-            return str(named[label] if named is not None else label)
+        name = label_namer(split)
 
         def encode(batch: Columns) -> Columns:
             labels = [name(label) for label in batch.get("label", [None] * len(batch["row"]))]
@@ -242,27 +235,10 @@ class MaskedImageModeling:
         return list(rows["label"])
 
     def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
-        losses = np.array([p["loss"] for p in predictions], dtype=np.float64)
-        return np.stack([losses, np.ones(len(losses))], axis=1)
+        return loss_rows(predictions)
 
     def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
-        rows = self.row_scores(predictions, references)
-        values, notes = {"loss": float(rows[:, 0].mean())}, []
-        if predictions and "features" in predictions[0]:
-            features = np.stack([p["features"] for p in predictions])
-            values["feature_spread"] = metrics.feature_spread(features)
-            if values["feature_spread"] < LEAST_SPREAD:
-                notes.append(
-                    f"The representation has collapsed: the features of different images are all but equal "
-                    f"(spread {values['feature_spread']:.1g}, where 1 is the most)."
-                )
-            labelled = [i for i, label in enumerate(references) if label is not None]
-            if len({references[i] for i in labelled}) > 1:
-                values["knn_accuracy"] = metrics.left_out_neighbours(
-                    features[labelled], [references[i] for i in labelled]
-                )
-        low, high = metrics.bootstrap_interval(rows, seed=self.seed) if intervals else (float("nan"), float("nan"))
-        return Score(values, self.headline, (low, high), {"notes": notes} if notes else {})
+        return score_objective(predictions, references, values={}, what="images", intervals=intervals, seed=self.seed)
 
     def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         flat: list[Prediction] = []
@@ -271,9 +247,6 @@ class MaskedImageModeling:
             losses = self.objective.flat_losses(self.preprocessing.normalise(batch["pixels"]), batch["masks"])
             flat += [{"prediction": float(f"{loss:.3g}"), "loss": loss} for loss in losses.tolist()]
         return {"flat_patches": flat}
-
-    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
-        raise NotImplementedError("pictures without labels are not voted on")
 
     def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
         return {

@@ -24,16 +24,19 @@ from tltasks.audio import Samples
 from tltasks.audio_augmentation import augment_audio
 from tltasks.ctc_recognition import CtcRecogniser
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import SpeechData
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.inputs import InputKind
+from tltasks.model_keys import SpeechModel
 from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.recipe import SpeechData, SpeechModel, SpeechStage
 from tltasks.recognition import Recogniser, family
 from tltasks.result import Exhibit, Score
 from tltasks.segments import join_segments, read_segments
 from tltasks.sequence_recognition import SequenceRecogniser
+from tltasks.stage_keys import SpeechStage
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
+from tltasks.waveforms import located
 
 PIECES_AT_ONCE = 16
 """Of one recording that is longer than the model hears at once."""
@@ -50,7 +53,6 @@ class SpeechRecognition:
     tag: ClassVar[str] = "automatic-speech-recognition"
     higher_is_better: ClassVar[bool] = False
     label: ClassVar[str | None] = None
-    votes: ClassVar[bool] = False
     given: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
     answers: ClassVar[datasets.Features] = datasets.Features(
         {
@@ -129,9 +131,9 @@ class SpeechRecognition:
                 f"model {self.source.shown}: has no weights for its head ({', '.join(lost)}); "
                 "use `stage: transfer`, which builds a vocabulary and puts a new head on it."
             )
-        check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
+        share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
         cut = self.recogniser.prepare(model)
-        self.loaded.update(loaded, interpolated=[*loaded["interpolated"], *cut])
+        self.loaded.update(loaded, interpolated=[*loaded["interpolated"], *cut], loaded_share=share)
         return model
 
     @property
@@ -224,7 +226,7 @@ class SpeechRecognition:
                 try:
                     if written and (not isinstance(text, str) or not text.strip()):
                         raise DataError("has no text")
-                    samples = audio.decode_audio(_located(value, split.folder), recogniser.sampling_hz)
+                    samples = audio.decode_audio(located(value, split.folder), recogniser.sampling_hz)
                     clips = self._cut(samples, text, times) if times else [(samples, text)]
                 except DataError as reason:
                     add(row, text, None, str(reason))
@@ -326,9 +328,6 @@ class SpeechRecognition:
         ]
         return {"prediction": prediction["prediction"], "looped": prediction["looped"], "pieces": pieces}
 
-    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
-        raise NotImplementedError("texts are not voted on")
-
     # --------------------------------------------------------------------------------- evaluation
 
     def references(self, rows: datasets.Dataset) -> list[dict[str, Any]]:
@@ -372,9 +371,6 @@ class SpeechRecognition:
 
     def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         return {}
-
-    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
-        raise NotImplementedError("texts are not voted on")
 
     def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
         return {
@@ -477,13 +473,5 @@ def _longest_clip(splits: dict[str, Split]) -> int:
     longest = 0.0
     for split in splits.values():
         for value in split.rows["audio"]:
-            longest = max(longest, audio.audio_seconds(_located(value, split.folder)) or 0.0)
+            longest = max(longest, audio.audio_seconds(located(value, split.folder)) or 0.0)
     return max(1, min(30, int(np.ceil(longest - 1e-6))))
-
-
-def _located(value: Any, folder: Path | None) -> Any:
-    """Relative paths in a file of rows are relative to that file."""
-    path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
-    if isinstance(path, str) and folder is not None and not Path(path).is_absolute():
-        return str(folder / path)
-    return value

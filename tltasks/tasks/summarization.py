@@ -26,14 +26,16 @@ from transformers import (
 from tltasks import rouge, text_statistics
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.data import EncodedSplit, Split
+from tltasks.data_keys import TextData
 from tltasks.errors import RecipeError
 from tltasks.inputs import InputKind
 from tltasks.lead import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.metrics import bootstrap_interval
-from tltasks.packing import attention_mask, keeps_examples_apart, packed_batch
+from tltasks.model_keys import TextModel
+from tltasks.packing import attention_mask, keeps_examples_apart, packed_batch, padded
 from tltasks.pretrained import check_loaded, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.recipe import TextData, TextModel, TextStage
 from tltasks.result import Exhibit, Score
+from tltasks.stage_keys import TextStage
 from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 from tltasks.text_checks import check_pairs
@@ -68,7 +70,6 @@ class Summarization:
     headline: ClassVar[str] = "rouge1"
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = None
-    votes: ClassVar[bool] = False
     given: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
     answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
 
@@ -256,13 +257,13 @@ class Summarization:
         left = not self.form.encoder_decoder
         seen = [[1] * len(ids) for ids in documents]
         return {
-            "input_ids": torch.from_numpy(_padded(documents, fill=self.form.pad, left=left)),
-            "attention_mask": torch.from_numpy(_padded(seen, fill=0, left=left)),
+            "input_ids": torch.from_numpy(padded(documents, fill=self.form.pad, left=left)),
+            "attention_mask": torch.from_numpy(padded(seen, fill=0, left=left)),
         }
 
     def _collate(self, documents: Sequence[Sequence[int]], summaries: Sequence[Sequence[int]]) -> Batch:
         if self.form.encoder_decoder:
-            return {**self._asked(documents), "labels": torch.from_numpy(_padded(summaries, fill=-100))}
+            return {**self._asked(documents), "labels": torch.from_numpy(padded(summaries, fill=-100))}
         prompts, answers = ([np.array(ids, dtype=np.int64) for ids in rows] for rows in (documents, summaries))
         return packed_batch(prompts, answers, together=self.loaded["packing"])
 
@@ -333,12 +334,6 @@ class Summarization:
 
     def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         return {"prediction": prediction["prediction"]}
-
-    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
-        raise NotImplementedError("a summariser is not judged by its neighbours")
-
-    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
-        raise NotImplementedError("a summariser is not judged by its neighbours")
 
     # --------------------------------------------------------------------------------- evaluation
 
@@ -417,15 +412,6 @@ def _text(value: Any) -> str:
 def _fault(document: str, summary: str | None) -> str | None:
     empty = [name for name, text in (("document", document), ("summary", summary)) if text == ""]
     return f"empty {' and '.join(empty)}" if empty else None
-
-
-def _padded(rows: Sequence[Sequence[int]], *, fill: int, left: bool = False) -> NDArray[np.int64]:
-    """Rows of unequal length as an array, filled up at the right, or at the left."""
-    width = max(len(row) for row in rows)
-    array = np.full((len(rows), width), fill, dtype=np.int64)
-    for i, row in enumerate(rows):
-        array[i, width - len(row) if left else 0 : width if left else len(row)] = row
-    return array
 
 
 def _all_row_scores(predictions: Sequence[Prediction], references: Sequence[Pair]) -> NDArray[np.float64]:

@@ -1,0 +1,158 @@
+"""Models of images and texts as classifiers: each class is named by texts, and an image belongs to the nearest.
+
+Source: Radford et al., https://arxiv.org/abs/2103.00020, §3.1; with a sigmoid for each class, Zhai et al.,
+https://arxiv.org/abs/2303.15343.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from tltasks.errors import CheckpointError, RecipeError, first_line
+
+FAMILIES = ("clip", "metaclip_2", "siglip")
+"""Architectures that compare an image's features with a text's by their cosine."""
+SIGMOID_FAMILIES = ("siglip",)
+"""Those that ask of each text by itself whether it fits; the others, which of the texts fits best."""
+PROMPTS = ["a photo of a {}."]
+"""Radford et al., §3.1.4."""
+PROMPTS_KEY = "zero_shot_prompts"
+"""Where a saved config.json has the prompts."""
+TEXTS_AT_ONCE = 256
+_KNOWN: dict[str, Tensor] = {}
+"""Features by the content of text tower and texts, so that all stages of a run compute them once."""
+
+
+def is_contrastive(config: PretrainedConfig) -> bool:
+    """Whether a checkpoint holds towers for images and texts, and no classifier's head."""
+    classes = config.architectures or []
+    return config.model_type in FAMILIES and not any("ForImageClassification" in name for name in classes)
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """What a checkpoint is told of the classes, in its own tokens."""
+
+    prompts: list[str]
+    tokenizer: Any
+    sigmoid: bool
+
+    @classmethod
+    def open(
+        cls, name: str, config: PretrainedConfig, class_names: list[str], *, shown: str, **arguments: Any
+    ) -> ClassTexts:
+        """By the prompts of `config`; raises CheckpointError for a tokenizer that cannot tell the classes apart."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
+        except (OSError, ValueError, ImportError) as error:
+            raise CheckpointError(
+                f"model {shown}: naming classes by text needs its tokenizer, which cannot be loaded "
+                f"({first_line(error)}). Put its tokenizer files beside the weights."
+            ) from error
+        read: dict[tuple[int, ...], str] = {}
+        for class_name in class_names:
+            # transformers 5.24 makes up a tokenizer without words for a CLIP without tokenizer files.
+            tokens = tuple(tokenizer(_readable(class_name)).input_ids)
+            if tokens in read or not set(tokens) - set(tokenizer.all_special_ids):
+                other = (
+                    f"the classes {read[tokens]} and {class_name} alike"
+                    if tokens in read
+                    else f"nothing in {class_name}"
+                )
+                raise CheckpointError(
+                    f"model {shown}: its tokenizer reads {other}. Are its tokenizer files beside the weights, and the "
+                    "names of classes in its language? See data.class_names."
+                )
+            read[tokens] = class_name
+        return cls(saved_prompts(config) or PROMPTS, tokenizer, config.model_type in SIGMOID_FAMILIES)
+
+    def classifier(self, model: PreTrainedModel, class_names: list[str]) -> PreTrainedModel:
+        """`model` itself, but called with pixels it gives a logit for each class; it saves as what it was."""
+        own = type(model)
+        model.__class__ = type(own.__name__, (_NamesClasses, own), {"__module__": own.__module__})
+        model.register_buffer("class_features", self._features(model, class_names), persistent=False)
+        return model
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.sigmoid else logits.softmax(-1)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over rows of the loss that `targets` [rows, classes], each row summing to one, make of `logits`."""
+        if not self.sigmoid:
+            return functional.cross_entropy(logits, targets)
+        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).mean()
+
+    @torch.no_grad()
+    def _features(self, model: Any, class_names: list[str]) -> Tensor:
+        """A unit vector for each class, [classes, width]: the mean direction of its texts (Radford et al., §3.1.4)."""
+        texts = [prompt.replace("{}", _readable(name)) for name in class_names for prompt in self.prompts]
+        digest = hashlib.sha256("\0".join(texts).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            if name.startswith("text_"):
+                digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        key = digest.hexdigest()
+        if key not in _KNOWN:
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            model.eval().to(device or "cpu")
+            longest = model.config.text_config.max_position_embeddings
+            # SigLIP was trained on texts of one length (transformers 5.24, zero_shot_image_classification.py).
+            padding = "max_length" if self.sigmoid else "longest"
+            vectors = []
+            for start in range(0, len(texts), TEXTS_AT_ONCE):
+                tokens = self.tokenizer(
+                    texts[start : start + TEXTS_AT_ONCE],
+                    padding=padding,
+                    truncation=True,
+                    max_length=longest,
+                    return_tensors="pt",
+                ).to(model.device)
+                vectors.append(functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1).cpu())
+            model.to("cpu")
+            by_class = torch.cat(vectors).view(len(class_names), len(self.prompts), -1).mean(1)
+            _KNOWN[key] = functional.normalize(by_class, dim=-1)
+        return _KNOWN[key].clone()
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+class _NamesClasses:
+    """Mixed into a model of images and texts: it compares an image with the classes' texts."""
+
+    class_features: Tensor
+
+    def forward(self: Any, pixel_values: Tensor) -> ImageClassifierOutput:
+        image = self.get_image_features(pixel_values=pixel_values).pooler_output
+        with torch.autocast(image.device.type, enabled=False):  # a scale of 100 would show what 16 bits round away
+            unit = functional.normalize(image.float(), dim=-1)
+            logits = unit @ self.class_features.T * self.logit_scale.float().exp()
+            bias = getattr(self, "logit_bias", None)
+            return ImageClassifierOutput(logits=logits if bias is None else logits + bias.float())
+
+
+def _readable(class_name: str) -> str:
+    return class_name.replace("_", " ")
+
+
+def saved_prompts(config: PretrainedConfig) -> list[str] | None:
+    """The prompts of a checkpoint that a run has saved, whose classes are its labels."""
+    found: list[str] | None = getattr(config, PROMPTS_KEY, None)
+    return found
+
+
+def refuse_prompts(config: PretrainedConfig, *, shown: str) -> None:
+    """Raise RecipeError for prompts that a checkpoint has no text tower to read."""
+    if config.model_type not in FAMILIES:
+        raise RecipeError(
+            f"model.prompts: {shown} ({config.model_type}) reads no text, so prompts have no effect. "
+            f"Models of images and texts that are known here: {', '.join(FAMILIES)}."
+        )
