@@ -291,6 +291,12 @@ def test_a_demo_without_gradio_says_how_to_install_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "tltasks.demo_page", raising=False)
     assert main(["demo", "nobody/nothing"]) == MISUSED
     assert "pip install 'tltasks[demo]'" in capsys.readouterr().err
+
+
+def test_a_space_needs_a_published_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", str(tmp_path), "--space", "ada/page"]) == MISUSED
+    assert "tltasks push" in capsys.readouterr().err
+    assert main(["demo", str(tmp_path), "--force"]) == MISUSED
+    assert "--space" in capsys.readouterr().err
