@@ -107,7 +107,9 @@ def predicted(capsys: pytest.CaptureFixture[str], model: Path, path: Path) -> Ro
 def test_pictures(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images.save_model(tmp_path / "vit")
     images.save_data(tmp_path / "data")
-    recipe = images.write_recipe(tmp_path / "recipe.yaml", Path("vit"), tmp_path / "data", stage=STAGE % "transfer")
+    recipe = images.write_recipe(
+        tmp_path / "recipe.yaml", Path("vit"), tmp_path / "data", stage=STAGE % "transfer", hub={"publish": "adapter"}
+    )
     result = run_recipe(recipe, tmp_path / "output")
     picture, other = tmp_path / "picture.png", tmp_path / "other.png"
     picture.write_bytes(images.png(images.picture("red", RNG, 64)))
@@ -116,7 +118,7 @@ def test_pictures(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
         drop(page, picture)
         assert probabilities(page, "own") == expected(predicted(capsys, tmp_path / "output", picture))
         assert not page.locator(".other-top").is_visible()
-        page.get_by_role("checkbox").check()
+        page.get_by_label("Compare with the untouched checkpoint (vit)").check()
         assert probabilities(page, "other") == expected(predicted(capsys, tmp_path / "vit", picture))
         assert probabilities(page, "own") == expected(predicted(capsys, tmp_path / "output", picture))
         take_pictures(page, tmp_path, "pictures")
@@ -140,6 +142,32 @@ def test_pictures(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
         other.write_bytes(pq.read_table(tmp_path / "data" / "test.parquet")["image"][0]["bytes"].as_py())
         assert probabilities(page, "own") == expected(predicted(capsys, tmp_path / "output", other))
         assert not page.locator(".own-said").is_visible()
+
+
+def test_what_is_not_at_hand_is_left_out(tmp_path: Path) -> None:
+    """As of a model from the Hub, on a machine without its data and its checkpoint's folder."""
+    from tltasks.demo import open_demo
+
+    images.save_model(tmp_path / "vit", labels=list(images.COLOURS))
+    images.save_data(tmp_path / "data", rows=12)
+    recipe = images.write_recipe(tmp_path / "recipe.yaml", Path("vit"), tmp_path / "data", stage="{stage: zero_shot}")
+    run_recipe(recipe, tmp_path / "output")
+
+    def opened() -> Any:
+        new = {"tag": None, "revision": "main", "trust_remote_code": False, "top_k": 5, "precision": "fp32"}
+        return open_demo(str(tmp_path / "output"), **new)
+
+    (tmp_path / "examples").mkdir()
+    whole = opened()
+    assert (whole.origin, len(whole.examples(tmp_path / "examples"))) == ("vit", 4)
+    card, quality = whole.card(), whole.quality()
+    for place in ("vit", "data"):
+        shutil.rmtree(tmp_path / place)
+    (tmp_path / "output" / "README.md").unlink()
+    left = opened()
+    assert (left.origin, left.examples(tmp_path / "examples")) == (None, [])
+    assert left.card().partition("## How to use")[0] == card.partition("## How to use")[0]
+    assert left.quality() == quality
 
 
 def probabilities(page: Any, whose: str) -> list[list[str]]:

@@ -92,7 +92,7 @@ def open_trained(name: str, *, tag: str | None, revision: str, trust_remote_code
     own = adapter.given.column
     named: str = getattr(getattr(plan.data, "columns"), own)  # noqa: B009 (a key of every task's Data)
     if base is not None:
-        origin = dataclasses.replace(base, shown=str(_read_json(folder / "adapter_config.json", name)[_BASE_KEY]))
+        origin = dataclasses.replace(base, shown=_shown(_read_json(folder / "adapter_config.json", name)[_BASE_KEY]))
     elif origin is not None:  # a recipe from the Hub does not decide what code is run here
         origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
     return Trained(task, base, folder, recipe, (named, own), plan, origin, run)
@@ -160,11 +160,15 @@ def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
         first = next(i for i in range(last, -1, -1) if result.stages[i].weights.get("start") != "previous")
         place, commit = Path(plans[first].model.name), result.stages[first].weights.get("commit")
         known = plans[first].row.weights != "random" and (place.is_dir() or not place.is_absolute())
-        shown = place.name if place.is_absolute() else str(place)
-        origin = Checkpoint(str(place), commit or plans[first].model.revision, shown=shown)
+        origin = Checkpoint(str(place), commit or plans[first].model.revision, shown=_shown(str(place)))
         return recipe, plans[last], origin if known else None
     except (*_DAMAGED, StopIteration) as error:
         raise CheckpointError(f"{run / 'result.json'}: cannot be read ({error!r}).") from error
+
+
+def _shown(name: str) -> str:
+    """A checkpoint's name without the folders of this machine."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _find_task(folder: Path, shown: str) -> str:
