@@ -12,13 +12,13 @@ import pytest
 
 import tltasks
 from tests.test_recipe import BASE
-from tests.test_recipe_file import RECIPES, SHIPPED, copy_shipped, write
+from tests.test_recipe_file import RECIPES, copy_shipped, write
 from tltasks.cli import INTERRUPTED, MISUSED, RAISED, main
 from tltasks.errors import DataError, HubError, RecipeError, TltasksError
 from tltasks.recipe_schema import json_schema
 
 ROOT = RECIPES.parent
-COMMANDS = ("run", "check", "recipes", "doctor", "push", "predict", "schema")
+COMMANDS = ("run", "check", "recipes", "doctor", "push", "predict", "compare", "rank", "schema")
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm", "sklearn", "pandas", "numpy"}
 HEAVY |= {"huggingface_hub", "matplotlib", "torchvision", "PIL", "pyarrow"}
 
@@ -102,7 +102,7 @@ def test_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     shown = capsys.readouterr()
     assert shown.err == ""
     lines = shown.out.splitlines()
-    assert [line.split()[0] for line in lines] == [str(path.relative_to(ROOT)) for path in SHIPPED]
+    assert [line.split()[0] for line in lines] == [str(p.relative_to(ROOT)) for p in sorted(RECIPES.rglob("*.yaml"))]
     assert all((ROOT / line.split()[0]).is_file() for line in lines)
 
 
@@ -124,7 +124,7 @@ def test_recipes_of_an_installed_wheel(tmp_path: Path) -> None:
     ended = started("-m", "tltasks", "recipes", path=site, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     named = [line.split()[0] for line in ended.stdout.splitlines()]
-    assert len(named) == len(SHIPPED) >= 5
+    assert len(named) == len(list(RECIPES.rglob("*.yaml"))) >= 5
     for name in named:
         assert (tmp_path / name).resolve().is_relative_to(site / "tltasks" / "recipes")
         assert (tmp_path / name).is_file()

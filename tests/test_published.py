@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,9 @@ from markdown_it import MarkdownIt
 
 from tests.hub_server import HubServer, hub_environment
 from tests.tiny import images, speech, texts
+from tests.tiny.host import Host
 from tests.tiny.hub import files_of
-from tests.tiny.runs import REPOSITORY, environment
+from tests.tiny.runs import environment
 from tltasks.objective_keys import UnlabelledStage
 from tltasks.recipe import TASKS
 
@@ -119,32 +118,9 @@ def write_recipe(case: Case, folder: Path, data: Path) -> Path:
     return speech.write_recipe(path, base, data, stage=FINETUNE % (steps, 1e-2), model_keys=keys, **top)
 
 
-HOST = """
-import json, os, sys, traceback
-from pathlib import Path
-import datasets, peft, torch, transformers  # the imports, which take most of a start, are done once
-{imports}
-for job in json.loads(sys.stdin.read()):
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(job["log"], os.O_CREAT | os.O_TRUNC | os.O_WRONLY), 2)
-        status = 1
-        try:
-            status = do(job)
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    os.waitpid(child, 0)
-"""
-TRAIN = """
-import tltasks.runner
-from tltasks.cli import main
-def do(job):
-    return main(["run", job["recipe"], "--push"])
-"""
 SAY = """
 import contextlib, csv, io, soundfile
+from pathlib import Path
 def read(path):
     if path.suffix == ".parquet":
         return [row["image"].convert("RGB") for row in datasets.load_dataset("parquet", data_files=str(path))["train"]]
@@ -165,20 +141,6 @@ def do(job):
     Path(job["answer"]).write_text(json.dumps({"printed": printed.getvalue(), "said": said}))
     return 0
 """
-
-
-def in_host(hub: HubServer, home: Path, work: str, jobs: list[dict[str, Any]]) -> None:
-    """Do the jobs one after another in a process of its own, whose caches are below `home`."""
-    done = subprocess.run(
-        [sys.executable, "-c", HOST.replace("{imports}", work)],
-        input=json.dumps(jobs),
-        env=environment() | hub_environment(hub, home),
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @dataclass(frozen=True)
@@ -206,8 +168,9 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         shutil.rmtree(base)
         tests = save_data(cases[0], folder / "data")
         recipes = [write_recipe(case, folder, folder / "data") for case in cases]
-        training = [{"recipe": str(path), "log": str(path.with_suffix(".log"))} for path in recipes]
-        in_host(hub, folder / "trainer", TRAIN, training)
+        with Host(environment() | hub_environment(hub, folder / "trainer")) as host:
+            for path in recipes:
+                host.do(path.with_suffix(".log"), arguments=["run", str(path), "--push"])
         for case, recipe in zip(cases, recipes, strict=True):
             output, log = recipe.with_suffix(""), recipe.with_suffix(".log")
             assert ("model", case.repo) in hub.repositories, log.read_text()[-3000:]
@@ -216,11 +179,13 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             recorded = pq.read_table(next(output.glob("predictions/*-test.parquet"))).to_pydict()
             item = Published(case, files, code, recorded, recipe.with_suffix(".said"), recipe.with_suffix(".json"))
             job = {"code": code, "rest": after_yours(code), "data": str(tests)}
-            jobs.append(job | {"answer": str(item.answer), "log": str(item.log)})
+            jobs.append(job | {"answer": str(item.answer), "log": item.log})
             made[case.form] = item
             shutil.rmtree(output)
         shutil.rmtree(folder / "trainer")
-        in_host(hub, folder / "reader", SAY, jobs)
+        with Host(environment() | hub_environment(hub, folder / "reader"), SAY) as host:
+            for job in jobs:
+                host.do(**job)
     return made
 
 

@@ -35,7 +35,7 @@ from tltasks.source import dump, parse
 from tltasks.stages import plan_stages
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-SHIPPED = sorted(RECIPES.rglob("*.yaml"))
+SHIPPED = sorted(path for path in RECIPES.rglob("*.yaml") if path.parent.name != "experiments")
 SCHEMA_FILE = RECIPES / "recipe.schema.json"
 
 
@@ -89,7 +89,8 @@ def test_shipped_recipes_refer_to_the_schema_in_their_first_line() -> None:
 def test_list_of_shipped_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(RECIPES.parent)
     lines = describe_recipes().splitlines()
-    assert [line.split()[0] for line in lines] == [str(path.relative_to(RECIPES.parent)) for path in SHIPPED]
+    everything = sorted(RECIPES.rglob("*.yaml"))  # experiments, too
+    assert [line.split()[0] for line in lines] == [str(path.relative_to(RECIPES.parent)) for path in everything]
     assert all(len(line.split()) > 3 for line in lines), "each has a title"
     assert not any("yaml-language-server" in line for line in lines)
 
@@ -513,7 +514,11 @@ CHANGED = {
     **dict.fromkeys(("erase", "mixup", "cutmix", "label_smoothing", "max_bad_share"), "0.375"),
     **dict.fromkeys(("epochs", "learning_rate"), "0.375"),
     **dict.fromkeys(("targets", "freeze", "language"), "[x]"),
-    **dict.fromkeys(("full", "head"), "{}"),
+    **dict.fromkeys(("full", "head", "bitfit"), "{}"),
+    "init": "gaussian",
+    "alphas": "[0.25]",
+    **dict.fromkeys(("l2_sp.alpha", "beta", "unfreeze_epochs"), "0.375"),
+    "prompts": "['other {}']",
     **dict.fromkeys(("document", "summary", "prompt"), "'other {document}'"),
     **dict.fromkeys(("max_document_tokens", "max_summary_tokens", "evaluate_rows", "num_beams"), "3"),
     **dict.fromkeys(("no_repeat_ngram_size", "min_new_tokens"), "3"),
@@ -537,6 +542,8 @@ CHANGED = {
 BEFORE = {
     "stages.1.momentum": ["stages.1.optimizer=sgd"],
     "stages.1.freeze": ["stages.1.adapt=full"],
+    "stages.1.l2_sp": ["stages.1.adapt=full", "stages.1.l2_sp={}"],
+    "stages.1.interpolate": ["stages.1.stage=finetune", "stages.1.interpolate={}"],
     "stages.1.l2": ["stages.1={stage: probe}"],
     "stages.1.model": ["stages.1.model={name: x/y}"],
     "stages.1.data": ["stages.1.data={name: x/y}"],
@@ -574,7 +581,7 @@ def test_digest_changes_with_every_other_key(tmp_path: Path, task: str) -> None:
     for key in sorted(keys):
         before = next((BEFORE[k] for k in sorted(BEFORE, key=len, reverse=True) if f"{key}.".startswith(f"{k}.")), [])
         value = CHANGED.get(key.removeprefix("stages.1."), CHANGED[key.split(".")[-1]])
-        method = re.fullmatch(r"stages\.1\.adapt\.(full|head)", key)
+        method = re.fullmatch(r"stages\.1\.adapt\.(full|head|bitfit)", key)
         after = f"stages.1.adapt={method[1]}" if method else f"{key}={value}"
         if key == "stages.1.steps":
             before, after = [], "stages.1={stage: transfer, adapt: lora, steps: 2, learning_rate: 1}"

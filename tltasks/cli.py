@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_predict(commands)
     _add_demo(commands)
+    _add_laboratory(commands)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(command=_schema)
@@ -150,6 +151,26 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
+
+
+def _add_laboratory(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="carry out an experiment, and say what transfers",
+        epilog="What is finished is found again: the same command goes on with an experiment that was stopped. "
+        "The exit status is 0, or 3 when single cells failed.",
+    )
+    compare.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="YAML file")
+    _add_set(compare)
+    compare.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the experiment's")
+    compare.add_argument("--dry-run", action="store_true", help="show the cells and their time, and stop")
+    compare.set_defaults(command=_compare)
+
+    rank = commands.add_parser("rank", help="rank an experiment's checkpoints for its data, before training")
+    rank.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="YAML file that names its `candidates`")
+    _add_set(rank)
+    rank.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the experiment's")
+    rank.set_defaults(command=_rank)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -340,6 +361,25 @@ def _push_space(options: argparse.Namespace) -> int:
 def _check_top_k(top_k: int) -> None:
     if top_k < 1:
         raise RecipeError(f"--top-k {top_k}: name at least one class.")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from tltasks.laboratory.compare import compare
+    from tltasks.training import Interrupted
+
+    try:
+        failed = compare(options.experiment, options.set, output=options.output, dry_run=options.dry_run)
+    except (Interrupted, KeyboardInterrupt):
+        _say("stopped; what is finished is kept, and the same command goes on with the rest.")
+        return INTERRUPTED
+    return PARTIAL if failed else 0
+
+
+def _rank(options: argparse.Namespace) -> int:
+    from tltasks.laboratory.ranking import rank
+
+    rank(options.experiment, options.set, output=options.output)
+    return 0
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from tltasks.data_keys import BUILDERS, Data, Source
 from tltasks.errors import RecipeError
 from tltasks.model_keys import Model
 from tltasks.recipe import Recipe
-from tltasks.source import Keys, Problem, clip, dotted, dump, parse, read_text
+from tltasks.source import Keys, Problem, Tree, clip, dotted, dump, parse, read_text
 from tltasks.stage_keys import Stage
 from tltasks.validation import validate
 
@@ -38,30 +38,42 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), *, check_files: bool 
     local folders and files that are not there are mistakes too.
     """
     tree = parse(read_text(path), str(path), overrides)
-    recipe, problems = validate(tree)
-    if recipe is not None:
-        recipe._folder, recipe._locations = path.parent, {k: str(v) for k, v in tree.locations.items()}
-        recipe._typed_in = {keys: Path.cwd() for keys, at in tree.locations.items() if at.is_override}
-        if check_files:
-            missing = [Problem(tree.location(keys), dotted(keys), text) for keys, text in _missing_files(recipe)]
-            problems = sorted(missing, key=lambda problem: problem.location)
+    typed_in = {keys: Path.cwd() for keys, at in tree.locations.items() if at.is_override}
+    recipe, problems = read_recipe(tree, path.parent, typed_in, check_files=check_files)
     if recipe is None or problems:
-        raise RecipeError(_message(problems))
+        raise RecipeError(list_mistakes(problems, "the recipe"))
     return recipe
 
 
-def _message(problems: list[Problem]) -> str:
+def read_recipe(
+    tree: Tree, folder: Path, folders: dict[Keys, Path], *, check_files: bool
+) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe that a tree holds, where it can be told, and every mistake in it.
+
+    Its local paths start at `folder`, but those below a key of `folders` at another.
+    """
+    recipe, problems = validate(tree)
+    if recipe is not None:
+        recipe._folder, recipe._locations = folder, {k: str(v) for k, v in tree.locations.items()}
+        recipe._typed_in = folders
+        if check_files:
+            missing = [Problem(tree.location(keys), dotted(keys), text) for keys, text in _missing_files(recipe)]
+            problems = sorted(missing, key=lambda problem: problem.location)
+    return recipe, problems
+
+
+def list_mistakes(problems: list[Problem], where: str) -> str:
     """One line for each mistake, what is allowed once after the first mistake that it answers."""
     lines: list[str] = []
     listed: set[tuple[str, ...]] = set()
     for problem in problems:
-        where = f"{problem.where}: " if problem.where else ""
-        lines.append(f"{problem.location}  {where}{problem.text}")
+        at = f"{problem.where}: " if problem.where else ""
+        lines.append(f"{problem.location}  {at}{problem.text}")
         if problem.allowed and problem.allowed not in listed:
             listed.add(problem.allowed)
             lines.append(f"    allowed: {', '.join(problem.allowed)}")
     n = len(problems)
-    return f"{n} mistake{'s' if n > 1 else ''} in the recipe; nothing was loaded.\n" + "\n".join(lines)
+    return f"{n} mistake{'s' if n > 1 else ''} in {where}; nothing was loaded.\n" + "\n".join(lines)
 
 
 # --------------------------------------------------------------------------------------------- places
@@ -196,7 +208,9 @@ def _is_file(name: str) -> bool:
 
 def _from(recipe: Recipe, keys: Keys) -> str:
     folder = _start(recipe, keys)
-    return f" beside the recipe (in {folder})" if folder is recipe._folder else f" in the working directory ({folder})"
+    if folder == recipe._folder:
+        return f" beside the recipe (in {folder})"
+    return f" in the working directory ({folder})" if folder == Path.cwd() else f" (in {folder})"
 
 
 def _each_file(files: Any, keys: Keys) -> Iterable[tuple[Keys, str]]:

@@ -102,15 +102,16 @@ class RunResult:
 
     def save(self, path: Path) -> None:
         """Write JSON; numbers that are not finite become null."""
-        text = json.dumps(_finite(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(finite(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A tree of JSON values with null for every number that is not finite."""
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, float) and not (-float("inf") < value < float("inf")):
         return None
     return value

@@ -34,7 +34,6 @@ from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
 from tltasks.evaluation import (
     NEIGHBOUR_ROWS,
     drawn_rows,
-    embed_rows,
     predict_rows,
     score_beside_baselines,
     write_predictions,
@@ -43,7 +42,7 @@ from tltasks.folder import locked, refuse_occupied, whole_folder, write_json, wr
 from tltasks.interpolation import interpolate
 from tltasks.metrics import paired_difference
 from tltasks.precision import check_architecture, choose_attention, choose_precision
-from tltasks.probe import fit_probe
+from tltasks.probe import cached_features, fit_probe
 from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_sha256, write_recipe, written_at
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, lineage_after, stage_from_json
@@ -267,6 +266,19 @@ def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Pat
     found["trainable"], found["total"] = count_parameters(model)
     found["memory_bytes"] = machine.peak_memory_bytes(accelerator.device)
     return found
+
+
+def open_recipe(recipe: Recipe, output: Path) -> tuple[Accelerator, list[Opened]]:
+    """The devices, and all stages with their data and checkpoints opened; nothing is written to `output`."""
+    accelerator, _ = _accelerator(recipe, output, machine.join_processes())
+    return accelerator, _open_stages(accelerator, plan_stages(located(recipe)), recipe)
+
+
+def measure_stages(recipe: Recipe, output: Path) -> list[dict[str, Any]]:
+    """What a dry run finds of each stage, as numbers: `stage, splits, trainable, total, memory_bytes`, and for those
+    that the loop trains `steps, seconds`."""
+    accelerator, opened = open_recipe(recipe, output)
+    return [_measure(accelerator, item, recipe, output) for item in opened]
 
 
 @contextmanager
@@ -578,11 +590,15 @@ def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str,
         }
         return arms
     assert isinstance(task, Embeds)
-    sample = train_rows.select(drawn_rows(len(train_rows), NEIGHBOUR_ROWS, seed=context.recipe.seed))
-    known = embed_rows(accelerator, task, untouched, sample, workers=workers)
+    head, known = task.head(untouched)[0], item.encoded.get("train") or next(iter(item.judged.values()))
+    if len(known.rows) > NEIGHBOUR_ROWS:
+        sample = known.rows.select(drawn_rows(len(known.rows), NEIGHBOUR_ROWS, seed=context.recipe.seed))
+        fingerprint = f"{known.fingerprint}, {NEIGHBOUR_ROWS} rows by {context.recipe.seed}"
+        known = dataclasses.replace(known, rows=sample, fingerprint=fingerprint)
+    vectors = cached_features(accelerator, task, untouched, head, known, workers=workers)
     for name, split in item.judged.items():
-        vectors = embed_rows(accelerator, task, untouched, split.rows, workers=workers)
-        arms.setdefault("checkpoint_knn", {})[name] = task.vote(known, task.references(sample), vectors)
+        asked = cached_features(accelerator, task, untouched, head, split, workers=workers)
+        arms.setdefault("checkpoint_knn", {})[name] = task.vote(vectors, task.references(known.rows), asked)
     return arms
 
 

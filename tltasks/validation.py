@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,6 +18,7 @@ from tltasks.recipe_types import FORMS
 from tltasks.source import Keys, Problem, Tree, closest, describe, did_you_mean, dotted
 from tltasks.stage_keys import Stage
 
+M = TypeVar("M", bound=BaseModel)
 Located = tuple[Keys, str, tuple[str, ...]]
 """Keys of a mistake, its text, and what is allowed there."""
 
@@ -44,6 +45,15 @@ def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
 
 
 _ANY_STAGE = Stage(stage="zero_shot")
+
+
+def read_keys(model: type[M], tree: Tree) -> tuple[M | None, list[Problem]]:
+    """What a tree holds by the keys of any model, and every mistake in it; None when there are any."""
+    reading = _Reading()
+    value = reading.read(model, tree.value, ())
+    found = [Problem(tree.location(keys), dotted(keys), text, allowed) for keys, text, allowed in reading.found]
+    problems = sorted([*tree.problems, *found], key=lambda p: p.location)
+    return (None if problems else value), problems
 
 
 def _is_task(name: object) -> bool:

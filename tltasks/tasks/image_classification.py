@@ -24,7 +24,7 @@ from transformers import (
 
 from tltasks import images, metrics
 from tltasks.adapt import find_head, find_lora_targets, merged, relabel
-from tltasks.contrastive import PROMPTS, PROMPTS_KEY, ClassTexts, is_contrastive, refuse_prompts, saved_prompts
+from tltasks.class_texts import PROMPTS, PROMPTS_KEY, ClassTexts, is_contrastive, refuse_prompts, saved_prompts
 from tltasks.data import EncodedSplit, Split
 from tltasks.data_keys import ImageData
 from tltasks.errors import CheckpointError, DataError

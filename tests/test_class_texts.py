@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoTokeni
 
 from tests.tiny.images import SIZE, picture, png, save_contrastive, save_data, save_model, write_recipe
 from tests.tiny.runs import run_recipe
-from tltasks.contrastive import FAMILIES, ClassTexts
+from tltasks.class_texts import FAMILIES, ClassTexts
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.prediction import predict
 from tltasks.recipe_file import load_recipe

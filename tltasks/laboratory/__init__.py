@@ -1,0 +1,1 @@
+"""Experiments over recipes: which checkpoint, which method, does it transfer, and how sure is that."""

@@ -1,0 +1,242 @@
+"""Intervals and tests over seeds and test rows at once.
+
+A score of an arm is a mean over seeds, drawn from all that there could be, and over test rows, drawn from all that
+there could be; every seed is tested on the same rows. Both vary, so an interval has to hold both. It is the design of
+readers × cases in diagnostic radiology (Dorfman, Berbaum and Metz, Investigative Radiology 27 (1992) 723–731),
+
+    value[seed, row] = mean + seed + row + rest,
+
+where the variance of the mean of S seeds and R rows has two parts, estimated by the mean squares:
+
+    from seeds  V_s = MS_seeds / (S·R)                    S − 1 degrees of freedom
+    from rows   V_r = max(MS_rows − MS_rest, 0) / (S·R)   R − 1 degrees of freedom
+
+The half width of the interval is √(t²(S − 1)·V_s + t²(R − 1)·V_r), with the quantiles of Student's t: exact where one
+part prevails, and a little wide between (Banerjee, Sankhyā 22 (1960) 357–358). Differences between two arms are
+analysed in the same way, row by row and seed by seed, which is what pairs them.
+
+A bootstrap over three seeds would be too narrow: it takes the variance between seeds for two thirds of what it is, and
+does not know how uncertain that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+Floats = NDArray[np.float64]
+LEVEL = 0.05
+MOST_LENT = 4.0
+"""Degrees of freedom that other comparisons may add to what a comparison's own seeds say of their spread."""
+SMALLEST_POWER = -12
+"""Of ten: a smaller probability than this is not told from it."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval, and the two-sided probability of one so far from zero if there were nothing.
+
+    With one seed, both are over rows alone: how another seed would do is not known then.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    rows: int
+    seed_share: float
+    """Part of the variance that comes from seeds; more test rows would only lessen the rest."""
+
+
+def linearised(row_scores: Floats) -> Floats:
+    """Values [rows] whose mean is the metric, and whose spread is that of the metric; from numerators and denominators.
+
+    For a ratio of sums, such as a word error rate, it is the ratio and each row's influence on it; for a mean over
+    rows, such as accuracy, just each row's score. Source: Efron and Tibshirani, An Introduction to the Bootstrap,
+    1993, §22.6 (the infinitesimal jackknife).
+
+    >>> linearised(np.array([[1.0, 1.0], [0.0, 1.0]]))
+    array([1., 0.])
+    """
+    numerators, denominators = row_scores[:, 0], row_scores[:, 1]
+    ratio = numerators.sum() / denominators.sum()
+    values: Floats = ratio + (numerators - ratio * denominators) / denominators.mean()
+    return values
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Variance between the means of seeds, and the degrees of freedom that it is known by."""
+
+    variance: float
+    degrees: float
+
+
+def estimate(values: Floats, *, bounds: tuple[float, float] | None = None, spread: Spread | None = None) -> Estimate:
+    """The mean of values [seeds, rows] over all seeds and rows that there could be; `bounds` clip the interval.
+
+    `spread` is what is known of the seeds; unset, it is what these values say of it.
+    """
+    return combine([values], [1.0], bounds=bounds, spread=spread)
+
+
+def combine(
+    parts: Sequence[Floats],
+    weights: Sequence[float],
+    *,
+    bounds: tuple[float, float] | None = None,
+    spread: Spread | None = None,
+) -> Estimate:
+    """A weighted sum of means over several test sets, each [seeds, rows], that the same seeds were tested on."""
+    by_seed = np.sum([weight * values.mean(1) for weight, values in zip(weights, parts, strict=True)], axis=0)
+    n_seeds, mean = len(by_seed), float(by_seed.mean())
+    if spread is None and n_seeds > 1:
+        spread = Spread(float(by_seed.var(ddof=1)), n_seeds - 1)
+    variances = [spread.variance / n_seeds] if spread is not None else []
+    degrees = [spread.degrees] if spread is not None else []
+    for weight, values in zip(weights, parts, strict=True):
+        if values.shape[1] > 1:
+            variances.append(weight**2 * _row_variance(values))
+            degrees.append(values.shape[1] - 1)
+    total = sum(variances)
+
+    def half_width(level: float) -> float:
+        quantiles = stats.t.isf(level / 2, degrees)
+        return float(np.sqrt(np.square(quantiles) @ np.array(variances)))
+
+    low, high, p = mean, mean, float(mean == 0)
+    if total > 0:
+        low, high, p = mean - half_width(LEVEL), mean + half_width(LEVEL), 1.0
+        if mean:
+            p = 10.0**SMALLEST_POWER
+            if half_width(p) > abs(mean):
+                p = _power_of_ten(lambda p: half_width(p) - abs(mean), SMALLEST_POWER, 0)
+    if bounds is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    share = variances[0] / total if total > 0 and spread is not None else 0.0
+    return Estimate(mean, low, high, p, n_seeds, sum(values.shape[1] for values in parts), share)
+
+
+def _row_variance(values: Floats) -> float:
+    """The part of the variance of the mean of values [seeds, rows] that comes from which rows were drawn."""
+    n_seeds, n_rows = values.shape
+    if n_rows < 2:
+        return 0.0
+    by_row = values.mean(0)
+    if n_seeds == 1:
+        return float(by_row.var(ddof=1) / n_rows)
+    rest = values - values.mean(1, keepdims=True) - by_row + values.mean()
+    ms_rest = float(np.square(rest).sum()) / ((n_seeds - 1) * (n_rows - 1))
+    ms_rows = n_seeds * float(by_row.var(ddof=1))
+    return float(max(ms_rows - ms_rest, 0.0) / (n_seeds * n_rows))
+
+
+def moderated(tables: Sequence[Floats], *, contexts: int) -> list[Spread | None]:
+    """The spreads between seeds of many differences [seeds, rows], each drawn towards what they have in common.
+
+    Two or three seeds say little of their own spread: alone, Student's t would need an enormous difference, the more
+    so the more comparisons there are. The variances are taken as draws from one scaled inverse χ² distribution, whose
+    parameters are fitted to them; each is replaced by its posterior mean, with the degrees of freedom of both.
+
+    Differences from the same control are not independent of each other, so what is lent is at most what the controls of
+    other `contexts` have, and at most `MOST_LENT`, which kept false calls of a family below 5 % in simulations where
+    the spreads of arms differ up to twentyfold. None for a table of one seed.
+    Source: Smyth, Statistical Applications in Genetics and Molecular Biology 3 (2004) 3, §§4 and 6.2.
+    """
+    own = {i: float(table.mean(1).var(ddof=1)) for i, table in enumerate(tables) if len(table) > 1}
+    positive = [variance for variance in own.values() if variance > 0]
+    degrees = {i: len(tables[i]) - 1 for i in own}
+    if len(positive) < 2:
+        return [Spread(own[i], degrees[i]) if i in own else None for i in range(len(tables))]
+    # Equal arms have no variance at all; the logarithm takes the least that others have.
+    logs = np.log([max(variance, min(positive)) for variance in own.values()])
+    half = np.array(list(degrees.values())) / 2
+    centred = logs - special.digamma(half) + np.log(half)
+    beyond = float(centred.var(ddof=1) - special.polygamma(1, half).mean())
+    prior = 2 * _inverse_trigamma(beyond) if beyond > 0 else np.inf
+    common = float(np.exp(centred.mean()))
+    if np.isfinite(prior):
+        common *= float(np.exp(special.digamma(prior / 2) - np.log(prior / 2)))
+    found: list[Spread | None] = []
+    for i in range(len(tables)):
+        if i not in own:
+            found.append(None)
+            continue
+        lent = min(prior, MOST_LENT, degrees[i] * (contexts - 1))
+        variance = (lent * common + degrees[i] * own[i]) / (lent + degrees[i])
+        found.append(Spread(variance, lent + degrees[i]))
+    return found
+
+
+def _inverse_trigamma(value: float) -> float:
+    value = min(max(value, 1e-5), 1e10)
+    return _power_of_ten(lambda x: float(special.polygamma(1, x)) - value, -6, 6)
+
+
+def _power_of_ten(function: Callable[[float], float], low: int, high: int) -> float:
+    """Where a function is zero, between two powers of ten."""
+    power = optimize.brentq(lambda power: function(10**power), float(low), float(high))
+    return float(10.0 ** float(power))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Probabilities adjusted so that of all calls below 0.05 together, one or more is false in at most 5 % of cases.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979) 65–70.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order.tolist()):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def verdict(difference: float, p_adjusted: float) -> str:
+    """`positive` or `negative` transfer where chance is ruled out, otherwise `neutral`; a gain is above zero."""
+    if p_adjusted >= LEVEL or difference == 0:
+        return "neutral"
+    return "positive" if difference > 0 else "negative"
+
+
+def mean_ranks(scores: Floats, *, higher_is_better: bool) -> Floats:
+    """Mean rank of each arm, 1 for the best, over contexts; scores are [contexts, arms], ties share a rank.
+
+    >>> mean_ranks(np.array([[0.9, 0.5, 0.5], [0.2, 0.4, 0.3]]), higher_is_better=True)
+    array([2.  , 1.75, 2.25])
+    """
+    ranks: Any = stats.rankdata(-scores if higher_is_better else scores, axis=1)
+    means: Floats = ranks.mean(0)
+    return means
+
+
+def examples_to_reach(score: float, curve: Sequence[tuple[float, float]], *, higher_is_better: bool) -> float | None:
+    """Training examples with which a curve of (examples, score) reaches a score, between its points by their logarithm.
+
+    None where it does not reach it: more examples than any that were tried.
+
+    >>> examples_to_reach(0.5, [(10, 0.4), (1000, 0.6)], higher_is_better=True)
+    100.0
+    >>> examples_to_reach(0.7, [(10, 0.4), (1000, 0.6)], higher_is_better=True) is None
+    True
+    """
+    sign = 1 if higher_is_better else -1
+    before: tuple[float, float] | None = None
+    for examples, value in sorted(curve):
+        if sign * value >= sign * score:
+            if before is None or value == before[1]:
+                return float(examples)
+            share = (score - before[1]) / (value - before[1])
+            low, high = np.log10(before[0]), np.log10(examples)
+            return round(float(10 ** (low + share * (high - low))), 6)
+        before = examples, value
+    return None
