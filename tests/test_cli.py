@@ -285,3 +285,18 @@ def test_doctests_of_recipe_reading() -> None:
     results = [doctest.testmod(importlib.import_module(f"tltasks.{name}")) for name in names]
     assert sum(result.attempted for result in results) >= 3
     assert sum(result.failed for result in results) == 0
+
+
+def test_a_demo_without_gradio_says_how_to_install_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["demo", "nobody/nothing"]) == MISUSED
+    assert "pip install 'tltasks[demo]'" in capsys.readouterr().err
+
+
+def test_a_space_needs_a_published_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", str(tmp_path), "--space", "ada/page"]) == MISUSED
+    assert "tltasks push" in capsys.readouterr().err
+    assert main(["demo", str(tmp_path), "--force"]) == MISUSED
+    assert "--space" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from tests.hub_server import Account, HubServer, hub_environment
 from tltasks.errors import HubError
-from tltasks.hub import Patience, check_push, pull, push
+from tltasks.hub import Patience, check_push, pull, push, push_space
 from tltasks.publication import MANIFEST, plan_push
 from tltasks.result import Headline, RunResult, Score, StageResult
 
@@ -347,6 +347,36 @@ def test_a_public_repository_is_no_place_for_private_results(server: HubServer, 
     assert remote_files(server) == {}
     do_push(server, output, private=False)
     assert remote_files(server).keys() == PUBLISHED
+
+
+def test_a_space_serves_the_demo_of_a_published_model(server: HubServer) -> None:
+    def publish(**options: Any) -> Any:
+        return push_space(REPO, ["--top-k", "3"], "ada/page", endpoint=server.url, patience=QUICK, **options)
+
+    assert f"the model {REPO} is not on the Hub" in refused(publish)
+    server.add_repo(REPO, {"config.json": b"{}"})
+    receipt = publish()
+    assert receipt.url == f"{server.url}/spaces/ada/page"
+    assert server.repositories["space", "ada/page"].private
+    files = server.files("ada/page", type="space")
+    assert files.keys() - {".gitattributes"} == {"README.md", "app.py", "requirements.txt", MANIFEST}
+    _, front, _ = files["README.md"].decode().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "title": "tiny-vit",
+        "sdk": "gradio",
+        "app_file": "app.py",
+        "models": [REPO],
+        "tags": ["tltasks"],
+    }
+    assert files["requirements.txt"].startswith(b"tltasks[demo]==")
+    ran: list[list[str]] = []
+    exec(files["app.py"].decode().replace("from tltasks.cli import main", ""), {"main": ran.append})
+    assert ran == [["demo", REPO, "--top-k", "3"]]
+    assert publish().uploaded == (), "the same again is no commit"
+    server.commit("ada/page", {"app.py": b"print()"}, type="space")
+    assert "app.py" in refused(publish)
+    assert server.files("ada/page", type="space")["app.py"] == b"print()"
+    assert publish(force=True).uploaded == ("app.py",)
 
 
 def test_a_commit_in_between_is_kept(server: HubServer, output: Path) -> None:

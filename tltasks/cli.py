@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib.util
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from tltasks.errors import RecipeError, TltasksError, TrainingError
 
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 """Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
+TOP_K = 5
 TASK_NAMES = ("image-classification", "summarization", "automatic-speech-recognition")
 
 
@@ -88,15 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("adapter", "merged"),
         help="an adapter alone, or merged into its base; unset: as it is",
     )
-    seen = push.add_mutually_exclusive_group()
-    seen.add_argument("--private", action="store_true", default=None, help="what a new repository becomes, instead of")
-    seen.add_argument("--public", dest="private", action="store_false", help="the recipe's hub.private")
-    push.add_argument("--pr", action="store_true", help="open a pull request instead of changing the repository")
-    push.add_argument("--force", action="store_true", help="overwrite files that no tltasks push wrote")
+    _add_publication(push)
     push.add_argument("--dry-run", action="store_true", help="show the files and the card, and send nothing")
     push.set_defaults(command=_push)
 
     _add_predict(commands)
+    _add_demo(commands)
     _add_laboratory(commands)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
@@ -110,7 +109,7 @@ def _add_predict(commands: Any) -> None:
         help="answer for files, folders and tables, by a trained model",
         epilog="The exit status is 0, or 3 when single inputs had no answer (they have an `error` instead).",
     )
-    predict.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
+    _add_model(predict)
     predict.add_argument(
         "inputs",
         nargs="+",
@@ -122,14 +121,36 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument("--resume", action="store_true", help="complete --output: inputs that it has are passed over")
     predict.add_argument("--column", metavar="NAME", help="column of a table; unset: that of the run's data")
-    predict.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to name, the likeliest first (5)")
-    predict.add_argument("--task", choices=TASK_NAMES, help="where the checkpoint does not tell")
-    predict.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
-    predict.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says"
-    )
-    predict.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
     predict.set_defaults(command=_predict)
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="a page in the browser, to try a trained model and read about it")
+    _add_model(demo)
+    demo.add_argument("--port", type=int, help="unset: the first that is free from 7860 on")
+    demo.add_argument("--host", help="address to serve at, such as 0.0.0.0 for other machines (127.0.0.1)")
+    demo.add_argument("--space", metavar="USER/NAME", help="publish the page of a model on the Hub as a Space instead")
+    _add_publication(demo)
+    demo.set_defaults(command=_demo)
+
+
+def _add_publication(parser: argparse.ArgumentParser) -> None:
+    seen = parser.add_mutually_exclusive_group()
+    seen.add_argument("--private", action="store_true", default=None, help="what a new repository becomes, instead of")
+    seen.add_argument("--public", dest="private", action="store_false", help="the recipe's hub.private")
+    parser.add_argument("--pr", action="store_true", help="open a pull request instead of changing the repository")
+    parser.add_argument("--force", action="store_true", help="overwrite files that no tltasks push wrote")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
+    parser.add_argument(
+        "--top-k", type=int, default=TOP_K, metavar="N", help="classes to name, the likeliest first (5)"
+    )
+    parser.add_argument("--task", choices=TASK_NAMES, help="where the checkpoint does not tell")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
 
 
 def _add_laboratory(commands: Any) -> None:
@@ -255,8 +276,7 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    if options.top_k < 1:
-        raise RecipeError(f"--top-k {options.top_k}: name at least one class.")
+    _check_top_k(options.top_k)
     from tltasks import prediction
 
     try:
@@ -279,6 +299,68 @@ def _predict(options: argparse.Namespace) -> int:
         return INTERRUPTED
     prediction.say(prediction.console(), count, options.output)
     return PARTIAL if count.failed else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    _check_top_k(options.top_k)
+    if options.space:
+        return _push_space(options)
+    if options.pr or options.force or options.private is not None:
+        raise RecipeError("demo: --pr, --force, --private and --public are for what is published with --space.")
+    if importlib.util.find_spec("gradio") is None:
+        raise RecipeError("demo: needs Gradio, which is not installed: pip install 'tltasks[demo]'")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, too
+
+    from tltasks.demo import open_demo
+    from tltasks.demo_page import launch, wait
+
+    demo = open_demo(
+        options.model,
+        tag=options.task,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        top_k=options.top_k,
+        precision=options.precision,
+    )
+    served = launch(demo, host=options.host, port=options.port)
+    _say(f"{demo.title}: {served.url} (Ctrl-C ends it)")
+    with contextlib.suppress(KeyboardInterrupt):
+        wait()
+    served.close()
+    return 0
+
+
+def _push_space(options: argparse.Namespace) -> int:
+    from tltasks.recipe_file import load_recipe
+
+    output = Path(options.model)
+    model: str | None = options.model
+    if output.is_dir():
+        recipe = load_recipe(output / "recipe.yaml", check_files=False) if (output / "recipe.yaml").is_file() else None
+        model = recipe.hub.repo if recipe else None
+    if model is None:
+        raise RecipeError(
+            f"demo {options.model} --space: a Space needs a model on the Hub, and no hub.repo is named. Publish it "
+            f"(tltasks push {options.model} --repo USER/NAME), then: tltasks demo USER/NAME --space {options.space}"
+        )
+    kept = [
+        *(["--task", options.task] if options.task else []),
+        *(["--revision", options.revision] if options.revision != "main" else []),
+        *(["--precision", options.precision] if options.precision else []),
+        *(["--top-k", str(options.top_k)] if options.top_k != TOP_K else []),
+        *(["--trust-remote-code"] if options.trust_remote_code else []),
+    ]
+    from tltasks import hub
+
+    private = True if options.private is None else options.private
+    receipt = hub.push_space(model, kept, options.space, private=private, pull_request=options.pr, force=options.force)
+    _say(f"{'proposed' if options.pr else 'pushed'} {receipt.url}")
+    return 0
+
+
+def _check_top_k(top_k: int) -> None:
+    if top_k < 1:
+        raise RecipeError(f"--top-k {top_k}: name at least one class.")
 
 
 def _compare(options: argparse.Namespace) -> int:

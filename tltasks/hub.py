@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -35,11 +35,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from tltasks.errors import HubError
-from tltasks.publication import BESIDE_MODEL, MANIFEST, PushPlan, plan_push, read_manifest
+from tltasks.publication import BESIDE_MODEL, MANIFEST, PushPlan, plan_push, plan_space, read_manifest
 
-__all__ = ["Patience", "PushReceipt", "check_push", "plan_push", "pull", "push"]
+__all__ = ["Patience", "PushReceipt", "check_push", "plan_push", "pull", "push", "push_space"]
 
 T = TypeVar("T")
+_CONTENT = {"model": "results of a tltasks run", "space": "the page of a model"}
 # All that the client raises, hf_xet's own errors (OSError) and a body that is no JSON (ValueError) included.
 _CLIENT_ERRORS = (httpx2.HTTPError, OSError, ValueError, RuntimeError, OIDCError, DeviceCodeError)
 
@@ -115,6 +116,32 @@ def push(
     )
 
 
+def push_space(
+    model: str,
+    options: Sequence[str],
+    repo: str,
+    *,
+    private: bool = True,
+    pull_request: bool = False,
+    force: bool = False,
+    endpoint: str | None = None,
+    patience: Patience = Patience(),
+) -> PushReceipt:
+    """Publish a Space that serves the demo of a model on the Hub, as carefully as `push`. Raises HubError."""
+
+    def attempt() -> PushReceipt:
+        api = _logged_in(endpoint)
+        whole = _whole_id(api, model)
+        if _inspect(api, whole) is None:
+            raise HubError(f"the model {whole} is not on the Hub. Publish it first: tltasks push OUTPUT")
+        plan = plan_space(whole, options)
+        return _push_once(plan, repo, private, endpoint, pull_request=pull_request, force=force)
+
+    return _persist(
+        attempt, f"Space {repo}", "Nothing else was changed; the same command can be tried again.", patience
+    )
+
+
 def check_push(
     repo: str, *, private: bool = False, endpoint: str | None = None, patience: Patience = Patience()
 ) -> None:
@@ -130,11 +157,13 @@ def _push_once(
     plan: PushPlan, repo: str, private: bool, endpoint: str | None, *, pull_request: bool, force: bool
 ) -> PushReceipt:
     api = _logged_in(endpoint)
-    repo = repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
-    remote = _inspect(api, repo)
+    repo = _whole_id(api, repo)
+    remote = _inspect(api, repo, kind=plan.kind)
     if remote is None:
-        api.create_repo(repo, private=private)
-        remote = _inspect(api, repo)
+        api.create_repo(
+            repo, private=private, repo_type=plan.kind, space_sdk="gradio" if plan.kind == "space" else None
+        )
+        remote = _inspect(api, repo, kind=plan.kind)
         if remote is None:
             raise HubError("the repository was created, yet the Hub does not find it.")
     _check_visibility(remote, private)
@@ -142,7 +171,7 @@ def _push_once(
     if not force and not pull_request:
         _refuse_foreign(_foreign(plan, remote))
         _refuse_mixture(stale)
-    url = f"{api.endpoint}/{repo}"
+    url = f"{api.endpoint}/{'spaces/' if plan.kind == 'space' else ''}{repo}"
     changed = [file for file in plan.files if remote.ids.get(file.path) not in file.ids]
     if not changed and not stale:
         _tag(api, repo, plan, remote.revision)
@@ -154,8 +183,9 @@ def _push_once(
                 *(CommitOperationAdd(file.path, file.content) for file in changed),
                 *(CommitOperationDelete(path) for path in stale),
             ],
-            commit_message="Upload results of a tltasks run",
-            commit_description=f"recipe_sha256: {plan.recipe_sha256}",
+            commit_message=f"Upload {_CONTENT[plan.kind]}",
+            commit_description=f"recipe_sha256: {plan.recipe_sha256}" if plan.recipe_sha256 else None,
+            repo_type=plan.kind,
             parent_commit=remote.revision,
             create_pr=pull_request,
         )
@@ -166,7 +196,7 @@ def _push_once(
                 "pushing again."
             ) from None
         raise
-    _check_complete(plan, _inspect(api, repo, commit.oid))
+    _check_complete(plan, _inspect(api, repo, commit.oid, kind=plan.kind))
     if not pull_request:
         _tag(api, repo, plan, commit.oid)
     return PushReceipt(commit.pr_url or url, commit.oid, tuple(file.path for file in changed))
@@ -174,6 +204,8 @@ def _push_once(
 
 def _tag(api: HfApi, repo: str, plan: PushPlan, revision: str) -> None:
     """Mark the newest results of a recipe, so that they can be had by its digest."""
+    if plan.recipe_sha256 is None:
+        return
     name = f"recipe-{plan.recipe_sha256[:16]}"
     marked = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags}
     if marked.get(name) == revision:
@@ -216,7 +248,11 @@ def _logged_in(endpoint: str | None) -> HfApi:
     return HfApi(endpoint=endpoint, token=token)
 
 
-def _inspect(api: HfApi, repo: str, revision: str | None = None) -> _Remote | None:
+def _whole_id(api: HfApi, repo: str) -> str:
+    return repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
+
+
+def _inspect(api: HfApi, repo: str, revision: str | None = None, *, kind: str = "model") -> _Remote | None:
     """What the repository holds; None if there is none, or none that this login may see.
 
     The manifest is read for the newest revision alone.
@@ -224,14 +260,15 @@ def _inspect(api: HfApi, repo: str, revision: str | None = None) -> _Remote | No
     try:
         # Its own default is to wait for ever, whatever the session's timeout (huggingface_hub 2.4, hf_api.py).
         timeout = get_session().timeout.read
-        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
+        look = api.space_info if kind == "space" else api.model_info
+        info = look(repo, revision=revision, files_metadata=True, timeout=timeout)
     except RepositoryNotFoundError:
         return None
     ids = {file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id) for file in info.siblings or []}
     written: dict[str, set[str]] = {}
     if MANIFEST in ids and revision is None:
         with tempfile.TemporaryDirectory() as cache:
-            manifest = api.hf_hub_download(repo, MANIFEST, revision=info.sha, cache_dir=cache)
+            manifest = api.hf_hub_download(repo, MANIFEST, revision=info.sha, repo_type=kind, cache_dir=cache)
             written = read_manifest(Path(manifest).read_bytes())
     return _Remote(str(info.sha), bool(info.private), ids, written)
 
@@ -271,8 +308,8 @@ def pull(
 def _check_visibility(remote: _Remote, private: bool) -> None:
     if private and not remote.private:
         raise HubError(
-            "the repository is public, but hub.private is true. Make it private on the Hub, or set hub.private: false "
-            "(`tltasks push --public`)."
+            "the repository is public, but these were to be private (hub.private is true, unless told otherwise). "
+            "Make it private on the Hub, set hub.private: false, or say --public."
         )
 
 
@@ -293,7 +330,7 @@ def _refuse_mixture(stale: list[str]) -> None:
     if stale:
         raise HubError(
             f"the repository holds files of an earlier push that these results do not have: {', '.join(stale)}. "
-            "A mixture would not load as either: delete them with `tltasks push --force`, or push elsewhere."
+            "A mixture would not load as either: delete them with `--force`, or push elsewhere."
         )
 
 
@@ -302,7 +339,7 @@ def _refuse_foreign(paths: list[str]) -> None:
         raise HubError(
             f"the repository holds files that no tltasks push wrote, or that were changed since: "
             f"{', '.join(sorted(paths))}. Nothing was uploaded. Push elsewhere, propose the change "
-            "(`tltasks push --pr`), or overwrite them (`tltasks push --force`)."
+            "(`--pr`), or overwrite them (`--force`)."
         )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import pyarrow as pa
+import torch
 from accelerate import Accelerator
 from rich.console import Console
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -23,7 +25,7 @@ from tltasks.evaluation import predict_rows
 from tltasks.inputs import InputKind, Inputs, Item, check_arguments
 from tltasks.precision import choose_precision
 from tltasks.tasks.base import Columns, Task
-from tltasks.trained import open_trained
+from tltasks.trained import Trained, open_trained
 
 CHUNK_ROWS = 64
 """Inputs that are read, predicted and written together: enough to put those of like length into one pass."""
@@ -42,6 +44,51 @@ class Count:
     """Inputs that the output already had."""
     errors: list[str] = field(default_factory=list)
     """The first of them."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model on its device, ready to answer."""
+
+    task: Task
+    model: nn.Module
+    accelerator: Accelerator
+
+    @classmethod
+    def load(cls, trained: Trained, device: torch.device, *, precision: str | None = None) -> Self:
+        """Load the weights, in the number format of the training unless another is named."""
+        number_format = choose_precision(precision or trained.precision(device), device)
+        accelerator = Accelerator(mixed_precision="no" if number_format == "fp32" else number_format)
+        model = trained.build(device=accelerator.device, precision=number_format)
+        return cls(trained.task, model, accelerator)
+
+    def answers(
+        self, inputs: Iterable[Item], done: Container[int] = (), *, top_k: int, workers: int | None = None
+    ) -> Iterator[tuple[list[Answer], int]]:
+        """Answers in the order of the inputs, a chunk at a time, and how many before each are done already."""
+        task, accelerator = self.task, self.accelerator
+        workers = machine.loader_workers(accelerator.device, 1, workers)
+        rows = machine.pass_budget(accelerator.device, CHUNK_ROWS)
+        chunks = _chunks(inputs, done, rows)
+        # The sampler runs here and hands each chunk to a worker: standard input has one reader, and order is kept.
+        loader: DataLoader[_Chunk] = DataLoader(
+            _Encoding(task), sampler=chunks, batch_size=None, num_workers=workers, collate_fn=_as_it_is
+        )
+        for chunk in loader:
+            found: list[Answer] = [{"input": item.name, "row": item.row} for item in chunk.items]
+            for answer, error in zip(found, chunk.encoded["error"], strict=True):
+                answer["error"] = error
+            good = [i for i, error in enumerate(chunk.encoded["error"]) if error is None]
+            if good:
+                columns = {name: [chunk.encoded[name][i] for i in good] for name in task.features}
+                # Objectives hide parts of a row by its number: with one for all, no answer depends on the others.
+                columns["row"] = [0] * len(good)
+                features = datasets.Features({**task.features, "row": datasets.Value("int64")})
+                encoded = datasets.Dataset.from_dict(columns, features=features)
+                predictions = predict_rows(accelerator, task, self.model, encoded, workers=0)
+                for i, prediction in zip(good, predictions, strict=True):
+                    found[i] |= task.answer(prediction, top_k=top_k)
+            yield found, chunk.passed_over
 
 
 def predict(
@@ -74,9 +121,7 @@ def predict(
     trained = open_trained(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
     task = trained.task
     inputs = Inputs(arguments, task.given, [column] if column else trained.columns)
-    number_format = choose_precision(precision or trained.precision(state.device), state.device)
-    accelerator = Accelerator(mixed_precision="no" if number_format == "fp32" else number_format)
-    model = trained.build(device=accelerator.device, precision=number_format)
+    predictor = Predictor.load(trained, state.device, precision=precision)
 
     answers = open_answers(output, _schema(task), resume=resume)
     count, total = Count(), inputs.count()
@@ -85,7 +130,7 @@ def predict(
         tqdm(total=total, unit=f" {task.given.column}s", disable=None, dynamic_ncols=True) as bar,
     ):
         try:
-            for found, passed_over in _answers(accelerator, task, model, inputs, answers.done, top_k):
+            for found, passed_over in predictor.answers(inputs, answers.done, top_k=top_k):
                 with hold():
                     answers.write(found)
                     _note(count, found, passed_over)
@@ -124,33 +169,6 @@ def _schema(task: Task) -> pa.Schema:
     return pa.schema([*first, *task.answers.arrow_schema, pa.field("error", pa.string())])
 
 
-def _answers(
-    accelerator: Accelerator, task: Task, model: Any, inputs: Iterable[Item], done: set[int], top_k: int
-) -> Iterator[tuple[list[Answer], int]]:
-    """Answers in the order of the inputs, a chunk at a time, and how many before each are done already."""
-    workers = machine.loader_workers(accelerator.device, 1, None)
-    rows = machine.pass_budget(accelerator.device, CHUNK_ROWS)
-    # The sampler runs here and hands each chunk to a worker: standard input has one reader, and order is kept.
-    loader: DataLoader[_Chunk] = DataLoader(
-        _Encoding(task), sampler=_chunks(inputs, done, rows), batch_size=None, num_workers=workers, collate_fn=_as_it_is
-    )
-    for chunk in loader:
-        found: list[Answer] = [{"input": item.name, "row": item.row} for item in chunk.items]
-        for answer, error in zip(found, chunk.encoded["error"], strict=True):
-            answer["error"] = error
-        good = [i for i, error in enumerate(chunk.encoded["error"]) if error is None]
-        if good:
-            columns = {name: [chunk.encoded[name][i] for i in good] for name in task.features}
-            # Objectives hide parts of a row by its number: with one for all, an answer does not depend on the others.
-            columns["row"] = [0] * len(good)
-            features = datasets.Features({**task.features, "row": datasets.Value("int64")})
-            encoded = datasets.Dataset.from_dict(columns, features=features)
-            predictions = predict_rows(accelerator, task, model, encoded, workers=0)
-            for i, prediction in zip(good, predictions, strict=True):
-                found[i] |= task.answer(prediction, top_k=top_k)
-        yield found, chunk.passed_over
-
-
 @dataclass(frozen=True)
 class _Chunk:
     """Inputs that go through together; `encoded` has a value of each, once they are read."""
@@ -161,7 +179,7 @@ class _Chunk:
     encoded: Columns = field(default_factory=dict)
 
 
-def _chunks(inputs: Iterable[Item], done: set[int], most_rows: int) -> Iterator[_Chunk]:
+def _chunks(inputs: Iterable[Item], done: Container[int], most_rows: int) -> Iterator[_Chunk]:
     items: list[Item] = []
     passed_over = size = 0
     for item in inputs:

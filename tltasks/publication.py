@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import yaml
-from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml
+from huggingface_hub import EvalResultEntry, SpaceCardData, constants, eval_result_entries_to_yaml
 
+from tltasks import __version__
 from tltasks.errors import HubError
 from tltasks.result import RunResult, load_result
 
@@ -38,11 +41,13 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push of a results folder publishes, paths as in the repository; the manifest is the last."""
+    """What a push publishes, paths as in the repository; the manifest is the last."""
 
-    output: Path
     files: tuple[PlannedFile, ...]
-    recipe_sha256: str
+    recipe_sha256: str | None = None
+    """Of the run whose results these are."""
+    kind: Literal["model", "space"] = "model"
+    """Of the repository."""
 
 
 def plan_push(output: Path, *, card: str | None = None, model: Path | None = None) -> PushPlan:
@@ -75,11 +80,29 @@ def plan_push(output: Path, *, card: str | None = None, model: Path | None = Non
         sources["README.md"] = card.encode()
     if evaluation:
         sources[EVALUATION] = evaluation
+    return PushPlan(_with_manifest(sources, recipe_sha256=result.recipe_sha256), result.recipe_sha256)
+
+
+def plan_space(model: str, options: Sequence[str]) -> PushPlan:
+    """The files of a Space that serves the demo of a model on the Hub, with these options of `tltasks demo`."""
+    name = model.rsplit("/", 1)[-1]
+    about = SpaceCardData(title=name, sdk="gradio", app_file="app.py", models=[model], tags=["tltasks"])
+    app = f'''"""The page of {model}, as `tltasks demo` serves it."""
+
+from tltasks.cli import main
+
+main({json.dumps(["demo", model, *options])})
+'''
+    card = f"---\n{about.to_yaml()}\n---\n\nThe page of [{model}](https://huggingface.co/{model}).\n"
+    texts = {"README.md": card, "app.py": app, "requirements.txt": f"tltasks[demo]=={__version__}\n"}
+    return PushPlan(_with_manifest({path: text.encode() for path, text in texts.items()}), kind="space")
+
+
+def _with_manifest(sources: dict[str, Path | bytes], **about: str) -> tuple[PlannedFile, ...]:
     files = [_planned(path, content) for path, content in sources.items()]
     written = {file.path: {"sha256": file.sha256, "git": file.git} for file in files}
-    manifest = {"schema": 1, "recipe_sha256": result.recipe_sha256, "files": written}
-    files.append(_planned(MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()))
-    return PushPlan(output, tuple(files), result.recipe_sha256)
+    manifest = {"schema": 1, **about, "files": written}
+    return (*files, _planned(MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()))
 
 
 def _planned(path: str, content: Path | bytes) -> PlannedFile:

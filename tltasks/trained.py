@@ -17,13 +17,14 @@ from tltasks import hub
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.precision import choose_attention, fast_formats, hold_cast
 from tltasks.recipe import TASKS, Recipe
-from tltasks.recipe_file import load_recipe
+from tltasks.recipe_file import load_recipe, located
 from tltasks.result import load_result
 from tltasks.stages import STAGES, StagePlan, plan_stages
 from tltasks.tasks import load_adapter, tasks_of
 from tltasks.tasks.base import Checkpoint, Task
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_BASE_KEY = "base_model_name_or_path"
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -39,6 +40,12 @@ class Trained:
     """Of the run that trained it, where it is there."""
     columns: tuple[str, ...]
     """Names of the input's column in tables, the likeliest first."""
+    plan: StagePlan
+    """Of the run's stage that the model is of, or what stands for it; as it is used, with its weights as they are."""
+    origin: Checkpoint | None
+    """What its first training began with, which is not fetched yet; None where that is not known."""
+    run: Path | None
+    """Folder with the run's recipe and result."""
 
     def precision(self, device: torch.device) -> str:
         """Of the run, as far as this device has it."""
@@ -66,7 +73,7 @@ def open_trained(name: str, *, tag: str | None, revision: str, trust_remote_code
     folder, run = _locate(name, revision=revision, trust_remote_code=trust_remote_code)
     base = _base(folder, shown=name, trust_remote_code=trust_remote_code)
     setup = folder if (folder / "config.json").is_file() or base is None else Path(base.name)
-    recipe, plan = _recorded(run) if run else (None, None)
+    recipe, plan, origin = _recorded(run) if run else (None, None, None)
     tag = tag or (plan.task if plan else _find_task(setup, name))
     keys, adapter = TASKS[tag], load_adapter(tag)
     if plan is None or plan.task != tag:
@@ -84,7 +91,11 @@ def open_trained(name: str, *, tag: str | None, revision: str, trust_remote_code
     task = adapter.open(plan, {}, source, seed=0)
     own = adapter.given.column
     named: str = getattr(getattr(plan.data, "columns"), own)  # noqa: B009 (a key of every task's Data)
-    return Trained(task, base, folder, recipe, (named, own))
+    if base is not None:
+        origin = dataclasses.replace(base, shown=_shown(_read_json(folder / "adapter_config.json", name)[_BASE_KEY]))
+    elif origin is not None:  # a recipe from the Hub does not decide what code is run here
+        origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
+    return Trained(task, base, folder, recipe, (named, own), plan, origin, run)
 
 
 def write_whole(trained: Trained, folder: Path) -> None:
@@ -129,7 +140,7 @@ def _base(folder: Path, *, shown: str, trust_remote_code: bool) -> Checkpoint | 
     if not _is_adapter(folder):
         return None
     config = _read_json(folder / "adapter_config.json", shown)
-    name, revision = config.get("base_model_name_or_path"), config.get("revision") or "main"
+    name, revision = config.get(_BASE_KEY), config.get("revision") or "main"
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"model {shown}: its adapter_config.json names no base model.")
     place = Path(name)
@@ -140,14 +151,24 @@ def _base(folder: Path, *, shown: str, trust_remote_code: bool) -> Checkpoint | 
     return Checkpoint(str(place), revision, trust_remote_code, shown=name)
 
 
-def _recorded(run: Path) -> tuple[Recipe, StagePlan]:
-    """The recipe, and the stage of it that the model is of."""
+def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
+    """The recipe, the stage of it that the model is of, and the checkpoint that its first training began with."""
     recipe = load_recipe(run / "recipe.yaml", check_files=False)
     try:
-        stage = load_result(run / "result.json").headline.stage
-        return recipe, next(plan for plan in plan_stages(recipe) if plan.name == stage)
+        result, plans = load_result(run / "result.json"), plan_stages(located(recipe))
+        last = next(i for i, plan in enumerate(plans) if plan.name == result.headline.stage)
+        first = next(i for i in range(last, -1, -1) if result.stages[i].weights.get("start") != "previous")
+        place, commit = Path(plans[first].model.name), result.stages[first].weights.get("commit")
+        known = plans[first].row.weights != "random" and (place.is_dir() or not place.is_absolute())
+        origin = Checkpoint(str(place), commit or plans[first].model.revision, shown=_shown(str(place)))
+        return recipe, plans[last], origin if known else None
     except (*_DAMAGED, StopIteration) as error:
         raise CheckpointError(f"{run / 'result.json'}: cannot be read ({error!r}).") from error
+
+
+def _shown(name: str) -> str:
+    """A checkpoint's name without the folders of this machine."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _find_task(folder: Path, shown: str) -> str:

@@ -130,6 +130,8 @@ class Routes:
         if (kind, repo_id) in self.hub.repositories:
             message = f"You already created this {kind} repo"
             return Reply(409, json.dumps({"error": message, "url": url}).encode(), {"X-Error-Message": message})
+        if kind == "space" and not wanted.get("sdk"):
+            raise Refusal(400, "A Space needs an sdk")
         private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
         self.hub.repositories[kind, repo_id] = Repository(repo_id, kind, private=private, author=who.name)
         return json_reply({"url": url, "name": repo_id, "id": repo_id})
