@@ -132,7 +132,7 @@ def test_schema_is_one() -> None:
 def test_schema_describes_keys() -> None:
     stage = json_schema()["$defs"]["ImageStage"]["properties"]
     assert stage["batch_size"]["description"] == "Examples per optimiser step, over all devices together."
-    assert stage["adapt"]["anyOf"][0]["enum"] == ["full", "head", "lora", "dora", "ia3"]
+    assert stage["adapt"]["anyOf"][0]["enum"] == ["full", "head", "lora", "dora", "ia3", "bitfit"]
 
 
 def test_schema_accepts_shipped_recipes_and_what_is_written_of_them() -> None:
@@ -335,7 +335,7 @@ stages:
   - stage: transfer
     name: one
     start: checkpoint
-    adapt: {lora: {rank: 2, alpha: 3, dropout: 0.5, targets: [a, b], rslora: true}}
+    adapt: {lora: {rank: 2, alpha: 3, dropout: 0.5, targets: [a, b], rslora: true, init: gaussian}}
     batch_norm: frozen
     epochs: 0.5
     batch_size: 8
@@ -363,6 +363,9 @@ stages:
     augment: {flip: true, crop: 0.5, randaugment: {ops: 1, magnitude: 3}, erase: 0.5, mixup: 0.5, cutmix: 1}
     label_smoothing: 0.5
   - {stage: finetune, start: previous, adapt: full, freeze: ["a*"], steps: 3, learning_rate: 1, keep: best}
+  - {stage: finetune, start: previous, l2_sp: {alpha: 1, beta: 2}, unfreeze_epochs: 1, steps: 3, learning_rate: 1}
+  - {stage: finetune, interpolate: {alphas: [0.5]}, model: {name: x/y, prompts: ["a {}"]}, steps: 3, learning_rate: 1}
+  - {stage: transfer, adapt: bitfit, steps: 3, learning_rate: 1}
   - {stage: transfer, adapt: {peft: {type: OFT, r: 8, extra: null, nested: {a: [1, null]}}}, steps: 3, learning_rate: 1}
   - {stage: transfer, adapt: {dora: null}, steps: 3, learning_rate: 1}
   - {stage: transfer, adapt: {ia3: {targets: [a]}}, steps: 3, learning_rate: 1}
@@ -407,7 +410,7 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
     assert found["precision"] == "auto"
     assert found["stages"][0]["weight_decay"] == 0.01
     assert found["stages"][0]["adapt"] == {
-        "lora": {"rank": 16, "dropout": 0.0, "targets": "auto", "rslora": False},
+        "lora": {"rank": 16, "dropout": 0.0, "targets": "auto", "rslora": False, "init": "zero"},
     }
     assert "momentum" not in found["stages"][0], "has no effect with adamw, and would be a mistake"
 

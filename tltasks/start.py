@@ -45,7 +45,7 @@ def find_start(source: Checkpoint, *, tag: str) -> Start:
     run = place / "model"
     if place.is_dir() and (place / "recipe.yaml").is_file() and run.is_dir():
         source = dataclasses.replace(source, name=str(run))
-    elif not place.is_dir() and find_adapter_config_file(source.name, revision=source.revision) is None:
+    elif not place.is_dir() and not _is_adapter(source):
         return Start(source, [], [])
     if not place.is_dir():
         place = hub.pull(source.name, revision=source.revision, trust_remote_code=source.trust_remote_code)
@@ -55,6 +55,14 @@ def find_start(source: Checkpoint, *, tag: str) -> Start:
         return Start(source, lineage, [])
     trained = open_trained(source.name, tag=tag, revision="main", trust_remote_code=source.trust_remote_code)
     return Start(dataclasses.replace(source, name=str(_merged(trained))), lineage, _moved(trained, source.shown))
+
+
+def _is_adapter(source: Checkpoint) -> bool:
+    """Whether a repository holds an adapter; for one that cannot be read, no, and opening it says why."""
+    try:
+        return find_adapter_config_file(source.name, revision=source.revision) is not None
+    except (httpx2.HTTPError, OSError, ValueError):
+        return False
 
 
 def _lineage(model: Path) -> list[dict[str, Any]]:

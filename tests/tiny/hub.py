@@ -46,10 +46,10 @@ def _pairs(folder: Path, document: str, summary: str, *, config: str = "default"
         made = datasets.Dataset.from_list([{document: row["document"], summary: row["summary"]} for row in rows])
         (folder / config).mkdir(exist_ok=True)
         made.to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
-    _declare(folder, config)
+    _declare(folder)
 
 
-def _clips(folder: Path, text: str, *, config: str, splits: dict[str, int]) -> None:
+def _clips(folder: Path, text: str, *, config: str, splits: dict[str, int], intents: int = 0) -> None:
     """Audio as the Hub has it: bytes and a path in a column whose type is Audio."""
     rng = np.random.default_rng(0)
     for split, count in splits.items():
@@ -62,11 +62,31 @@ def _clips(folder: Path, text: str, *, config: str, splits: dict[str, int]) -> N
             said.append(" ".join(words))
         # The library itself would want torchcodec for a column of Audio (datasets 5.2, features/audio.py).
         table = pa.table({"audio": pa.array(clips, pa.struct({"bytes": pa.binary(), "path": pa.string()})), text: said})
-        info = {"info": {"features": {"audio": {"_type": "Audio"}, text: {"dtype": "string", "_type": "Value"}}}}
+        features = {"audio": {"_type": "Audio"}, text: {"dtype": "string", "_type": "Value"}}
+        if intents:
+            table = table.append_column("intent_class", pa.array([i % intents for i in range(count)]))
+            names = [f"intent {i}" for i in range(intents)]
+            features["intent_class"] = {"names": names, "_type": "ClassLabel"}
+        info = {"info": {"features": features}}
         (folder / config).mkdir(exist_ok=True)
         path = folder / config / f"{split}-00000-of-00001.parquet"
         pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), path)
-    _declare(folder, config)
+    _declare(folder)
+
+
+def _calls(folder: Path) -> None:
+    """Calls of two countries, with what they are about."""
+    for config in ("en-US", "en-GB"):
+        _clips(folder, "transcription", config=config, splits={"train": 40}, intents=4)
+
+
+def _reviews(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in {"unsupervised": 60, "test": 8}.items():
+        rows = [{"text": texts.pair(rng)["document"], "label": i % 2} for i in range(count)]
+        (folder / "plain_text").mkdir(exist_ok=True)
+        datasets.Dataset.from_list(rows).to_parquet(folder / "plain_text" / f"{split}-00000-of-00001.parquet")
+    _declare(folder)
 
 
 def _converted(folder: Path, text: str, config: str, splits: dict[str, int]) -> None:
@@ -79,12 +99,19 @@ def _converted(folder: Path, text: str, config: str, splits: dict[str, int]) -> 
         path.rename(split / "0000.parquet")
 
 
-def _declare(folder: Path, config: str) -> None:
-    """The card's front matter, by which a data set has a configuration of that name."""
-    splits = [
-        {"split": p.name.split("-")[0], "path": f"{config}/{p.name}"} for p in sorted((folder / config).iterdir())
+def _declare(folder: Path) -> None:
+    """The card's front matter, by which a data set has configurations of its folders' names."""
+    configs = [
+        {
+            "config_name": place.name,
+            "data_files": [
+                {"split": p.name.split("-")[0], "path": f"{place.name}/{p.name}"} for p in sorted(place.iterdir())
+            ],
+        }
+        for place in sorted(folder.iterdir())
+        if place.is_dir()
     ]
-    front = yaml.safe_dump({"configs": [{"config_name": config, "data_files": splits}]})
+    front = yaml.safe_dump({"configs": configs})
     (folder / "README.md").write_text(f"---\n{front}---\n")
 
 
@@ -108,7 +135,14 @@ def _clip(folder: Path) -> None:
 
 
 def _wav2vec2(folder: Path) -> None:
-    speech.save_ctc(folder)
+    speech.save_objective(folder, "wav2vec2")  # what the checkpoint of that name has
+
+
+def _objective(name: str) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        texts.save_objective(folder, name)
+
+    return save
 
 
 MODELS: dict[str, Callable[[Path], None]] = {
@@ -116,11 +150,13 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "timm/vgg16.tv_in1k": _model("vgg16"),
     "facebook/vit-mae-base": _mae,
     "openai/clip-vit-base-patch32": _clip,
-    "openai-community/gpt2": _text_model("gpt2"),
+    "openai-community/gpt2": _objective("gpt2"),
     "facebook/bart-base": _text_model("bart"),
     "google/mt5-small": _text_model("mt5"),
     "HuggingFaceTB/SmolLM2-360M-Instruct": _text_model("llama"),
-    "google-t5/t5-small": _text_model("t5"),
+    "google-t5/t5-small": _objective("t5"),
+    "google-bert/bert-base-uncased": _objective("bert"),
+    "microsoft/resnet-18": _model("resnet"),
     "openai/whisper-small": _whisper,
     "facebook/wav2vec2-base": _wav2vec2,
 }
@@ -133,7 +169,8 @@ DATA: dict[str, Callable[[Path], None]] = {
     "hugcyp/LCSTS": lambda folder: _pairs(folder, "text", "summary"),
     "knkarthick/samsum": lambda folder: _pairs(folder, "dialogue", "summary"),
     "EdinburghNLP/xsum": lambda folder: _pairs(folder, "document", "summary"),
-    "PolyAI/minds14": lambda folder: _clips(folder, "transcription", config="en-US", splits={"train": 40}),
+    "PolyAI/minds14": _calls,
+    "stanfordnlp/imdb": _reviews,
     "google/fleurs": lambda folder: _converted(
         folder, "transcription", "hi_in", {"train": 16, "validation": 4, "test": 6}
     ),
