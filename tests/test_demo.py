@@ -56,6 +56,13 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture(autouse=True)
+def open_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's log configuration closes all handlers there are, and absl's, which rouge_score brings, its stream
+    with it: what pytest captures (absl 2.5, logging/__init__.py, PythonHandler.close)."""
+    monkeypatch.setattr("logging.config._clearExistingHandlers", lambda: None)
+
+
 @contextmanager
 def visited(browser: Any, model: Path, folder: Path) -> Iterator[Any]:
     """The demo of a model, opened in a window of its own. Nothing may be asked of another machine."""
