@@ -18,6 +18,7 @@ import transformers
 from transformers import GenerationConfig, pipeline
 
 import tltasks.sequence_recognition
+from tests.test_frozen_transformer import save_language_model
 from tests.tiny import speech
 from tests.tiny.runs import REPOSITORY, equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.audio import from_int16
@@ -36,7 +37,12 @@ CLIPS = REPOSITORY / "recipes" / "offline" / "voice_prompts"
 SGD = "{stage: %s, steps: 3, batch_size: 8, learning_rate: 1e-2, optimizer: sgd, keep: last, augment: %s}"
 AUGMENT = "{speed: 0.1, gain_db: 3, noise_db: 20, spec_augment: {}}"
 SEQUENCES = ("whisper", "whisper.en", "moonshine", "speech_to_text")
-FAMILIES = ("whisper", "moonshine", "speech_to_text", "wav2vec2", "wav2vec2-layer-norm", "wav2vec2-bert")
+LANGUAGE = {
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+"""Language models, whose blocks hear through a new input layer."""
+FAMILIES = ("whisper", "moonshine", "speech_to_text", "wav2vec2", "wav2vec2-layer-norm", "wav2vec2-bert", *LANGUAGE)
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +56,16 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     speech.save_speech_to_text(folder / "speech_to_text")
     for name in speech.CTC_CONFIGS:
         speech.save_ctc(folder / name, name)
+    for name, dropout in LANGUAGE.items():
+        save_language_model(folder / name, name, **dropout)
     speech.save_data(folder / "data")
     return folder
 
 
 def recipe_of(spoken: Path, family: str, place: Path, stage: str = SGD, **keys: Any) -> Path:
     kind = "finetune" if family in SEQUENCES else "transfer"
-    model_keys = keys.pop("model_keys", "language: es" if family == "whisper" else "")
+    default = "language: es" if family == "whisper" else "as: frozen-transformer" if family in LANGUAGE else ""
+    model_keys = keys.pop("model_keys", default)
     text = stage % (kind, AUGMENT) if stage is SGD else stage
     place.mkdir(parents=True, exist_ok=True)
     return speech.write_recipe(
@@ -88,7 +97,7 @@ def test_a_step_does_not_depend_on_the_number_of_processes(spoken: Path, family:
     assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 5e-6
 
 
-@pytest.mark.parametrize("family", ["whisper", "wav2vec2-layer-norm"])
+@pytest.mark.parametrize("family", ["whisper", "wav2vec2-layer-norm", "bert"])
 def test_a_stopped_run_goes_on_with_the_same_bits(
     spoken: Path, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,14 +126,14 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
         "{stage: zero_shot, start: previous}",
     ],
 )
-@pytest.mark.parametrize("family", ["whisper", "wav2vec2"])
+@pytest.mark.parametrize("family", ["whisper", "wav2vec2", "gpt2"])
 def test_a_stage_writes_with_the_vocabulary_and_window_of_the_one_before(
     spoken: Path, family: str, tmp_path: Path, second: str
 ) -> None:
     kind = "finetune" if family == "whisper" else "transfer"
     first = f"{{stage: {kind}, name: first, steps: 2, batch_size: 4, learning_rate: 1e-3, keep: last}}"
-    keys = "language: es, audio_window: 3" if family == "whisper" else ""
-    recipe = recipe_of(spoken, family, tmp_path, f"{first}\n  - {second}", model_keys=keys)
+    given = {"model_keys": "language: es, audio_window: 3"} if family == "whisper" else {}
+    recipe = recipe_of(spoken, family, tmp_path, f"{first}\n  - {second}", **given)
     before, after = run_recipe(recipe, tmp_path / "run").stages
     assert after.metrics["test"].values == pytest.approx(before.metrics["test"].values, abs=1e-3)
     if family == "whisper":
@@ -193,13 +202,13 @@ def test_ten_clips_are_learnt_by_heart_and_the_pipeline_says_the_same(family: st
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM in the pipeline
-@pytest.mark.parametrize("family", [*SEQUENCES, "wav2vec2", "hubert", "wavlm", "wav2vec2-bert"])
+@pytest.mark.parametrize("family", [*SEQUENCES, "wav2vec2", "hubert", "wavlm", "wav2vec2-bert", *LANGUAGE])
 def test_what_is_saved_says_the_same_in_the_pipeline(spoken: Path, family: str, tmp_path: Path) -> None:
     kind = "finetune" if family in SEQUENCES else "transfer"
     window = ", audio_window: fit" if family.startswith("whisper") else ""
     stage = f"{{stage: {kind}, steps: 2, batch_size: 4, learning_rate: 1e-2}}"
-    keys = "language: es" + window if family == "whisper" else window.strip(", ")
-    recipe = recipe_of(spoken, family, tmp_path, stage, model_keys=keys)
+    given = {"model_keys": "language: es" + window if family == "whisper" else window.strip(", ")} if window else {}
+    recipe = recipe_of(spoken, family, tmp_path, stage, **given)
     run_recipe(recipe, tmp_path / "run")
     theirs, ours = pipeline_texts(tmp_path / "run")
     (recorded,) = (tmp_path / "run" / "predictions").glob("*-test.parquet")
@@ -377,6 +386,16 @@ REFUSED: dict[str, tuple[str, str, str, type[TltasksError], str]] = {
     "a head alone": (
         "whisper", "language: en", f"{{stage: finetune, {ONCE}, adapt: head}}", RecipeError, "no head"
     ),
+    "a language model's head": (
+        "bert", "as: transformer", f"{{stage: finetune, {ONCE}}}", RecipeError, "without a head for speech.*transfer"
+    ),
+    "a language model with LoRA": (
+        "bert", "as: transformer", f"{{stage: transfer, {ONCE}, adapt: lora}}", RecipeError, "leave at random"
+    ),
+    "a speech model's blocks": ("wav2vec2", "as: frozen-transformer", "", CheckpointError, "is of the type wav2vec2"),
+    "a language model as it is": ("bert", "", "", CheckpointError, "bert does not recognise speech"),
+    "frames of a checkpoint's own": ("wav2vec2", "frame_ms: 40", "", RecipeError, "key of language models under `as`"),
+    "frames that are no steps": ("bert", "as: transformer, frame_ms: 30", "", RecipeError, "multiple of 20"),
     "a kept head that is not there": (
         "wav2vec2", "", f"{{stage: finetune, {ONCE}}}", CheckpointError, "no tokenizer.*stage: transfer"
     ),

@@ -24,6 +24,7 @@ from transformers import AutoModelForCTC, PretrainedConfig, PreTrainedModel, Wav
 from tltasks.audio import Samples
 from tltasks.audio_augmentation import Masks, mask_samples
 from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.frozen_transformer import FrozenTransformerCtcConfig, feature_extractor
 from tltasks.pretrained import open_config
 from tltasks.recognition import FRAMES_PER_SECOND, Transcript, open_feature_extractor, open_tokenizer
 from tltasks.waveforms import apart, drop_no_layers, output_frames
@@ -53,10 +54,21 @@ class CtcRecogniser:
     shown: str
 
     @classmethod
-    def open(cls, name: str, *, shown: str, texts: Iterable[str] | None, **arguments: Any) -> Self:
+    def open(
+        cls,
+        name: str,
+        *,
+        shown: str,
+        texts: Iterable[str] | None,
+        config: PretrainedConfig | None = None,
+        **arguments: Any,
+    ) -> Self:
         """With a vocabulary built from `texts`, or the checkpoint's own where there are none."""
-        config = open_config(name, shown=shown, **arguments)
-        feature_extractor = open_feature_extractor(name, shown=shown, **arguments)
+        config = config or open_config(name, shown=shown, **arguments)
+        if isinstance(config, FrozenTransformerCtcConfig):
+            extractor: Any = feature_extractor(config)
+        else:
+            extractor = open_feature_extractor(name, shown=shown, **arguments)
         if texts is not None:
             tokenizer = build_tokenizer(texts)
         else:
@@ -66,7 +78,7 @@ class CtcRecogniser:
                     f"model {shown}: its tokenizer has {len(tokenizer)} entries and its head {config.vocab_size}; "
                     "`stage: transfer` builds a vocabulary from the training text and puts a new head on it."
                 )
-        recogniser = cls(config, feature_extractor, tokenizer, texts is not None, shown)
+        recogniser = cls(config, extractor, tokenizer, texts is not None, shown)
         recogniser._write_vocabulary(config)
         return recogniser
 
@@ -83,7 +95,7 @@ class CtcRecogniser:
 
     @property
     def window_seconds(self) -> float:
-        return LONGEST_PIECE_SECONDS
+        return min(LONGEST_PIECE_SECONDS, getattr(self.config, "longest_seconds", LONGEST_PIECE_SECONDS))
 
     @property
     def sampling_hz(self) -> int:
@@ -162,6 +174,8 @@ class CtcRecogniser:
 
     def _frames(self, n_samples: int) -> int:
         """Steps of the model's output for so many samples."""
+        if isinstance(self.config, FrozenTransformerCtcConfig):
+            return n_samples // self.config.inputs_to_logits_ratio
         if not hasattr(self.config, "conv_kernel"):  # features of 10 ms, two to a step
             return n_samples // (2 * self.sampling_hz // FRAMES_PER_SECOND)
         return output_frames(self.config, n_samples)

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from tltasks.recipe_types import FileName, Keys, Name, PositiveInt, Prompt
 
 FROZEN_TRANSFORMER = "frozen-transformer"
+As = Literal["frozen-transformer", "transformer"]
+"""How a language checkpoint's transformer blocks are used for other input: as they are, or trained."""
 
 
 class Model(Keys):
@@ -29,7 +31,7 @@ class ImageModel(Model):
     prompts: Annotated[list[Prompt], Field(min_length=1)] | None = None
     """Models of images and texts, as CLIP: what the name of a class is put into, several being averaged. Unset:
     `a photo of a {}.`"""
-    as_: Annotated[Literal["frozen-transformer", "transformer"] | None, Field(alias="as")] = None
+    as_: Annotated[As | None, Field(alias="as")] = None
     """Use a language checkpoint's transformer blocks for images, with a new input layer and head. frozen-transformer:
     the blocks stay as they are, but for normalisation layers and positions (Lu et al.,
     https://arxiv.org/abs/2103.05247). transformer: every weight is trained."""
@@ -83,3 +85,15 @@ class SpeechModel(Model):
     shorter window is faster in proportion, and must be trained. Unset: the checkpoint's own (30)."""
     beams: PositiveInt = 1
     """Hypotheses kept in decoding, at evaluation and in the saved generation config."""
+    as_: Annotated[As | None, Field(alias="as")] = None
+    """Use a language checkpoint's transformer blocks for speech, with a new input layer and a head for CTC.
+    frozen-transformer: the blocks stay as they are, but for normalisation layers and positions (Lu et al.,
+    https://arxiv.org/abs/2103.05247). transformer: every weight is trained."""
+    frame_ms: Annotated[int, Field(ge=20, le=200, multiple_of=20)] | None = None
+    """With `as`: milliseconds of sound in the place of a word, a multiple of 20. Unset: 40."""
+
+    @model_validator(mode="after")
+    def _has_frames(self) -> Self:
+        if self.as_ is None and self.frame_ms is not None:
+            raise ValueError("`frame_ms` is a key of language models under `as`; other checkpoints have their own")
+        return self

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoFeatureExtractor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CTC_MAPPING_NAMES,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
@@ -115,7 +115,7 @@ def family(config: PretrainedConfig, *, shown: str) -> Family:
     """How a checkpoint turns audio into text, which its architecture decides."""
     if config.model_type in SEQUENCE_FAMILIES:
         return "sequence-to-sequence"
-    if config.model_type in MODEL_FOR_CTC_MAPPING_NAMES:
+    if type(config) in AutoModelForCTC._model_mapping:  # with those that were registered
         return "CTC"
     other = config.model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
     why = "takes its audio in a way of its own" if other else "does not recognise speech"

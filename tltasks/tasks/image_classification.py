@@ -28,7 +28,7 @@ from tltasks.class_texts import PROMPTS, PROMPTS_KEY, ClassTexts, is_contrastive
 from tltasks.data import EncodedSplit, Split
 from tltasks.data_keys import ImageData
 from tltasks.errors import CheckpointError, DataError
-from tltasks.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_language_model
+from tltasks.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images
 from tltasks.image_rows import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
 from tltasks.inputs import InputKind
 from tltasks.model_keys import ImageModel
@@ -102,7 +102,7 @@ class ImageClassification:
         if plan.model.prompts is not None:
             refuse_prompts(config, shown=source.shown)
         if plan.model.as_ is not None:
-            config = wrap_language_model(config, plan.model, plan.stage, plan.row, shown=source.shown)
+            config = wrap_for_images(config, plan.model, plan.stage, plan.row, shown=source.shown)
         contrastive = plan.row.head == "kept" and is_contrastive(config)
         if contrastive:
             class_names = _told_classes(splits, found, given, config, source)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks import audio, metrics, transcripts
 from tltasks.adapt import find_lora_targets, merged
@@ -26,6 +26,7 @@ from tltasks.ctc_recognition import CtcRecogniser
 from tltasks.data import EncodedSplit, Split
 from tltasks.data_keys import SpeechData
 from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.frozen_transformer import wrap_for_speech
 from tltasks.inputs import InputKind
 from tltasks.model_keys import SpeechModel
 from tltasks.pretrained import check_loaded, initialise_head, load_pretrained, load_saved, open_config, save_adapter
@@ -87,9 +88,11 @@ class SpeechRecognition:
         assert isinstance(plan.stage, SpeechStage)
         texts = _texts(splits)
         config = open_config(source.name, shown=source.shown, **source.arguments())
+        if plan.model.as_ is not None:
+            config = wrap_for_speech(config, plan.model, plan.stage, plan.row, shown=source.shown)
         recogniser: Recogniser
         if family(config, shown=source.shown) == "CTC":
-            recogniser = _open_ctc(plan, splits, texts, source)
+            recogniser = _open_ctc(plan, splits, texts, source, config)
         else:
             recogniser = _open_sequence(plan, splits, source)
         spaced = not transcripts.writes_without_spaces(texts)
@@ -131,7 +134,8 @@ class SpeechRecognition:
                 f"model {self.source.shown}: has no weights for its head ({', '.join(lost)}); "
                 "use `stage: transfer`, which builds a vocabulary and puts a new head on it."
             )
-        share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
+        outer = [*head, *getattr(model, "input_layer", ())]
+        share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.shown)
         cut = self.recogniser.prepare(model)
         self.loaded.update(loaded, interpolated=[*loaded["interpolated"], *cut], loaded_share=share)
         return model
@@ -144,6 +148,7 @@ class SpeechRecognition:
         return {
             "name": self.source.shown,
             "revision": self.source.revision,
+            "model_type": self.recogniser.config.model_type,
             "family": "CTC" if isinstance(self.recogniser, CtcRecogniser) else "sequence-to-sequence",
             **self.loaded,
         }
@@ -432,7 +437,9 @@ def _open_sequence(plan: StagePlan, splits: dict[str, Split], source: Checkpoint
     )
 
 
-def _open_ctc(plan: StagePlan, splits: dict[str, Split], texts: list[str], source: Checkpoint) -> CtcRecogniser:
+def _open_ctc(
+    plan: StagePlan, splits: dict[str, Split], texts: list[str], source: Checkpoint, config: PretrainedConfig
+) -> CtcRecogniser:
     assert isinstance(plan.model, SpeechModel)
     keys = {"speech_task": plan.model.speech_task, "audio_window": plan.model.audio_window}
     given = [f"model.{key}" for key, value in keys.items() if value is not None]
@@ -442,7 +449,7 @@ def _open_ctc(plan: StagePlan, splits: dict[str, Split], texts: list[str], sourc
     builds = plan.row.head == "new"
     train = splits.get("train")
     recogniser = CtcRecogniser.open(
-        source.name, shown=source.shown, texts=texts if builds else None, **source.arguments()
+        source.name, shown=source.shown, texts=texts if builds else None, config=config, **source.arguments()
     )
     if not builds and train is not None:
         recogniser.check_texts(texts, train.where)
