@@ -24,7 +24,7 @@ from tltasks.adapt import adapt
 from tltasks.card import card_for_repo, clean, render_card
 from tltasks.data import load_splits
 from tltasks.objective_keys import UnlabelledStage
-from tltasks.recipe import TASKS, Recipe
+from tltasks.recipe import TASKS, Emissions, Recipe
 from tltasks.recipe_file import load_recipe, located
 from tltasks.result import Headline, RunResult, Score, StageResult
 from tltasks.stages import plan_stages
@@ -366,6 +366,24 @@ def test_snapshot(task: str, tmp_path: Path) -> None:
     if os.environ.get("TLTASKS_UPDATE_SNAPSHOTS"):
         expected.write_text(card, encoding="utf-8")
     assert card == expected.read_text(encoding="utf-8")
+
+
+def test_carbon_is_what_the_recipe_states_and_time_gives(tmp_path: Path) -> None:
+    result = usual()
+    result = dataclasses.replace(result, stages=[dataclasses.replace(it, seconds=1800) for it in result.stages])
+    plain = render_card(result, recipe_of(tmp_path), adapter=True, repo="ada/x")
+    assert "Its energy was not measured." in plain
+    assert "co2_eq_emissions" not in plain
+    recipe = recipe_of(tmp_path)
+    stated = Emissions(watts=400.0, grams_per_kwh=56.0, location="France")
+    recipe = recipe.model_copy(update={"hub": recipe.hub.model_copy(update={"emissions": stated})})
+    n_stages = len(result.stages)
+    card = render_card(result, recipe, adapter=True, repo="ada/x")
+    grams = n_stages * 0.5 * 0.4 * 56
+    assert f"With 400 W a device and 56 g of CO₂-equivalent for each kilowatt-hour (France), as the recipe states, that is about {grams:.2g} g." in card.replace("\n", " ")  # fmt: skip
+    data = ModelCard(card).data.to_dict()["co2_eq_emissions"]
+    assert data["emissions"] == pytest.approx(grams, rel=1e-2)
+    assert data["geographical_location"] == "France"
 
 
 def test_baselines_are_judged_by_the_interval_of_the_difference(tmp_path: Path) -> None:

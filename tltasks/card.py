@@ -25,7 +25,7 @@ from tltasks.adapt_keys import Adapt, Head
 from tltasks.data_keys import BUILDERS, Data, Source
 from tltasks.forgetting import changes
 from tltasks.model_keys import FROZEN_TRANSFORMER
-from tltasks.recipe import Recipe
+from tltasks.recipe import Emissions, Recipe
 from tltasks.recipe_file import located, recipe_text
 from tltasks.result import RunResult, Score, StageResult, load_result, show_duration
 from tltasks.stages import STAGES, StagePlan, plan_stages
@@ -60,6 +60,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
     base = _base(plans[lineage[0]], result.stages[lineage[0]])
     title = repo.rsplit("/", 1)[-1] if repo else Path(recipe.output).name
     shared_recipe = _without_folders(recipe)
+    stated = recipe.hub.emissions
     template = _templates().get_template(f"{stage.task}.md.jinja")
     page = template.make_module(
         {
@@ -86,6 +87,9 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
             "trust": ", trust_remote_code=True" if plans[lineage[0]].model.trust_remote_code else "",
             "timm": stage.weights.get("model_type") == "timm_wrapper",
             "hardware": result.hardware,
+            "total_seconds": sum(it.seconds for it in result.stages),
+            "stated": stated,
+            "grams": None if stated is None else _grams(stated, result),
             "versions": result.versions,
             "recipe_sha256": result.recipe_sha256,
             "recipe_block": _fenced(recipe_text(shared_recipe), "yaml"),
@@ -108,6 +112,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
         model_name=title,
         eval_results=list(_evaluations(plans[lineage[-1]], stage, metrics)),
         tags=["tltasks", *([plans[lineage[-1]].stage.adapt.method] if adapter else [])],
+        **({} if stated is None else {"co2_eq_emissions": _emissions(stated, result)}),
     )
     return f"---\n{data.to_yaml()}\n---\n\n{str(page).strip()}\n"
 
@@ -132,6 +137,23 @@ class Base(Place):
     revision: str = "main"
     random: bool = False
     """Whether only its architecture was used."""
+
+
+def _grams(stated: Emissions, result: RunResult) -> float:
+    devices = int(result.hardware.get("processes", 1))
+    return stated.grams(sum(it.seconds for it in result.stages), devices=devices)
+
+
+def _emissions(stated: Emissions, result: RunResult) -> dict[str, Any]:
+    """As the Hub has it: https://huggingface.co/docs/hub/model-cards-co2."""
+    location = {"geographical_location": stated.location} if stated.location else {}
+    return {
+        "emissions": float(f"{_grams(stated, result):.3g}"),
+        "source": "running time x the power and the grid's intensity that the recipe states",
+        "training_type": "fine-tuning" if result.stages[0].stage != "pretrain" else "pre-training",
+        "hardware_used": result.hardware.get("device_name", "unknown"),
+        **location,
+    }
 
 
 def _headline_stage(result: RunResult) -> StageResult:
@@ -351,6 +373,7 @@ def _templates() -> jinja2.Environment:
         "width": lambda ends: ends[1] - ends[0] if all(map(_is_number, ends)) else None,
         "given": lambda value: UNKNOWN if value is None else value,
         "duration": show_duration,
+        "grams": lambda n: f"{n / 1000:.2g} kg" if n >= 1000 else f"{n:.2g} g",
         "gibibytes": lambda n: f"{n / 2**30:.1f} GiB",
         "some": lambda rows: ", ".join(rows[:10]) + (f" and {len(rows) - 10:,} more" if len(rows) > 10 else ""),
         "python": lambda text: Markup(json.dumps(text, ensure_ascii=False)),  # noqa: S704 (a literal, in a code block)

@@ -34,6 +34,21 @@ from tltasks.recipe_types import Keys, Name, RepoName
 from tltasks.stage_keys import ImageStage, SpeechStage, Stage, TextStage
 
 
+class Emissions(Keys):
+    """What the card's estimate of carbon dioxide is made of (Lacoste et al., https://arxiv.org/abs/1910.09700)."""
+
+    watts: Annotated[float, Field(gt=0)]
+    """Power that one device draws with its share of the machine."""
+    grams_per_kwh: Annotated[float, Field(ge=0)]
+    """Grams of CO2-equivalent for each kilowatt-hour of the local grid."""
+    location: str | None = None
+    """Country or region of the grid, such as `France`."""
+
+    def grams(self, seconds: float, *, devices: int) -> float:
+        """Of so many devices for so long."""
+        return self.watts * devices * seconds / 3.6e6 * self.grams_per_kwh
+
+
 class Hub(Keys):
     repo: RepoName | None = None
     """Repository to push to, `user/name`. `--push` needs it."""
@@ -45,6 +60,8 @@ class Hub(Keys):
     """Licence of the published weights, a Hub identifier such as apache-2.0. Unset: the base model's, where known."""
     language: list[str] = []
     """Language codes for the card."""
+    emissions: Emissions | None = None
+    """Power and grid, for the card's estimate of carbon dioxide. Unset: the card has time and hardware alone."""
 
 
 class Recipe(Keys):
