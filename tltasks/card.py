@@ -100,6 +100,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
     )
     metrics: dict[str, dict[str, Any]] = page.metrics  # type: ignore[attr-defined]
     datasets = [place.path for place in dict.fromkeys(_place(plans[i].data) for i in trained) if place.on_hub]
+    carbon: dict[str, Any] = {} if stated is None else {"co2_eq_emissions": _emissions(stated, result)}
     data = ModelCardData(
         base_model=base.name if base.on_hub and not base.random else None,
         base_model_relation=_relation(base, adapter=adapter, trained=bool(trained)),
@@ -112,7 +113,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
         model_name=title,
         eval_results=list(_evaluations(plans[lineage[-1]], stage, metrics)),
         tags=["tltasks", *([plans[lineage[-1]].stage.adapt.method] if adapter else [])],
-        **({} if stated is None else {"co2_eq_emissions": _emissions(stated, result)}),
+        **carbon,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{str(page).strip()}\n"
 
