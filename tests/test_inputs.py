@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import http.server
 import io
 import json
 import sys
+import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +59,70 @@ def test_globs_and_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("url", ["https://example.org/a.png", "file:///a.png", "s3://bucket/a", "hf://datasets/x"])
 def test_urls_are_refused(url: str, folder: Path) -> None:
-    with pytest.raises(RecipeError, match="is a URL, and nothing is fetched"):
-        check_arguments([url])
+    with pytest.raises(RecipeError, match="is a URL"):
+        check_arguments([url], fetches=False)
     (folder / "list.csv").write_text(f"image\n{url}\nb.png\n")
     bad, good = listed([str(folder / "list.csv")])
-    assert bad.error == "is a URL, and nothing is fetched from outside"
+    assert str(bad.error).endswith("without --fetch" if url.startswith("http") else "name the file")
     with pytest.raises(DataError, match="is a URL"):
         bad.read(PICTURES)
     assert good.read(PICTURES) == str(folder / "b.png")
+
+
+@pytest.fixture
+def site(folder: Path) -> Iterator[str]:
+    """The folder on the web, where `large` never ends and `old` has moved."""
+
+    class Pages(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+        def do_GET(self) -> None:
+            if self.path == "/large":
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while True:
+                        self.wfile.write(b"x" * 4096)
+            elif self.path == "/old":
+                self.send_response(301)
+                self.send_header("Location", "/b.png")
+                self.end_headers()
+            else:
+                super().do_GET()
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_urls_are_fetched_on_request(site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tltasks.fetching.MOST_BYTES", 2**20)
+    addresses = [f"{site}/{name}" for name in ("b.png", "old", "gone.png", "large")]
+    check_arguments(addresses, fetches=True)
+    with pytest.raises(RecipeError, match="not of the web"):
+        check_arguments(["file:///etc/passwd"], fetches=True)
+    (folder / "list.csv").write_text(f"image\n{addresses[0]}\nfile:///etc/passwd\nb.png\n")
+    inputs = Inputs([*addresses, str(folder / "b.png"), str(folder / "list.csv")], PICTURES, ["image"], fetches=True)
+    first, moved, gone, large, file, row, unsafe, local = inputs
+    assert [item.name for item in (first, moved)] == addresses[:2]
+    assert first.read(PICTURES) == moved.read(PICTURES) == row.read(PICTURES) == b"x"
+    assert file.read(PICTURES) == local.read(PICTURES) == str(folder / "b.png")
+    assert str(unsafe.error).startswith("is a URL that is not of the web")
+    with pytest.raises(DataError, match="cannot be fetched: 404"):
+        gone.read(PICTURES)
+    with pytest.raises(DataError, match="is larger than 1 MiB"):
+        large.read(PICTURES)
+    assert Inputs(addresses, PICTURES, ["image"], fetches=True).count() == 4
+    (text,) = Inputs([f"{site}/notes.txt"], TEXTS, ["document"], fetches=True)
+    assert text.read(TEXTS) == "x"
+    (nowhere,) = Inputs(["http://127.0.0.1:9/x.png"], PICTURES, ["image"], fetches=True)
+    with pytest.raises(DataError, match="cannot be fetched: "):
+        nowhere.read(PICTURES)
 
 
 def test_tables(folder: Path) -> None:

@@ -119,7 +119,7 @@ def test_bad_inputs_are_rows_with_an_error(run: Path, tmp_path: Path, capsys: py
     assert errors[0] == "empty file"
     assert errors[1].startswith("not an image")
     assert errors[2].startswith("file not found")
-    assert errors[3:] == ["is a URL, and nothing is fetched from outside", "has no image"]
+    assert errors[3:] == ["is a URL, and nothing is fetched from outside without --fetch", "has no image"]
     assert rows[2]["prediction"] == rows[6]["prediction"] == "red"
     assert "2 predicted, 5 could not be" in shown.err
     assert f"{tmp_path / 'a.png'}: " in shown.err

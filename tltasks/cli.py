@@ -121,6 +121,7 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument("--resume", action="store_true", help="complete --output: inputs that it has are passed over")
     predict.add_argument("--column", metavar="NAME", help="column of a table; unset: that of the run's data")
+    predict.add_argument("--fetch", action="store_true", help="get inputs that are http(s) URLs from the web")
     predict.set_defaults(command=_predict)
 
 
@@ -291,6 +292,7 @@ def _predict(options: argparse.Namespace) -> int:
             column=options.column,
             top_k=options.top_k,
             precision=options.precision,
+            fetches=options.fetch,
         )
     except KeyboardInterrupt:
         if options.output is None or not options.output.exists():

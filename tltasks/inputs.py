@@ -7,7 +7,6 @@ import glob
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tltasks.errors import DataError, RecipeError, first_line
+from tltasks.fetching import Address, fetch, is_url, is_web
 
 STDIN = "-"
 TABLES = (".parquet", ".csv", ".jsonl")
 """Suffixes of files that hold one input a row."""
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class InputKind:
 
 @dataclass(frozen=True)
 class Item:
-    """One input: `value` is a path, encoded bytes, `{bytes, path}` or a text; None beside an `error`."""
+    """One input: `value` is a path, encoded bytes, `{bytes, path}`, a text or an Address; None beside an `error`."""
 
     name: str
     row: int | None = None
@@ -64,26 +63,27 @@ class Item:
         """The value as a task encodes it; raises DataError for what cannot be."""
         if self.error is not None:
             raise DataError(self.error)
+        value = fetch(self.value) if isinstance(self.value, Address) else self.value
         if kind.is_text:
-            text = _text_of(self.value) if isinstance(self.value, Path) else str(self.value or "")
+            text = _text_of(value) if isinstance(value, (Path, bytes)) else str(value or "")
             return text.encode("utf-8", "replace").decode()  # JSON may hold halves of characters
-        return str(self.value) if isinstance(self.value, Path) else self.value
+        return str(value) if isinstance(value, Path) else value
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise RecipeError for arguments that name nothing on this machine, all of them at once."""
-    wrong = [f"  {argument}: {reason}" for argument in arguments if (reason := _fault(argument))]
+def check_arguments(arguments: Sequence[str], *, fetches: bool) -> None:
+    """Raise RecipeError for arguments that name nothing on this machine or, if it `fetches`, the web; all at once."""
+    wrong = [f"  {argument}: {reason}" for argument in arguments if (reason := _fault(argument, fetches=fetches))]
     if arguments.count(STDIN) > 1:
         wrong.append(f"  {STDIN}: standard input can be read once")
     if wrong:
         raise RecipeError("\n".join(["predict: these inputs cannot be read.", *wrong]))
 
 
-def _fault(argument: str) -> str | None:
+def _fault(argument: str, *, fetches: bool) -> str | None:
     if argument == STDIN:
         return None
-    if _URL.match(argument):
-        return "is a URL, and nothing is fetched from outside; download it and name the file"
+    if is_url(argument):
+        return _fault_of_url(argument, fetches=fetches)
     path = Path(argument).expanduser()
     if path.exists():
         return None
@@ -93,17 +93,26 @@ def _fault(argument: str) -> str | None:
     return "not found"
 
 
+def _fault_of_url(url: str, *, fetches: bool) -> str | None:
+    if not is_web(url):
+        return "is a URL that is not of the web; download it and name the file"
+    return None if fetches else "is a URL, and nothing is fetched from outside without --fetch"
+
+
 class Inputs:
     """The inputs that arguments name, in their order; `columns` are names to look for in tables, the likeliest first.
 
     Raises RecipeError for a table without such a column, and for a folder without a file of the kind.
     """
 
-    def __init__(self, arguments: Sequence[str], kind: InputKind, columns: Sequence[str]) -> None:
-        self.kind, self._arguments = kind, list(arguments)
+    def __init__(
+        self, arguments: Sequence[str], kind: InputKind, columns: Sequence[str], *, fetches: bool = False
+    ) -> None:
+        self.kind, self._arguments, self._fetches = kind, list(arguments), fetches
+        self._local = [argument for argument in arguments if argument != STDIN and not is_url(argument)]
         self._columns = list(dict.fromkeys(columns))
         self._column_of = {path: self._find_column(path) for path in self._paths() if path.suffix.lower() in TABLES}
-        for folder in (Path(a).expanduser() for a in self._arguments if a != STDIN):
+        for folder in (Path(argument).expanduser() for argument in self._local):
             if folder.is_dir() and next(_walk(folder, kind.suffixes), None) is None:
                 raise RecipeError(f"predict {folder}: has no file that ends in {', '.join(sorted(kind.suffixes))}.")
 
@@ -112,12 +121,16 @@ class Inputs:
         if STDIN in self._arguments or any(path.suffix.lower() != ".parquet" for path in self._column_of):
             return None
         tables: int = sum(pq.read_metadata(path).num_rows for path in self._column_of)
-        return tables + sum(path not in self._column_of for path in self._paths())
+        files = sum(path not in self._column_of for path in self._paths())
+        return tables + files + len(self._arguments) - len(self._local)
 
     def __iter__(self) -> Iterator[Item]:
         for argument in self._arguments:
             if argument == STDIN:
                 yield from self._listed(sys.stdin.buffer)
+                continue
+            if is_url(argument):
+                yield self._file(argument, argument, None, Path())
                 continue
             for path in self._paths(argument):
                 if path in self._column_of:
@@ -126,7 +139,7 @@ class Inputs:
                     yield Item(_shown(path), value=path)
 
     def _paths(self, *arguments: str) -> Iterator[Path]:
-        for argument in arguments or [a for a in self._arguments if a != STDIN]:
+        for argument in arguments or self._local:
             path = Path(argument).expanduser()
             if path.is_dir():
                 yield from _walk(path, self.kind.suffixes)
@@ -188,11 +201,12 @@ class Inputs:
             yield Item(name, row + 1, error=f"the table cannot be read from here on ({first_line(error)})")
 
     def _file(self, value: Any, name: str, row: int | None, folder: Path) -> Item:
-        """A file that a list or table names, relative to where that is."""
+        """A file that a list or table names, relative to where that is, or of the web."""
         if not isinstance(value, str) or not value:
             return Item(name, row, error=f"has no {self.kind.column}")
-        if _URL.match(value):
-            return Item(name, row, error="is a URL, and nothing is fetched from outside")
+        if is_url(value):
+            fault = _fault_of_url(value, fetches=self._fetches)
+            return Item(name, row, error=fault) if fault else Item(name, row, Address(value))
         return Item(name, row, folder / Path(value).expanduser())
 
 
@@ -251,9 +265,10 @@ def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
                 yield Path(root) / name
 
 
-def _text_of(path: Path) -> str:
+def _text_of(file: Path | bytes) -> str:
     try:
-        return io.TextIOWrapper(io.BytesIO(path.read_bytes()), encoding="utf-8-sig").read()
+        content = file.read_bytes() if isinstance(file, Path) else file
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8 text (byte 0x{error.object[error.start]:02x} at {error.start:,})") from error
     except OSError as error:

@@ -103,12 +103,13 @@ def predict(
     column: str | None,
     top_k: int,
     precision: str | None,
+    fetches: bool = False,
 ) -> Count:
     """Predict every input and write the answers to `output`, or as JSON lines to standard output.
 
     Raises a TltasksError before anything is read for what cannot work, and KeyboardInterrupt with the output valid.
     """
-    check_arguments(arguments)
+    check_arguments(arguments, fetches=fetches)
     if output is not None:
         check_output(output, resume=resume)
     elif resume:
@@ -120,7 +121,7 @@ def predict(
     machine.quieten_libraries(interactive=False)
     trained = open_trained(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
     task = trained.task
-    inputs = Inputs(arguments, task.given, [column] if column else trained.columns)
+    inputs = Inputs(arguments, task.given, [column] if column else trained.columns, fetches=fetches)
     predictor = Predictor.load(trained, state.device, precision=precision)
 
     answers = open_answers(output, _schema(task), resume=resume)
