@@ -641,8 +641,7 @@ def test_a_decoder_learns_topics_and_beats_its_baselines(learned: Path) -> None:
 def test_the_report_shows_worst_median_and_best_with_their_documents(learned: Path) -> None:
     page = (learned / "report.html").read_text()
     for word in ("worst", "median", "best"):
-        assert f" · {word} · row " not in page
-        assert f"{word} · row " in page
+        assert f" · {word} · row " in page
     for word in ("document", "summary", "reference"):
         assert page.count(f"<h3>{word}</h3>") == 9  # side by side
     assert "ROUGE" in (learned / "README.md").read_text()
