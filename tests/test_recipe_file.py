@@ -132,7 +132,7 @@ def test_schema_is_one() -> None:
 def test_schema_describes_keys() -> None:
     stage = json_schema()["$defs"]["ImageStage"]["properties"]
     assert stage["batch_size"]["description"] == "Examples per optimiser step, over all devices together."
-    assert stage["adapt"]["anyOf"][0]["enum"] == ["full", "head", "lora", "dora", "ia3", "bitfit"]
+    assert stage["adapt"]["anyOf"][0]["enum"] == ["full", "head", "lora", "dora", "adalora", "ia3", "bitfit"]
 
 
 def test_schema_accepts_shipped_recipes_and_what_is_written_of_them() -> None:

@@ -39,7 +39,9 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize(("new_head", "of_head", "penalty"), [(True, 0.5 * 3.0, 2.85), (False, 0.2 * 1.0, 0.7)])
 def test_weights_decay_to_their_start_and_a_new_head_to_zero(new_head: bool, of_head: float, penalty: float) -> None:
     model = Blocks()
-    held = Restraint(model, stage(l2_sp=L2Sp(alpha=0.2, beta=0.5)), head=("classifier",), new_head=new_head)
+    held = Restraint(
+        model, stage(l2_sp=L2Sp(alpha=0.2, beta=0.5)), head=("classifier",), new_head=new_head, total_steps=4
+    )
     start = held.penalty()
     assert start is not None
     assert start.item() == pytest.approx(0.5 / 2 * 4.0 if new_head else 0.0)
@@ -60,7 +62,7 @@ def test_weights_decay_to_their_start_and_a_new_head_to_zero(new_head: bool, of_
 
 def test_blocks_are_unfrozen_from_the_top() -> None:
     model = Blocks()
-    held = Restraint(model, stage(unfreeze_epochs=0.5), head=("classifier",), new_head=True)
+    held = Restraint(model, stage(unfreeze_epochs=0.5), head=("classifier",), new_head=True, total_steps=4)
     seen = []
     for epoch in (0.0, 0.49, 0.5, 1.0, 1.5):
         for p in model.parameters():
@@ -73,7 +75,7 @@ def test_blocks_are_unfrozen_from_the_top() -> None:
 
 def test_without_a_head_the_topmost_block_begins() -> None:
     model = Blocks()
-    held = Restraint(model, stage(unfreeze_epochs=1.0), new_head=False)
+    held = Restraint(model, stage(unfreeze_epochs=1.0), new_head=False, total_steps=4)
     for p in model.parameters():
         p.grad = torch.ones(1, 1)
     held.hold(0.0)

@@ -93,7 +93,7 @@ def _check_merging(model: peft.PeftModel, kind: str) -> None:
 
 
 _UNFIT = {
-    "ADALORA": "moves ranks among layers while it trains, which its own loop has to steer",
+    "ADALORA": "has a key of its own, `adapt: {adalora: {rank: 8}}`; `peft` would leave its ranks where they start",
     **dict.fromkeys(
         (
             "PROMPT_TUNING",
@@ -136,6 +136,19 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
                 use_dora=key == "dora",
                 **shared,
             )
+    if method.adalora is not None:
+        keys = method.adalora
+        return peft.AdaLoraConfig(
+            target_r=keys.rank,
+            init_r=keys.initial_rank,
+            lora_alpha=keys.alpha if keys.alpha is not None else 2 * keys.initial_rank,
+            lora_dropout=keys.dropout,
+            target_modules=targets if keys.targets == "auto" else keys.targets,
+            deltaT=keys.interval,
+            orth_reg_weight=keys.orthogonality,
+            total_step=1,  # `rank_allocation.py` says how many there are
+            **shared,
+        )
     if method.ia3 is not None:
         chosen = targets if method.ia3.targets == "auto" else method.ia3.targets
         return peft.IA3Config(target_modules=chosen, feedforward_modules=[], **shared)
@@ -147,17 +160,17 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
         hint = f" Did you mean {close[0]}?" if close else ""
         raise RecipeError(f"adapt.peft.type: PEFT has no {method.peft.type}.{hint} It has: {', '.join(sorted(known))}.")
     if name in _UNFIT:
-        raise RecipeError(f"adapt.peft.type: {name} {_UNFIT[name]}; use lora, dora, ia3 or another method.")
+        raise RecipeError(f"adapt.peft.type: {name} {_UNFIT[name]}. Use lora, dora, adalora, ia3 or another method.")
     fields = {f.name for f in dataclasses.fields(known[name]) if f.init}
-    keys = dict(method.peft.model_extra or {})
-    for key in keys.keys() - fields:
+    extra = dict(method.peft.model_extra or {})
+    for key in extra.keys() - fields:
         close = difflib.get_close_matches(key, fields, n=1)
         hint = f" Did you mean `{close[0]}`?" if close else ""
         raise RecipeError(f"adapt.peft.{key}: {known[name].__name__} has no such key.{hint}")
     if "target_modules" in fields:
-        keys.setdefault("target_modules", targets)
+        extra.setdefault("target_modules", targets)
     try:
-        return known[name](**{**{k: v for k, v in shared.items() if k in fields}, **keys})
+        return known[name](**{**{k: v for k, v in shared.items() if k in fields}, **extra})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"adapt.peft: {known[name].__name__} refuses its keys: {error}") from error
 

@@ -27,6 +27,39 @@ class Lora(Keys):
     take their start out of the weight, so results are published merged."""
 
 
+class AdaLora(Keys):
+    """Low-rank adaptation whose ranks go to the layers that need them. Source: Zhang et al.,
+    https://arxiv.org/abs/2303.10512."""
+
+    rank: PositiveInt = 8
+    """Of a layer at the end, on average."""
+    initial_rank: PositiveInt = 12
+    """Of every layer at the start."""
+    alpha: PositiveFloat | None = None
+    """Scale of the update is alpha / initial_rank. Unset: twice the initial rank."""
+    dropout: Share = 0.0
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """As for LoRA."""
+    initial_share: Share = 0.1
+    """Of the steps, before any rank is taken away."""
+    final_share: Share = 0.3
+    """Of the steps, with the ranks as they will be; only weights of these are kept as the best."""
+    interval: PositiveInt = 1
+    """Steps between two allocations."""
+    orthogonality: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the penalty on singular vectors that are not at right angles."""
+
+    @model_validator(mode="after")
+    def _shrinks(self) -> Self:
+        if self.rank >= self.initial_rank:
+            raise ValueError(
+                f"`rank` {self.rank} is not below `initial_rank` {self.initial_rank}: none could be taken away"
+            )
+        if self.initial_share + self.final_share >= 1:
+            raise ValueError("`initial_share` and `final_share` leave no steps in which ranks are taken away")
+        return self
+
+
 class Ia3(Keys):
     """(IA)³: learned rescaling of activations. Source: Liu et al., https://arxiv.org/abs/2205.05638."""
 
@@ -53,7 +86,7 @@ class Peft(BaseModel):
     """PEFT's name of the method: LOHA, LOKR, OFT, BOFT, VERA, FOURIERFT, HRA, …"""
 
 
-AdaptMethod = Literal["full", "head", "lora", "dora", "ia3", "bitfit"]
+AdaptMethod = Literal["full", "head", "lora", "dora", "adalora", "ia3", "bitfit"]
 
 
 class Adapt(Keys):
@@ -64,6 +97,7 @@ class Adapt(Keys):
     lora: Lora | None = None
     dora: Lora | None = None
     """Weight-decomposed LoRA. Source: Liu et al., https://arxiv.org/abs/2402.09353."""
+    adalora: AdaLora | None = None
     ia3: Ia3 | None = None
     bitfit: BitFit | None = None
     peft: Peft | None = None

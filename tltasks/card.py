@@ -36,6 +36,7 @@ METHODS = {
     "head": "the head",
     "lora": "LoRA",
     "dora": "DoRA",
+    "adalora": "AdaLoRA",
     "ia3": "(IA)³",
     "bitfit": "the biases",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -189,8 +190,11 @@ def _resize_relative(old: Tensor, new: nn.Parameter | Tensor) -> Tensor:
 
 def save_adapter(model: peft.PeftModel, folder: Path) -> None:
     """The adapter with its new head, without PEFT's own README."""
-    # "auto" asks the Hub whether the base's vocabulary changed (peft 0.21, utils/save_and_load.py)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        # AdaLoRA leaves layers without a rank, which PEFT takes for lost shards (peft 0.21, utils/save_and_load.py).
+        warnings.filterwarnings("ignore", message=r"Adapter 'default': \d+ LoRA tensor\(s\) have invalid shape")
+        # "auto" asks the Hub whether the base's vocabulary changed (the same file)
+        model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 
@@ -203,7 +207,10 @@ def load_saved(auto_class: Any, folder: Path, *, base: str, config: PretrainedCo
         plain = auto_class.from_pretrained(
             base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True, **arguments
         )
-        adapted: nn.Module = peft.PeftModel.from_pretrained(plain, folder)
+        with warnings.catch_warnings():
+            # AdaLoRA's pattern of ranks is taken for LoRA's, which has other keys (peft 0.21, tuners_utils.py).
+            warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
+            adapted: nn.Module = peft.PeftModel.from_pretrained(plain, folder)
         return adapted
     except _LOADING as error:
         raise CheckpointError(f"{folder}: its weights cannot be loaded: {_reason(error)}") from error

@@ -1,4 +1,4 @@
-"""What keeps training near the weights that it starts with: L2-SP, and blocks that are unfrozen one by one."""
+"""What acts on training besides the loss: L2-SP, blocks that are unfrozen one by one, ranks that are taken away."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from tltasks.optimization import blocks_above, trained
+from tltasks.rank_allocation import RankAllocation
 from tltasks.stage_keys import Stage
 
 
 class Restraint:
-    """Made of a model as it starts; everything it does later is a function of the weights and the step."""
+    """Made of a model as it starts; what it does later is a function of weights, gradients, step and `state`."""
 
-    def __init__(self, model: nn.Module, stage: Stage, *, head: Iterable[str] = (), new_head: bool) -> None:
+    def __init__(
+        self, model: nn.Module, stage: Stage, *, head: Iterable[str] = (), new_head: bool, total_steps: int
+    ) -> None:
         named, head = trained(model), tuple(head)
         self._keys, self._pairs, self._fresh = stage.l2_sp, [], []
         if stage.l2_sp is not None:
@@ -23,6 +26,8 @@ class Restraint:
                     self._fresh.append(p)
                 else:
                     self._pairs.append((p, p.detach().clone()))
+        adalora = stage.adapt.adalora
+        self._ranks = None if adalora is None else RankAllocation(model, adalora, total_steps=total_steps)
         self._waiting: list[tuple[float, nn.Parameter]] = []
         if stage.unfreeze_epochs is not None:
             above = blocks_above([name for name, _ in model.named_parameters()], head=head)
@@ -30,12 +35,12 @@ class Restraint:
             self._waiting = [((above[name] - first) * stage.unfreeze_epochs, p) for name, p in named]
 
     def penalty(self) -> Tensor | None:
-        """α/2 ‖w − w⁰‖² over weights that the checkpoint has, + β/2 ‖w‖² over those of a new head.
+        """α/2 ‖w − w⁰‖² over weights that the checkpoint has, + β/2 ‖w‖² over those of a new head; or AdaLoRA's.
 
         Source: Li et al., https://arxiv.org/abs/1802.01483, equation 2.
         """
         if self._keys is None:
-            return None
+            return None if self._ranks is None else self._ranks.penalty()
         drift = torch.stack([(p - start).square().sum() for p, start in self._pairs]).sum()
         fresh = torch.stack([p.square().sum() for p in self._fresh]).sum() if self._fresh else drift.new_zeros(())
         return self._keys.alpha / 2 * drift + self._keys.beta / 2 * fresh
@@ -48,3 +53,20 @@ class Restraint:
         for unfrozen_at, p in self._waiting:
             if epoch < unfrozen_at:
                 p.grad = None
+
+    def after_step(self, step: int) -> None:
+        """After the optimiser's step `step`, the first being 1, while its gradients are there."""
+        if self._ranks is not None:
+            self._ranks.after_step(step)
+
+    def settled(self, step: int) -> bool:
+        """Whether weights after so many steps may be kept as the best."""
+        return self._ranks is None or self._ranks.settled(step)
+
+    def state(self) -> dict[str, Tensor]:
+        """For the checkpoint."""
+        return {} if self._ranks is None else self._ranks.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        if self._ranks is not None:
+            self._ranks.load(state)

@@ -176,6 +176,8 @@ class Stage(Keys):
             found.append("`l2_sp` holds weights to a checkpoint's, and pretrain starts from random ones")
         if self.unfreeze_epochs and self.adapt.method == "head":
             found.append("`unfreeze_epochs` has nothing to unfreeze with `adapt: head`")
+        if self.ema and self.adapt.adalora:
+            found.append("`ema` averages over ranks that `adapt: adalora` takes away; leave one of them out")
         if self.interpolate and self.stage != "finetune":
             found.append(f"`interpolate` is a key of `stage: finetune`: {self.stage} begins with a head that is random")
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":

@@ -98,8 +98,9 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
     if stage.compile:
         model.compile()
     average = MovingAverage(model, stage.ema) if stage.ema else None
-    restraint = Restraint(model, stage, head=job.head, new_head=job.new_head)  # of the weights before any checkpoint
-    progress = _resume(accelerator, job, model, optimizer, average)
+    # Of the weights before any checkpoint.
+    restraint = Restraint(model, stage, head=job.head, new_head=job.new_head, total_steps=job.total_steps)
+    progress = _resume(accelerator, job, model, optimizer, average, restraint)
     saved_at = progress.step
 
     while not progress.ended:
@@ -127,11 +128,11 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
             last = progress.step >= job.total_steps
             due = last or (progress.step % stage.evaluate_every == 0 if stage.evaluate_every else ends_epoch)
             if due and job.evaluate is not None:
-                _evaluate(accelerator, job, model, average, progress)
+                _evaluate(accelerator, job, model, average, progress, eligible=restraint.settled(progress.step))
             if last:
                 progress.ended = progress.ended or "all steps done"
             if stop or progress.ended or _checkpoint_due(stage, progress.step, due):
-                _save(accelerator, job, model, optimizer, average, progress)
+                _save(accelerator, job, model, optimizer, average, restraint, progress)
                 saved_at = progress.step
             if stop and not progress.ended:
                 raise Interrupted(f"stage {job.name}: stopped after step {saved_at} of {job.total_steps}")
@@ -222,6 +223,7 @@ def _step(
             f"rows {_some_rows(job, step_rows)}. Lower learning_rate, or use precision: fp32."
         )
     optimizer.step()
+    restraint.after_step(progress.step + 1)
     optimizer.zero_grad(set_to_none=True)
     return value, norm, float(status[1]) > 0
 
@@ -329,9 +331,15 @@ def _some_rows(job: Job, rows: Rows) -> str:
 
 
 def _evaluate(
-    accelerator: Accelerator, job: Job, model: nn.Module, average: MovingAverage | None, progress: Progress
+    accelerator: Accelerator,
+    job: Job,
+    model: nn.Module,
+    average: MovingAverage | None,
+    progress: Progress,
+    *,
+    eligible: bool,
 ) -> None:
-    """Score on validation; keep the weights when they are the best so far; end when there is no more to gain."""
+    """Score on validation; keep the weights when they are `eligible` and the best so far; end when there is no gain."""
     assert job.evaluate is not None
     if average is not None:
         average.swap(model)
@@ -339,7 +347,9 @@ def _evaluate(
     value, loss = values[job.task.headline], values.get("loss", 0.0)
     sign = 1 if job.task.higher_is_better else -1
     best = progress.best_value, progress.best_loss
-    if best[0] is None or best[1] is None or (sign * value, -loss) > (sign * best[0], -best[1]):
+    if not eligible:
+        pass
+    elif best[0] is None or best[1] is None or (sign * value, -loss) > (sign * best[0], -best[1]):
         progress.best_value, progress.best_loss, progress.best_step = value, loss, progress.step
         progress.evaluations_without_gain = 0
         if accelerator.is_main_process and job.stage.keep == "best":
@@ -363,12 +373,15 @@ def _save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
+    restraint: Restraint,
     progress: Progress,
 ) -> None:
     if accelerator.is_main_process:
         tensors = {"model": model_state(model), "optimizer": optimizer_state(model, optimizer)}
         if average is not None:
             tensors["average"] = average.weights
+        if kept := restraint.state():
+            tensors["restraint"] = kept
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         values = {"progress": dataclasses.asdict(progress), "scaler": scaler, "data": job.fingerprint}
         job.checkpoints.save(step_name(progress.step), tensors, values)
@@ -382,6 +395,7 @@ def _resume(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
+    restraint: Restraint,
 ) -> Progress:
     found = job.checkpoints.newest()
     if found is None:
@@ -398,6 +412,7 @@ def _resume(
     load_optimizer_state(model, optimizer, tensors["optimizer"])
     if average is not None:
         average.load(tensors["average"])
+    restraint.load(tensors.get("restraint", {}))
     if accelerator.scaler is not None and values["scaler"]:
         accelerator.scaler.load_state_dict(values["scaler"])
     progress = Progress(**values["progress"])
