@@ -331,6 +331,43 @@ def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
+def test_two_workers_of_ray_give_the_same_bits(finished: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = place / "ray"
+    path = write_experiment(place, output)
+    assert main(["compare", str(path), "--engine", "ray", "--workers", "2"]) == 0
+    assert numbers(output) == numbers(finished)
+    begun = [name for (event, name), n in journal(output).items() for _ in range(n) if event == "begun"]
+    assert len(begun) == len(set(begun)) == N_CELLS
+    scores = sorted(output.glob("cells/*/stages/*/*.safetensors"))
+    assert len(scores) == N_CELLS
+    for mine in scores:
+        other = load_file(finished / mine.relative_to(output))
+        assert other.keys() == load_file(mine).keys()
+        assert all(np.array_equal(value, other[name]) for name, value in load_file(mine).items())
+    capsys.readouterr()
+    assert main(["compare", str(path), "--engine", "ray", "--workers", "2"]) == 0, "nothing is carried out again"
+    assert "0 to carry out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_on_ray_does_not_stop_the_others(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"no parquet")
+    experiment = write_experiment(place, tmp_path / "out")
+    sources = f"axes.source={{good: null, bad: {{data.files: {{train: {tmp_path}/train.parquet}}}}}}"
+    changed = ["--set", "seeds=[0]", "--set", sources, "--set", "domains=null"]
+    assert main(["compare", str(experiment), *changed, "--engine", "ray", "--workers", "1"]) == 3
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (len(result["cells"]), len(result["failed"])) == (2, 2)
+    assert all("train.parquet" in cell["message"] for cell in result["failed"])
+
+
+def test_workers_are_for_ray(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = write_experiment(place, tmp_path / "out")
+    assert main(["compare", str(experiment), "--workers", "2"]) == 2
+    assert "are for --engine ray" in capsys.readouterr().err
+
+
 def test_bookkeeping_is_a_hundredth_of_the_work(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a thousand cells, 20 are carried out by a stand-in that takes no time; a real cell takes two seconds."""
     result = json.loads(next(finished.glob("cells/*.json")).read_text())
@@ -347,7 +384,7 @@ def test_bookkeeping_is_a_hundredth_of_the_work(finished: Path, place: Path, mon
         to_do(planned)[:20],
         output,
         keep_weights=False,
-        on_end=lambda item, ended: compare._tell(console, progress, item, ended, 1000),
+        on_end=lambda item, ended: compare._tell(console, progress, item, ended, n_cells=1000),
     )
     assert len(list(output.glob("cells/*.json"))) == 20
     assert (time.perf_counter() - started) / 20 < 0.02

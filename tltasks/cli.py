@@ -165,6 +165,14 @@ def _add_laboratory(commands: Any) -> None:
     _add_set(compare)
     compare.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the experiment's")
     compare.add_argument("--dry-run", action="store_true", help="show the cells and their time, and stop")
+    compare.add_argument(
+        "--engine",
+        choices=("here", "ray"),
+        default="here",
+        help="ray: cells side by side, on the cluster that RAY_ADDRESS names or by processes of this machine",
+    )
+    compare.add_argument("--workers", type=_positive, metavar="N", help="ray on this machine: cells at once")
+    compare.add_argument("--cores-per-cell", type=_positive, metavar="N", help="ray: cores of each cell (1)")
     compare.set_defaults(command=_compare)
 
     rank = commands.add_parser("rank", help="rank an experiment's checkpoints for its data, before training")
@@ -360,17 +368,29 @@ def _push_space(options: argparse.Namespace) -> int:
     return 0
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on is needed")
+    return int(text)
+
+
 def _check_top_k(top_k: int) -> None:
     if top_k < 1:
         raise RecipeError(f"--top-k {top_k}: name at least one class.")
 
 
 def _compare(options: argparse.Namespace) -> int:
+    if options.engine != "ray" and (options.workers or options.cores_per_cell):
+        raise RecipeError("compare: --workers and --cores-per-cell are for --engine ray.")
+    from tltasks.laboratory.cluster import Workers
     from tltasks.laboratory.compare import compare
     from tltasks.training import Interrupted
 
+    workers = Workers(options.workers, options.cores_per_cell or 1) if options.engine == "ray" else None
     try:
-        failed = compare(options.experiment, options.set, output=options.output, dry_run=options.dry_run)
+        failed = compare(
+            options.experiment, options.set, output=options.output, dry_run=options.dry_run, workers=workers
+        )
     except (Interrupted, KeyboardInterrupt):
         _say("stopped; what is finished is kept, and the same command goes on with the rest.")
         return INTERRUPTED

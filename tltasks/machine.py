@@ -27,9 +27,15 @@ from tltasks.errors import RecipeError
 PACKAGES = ("tltasks", "torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm")
 
 
+CORES_VARIABLE = "TLTASKS_CORES"
+"""Environment variable with the most cores to use, where others compute on the same machine."""
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = os.environ.get(CORES_VARIABLE, "")
+    return min(found, max(1, int(most))) if most.isdecimal() else found
 
 
 def join_processes() -> PartialState:

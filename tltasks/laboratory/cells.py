@@ -1,4 +1,4 @@
-"""Carrying out the cells of an experiment, one after another in this process, through the runner."""
+"""Carrying out the cells of an experiment through the runner, each where it is, or one after another."""
 
 from __future__ import annotations
 
@@ -44,22 +44,24 @@ def run_cells(
     is told to stop; what is finished is kept.
     """
     for item in cells:
-        write_journal(output, item.id, "begun")
-        started = time.perf_counter()
-        ended: Record | Failure
-        try:
-            with _log_file(output / "logs" / f"{item.id}.log"):
-                result = _run(item, output)
-        except (Interrupted, KeyboardInterrupt):
-            write_journal(output, item.id, "interrupted")
-            raise
-        except Exception as error:  # whatever ends one cell must not end the others
-            message = str(error) if isinstance(error, TltasksError) else f"{type(error).__name__}: {first_line(error)}"
-            ended = Failure(item.id, message)
-            write_journal(output, item.id, "failed", message=message)
-        else:
-            ended = _finish(item, result, output, time.perf_counter() - started, keep_weights=keep_weights)
-        on_end(item, ended)
+        on_end(item, carry_out(item, output, keep_weights=keep_weights))
+
+
+def carry_out(item: PlannedCell, output: Path, *, keep_weights: bool) -> Record | Failure:
+    """One cell, its record or why there is none; raises Interrupted or KeyboardInterrupt when told to stop."""
+    write_journal(output, item.id, "begun")
+    started = time.perf_counter()
+    try:
+        with _log_file(output / "logs" / f"{item.id}.log"):
+            result = _run(item, output)
+    except (Interrupted, KeyboardInterrupt):
+        write_journal(output, item.id, "interrupted")
+        raise
+    except Exception as error:  # whatever ends one cell must not end the others
+        message = str(error) if isinstance(error, TltasksError) else f"{type(error).__name__}: {first_line(error)}"
+        write_journal(output, item.id, "failed", message=message)
+        return Failure(item.id, message)
+    return _finish(item, result, output, time.perf_counter() - started, keep_weights=keep_weights)
 
 
 def _run(item: PlannedCell, output: Path) -> RunResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from tltasks.errors import DataError
 from tltasks.folder import locked, write_json, write_text
 from tltasks.laboratory.analysis import Findings, analyse
 from tltasks.laboratory.cells import Failure, run_cells
+from tltasks.laboratory.cluster import Workers, run_on_ray
 from tltasks.laboratory.drawing import Picture
 from tltasks.laboratory.experiment import Experiment, load_experiment
 from tltasks.laboratory.plan import PlannedCell, Record, estimate_seconds, plan_cells, to_do
@@ -45,8 +47,11 @@ class Progress:
         self.planned = [dataclasses.replace(p, record=ended) if p.id == item.id else p for p in self.planned]
 
 
-def compare(path: Path, overrides: list[str], *, output: Path | None, dry_run: bool) -> int:
-    """Carry out an experiment and return how many of its cells failed; a dry run only plans.
+def compare(
+    path: Path, overrides: list[str], *, output: Path | None, dry_run: bool, workers: Workers | None = None
+) -> int:
+    """Carry out an experiment, on Ray's `workers` if these are given, and return how many of its cells failed; a dry
+    run only plans.
 
     Raises Interrupted when the process is told to stop, and a TltasksError for what the user can mend.
     """
@@ -63,13 +68,12 @@ def compare(path: Path, overrides: list[str], *, output: Path | None, dry_run: b
         planned = plan_cells(cells, output)  # with what another process may have finished meanwhile
         progress, left = Progress(planned), to_do(planned)
         show_plan(console, planned, None)
+        on_end = functools.partial(_tell, console, progress, n_cells=len(left))
         try:
-            run_cells(
-                left,
-                output,
-                keep_weights=experiment.keep_weights,
-                on_end=lambda item, ended: _tell(console, progress, item, ended, len(left)),
-            )
+            if workers is None:
+                run_cells(left, output, keep_weights=experiment.keep_weights, on_end=on_end)
+            else:
+                run_on_ray(left, output, keep_weights=experiment.keep_weights, workers=workers, on_end=on_end)
         finally:
             if any(item.record is not None for item in progress.planned):
                 findings = write_results(experiment, progress, output, name=path.stem, text=read_text(path))
@@ -88,7 +92,7 @@ def _refuse_others(output: Path) -> None:
         raise DataError(f"output {output}: is not empty and holds no experiment; name another folder with --output.")
 
 
-def _tell(console: Console, progress: Progress, item: PlannedCell, ended: Record | Failure, n_cells: int) -> None:
+def _tell(console: Console, progress: Progress, item: PlannedCell, ended: Record | Failure, *, n_cells: int) -> None:
     progress.take(item, ended)
     left = to_do(progress.planned)
     done = n_cells - len(left) + len(progress.failed)
