@@ -189,12 +189,14 @@ def test_a_thousand_cells_are_planned_in_seconds(place: Path, tmp_path: Path) ->
     assert time.perf_counter() - started < 10
 
 
-def test_a_dry_run_says_how_many_and_how_long(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_says_how_many_how_long_and_how_large(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_experiment(place, tmp_path / "out")
     assert main(["compare", str(path), "--dry-run", "--set", "seeds=[0]"]) == 0
     said = capsys.readouterr().err
     assert "4 cells; 0 finished, 4 to carry out" in said
-    assert re.search(r"about \d+", said)
+    assert re.search(r"about \d+.* one after another, with \d+\.\d GiB of memory", said)
     assert not (tmp_path / "out").exists()
 
 
@@ -358,7 +360,7 @@ def test_a_cell_that_fails_on_ray_does_not_stop_the_others(place: Path, tmp_path
     changed = ["--set", "seeds=[0]", "--set", sources, "--set", "domains=null"]
     assert main(["compare", str(experiment), *changed, "--engine", "ray", "--workers", "1"]) == 3
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (len(result["cells"]), len(result["failed"])) == (2, 2)
+    assert (len(result["cells"]), len(result["failed"])) == (4, 4)
     assert all("train.parquet" in cell["message"] for cell in result["failed"])
 
 

@@ -60,7 +60,8 @@ def compare(
     output = output or Path(experiment.output).expanduser()
     planned = plan_cells(cells, output)
     if dry_run:
-        show_plan(console, planned, _measure(planned, output))
+        measured = _measure(planned, output)
+        show_plan(console, planned, measured)
         return 0
     _refuse_others(output)
     with locked(output):
@@ -109,19 +110,30 @@ def _tell(console: Console, progress: Progress, item: PlannedCell, ended: Record
 # --------------------------------------------------------------------------------------------- plan
 
 
-def _measure(planned: list[PlannedCell], output: Path) -> dict[str, float]:
-    """Seconds of a cell of each kind that nothing is known of yet, by two steps of the one with the most data."""
+@dataclass(frozen=True)
+class Measured:
+    """What two steps say of cells that nothing is known of yet."""
+
+    seconds: dict[str, float]
+    """Of a cell, by kind."""
+    memory_bytes: int
+    """Most that any of them takes, besides evaluation."""
+
+
+def _measure(planned: list[PlannedCell], output: Path) -> Measured:
+    """By two steps of the cell of each kind with the most data, where no cell of that kind is finished."""
     known = {item.kind for item in planned if item.record is not None}
     kinds: dict[str, PlannedCell] = {}
     for item in to_do(planned):
         best = kinds.get(item.kind)
         if item.kind not in known and (best is None or _shots(item) > _shots(best)):
             kinds[item.kind] = item
-    measured = {}
+    seconds, memory = {}, 0
     for kind, item in kinds.items():
         stages = measure_stages(item.cell.recipe, output)
-        measured[kind] = OVERHEAD_SECONDS + sum(stage.get("seconds", 0.0) for stage in stages)
-    return measured
+        seconds[kind] = OVERHEAD_SECONDS + sum(stage.get("seconds", 0.0) for stage in stages)
+        memory = max([memory, *(stage["memory_bytes"] for stage in stages)])
+    return Measured(seconds, memory)
 
 
 def _shots(item: PlannedCell) -> float:
@@ -129,8 +141,8 @@ def _shots(item: PlannedCell) -> float:
     return float("inf") if data is None or data.shots is None else data.shots
 
 
-def show_plan(console: Console, planned: list[PlannedCell], measured: dict[str, float] | None) -> None:
-    """How many cells there are along each axis, how many are finished, and how long the others will take."""
+def show_plan(console: Console, planned: list[PlannedCell], measured: Measured | None) -> None:
+    """How many cells there are along each axis, how many are finished, and what the others will take."""
     left = to_do(planned)
     unique = len({item.id for item in planned})
     again = f", of which {len(planned) - unique} are the same as others" if unique < len(planned) else ""
@@ -145,9 +157,12 @@ def show_plan(console: Console, planned: list[PlannedCell], measured: dict[str, 
             for i, (level, n) in enumerate(counts.items()):
                 table.add_row(axis if i == 0 else "", level, f"{n:,}", f"{finished[level]:,}")
         console.print(table)
-    seconds = estimate_seconds(planned, measured or {})
+    seconds = estimate_seconds(planned, measured.seconds if measured is not None else {})
     if left and seconds is not None:
-        console.print(f"about {show_duration(seconds)} on this machine")
+        memory = (
+            f", with {measured.memory_bytes / 2**30:.1f} GiB of memory" if measured and measured.memory_bytes else ""
+        )
+        console.print(f"about {show_duration(seconds)} on this machine, one after another{memory}")
 
 
 # ------------------------------------------------------------------------------------------ results
