@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -64,6 +64,82 @@ class Data(Source):
         return self.model_copy(update={**dict.fromkeys(elsewhere), **own})
 
 
+ImageCorruption = Literal[
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "gaussian_blur",
+    "defocus_blur",
+    "brightness",
+    "contrast",
+    "pixelate",
+    "jpeg",
+]
+
+
+class Corruptions(Keys):
+    """The test set made worse, to see what the model bears."""
+
+    rows: PositiveInt = 1000
+    """Examples of the test set, drawn with `seed`, that are corrupted."""
+
+    @property
+    def chosen(self) -> list[tuple[str, float]]:
+        """Each kind at each level, the mildest first."""
+        raise NotImplementedError
+
+    @property
+    def level(self) -> str:
+        """What the levels are."""
+        raise NotImplementedError
+
+
+class ImageCorruptions(Corruptions):
+    """Source: Hendrycks and Dietterich, https://arxiv.org/abs/1903.12261."""
+
+    kinds: Annotated[list[ImageCorruption], Field(min_length=1)] = list(get_args(ImageCorruption))
+    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [1, 2, 3, 4, 5]
+    """As ImageNet-C has them; as CIFAR-10-C for pictures with a side below 64 pixels."""
+
+    @property
+    def chosen(self) -> list[tuple[str, float]]:
+        return [(kind, level) for kind in self.kinds for level in sorted(self.severities)]
+
+    @property
+    def level(self) -> str:
+        return "severity"
+
+
+class SpeechCorruptions(Corruptions):
+    kinds: Annotated[list[Literal["white_noise", "pink_noise"]], Field(min_length=1)] = ["white_noise", "pink_noise"]
+    snr_db: Annotated[list[Annotated[float, Field(ge=-20, le=60)]], Field(min_length=1)] = [20.0, 10.0, 5.0, 0.0]
+    """Ratios of signal to noise in dB, by mean power."""
+
+    @property
+    def chosen(self) -> list[tuple[str, float]]:
+        return [(kind, level) for kind in self.kinds for level in sorted(self.snr_db, reverse=True)]
+
+    @property
+    def level(self) -> str:
+        return "SNR in dB"
+
+
+class TextCorruptions(Corruptions):
+    """Source: Belinkov and Bisk, https://arxiv.org/abs/1711.02173."""
+
+    kinds: Annotated[list[Literal["swap", "drop", "double", "key", "typos"]], Field(min_length=1)] = ["typos"]
+    rates: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.02, 0.05, 0.1]
+    """Shares of letters with a typo. typos: each of the four others in turn."""
+
+    @property
+    def chosen(self) -> list[tuple[str, float]]:
+        return [(kind, level) for kind in self.kinds for level in sorted(self.rates)]
+
+    @property
+    def level(self) -> str:
+        return "share of letters"
+
+
 class ImageColumns(Keys):
     image: str = "image"
     label: str = "label"
@@ -74,6 +150,8 @@ class ImageData(Data):
     """Names of the data set's columns."""
     class_names: Annotated[list[str], Field(min_length=2)] | None = None
     """Names of integer labels 0, 1, …, where the data set has none."""
+    corruptions: ImageCorruptions | None = None
+    """Noise, blur, contrast, JPEG …: how much worse the model is on test images of lower quality."""
 
 
 class UnlabelledImageColumns(Keys):
@@ -116,6 +194,8 @@ class TextData(Data):
     summarised and the summaries are joined, and summarised once more where they are too long together."""
     max_summary_tokens: PositiveInt = 64
     """Tokens of a summary, in training and as generated."""
+    corruptions: TextCorruptions | None = None
+    """How much worse the model is on test documents with typos."""
 
 
 class UnlabelledSpeechColumns(Keys):
@@ -143,3 +223,5 @@ class SpeechData(Data):
     normaliser: Literal["auto", "none", "basic", "unaccented", "english"] = "auto"
     """What is evened out before texts are compared. none: nothing. basic: case, punctuation and width. unaccented:
     also accents. english: Whisper's rules for English (numbers, contractions). auto: english, or else basic."""
+    corruptions: SpeechCorruptions | None = None
+    """How much worse the model is on test clips with noise."""

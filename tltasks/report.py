@@ -226,6 +226,18 @@ class StageView:
     other_errors: list[Errors]
     changes: list[Change]
 
+    @property
+    def corrupted(self) -> dict[str, Rows]:
+        """Scores on corrupted rows by kind, each at the levels in their order."""
+        by_kind: dict[str, Rows] = {}
+        for line in self.result.robustness["table"]:
+            by_kind.setdefault(line["kind"], []).append(line)
+        return by_kind
+
+    @property
+    def levels(self) -> list[float]:
+        return list(dict.fromkeys(line["level"] for line in self.result.robustness["table"]))
+
 
 def _metric_columns(stage: StageResult) -> list[str]:
     """Every metric of the stage, the deciding one first."""

@@ -63,6 +63,8 @@ class StageResult:
     lineage: list[dict[str, Any]] = field(default_factory=list)
     """The stages that its weights went through before, the first one first: each one's name, task, recipe, checkpoint
     with revision, and fingerprints of its data."""
+    robustness: dict[str, Any] = field(default_factory=dict)
+    """Of the deciding split under `data.corruptions`: a `table` by kind and level, and means."""
 
 
 @dataclass(frozen=True)

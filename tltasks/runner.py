@@ -47,6 +47,7 @@ from tltasks.probe import cached_features, fit_probe
 from tltasks.recipe import Recipe
 from tltasks.recipe_file import located, recipe_sha256, write_recipe
 from tltasks.result import Exhibit, Headline, RunResult, Score, StageResult, lineage_after, stage_from_json
+from tltasks.robustness import measure_robustness
 from tltasks.stages import StagePlan, plan_stages
 from tltasks.tables import show_checks, show_plan, show_result
 from tltasks.tasks import load_adapter
@@ -255,6 +256,16 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
         arms["not_interpolated"], fitted = found.trained, found.described()
         context.console.print(f"{plan.name}: interpolated to alpha {found.alpha:g}")
     predictions = {name: predict(model, split.rows) for name, split in item.judged.items()}
+    robustness: dict[str, Any] = {}
+    if (corruptions := getattr(plan.data, "corruptions", None)) is not None:
+        name = next(iter(item.judged))
+        robustness = measure_robustness(
+            item.task, model, item.judged[name], predictions[name], corruptions, predict, seed=context.recipe.seed
+        )
+        context.console.print(
+            f"{plan.name}: {robustness['metric']} on {name} {robustness['clean']:.3f}, "
+            f"corrupted {robustness['mean']:.3f}"
+        )
     adapter = plan.row.trains and last and _can_publish_adapter(context.recipe, item)
     for saved in [context.output / "model"] * last + [folder / "model"] * goes_on:
         if accelerator.is_main_process:
@@ -279,6 +290,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
         weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
         data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
         training={**_describe_training(context, item, progress), **fitted} if plan.row.trains else {},
+        robustness=robustness,
         lineage=(
             lineage_after(earlier[-1], recipe_sha256(context.recipe))
             if plan.stage.start == "previous"

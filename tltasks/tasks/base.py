@@ -196,6 +196,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Corrupts(Protocol):
+    """What a task may have besides: a way to make encoded rows worse (`corruptions.py`)."""
+
+    def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
+        """The columns of some encoded rows after a corruption."""
+        ...
+
+
+@runtime_checkable
 class Embeds(Protocol):
     """What a task may have besides: a head on one vector a row, for probes and votes of nearest neighbours."""
 

@@ -25,6 +25,7 @@ from transformers import (
 from tltasks import images, metrics
 from tltasks.adapt import find_head, find_lora_targets, merged, relabel
 from tltasks.class_texts import PROMPTS, PROMPTS_KEY, ClassTexts, is_contrastive, refuse_prompts, saved_prompts
+from tltasks.corruptions import corrupt_image, generator
 from tltasks.data import EncodedSplit, Split
 from tltasks.data_keys import ImageData
 from tltasks.errors import CheckpointError, DataError
@@ -240,6 +241,15 @@ class ImageClassification:
             return {**encoded, "label": labels, "row": batch["row"]}
 
         return encode
+
+    def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
+        changed = [
+            corrupt_image(
+                read_pixels(columns, i).numpy(), kind, int(level), generator(kind, level, seed=seed, row=row)
+            ).tobytes()
+            for i, row in enumerate(columns["row"])
+        ]
+        return {**columns, "pixels": changed}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         return None

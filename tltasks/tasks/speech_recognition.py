@@ -22,6 +22,7 @@ from tltasks import audio, metrics, transcripts
 from tltasks.adapt import find_lora_targets, merged
 from tltasks.audio import Samples
 from tltasks.audio_augmentation import augment_audio
+from tltasks.corruptions import corrupt_audio, generator
 from tltasks.ctc_recognition import CtcRecogniser
 from tltasks.data import EncodedSplit, Split
 from tltasks.data_keys import SpeechData
@@ -261,6 +262,15 @@ class SpeechRecognition:
             raise DataError("has no text in its segments")
         # Rounded down, so that a piece that fits is not a sample longer than the window.
         return [(samples[int(p.start * hz) : int(p.start * hz) + int((p.end - p.start) * hz)], p.text) for p in pieces]
+
+    def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
+        changed = [
+            audio.to_int16(
+                corrupt_audio(audio.from_int16(content), kind, level, generator(kind, level, seed=seed, row=row))
+            )
+            for content, row in zip(columns["audio"], columns["row"], strict=True)
+        ]
+        return {**columns, "audio": changed}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         costs: list[int] = self.recogniser.costs(np.asarray(rows["seconds"], dtype=np.float64)).tolist()

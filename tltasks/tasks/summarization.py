@@ -25,6 +25,7 @@ from transformers import (
 
 from tltasks import rouge, text_statistics
 from tltasks.adapt import find_lora_targets, merged
+from tltasks.corruptions import corrupt_text, generator
 from tltasks.data import EncodedSplit, Split
 from tltasks.data_keys import TextData
 from tltasks.errors import RecipeError
@@ -219,24 +220,34 @@ class Summarization:
         def encode(batch: Columns) -> Columns:
             documents = [_text(value) for value in batch["document"]]
             summaries = [_text(value) for value in batch["summary"]] if summarised else [""] * len(documents)
-            document_ids, document_tokens = self.form.encode_documents(documents)
-            summary_ids, summary_tokens = self.form.encode_summaries(summaries)
-            in_pieces = self.form.splits and split.name != "train"  # training sees a bounded length
-            pieces = self.form.encode_pieces(documents) if in_pieces else [[ids] for ids in document_ids]
-            return {
-                "document": documents,
-                "summary": summaries,
-                "document_ids": document_ids,
-                "summary_ids": summary_ids,
-                "pieces": pieces,
-                "document_tokens": document_tokens,
-                "summary_tokens": summary_tokens,
-                "length": [sum(map(len, p)) + len(s) for p, s in zip(pieces, summary_ids, strict=True)],
-                "row": batch["row"],
-                "error": [_fault(d, s if summarised else None) for d, s in zip(documents, summaries, strict=True)],
-            }
+            faults = [_fault(d, s if summarised else None) for d, s in zip(documents, summaries, strict=True)]
+            encoded = self._encode(documents, summaries, trains=split.name == "train")
+            return {**encoded, "row": batch["row"], "error": faults}
 
         return encode
+
+    def _encode(self, documents: list[str], summaries: list[str], *, trains: bool) -> Columns:
+        document_ids, document_tokens = self.form.encode_documents(documents)
+        summary_ids, summary_tokens = self.form.encode_summaries(summaries)
+        in_pieces = self.form.splits and not trains  # training sees a bounded length
+        pieces = self.form.encode_pieces(documents) if in_pieces else [[ids] for ids in document_ids]
+        return {
+            "document": documents,
+            "summary": summaries,
+            "document_ids": document_ids,
+            "summary_ids": summary_ids,
+            "pieces": pieces,
+            "document_tokens": document_tokens,
+            "summary_tokens": summary_tokens,
+            "length": [sum(map(len, p)) + len(s) for p, s in zip(pieces, summary_ids, strict=True)],
+        }
+
+    def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
+        documents = [
+            corrupt_text(document, kind, level, generator(kind, level, seed=seed, row=row))
+            for document, row in zip(columns["document"], columns["row"], strict=True)
+        ]
+        return {**self._encode(documents, columns["summary"], trains=False), "row": columns["row"]}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         lengths: Sequence[int] = rows.with_format("numpy")["length"][:]
