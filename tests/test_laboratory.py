@@ -378,7 +378,7 @@ def test_bookkeeping_is_a_hundredth_of_the_work(finished: Path, place: Path, mon
     found = load_experiment(write_experiment(place, output), [f"seeds={list(range(250))}"])[1]
     planned = plan_cells(found, output)
     progress = compare.Progress(planned)
-    monkeypatch.setattr(cells, "_run", lambda item, output: None)
+    monkeypatch.setattr(cells, "_run", lambda item, output, watch: None)
     monkeypatch.setattr(cells, "describe_cell", lambda item, run, seconds: {**result, "id": item.id})
     console = compare.Console(file=io.StringIO())
     started = time.perf_counter()

@@ -175,6 +175,17 @@ def _add_laboratory(commands: Any) -> None:
     compare.add_argument("--cores-per-cell", type=_positive, metavar="N", help="ray: cores of each cell (1)")
     compare.set_defaults(command=_compare)
 
+    tune = commands.add_parser(
+        "tune",
+        help="search a recipe's keys for the best setting, by validation",
+        epilog="The same command goes on with a search that was stopped. The exit status is 0, or 3 if trials failed.",
+    )
+    tune.add_argument("search", type=Path, metavar="SEARCH", help="YAML file")
+    _add_set(tune)
+    tune.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the search's")
+    tune.add_argument("--dry-run", action="store_true", help="show what there is to choose from, and stop")
+    tune.set_defaults(command=_tune)
+
     rank = commands.add_parser("rank", help="rank an experiment's checkpoints for its data, before training")
     rank.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="YAML file that names its `candidates`")
     _add_set(rank)
@@ -391,6 +402,18 @@ def _compare(options: argparse.Namespace) -> int:
         failed = compare(
             options.experiment, options.set, output=options.output, dry_run=options.dry_run, workers=workers
         )
+    except (Interrupted, KeyboardInterrupt):
+        _say("stopped; what is finished is kept, and the same command goes on with the rest.")
+        return INTERRUPTED
+    return PARTIAL if failed else 0
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from tltasks.laboratory.tune import tune
+    from tltasks.training import Interrupted
+
+    try:
+        failed = tune(options.search, options.set, output=options.output, dry_run=options.dry_run)
     except (Interrupted, KeyboardInterrupt):
         _say("stopped; what is finished is kept, and the same command goes on with the rest.")
         return INTERRUPTED

@@ -60,7 +60,13 @@ ROW_SCORES = "row_scores.safetensors"
 """What each row of a split contributes to the headline, by which later stages are compared with a stage."""
 
 
-def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool) -> RunResult | None:
+Watch = Callable[[str, float], None]
+"""Told of each evaluation on validation: the stage and the headline metric. What it raises ends the run."""
+
+
+def run(
+    recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool, watch: Watch | None = None
+) -> RunResult | None:
     """Carry out a recipe into `output`; a dry run ends before training and returns None.
 
     Raises a TltasksError for whatever the user can mend, in order of cost and before anything is written.
@@ -101,7 +107,7 @@ def run(recipe: Recipe, *, output: Path, resume: bool, push: bool, dry_run: bool
         if accelerator.is_main_process and not (output / "recipe.yaml").exists():
             write_recipe(recipe, output / "recipe.yaml")
         accelerator.init_trackers("tltasks", config={"recipe_sha256": digest})
-        context = Context(accelerator, recipe, output, precision, console, stop_requested)
+        context = Context(accelerator, recipe, output, precision, console, stop_requested, watch)
         results: list[StageResult] = []
         for item in opened:
             results.append(_run_stage(context, item, plans, results))
@@ -136,6 +142,7 @@ class Context:
     precision: str
     console: Console
     stop_requested: Callable[[], bool]
+    watch: Watch | None = None
 
     def workers(self, asked: int | None) -> int:
         return machine.loader_workers(self.accelerator.device, self.accelerator.num_processes, asked)
@@ -373,6 +380,8 @@ def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ..
                 context.console.print(f"{plan.name}: validation {shown}")
                 for note in score.details.get("notes", []):
                     context.console.print(f"{plan.name}: {note}", soft_wrap=True)
+        if context.watch is not None:
+            context.watch(plan.name, values[task.headline])
         return values
 
     job = _job(context, item, head, on_step=on_step, evaluate=evaluate if validation is not None else None)

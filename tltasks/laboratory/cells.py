@@ -19,7 +19,7 @@ from tltasks.folder import write_json
 from tltasks.laboratory.plan import CODE, PlannedCell, Record, cell_folder
 from tltasks.recipe_file import load_recipe, recipe_sha256
 from tltasks.result import RunResult
-from tltasks.runner import ROW_SCORES, run
+from tltasks.runner import ROW_SCORES, Watch, run
 from tltasks.training import Interrupted
 
 
@@ -47,13 +47,13 @@ def run_cells(
         on_end(item, carry_out(item, output, keep_weights=keep_weights))
 
 
-def carry_out(item: PlannedCell, output: Path, *, keep_weights: bool) -> Record | Failure:
+def carry_out(item: PlannedCell, output: Path, *, keep_weights: bool, watch: Watch | None = None) -> Record | Failure:
     """One cell, its record or why there is none; raises Interrupted or KeyboardInterrupt when told to stop."""
     write_journal(output, item.id, "begun")
     started = time.perf_counter()
     try:
         with _log_file(output / "logs" / f"{item.id}.log"):
-            result = _run(item, output)
+            result = _run(item, output, watch)
     except (Interrupted, KeyboardInterrupt):
         write_journal(output, item.id, "interrupted")
         raise
@@ -64,7 +64,7 @@ def carry_out(item: PlannedCell, output: Path, *, keep_weights: bool) -> Record 
     return _finish(item, result, output, time.perf_counter() - started, keep_weights=keep_weights)
 
 
-def _run(item: PlannedCell, output: Path) -> RunResult:
+def _run(item: PlannedCell, output: Path, watch: Watch | None) -> RunResult:
     folder, recipe = cell_folder(output, item.id), item.cell.recipe
     try:  # what a kill has left of a folder that was only begun is no run to go on with
         whole = recipe_sha256(load_recipe(folder / "recipe.yaml", check_files=False)) == recipe_sha256(recipe)
@@ -75,7 +75,7 @@ def _run(item: PlannedCell, output: Path) -> RunResult:
     # Accelerate keeps one number format for a process (accelerate 1.15, state.py); cells may have different ones.
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        result = run(recipe, output=folder, resume=True, push=False, dry_run=False)
+        result = run(recipe, output=folder, resume=True, push=False, dry_run=False, watch=watch)
     except TltasksError:
         raise
     except Exception:

@@ -215,7 +215,7 @@ def _changed(
         for key, new in experiment.axes[axis][level].items():
             place = ("axes", axis, level, key)
             try:
-                keys = _set(value, key, copy.deepcopy(new))
+                keys = set_key(value, key, copy.deepcopy(new))
             except ValueError as error:
                 problems[Problem(tree.location(place), dotted(place[:-1]), f"`{key}`: {error}")] = None
                 sound = False
@@ -229,7 +229,7 @@ def _changed(
     return (Tree(value, locations, base.problems), ours) if sound else None
 
 
-def _set(tree: dict[str, Any], key: str, value: Any) -> Place:
+def set_key(tree: dict[str, Any], key: str, value: Any) -> Place:
     """Set a dotted key of a tree and return its steps; ValueError for a step that leads nowhere."""
     node: Any = tree
     keys: Place = ()

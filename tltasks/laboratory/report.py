@@ -139,18 +139,16 @@ def _heat_maps(experiment: Experiment, findings: Findings) -> list[Picture]:
 # ---------------------------------------------------------------------------------------------- page
 
 
-def write_report(
-    path: Path, experiment: Experiment, findings: Findings, pictures: dict[str, list[Picture]], result: dict[str, Any]
-) -> None:
-    """Write the page; `result` is what result.json holds. The same arguments give the same bytes."""
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Of the templates of the laboratory's pages."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(tltasks.__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    found.filters |= {
         "number": show_number,
         "interval": show_interval,
         "signed": show_signed,
@@ -161,18 +159,29 @@ def write_report(
         "needed": show_needed,
         "p": show_p,
     }
+    return found
+
+
+def write_report(
+    path: Path, experiment: Experiment, findings: Findings, pictures: dict[str, list[Picture]], result: dict[str, Any]
+) -> None:
+    """Write the page; `result` is what result.json holds. The same arguments give the same bytes."""
     panels = make_panels(experiment, findings)
-    text = environment.get_template("experiment.html.jinja").render(
-        experiment=experiment,
-        findings=findings,
-        sentences=list(sentences(experiment, findings)),
-        panels=panels,
-        rows=_rows(experiment),
-        columns=_columns(experiment),
-        pictures=pictures,
-        undrawn=max(0, len(panels) - MOST_PANELS),
-        evidence=_evidence(experiment, findings),
-        result=result,
+    text = (
+        environment()
+        .get_template("experiment.html.jinja")
+        .render(
+            experiment=experiment,
+            findings=findings,
+            sentences=list(sentences(experiment, findings)),
+            panels=panels,
+            rows=_rows(experiment),
+            columns=_columns(experiment),
+            pictures=pictures,
+            undrawn=max(0, len(panels) - MOST_PANELS),
+            evidence=_evidence(experiment, findings),
+            result=result,
+        )
     )
     path.write_text(text, encoding="utf-8")
 
