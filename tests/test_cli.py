@@ -18,7 +18,10 @@ from tltasks.errors import DataError, HubError, RecipeError, TltasksError
 from tltasks.recipe_schema import json_schema
 
 ROOT = RECIPES.parent
-COMMANDS = ("run", "check", "recipes", "doctor", "push", "predict", "demo", "compare", "tune", "rank", "schema")
+COMMANDS = (
+    *("run", "check", "recipes", "doctor", "push", "predict", "demo"),
+    *("compare", "tune", "rank", "export", "schema"),
+)
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm", "sklearn", "pandas", "numpy"}
 HEAVY |= {"huggingface_hub", "matplotlib", "torchvision", "PIL", "pyarrow"}
 

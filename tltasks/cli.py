@@ -98,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_laboratory(commands)
 
+    _add_export(commands)
+
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(command=_schema)
     return parser
@@ -125,6 +127,17 @@ def _add_predict(commands: Any) -> None:
     predict.set_defaults(command=_predict)
 
 
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser("export", help="write a trained model as an ONNX file, with a parity check")
+    _add_checkpoint(export)
+    export.add_argument("--format", choices=("onnx",), default="onnx")
+    export.add_argument("--output", type=Path, metavar="FOLDER", help="unset: OUTPUT/onnx")
+    export.add_argument(
+        "--compare", nargs="*", default=[], metavar="INPUT", help="files to compare outputs on, besides made-up inputs"
+    )
+    export.set_defaults(command=_export)
+
+
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser("demo", help="a page in the browser, to try a trained model and read about it")
     _add_model(demo)
@@ -144,13 +157,17 @@ def _add_publication(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
+    _add_checkpoint(parser)
     parser.add_argument(
         "--top-k", type=int, default=TOP_K, metavar="N", help="classes to name, the likeliest first (5)"
     )
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
     parser.add_argument("--task", choices=TASK_NAMES, help="where the checkpoint does not tell")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
 
 
@@ -320,6 +337,27 @@ def _predict(options: argparse.Namespace) -> int:
         return INTERRUPTED
     prediction.say(prediction.console(), count, options.output)
     return PARTIAL if count.failed else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    output = options.output or Path(options.model) / "onnx"
+    if options.output is None and not Path(options.model).is_dir():
+        raise RecipeError(f"export {options.model}: name the folder to write to with --output.")
+    from tltasks.export import FILE, export
+
+    parity = export(
+        options.model,
+        output,
+        tag=options.task,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        arguments=options.compare,
+    )
+    _say(
+        f"{output / FILE}: outputs differ by at most {parity.largest:.1e} of the largest on {parity.compared} inputs; "
+        f"{parity.same_answers} of {parity.compared} answers are the same"
+    )
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -195,6 +195,31 @@ class Task(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class OnnxInput:
+    """The one input of a model whose answer is one pass."""
+
+    name: str
+    shape: list[str | int]
+    """Sizes, and names of those that may vary."""
+    free_axes: tuple[int, ...]
+    made_up: Callable[[int], list[Tensor]]
+    """So many inputs of one example each, of different sizes where these may vary."""
+    read: Callable[[Any], Tensor]
+    """The input of one value as `Item.read` gives it."""
+    usage: str
+    """Python that answers for one example with onnxruntime and transformers' processor, run in the folder."""
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """What a task may have besides: models that are written as ONNX (`export.py`)."""
+
+    def onnx_input(self) -> OnnxInput | None:
+        """What the file takes; None where answers are no single pass."""
+        ...
+
+
 @runtime_checkable
 class Corrupts(Protocol):
     """What a task may have besides: a way to make encoded rows worse (`corruptions.py`)."""

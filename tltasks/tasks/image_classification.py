@@ -45,10 +45,24 @@ from tltasks.pretrained import (
 from tltasks.result import Exhibit, Score
 from tltasks.stage_keys import ImageStage
 from tltasks.stages import Row, StagePlan
-from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
+from tltasks.tasks.base import Batch, Checkpoint, Columns, OnnxInput, Prediction
 
 NO_LABEL = -100
 """Of rows that are only predicted; torch's cross-entropy passes over it."""
+
+ONNX_USAGE = """import numpy as np
+import onnxruntime
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor
+
+names = AutoConfig.from_pretrained(".").id2label
+session = onnxruntime.InferenceSession("model.onnx")
+image = Image.new("RGB", (224, 224), "orange")  # yours: Image.open("photo.jpg").convert("RGB")
+pixels = AutoImageProcessor.from_pretrained(".")(image, return_tensors="TENSORS")["pixel_values"]
+logits = session.run(None, {"pixel_values": np.asarray(pixels, np.float32)})[0]
+print(names[int(logits[0].argmax())])
+"""
+"""For the README of an exported model."""
 
 
 @dataclass(frozen=True)
@@ -313,6 +327,25 @@ class ImageClassification:
         # str() is the shortest text of a 32-bit number; as one of 64 bits it would have digits that mean nothing.
         top = [{"label": self.class_names[i], "probability": float(str(probabilities[i]))} for i in best]
         return {"prediction": top[0]["label"], "probability": top[0]["probability"], "top": top}
+
+    def onnx_input(self) -> OnnxInput:
+        size = self.preprocessing.size
+
+        def made_up(n: int) -> list[Tensor]:
+            drawn = np.random.default_rng(0).integers(0, 256, (n, 1, 3, size, size), dtype=np.uint8)
+            return [self.preprocessing.normalise(torch.from_numpy(pixels)) for pixels in drawn]
+
+        def read(value: Any) -> Tensor:
+            encoded = encode_images([value], self.preprocessing, None)
+            if encoded["error"][0]:
+                raise DataError(encoded["error"][0])
+            pixels = fit_pixels([read_pixels(encoded, 0)], encoded["fitted"], self.preprocessing)
+            return self.preprocessing.normalise(pixels)
+
+        # timm's processor has no other tensors (transformers 5.24, image_processing_timm_wrapper.py)
+        tensors = "pt" if self.config.model_type == "timm_wrapper" else "np"
+        usage = ONNX_USAGE.replace("TENSORS", tensors)
+        return OnnxInput("pixel_values", ["batch", 3, size, size], (0,), made_up, read, usage)
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the head's first layer receives, averaged over positions where it has any."""

@@ -37,7 +37,7 @@ from tltasks.segments import join_segments, read_segments
 from tltasks.sequence_recognition import SequenceRecogniser
 from tltasks.stage_keys import SpeechStage
 from tltasks.stages import Row, StagePlan
-from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
+from tltasks.tasks.base import Batch, Checkpoint, Columns, OnnxInput, Prediction
 from tltasks.waveforms import located
 
 PIECES_AT_ONCE = 16
@@ -46,6 +46,18 @@ WORST_SHOWN = 16
 """Utterances of the report; each brings its audio along."""
 SAMPLED_TEXTS = 2000
 """Training texts by which it is told whether a language puts spaces between words."""
+
+ONNX_USAGE = """import numpy as np
+import onnxruntime
+from transformers import AutoFeatureExtractor, AutoTokenizer
+
+session = onnxruntime.InferenceSession("model.onnx")
+extract, tokenizer = AutoFeatureExtractor.from_pretrained("."), AutoTokenizer.from_pretrained(".")
+samples = np.zeros(16000, np.float32)  # yours: samples, rate = soundfile.read("speech.wav", dtype="float32")
+values = extract(samples, sampling_rate=extract.sampling_rate, return_tensors="np")["{name}"]
+logits = session.run(None, {{"{name}": np.asarray(values, np.float32)}})[0]
+print(tokenizer.decode(logits[0].argmax(-1)))
+"""
 
 
 @dataclass(frozen=True)
@@ -342,6 +354,25 @@ class SpeechRecognition:
             {"start": round(start, 3), "end": round(end, 3), "text": text} for start, end, text in prediction["pieces"]
         ]
         return {"prediction": prediction["prediction"], "looped": prediction["looped"], "pieces": pieces}
+
+    def onnx_input(self) -> OnnxInput | None:
+        recogniser = self.recogniser
+        if not isinstance(recogniser, CtcRecogniser):
+            return None
+        name = str(recogniser.feature_extractor.model_input_names[0])
+        hz = recogniser.sampling_hz
+
+        def heard(samples: Samples) -> Tensor:
+            return recogniser.read([samples])[name]
+
+        def made_up(n: int) -> list[Tensor]:
+            random = np.random.default_rng(0)
+            return [heard(random.normal(0, 0.1, hz + i * hz // 3).astype(np.float32)) for i in range(n)]
+
+        shape: list[str | int] = [1, "time", *heard(np.zeros(hz, np.float32)).shape[2:]]
+        return OnnxInput(
+            name, shape, (1,), made_up, lambda value: heard(audio.decode_audio(value, hz)), ONNX_USAGE.format(name=name)
+        )
 
     # --------------------------------------------------------------------------------- evaluation
 
