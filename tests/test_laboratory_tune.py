@@ -29,9 +29,10 @@ recipe:
 space:
   stages.0.learning_rate: {{low: 1e-5, high: 3e-2, log: true}}
   stages.0.batch_size: [4, 8]
-  stages.0.weight_decay: {{low: 0.0, high: 0.1, step: 0.05}}
+  stages.0.weight_decay: {{low: 0.0, high: 0.1, step: 0.01}}
 trials: 7
 startup_trials: 3
+warmup_evaluations: 1
 output: {output}
 """
 
@@ -67,6 +68,7 @@ def test_the_recipes_own_setting_is_the_first_and_the_best_wins(finished: Path) 
     assert [trial["number"] for trial in found] == list(range(7))
     assert found[0]["settings"]["stages.0.learning_rate"] == 1e-2
     assert found[0]["settings"]["stages.0.batch_size"] == 8
+    assert found[0]["settings"]["stages.0.weight_decay"] == 0.01, "which is the default"
     done = [trial for trial in found if trial["state"] == "finished"]
     pruned = [trial for trial in found if trial["state"] == "pruned"]
     assert len(done) + len(pruned) == 7

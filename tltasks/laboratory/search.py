@@ -6,6 +6,7 @@ Reading and checking one imports no torch, as with recipes.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,10 @@ class Range(Keys):
         return self
 
     def holds(self, value: Any) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and self.low <= value <= self.high and (not self.whole or isinstance(value, int))
+        if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / (self.step or (1 if self.whole else 0) or math.inf)
+        return abs(steps - round(steps)) < 1e-9 or (self.step is None and not self.whole)
 
 
 Values = Annotated[list[Choice], Field(min_length=2)]
@@ -76,6 +79,8 @@ class Search(Keys):
     et al., https://doi.org/10.1145/3097983.3098043)."""
     startup_trials: PositiveInt = 5
     """Trials before tpe learns and median prunes."""
+    warmup_evaluations: Annotated[int, Field(ge=0)] = 2
+    """Of each trial, before it may be ended: learning rates that are slow at first get so far."""
     output: Name
     """Results folder, relative to the working directory."""
 
@@ -101,10 +106,11 @@ class Base:
         return read_recipe(Tree(value, self.tree.locations, self.tree.problems), self.folder, {}, check_files=True)
 
     def own(self, space: Space) -> dict[str, Any]:
-        """The settings that the recipe has itself, as far as they are among those to choose from."""
+        """The settings that the recipe has itself, by default too, as far as they are among those to choose from."""
         found = {}
+        recipe, _ = self.recipe({}, tests=True)
         for key, choice in space.items():
-            value = _value_at(self.tree.value, key)
+            value = _value_at(recipe, key)
             if choice.holds(value) if isinstance(choice, Range) else value in choice:
                 found[key] = value
         return found
@@ -161,12 +167,12 @@ def _corners(space: Space) -> Iterator[dict[str, Any]]:
             yield {**{other: first[0] for other, first in ends.items()}, key: value}
 
 
-def _value_at(tree: Any, key: str) -> Any:
+def _value_at(node: Any, key: str) -> Any:
     for name in key.replace("[", ".").replace("]", "").split("."):
-        if isinstance(tree, dict):
-            tree = tree.get(name)
-        elif isinstance(tree, list) and name.isdecimal() and int(name) < len(tree):
-            tree = tree[int(name)]
+        if isinstance(node, dict):
+            node = node.get(name)
+        elif isinstance(node, list):
+            node = node[int(name)] if name.isdecimal() and int(name) < len(node) else None
         else:
-            return None
-    return tree
+            node = getattr(node, name, None)
+    return node

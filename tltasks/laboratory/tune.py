@@ -100,7 +100,7 @@ def _optuna() -> Any:
 def _study(optuna: Any, search: Search, output: Path, *, higher_is_better: bool) -> Any:
     backend = optuna.storages.journal.JournalFileBackend(str(output / "trials.jsonl"))
     pruner = (
-        optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials)
+        optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials, n_warmup_steps=search.warmup_evaluations)
         if search.prune == "median"
         else optuna.pruners.NopPruner()
     )
