@@ -241,7 +241,13 @@ def _language_to_vision(folder: Path) -> list[str]:
     return [f"model.name={model}", f"stages.0.model.name={model}"]
 
 
+def _language_to_speech(folder: Path) -> list[str]:
+    few = "{train: 'train[:16]', validation: null, test: 'test[:6]'}"
+    return [*_language_to_vision(folder), f"data.splits={few}"]
+
+
 OFFLINE = {
+    "language_to_speech": _language_to_speech,
     "language_to_vision": _language_to_vision,
     "emoji_lora": _emoji,
     "package_synopsis": _synopses,

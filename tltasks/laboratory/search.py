@@ -53,7 +53,7 @@ class Range(Keys):
         if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
             return False
         steps = (value - self.low) / (self.step or (1 if self.whole else 0) or math.inf)
-        return abs(steps - round(steps)) < 1e-9 or (self.step is None and not self.whole)
+        return abs(steps - round(steps)) < 1e-9
 
 
 Values = Annotated[list[Choice], Field(min_length=2)]
