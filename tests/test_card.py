@@ -172,7 +172,7 @@ def test_doctests() -> None:
 
 
 def test_every_task_has_a_template() -> None:
-    templates = tltasks.card._templates()
+    templates = tltasks.card.templates()
     assert len(TASKS) >= 1
     for task in TASKS:
         assert templates.get_template(f"{task}.md.jinja")

@@ -345,6 +345,22 @@ BAD_TEXTS: dict[str, tuple[str, str | None]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_folder_with_a_metadata_file_needs_no_ffmpeg(spoken: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "folder" / split).mkdir(parents=True)
+        with (spoken / "data" / f"{split}.csv").open() as file:
+            rows = list(csv.DictReader(file))[:4]
+        lines = [f"{Path(row['audio']).name},{row['text']}" for row in rows]
+        for row in rows:
+            shutil.copy(spoken / "data" / row["audio"], tmp_path / "folder" / split)
+        (tmp_path / "folder" / split / "metadata.csv").write_text("\n".join(["file_name,text", *lines]) + "\n")
+    recipe = recipe_of(spoken, "wav2vec2", tmp_path)
+    changes = ["data.name=audiofolder", f"data.dir={tmp_path / 'folder'}", "data.files=null"]
+    result = run_recipe(recipe, tmp_path / "run", *changes, "data.splits.validation=null")
+    assert {split: about["examples"] for split, about in result.stages[0].data.items()} == {"train": 4, "test": 4}
+
+
 @pytest.mark.parametrize("kind", BAD_TEXTS)
 def test_bad_transcripts_are_named_or_learnt(spoken: Path, kind: str) -> None:
     text, reason = BAD_TEXTS[kind]

@@ -62,7 +62,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
     title = repo.rsplit("/", 1)[-1] if repo else Path(recipe.output).name
     shared_recipe = _without_folders(recipe)
     stated = recipe.hub.emissions
-    template = _templates().get_template(f"{stage.task}.md.jinja")
+    template = templates().get_template(f"{stage.task}.md.jinja")
     page = template.make_module(
         {
             "title": title,
@@ -355,7 +355,7 @@ def _evaluated_on(data: Data, split: str) -> tuple[Source, str | None]:
 # ------------------------------------------------------------------------------------------- templates
 
 
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
     """The templates of the checkout, or inside the installed package."""
     package = Path(__file__).resolve().parent
     beside = package.parent / "hub_cards"

@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--dry-run", action="store_true", help="show the files and the card, and send nothing")
     push.set_defaults(command=_push)
 
+    _add_push_data(commands)
     _add_predict(commands)
     _add_demo(commands)
     _add_laboratory(commands)
@@ -103,6 +104,18 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
     schema.set_defaults(command=_schema)
     return parser
+
+
+def _add_push_data(commands: Any) -> None:
+    push = commands.add_parser("push-data", help="publish a folder of images or recordings as a data set")
+    push.add_argument("folder", type=Path, metavar="FOLDER", help="a folder for each class, or with a metadata file")
+    push.add_argument("--repo", required=True, metavar="USER/NAME")
+    push.add_argument("--license", metavar="ID", help="of the data, as the Hub names it: cc-by-4.0")
+    push.add_argument("--language", action="append", default=[], metavar="CODE", help="spoken or written in it")
+    push.add_argument("--skip-bad", action="store_true", help="leave out files that cannot be read")
+    push.add_argument("--dry-run", action="store_true", help="show what would be sent, and the card")
+    _add_publication(push)
+    push.set_defaults(command=_push_data)
 
 
 def _add_predict(commands: Any) -> None:
@@ -386,6 +399,25 @@ def _demo(options: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         wait()
     served.close()
+    return 0
+
+
+def _push_data(options: argparse.Namespace) -> int:
+    from tltasks.data_push import push_data
+
+    url = push_data(
+        options.folder,
+        options.repo,
+        licence=options.license,
+        language=options.language,
+        private=True if options.private is None else options.private,
+        pull_request=options.pr,
+        force=options.force,
+        skip_bad=options.skip_bad,
+        dry_run=options.dry_run,
+    )
+    if url is not None:
+        _say(f"{'proposed' if options.pr else 'pushed'} {url}")
     return 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,14 +116,15 @@ def _load_tables(data: Source, *, place: str) -> Tables:
             # Read ahead, a file is held in memory as a whole (pyarrow 26, ParquetFragmentScanOptions.pre_buffer). Files
             # on the Hub are shards, which bounds that.
             options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
-            loaded = datasets.load_dataset(
-                data.name,
-                data.config,
-                data_dir=data.dir,
-                data_files=data.files,
-                revision=data.revision,
-                **(options if data.name == "parquet" else {}),
-            )
+            with media_by_path():
+                loaded = datasets.load_dataset(
+                    data.name,
+                    data.config,
+                    data_dir=data.dir,
+                    data_files=data.files,
+                    revision=data.revision,
+                    **(options if data.name == "parquet" else {}),
+                )
     except OfflineModeIsEnabled as error:
         raise DataError(f"{place}: not in the local cache, and offline mode is on (HF_HUB_OFFLINE).") from error
     except HfHubHTTPError as error:
@@ -141,6 +143,23 @@ def _load_tables(data: Source, *, place: str) -> Tables:
         raise DataError(f"{place}: could not be read: {first_line(cause)}") from error
     tables = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     return {name: _undecoded(rows) for name, rows in tables.items()}
+
+
+@contextlib.contextmanager
+def media_by_path() -> Iterator[None]:
+    """Let datasets note where sound files lie, for which it wants torchcodec and so a system's FFmpeg (datasets 5.2,
+    features/audio.py, encode_example). They are decoded by soundfile."""
+    plain = datasets.Audio.encode_example
+
+    def encode(self: datasets.Audio, value: Any) -> Any:
+        is_path = isinstance(value, (str, Path))
+        return {"bytes": None, "path": str(value)} if is_path else plain(self, value)
+
+    datasets.Audio.encode_example = encode
+    try:
+        yield
+    finally:
+        datasets.Audio.encode_example = plain
 
 
 def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import (
@@ -37,10 +37,12 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 from tltasks.errors import HubError
 from tltasks.publication import BESIDE_MODEL, MANIFEST, PushPlan, plan_push, plan_space, read_manifest
 
-__all__ = ["Patience", "PushReceipt", "check_push", "plan_push", "pull", "push", "push_space"]
+__all__ = ["Patience", "PushReceipt", "check_push", "plan_push", "pull", "push", "push_data", "push_space"]
 
 T = TypeVar("T")
-_CONTENT = {"model": "results of a tltasks run", "space": "the page of a model"}
+_CONTENT = {"model": "results of a tltasks run", "space": "the page of a model", "dataset": "a data set"}
+_PATHS = {"model": "", "space": "spaces/", "dataset": "datasets/"}
+"""Of repositories below the Hub's address."""
 # All that the client raises, hf_xet's own errors (OSError) and a body that is no JSON (ValueError) included.
 _CLIENT_ERRORS = (httpx2.HTTPError, OSError, ValueError, RuntimeError, OIDCError, DeviceCodeError)
 
@@ -142,6 +144,25 @@ def push_space(
     )
 
 
+def push_data(
+    plan: PushPlan,
+    repo: str,
+    *,
+    private: bool = True,
+    pull_request: bool = False,
+    force: bool = False,
+    endpoint: str | None = None,
+    patience: Patience = Patience(),
+) -> PushReceipt:
+    """Publish a data set, as carefully as `push`. Raises HubError."""
+    return _persist(
+        lambda: _push_once(plan, repo, private, endpoint, pull_request=pull_request, force=force),
+        f"data set {repo}",
+        "The folder is as it was; the same command can be tried again.",
+        patience,
+    )
+
+
 def check_push(
     repo: str, *, private: bool = False, endpoint: str | None = None, patience: Patience = Patience()
 ) -> None:
@@ -171,7 +192,7 @@ def _push_once(
     if not force and not pull_request:
         _refuse_foreign(_foreign(plan, remote))
         _refuse_mixture(stale)
-    url = f"{api.endpoint}/{'spaces/' if plan.kind == 'space' else ''}{repo}"
+    url = f"{api.endpoint}/{_PATHS[plan.kind]}{repo}"
     changed = [file for file in plan.files if remote.ids.get(file.path) not in file.ids]
     if not changed and not stale:
         _tag(api, repo, plan, remote.revision)
@@ -260,7 +281,8 @@ def _inspect(api: HfApi, repo: str, revision: str | None = None, *, kind: str = 
     try:
         # Its own default is to wait for ever, whatever the session's timeout (huggingface_hub 2.4, hf_api.py).
         timeout = get_session().timeout.read
-        look = api.space_info if kind == "space" else api.model_info
+        looks: dict[str, Any] = {"model": api.model_info, "space": api.space_info, "dataset": api.dataset_info}
+        look = looks[kind]
         info = look(repo, revision=revision, files_metadata=True, timeout=timeout)
     except RepositoryNotFoundError:
         return None

@@ -46,7 +46,7 @@ class PushPlan:
     files: tuple[PlannedFile, ...]
     recipe_sha256: str | None = None
     """Of the run whose results these are."""
-    kind: Literal["model", "space"] = "model"
+    kind: Literal["model", "space", "dataset"] = "model"
     """Of the repository."""
 
 
@@ -96,6 +96,11 @@ main({json.dumps(["demo", model, *options])})
     card = f"---\n{about.to_yaml()}\n---\n\nThe page of [{model}](https://huggingface.co/{model}).\n"
     texts = {"README.md": card, "app.py": app, "requirements.txt": f"tltasks[demo]=={__version__}\n"}
     return PushPlan(_with_manifest({path: text.encode() for path, text in texts.items()}), kind="space")
+
+
+def plan_data(files: dict[str, Path], card: str) -> PushPlan:
+    """The files of a data set, by their paths in the repository, and its card."""
+    return PushPlan(_with_manifest({"README.md": card.encode(), **files}), kind="dataset")
 
 
 def _with_manifest(sources: dict[str, Path | bytes], **about: str) -> tuple[PlannedFile, ...]:
