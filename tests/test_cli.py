@@ -175,7 +175,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith("    ")] == list(COMMANDS)
+    named = [line.split()[0] for line in lines if line.startswith("    ") and line[4] != " "]
+    assert named == list(COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Pushing results: the real client against the stand-in Hub, every request of a push disturbed in turn."""
 
+import base64
 import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -23,6 +25,7 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 from safetensors.numpy import save_file
 
 from tests.hub_server import Account, HubServer, hub_environment
+from tests.tiny.runs import traces
 from tltasks.errors import HubError
 from tltasks.hub import Patience, check_push, pull, push, push_space
 from tltasks.publication import MANIFEST, plan_push
@@ -461,7 +464,16 @@ PASSING = {"409", "412", "429", "500", "503", "502 page", "no answer", "half an 
 
 
 @pytest.mark.parametrize(("update", "requests"), [(False, 12), (True, 12)])
-def test_every_fault_at_every_request(server: HubServer, output: Path, update: bool, requests: int) -> None:
+def test_every_fault_at_every_request(
+    server: HubServer,
+    output: Path,
+    update: bool,
+    requests: int,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
     asked = record_requests(server, output, update=update)
     assert len(asked) == requests
     before = digest(output)
@@ -498,6 +510,10 @@ def test_every_fault_at_every_request(server: HubServer, output: Path, update: b
     assert not wrong, "\n".join(wrong)
     assert covered == requests * 16
     assert digest(output) == before
+    said = capfd.readouterr()
+    assert caplog.text, "the client's own log is searched too"
+    assert not traces(server.token, tmp_path, caplog.text, said.out, said.err)
+    assert traces(server.token, base64.b64encode(f"Bearer {server.token} ".encode())), "it would be found"
 
 
 def test_a_hub_that_hangs_is_given_up(server: HubServer, output: Path) -> None:

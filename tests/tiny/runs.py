@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
@@ -40,6 +41,22 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     assert a.keys() == b.keys()
     assert a
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def traces(secret: str, *places: Path | bytes | str) -> list[str]:
+    """Where a secret stands, as it is or in base64 however that is cut: files below folders, and texts."""
+    raw = secret.encode()
+    # In base64 it has three forms, by what stands before it; ends depend on the neighbours and are left out.
+    forms = [raw, *(base64.b64encode(b"x" * n + raw)[4:-4] for n in range(3))]
+    found = []
+    for place in places:
+        if isinstance(place, Path):
+            files = [path for path in place.rglob("*") if path.is_file() and not path.is_symlink()]
+            assert files, f"{place} holds nothing to search"
+            found += [str(path) for path in files if any(form in path.read_bytes() for form in forms)]
+        elif any(form in (place if isinstance(place, bytes) else place.encode()) for form in forms):
+            found.append("a text")
+    return found
 
 
 def environment(**more: str) -> dict[str, str]:
