@@ -473,7 +473,7 @@ def test_every_fault_at_every_request(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO)  # below it the HTTP library tells every header that the server sends
     asked = record_requests(server, output, update=update)
     assert len(asked) == requests
     before = digest(output)
