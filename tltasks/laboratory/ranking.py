@@ -19,6 +19,7 @@ from torch import nn
 
 from tltasks.errors import RecipeError
 from tltasks.folder import locked, write_json
+from tltasks.laboratory.adaptation import LOSS_ROWS, successive_halving, zero_shot_loss
 from tltasks.laboratory.analysis import Findings, analyse
 from tltasks.laboratory.estimators import ESTIMATORS
 from tltasks.laboratory.experiment import Cell, Experiment, Levels, load_experiment
@@ -29,6 +30,8 @@ from tltasks.recipe import TASKS, Recipe
 from tltasks.result import finite, show_duration
 from tltasks.runner import open_recipe
 from tltasks.stages import plan_stages
+from tltasks.tasks import load_adapter
+from tltasks.tasks.base import Embeds, Writes
 
 Floats = NDArray[np.float64]
 SAMPLES = 2000
@@ -79,12 +82,18 @@ def rank(path: Path, overrides: list[str], *, output: Path | None) -> None:
     with locked(output):
         (output / "cells").mkdir(exist_ok=True)
         planned = plan_cells(cells, output)
-        judged = []
-        for context, candidate, cell in asked(experiment, cells):
-            judged.append(judge(cell.recipe, context, candidate, output))
-            shown = ", ".join([*context.values(), candidate])
-            taken = judged[-1].pass_seconds + sum(judged[-1].seconds.values())
-            console.print(f"{shown}: {judged[-1].rows:,} rows, {show_duration(taken)}", soft_wrap=True, markup=False)
+        pairs = asked(experiment, cells)
+        task = load_adapter(plan_stages(pairs[0][2].recipe)[-1].task)
+        if issubclass(task, Embeds):
+            judged = [judge(cell.recipe, context, candidate, output) for context, candidate, cell in pairs]
+        elif issubclass(task, Writes):
+            judged = judge_by_training(pairs, output)
+        else:
+            raise RecipeError(f"{path}: {task.tag} has neither features nor texts by which candidates could be ranked.")
+        for one in judged:
+            shown = ", ".join([*one.context.values(), one.candidate])
+            taken = one.pass_seconds + sum(one.seconds.values())
+            console.print(f"{shown}: {one.rows:,} rows, {show_duration(taken)}", soft_wrap=True, markup=False)
         judged = with_truth(experiment, planned, judged, output)
         agreements = agree(judged)
         write_json(
@@ -127,6 +136,22 @@ def judge(recipe: Recipe, context: Levels, candidate: str, output: Path) -> Judg
         estimates[name] = estimator(features, labels, theta, recipe.seed)
         seconds[name] = time.perf_counter() - started
     return Judged(context, candidate, estimates, len(labels), pass_seconds, seconds)
+
+
+def judge_by_training(pairs: list[tuple[Levels, str, Cell]], output: Path) -> list[Judged]:
+    """Candidates for a task that writes, by the untouched loss and by short training."""
+    groups: dict[tuple[str, ...], list[tuple[Levels, str, Cell]]] = defaultdict(list)
+    for context, candidate, cell in pairs:
+        groups[tuple(context.values())].append((context, candidate, cell))
+    judged = []
+    for group in groups.values():
+        halved = successive_halving({candidate: cell.recipe for _, candidate, cell in group}, output)
+        for context, candidate, cell in group:
+            loss, short = zero_shot_loss(cell.recipe, output), halved[candidate]
+            estimates = {"zero_shot_loss": loss.value, "halving": short.value}
+            seconds = {"zero_shot_loss": loss.seconds, "halving": short.seconds}
+            judged.append(Judged(context, candidate, estimates, LOSS_ROWS, 0.0, seconds))
+    return judged
 
 
 def source_probabilities(item: Opened, model: nn.Module, head: str, features: NDArray[np.float32]) -> Floats | None:
@@ -184,7 +209,7 @@ def agree(judged: list[Judged]) -> list[Agreement]:
     levels = list(dict.fromkeys(level for one in judged for level in one.truth))
     found = []
     for level in levels:
-        for name in ESTIMATORS:
+        for name in judged[0].estimates:
             tables = [
                 np.array([[one.estimates[name], one.truth[level]] for one in group], dtype=np.float64)
                 for group in by_context.values()
@@ -237,11 +262,12 @@ def show(console: Console, judged: list[Judged], agreements: list[Agreement]) ->
     for context, group in contexts.items():
         table = Table(title=", ".join(context) or None, title_justify="left", header_style="bold")
         table.add_column("candidate")
-        for name in ESTIMATORS:
+        for name in group[0].estimates:
             table.add_column(name.replace("_", " "), justify="right")
         for level in group[0].truth:
             table.add_column(f"measured: {level}", justify="right")
-        for one in sorted(group, key=lambda j: -(j.estimates["log_me"] or 0.0)):
+        first = next(iter(group[0].estimates))
+        for one in sorted(group, key=lambda j: -(j.estimates[first] or 0.0)):
             values: list[Any] = [*one.estimates.values(), *one.truth.values()]
             table.add_row(one.candidate, *("–" if value is None else f"{value:.3f}" for value in values))
         console.print(table)

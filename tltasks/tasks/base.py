@@ -221,6 +221,15 @@ class Exports(Protocol):
 
 
 @runtime_checkable
+class Writes(Protocol):
+    """What a task may have besides: targets that are texts."""
+
+    def target_texts(self, rows: datasets.Dataset) -> list[str]:
+        """Of encoded rows."""
+        ...
+
+
+@runtime_checkable
 class Corrupts(Protocol):
     """What a task may have besides: a way to make encoded rows worse (`corruptions.py`)."""
 

@@ -376,6 +376,9 @@ class SpeechRecognition:
 
     # --------------------------------------------------------------------------------- evaluation
 
+    def target_texts(self, rows: datasets.Dataset) -> list[str]:
+        return list(rows["text"])
+
     def references(self, rows: datasets.Dataset) -> list[dict[str, Any]]:
         return [{"text": text, "seconds": s} for text, s in zip(rows["text"], rows["seconds"], strict=True)]
 

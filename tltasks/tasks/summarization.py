@@ -354,6 +354,9 @@ class Summarization:
 
     # --------------------------------------------------------------------------------- evaluation
 
+    def target_texts(self, rows: datasets.Dataset) -> list[str]:
+        return list(rows["summary"])
+
     def references(self, rows: datasets.Dataset) -> list[Pair]:
         texts = rows.select_columns(["document", "summary"])
         return [Pair(texts, row) for row in range(len(texts))]
