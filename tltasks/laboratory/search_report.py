@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tltasks.figures import GREY, STYLE
 from tltasks.laboratory.drawing import COLOURS, Picture
@@ -75,6 +75,10 @@ def _by_key(trials: list[dict[str, Any]], key: str) -> Figure:
             )
         if not numbers:
             axes.set_xticks(range(len(names)), names)
+        elif len(set(values)) <= 6:
+            axes.set_xticks(sorted(set(values)))
         elif min(values) > 0 and max(values) / min(values) >= 10:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
     return figure
