@@ -20,7 +20,7 @@ from tltasks.recipe_schema import json_schema
 ROOT = RECIPES.parent
 COMMANDS = (
     *("run", "check", "recipes", "doctor", "push", "push-data", "predict", "demo"),
-    *("compare", "tune", "rank", "export", "schema"),
+    *("compare", "tune", "range-test", "rank", "export", "schema"),
 )
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm", "sklearn", "pandas", "numpy"}
 HEAVY |= {"huggingface_hub", "matplotlib", "torchvision", "PIL", "pyarrow"}

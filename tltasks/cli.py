@@ -216,6 +216,16 @@ def _add_laboratory(commands: Any) -> None:
     tune.add_argument("--dry-run", action="store_true", help="show what there is to choose from, and stop")
     tune.set_defaults(command=_tune)
 
+    test = commands.add_parser("range-test", help="train briefly while the learning rate rises, and suggest one")
+    test.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file")
+    _add_set(test)
+    test.add_argument(
+        "--highest", type=float, default=1.0, metavar="RATE", help="at the last step (1); it starts at a millionth"
+    )
+    test.add_argument("--steps", type=_positive, default=100, metavar="N", help="of training (100)")
+    test.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for the figure and the numbers")
+    test.set_defaults(command=_range_test)
+
     rank = commands.add_parser("rank", help="rank an experiment's checkpoints for its data, before training")
     rank.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="YAML file that names its `candidates`")
     _add_set(rank)
@@ -488,6 +498,15 @@ def _tune(options: argparse.Namespace) -> int:
         _say("stopped; what is finished is kept, and the same command goes on with the rest.")
         return INTERRUPTED
     return PARTIAL if failed else 0
+
+
+def _range_test(options: argparse.Namespace) -> int:
+    from tltasks.laboratory.range_test import range_test
+
+    found = range_test(options.recipe, options.set, highest=options.highest, steps=options.steps, output=options.output)
+    _say(f"the loss falls fastest at {found.steepest:.1e}; a tenth of the rate with the least is {found.largest:.1e}")
+    _say(f"figure   {options.output / 'range.png'}")
+    return 0
 
 
 def _rank(options: argparse.Namespace) -> int:

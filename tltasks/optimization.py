@@ -88,6 +88,10 @@ def blocks_above(names: list[str], *, head: tuple[str, ...] = ()) -> dict[str, i
     return {name: 0 if d is None else top - d for name, d in depth.items()}
 
 
+DECADES = 6
+"""That an exponential schedule rises over."""
+
+
 def learning_rate_factor(step: int, *, total: int, warmup: float, schedule: str) -> float:
     """Factor on the peak learning rate at a step in [0, total).
 
@@ -102,6 +106,8 @@ def learning_rate_factor(step: int, *, total: int, warmup: float, schedule: str)
         return (step + 1) / rise
     if schedule == "constant":
         return 1.0
+    if schedule == "exponential":
+        return float(10 ** (-DECADES * (1 - (step - rise) / max(1, total - rise - 1))))
     share = (step - rise) / max(1, total - rise)
     return 0.5 * (1 + math.cos(math.pi * share)) if schedule == "cosine" else 1 - share
 

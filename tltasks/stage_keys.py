@@ -82,7 +82,8 @@ class Stage(Keys):
     """Momentum of sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled decay of matrices; biases and normalisation weights are not decayed."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "exponential"] = "cosine"
+    """How the rate falls after warm-up; exponential rises a millionfold to `learning_rate`, as range tests do."""
     warmup: Share = 0.05
     """Share of the steps over which the learning rate rises from zero."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None

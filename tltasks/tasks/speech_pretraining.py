@@ -90,7 +90,8 @@ class SpeechPretraining:
         assert isinstance(plan.data, UnlabelledSpeechData)
         stage = plan.stage
         assert isinstance(stage, SpeechObjectiveStage)
-        given = [f"model.{k}" for k in ("speech_task", "audio_window") if getattr(plan.model, k) is not None]
+        keys = {"speech_task": plan.model.speech_task, "audio_window": plan.model.audio_window, "as": plan.model.as_}
+        given = [f"model.{key}" for key, value in keys.items() if value is not None]
         given += ["model.beams"] * (plan.model.beams > 1)
         if given:
             raise RecipeError(f"{', '.join(given)}: {source.shown} is pretrained without text and has no such choice.")
