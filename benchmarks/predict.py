@@ -125,23 +125,22 @@ Arm = Callable[[list[str]], Iterator[dict[str, float]]]
 
 def tltasks_arm(model: Path, precision: str, classes: int) -> Arm:
     """What `tltasks.prediction.predict` does between opening the model and writing answers."""
-    from accelerate import Accelerator
+    import torch
     from accelerate.state import AcceleratorState
 
     from tltasks.inputs import Inputs
-    from tltasks.prediction import _answers
+    from tltasks.prediction import Predictor
     from tltasks.trained import open_trained
 
     trained = open_trained(str(model), tag=None, revision="main", trust_remote_code=False)
     AcceleratorState._reset_state(
         reset_partial_state=True
     )  # one for each process, with one format: the arm before ends
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
-    network = trained.build(device=accelerator.device, precision=precision)
+    predictor = Predictor.load(trained, torch.device("cpu"), precision=precision)
 
     def run(files: list[str]) -> Iterator[dict[str, float]]:
         inputs = Inputs(files, trained.task.given, trained.columns)
-        for found, _ in _answers(accelerator, trained.task, network, inputs, set(), classes):
+        for found, _ in predictor.answers(inputs, top_k=classes):
             yield from ({entry["label"]: entry["probability"] for entry in answer["top"]} for answer in found)
 
     return run
