@@ -220,7 +220,10 @@ def _http_error() -> Exception:
     ("error", "said"),
     [
         (_http_error, "the Hub refused: 403 Forbidden. For gated data run `hf auth login`."),
-        (lambda: datasets.exceptions.DatasetNotFoundError("'a/b' is a gated dataset"), "is a gated dataset"),
+        (
+            lambda: datasets.exceptions.DatasetNotFoundError("'a/b' is a gated dataset"),
+            "ask on https://huggingface.co/datasets/a/b. 2. When access is granted: `hf auth login`",
+        ),
         (lambda: ConnectionError("Couldn't reach\nmore"), "the Hub could not be reached (Couldn't reach)."),
         (lambda: ValueError("Config name is missing.\nPlease"), "could not be read: Config name is missing."),
     ],

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
 from sklearn.model_selection import train_test_split
@@ -132,6 +133,12 @@ def _load_tables(data: Source, *, place: str) -> Tables:
             f"{place}: the Hub refused: {first_line(error)}. For gated data run `hf auth login`."
         ) from error
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, HFValidationError) as error:
+        if "is a gated dataset" in str(error):  # all that datasets leaves of the Hub's answer (datasets 5.2, load.py)
+            raise DataError(
+                f"{place}: is gated: whoever wants it asks first. 1. Log in on the Hub's site and ask on "
+                f"{constants.ENDPOINT}/datasets/{data.name}. 2. When access is granted: `hf auth login`, with a token that "
+                "may read this repository. 3. Run the same command again."
+            ) from error
         raise DataError(
             f"{place}: not found ({first_line(error)}). Name a Hub id, an existing folder (./folder), or a builder "
             "(imagefolder, csv, json, parquet) with `dir` or `files`; private data needs `hf auth login`."
