@@ -136,8 +136,8 @@ def _load_tables(data: Source, *, place: str) -> Tables:
         if "is a gated dataset" in str(error):  # all that datasets leaves of the Hub's answer (datasets 5.2, load.py)
             raise DataError(
                 f"{place}: is gated: whoever wants it asks first. 1. Log in on the Hub's site and ask on "
-                f"{constants.ENDPOINT}/datasets/{data.name}. 2. When access is granted: `hf auth login`, with a token that "
-                "may read this repository. 3. Run the same command again."
+                f"{constants.ENDPOINT}/datasets/{data.name}. 2. When access is granted: `hf auth login`, with a "
+                "token that may read this repository. 3. Run the same command again."
             ) from error
         raise DataError(
             f"{place}: not found ({first_line(error)}). Name a Hub id, an existing folder (./folder), or a builder "
