@@ -304,3 +304,17 @@ def test_a_space_needs_a_published_model(tmp_path: Path, capsys: pytest.CaptureF
     assert "tltasks push" in capsys.readouterr().err
     assert main(["demo", str(tmp_path), "--force"]) == MISUSED
     assert "--space" in capsys.readouterr().err
+
+
+def test_experiments_and_searches_are_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = sorted(RECIPES.glob("experiments/*.yaml"))
+    assert shipped
+    assert main(["check", *map(str, shipped)]) == 0
+    capsys.readouterr()
+    broken = tmp_path / "e.yaml"
+    broken.write_text(shipped[0].read_text().replace("seeds:", "seedz:"))
+    assert main(["check", str(broken)]) == MISUSED
+    assert "did you mean `seeds`?" in capsys.readouterr().err
+    broken.write_text("recipe: x.yaml\nspace: {stages.0.epochs: [1]}\ntrials: 3\noutput: o\n")
+    assert main(["check", str(broken)]) == MISUSED
+    assert "mistake" in capsys.readouterr().err

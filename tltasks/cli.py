@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--check", action="store_true", help="check the recipe alone, and stop")
     run.set_defaults(command=_run)
 
-    check = commands.add_parser("check", help="check recipes, in less than a second")
+    check = commands.add_parser("check", help="check recipes, experiments and searches, in less than a second")
     check.add_argument("recipes", nargs="+", metavar="RECIPE")
     _add_set(check)
     check.set_defaults(command=_check)
@@ -264,17 +264,34 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from tltasks.recipe_file import load_recipe
-
     failed = 0
     for path in options.recipes:
         try:
-            load_recipe(Path(path), options.set)
+            _load_any(Path(path), options.set)
             print(f"{path}: in order")  # noqa: T201
         except RecipeError as error:
             failed += 1
             _say(str(error))
     return MISUSED if failed else 0
+
+
+def _load_any(path: Path, overrides: list[str]) -> None:
+    """Read a recipe, an experiment or a search, whichever its keys say that it is."""
+    from tltasks.source import parse, read_text
+
+    keys = parse(read_text(path), str(path)).value
+    if isinstance(keys, dict) and "axes" in keys:
+        from tltasks.laboratory.experiment import load_experiment
+
+        load_experiment(path, overrides)
+    elif isinstance(keys, dict) and "space" in keys:
+        from tltasks.laboratory.search import load_search
+
+        load_search(path, overrides)
+    else:
+        from tltasks.recipe_file import load_recipe
+
+        load_recipe(path, overrides)
 
 
 def _recipes(options: argparse.Namespace) -> int:
