@@ -38,7 +38,7 @@ HERE = "§"
 
 MODEL_KEYS = "allowed: name, revision, trust_remote_code, image_size"
 STAGES = "'finetune', 'transfer', 'pretrain', 'probe', 'zero_shot'"
-METHODS = "`full`, `head`, `lora`, `dora`, `adalora`, `ia3`, `bitfit`, `peft`"
+METHODS = "`full`, `head`, `lora`, `dora`, `adalora`, `ia3`, `bitfit`, `prompt`, `peft`"
 TWO_STAGES = "    augment:\n      flip: true\n  - {stage: finetune, start: previous, epochs: 1, learning_rate: 1e-4}\n"
 
 MISTAKES = {
@@ -53,7 +53,7 @@ MISTAKES = {
     "lora": ("adapt: lora", "adapt: {lora: {§rnk: 8}}", "stages[0].adapt.lora.rnk: unknown key; did you mean `rank`?",
              "allowed: rank, alpha, dropout, targets, rslora"),
     "method": ("adapt: lora", "adapt: {§loraa: {rank: 8}}", "stages[0].adapt.loraa: unknown key; did you mean `lora`?",
-               "allowed: full, head, lora, dora, adalora, ia3, bitfit, peft"),
+               "allowed: full, head, lora, dora, adalora, ia3, bitfit, prompt, peft"),
     "method as text": ("adapt: lora", "§adapt: loraa",
                        "stages[0].adapt: unknown: the text 'loraa'; did you mean `lora`?", "allowed: full, head, lora"),
     "hub": ("seed: 0", "hub: {§license: mit}", "hub.license: unknown key; did you mean `licence`?", "allowed: repo,"),

@@ -132,7 +132,7 @@ def test_schema_is_one() -> None:
 def test_schema_describes_keys() -> None:
     stage = json_schema()["$defs"]["ImageStage"]["properties"]
     assert stage["batch_size"]["description"] == "Examples per optimiser step, over all devices together."
-    assert stage["adapt"]["anyOf"][0]["enum"] == ["full", "head", "lora", "dora", "adalora", "ia3", "bitfit"]
+    assert stage["adapt"]["anyOf"][0]["enum"] == ["full", "head", "lora", "dora", "adalora", "ia3", "bitfit", "prompt"]
 
 
 def test_schema_accepts_shipped_recipes_and_what_is_written_of_them() -> None:
@@ -374,6 +374,7 @@ stages:
     steps: 3
     learning_rate: 1
   - {stage: transfer, adapt: {ia3: {targets: [a]}}, steps: 3, learning_rate: 1}
+  - {stage: transfer, adapt: {prompt: {tokens: 7}}, steps: 3, learning_rate: 1}
   - {stage: transfer, adapt: head, steps: 3, learning_rate: 1, evaluate_every: null}
   - {stage: pretrain, steps: 3, learning_rate: 1, micro_batch: auto}
   - {stage: probe, start: previous, l2: [0.1, 1]}
@@ -504,6 +505,7 @@ CHANGED = {
     **dict.fromkeys(("initial_share", "final_share", "orthogonality"), "0.375"),
     **dict.fromkeys(("interval", "rows"), "3"),
     "initial_rank": "14",
+    "tokens": "3",
     "severities": "[2]",
     "snr_db": "[7.5]",
     "rates": "[0.375]",
@@ -575,7 +577,7 @@ BEFORE = {
         for key in ("as", "patch_size")
     },
     "stages.1.model.prompt": ["stages.1.model={name: x/y}"],
-    **{f"stages.1.adapt.{m}": [f"stages.1.adapt={{{m}: {{}}}}"] for m in ("lora", "dora", "adalora", "ia3")},
+    **{f"stages.1.adapt.{m}": [f"stages.1.adapt={{{m}: {{}}}}"] for m in ("lora", "dora", "adalora", "ia3", "prompt")},
 }
 """What must be set for a key to be allowed."""
 KINDS = {"image-classification": "[jpeg]", "automatic-speech-recognition": "[pink_noise]", "summarization": "[drop]"}

@@ -39,6 +39,8 @@ def adapt(
     `shown_name` and `revision` are what a published adapter names as its base.
     """
     method = stage.adapt
+    if method.is_virtual:
+        _check_virtual(model)
     if method.is_peft:
         config = _peft_config(method, head=head if row.head == "new" else [], targets=targets)
         config.revision = revision
@@ -81,6 +83,18 @@ def adapt(
     return plain
 
 
+def _check_virtual(model: PreTrainedModel) -> None:
+    """Raise RecipeError for models before whose input PEFT puts no virtual tokens, or not rightly."""
+    writes = model.can_generate() and model.main_input_name == "input_ids"
+    if not writes or not model.config.is_encoder_decoder:
+        # PEFT gives a decoder's padded rows other positions than rows alone (peft 0.21, peft_model.py,
+        # PeftModelForCausalLM.prepare_inputs_for_generation), so that answers would depend on the batch.
+        raise RecipeError(
+            f"adapt.prompt: virtual tokens are for encoder-decoders that read text (T5, BART, …), not for "
+            f"{type(model).__name__}; use lora, adalora or ia3."
+        )
+
+
 def _check_merging(model: peft.PeftModel, kind: str) -> None:
     """Before anything is spent on it: what a run saves is a model that loads without PEFT."""
     try:
@@ -94,16 +108,10 @@ def _check_merging(model: peft.PeftModel, kind: str) -> None:
 
 _UNFIT = {
     "ADALORA": "has a key of its own, `adapt: {adalora: {rank: 8}}`; `peft` would leave its ranks where they start",
+    "PROMPT_TUNING": "has a key of its own, `adapt: {prompt: {tokens: 20}}`, for encoder-decoders",
+    "PREFIX_TUNING": "is left out by transformers 5 when it generates (peft 0.21, transformers 5.24)",
     **dict.fromkeys(
-        (
-            "PROMPT_TUNING",
-            "PREFIX_TUNING",
-            "P_TUNING",
-            "MULTITASK_PROMPT_TUNING",
-            "CPT",
-            "CARTRIDGE",
-            "ADAPTION_PROMPT",
-        ),
+        ("P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"),
         "learns virtual tokens, which are no weights that a model could be saved with",
     ),
     **dict.fromkeys(("POLY", "XLORA", "SHADOW"), "combines adapters at each pass, and has no weights to merge"),
@@ -148,6 +156,14 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
             orth_reg_weight=keys.orthogonality,
             total_step=1,  # `rank_allocation.py` says how many there are
             **shared,
+        )
+    if method.prompt is not None:
+        return peft.PromptTuningConfig(
+            task_type="SEQ_2_SEQ_LM",
+            num_virtual_tokens=method.prompt.tokens,
+            # One set, before what the encoder reads: PEFT would learn another for the decoder, and generate without it.
+            num_transformer_submodules=1,
+            inference_mode=False,
         )
     if method.ia3 is not None:
         chosen = targets if method.ia3.targets == "auto" else method.ia3.targets
@@ -255,6 +271,10 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def merged(model: nn.Module) -> PreTrainedModel:
     """The plain transformers model with any adapter merged into a copy of its weights, in fp32."""
     if isinstance(model, peft.PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise CheckpointError(
+                "virtual tokens (adapt: prompt) cannot be merged into weights; they are used as an adapter."
+            )
         with warnings.catch_warnings():
             # T5's configuration claims a tied head where the checkpoint has its own (transformers 5.24,
             # configuration_t5.py); PEFT mends the claim, and says so.

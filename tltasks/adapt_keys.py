@@ -66,6 +66,13 @@ class Ia3(Keys):
     targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
 
 
+class PromptTuning(Keys):
+    """Vectors are learnt that stand before the embedded text of an encoder-decoder. Source: Lester et al.,
+    https://arxiv.org/abs/2104.08691."""
+
+    tokens: PositiveInt = 20
+
+
 class BitFit(Keys):
     """Only biases are trained, and a new head. Source: Ben Zaken et al., https://arxiv.org/abs/2106.10199."""
 
@@ -86,7 +93,7 @@ class Peft(BaseModel):
     """PEFT's name of the method: LOHA, LOKR, OFT, BOFT, VERA, FOURIERFT, HRA, …"""
 
 
-AdaptMethod = Literal["full", "head", "lora", "dora", "adalora", "ia3", "bitfit"]
+AdaptMethod = Literal["full", "head", "lora", "dora", "adalora", "ia3", "bitfit", "prompt"]
 
 
 class Adapt(Keys):
@@ -100,6 +107,7 @@ class Adapt(Keys):
     adalora: AdaLora | None = None
     ia3: Ia3 | None = None
     bitfit: BitFit | None = None
+    prompt: PromptTuning | None = None
     peft: Peft | None = None
 
     @model_validator(mode="after")
@@ -117,6 +125,11 @@ class Adapt(Keys):
     @property
     def is_peft(self) -> bool:
         return self.method not in {"full", "head", "bitfit"}
+
+    @property
+    def is_virtual(self) -> bool:
+        """Whether what is learnt is no change of weights, so that it cannot be merged into them."""
+        return self.method == "prompt"
 
     @property
     def stands_alone(self) -> bool:

@@ -39,6 +39,7 @@ METHODS = {
     "adalora": "AdaLoRA",
     "ia3": "(IA)³",
     "bitfit": "the biases",
+    "prompt": "prompt tuning",
 }
 
 

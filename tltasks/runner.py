@@ -189,7 +189,7 @@ def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Pat
     found: dict[str, Any] = {"stage": item.plan.name, "splits": splits}
     if item.plan.row.trains and not item.plan.row.cached:
         context = Context(accelerator, recipe, output, "", Console(quiet=True), lambda: False)
-        model, head = _adapt(item, model)
+        model, head = _adapt(recipe, item, model)
         job = _job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
         seconds = measure(accelerator, job, model)
         found |= {"steps": job.total_steps, "seconds": seconds * job.total_steps}
@@ -250,7 +250,7 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
     if plan.row.cached:
         progress, fitted = _probe(context, item, model)
     elif plan.row.trains:
-        model, head = _adapt(item, model)
+        model, head = _adapt(context.recipe, item, model)
         progress = _train(context, item, model, head)
     _heed_stop(context, f"stage {plan.name}: stopped after training, before evaluation")
     trained, total = count_parameters(model)
@@ -318,9 +318,15 @@ def _heed_stop(context: Context, text: str) -> None:
         raise Interrupted(text)
 
 
-def _adapt(item: Opened, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
+def _adapt(recipe: Recipe, item: Opened, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
     """The model with what is to be trained set free, and the names of its head's modules."""
     task, stage = item.task, item.plan.stage
+    if stage.adapt.is_virtual and not _can_publish_adapter(recipe, item):
+        raise RecipeError(
+            f"adapt.{stage.adapt.method}: virtual tokens cannot be merged into weights, so the run saves an adapter: "
+            "the checkpoint must be one of the Hub, `hub.publish: adapter`, the task one that answers, and no weights "
+            "interpolated."
+        )
     if stage.gradient_checkpointing:
         try:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

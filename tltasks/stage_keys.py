@@ -177,6 +177,10 @@ class Stage(Keys):
             found.append("`l2_sp` holds weights to a checkpoint's, and pretrain starts from random ones")
         if self.unfreeze_epochs and self.adapt.method == "head":
             found.append("`unfreeze_epochs` has nothing to unfreeze with `adapt: head`")
+        if self.adapt.is_virtual and self.start == "previous":
+            found.append(f"`adapt: {self.adapt.method}` starts from a checkpoint of the Hub, of which it is an adapter")
+        if self.adapt.is_virtual and self.gradient_checkpointing:
+            found.append(f"`adapt: {self.adapt.method}` does not go with `gradient_checkpointing`")
         if self.ema and self.adapt.adalora:
             found.append("`ema` averages over ranks that `adapt: adalora` takes away; leave one of them out")
         if self.interpolate and self.stage != "finetune":

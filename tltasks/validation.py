@@ -293,6 +293,10 @@ def _contradictions(
     for i, stage in enumerate(stages):
         if stage is None:
             continue
+        before = stages[i - 1] if i else None
+        if stage.start == "previous" and before is not None and before.adapt.is_virtual:
+            text = f"goes on from virtual tokens (stage {i - 1}, adapt: prompt), which cannot be merged into weights"
+            yield ("stages", i, "start"), text, ()
         for key in ("model", "data"):
             lacks = given.get(key) is None and given["stages"][i].get(key) is None
             if lacks and not reading.doubts((key,)) and not reading.doubts(("stages", i, key)):

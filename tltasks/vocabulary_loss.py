@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +23,14 @@ LOGITS_AT_ONCE = 2**24
 def plain_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside whatever wraps it, with any adapter's layers in place."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def writer(model: nn.Module) -> Any:
+    """What generates: the transformers model, or around it the adapter that puts virtual tokens before its input."""
+    for module in model.modules():
+        if isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning:
+            return module
+    return plain_model(model)
 
 
 def mean_loss(

@@ -41,7 +41,7 @@ from tltasks.stages import Row, StagePlan
 from tltasks.tasks.base import Batch, Checkpoint, Columns, Prediction
 from tltasks.text_checks import check_pairs
 from tltasks.text_format import SUFFIXES, TextFormat, open_format, own_limits, stored_task
-from tltasks.vocabulary_loss import has_plain_head, mean_loss, plain_model
+from tltasks.vocabulary_loss import has_plain_head, mean_loss, plain_model, writer
 
 PIECES_AT_ONCE = 16
 """Of one document that is longer than the model reads at once."""
@@ -341,10 +341,11 @@ class Summarization:
 
     def _write(self, model: nn.Module, batch: Batch) -> list[str]:
         """The text that is generated for each row of the batch."""
-        plain = plain_model(model)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        written = plain.generate(
-            **inputs, **self._global_attention(inputs["input_ids"]), generation_config=self._decoding(plain)
+        written = writer(model).generate(
+            **inputs,
+            **self._global_attention(inputs["input_ids"]),
+            generation_config=self._decoding(plain_model(model)),
         )
         start = 0 if self.form.encoder_decoder else inputs["input_ids"].shape[1]
         return [self.form.decode(ids) for ids in written[:, start:]]
