@@ -334,34 +334,38 @@ def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_give_the_same_bits(finished: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = place / "ray"
-    path = write_experiment(place, output)
-    assert main(["compare", str(path), "--engine", "ray", "--workers", "2"]) == 0
-    assert numbers(output) == numbers(finished)
-    begun = [name for (event, name), n in journal(output).items() for _ in range(n) if event == "begun"]
-    assert len(begun) == len(set(begun)) == N_CELLS
-    scores = sorted(output.glob("cells/*/stages/*/*.safetensors"))
-    assert len(scores) == N_CELLS
-    for mine in scores:
-        other = load_file(finished / mine.relative_to(output))
-        assert other.keys() == load_file(mine).keys()
-        assert all(np.array_equal(value, other[name]) for name, value in load_file(mine).items())
-    capsys.readouterr()
-    assert main(["compare", str(path), "--engine", "ray", "--workers", "2"]) == 0, "nothing is carried out again"
-    assert "0 to carry out" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_cell_that_fails_on_ray_does_not_stop_the_others(place: Path, tmp_path: Path) -> None:
+def test_two_workers_of_ray_give_the_same_bits_and_outlive_a_failure(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "train.parquet").write_bytes(b"no parquet")
-    experiment = write_experiment(place, tmp_path / "out")
+    experiment = write_experiment(place, tmp_path / "ray")
     sources = f"axes.source={{good: null, bad: {{data.files: {{train: {tmp_path}/train.parquet}}}}}}"
-    changed = ["--set", "seeds=[0]", "--set", sources, "--set", "domains=null"]
-    assert main(["compare", str(experiment), *changed, "--engine", "ray", "--workers", "1"]) == 3
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert (len(result["cells"]), len(result["failed"])) == (4, 4)
-    assert all("train.parquet" in cell["message"] for cell in result["failed"])
+    changes = ["seeds=[0]", sources, "domains=null", "curve=null", "axes.shots={all: null}"]
+    arguments = ["compare", str(experiment), *(word for change in changes for word in ("--set", change))]
+    here = subprocess.run(
+        [sys.executable, "-m", "tltasks", *arguments, "--output", str(tmp_path / "here")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert here.returncode == 3, here.stderr[-2000:]
+    assert main([*arguments, "--engine", "ray", "--workers", "2"]) == 3
+    found = {}
+    for name in ("here", "ray"):
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert (len(result["cells"]), len(result["failed"])) == (2, 2)
+        assert all("train.parquet" in cell["message"] for cell in result["failed"])
+        assert Counter(event for event, _ in journal(tmp_path / name).elements()) == {
+            "begun": 4, "finished": 2, "failed": 2
+        }  # fmt: skip
+        found[name] = {cell["id"]: cell["targets"] for cell in result["cells"]}
+    assert found["ray"] == found["here"], "losses with all their digits"
+    assert all("loss" in target["values"] for cell in found["ray"].values() for target in cell.values())
+    capsys.readouterr()
+    assert main([*arguments, "--engine", "ray", "--workers", "1", "--dry-run"]) == 0
+    assert "2 finished, 2 to carry out" in capsys.readouterr().err
 
 
 def test_workers_are_for_ray(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
