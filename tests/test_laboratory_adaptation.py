@@ -99,7 +99,7 @@ def test_the_loss_is_in_nats_a_character(place: Path, tmp_path: Path) -> None:
         with torch.no_grad():
             nats += float(model(**given, labels=labels).loss) * labels.shape[1]
         characters += len(row["summary"])
-    assert found.value == pytest.approx(-nats / characters, rel=1e-4)
+    assert found.value == pytest.approx(-nats / characters, rel=1e-3)
 
 
 def test_a_candidate_that_cannot_be_trained_has_no_estimate(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
