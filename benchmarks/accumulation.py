@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.tiny import texts
 from tests.tiny.runs import run_recipe, weights
-from tltasks.recipe_file import load_recipe, located
-from tltasks.stages import plan_stages
+from tltasks.config.loading import load_recipe, located
+from tltasks.config.plan import plan_stages
 from tltasks.tasks.base import Checkpoint
-from tltasks.tasks.summarization import Summarization
+from tltasks.tasks.text.summarization import Summarization
 
 FAMILIES = ("t5", "bart", "gpt2", "llama")
 SUMMARY_WORDS = (1, 2, 8, 14)
@@ -77,7 +77,7 @@ def by_tltasks(recipe: Path, output: Path, checkpoint: Path, micro_batch: int) -
 
 def encoded(recipe: Path, name: str) -> tuple[list[dict[str, list[int]]], transformers.PreTrainedModel]:
     """The same rows as plain token ids with labels, and the model."""
-    from tltasks.data import encode_split, load_splits
+    from tltasks.data.loading import encode_split, load_splits
 
     plan = plan_stages(located(load_recipe(recipe)))[0]
     splits = load_splits(plan.data, seed=0, label=None)

@@ -116,11 +116,12 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
     """One stage of a recipe as `tltasks run` carries it out, without evaluation."""
     from rich.console import Console
 
-    from tltasks import machine, opening, runner
-    from tltasks.precision import choose_attention
-    from tltasks.recipe_file import load_recipe, located
-    from tltasks.stages import plan_stages
-    from tltasks.training import train
+    from tltasks.config.loading import load_recipe, located
+    from tltasks.config.plan import plan_stages
+    from tltasks.runs import prepare, story
+    from tltasks.runtime import devices
+    from tltasks.runtime.precision import choose_attention
+    from tltasks.training.loop import train
 
     stage = {
         "stage": "transfer",
@@ -145,16 +146,16 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
     recipe = load_recipe(recipe_file, [])
     plans = plan_stages(located(recipe))
     with tempfile.TemporaryDirectory() as output:
-        accelerator, precision = runner._accelerator(recipe, Path(output), machine.join_processes())
+        accelerator, precision = story._accelerator(recipe, Path(output), devices.join_processes())
         started = time.perf_counter()
-        (item,) = opening.open_stages(accelerator, plans, recipe)
+        (item,) = prepare.open_stages(accelerator, plans, recipe)
         preparation = time.perf_counter() - started
-        context = runner.Context(accelerator, recipe, Path(output), precision, Console(quiet=True), lambda: False)
+        context = story.Context(accelerator, recipe, Path(output), precision, Console(quiet=True), lambda: False)
         model = item.task.build(plans[0].row)
         choose_attention(model, tokens=item.task.tokens, device=accelerator.device, precision=precision)
-        adapted, head = runner._adapt(item, model)
+        adapted, head = story._adapt(item, model)
         ends: list[float] = []
-        job = runner._job(
+        job = story._job(
             context, item, head, on_step=lambda progress, loss: ends.append(time.perf_counter()), evaluate=None
         )
         train(accelerator, job, adapted)
@@ -238,7 +239,7 @@ def _throughput(options: argparse.Namespace, ends: list[float]) -> dict[str, Any
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
     """Let the arms take turns; print and write what they reached."""
-    from tltasks import machine
+    from tltasks.runtime import devices
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     rounds: list[dict[str, Any]] = []
@@ -260,9 +261,9 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     }
     result = {
         "command": " ".join(["python benchmarks/images.py", *sys.argv[1:]]),
-        "processor": machine.processor_name(),
-        "cores": machine.cores(),
-        "versions": machine.versions(),
+        "processor": devices.processor_name(),
+        "cores": devices.cores(),
+        "versions": devices.versions(),
         "model": "ViT-S/16, 224 px, random weights, all of them trained",
         "batch_size": options.batch_size,
         "steps": options.steps,

@@ -59,8 +59,8 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from benchmarks.images import CLASSES, save_model, save_photos
-    from tltasks import machine
-    from tltasks.precision import choose_precision
+    from tltasks.runtime import devices
+    from tltasks.runtime.precision import choose_precision
 
     save_photos(folder / "photos.parquet", options.images)
     save_model(folder / "vit")
@@ -81,9 +81,9 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     ratios = [arms["tltasks"] / arms["pipeline"] for arms in rounds]
     result = {
         "command": " ".join(["python benchmarks/predict.py", *sys.argv[1:]]),
-        "processor": machine.processor_name(),
-        "cores": machine.cores(),
-        "versions": machine.versions(),
+        "processor": devices.processor_name(),
+        "cores": devices.cores(),
+        "versions": devices.versions(),
         "model": "ViT-S/16, 224 px, random weights",
         "precision": precision,
         "images": options.images,
@@ -124,13 +124,13 @@ Arm = Callable[[list[str]], Iterator[dict[str, float]]]
 
 
 def tltasks_arm(model: Path, precision: str, classes: int) -> Arm:
-    """What `tltasks.prediction.predict` does between opening the model and writing answers."""
+    """What `tltasks.inference.predict.predict` does between opening the model and writing answers."""
     import torch
     from accelerate.state import AcceleratorState
 
-    from tltasks.inputs import Inputs
-    from tltasks.prediction import Predictor
-    from tltasks.trained import open_trained
+    from tltasks.hub.saved_model import open_trained
+    from tltasks.inference.inputs import Inputs
+    from tltasks.inference.predict import Predictor
 
     trained = open_trained(str(model), tag=None, revision="main", trust_remote_code=False)
     AcceleratorState._reset_state(

@@ -41,13 +41,13 @@ def main() -> None:
         print({arm: found["seconds"] for arm, found in rounds[-1].items()}, flush=True)
     ratios = [found["through the backbone"]["seconds"] / found["probe"]["seconds"] for found in rounds]
     print(f"the probe is {statistics.median(ratios):.0f} times as fast (median of {len(ratios)})")
-    from tltasks import machine
+    from tltasks.runtime import devices
 
     result = {
         "command": " ".join(["python benchmarks/probe.py", *sys.argv[1:]]),
-        "processor": machine.processor_name(),
-        "cores": machine.cores(),
-        "versions": machine.versions(),
+        "processor": devices.processor_name(),
+        "cores": devices.cores(),
+        "versions": devices.versions(),
         "ratios": ratios,
         "rounds": rounds,
     }

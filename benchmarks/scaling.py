@@ -138,11 +138,12 @@ def run_stage(folder: Path) -> dict[str, Any]:
     """One stage of a recipe as `tltasks run` carries it out, up to the predictions."""
     from rich.console import Console
 
-    from tltasks import machine, opening, runner
-    from tltasks.evaluation import predict_rows
-    from tltasks.recipe_file import load_recipe, located
-    from tltasks.stages import plan_stages
-    from tltasks.training import train
+    from tltasks.config.loading import load_recipe, located
+    from tltasks.config.plan import plan_stages
+    from tltasks.runs import prepare, story
+    from tltasks.runtime import devices
+    from tltasks.training.evaluation import predict_rows
+    from tltasks.training.loop import train
 
     recipe_file = folder / "recipe.yaml"
     recipe_file.write_text(
@@ -169,8 +170,8 @@ def run_stage(folder: Path) -> dict[str, Any]:
     plans = plan_stages(located(recipe))
     output = folder / "output"
     output.mkdir()
-    accelerator, precision = runner._accelerator(recipe, output, machine.join_processes())
-    context = runner.Context(accelerator, recipe, output, precision, Console(quiet=True), lambda: False)
+    accelerator, precision = story._accelerator(recipe, output, devices.join_processes())
+    context = story.Context(accelerator, recipe, output, precision, Console(quiet=True), lambda: False)
     memory = AnonymousMemory()
     phases: dict[str, dict[str, float]] = {}
 
@@ -183,11 +184,11 @@ def run_stage(folder: Path) -> dict[str, Any]:
         phases[name] = {"seconds": round(seconds, 2), "peak_anonymous_mib": round(memory.peak / MIB, 1)}
 
     with phase(PHASES[0]):
-        (item,) = opening.open_stages(accelerator, plans, recipe)
+        (item,) = prepare.open_stages(accelerator, plans, recipe)
     rows = item.encoded["train"].rows
     with phase(PHASES[1]):
-        model, head = runner._adapt(item, item.task.build(plans[0].row))
-        job = runner._job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
+        model, head = story._adapt(item, item.task.build(plans[0].row))
+        job = story._job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
         progress = train(accelerator, job, model)
     assert progress.examples == len(rows)
     with phase(PHASES[2]):
@@ -208,7 +209,7 @@ def run_stage(folder: Path) -> dict[str, Any]:
 
 def compare(options: argparse.Namespace) -> None:
     """Each size in turn; print and write what it took."""
-    from tltasks import machine
+    from tltasks.runtime import devices
 
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     found = []
@@ -219,9 +220,9 @@ def compare(options: argparse.Namespace) -> None:
         print(f"{n_rows} rows: {found[-1]['seconds']} s", file=sys.stderr)
     result = {
         "command": " ".join(["python benchmarks/scaling.py", *sys.argv[1:]]),
-        "processor": machine.processor_name(),
-        "cores": machine.cores(),
-        "versions": machine.versions(),
+        "processor": devices.processor_name(),
+        "cores": devices.cores(),
+        "versions": devices.versions(),
         "images": f"{SIZE}-px PNG, random pixels, {CLASSES} classes",
         "sizes": found,
     }

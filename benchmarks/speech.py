@@ -46,13 +46,13 @@ def main() -> None:
         print(json.dumps(found))
         return
     rounds = [{arm: in_process(arm, arguments.epochs) for arm in ARMS} for _ in range(arguments.rounds)]
-    from tltasks import machine
+    from tltasks.runtime import devices
 
     result = {
         "command": " ".join(["python benchmarks/speech.py", *sys.argv[1:]]),
-        "processor": machine.processor_name(),
-        "cores": machine.cores(),
-        "versions": machine.versions(),
+        "processor": devices.processor_name(),
+        "cores": devices.cores(),
+        "versions": devices.versions(),
         "ratios": report(rounds),
         "rounds": rounds,
     }
@@ -99,8 +99,8 @@ def report(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, flo
 
 def run_ours(precision: str, epochs: float) -> dict[str, float]:
     started = time.perf_counter()
-    from tltasks.recipe_file import load_recipe
-    from tltasks.runner import run
+    from tltasks.config.loading import load_recipe
+    from tltasks.runs.story import run
 
     overrides = [f"stages.0.epochs={epochs}", f"precision={precision}", "data.splits.validation=null"]
     recipe = load_recipe(ROOT / "recipes" / "offline" / "voice_prompts.yaml", overrides)
@@ -123,8 +123,8 @@ def run_peer(*, tuned: bool) -> dict[str, float]:
     import transformers
     from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
 
-    from tltasks.audio import decode_audio
-    from tltasks.transcripts import count_errors, error_rates, normaliser
+    from tltasks.metrics.error_rate import count_errors, error_rates, normaliser
+    from tltasks.tasks.speech.audio import decode_audio
 
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()

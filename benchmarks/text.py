@@ -45,7 +45,7 @@ def main() -> None:
         measured = by_tltasks(options) if options.arm == "tltasks" else by_peer(options, tuned=options.arm != "peer")
         print(json.dumps(measured))
         return
-    from tltasks import machine
+    from tltasks.runtime import devices
 
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
     for repeat in range(options.repeats):
@@ -54,9 +54,9 @@ def main() -> None:
             print(f"{repeat + 1} {arm:10} {shown(found[arm][-1])}", flush=True)
     result = {
         "command": " ".join(["python benchmarks/text.py", *sys.argv[1:]]),
-        "processor": machine.processor_name(),
-        "cores": machine.cores(),
-        "versions": machine.versions(),
+        "processor": devices.processor_name(),
+        "cores": devices.cores(),
+        "versions": devices.versions(),
         "times_our_time": ratios(found),
         "arms": found,
     }
@@ -101,8 +101,10 @@ def ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
 
 def by_tltasks(options: argparse.Namespace) -> dict[str, Any]:
     """The recipe on the same pairs, evaluated every few steps outside the clock."""
-    from tltasks import recipe_file, runner, tracking
-    from tltasks.tasks.summarization import Summarization
+    from tltasks.config import loading
+    from tltasks.runs import story
+    from tltasks.tasks.text.summarization import Summarization
+    from tltasks.training import tracking
 
     clock = 0.0
     curve: list[tuple[float, float]] = []
@@ -135,10 +137,10 @@ def by_tltasks(options: argparse.Namespace) -> dict[str, Any]:
         "stages.0.evaluate_every=8",
         "stages.0.evaluate_rows=null",
     ]
-    recipe = recipe_file.load_recipe(RECIPE, overrides)
+    recipe = loading.load_recipe(RECIPE, overrides)
     batch_size = recipe.stages[0].batch_size
     with tempfile.TemporaryDirectory() as scratch:
-        runner.run(recipe, output=Path(scratch) / "run", resume=False, push=False, dry_run=False)
+        story.run(recipe, output=Path(scratch) / "run", resume=False, push=False, dry_run=False)
     return {"curve": curve}
 
 
@@ -153,7 +155,7 @@ def by_peer(options: argparse.Namespace, *, tuned: bool) -> dict[str, Any]:
         Seq2SeqTrainingArguments,
     )
 
-    from tltasks.rouge import row_scores
+    from tltasks.metrics.rouge import row_scores
 
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
     model = AutoModelForSeq2SeqLM.from_pretrained(WEIGHTS, dtype=torch.float32)

@@ -32,14 +32,14 @@ RESULT = Path(__file__).parent / "results" / "window.json"
 RATES = {"distil": (1e-4, 3e-4), "full": (1e-4, 3e-4), "lora": (1e-3, 3e-3)}
 BATCH = 16
 
-from tltasks import machine  # noqa: E402
-from tltasks.adapt import adapt  # noqa: E402
-from tltasks.batching import plan_epoch, steps_per_epoch  # noqa: E402
-from tltasks.data import EncodedSplit, encode_split, load_splits  # noqa: E402
-from tltasks.recipe_file import load_recipe, located  # noqa: E402
-from tltasks.stages import plan_stages  # noqa: E402
+from tltasks.config.loading import load_recipe, located  # noqa: E402
+from tltasks.config.plan import plan_stages  # noqa: E402
+from tltasks.data.batching import plan_epoch, steps_per_epoch  # noqa: E402
+from tltasks.data.loading import EncodedSplit, encode_split, load_splits  # noqa: E402
+from tltasks.models.adapters import adapt  # noqa: E402
+from tltasks.runtime import devices  # noqa: E402
 from tltasks.tasks.base import Batch, Checkpoint  # noqa: E402
-from tltasks.tasks.speech_recognition import SpeechRecognition  # noqa: E402
+from tltasks.tasks.speech.asr import SpeechRecognition  # noqa: E402
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=55, help="test clips that are transcribed (default: %(default)s)")
     options = parser.parse_args()
     torch.manual_seed(0)
-    machine.quieten_libraries(interactive=False)
+    devices.quieten_libraries(interactive=False)
     recipe = located(load_recipe(RECIPE, ["stages.0.adapt={lora: {rank: 16}}"]))
     plan = plan_stages(recipe)[0]
     splits = load_splits(plan.data, seed=0, label=None)
@@ -86,9 +86,9 @@ def main() -> None:
         curves[arm] = {"learning_rate": best, "curve": tried[best], "others": {f"{r:g}": c for r, c in tried.items()}}
     result = {
         "command": " ".join(["python benchmarks/window.py", *sys.argv[1:]]),
-        "processor": machine.processor_name(),
-        "cores": machine.cores(),
-        "versions": machine.versions(),
+        "processor": devices.processor_name(),
+        "cores": devices.cores(),
+        "versions": devices.versions(),
         "clips": {name: len(split.rows) for name, split in encoded.items()},
         "curves": curves,
     }

@@ -2,6 +2,6 @@
 
 import sys
 
-from tltasks.cli import main
+from tltasks.cli.commands import main
 
 sys.exit(main())

@@ -14,7 +14,7 @@ _HERE = Path(__file__).resolve().parent
 if __name__ == "__main__" and sys.path and Path(sys.path[0] or ".").resolve() == _HERE:
     sys.path[0] = str(_HERE.parent)
 
-from tltasks.cli import main  # noqa: E402
+from tltasks.cli.commands import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main(["run", *sys.argv[1:]]))

@@ -12,8 +12,8 @@ from typing import Any, Self
 from tests.tiny.runs import REPOSITORY
 
 COMMANDS = """
-import tltasks.runner
-from tltasks.cli import main
+import tltasks.runs.story
+from tltasks.cli.commands import main
 def do(job):
     return main(job["arguments"])
 """

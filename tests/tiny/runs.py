@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tltasks.recipe_file import load_recipe
-from tltasks.result import RunResult
-from tltasks.runner import run
-from tltasks.tracking import read_metrics
+from tltasks.config.loading import load_recipe
+from tltasks.results.result import RunResult
+from tltasks.runs.story import run
+from tltasks.training.tracking import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

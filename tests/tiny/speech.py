@@ -187,7 +187,7 @@ CTC_CONFIGS = {
 
 def save_ctc(folder: Path, name: str = "wav2vec2", *, seed: int = 0, vocabulary: str | None = None) -> Path:
     """A checkpoint with random weights; with a head and a tokenizer only where there is a vocabulary."""
-    from tltasks.ctc_recognition import build_tokenizer
+    from tltasks.tasks.speech.ctc import build_tokenizer
 
     torch.manual_seed(seed)
     config = CTC_CONFIGS[name]()

@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from tltasks.tasks.base import Task
 
 ADAPTERS = {
-    "image-classification": "tltasks.tasks.image_classification:ImageClassification",
-    "masked-image-modeling": "tltasks.tasks.masked_image_modeling:MaskedImageModeling",
-    "summarization": "tltasks.tasks.summarization:Summarization",
-    "automatic-speech-recognition": "tltasks.tasks.speech_recognition:SpeechRecognition",
-    "contrastive-image": "tltasks.tasks.contrastive_image:ContrastiveImage",
-    "speech-pretraining": "tltasks.tasks.speech_pretraining:SpeechPretraining",
-    "text-denoising": "tltasks.tasks.text_pretraining:TextDenoising",
-    "masked-language-modeling": "tltasks.tasks.text_pretraining:MaskedLanguageModeling",
-    "causal-language-modeling": "tltasks.tasks.text_pretraining:CausalLanguageModeling",
+    "image-classification": "tltasks.tasks.image.classification:ImageClassification",
+    "masked-image-modeling": "tltasks.tasks.image.masked_modeling:MaskedImageModeling",
+    "summarization": "tltasks.tasks.text.summarization:Summarization",
+    "automatic-speech-recognition": "tltasks.tasks.speech.asr:SpeechRecognition",
+    "contrastive-image": "tltasks.tasks.image.contrastive:ContrastiveImage",
+    "speech-pretraining": "tltasks.tasks.speech.pretraining:SpeechPretraining",
+    "text-denoising": "tltasks.tasks.text.pretraining:TextDenoising",
+    "masked-language-modeling": "tltasks.tasks.text.pretraining:MaskedLanguageModeling",
+    "causal-language-modeling": "tltasks.tasks.text.pretraining:CausalLanguageModeling",
 }
 
 MODELS = {

@@ -13,15 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tltasks.data import EncodedSplit, Split
-from tltasks.inputs import InputKind
-from tltasks.result import Exhibit, Score
-from tltasks.stages import Row, StagePlan
+from tltasks.config.plan import Row, StagePlan
+from tltasks.data.loading import EncodedSplit, Split
+from tltasks.results.result import Exhibit, Score
 
 Batch = dict[str, Tensor]
 Columns = dict[str, list[Any]]
 Prediction = dict[str, Any]
 """What is kept of one row: JSON values or a small array; at least the key `prediction`."""
+
+
+@dataclass(frozen=True)
+class InputKind:
+    """What a task predicts from."""
+
+    column: str
+    """Its name among the task's columns."""
+    suffixes: frozenset[str]
+    """Of the files that are taken from a folder; a file that is named is taken whatever it is called."""
+    is_text: bool = False
+    """Whether the value is a text, rather than a file or its bytes."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,322 @@
+import doctest
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tltasks
+from tests.unit.config.test_loading import RECIPES, copy_shipped, write
+from tests.unit.config.test_recipe import BASE
+from tltasks.cli.commands import INTERRUPTED, MISUSED, RAISED, main
+from tltasks.config.schema import json_schema
+from tltasks.errors import DataError, HubError, RecipeError, TltasksError
+
+ROOT = RECIPES.parent
+COMMANDS = (
+    *("run", "check", "recipes", "doctor", "push", "push-data", "predict", "demo"),
+    *("compare", "tune", "range-test", "rank", "export", "schema"),
+)
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm", "sklearn", "pandas", "numpy"}
+HEAVY |= {"huggingface_hub", "matplotlib", "torchvision", "PIL", "pyarrow"}
+
+
+def started(*arguments: str, path: Path = ROOT, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, with the tltasks that lies in `path`."""
+    environment = os.environ | {"PYTHONPATH": str(path)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        **options,
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return write(tmp_path / "r.yaml", BASE)
+
+
+# --------------------------------------------------------------------------------------------- check
+
+
+def test_check_needs_nothing_heavy(tmp_path: Path) -> None:
+    paths = copy_shipped(tmp_path)
+    assert len(paths) >= 5
+    code = (
+        "import sys; from tltasks.cli.commands import main; status = main(sys.argv[1:])\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), status, file=sys.stderr)"
+    )
+    for arguments in (["check", *map(str, paths)], ["recipes"], ["schema"]):
+        ended = started("-c", code, *arguments)
+        modules, _, status = ended.stderr.strip().rpartition(" ")
+        assert status == "0", ended.stderr
+        assert "tltasks" in modules
+        assert not {name for name in HEAVY if f"'{name}'" in modules}
+        if arguments[0] == "check":
+            assert ended.stdout.splitlines() == [f"{path}: in order" for path in paths]
+
+
+def test_check_shows_all_mistakes_of_all_recipes(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = write(tmp_path / "wrong.yaml", BASE.replace("seed", "sed").replace("epochs: 3", "epochs: x"))
+    assert main(["check", str(wrong), str(recipe), str(tmp_path / "r.yml")]) == MISUSED == 2
+    shown = capsys.readouterr()
+    assert shown.out == f"{recipe}: in order\n"
+    assert f"{wrong}:14:5  stages[0].epochs: expected a number" in shown.err
+    assert f"{wrong}:19:1  sed: unknown key; did you mean `seed`?" in shown.err
+    assert f"{tmp_path / 'r.yml'}: not found; did you mean `r.yaml`?" in shown.err
+
+
+def test_check_takes_overrides(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(recipe), "--set", "stages.0.epochs=1", "--set", "seed=5"]) == 0
+    assert main(["check", str(recipe), "--set", "stages.0.epochs=1", "--set", "seed=x"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "1 mistake in the recipe; nothing was loaded.",
+        "--set seed=x  seed: expected a whole number, found the text 'x'",
+    ]
+
+
+def test_run_can_check(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(recipe), "--check"]) == 0
+    assert main(["run", "--recipe", str(recipe), "--check"]) == 0
+    assert main(["run", str(recipe), "--check", "--set", "sed=1"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count(f"{recipe}: in order\n") == 2
+    assert "error: 1 mistake in the recipe" in shown.err
+
+
+# ------------------------------------------------------------------------------------------ recipes
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    lines = shown.out.splitlines()
+    assert [line.split()[0] for line in lines] == [str(p.relative_to(ROOT)) for p in sorted(RECIPES.rglob("*.yaml"))]
+    assert all((ROOT / line.split()[0]).is_file() for line in lines)
+
+
+def test_recipes_of_an_installed_wheel(tmp_path: Path) -> None:
+    """The files of a wheel as pyproject.toml lists them, laid out as an installer does."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
+    site = tmp_path / "site-packages"
+    for package in wheel["packages"]:
+        (site / package).mkdir(parents=True)
+        for file in (ROOT / package).glob("*.py"):
+            (site / package / file.name).write_bytes(file.read_bytes())
+    for source, place in wheel["force-include"].items():
+        for file in (ROOT / source).rglob("*"):
+            if file.suffix in {".yaml", ".json"}:
+                write(site / place / file.relative_to(ROOT / source), file.read_text(encoding="utf-8"))
+    (site / "recipes").mkdir()  # another package's
+    ended = started("-m", "tltasks", "recipes", path=site, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    named = [line.split()[0] for line in ended.stdout.splitlines()]
+    assert len(named) == len(list(RECIPES.rglob("*.yaml"))) >= 5
+    for name in named:
+        assert (tmp_path / name).resolve().is_relative_to(site / "tltasks" / "recipes")
+        assert (tmp_path / name).is_file()
+
+
+# ------------------------------------------------------------------------------------------- schema
+
+
+def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json_schema()
+    assert shown.err == ""
+    assert shown.out == (RECIPES / "recipe.schema.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["schema", "recipes"])
+def test_a_reader_that_has_had_enough(command: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "tltasks", command],
+        env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == RAISED
+
+
+# -------------------------------------------------------------------------------------------- usage
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "tltasks" in shown.out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    named = [line.split()[0] for line in lines if line.startswith("    ") and line[4] != " "]
+    assert named == list(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "required: COMMAND"),
+        (["chek"], "invalid choice: 'chek'"),
+        (["check"], "required: RECIPE"),
+        (["check", "r.yaml", "--zzz"], "unrecognized arguments: --zzz"),
+        (["check", "r.yaml", "--set"], "--set: expected one argument"),
+        (["push"], "required: OUTPUT"),
+        (["recipes", "x"], "unrecognized arguments: x"),
+    ],
+)
+def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == MISUSED
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "usage: tltasks" in shown.err
+    assert expected in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run"], "error: run: name one recipe, as `tltasks run RECIPE`."),
+        (["run", "a.yaml", "--recipe", "b.yaml"], "error: run: name one recipe"),
+        (["run", "nowhere.yaml"], "error: nowhere.yaml: not found.\n"),
+        (["run", "r.yaml", "--set", "epochs"], "error: --set epochs: write it as KEY=VALUE"),
+        (
+            ["run", "r.yaml", "--set", "model.name=./x"],
+            "--set model.name=./x  model.name: there is no folder ./x in the",
+        ),
+        (["check", "."], ".: is a folder; name a recipe file in it."),
+        (["push", "nowhere"], "error: push nowhere: not a results folder (no recipe.yaml)."),
+        (["push", "out", "--repo", "a", "--as", "adapter"], "--as adapter: its weights are whole. Where an adapter"),
+        (["push", "out"], "error: push: the recipe names no hub.repo; say --repo USER/NAME."),
+    ],
+)
+def test_mistakes_are_one_message_on_standard_error(
+    arguments: list[str],
+    expected: str,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(recipe.parent / "out" / "recipe.yaml", BASE)
+    monkeypatch.chdir(recipe.parent)
+    assert main(arguments) == MISUSED
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert expected in shown.err
+    assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "shown"),
+    [
+        (RecipeError("a"), MISUSED, "error: a\n"),
+        (DataError("b"), RAISED, "error: b\n"),
+        (HubError("c"), RAISED, "error: c\n"),
+        (TltasksError("d"), RAISED, "error: d\n"),
+        (KeyboardInterrupt(), INTERRUPTED, "stopped\n"),
+    ],
+)
+def test_exit_status(
+    raised: BaseException, status: int, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> str:
+        raise raised
+
+    monkeypatch.setattr("tltasks.config.loading.describe_recipes", fail)
+    assert main(["recipes"]) == status
+    assert capsys.readouterr() == ("", shown)
+
+
+def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tltasks.config.loading.describe_recipes", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["recipes"])
+
+
+def test_module_and_script_are_the_same_command(recipe: Path) -> None:
+    version = started("-m", "tltasks", "--version")
+    assert (version.returncode, version.stdout) == (0, f"tltasks {tltasks.__version__}\n")
+    wrong = started("-m", "tltasks", "check", str(recipe), "--set", "seed=x", cwd=recipe.parent)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("1 mistake in the recipe")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert scripts == {"tltasks": "tltasks.cli:main"}
+
+
+@pytest.mark.parametrize("launch", [["-m", "tltasks.run"], [str(ROOT / "tltasks" / "run.py")]])
+def test_run_py_is_run(launch: list[str], recipe: Path) -> None:
+    """Launched by its path, with no tltasks installed or on the path."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if launch[0] == "-m":
+        environment["PYTHONPATH"] = str(ROOT)
+    ended = subprocess.run(
+        [sys.executable, *launch, "--recipe", str(recipe), "--check"],
+        env=environment, cwd=recipe.parent, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", f"{recipe}: in order\n")
+
+
+def test_doctests_of_recipe_reading() -> None:
+    names = [f"config.{name}" for name in ("yaml_reader", "recipe", "checks", "loading", "schema", "plan")] + [
+        "runtime.files"
+    ]
+    results = [doctest.testmod(importlib.import_module(f"tltasks.{name}")) for name in names]
+    assert sum(result.attempted for result in results) >= 3
+    assert sum(result.failed for result in results) == 0
+
+
+def test_a_demo_without_gradio_says_how_to_install_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["demo", "nobody/nothing"]) == MISUSED
+    assert "pip install 'tltasks[demo]'" in capsys.readouterr().err
+
+
+def test_a_space_needs_a_published_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", str(tmp_path), "--space", "ada/page"]) == MISUSED
+    assert "tltasks push" in capsys.readouterr().err
+    assert main(["demo", str(tmp_path), "--force"]) == MISUSED
+    assert "--space" in capsys.readouterr().err
+
+
+def test_experiments_and_searches_are_checked_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = sorted(RECIPES.glob("experiments/*.yaml"))
+    assert shipped
+    assert main(["check", *map(str, shipped)]) == 0
+    capsys.readouterr()
+    broken = tmp_path / "e.yaml"
+    broken.write_text(shipped[0].read_text().replace("seeds:", "seedz:"))
+    assert main(["check", str(broken)]) == MISUSED
+    assert "did you mean `seeds`?" in capsys.readouterr().err
+    broken.write_text("recipe: x.yaml\nspace: {stages.0.epochs: [1]}\ntrials: 3\noutput: o\n")
+    assert main(["check", str(broken)]) == MISUSED
+    assert "mistake" in capsys.readouterr().err

@@ -1,0 +1,433 @@
+"""Experiments as a user runs them: strictly read, planned by content, carried out once, whole after any kill."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.tiny.images import save_data, save_model
+from tests.tiny.runs import environment
+from tltasks.cli.commands import main
+from tltasks.errors import RecipeError, TrainingError
+from tltasks.experiments import compare, trials
+from tltasks.experiments.experiment import load_experiment
+from tltasks.experiments.plan import plan_cells, to_do
+
+EXPERIMENT = """\
+recipe:
+  task: image-classification
+  model: {{name: vit}}
+  data:
+    name: parquet
+    files: {{train: dark/train.parquet}}
+    splits: {{test: null}}
+    extra_test: {{red: {{files: red/test.parquet}}, dark: {{files: dark/test.parquet}}}}
+  precision: fp32
+axes:
+  source:
+    red: {{data.files: {{train: red/train.parquet}}}}
+  method:
+    scratch: {{stages: [{{stage: pretrain, steps: 2, batch_size: 8, learning_rate: 1e-3, keep: last}}]}}
+    probe: {{stages: [{{stage: probe, l2: 0.1}}]}}
+  shots:
+    "2": {{data.shots: 2}}
+    all:
+seeds: [0, 1]
+contrast: {{axis: method, controls: [scratch]}}
+domains: source
+curve: shots
+output: {output}
+"""
+N_CELLS = 8
+
+
+def write_experiment(folder: Path, output: Path) -> Path:
+    path = folder / f"{output.name}.yaml"
+    path.write_text(EXPERIMENT.format(output=output))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("laboratory")
+    save_model(folder / "vit")
+    for seed, name in enumerate(("red", "dark")):
+        save_data(folder / name, rows=12, seed=seed, splits={"train": 12, "test": 12})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    """The results folder of the whole experiment."""
+    output = place / "finished"
+    assert main(["compare", str(write_experiment(place, output))]) == 0
+    return output
+
+
+def journal(output: Path) -> Counter[tuple[str, str]]:
+    lines = [json.loads(line) for line in (output / "journal.jsonl").read_text().splitlines()]
+    return Counter((line["event"], line["cell"]) for line in lines)
+
+
+def numbers(output: Path) -> list[dict[str, str]]:
+    """The table but for times."""
+    rows = csv.DictReader(io.StringIO((output / "table.csv").read_text()))
+    return [{name: value for name, value in row.items() if name != "training_seconds"} for row in rows]
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def mistakes(place: Path, tmp_path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_experiment(write_experiment(place, tmp_path / "out"), overrides)
+    return str(caught.value)
+
+
+def test_cells_are_recipes_of_every_combination(place: Path, tmp_path: Path) -> None:
+    experiment, found = load_experiment(write_experiment(place, tmp_path / "out"))
+    assert len(found) == N_CELLS
+    assert [cell.seed for cell in found] == [0] * 4 + [1] * 4
+    assert {cell.recipe.seed for cell in found} == {0, 1}
+    assert found[0].levels == {"source": "red", "method": "scratch", "shots": "2"}
+    assert {cell.recipe.data.shots for cell in found if cell.recipe.data} == {2, None}
+    assert experiment.keep_weights is False
+    fewer = load_experiment(
+        write_experiment(place, tmp_path / "out"),
+        ["skip=[{method: probe, shots: ['2', all]}, {method: scratch, shots: all}]"],
+    )[1]
+    assert [cell.levels["method"] for cell in fewer] == ["scratch"] * 2
+
+
+def test_mistakes_have_their_place(place: Path, tmp_path: Path) -> None:
+    path = write_experiment(place, tmp_path / "out")
+    path.write_text(path.read_text().replace("stage: probe", "stage: prob").replace("learning_rate", "learning_rat"))
+    with pytest.raises(RecipeError) as caught:
+        load_experiment(path)
+    text = str(caught.value)
+    assert f"{path}:14:" in text
+    assert f"{path}:15:" in text
+    assert "did you mean `probe`?" in text
+    assert "did you mean `learning_rate`?" in text
+    assert text.count("learning_rat:") == 1, "once, however many cells have it"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("domains=sauce", "no axis is called `sauce`; did you mean `source`?"),
+        ("contrast.controls=[scrach]", "no level is called `scrach`; did you mean `scratch`?"),
+        ("axes.shots.all={seed: 3}", "`seeds` lists the seeds of all cells; leave it out"),
+        ("axes.shots.all={stages.3.epochs: 1}", "`stages.3.epochs`: stages is a list of 1; there is no 3"),
+        ("axes.shots.all={data.shoots: 1}", "unknown key; did you mean `shots`?"),
+        ("seeds=[1, 1]", "has a seed twice"),
+        ("skip=[{method: prob}]", "no level is called `prob`; did you mean `probe`?"),
+        ("recipe.data.extra_test.red.files=nowhere.parquet", "there is no file nowhere.parquet"),
+        ("extra=1", "unknown key"),
+    ],
+)
+def test_what_does_not_fit_is_said(place: Path, tmp_path: Path, override: str, said: str) -> None:
+    text = mistakes(place, tmp_path, override)
+    assert said in text
+    assert "--set" in text
+    assert "nothing was loaded" in text
+
+
+def test_a_recipe_of_its_own_file(place: Path, tmp_path: Path) -> None:
+    """Its paths are relative to it, those of the levels to the experiment."""
+    text = EXPERIMENT.format(output=tmp_path / "out")
+    recipe, rest = text.split("axes:\n")
+    (place / "base.yaml").write_text(re.sub("^  ", "", recipe.removeprefix("recipe:\n"), flags=re.MULTILINE))
+    (place / "below").mkdir()
+    path = place / "below" / "own.yaml"
+    path.write_text("recipe: ../base.yaml\naxes:\n" + rest.replace("red/train", "../red/train"))
+    inline = plan_cells(load_experiment(write_experiment(place, tmp_path / "out"))[1], tmp_path)
+    assert [p.id for p in plan_cells(load_experiment(path)[1], tmp_path)] == [p.id for p in inline]
+
+
+# ----------------------------------------------------------------------------------------- planning
+
+
+def test_other_data_weights_or_recipes_are_other_cells(place: Path, tmp_path: Path) -> None:
+    path = write_experiment(place, tmp_path / "out")
+
+    def names(*overrides: str) -> list[str]:
+        return [item.id for item in plan_cells(load_experiment(path, overrides)[1], tmp_path)]
+
+    before = names()
+    assert len(set(before)) == N_CELLS
+    assert names("output=elsewhere") == before
+    assert not set(names("recipe.data.max_bad_share=0.5")) & set(before)
+    assert set(names("seeds=[1, 2]")) & set(before) == set(before[4:])
+    config = place / "vit" / "config.json"
+    text = config.read_text()
+    config.write_text(text + "\n")
+    assert not set(names()) & set(before), "another checkpoint under the same name"
+    config.write_text(text)
+    assert names() == before
+
+
+def test_a_thousand_cells_are_planned_in_seconds(place: Path, tmp_path: Path) -> None:
+    path = write_experiment(place, tmp_path / "out")
+    started = time.perf_counter()
+    found = load_experiment(path, [f"seeds={list(range(250))}"])[1]
+    planned = plan_cells(found, tmp_path)
+    assert len(to_do(planned)) == 1000
+    assert time.perf_counter() - started < 10
+
+
+def test_a_dry_run_says_how_many_how_long_and_how_large(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_experiment(place, tmp_path / "out")
+    assert main(["compare", str(path), "--dry-run", "--set", "seeds=[0]"]) == 0
+    said = capsys.readouterr().err
+    assert "4 cells; 0 finished, 4 to carry out" in said
+    assert re.search(r"about \d+.* one after another, with \d+\.\d GiB of memory", said)
+    assert not (tmp_path / "out").exists()
+
+
+# -------------------------------------------------------------------------------------- carrying out
+
+
+def test_results_have_every_number(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    arms = result["findings"]["arms"]
+    assert len(arms) == 4 * 2, "each cell answers for both test sets"
+    assert {(arm["levels"]["source"] == arm["target"]) == arm["in_domain"] for arm in arms} == {True}
+    assert result["findings"]["families"] == {"scratch": 4}
+    assert len(result["findings"]["drops"]) == 4
+    assert (result["failed"], result["unfinished"], len(result["cells"])) == ([], 0, N_CELLS)
+    probe = next(arm for arm in arms if arm["levels"]["method"] == "probe")
+    assert probe["comparisons"][0]["control"] == "scratch"
+    assert not list(finished.glob("cells/*/model")), "weights are removed"
+    assert Counter(event for event, _ in journal(finished).elements()) == {"begun": N_CELLS, "finished": N_CELLS}
+
+
+def test_gains_are_of_the_same_rows_and_seeds(finished: Path) -> None:
+    """Recomputed from the cells' own predictions."""
+    result = json.loads((finished / "result.json").read_text())
+    scores: dict[Any, dict[int, Any]] = {}
+    for cell in result["cells"]:
+        key = tuple(cell["levels"].values())
+        scores.setdefault(key, {})[cell["seed"]] = load_file(finished / "cells" / cell["row_scores"])
+    compared = 0
+    for arm in result["findings"]["arms"]:
+        for one in arm["comparisons"]:
+            source, _, shots = arm["levels"].values()
+            ours, theirs = (
+                np.stack([scores[source, m, shots][seed][arm["target"]][:, 0] for seed in (0, 1)])
+                for m in (arm["levels"]["method"], "scratch")
+            )
+            assert one["gain"]["mean"] == pytest.approx((ours - theirs).mean(), abs=1e-12)
+            assert arm["score"]["mean"] == pytest.approx(ours.mean(), abs=1e-12)
+            compared += 1
+    assert compared == 4
+
+
+def test_what_is_finished_is_found_again(finished: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, begun = numbers(finished), journal(finished)
+    report = (finished / "report.html").read_bytes()
+    assert main(["compare", str(write_experiment(place, finished))]) == 0
+    assert "8 finished, 0 to carry out" in capsys.readouterr().err
+    assert (numbers(finished), journal(finished)) == (before, begun)
+    assert (finished / "report.html").read_bytes() == report
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_the_same(finished: Path, place: Path) -> None:
+    """SIGKILL in the middle of a cell: no finished cell again, the cut one goes on, equal numbers."""
+    output = place / "killed"
+    path = write_experiment(place, output)
+    process = subprocess.Popen([sys.executable, "-m", "tltasks", "compare", str(path)], env=environment())
+    lines: list[str] = []
+    while len(lines) < 5:  # begun, finished, begun, finished, begun
+        assert process.poll() is None
+        time.sleep(0.02)
+        if (output / "journal.jsonl").exists():
+            lines = (output / "journal.jsonl").read_text().splitlines()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {cell for event, cell in journal(output) if event == "finished"}
+    assert 2 <= len(done) < N_CELLS
+    assert main(["compare", str(path)]) == 0
+    events = journal(output)
+    assert Counter(n for (event, _), n in events.items() if event == "finished") == {1: N_CELLS}
+    assert all(events["begun", cell] == 1 for cell in done), "a finished cell was begun again"
+    assert sum(n for (event, _), n in events.items() if event == "begun") <= N_CELLS + 1
+    assert numbers(output) == numbers(finished)
+
+
+def test_whatever_a_kill_leaves_of_a_cell_it_is_made_whole(finished: Path, place: Path) -> None:
+    """A folder without anything in it, with half a recipe, and with all but the record."""
+    before = numbers(finished)
+    records = sorted(finished.glob("cells/*.json"))[:3]
+    for record in records:
+        record.unlink()
+    empty, half = (record.with_suffix("") for record in records[:2])
+    shutil.rmtree(empty)
+    empty.mkdir()
+    (half / "recipe.yaml").write_text((half / "recipe.yaml").read_text()[:40])
+    assert main(["compare", str(write_experiment(place, finished))]) == 0
+    assert all(record.is_file() for record in records)
+    assert numbers(finished) == before
+
+
+def test_a_cell_that_fails_is_told_and_does_not_stop_the_rest(
+    finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [path for path in sorted(finished.glob("cells/*.json")) if json.loads(path.read_text())["seed"] == 1][:2]
+    kept = [path.read_text() for path in records]
+    for path in records:
+        path.unlink()
+    causes = [TrainingError("the loss is not finite."), RuntimeError("broken\nin detail")]
+
+    def fail(recipe: Any, **flags: Any) -> None:
+        raise causes.pop(0)
+
+    monkeypatch.setattr(trials, "run", fail)
+    assert main(["compare", str(write_experiment(place, finished))]) == 3
+    said = capsys.readouterr().err
+    assert "failed: the loss is not finite." in said
+    assert "failed: RuntimeError: broken" in said
+    assert not causes
+    result = json.loads((finished / "result.json").read_text())
+    assert len(result["failed"]) == 2
+    assert {tuple(arm["missing"]) for arm in result["findings"]["arms"]} == {(), (1,)}
+    page = (finished / "report.html").read_text()
+    assert "the loss is not finite." in page
+    assert "(1 of 2 seeds)" in page
+    log = (finished / "logs" / f"{result['failed'][1]['id']}.log").read_text()
+    assert "RuntimeError: broken" in log + (finished / "logs" / f"{result['failed'][0]['id']}.log").read_text()
+    for path, text in zip(records, kept, strict=True):
+        path.write_text(text)
+
+
+def test_where_all_fail_it_is_an_error(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(recipe: Any, **flags: Any) -> None:
+        raise TrainingError("no luck.")
+
+    monkeypatch.setattr(trials, "run", fail)
+    assert main(["compare", str(write_experiment(place, tmp_path / "out"))]) == 1
+    assert "no cell could be carried out; the first: no luck." in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    assert main(["compare", str(write_experiment(place, tmp_path))]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_give_the_same_bits_and_outlive_a_failure(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"no parquet")
+    experiment = write_experiment(place, tmp_path / "ray")
+    sources = f"axes.source={{good: null, bad: {{data.files: {{train: {tmp_path}/train.parquet}}}}}}"
+    changes = ["seeds=[0]", sources, "domains=null", "curve=null", "axes.shots={all: null}"]
+    arguments = ["compare", str(experiment), *(word for change in changes for word in ("--set", change))]
+    here = subprocess.run(
+        [sys.executable, "-m", "tltasks", *arguments, "--output", str(tmp_path / "here")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert here.returncode == 3, here.stderr[-2000:]
+    assert main([*arguments, "--engine", "ray", "--workers", "2"]) == 3
+    found = {}
+    for name in ("here", "ray"):
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert (len(result["cells"]), len(result["failed"])) == (2, 2)
+        assert all("train.parquet" in cell["message"] for cell in result["failed"])
+        assert Counter(event for event, _ in journal(tmp_path / name).elements()) == {
+            "begun": 4, "finished": 2, "failed": 2
+        }  # fmt: skip
+        found[name] = {cell["id"]: cell["targets"] for cell in result["cells"]}
+    assert found["ray"] == found["here"], "losses with all their digits"
+    assert all("loss" in target["values"] for cell in found["ray"].values() for target in cell.values())
+    capsys.readouterr()
+    assert main([*arguments, "--engine", "ray", "--workers", "1", "--dry-run"]) == 0
+    assert "2 finished, 2 to carry out" in capsys.readouterr().err
+
+
+def test_workers_are_for_ray(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = write_experiment(place, tmp_path / "out")
+    assert main(["compare", str(experiment), "--workers", "2"]) == 2
+    assert "are for --engine ray" in capsys.readouterr().err
+
+
+def test_bookkeeping_is_a_hundredth_of_the_work(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand cells, 20 are carried out by a stand-in that takes no time; a real cell takes two seconds."""
+    result = json.loads(next(finished.glob("cells/*.json")).read_text())
+    output = place / "many"
+    (output / "cells").mkdir(parents=True)
+    found = load_experiment(write_experiment(place, output), [f"seeds={list(range(250))}"])[1]
+    planned = plan_cells(found, output)
+    progress = compare.Progress(planned)
+    monkeypatch.setattr(trials, "_run", lambda item, output, watch: None)
+    monkeypatch.setattr(trials, "describe_cell", lambda item, run, seconds: {**result, "id": item.id})
+    console = compare.Console(file=io.StringIO())
+    started = time.perf_counter()
+    trials.run_cells(
+        to_do(planned)[:20],
+        output,
+        keep_weights=False,
+        on_end=lambda item, ended: compare._tell(console, progress, item, ended, n_cells=1000),
+    )
+    assert len(list(output.glob("cells/*.json"))) == 20
+    assert (time.perf_counter() - started) / 20 < 0.02
+
+
+# ------------------------------------------------------------------------------------------- report
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if tag == "img" and name == "src":
+                self.images.append(value or "")
+            elif name in {"src", "href"}:
+                self.outside.append(value or "")
+
+
+def test_the_report_stands_alone(finished: Path) -> None:
+    page = _Page()
+    page.feed((finished / "report.html").read_text())
+    pictures = sorted(path.stem for path in finished.glob("figures/*.png"))
+    contexts = ("red-red", "red-dark")
+    assert set(pictures) >= {f"{kind}-{name}" for kind in ("curve", "parameters", "seconds") for name in contexts}
+    assert len(page.images) == len(pictures) == 8
+    assert all(image.startswith("data:image/svg+xml;base64,") for image in page.images)
+    assert page.outside == []
+
+
+def test_tables(finished: Path) -> None:
+    rows = numbers(finished)
+    assert len(rows) == 8
+    assert {row["verdict_against_scratch"] for row in rows} <= {"", "positive", "neutral", "negative"}
+    latex = (finished / "table.tex").read_text()
+    assert latex.count("\\\\\n") == 1 + 4
+    assert "\\textbf{" in latex

@@ -1,0 +1,58 @@
+import doctest
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tiny.images import write_recipe
+from tltasks.cli.commands import main
+from tltasks.errors import DataError
+from tltasks.experiments import lr_finder
+from tltasks.training.optimizer import learning_rate_factor
+
+
+def test_the_rate_rises_a_millionfold() -> None:
+    factors = [learning_rate_factor(s, total=7, warmup=0.0, schedule="exponential") for s in range(7)]
+    assert factors == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+
+
+def test_doctests() -> None:
+    assert doctest.testmod(lr_finder).attempted == 1
+    assert doctest.testmod(lr_finder).failed == 0
+
+
+def write(path: Path, losses: list[float]) -> Path:
+    rates = [10 ** (-6 + 6 * i / (len(losses) - 1)) for i in range(len(losses))]
+    rows = [{"split": "train", "learning_rate": r, "loss": v} for r, v in zip(rates, losses, strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_the_steepest_fall_is_found(tmp_path: Path) -> None:
+    """The loss stays, falls from 1e-3 on, and explodes from 0.1 on."""
+    losses = [2.0] * 51 + [2.0 - 0.03 * i for i in range(34)] + [1.0 * 3**i for i in range(16)]
+    found = lr_finder.read_range(write(tmp_path / "m.jsonl", losses))
+    assert 1e-3 < found.steepest < 0.1
+    assert found.largest == pytest.approx(found.rates[found.losses.index(min(found.losses))] / 10)
+    assert len(found.losses) < len(losses), "what comes after is left out"
+
+
+def test_a_loss_that_diverges_at_once_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ended after 3 steps\. The loss is nan"):
+        lr_finder.read_range(write(tmp_path / "m.jsonl", [2.0, 3.0, 9.0]), "The loss is nan")
+
+
+def test_a_recipe_is_tested(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = "{stage: transfer, epochs: 2, batch_size: 8, learning_rate: 1e-3, ema: 0.9}"
+    path = write_recipe(tiny / "range.yaml", Path("vit"), Path("data"), stage=stage)
+    output = tmp_path / "out"
+    assert main(["range-test", str(path), "--steps", "40", "--output", str(output)]) == 0
+    assert "the loss falls fastest at" in capsys.readouterr().err
+    found = json.loads((output / "range.json").read_text())
+    assert 1e-6 <= found["steepest"] <= 1.0
+    assert found["rates"][0] == pytest.approx(1e-6)
+    assert sorted(p.name for p in output.iterdir()) == ["range.json", "range.png"]
+    assert main(["range-test", str(path), "--steps", "20", "--output", str(output)]) == 0, "it may be done again"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    assert main(["range-test", str(path), "--output", str(tmp_path / "other")]) == 1

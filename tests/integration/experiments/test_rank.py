@@ -1,0 +1,94 @@
+"""`tltasks rank`: one pass for each checkpoint and target, estimates beside what compare has measured."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.tiny.images import save_data, save_model
+from tltasks.cli.commands import main
+from tltasks.experiments.rank import mean_tau
+from tltasks.experiments.transferability import ESTIMATORS
+from tltasks.training import linear_probe
+
+EXPERIMENT = """\
+recipe:
+  task: image-classification
+  model: {{name: one}}
+  data:
+    name: parquet
+    files: {{train: data/train.parquet, test: data/test.parquet}}
+  stages: [{{stage: transfer, steps: 1, batch_size: 4, learning_rate: 1e-6, keep: last}}]
+  precision: fp32
+axes:
+  checkpoint:
+    one:
+    two: {{model.name: two}}
+    three: {{model.name: three}}
+candidates: checkpoint
+output: {output}
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranking")
+    for seed, name in enumerate(("one", "two", "three")):
+        save_model(folder / name, seed=seed)
+    save_data(folder / "data", splits={"train": 30, "test": 12})
+    path = folder / "experiment.yaml"
+    path.write_text(EXPERIMENT.format(output=folder / "out"))
+    return path
+
+
+def test_candidates_are_judged_before_and_after_they_are_measured(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passes: list[int] = []
+    embed = linear_probe.embed_rows
+
+    def counted(*arguments: object, workers: int) -> object:
+        passes.append(1)
+        return embed(*arguments, workers=workers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(linear_probe, "embed_rows", counted)
+    assert main(["rank", str(experiment)]) == 0
+    assert "would measure it" in capsys.readouterr().err
+    assert len(passes) == 3, "one for each checkpoint"
+    result = experiment.parent / "out" / "rank.json"
+    before = json.loads(result.read_text())
+    assert [one["candidate"] for one in before["judged"]] == ["one", "two", "three"]
+    assert all(one["rows"] == 30 and one["estimates"].keys() == ESTIMATORS.keys() for one in before["judged"])
+    assert all(one["estimates"]["leep"] < 0 for one in before["judged"]), "their own heads know five classes"
+    assert len({one["estimates"]["log_me"] for one in before["judged"]}) == 3
+
+    assert main(["compare", str(experiment)]) == 0
+    cells = json.loads((experiment.parent / "out" / "result.json").read_text())["cells"]
+    assert main(["rank", str(experiment)]) == 0
+    after = json.loads(result.read_text())
+    measured = {cell["levels"]["checkpoint"]: cell["targets"]["test"]["value"] for cell in cells}
+    assert {one["candidate"]: one["truth"]["fine-tuning"] for one in after["judged"]} == measured
+    assert [one["estimates"] for one in after["judged"]] == [one["estimates"] for one in before["judged"]]
+    assert "weighted Kendall" in capsys.readouterr().err
+    assert len(set(measured.values())) > 1
+    assert {one["estimator"] for one in after["agreement"]} == set(ESTIMATORS)
+
+
+def test_without_candidates_there_is_nothing_to_rank(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", str(experiment), "--set", "candidates=null"]) == 2
+    assert "needs the key `candidates`" in capsys.readouterr().err
+
+
+def test_tau_is_scipy_s_over_targets() -> None:
+    rng = np.random.default_rng(0)
+    tables = [rng.normal(size=(6, 2)) for _ in range(3)]
+    expected = np.mean([stats.weightedtau(t[:, 0], t[:, 1], rank=None).statistic for t in tables])
+    tau, low, high = mean_tau(tables)
+    assert tau == pytest.approx(expected)
+    assert low < tau < high
+    ordered = np.arange(12.0).reshape(6, 2)
+    assert mean_tau([ordered]) == pytest.approx((1.0, 1.0, 1.0))
+    alike = np.array([[9 - 1e-12 * i, i] for i in range(6)])
+    assert mean_tau([alike])[0] == 0.0, "an estimator that tells nothing apart"

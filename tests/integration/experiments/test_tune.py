@@ -1,0 +1,181 @@
+"""A search as a user runs it: strictly read, by validation alone, the same after any stop."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny.images import save_data, save_model
+from tltasks.cli.commands import main
+from tltasks.config.loading import load_recipe
+from tltasks.errors import RecipeError
+from tltasks.experiments import tune as tuning
+from tltasks.experiments.search_space import load_search, trial_cell
+
+SEARCH = """\
+recipe:
+  task: image-classification
+  model: {{name: vit}}
+  data:
+    name: parquet
+    files: {{train: data/train.parquet, test: data/test.parquet}}
+    splits: {{validation: 0.4}}
+    corruptions: {{kinds: [contrast], severities: [1]}}
+  stages:
+    - {{stage: transfer, epochs: 3, batch_size: 8, learning_rate: 1e-2, keep: last}}
+  precision: fp32
+space:
+  stages.0.learning_rate: {{low: 1e-5, high: 3e-2, log: true}}
+  stages.0.batch_size: [4, 8]
+  stages.0.weight_decay: {{low: 0.0, high: 0.1, step: 0.01}}
+trials: 7
+startup_trials: 3
+warmup_evaluations: 1
+output: {output}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tune")
+    save_model(folder / "vit")
+    save_data(folder / "data", rows=24)
+    return folder
+
+
+def write(folder: Path, output: Path) -> Path:
+    path = folder / f"{output.name}.yaml"
+    path.write_text(SEARCH.format(output=output))
+    return path
+
+
+def trials(output: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((output / "result.json").read_text())["trials"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    output = place / "finished"
+    assert main(["tune", str(write(place, output))]) == 0
+    return output
+
+
+def test_the_recipes_own_setting_is_the_first_and_the_best_wins(finished: Path) -> None:
+    found = trials(finished)
+    assert [trial["number"] for trial in found] == list(range(7))
+    assert found[0]["settings"]["stages.0.learning_rate"] == 1e-2
+    assert found[0]["settings"]["stages.0.batch_size"] == 8
+    assert found[0]["settings"]["stages.0.weight_decay"] == 0.01, "which is the default"
+    done = [trial for trial in found if trial["state"] == "finished"]
+    pruned = [trial for trial in found if trial["state"] == "pruned"]
+    assert len(done) + len(pruned) == 7
+    assert all(len(trial["curve"]) == 3 for trial in done)
+    assert all(len(trial["curve"]) < 3 for trial in pruned)
+    assert pruned, "a learning rate of 1e-5 is below the median at once"
+    best = max(done, key=lambda trial: trial["value"])
+    chosen = load_recipe(finished / "best.yaml", check_files=False)
+    assert chosen.stages[0].learning_rate == best["settings"]["stages.0.learning_rate"]
+    assert chosen.stages[0].batch_size == best["settings"]["stages.0.batch_size"]
+    assert all(0 <= trial["settings"]["stages.0.weight_decay"] <= 0.1 for trial in found)
+
+
+def test_the_test_set_is_looked_at_after_the_search_alone(finished: Path) -> None:
+    records = [json.loads(path.read_text()) for path in finished.glob("cells/*.json")]
+    assert len(records) >= 3
+    assert {name for record in records for name in record["targets"]} == {"validation"}
+    tested = json.loads((finished / "result.json").read_text())["tested"]
+    assert {headline["split"] for headline in tested.values()} == {"test"}
+    assert json.loads((finished / "best" / "result.json").read_text())["headline"]["split"] == "test"
+    page = (finished / "report.html").read_text()
+    assert "The best setting: accuracy" in page
+    assert page.count("<figure") == 4
+    assert page.count("<tr>") == 1 + 7
+
+
+def test_it_goes_on_as_it_would_have(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = place / "stopped"
+    path = write(place, output)
+    plain, calls = tuning.carry_out, []
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[0].id)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(tuning, "carry_out", stopping)
+    assert main(["tune", str(path)]) == 143
+    assert len(trials(output)) == 3
+    assert main(["tune", str(path)]) == 0
+    assert trials(output) == trials(finished)
+    assert len(calls) == 8, "the one that was cut is taken up, and none is repeated"
+    assert main(["tune", str(path), "--set", "trials=8"]) in {0, 3}
+    assert [t["settings"] for t in trials(output)[:7]] == [t["settings"] for t in trials(finished)]
+    assert len(trials(output)) == 8
+
+
+def test_a_trial_that_fails_does_not_end_the_search(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, numbers = tuning.carry_out, iter(range(9))
+
+    def failing(item: Any, *arguments: Any, **options: Any) -> Any:
+        if next(numbers) == 1:
+            return tuning.Failure(item.id, "no memory")
+        return plain(item, *arguments, **options)
+
+    monkeypatch.setattr(tuning, "carry_out", failing)
+    path = write(place, tmp_path / "out")
+    assert main(["tune", str(path), "--set", "trials=3", "--set", "recipe.stages.0.epochs=1"]) == 3
+    assert [trial["state"] for trial in trials(tmp_path / "out")].count("failed") == 1
+
+
+def test_a_dry_run_shows_the_space(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", str(write(place, tmp_path / "out")), "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "7 trials" in said
+    assert "stages.0.batch_size" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_search_is_not_mixed_in(finished: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(place, finished)
+    shutil.copytree(finished, finished.parent / "copy")
+    assert main(["tune", str(path), "--output", str(finished.parent / "copy"), "--set", "seed=3"]) == 1
+    assert "holds a search in another space" in capsys.readouterr().err
+    (finished.parent / "other").mkdir()
+    (finished.parent / "other" / "thesis.tex").write_text("x")
+    assert main(["tune", str(path), "--output", str(finished.parent / "other")]) == 1
+    assert "holds no search" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("low: 1e-5, high: 3e-2, log: true", "low: 1, high: 1"), "`low` 1 is not below `high` 1"),
+        (("low: 1e-5", "low: 0"), "`log` needs numbers above 0"),
+        (("stages.0.batch_size: [4, 8]", "stages.0.batch_sise: [4, 8]"), r"stages\[0\].*batch_sise"),
+        (("stages.0.batch_size: [4, 8]", "stages.0.batch_size: [4, x]"), "batch_size"),
+        (("stages.0.batch_size: [4, 8]", "seed: [1, 2]"), "is no key that a score depends on"),
+        (("validation: 0.4", "validation: null"), "no `data.splits.validation` to choose by"),
+        (("trials: 7", "trails: 7"), "trails"),
+    ],
+)
+def test_mistakes(change: tuple[str, str], said: str, place: Path, tmp_path: Path) -> None:
+    path = write(place, tmp_path / "out")
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(RecipeError, match=said):
+        load_search(path)
+
+
+def test_a_trial_has_no_test_set(place: Path, tmp_path: Path) -> None:
+    search, base = load_search(write(place, tmp_path / "out"))
+    cell = trial_cell(base, 4, {"stages.0.batch_size": 4})
+    assert cell.recipe.data is not None
+    assert cell.recipe.data.splits.test is None
+    assert getattr(cell.recipe.data, "corruptions", None) is None
+    assert cell.levels == {"trial": "4"}
+    assert search.space.keys() == {"stages.0.learning_rate", "stages.0.batch_size", "stages.0.weight_decay"}

@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from tests.tiny import speech, texts
+from tests.tiny.images import save_data, save_model, write_recipe
+from tests.tiny.runs import run_recipe
+from tltasks.cli.commands import main
+from tltasks.hub.saved_model import open_trained
+from tltasks.inference import onnx as exporting
+
+LORA = "{stage: transfer, steps: 2, batch_size: 8, learning_rate: 1e-2, adapt: {lora: {rank: 2}}}"
+
+
+@pytest.fixture(scope="module", params=["vit", "timm-efficientnet"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier with an adapter, and the file of the whole model."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_model(folder / "model", request.param)
+    save_data(folder / "data", rows=16)
+    path = write_recipe(folder / "r.yaml", folder / "model", folder / "data", stage=LORA)
+    run_recipe(path, folder / "run")
+    assert main(["export", str(folder / "run"), "--compare", str(folder / "data" / "test.parquet")]) == 0
+    return folder / "run"
+
+
+def test_the_file_takes_any_number_of_images(exported: Path) -> None:
+    session = onnxruntime.InferenceSession(str(exported / "onnx" / "model.onnx"))
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape[1:]) == ("pixel_values", [3, 32, 32])
+    for n in (1, 5):
+        assert session.run(None, {"pixel_values": np.zeros((n, 3, 32, 32), np.float32)})[0].shape == (n, 3)
+
+
+def test_parity_is_said(exported: Path) -> None:
+    about = json.loads((exported / "onnx" / "export.json").read_text())
+    assert about["compared"] == about["same_answers"] == exporting.MADE_UP + 8
+    assert about["largest_difference"] < exporting.TOLERANCE
+    assert about["task"] == "image-classification"
+
+
+def test_its_readme_runs_as_printed(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (exported / "onnx" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "torch" not in code
+    monkeypatch.chdir(exported / "onnx")
+    exec(code, {})
+    assert capsys.readouterr().out.strip() in {"red", "green", "blue"}
+
+
+def test_what_is_there_is_not_overwritten(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(exported)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_file_that_says_something_else_is_not_kept(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = exporting.compare
+
+    def compared(model: Any, path: Path, values: Any) -> Any:
+        return plain(lambda value: model(value) * 1.01, path, values)
+
+    monkeypatch.setattr(exporting, "compare", compared)
+    assert main(["export", str(exported), "--output", str(tmp_path / "out")]) == 1
+    assert "outputs of the file differ" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recogniser_hears_clips_of_any_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speech.save_ctc(tmp_path / "ctc")
+    data = speech.save_data(tmp_path / "data", rows=8)
+    stage = "{stage: transfer, steps: 2, batch_size: 4, learning_rate: 1e-2}"
+    recipe = speech.write_recipe(tmp_path / "r.yaml", tmp_path / "ctc", data, stage=stage)
+    run_recipe(recipe, tmp_path / "run")
+    clips = [str(data / "clips" / f"test-{i}.wav") for i in range(3)]
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "out"), "--compare", *clips]) == 0
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert (about["compared"], about["same_answers"]) == (7, 7)
+    assert about["input"]["shape"] == [1, "time"]
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "out")
+    capsys.readouterr()
+    exec(code, {})
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_what_is_generated_is_no_single_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts.save_model(tmp_path / "t5")
+    speech.save_whisper(tmp_path / "whisper", seconds=4)
+    for name in ("t5", "whisper"):
+        assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 2
+        assert "generated token by token" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert open_trained(str(tmp_path / "t5"), tag=None, revision="main", trust_remote_code=False).task.tag

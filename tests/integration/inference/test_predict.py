@@ -1,0 +1,457 @@
+"""`tltasks predict` as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.hub_server import HubServer, hub_environment
+from tests.tiny import images, speech, texts
+from tests.tiny.runs import REPOSITORY, environment, run_recipe
+from tltasks.cli.commands import INTERRUPTED, MISUSED, PARTIAL, RAISED, main
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of an image classifier in `output`, its data in `data`, and its test pictures in `pictures`."""
+    folder = tmp_path_factory.mktemp("run")
+    images.save_model(folder / "vit")
+    images.save_data(folder / "data")
+    run_recipe(images.write_recipe(folder / "recipe.yaml", Path("vit"), folder / "data"), folder / "output")
+    (folder / "pictures" / "more").mkdir(parents=True)
+    for i, row in enumerate(pq.read_table(folder / "data" / "test.parquet").to_pylist()):
+        place = folder / "pictures" / ("more" if i >= 20 else "")
+        (place / f"{i:02}.png").write_bytes(row["image"]["bytes"])
+    return folder
+
+
+def predicted(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> list[Row]:
+    assert main(["predict", *map(str, arguments)]) == status
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def recorded(output: Path) -> Row:
+    (path,) = (output / "predictions").glob("*-test.parquet")
+    return dict(pq.read_table(path).to_pydict())
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = MISUSED) -> str:
+    assert main(["predict", *map(str, arguments)]) == status
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    return shown.err
+
+
+# -------------------------------------------------------------------------------------------- answers
+
+
+def test_answers_are_those_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = recorded(run / "output")
+    for model in (run / "output", run / "output" / "model"):
+        rows = predicted(capsys, model, run / "data" / "test.parquet", "--top-k", 2)
+        assert [row["row"] for row in rows] == before["row"]
+        assert [row["prediction"] for row in rows] == before["prediction"]
+        for row, probabilities in zip(rows, before["probabilities"], strict=True):
+            assert len(row["top"]) == 2
+            assert row["top"][0] == {"label": row["prediction"], "probability": row["probability"]}
+            expected = sorted(probabilities, reverse=True)[:2]
+            np.testing.assert_allclose([t["probability"] for t in row["top"]], expected, rtol=1e-5)
+
+
+def test_every_kind_of_input_gives_the_same(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = recorded(run / "output")["prediction"]
+    pictures = sorted((run / "pictures").rglob("*.png"), key=lambda path: path.name)
+    table = tmp_path / "list.csv"
+    with table.open("w") as file:
+        csv.writer(file).writerows([["file"], *[[os.path.relpath(path, tmp_path)] for path in pictures]])
+    lines = tmp_path / "list.jsonl"
+    lines.write_text("".join(json.dumps({"image": str(path)}) + "\n" for path in pictures))
+    monkeypatch.chdir(run)
+    stdin = io.TextIOWrapper(io.BytesIO("".join(f"{p.relative_to(run)}\n" for p in pictures).encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    ways: list[list[object]] = [
+        ["pictures"],
+        ["pictures/*.png", "pictures/more"],
+        ["pictures/**/*.png"],
+        pictures,
+        [table, "--column", "file"],
+        [lines],
+        ["-"],
+    ]
+    for way in ways:
+        rows = predicted(capsys, "output", *way)
+        assert [row["prediction"] for row in rows] == expected, way
+    assert rows[0]["input"] == "pictures/00.png"
+
+
+def test_bad_inputs_are_rows_with_an_error(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in {
+        "a.png": b"",
+        "b.jpg": b"no picture",
+        "d.png": images.png(images.picture("red", RNG)),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "list.csv").write_text('image\ngone.png\nhttps://example.org/x.png\n""\nd.png\n')
+    assert main(["predict", str(run / "output"), str(tmp_path), str(tmp_path / "list.csv")]) == PARTIAL
+    shown = capsys.readouterr()
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    assert ["error" in row for row in rows] == [True, True, False, True, True, True, False]
+    errors = [row["error"] for row in rows if "error" in row]
+    assert errors[0] == "empty file"
+    assert errors[1].startswith("not an image")
+    assert errors[2].startswith("file not found")
+    assert errors[3:] == ["is a URL, and nothing is fetched from outside without --fetch", "has no image"]
+    assert rows[2]["prediction"] == rows[6]["prediction"] == "red"
+    assert "2 predicted, 5 could not be" in shown.err
+    assert f"{tmp_path / 'a.png'}: " in shown.err
+    assert f"{tmp_path / 'list.csv'} row 0: " in shown.err
+
+
+RNG = np.random.default_rng(7)
+
+
+def test_what_names_nothing_is_refused_before_anything_is_loaded(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, run / "output", "https://example.org/cat.jpg", "gone.png", "*.nothing", "-", "-")
+    assert "https://example.org/cat.jpg: is a URL" in said
+    assert "gone.png: not found" in said
+    assert "*.nothing: matches no file" in said
+    assert "-: standard input can be read once" in said
+    picture = run / "pictures" / "00.png"
+    assert "ends in .jsonl, .csv, .parquet" in refused(capsys, run / "output", picture, "--output", "x.txt")
+    assert "needs --output" in refused(capsys, run / "output", picture, "--resume")
+    assert "--top-k 0" in refused(capsys, run / "output", picture, "--top-k", 0)
+    assert "not found" in refused(capsys, "./nothing", picture)
+    assert "holds no model" in refused(capsys, tmp_path, picture, status=RAISED)
+    assert "has no file that ends in .avif" in refused(capsys, run / "output", tmp_path)
+    column = refused(capsys, run / "output", run / "data" / "test.parquet", "--column", "photo")
+    assert "has no column `photo`" in column
+    assert "It has: image, label." in column
+    (tmp_path / "recipe.yaml").write_text("")
+    assert "has not finished" in refused(capsys, tmp_path, picture, status=RAISED)
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def read(path: Path) -> list[Row]:
+    if path.suffix == ".parquet":
+        return list(pq.read_table(path).to_pylist())
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        return [dict(row) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_part_is_completed(run: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, part = tmp_path / f"whole{suffix}", tmp_path / f"part{suffix}"
+    assert predicted(capsys, run / "output", run / "pictures", "--output", whole) == []
+    expected = read(whole)
+    assert len(expected) == 24
+    assert expected[0].keys() >= {"input", "prediction", "probability", "top"}
+    predicted(capsys, run / "output", run / "pictures" / "0*.png", "--output", part)
+    assert len(read(part)) == 10
+    assert "is there already" in refused(capsys, run / "output", run / "pictures", "--output", part)
+    if suffix != ".parquet":  # as a kill leaves it
+        content = part.read_bytes()
+        part.write_bytes(content[:-5])
+    predicted(capsys, run / "output", run / "pictures", "--output", part, "--resume")
+    assert read(part) == expected
+    before = part.read_bytes()
+    predicted(capsys, run / "output", run / "pictures", "--output", part, "--resume")
+    assert read(part) == expected
+    assert suffix == ".parquet" or part.read_bytes() == before
+    assert not list(tmp_path.glob(".*")), "nothing is left over"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_another_file_is_not_touched(
+    run: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / f"other{suffix}"
+    if suffix == ".parquet":
+        shutil.copy(run / "data" / "test.parquet", other)
+    else:
+        other.write_text("a,b\n1,2\n" if suffix == ".csv" else '{"a": 1}\n')
+    before = other.read_bytes()
+    said = refused(capsys, run / "output", run / "pictures", "--output", other, "--resume")
+    assert "holds something else" in said
+    assert other.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_stop_leaves_a_valid_part(run: Path, tmp_path: Path, suffix: str) -> None:
+    many = tmp_path / "many"
+    many.mkdir()
+    pictures = sorted((run / "pictures").glob("*.png"))
+    for i in range(6000):
+        os.link(pictures[i % len(pictures)], many / f"{i:04}.png")
+    output = tmp_path / f"answers{suffix}"
+    command = [sys.executable, "-m", "tltasks", "predict", str(run / "output"), str(many), "--output", str(output)]
+    started = output if suffix == ".jsonl" else output.with_name(f".{output.name}.tmp")
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    while process.poll() is None and not (started.exists() and started.stat().st_size > 1000):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, said
+    assert "Traceback" not in said
+    assert "with --resume completes it" in said
+    part = read(output)
+    assert 0 < len(part) < 6000
+    done = subprocess.run([*command, "--resume"], env=environment(), capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    rows = read(output)
+    assert [row["input"] for row in rows] == [str(many / f"{i:04}.png") for i in range(6000)]
+    assert rows[: len(part)] == part
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_inputs(run: Path, tmp_path: Path) -> None:
+    """Two thousand pictures of 400 px, of which one takes half a megabyte when decoded, beside two hundred."""
+    picture = images.png(images.picture("red", RNG, 400))
+    for folder, count in (("few", 200), ("many", 2000)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "first.png").write_bytes(picture)
+        for i in range(count - 1):
+            os.link(tmp_path / folder / "first.png", tmp_path / folder / f"{i:04}.png")
+    script = """
+from resource import RUSAGE_SELF, getrusage
+peaks = []
+for folder in ("few", "many"):
+    tltasks("predict", sys.argv[1], f"{sys.argv[2]}/{folder}", "--output", f"{sys.argv[2]}/{folder}.jsonl")
+    peaks.append(getrusage(RUSAGE_SELF).ru_maxrss)
+print(json.dumps(peaks))
+"""
+    command = [sys.executable, "-c", SCRIPT + script, str(run / "output"), str(tmp_path)]
+    done = subprocess.run(command, env=environment(), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    few, many = json.loads(done.stdout.splitlines()[-1])
+    assert len(read(tmp_path / "many.jsonl")) == 2000
+    assert many - few < 16 * 1024, "kibibytes"
+
+
+# -------------------------------------------------------------------------------------- speech and text
+
+
+def test_long_audio_comes_in_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import soundfile
+
+    folder = speech.save_whisper(tmp_path / "whisper", seconds=2, multilingual=False)
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "long.wav", speech.say(["red", "blue"] * 5, rng), 16000)
+    soundfile.write(tmp_path / "short.wav", speech.say(["red"], rng), 16000)
+    long, short = predicted(capsys, folder, tmp_path / "long.wav", tmp_path / "short.wav", "--precision", "fp32")
+    assert len(long["pieces"]) > 1
+    assert long["pieces"][0]["start"] == 0
+    assert long["pieces"][-1]["end"] == 4.0
+    for a, b in zip(long["pieces"], long["pieces"][1:], strict=False):
+        assert a["end"] == b["start"]
+        assert 0 < b["end"] - b["start"] <= 2
+    assert short["pieces"] == [{"start": 0.0, "end": 0.4, "text": short["prediction"]}]
+
+
+def test_texts_come_from_files_and_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = texts.save_model(tmp_path / "bart", "bart")
+    documents = ["the cats said", "a trains was {of", "", "one rain"]
+    (tmp_path / "documents").mkdir()
+    for i, document in enumerate(documents):
+        (tmp_path / "documents" / f"{i}.txt").write_text(document)
+    (tmp_path / "documents" / "notes.bin").write_bytes(b"\xff")
+    rows = predicted(capsys, folder, tmp_path / "documents", tmp_path / "documents" / "notes.bin", status=PARTIAL)
+    assert [row.get("error") for row in rows] == [None, None, "empty document", None, rows[4]["error"]]
+    assert rows[4]["error"].startswith("is not UTF-8 text")
+    lines = [documents[0], documents[1], json.dumps({"document": documents[3]}), ""]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+    listed = predicted(capsys, folder, "-")
+    assert [row["prediction"] for row in listed] == [rows[i]["prediction"] for i in (0, 1, 3)]
+    assert [row["row"] for row in listed] == [0, 1, 2]
+
+
+# ------------------------------------------------------------------------------------------------ Hub
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+def put(hub: HubServer, repo: str, folder: Path) -> None:
+    hub.add_repo(repo, {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
+
+
+BASE = Path("ada/base")
+LORA = "{stage: %s, epochs: 2, batch_size: 8, learning_rate: 5e-3, adapt: {lora: {rank: 4}}}"
+
+
+def _images(folder: Path, hub: HubServer) -> tuple[Path, Path]:
+    put(hub, str(BASE), images.save_model(folder / "base"))
+    images.save_data(folder / "data")
+    return images.write_recipe(folder / "recipe.yaml", BASE, folder / "data"), folder / "data" / "test.parquet"
+
+
+def _whisper(folder: Path, hub: HubServer) -> tuple[Path, Path]:
+    put(hub, str(BASE), speech.save_whisper(folder / "base"))
+    speech.save_data(folder / "data")
+    keys = "language: es, beams: 2"
+    stage = LORA % "finetune"
+    made = speech.write_recipe(folder / "recipe.yaml", BASE, folder / "data", stage=stage, model_keys=keys)
+    return made, folder / "data" / "test.csv"
+
+
+def _ctc(folder: Path, hub: HubServer) -> tuple[Path, Path]:
+    put(hub, str(BASE), speech.save_ctc(folder / "base"))
+    speech.save_data(folder / "data")
+    stage = LORA % "transfer"
+    return speech.write_recipe(folder / "recipe.yaml", BASE, folder / "data", stage=stage), folder / "data" / "test.csv"
+
+
+def _text(name: str) -> Any:
+    def make(folder: Path, hub: HubServer) -> tuple[Path, Path]:
+        put(hub, str(BASE), texts.save_model(folder / "base", name))
+        texts.save_data(folder / "data")
+        keys = ", prompt: 'now {document} then', generation: {num_beams: 2}"
+        made = texts.write_recipe(folder / "recipe.yaml", BASE, folder / "data", model_keys=keys)
+        return made, folder / "data" / "test.jsonl"
+
+    return make
+
+
+ROUND_TRIPS = {"images": _images, "whisper": _whisper, "ctc": _ctc, "bart": _text("bart"), "gpt2": _text("gpt2")}
+SCRIPT = """
+import json, os, shutil, sys
+from accelerate.state import AcceleratorState
+from tltasks.cli.commands import main
+
+def tltasks(*words):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    status = main(list(map(str, words)))
+    assert status == 0, (status, words)
+"""
+
+
+def launch(hub: HubServer, body: str, *words: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + body, *map(str, words)],
+        env=environment() | hub_environment(hub),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_what_was_pushed_predicts_as_recorded(hub: HubServer, tmp_path: Path, name: str) -> None:
+    """Train, push, delete everything local, the base moves on: the same answers, and those of transformers and PEFT."""
+    recipe, inputs = ROUND_TRIPS[name](tmp_path, hub)
+    base = hub.commits(str(BASE))[0].oid
+    script = """
+        from huggingface_hub import HfApi, constants
+        for publish in ("adapter", "merged"):
+            output, repo = f"{sys.argv[2]}/{publish}", f"ada/{sys.argv[3]}-{publish}"
+            tltasks("run", sys.argv[4], "--output", output, "--push",
+                "--set", f"hub.repo={repo}", "--set", f"hub.publish={publish}")
+            shutil.rmtree(f"{output}/model")
+        shutil.rmtree(constants.HF_HUB_CACHE)
+        HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="ada/base")
+        for publish in ("adapter", "merged"):
+            tltasks("predict", f"ada/{sys.argv[3]}-{publish}", sys.argv[1],
+                "--output", f"{sys.argv[2]}/{publish}.jsonl")
+        tltasks("run", sys.argv[4], "--output", f"{sys.argv[2]}/again", "--set", "stages=[{stage: zero_shot}]",
+            "--set", f"model.name=ada/{sys.argv[3]}-adapter", "--set", "hub.repo=null")
+    """
+    done = launch(hub, textwrap.dedent(script) + textwrap.dedent(PEERS[name]), inputs, tmp_path, name, recipe)
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    assert json.loads(hub.files(f"ada/{name}-adapter")["adapter_config.json"])["revision"] == base
+    for publish in ("adapter", "merged"):
+        before, rows = recorded(tmp_path / publish), read(tmp_path / f"{publish}.jsonl")
+        assert len(rows) >= 6
+        assert [row["prediction"] for row in rows] == before["prediction"], publish
+        if publish in theirs:
+            assert theirs[publish] == before["prediction"], publish
+    # A run goes on from a published adapter, on the base that it was trained on, and says that the base has moved.
+    (path,) = (tmp_path / "again" / "predictions").glob("*-test.parquet")
+    assert pq.read_table(path)["prediction"].to_pylist() == recorded(tmp_path / "adapter")["prediction"]
+    assert f"goes on from ada/base as it was at {base[:8]}; the Hub has" in done.stderr
+
+
+PEERS = {
+    "images": """
+        import io, torch, pyarrow.parquet as pq
+        from peft import PeftModel
+        from PIL import Image
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+        pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in pq.read_table(sys.argv[1]).to_pylist()]
+        merged = [found[0]["label"] for found in pipeline("image-classification", "ada/images-merged")(pictures)]
+        repo = "ada/images-adapter"
+        config = AutoConfig.from_pretrained(repo)
+        base = AutoModelForImageClassification.from_pretrained(
+            f"{sys.argv[2]}/base", config=config, ignore_mismatched_sizes=True)
+        model = PeftModel.from_pretrained(base, repo).eval()
+        with torch.inference_mode():
+            logits = model(**AutoImageProcessor.from_pretrained(repo)(pictures, return_tensors="pt")).logits
+        adapter = [config.id2label[i] for i in logits.argmax(-1).tolist()]
+        print(json.dumps({"merged": merged, "adapter": adapter}))
+    """,
+    **dict.fromkeys(
+        ("whisper", "ctc"),
+        """
+        import csv, pathlib, soundfile
+        from transformers import pipeline
+        place = pathlib.Path(sys.argv[1])
+        files = [place.parent / row["audio"] for row in csv.DictReader(place.open())]
+        clips = [soundfile.read(file, dtype="float32")[0] for file in files]
+        transcribe = pipeline("automatic-speech-recognition", f"ada/{sys.argv[3]}-merged")
+        print(json.dumps({"merged": [transcribe(clip)["text"].strip() for clip in clips]}))
+    """,
+    ),
+    **dict.fromkeys(
+        ("bart", "gpt2"),
+        """
+        import torch
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+        repo = f"ada/{sys.argv[3]}-merged"
+        kind = AutoModelForCausalLM if sys.argv[3] == "gpt2" else AutoModelForSeq2SeqLM
+        tokenizer, model = AutoTokenizer.from_pretrained(repo), kind.from_pretrained(repo).eval()
+        found = []
+        for line in open(sys.argv[1]):
+            ids = tokenizer("now " + json.loads(line)["document"] + " then", return_tensors="pt")
+            ids = {key: ids[key] for key in ("input_ids", "attention_mask")}
+            with torch.inference_mode():
+                written = model.generate(**ids)[0]
+            written = written[ids["input_ids"].shape[1]:] if sys.argv[3] == "gpt2" else written
+            found.append(tokenizer.decode(written, skip_special_tokens=True).strip())
+        print(json.dumps({"merged": found}))
+    """,
+    ),
+}

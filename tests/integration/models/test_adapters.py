@@ -1,0 +1,361 @@
+"""What is trained, for each way to adapt; and adapters merged against adapters applied."""
+
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from tests.tiny.images import CONFIGS, SIZE
+from tltasks.config.plan import STAGES
+from tltasks.config.stage import ImageStage
+from tltasks.errors import CheckpointError, RecipeError
+from tltasks.models.adapters import (
+    adapt,
+    count_parameters,
+    find_head,
+    find_lora_targets,
+    freeze_unused,
+    merged,
+    relabel,
+    set_training_mode,
+)
+
+# peft 0.21 asks transformers 5.24 by an old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+def build(name: str = "vit", seed: int = 0) -> transformers.PreTrainedModel:
+    torch.manual_seed(seed)
+    config = CONFIGS[name]()
+    relabel(config, [f"class {i}" for i in range(5)])
+    classes: dict[str, Any] = {"deit": transformers.DeiTForImageClassification}
+    model: transformers.PreTrainedModel = classes.get(name, transformers.AutoModelForImageClassification.from_config)(
+        config
+    )
+    return model.eval()
+
+
+def adapted(model: transformers.PreTrainedModel, how: Any, row: str = "transfer", **keys: Any) -> nn.Module:
+    stage = ImageStage.model_validate({"stage": row, "learning_rate": 1e-3, "epochs": 1.0, "adapt": how, **keys})
+    head = find_head(model)
+    targets = find_lora_targets(model, head=head)
+    return adapt(
+        model,
+        stage,
+        STAGES[row],  # type: ignore[index]
+        head=head,
+        targets=targets,
+        shown_name="ada/base",
+        revision="v1",
+    )
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+# ------------------------------------------------------------------------------------------ full and head
+
+
+def test_full_trains_all_and_head_the_head() -> None:
+    assert trained(adapted(build(), "full")) == {name for name, _ in build().named_parameters()}
+    assert trained(adapted(build(), "head")) == {"classifier.weight", "classifier.bias"}
+
+
+def test_freezing_by_module_and_by_wildcard() -> None:
+    model = adapted(build(), "full", freeze=["vit.embeddings", "vit.layers.0*", "*.bias"])
+    frozen = {name for name, _ in model.named_parameters()} - trained(model)
+    assert frozen == {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("vit.embeddings.", "vit.layers.0.")) or name.endswith(".bias")
+    }
+    assert trained(model)
+
+
+def test_freezing_nothing_or_all_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"freeze: no weight matches `vti\*`. Modules: .*vit.embeddings"):
+        adapted(build(), "full", freeze=["vti*"])
+    with pytest.raises(RecipeError, match=r"leaves no weight to train"):
+        adapted(build(), "full", freeze=["*"])
+
+
+# ----------------------------------------------------------------------------------------------- adapters
+
+METHODS: dict[str, Any] = {
+    "lora": {"lora": {"rank": 4}},
+    "rslora": {"lora": {"rank": 4, "alpha": 3.0, "rslora": True}},
+    "dora": {"dora": {"rank": 2}},
+    "gaussian": {"lora": {"rank": 4, "init": "gaussian"}},
+    "pissa": {"lora": {"rank": 4, "init": "pissa"}},
+    "olora": {"lora": {"rank": 4, "init": "olora"}},
+    "orthogonal": {"lora": {"rank": 4, "init": "orthogonal"}},
+    "dora-pissa": {"dora": {"rank": 2, "init": "pissa"}},
+    "ia3": {"ia3": {}},
+    "loha": {"peft": {"type": "loha", "r": 2}},
+}
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Adapters start where they change nothing; move them away from there."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, p in model.named_parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize("architecture", ["vit", "resnet", "timm-vit"])
+@pytest.mark.parametrize("method", METHODS)
+def test_merged_is_the_adapter(method: str, architecture: str) -> None:
+    plain = build(architecture)
+    pixels = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    if architecture == "resnet" and method in {"pissa", "olora", "orthogonal", "dora-pissa"}:
+        with pytest.raises(
+            CheckpointError, match=r"init: only linear layers can start so, and ResNet.*has convolutions"
+        ):
+            adapted(plain, METHODS[method])
+        return
+    with torch.inference_mode():
+        before = plain(pixel_values=pixels).logits
+        model = shaken(adapted(plain, METHODS[method]))
+        expected = model(pixel_values=pixels).logits
+        whole = merged(model)
+        found = whole(pixel_values=pixels).logits
+        again = model(pixel_values=pixels).logits
+    assert isinstance(whole, transformers.PreTrainedModel)
+    assert not isinstance(whole, peft.PeftModel)
+    scale = float(expected.abs().max())
+    assert float((before - expected).abs().max()) > 1e-2 * scale
+    torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=1e-4)
+    assert torch.equal(again, expected), "the adapter itself stays as it was"
+    assert whole.state_dict().keys() == build(architecture).state_dict().keys()
+
+
+def t5() -> tuple[transformers.PreTrainedModel, list[str], dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    ids = torch.arange(3, 17).view(2, 7)
+    return transformers.T5ForConditionalGeneration(config), ["lm_head"], {"input_ids": ids, "decoder_input_ids": ids}
+
+
+def whisper() -> tuple[transformers.PreTrainedModel, list[str], dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    sizes = {f"{part}_{what}": n for part in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 32))}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 0, "max_source_positions": 50}
+    config = transformers.WhisperConfig(vocab_size=40, d_model=16, num_mel_bins=16, **sizes, **heads)
+    sound = torch.randn(2, 16, 100)
+    inputs = {"input_features": sound, "decoder_input_ids": torch.arange(3, 11).view(2, 4)}
+    return transformers.WhisperForConditionalGeneration(config), ["proj_out"], inputs
+
+
+@pytest.mark.parametrize("make", [t5, whisper])
+@pytest.mark.parametrize("method", METHODS)
+def test_adapters_of_text_and_speech_models_merge(method: str, make: Any) -> None:
+    plain, head, inputs = make()
+    stage = ImageStage.model_validate(
+        {"stage": "finetune", "learning_rate": 1e-3, "epochs": 1.0, "adapt": METHODS[method]}
+    )
+    targets = find_lora_targets(plain, head=head)
+    with torch.inference_mode():
+        before = plain.eval()(**inputs).logits
+        made = adapt(
+            plain, stage, STAGES["finetune"], head=[], targets=targets, shown_name="ada/base", revision="v1"
+        ).eval()
+        torch.testing.assert_close(made(**inputs).logits, before, msg="training starts at the checkpoint")
+        expected = shaken(made)(**inputs).logits
+        found = merged(made)(**inputs).logits
+    scale = float(expected.abs().max())
+    assert float((before - expected).abs().max()) > 1e-3 * scale
+    torch.testing.assert_close(found, expected, atol=1e-4 * scale, rtol=1e-4)
+
+
+def test_biases_alone_and_a_new_head() -> None:
+    model = adapted(build(), "bitfit")
+    biases = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
+    assert len(biases) > 10
+    assert trained(model) == biases | {"classifier.weight"}
+    assert trained(adapted(build(), "bitfit", "finetune")) == biases
+    plain, _, _ = t5()
+    stage = ImageStage.model_validate({"stage": "finetune", "learning_rate": 1e-3, "epochs": 1.0, "adapt": "bitfit"})
+    with pytest.raises(RecipeError, match="T5ForConditionalGeneration has no biases"):
+        adapt(plain, stage, STAGES["finetune"], head=[], targets=[], shown_name="", revision="")
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal"])
+def test_an_adapter_that_takes_from_the_weights_does_not_stand_alone(init: str) -> None:
+    keys = {"stage": "transfer", "learning_rate": 1e-3, "epochs": 1.0}
+    assert not ImageStage.model_validate({**keys, "adapt": {"lora": {"init": init}}}).adapt.stands_alone
+    assert ImageStage.model_validate({**keys, "adapt": {"lora": {"init": "gaussian"}}}).adapt.stands_alone
+    assert ImageStage.model_validate({**keys, "adapt": "dora"}).adapt.stands_alone
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "said"),
+    [
+        ({"type": "ADALORA", "total_step": 9}, RecipeError, "ADALORA has a key of its own"),
+        ({"type": "prompt_tuning"}, RecipeError, "PROMPT_TUNING has a key of its own"),
+        ({"type": "XLORA"}, RecipeError, "combines adapters"),
+        ({"type": "LILY", "r": 2}, CheckpointError, r"LILY cannot be merged into the weights of ViT.*; use lora"),
+    ],
+)
+def test_methods_that_could_not_be_saved_are_refused(keys: dict[str, Any], error: Any, said: str) -> None:
+    with pytest.raises(error, match=said):
+        adapted(build(), {"peft": keys})
+
+
+@pytest.mark.parametrize("how", ["qlora", {"qlora": {"rank": 4}}])
+def test_qlora_is_refused_by_name(how: Any) -> None:
+    with pytest.raises(ValueError, match="QLoRA is not offered: weights are held in fp32"):
+        adapted(build(), how)
+
+
+def test_a_plain_model_is_merged_already() -> None:
+    model = build()
+    assert merged(model) is model
+
+
+def test_a_new_head_is_trained_and_a_kept_one_is_not() -> None:
+    new, kept = adapted(build(), METHODS["lora"]), adapted(build(), METHODS["lora"], "finetune")
+    assert {n for n in trained(new) if "lora_" not in n} == {
+        "base_model.model.classifier.modules_to_save.default.weight",
+        "base_model.model.classifier.modules_to_save.default.bias",
+    }
+    assert trained(kept)
+    assert all("lora_" in name for name in trained(kept))
+
+
+def test_the_base_that_an_adapter_names_is_the_recipes() -> None:
+    model = adapted(build(), {"lora": {"rank": 3, "dropout": 0.1}})
+    assert isinstance(model, peft.PeftModel)
+    config = model.peft_config["default"]
+    assert (config.base_model_name_or_path, config.revision) == ("ada/base", "v1")
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.task_type) == (3, 6, 0.1, None)
+
+
+def test_targets_by_name_and_further_keys() -> None:
+    model = adapted(build(), {"lora": {"targets": ["q_proj"]}}, "finetune")
+    assert len(trained(model)) == 4
+    assert all("q_proj" in name for name in trained(model))
+    model = adapted(build(), {"peft": {"type": "LOHA", "r": 2, "target_modules": ["v_proj"]}}, "finetune")
+    assert trained(model)
+    assert all("v_proj" in name for name in trained(model))
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "said"),
+    [
+        ({"type": "LOHAA"}, RecipeError, r"adapt.peft.type: PEFT has no LOHAA. Did you mean LOHA\? It has: .*VERA"),
+        ({"type": "zzzzz"}, RecipeError, r"has no zzzzz. It has: "),
+        (
+            {"type": "LOHA", "rank_dropuot": 0.1},
+            RecipeError,
+            r"LoHaConfig has no such key. Did you mean `rank_dropout`",
+        ),
+        (
+            {"type": "LOHA", "r": 2, "target_modules": ["no_such"]},
+            CheckpointError,
+            r"adapt.peft: PEFT cannot adapt ViT",
+        ),
+        ({"type": "OFT", "r": 3, "oft_block_size": 5}, (RecipeError, CheckpointError), r"adapt.peft: "),
+    ],
+)
+def test_mistakes_in_a_method_of_peft(keys: dict[str, Any], error: Any, said: str) -> None:
+    with pytest.raises(error, match=said):
+        adapted(build(), {"peft": keys})
+
+
+def test_targets_that_the_model_lacks() -> None:
+    with pytest.raises(CheckpointError, match=r"adapt.lora: PEFT cannot adapt ViTForImageClassification"):
+        adapted(build(), {"lora": {"targets": ["no_such_module"]}})
+
+
+# ------------------------------------------------------------------------------ looking at the model
+
+
+class TwoLayerHead(transformers.ViTPreTrainedModel):
+    """A head of two layers, of which only the last has to do with the labels, and its scale."""
+
+    def __init__(self, config: transformers.ViTConfig) -> None:
+        super().__init__(config)
+        self.vit = transformers.ViTModel(config)
+        self.head = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, config.num_labels))
+        self.scale = nn.Linear(config.num_labels, config.num_labels, bias=False)
+        self.post_init()
+
+
+def test_a_head_of_several_layers() -> None:
+    config = CONFIGS["vit"]()
+    relabel(config, list("abc"))
+    assert find_head(TwoLayerHead(config)) == ["head.2", "scale"]
+
+
+def test_finding_a_head_leaves_the_model_as_it_was() -> None:
+    model = build()
+    before = dict(model.config.id2label), model.config.num_labels, torch.get_rng_state()
+    assert find_head(model) == ["classifier"]
+    assert (dict(model.config.id2label), model.config.num_labels) == before[:2]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_targets_of_a_convolutional_net_leave_out_stem_depthwise_and_head() -> None:
+    model = build("timm-efficientnet")
+    modules = dict(model.named_modules())
+    targets = find_lora_targets(model, head=find_head(model))
+    assert len(targets) > 20
+    assert all(isinstance(modules[t], nn.Conv2d | nn.Linear) for t in targets)
+    assert all(getattr(modules[t], "groups", 1) == 1 for t in targets)
+    assert "timm_model.conv_stem" not in targets
+    assert "timm_model.classifier" not in targets
+
+
+def test_linear_layers_of_gpt2_are_found() -> None:
+    config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=8)
+    targets = find_lora_targets(transformers.GPT2Model(config), head=[])
+    assert targets == ["h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "h.0.mlp.c_proj"]
+
+
+def test_weights_without_gradient_are_frozen_but_never_adapters() -> None:
+    model = build()
+    freeze_unused(model, {"vit.embeddings.cls_token"})
+    assert {n for n, _ in model.named_parameters()} - trained(model) == {"vit.embeddings.cls_token"}
+    wrapped = adapted(build(), METHODS["lora"])
+    unused = next(name for name in trained(wrapped) if "lora_B" in name)
+    with pytest.raises(CheckpointError, match=r"1 adapter weights receive no gradient, e.g. .*lora_B"):
+        freeze_unused(wrapped, {unused})
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("how", ["full", METHODS["lora"]])
+def test_batch_normalisation_is_frozen_on_request(frozen: bool, how: Any) -> None:
+    model = adapted(build("resnet"), how)
+    statistics = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
+    assert len(statistics) >= 8
+    set_training_mode(model, frozen_batch_norm=frozen)
+    assert model.training
+    model(pixel_values=torch.randn(4, 3, SIZE, SIZE) + 3)
+    same = {n: torch.equal(b, statistics[n]) for n, b in model.named_buffers() if n in statistics}
+    assert set(same.values()) == {frozen}
+
+
+def test_counts_do_not_count_a_replaced_head_twice() -> None:
+    model = build()
+    total = sum(p.numel() for p in model.parameters())
+    head = 32 * 5 + 5
+    assert count_parameters(adapted(model, "head")) == (head, total)
+    wrapped = adapted(build(), {"lora": {"rank": 2, "targets": ["q_proj"]}})
+    assert count_parameters(wrapped) == (head + 2 * 2 * 2 * 32, total + 2 * 2 * 2 * 32)
+
+
+def test_labels_of_timm_are_renamed_too() -> None:
+    for name in ("vit", "timm-vit"):
+        config = CONFIGS[name]()
+        relabel(config, ["x", "y"])
+        saved = type(config).from_dict(config.to_dict())
+        assert list(saved.id2label.values()) == ["x", "y"], name
+        assert saved.label2id == {"x": 0, "y": 1}
+        assert saved.num_labels == 2

@@ -1,0 +1,231 @@
+"""What a run refuses, repeats not, hands on from stage to stage and writes; training itself is in test_training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny.images import COLOURS, save_data, save_model, write_recipe
+from tests.tiny.runs import largest_difference, run_recipe, weights
+from tltasks.config.loading import load_recipe
+from tltasks.errors import CheckpointError, RecipeError
+from tltasks.results.result import load_result
+from tltasks.runs.story import _alike, run
+from tltasks.training.tracking import read_metrics
+
+FIRST = "{name: first, stage: %s, steps: 2, batch_size: 8, learning_rate: 1e-3, adapt: full}"
+SECOND = (
+    "{name: second, stage: finetune, start: previous, steps: 1, batch_size: 8, learning_rate: 1e-9, optimizer: sgd}"
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of two stages, of which the second hardly moves the weights of the first."""
+    save_model(tiny / "coloured", labels=list(COLOURS))
+    stages = f"{FIRST % 'finetune'}\n  - {SECOND}"
+    recipe = write_recipe(tiny / "chain.yaml", Path("coloured"), Path("data"), stage=stages)
+    output = tmp_path_factory.mktemp("chain") / "run"
+    run_recipe(recipe, output)
+    return output
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_folder_is_not_written_to_twice(tiny: Path, finished: Path) -> None:
+    before = content(finished)
+    with pytest.raises(RecipeError, match=r"is not empty. Go on with that run with --resume"):
+        run_recipe(tiny / "chain.yaml", finished)
+    assert content(finished) == before
+
+
+def test_another_recipe_does_not_go_on(tiny: Path, finished: Path) -> None:
+    before = content(finished)
+    with pytest.raises(RecipeError, match="begun with another recipe"):
+        run_recipe(tiny / "chain.yaml", finished, "stages.0.learning_rate=2e-3", resume=True)
+    assert content(finished) == before
+
+
+def test_a_tracker_that_is_missing_and_a_push_to_nowhere_are_refused_at_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tltasks.runtime.devices.join_processes", lambda: pytest.fail("too late"))
+    with pytest.raises(RecipeError, match=r"names no hub.repo"):
+        run_recipe(tiny / "recipe.yaml", tmp_path / "run", push=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="tensorboard not installed"):
+        run_recipe(tiny / "recipe.yaml", tmp_path / "run", "trackers=[tensorboard]")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_saved_model_that_answers_otherwise_is_not_trusted(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tltasks.tasks.image.classification import ImageClassification
+
+    reload = ImageClassification.reload
+
+    def without_head(self: Any, folder: Path) -> Any:
+        model = reload(self, folder)
+        with torch.no_grad():
+            model.classifier.bias.copy_(torch.tensor([0.0, 0.0, 1e4]))
+        return model
+
+    monkeypatch.setattr(ImageClassification, "reload", without_head)
+    with pytest.raises(CheckpointError, match=r"answers \d+ of 24 examples differently"):
+        run_recipe(tiny / "recipe.yaml", tmp_path / "run", "stages.0.epochs=1", "stages.0.adapt=full")
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert list((tmp_path / "run" / "checkpoints").rglob("step-*"))
+
+
+# ------------------------------------------------------------------------------------------------- dry run
+
+
+def test_a_dry_run_shows_a_plan_and_writes_nothing(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    recipe = load_recipe(tiny / "recipe.yaml")
+    before = content(tiny)
+    assert run(recipe, output=tmp_path / "run", resume=False, push=False, dry_run=True) is None
+    assert not (tmp_path / "run").exists()
+    assert content(tiny) == before
+    shown = capsys.readouterr().err
+    for expected in ("plan (nothing was trained or written)", "train 48, validation 16, test 24", "12", "about", "GiB"):
+        assert expected in shown
+    assert f"results would go to {tmp_path / 'run'}" in shown
+
+
+def test_a_dry_run_of_a_finished_recipe_is_allowed(tiny: Path, finished: Path) -> None:
+    before = content(finished)
+    recipe = load_recipe(tiny / "chain.yaml")
+    assert run(recipe, output=finished, resume=False, push=False, dry_run=True) is None
+    assert content(finished) == before
+
+
+# -------------------------------------------------------------------------------------------------- resume
+
+
+def test_resuming_a_finished_run_repeats_nothing(tiny: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tltasks.tasks.image.classification import ImageClassification
+
+    monkeypatch.setattr(ImageClassification, "build", lambda self, row: pytest.fail("a stage was carried out again"))
+    before, expected = content(finished), load_result(finished / "result.json")
+    result = run_recipe(tiny / "chain.yaml", finished, resume=True)
+    assert result.stages == expected.stages
+    assert result.headline == expected.headline
+    after = content(finished)
+    assert after.keys() == before.keys()
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed <= {"result.json", "report.html", "README.md"}
+
+
+def test_what_was_removed_of_a_finished_run_is_written_again(tiny: Path, finished: Path) -> None:
+    for name in ("result.json", "report.html", "README.md"):
+        (finished / name).unlink()
+    run_recipe(tiny / "chain.yaml", finished, resume=True)
+    assert all((finished / name).is_file() for name in ("result.json", "report.html", "README.md"))
+
+
+# -------------------------------------------------------------------------------------------------- stages
+
+
+def test_a_stage_goes_on_from_the_one_before(tiny: Path, finished: Path) -> None:
+    first, second = load_result(finished / "result.json").stages
+    assert (first.name, second.name) == ("first", "second")
+    assert (first.weights["start"], second.weights["start"]) == ("checkpoint", "previous")
+    assert first.weights["newly_initialised"] == []
+    assert second.weights["newly_initialised"] == []
+    before = load_file(finished / "stages" / "first" / "model" / "model.safetensors")
+    after = weights(finished)
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    start = load_file(tiny / "coloured" / "model.safetensors")
+    assert largest_difference(start, after) > 1e-4
+    # What the second calls the untouched checkpoint is what the first has ended with.
+    assert second.baselines["checkpoint"]["test"].values == pytest.approx(first.metrics["test"].values, abs=1e-6)
+    assert second.metrics["test"].values == pytest.approx(first.metrics["test"].values, abs=1e-4)
+    assert not any(name.startswith("stage_") for name in first.baselines)
+    for split in ("test", "validation"):
+        beside = second.baselines["stage_first"][split]
+        assert beside.values == first.metrics[split].values
+        assert beside.details == {"difference_ci95": [0, 0]}, "it predicts the same"
+
+
+def test_the_run_is_judged_by_the_last_stage(finished: Path) -> None:
+    result = load_result(finished / "result.json")
+    assert (result.headline.stage, result.headline.split) == ("second", "test")
+    assert {p.name for p in (finished / "predictions").iterdir()} == {
+        f"{stage}-{split}.parquet" for stage in ("first", "second") for split in ("validation", "test")
+    }
+    assert [row["step"] for row in read_metrics(finished / "metrics.jsonl") if row["split"] == "train"] == [1, 2, 1]
+    assert not (finished / "stages" / "second" / "model").exists(), "nothing goes on from it"
+    assert not (finished / ".lock").exists()
+
+
+def test_an_untouched_stage_after_training_leaves_the_model(tiny: Path, finished: Path, tmp_path: Path) -> None:
+    stages = f"{FIRST % 'finetune'}\n  - {{stage: zero_shot, start: previous}}"
+    recipe = write_recipe(tiny / "after.yaml", Path("coloured"), Path("data"), stage=stages)
+    result = run_recipe(recipe, tmp_path / "run")
+    assert result.headline.stage == "first"
+    trained, looked = result.stages
+    assert looked.trainable_parameters == 0
+    assert looked.metrics["test"].values == pytest.approx(trained.metrics["test"].values, abs=1e-5)
+
+
+@pytest.mark.parametrize("second", [SECOND, "{stage: zero_shot, start: previous}"])
+def test_a_head_that_a_stage_has_put_on_is_kept_by_the_next(tiny: Path, tmp_path: Path, second: str) -> None:
+    stages = f"{FIRST % 'transfer'}\n  - {second}"
+    recipe = write_recipe(tiny / "new_head.yaml", Path("vit"), Path("data"), stage=stages)
+    first, second_result = run_recipe(recipe, tmp_path / "run").stages
+    assert second_result.metrics["test"].values == pytest.approx(first.metrics["test"].values, abs=1e-4)
+
+
+# ------------------------------------------------------------------------------------- further test sets
+
+
+def test_further_test_sets_are_judged_beside_the_first(tiny: Path, tmp_path: Path) -> None:
+    save_data(tmp_path / "shifted", splits={"test": 9}, seed=5)
+    extra = {"shifted": {"files": {"test": str(tmp_path / "shifted" / "test.parquet")}}}
+    result = run_recipe(
+        tiny / "recipe.yaml", tmp_path / "run", "stages.0.epochs=1", f"data.extra_test={json.dumps(extra)}"
+    )
+    (stage,) = result.stages
+    assert list(stage.metrics) == ["test", "validation", "shifted"]
+    assert stage.data["shifted"]["examples"] == 9
+    assert result.headline.split == "test"
+    assert all("shifted" in by_split for by_split in stage.baselines.values())
+    assert (tmp_path / "run" / "predictions" / "transfer-shifted.parquet").is_file()
+    assert "shifted" in (tmp_path / "run" / "report.html").read_text()
+
+
+# ------------------------------------------------------------------------------------------------- trackers
+
+
+def test_tensorboard_gets_what_metrics_jsonl_has(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_recipe(tiny / "recipe.yaml", tmp_path / "run", "stages.0.epochs=1", "trackers=[tensorboard]")
+    (file,) = (p for p in (tmp_path / "run" / "trackers" / "tltasks").iterdir() if "tfevents" in p.name)
+    events = EventAccumulator(str(file)).Reload()
+    rows = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["split"] == "train"]
+    logged = events.Scalars("transfer/train/loss")
+    assert [e.step for e in logged] == [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
+    assert [e.value for e in logged] == pytest.approx([r["loss"] for r in rows], rel=1e-5)
+    assert "transfer/validation/accuracy" in events.Tags()["scalars"]
+
+
+def test_a_saved_model_may_differ_by_rounding_and_no_more() -> None:
+    assert _alike("cat", "cat")
+    assert not _alike("cat", "dog")
+    assert _alike(0.561, 0.563)  # losses in bf16, by another kernel for attention
+    assert not _alike(0.561, 0.59)

@@ -1,0 +1,103 @@
+import doctest
+
+import numpy as np
+import pytest
+
+import tltasks.metrics.error_rate
+from tltasks.metrics.error_rate import (
+    COLUMNS,
+    align_words,
+    count_errors,
+    error_rates,
+    normaliser,
+    rates_by_duration,
+    writes_without_spaces,
+)
+
+
+def test_doctests() -> None:
+    result = doctest.testmod(tltasks.metrics.error_rate)
+    assert result.attempted >= 5
+    assert result.failed == 0
+
+
+NORMALISED = {
+    ("none", "  Two\u00a0 words.\n"): "Two words.",
+    ("none", "cafe\u0301"): "café",
+    ("basic", "ＡＢＣ １２３"): "abc 123",
+    ("basic", "Straße"): "strasse",
+    ("basic", "🎉 yes 🎉"): "yes",
+    ("basic", "مرحبًا، بك!"): "مرحبًا بك",
+    ("basic", "हिन्दी में।"): "हिन्दी में",
+    ("basic", "well-known"): "well known",
+    ("basic", "…"): "",
+    ("unaccented", "Contraseña última"): "contrasena ultima",
+    ("unaccented", "हिन्दी"): "हिन्दी",
+    ("unaccented", "한국어"): "한국어",
+    ("english", "It's 5 o'clock, colour."): "it is 50 clock colour",
+    ("english", "Twenty five"): "25",
+}
+
+
+@pytest.mark.parametrize(("name", "text"), NORMALISED)
+def test_normalisers(name: str, text: str) -> None:
+    assert normaliser(name)(text) == NORMALISED[name, text]
+
+
+def test_rates_are_ratios_of_sums() -> None:
+    counts = count_errors(["a x c", "d", "e f"], ["a b c d", "d", "e"], spaced=True)
+    assert dict(zip(COLUMNS, counts.sum(0).astype(int).tolist(), strict=True)) == {
+        "substitutions": 1,
+        "deletions": 1,
+        "insertions": 1,
+        "words": 6,
+        "character_errors": 5,
+        "characters": 9,
+    }
+    rates = error_rates(counts)
+    assert rates["wer"] == pytest.approx(3 / 6)
+    assert rates["cer"] == pytest.approx(5 / 9)
+
+
+def test_nothing_said_and_nothing_heard() -> None:
+    counts = count_errors(["", "a b", ""], ["", "", "a b"], spaced=True)
+    assert counts[:, :4].tolist() == [[0, 0, 0, 0], [0, 0, 2, 0], [0, 2, 0, 2]]
+    assert error_rates(counts)["wer"] == pytest.approx(2.0)
+    assert error_rates(np.zeros((1, 6)))["wer"] == 0
+
+
+def test_spaces_do_not_count_where_there_are_none() -> None:
+    heard, said = ["今天 天气 很好"], ["今天天气很坏"]
+    assert error_rates(count_errors(heard, said, spaced=False))["cer"] == pytest.approx(1 / 6)
+    assert error_rates(count_errors(heard, said, spaced=True))["cer"] == pytest.approx(3 / 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "unspaced"),
+    [
+        ("今天天气很好", True),
+        ("今日はいい天気", True),
+        ("สวัสดีครับ", True),
+        ("မင်္ဂလာပါ", True),
+        ("안녕하세요 여러분", False),
+        ("Привет мир", False),
+        ("iPhone 手机很好用,也很便宜", True),
+        ("123", False),
+    ],
+)
+def test_languages_without_spaces(text: str, unspaced: bool) -> None:
+    assert writes_without_spaces([text]) is unspaced
+
+
+def test_rates_by_duration() -> None:
+    counts = count_errors(["a", "x", "c d"], ["a", "b", "c d"], spaced=True)
+    rows = rates_by_duration(counts, [1.0, 31.0, 45.0])
+    assert [(row["from"], row["to"], row["examples"]) for row in rows] == [(0.0, 2.0, 1), (30.0, None, 2)]
+    assert rows[1]["wer"] == pytest.approx(1 / 3)
+
+
+def test_alignment_marks_every_error() -> None:
+    shown = str(align_words("one three tree four", "one two three four five"))
+    assert shown.splitlines()[-1].split() in (["D", "I", "D"], ["S", "S", "D"])
+    assert str(align_words("same", "same")) == "said  same\nheard same"
+    assert "I" in str(align_words("heard this", ""))

@@ -1,0 +1,99 @@
+"""What is printed, as text on a wide terminal."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tltasks.reports.console import show_checks, show_plan, show_result
+from tltasks.results.result import Headline, RunResult, Score, StageResult
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=160, color_system=None)
+
+
+def text(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def row(printed: str, start: str) -> list[str]:
+    (line,) = (line for line in printed.splitlines() if line.strip(" │").startswith(start))
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def stage(**more: Any) -> StageResult:
+    test = Score({"accuracy": 0.8123, "loss": 0.5}, "accuracy", (0.75, 0.86))
+    validation = Score({"accuracy": 0.9, "loss": 0.4}, "accuracy", (0.85, 0.95))
+    majority = {
+        name: Score({"accuracy": value}, "accuracy", (0, 1)) for name, value in {"test": 0.1, "val": 0.2}.items()
+    }
+    return StageResult(
+        **{
+            "stage": "transfer",
+            "name": "one",
+            "task": "image-classification",
+            "metrics": {"test": test, "val": validation},
+            "baselines": {"majority_class": majority},
+            "seconds": 1.0,
+            "examples_per_second": 1.0,
+            "peak_memory_bytes": 1,
+            "trainable_parameters": 1,
+            "total_parameters": 2,
+            "weights": {},
+            "data": {"test": {"examples": 12345}, "val": {"examples": 7}, "train": {"examples": 3}},
+            **more,
+        }
+    )
+
+
+def test_scores_stand_beside_their_baselines() -> None:
+    out = console()
+    headline = Headline("accuracy", 0.8123, (0.75, 0.86), True, "one", "test")
+    show_result(out, RunResult("x", headline, [stage(), stage(name="two")], {}, {}), Path("results"))
+    printed = text(out)
+    first = printed.split("two")[0]
+    assert "one · image-classification" in first
+    assert "test (12,345)" in first
+    assert "train" not in first
+    assert row(first, "accuracy") == ["accuracy", "0.812", "0.900"]
+    assert row(first, "95 % interval") == ["95 % interval", "0.750 to 0.860", "0.850 to 0.950"]
+    assert row(first, "baseline: majority_class") == ["baseline: majority_class", "0.100", "0.200"]
+    assert row(first, "loss") == ["loss", "0.500", "0.400"]
+    assert "accuracy 0.812 on test (95 % interval 0.750 to 0.860)" in printed
+    assert str(Path("results/report.html")) in printed
+
+
+def test_checks_tell_what_there_is_to_tell() -> None:
+    out = console()
+    show_checks(out, "s", {"train": {"cut_share": 0.123, "empty_rows": 1200.0, "doubles": 0}, "test": {"doubles": 0}})
+    assert text(out) == "s: train: cut 12.3%, empty rows 1,200.0\n"
+
+
+def test_a_plan_of_a_stage_that_trains_and_of_one_that_does_not() -> None:
+    out = console()
+    trains = {
+        "stage": "transfer",
+        "splits": {"train": (1000, 2), "test": (50, 0)},
+        "trainable": 10,
+        "total": 2000,
+        "steps": 1234,
+        "seconds": 100.0,
+        "memory_bytes": 3 * 2**30,
+    }
+    looks = {"stage": "zero_shot", "splits": {"test": (50, 0)}, "trainable": 2000, "total": 2000, "memory_bytes": 0}
+    show_plan(out, [trains, looks], "results")
+    printed = text(out)
+    assert row(printed, "transfer") == [
+        "transfer",
+        "train 1,000 (2 unreadable), test 50",
+        "10 of 2,000",
+        "1,234",
+        "about 1 min 40 s",
+        "3.0 GiB",
+    ]
+    assert row(printed, "zero_shot") == ["zero_shot", "test 50", "nothing", "–", "–", "–"]
+    assert "nothing was trained or written" in printed
+    assert "results would go to results" in printed

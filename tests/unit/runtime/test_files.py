@@ -1,0 +1,172 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.config.test_recipe import BASE
+from tltasks.config.loading import load_recipe, recipe_sha256, write_recipe
+from tltasks.errors import RecipeError
+from tltasks.runs.output_folder import refuse_occupied
+from tltasks.runtime.files import locked, whole_folder, write_json, write_text
+
+
+@pytest.fixture
+def digest(tmp_path: Path) -> str:
+    path = tmp_path / "r.yaml"
+    path.write_text(BASE)
+    return recipe_sha256(load_recipe(path))
+
+
+@pytest.fixture
+def begun(tmp_path: Path, digest: str) -> Path:
+    """The results folder of a run that has been begun."""
+    output = tmp_path / "outputs" / "x"
+    write_recipe(load_recipe(tmp_path / "r.yaml"), output / "recipe.yaml")
+    return output
+
+
+# ------------------------------------------------------------------------------------- occupied folders
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_new_and_empty_folders_are_free(tmp_path: Path, digest: str, resume: bool) -> None:
+    refuse_occupied(tmp_path / "new", digest, resume=resume)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".lock").touch()
+    refuse_occupied(tmp_path / "empty", digest, resume=resume)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_is_not_overwritten(begun: Path, digest: str) -> None:
+    with pytest.raises(RecipeError, match=r"is not empty\. Go on with that run with --resume, or name another folder"):
+        refuse_occupied(begun, digest, resume=False)
+    refuse_occupied(begun, digest, resume=True)
+
+
+def test_another_recipe_does_not_resume_a_run(begun: Path, digest: str) -> None:
+    with pytest.raises(RecipeError, match=rf"was begun with another recipe \({digest[:12]}, now 0123456789ab\)"):
+        refuse_occupied(begun, "0123456789abcdef", resume=True)
+
+
+def test_other_folders_are_not_resumed(tmp_path: Path, digest: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(RecipeError, match=r"holds no run to resume \(no recipe\.yaml\)"):
+        refuse_occupied(tmp_path / "photos", digest, resume=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_file_is_no_folder(tmp_path: Path, digest: str, resume: bool) -> None:
+    with pytest.raises(RecipeError, match="is a file; name a folder with --output"):
+        refuse_occupied(tmp_path / "r.yaml", digest, resume=resume)
+
+
+def test_a_damaged_recipe_is_shown_with_its_place(begun: Path, digest: str) -> None:
+    (begun / "recipe.yaml").write_text("task: [\n")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:2:1  "):
+        refuse_occupied(begun, digest, resume=True)
+
+
+# --------------------------------------------------------------------------------------------- lock
+
+HOLD = (
+    "import sys; from pathlib import Path; from tltasks.runtime.files import locked\nwith locked(Path(sys.argv[1])): {}"
+)
+
+
+def test_a_second_run_is_kept_out(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD.format("print('held', flush=True); sys.stdin.read()"), str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RecipeError, match="another run is writing to it"), locked(tmp_path / "out"):
+            pass
+        other.kill()  # leaves the file, but not the lock
+    assert (tmp_path / "out" / ".lock").exists()
+    with locked(tmp_path / "out"):
+        assert (tmp_path / "out" / ".lock").exists()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_run_that_fails_gives_the_lock_back(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "out"):
+        raise ZeroDivisionError
+    with locked(tmp_path / "out"):
+        pass
+
+
+def test_the_lock_of_the_next_run_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes the lock as soon as it is given back keeps its file."""
+    import tltasks.runtime.files
+
+    class Lock(tltasks.runtime.files.FileLock):  # type: ignore[misc]
+        def release(self, force: bool = False) -> None:
+            super().release(force)
+            (tmp_path / "out" / ".lock").write_text("the next run's")
+
+    monkeypatch.setattr(tltasks.runtime.files, "FileLock", Lock)
+    with locked(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out" / ".lock").read_text() == "the next run's"
+
+
+def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(RecipeError, match=r"cannot be written to \(.*\); name another folder"),
+        locked(tmp_path / "file/x"),
+    ):
+        pass
+
+
+# --------------------------------------------------------------------------------------- whole or not
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "model"
+    with whole_folder(folder) as place:
+        (place / "new").write_text("1")
+        assert not folder.exists()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def fail_half_way() -> None:
+        with whole_folder(folder) as place:
+            (place / "half").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    with whole_folder(folder) as place:
+        assert list(place.iterdir()) == [], "what an earlier attempt has left is gone"
+        (place / "new").touch()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "note.txt"
+    write_text(path, "eins\n")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \ud800")
+    assert path.read_text(encoding="utf-8") == "eins\n"
+    write_text(path, "zwölf\n")
+    assert path.read_bytes() == "zwölf\n".encode()
+    assert [p.name for p in path.parent.iterdir()] == ["note.txt"]
+
+
+def test_json_is_readable(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"ä": [1, None]})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"ä": [1, None]}
+    assert "ä" in text
+    assert text.endswith("}\n")

@@ -1,0 +1,40 @@
+"""Every adapter has what the loop asks of a task, by the same names and with the same arguments."""
+
+import inspect
+
+import pytest
+
+from tltasks.config.recipe import TASKS
+from tltasks.tasks import ADAPTERS, load_adapter
+from tltasks.tasks.base import Embeds, Task
+
+MEMBERS = sorted(
+    {name for name in vars(Task) if not name.startswith("_")}
+    | {name for name in Task.__annotations__ if name[0] != "_"}
+)
+
+
+def test_there_is_an_adapter_for_every_task_of_a_recipe() -> None:
+    assert ADAPTERS.keys() == TASKS.keys()
+    assert len(ADAPTERS) >= 3
+    assert len(MEMBERS) >= 25
+
+
+def test_a_task_embeds_and_votes_or_has_neither() -> None:
+    """No adapter has a method that only says that it cannot."""
+    embedding = {tag for tag in ADAPTERS if issubclass(load_adapter(tag), Embeds)}
+    assert "image-classification" in embedding
+    for tag in ADAPTERS.keys() - embedding:
+        assert not hasattr(load_adapter(tag), "vote")
+    assert not [tag for tag in ADAPTERS if "raise NotImplementedError" in inspect.getsource(load_adapter(tag))]
+
+
+@pytest.mark.parametrize("tag", ADAPTERS)
+def test_an_adapter_meets_the_contract(tag: str) -> None:
+    adapter = load_adapter(tag)
+    assert adapter.tag == tag
+    for name in MEMBERS:
+        own = inspect.getattr_static(adapter, name)
+        asked = vars(Task).get(name)
+        if inspect.isfunction(asked):
+            assert list(inspect.signature(own).parameters) == list(inspect.signature(asked).parameters), name

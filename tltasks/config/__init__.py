@@ -1,0 +1,1 @@
+"""Recipes and experiments as pure data: read, checked and planned without torch."""

@@ -1,0 +1,149 @@
+"""What a recipe says under `adapt`: which weights are trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tltasks.config.section import Keys, PositiveFloat, PositiveInt, Share
+
+
+class Lora(Keys):
+    """Low-rank adaptation. Source: Hu et al., https://arxiv.org/abs/2106.09685."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat | None = None
+    """Scale of the update is alpha / rank. Unset: twice the rank."""
+    dropout: Share = 0.0
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Module name endings to adapt. `auto`: every linear layer of the backbone, or every convolution of a conv net."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank). Source: Kalajdzievski, https://arxiv.org/abs/2312.03732."""
+    init: Literal["zero", "gaussian", "pissa", "olora", "orthogonal"] = "zero"
+    """How the two factors start. zero: their product is. gaussian: likewise, the other factor drawn from a normal
+    distribution. pissa: the weight's largest singular vectors, https://arxiv.org/abs/2404.02948. olora: by its QR
+    decomposition, https://arxiv.org/abs/2406.01775. orthogonal: random directions at right angles. The last three
+    take their start out of the weight, so results are published merged."""
+
+
+class AdaLora(Keys):
+    """Low-rank adaptation whose ranks go to the layers that need them. Source: Zhang et al.,
+    https://arxiv.org/abs/2303.10512."""
+
+    rank: PositiveInt = 8
+    """Of a layer at the end, on average."""
+    initial_rank: PositiveInt = 12
+    """Of every layer at the start."""
+    alpha: PositiveFloat | None = None
+    """Scale of the update is alpha / initial_rank. Unset: twice the initial rank."""
+    dropout: Share = 0.0
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """As for LoRA."""
+    initial_share: Share = 0.1
+    """Of the steps, before any rank is taken away."""
+    final_share: Share = 0.3
+    """Of the steps, with the ranks as they will be; only weights of these are kept as the best."""
+    interval: PositiveInt = 1
+    """Steps between two allocations."""
+    orthogonality: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the penalty on singular vectors that are not at right angles."""
+
+    @model_validator(mode="after")
+    def _shrinks(self) -> Self:
+        if self.rank >= self.initial_rank:
+            raise ValueError(
+                f"`rank` {self.rank} is not below `initial_rank` {self.initial_rank}: none could be taken away"
+            )
+        if self.initial_share + self.final_share >= 1:
+            raise ValueError("`initial_share` and `final_share` leave no steps in which ranks are taken away")
+        return self
+
+
+class Ia3(Keys):
+    """(IA)³: learned rescaling of activations. Source: Liu et al., https://arxiv.org/abs/2205.05638."""
+
+    targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+
+
+class PromptTuning(Keys):
+    """Vectors are learnt that stand before the embedded text of an encoder-decoder. Source: Lester et al.,
+    https://arxiv.org/abs/2104.08691."""
+
+    tokens: PositiveInt = 20
+
+
+class BitFit(Keys):
+    """Only biases are trained, and a new head. Source: Ben Zaken et al., https://arxiv.org/abs/2106.10199."""
+
+
+class Full(Keys):
+    """Every weight is trained, except those that `freeze` names."""
+
+
+class Head(Keys):
+    """Only the head is trained."""
+
+
+class Peft(BaseModel):
+    """Any other PEFT method; further keys go to its configuration class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
+    type: str
+    """PEFT's name of the method: LOHA, LOKR, OFT, BOFT, VERA, FOURIERFT, HRA, …"""
+
+
+AdaptMethod = Literal["full", "head", "lora", "dora", "adalora", "ia3", "bitfit", "prompt"]
+
+
+class Adapt(Keys):
+    """What is trained: exactly one of the keys."""
+
+    full: Full | None = None
+    head: Head | None = None
+    lora: Lora | None = None
+    dora: Lora | None = None
+    """Weight-decomposed LoRA. Source: Liu et al., https://arxiv.org/abs/2402.09353."""
+    adalora: AdaLora | None = None
+    ia3: Ia3 | None = None
+    bitfit: BitFit | None = None
+    prompt: PromptTuning | None = None
+    peft: Peft | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            names = ", ".join(f"`{name}`" for name in type(self).model_fields)
+            raise ValueError(f"takes exactly one of {names}")
+        return self
+
+    @property
+    def method(self) -> str:
+        """Name of the one key that is set."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def is_peft(self) -> bool:
+        return self.method not in {"full", "head", "bitfit"}
+
+    @property
+    def is_virtual(self) -> bool:
+        """Whether what is learnt is no change of weights, so that it cannot be merged into them."""
+        return self.method == "prompt"
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether the adapter can be put on the checkpoint as it is, rather than on what it left of it."""
+        lora = self.lora or self.dora
+        return self.is_peft and (lora is None or lora.init in {"zero", "gaussian"})
+
+
+def _method_by_name(value: object) -> object:
+    """`adapt: full` is `adapt: {full: {}}`; `adapt: {lora: null}` is `adapt: {lora: {}}`."""
+    if isinstance(value, str):
+        value = {value: {}}
+    if isinstance(value, dict):
+        if "qlora" in value:
+            raise ValueError("QLoRA is not offered: weights are held in fp32; `lora` trains as few of them")
+        return {k: {} if v is None else v for k, v in value.items()}
+    return value

@@ -1,0 +1,84 @@
+"""The table of stages, and the plan that a recipe makes of them.
+
+A stage is a row: where its weights come from, what happens to the head, what is trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tltasks.config.data import Data
+from tltasks.config.model import Model
+from tltasks.config.recipe import Recipe
+from tltasks.config.stage import Stage, StageName
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a stage begins."""
+
+    weights: Literal["checkpoint", "random"]
+    head: Literal["kept", "new"]
+    trains: bool
+    cached: bool = False
+    """Whether the head is fitted on features that the frozen rest gives once, rather than by the loop."""
+
+
+STAGES: dict[StageName, Row] = {
+    "pretrain": Row(weights="random", head="new", trains=True),
+    "finetune": Row(weights="checkpoint", head="kept", trains=True),
+    "transfer": Row(weights="checkpoint", head="new", trains=True),
+    "probe": Row(weights="checkpoint", head="new", trains=True, cached=True),
+    "zero_shot": Row(weights="checkpoint", head="kept", trains=False),
+}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage with everything it needs, whether said by the stage or by the recipe."""
+
+    index: int
+    name: str
+    row: Row
+    task: str
+    model: Model
+    data: Data
+    stage: Stage
+
+
+def plan_stages(recipe: Recipe) -> list[StagePlan]:
+    """The stages in order, each with its own or the recipe's task, model and data."""
+    plans: list[StagePlan] = []
+    for index, stage in enumerate(recipe.stages):
+        model, data = (
+            getattr(stage, "model", None) or recipe.model,
+            getattr(stage, "data", None) or recipe.data,
+        )
+        assert model is not None and data is not None, "the recipe's check guarantees both"  # noqa: PT018
+        row = STAGES[stage.stage]
+        if stage.start == "previous":  # a stage that goes on never begins at random
+            row = replace(row, weights="checkpoint")
+        plans.append(
+            StagePlan(
+                index=index,
+                name=stage_names(recipe)[index],
+                row=row,
+                task=getattr(stage, "task", None) or recipe.task,
+                model=model,
+                data=data,
+                stage=stage,
+            )
+        )
+    return plans
+
+
+def stage_names(recipe: Recipe) -> list[str]:
+    """A unique name for each stage: its own, or the kind of stage, numbered from its second use."""
+    names: list[str] = []
+    for stage in recipe.stages:
+        name, n = stage.name or stage.stage, 2
+        while name in names:
+            name, n = f"{stage.name or stage.stage}-{n}", n + 1
+        names.append(name)
+    return names

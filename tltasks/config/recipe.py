@@ -1,0 +1,110 @@
+"""The recipe: what to do, as a frozen tree read from one YAML file.
+
+Pure data. Reading and checking a recipe imports neither torch nor any Hub library, so that
+`tltasks check` answers at once. What a task adds to the shared keys is one row of `TASKS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PrivateAttr, SerializeAsAny
+
+from tltasks.config.data import (
+    Data,
+    ImageData,
+    SpeechData,
+    TextData,
+    UnlabelledImageData,
+    UnlabelledSpeechData,
+    UnlabelledTextData,
+)
+from tltasks.config.model import ImageModel, Model, SpeechModel, TextModel
+from tltasks.config.objectives import (
+    CausalLanguageStage,
+    ContrastiveStage,
+    DenoisingStage,
+    MaskedImageStage,
+    MaskedLanguageStage,
+    SpeechObjectiveStage,
+)
+from tltasks.config.section import Keys, Name, RepoName
+from tltasks.config.stage import ImageStage, SpeechStage, Stage, TextStage
+
+
+class Emissions(Keys):
+    """What the card's estimate of carbon dioxide is made of (Lacoste et al., https://arxiv.org/abs/1910.09700)."""
+
+    watts: Annotated[float, Field(gt=0)]
+    """Power that one device draws with its share of the machine."""
+    grams_per_kwh: Annotated[float, Field(ge=0)]
+    """Grams of CO2-equivalent for each kilowatt-hour of the local grid."""
+    location: str | None = None
+    """Country or region of the grid, such as `France`."""
+
+    def grams(self, seconds: float, *, devices: int) -> float:
+        """Of so many devices for so long."""
+        return self.watts * devices * seconds / 3.6e6 * self.grams_per_kwh
+
+
+class Hub(Keys):
+    repo: RepoName | None = None
+    """Repository to push to, `user/name`. `--push` needs it."""
+    private: bool = True
+    publish: Literal["adapter", "merged"] = "adapter"
+    """For PEFT: the adapter alone, or merged into the checkpoint's weights. Full fine-tuning and objectives
+    without labels always publish all."""
+    licence: str | None = None
+    """Licence of the published weights, a Hub identifier such as apache-2.0. Unset: the base model's, where known."""
+    language: list[str] = []
+    """Language codes for the card."""
+    emissions: Emissions | None = None
+    """Power and grid, for the card's estimate of carbon dioxide. Unset: the card has time and hardware alone."""
+
+
+class Recipe(Keys):
+    """One experiment: stages in order, and what they share."""
+
+    task: str
+    """Hub pipeline tag of the task."""
+    model: SerializeAsAny[Model] | None = None
+    data: SerializeAsAny[Data] | None = None
+    stages: Annotated[list[SerializeAsAny[Stage]], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    output: Name
+    """Results folder, relative to the working directory."""
+    hub: Hub = Hub()
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = []
+    """Where metrics go besides metrics.jsonl."""
+
+    _folder: Path = PrivateAttr(default=Path())
+    """Where local paths start: the folder of the recipe's file."""
+    _locations: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+    """`file:line:column` of each key that was written."""
+    _typed_in: dict[tuple[str | int, ...], Path] = PrivateAttr(default_factory=dict)
+    """For keys that were set on the command line, the working directory: where their local paths start."""
+
+
+@dataclass(frozen=True)
+class TaskKeys:
+    """What a task adds to the shared keys."""
+
+    model: type[Model]
+    data: type[Data]
+    stage: type[Stage]
+
+
+TASKS: dict[str, TaskKeys] = {
+    "image-classification": TaskKeys(ImageModel, ImageData, ImageStage),
+    "masked-image-modeling": TaskKeys(ImageModel, UnlabelledImageData, MaskedImageStage),
+    "summarization": TaskKeys(TextModel, TextData, TextStage),
+    "automatic-speech-recognition": TaskKeys(SpeechModel, SpeechData, SpeechStage),
+    "contrastive-image": TaskKeys(ImageModel, UnlabelledImageData, ContrastiveStage),
+    "speech-pretraining": TaskKeys(SpeechModel, UnlabelledSpeechData, SpeechObjectiveStage),
+    "text-denoising": TaskKeys(TextModel, UnlabelledTextData, DenoisingStage),
+    "masked-language-modeling": TaskKeys(TextModel, UnlabelledTextData, MaskedLanguageStage),
+    "causal-language-modeling": TaskKeys(TextModel, UnlabelledTextData, CausalLanguageStage),
+}

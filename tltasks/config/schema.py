@@ -1,0 +1,69 @@
+"""The JSON Schema of recipes, by which editors complete and check them.
+
+Written by `tltasks schema > recipes/recipe.schema.json`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from tltasks.config.recipe import TASKS, Recipe
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def json_schema() -> dict[str, Any]:
+    """One schema of all recipes: the shared keys, and for each task its own model, data and stages."""
+    kinds = [kind for keys in TASKS.values() for kind in (keys.model, keys.data, keys.stage)]
+    references, schema = models_json_schema(
+        [(kind, "validation") for kind in dict.fromkeys([Recipe, *kinds])], ref_template="#/$defs/{model}"
+    )
+    definitions: dict[str, Any] = schema["$defs"]
+    _close(definitions)
+    shared = definitions.pop("Recipe")
+    stages = [references[keys.stage, "validation"] for keys in TASKS.values()]
+    variants = []
+    for tag, keys in TASKS.items():
+        own = {
+            "task": {"const": tag, "description": shared["properties"]["task"].get("description", "")},
+            "model": references[keys.model, "validation"],
+            "data": references[keys.data, "validation"],
+            # a stage of the recipe's own task, or of another that it names
+            "stages": {"type": "array", "minItems": 1, "items": {"anyOf": stages}},
+        }
+        variants.append({**shared, "title": tag, "properties": {**shared["properties"], **own}})
+    return {"$schema": DIALECT, "title": "tltasks recipe", "anyOf": variants, "$defs": _used(variants, definitions)}
+
+
+def _close(node: Any) -> None:
+    """Forbid the names that pydantic's patterns for the keys of a mapping leave open."""
+    if isinstance(node, dict):
+        if "patternProperties" in node:
+            node["additionalProperties"] = False
+        for value in node.values():
+            _close(value)
+    elif isinstance(node, list):
+        for value in node:
+            _close(value)
+
+
+def _used(variants: list[dict[str, Any]], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The definitions that the variants lead to; those of the abstract Model, Data and Stage do not remain."""
+    names: set[str] = set()
+
+    def follow(node: Any) -> None:
+        if isinstance(node, dict):
+            name = str(node.get("$ref", "")).rpartition("/")[2]
+            if name and name not in names:
+                names.add(name)
+                follow(definitions[name])
+            for value in node.values():
+                follow(value)
+        elif isinstance(node, list):
+            for value in node:
+                follow(value)
+
+    follow(variants)
+    return {name: definitions[name] for name in sorted(names)}

@@ -1,0 +1,282 @@
+"""What a recipe says of a stage, for all tasks and for each that has labels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from tltasks.config.adaptation import Adapt, AdaptMethod, Full, _method_by_name
+from tltasks.config.data import ImageData, SpeechData, TextData
+from tltasks.config.model import ImageModel, SpeechModel, TextModel
+from tltasks.config.section import FileName, Keys, PositiveFloat, PositiveInt, Share
+
+
+class L2Sp(Keys):
+    """Decay of weights to where they started from. Source: Li et al., https://arxiv.org/abs/1802.01483."""
+
+    alpha: PositiveFloat = 0.1
+    """Half of it times the squared distance from the checkpoint's weights is added to the loss."""
+    beta: Annotated[float, Field(ge=0)] = 0.01
+    """Half of it times the squared weights of a new head is added to the loss."""
+
+
+class Interpolate(Keys):
+    """Weights between those before and after the stage, WiSE-FT: Wortsman et al., https://arxiv.org/abs/2109.01903."""
+
+    alphas: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)] = [
+        0.0,
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+        1.0,
+    ]
+    """Shares of the way that may be gone; `validation` chooses, and one alone needs none."""
+
+
+def _interpolate_or_not(value: object) -> object:
+    """`interpolate: true` is `interpolate: {}`, and `false` is not to."""
+    return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
+
+
+StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
+
+
+class Stage(Keys):
+    stage: StageName
+    """finetune keeps the head; transfer puts a new head on the checkpoint; pretrain starts from random weights
+    (or goes on from a checkpoint with `start: previous`); probe fits a new linear head on the features of the frozen
+    checkpoint, computed once; zero_shot evaluates the untouched checkpoint."""
+    name: FileName | None = None
+    """Name in results and file names. Unset: the stage's, numbered where it repeats."""
+    start: Literal["checkpoint", "previous"] = "checkpoint"
+    """Weights to start from: the recipe's checkpoint, or what the stage before has trained."""
+    adapt: Annotated[Adapt, BeforeValidator(_method_by_name, json_schema_input_type=AdaptMethod | Adapt)] = Adapt(
+        full=Full()
+    )
+    freeze: list[str] = []
+    """Module name patterns (shell wildcards) whose weights stay as they are, e.g. `vit.embeddings*`."""
+    batch_norm: Literal["auto", "frozen", "batch"] = "auto"
+    """Statistics of batch normalisation: kept, or updated by each micro-batch (which makes results depend on its
+    size). auto: frozen from a checkpoint, batch from random weights."""
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    """Optimiser steps, instead of `epochs`."""
+    batch_size: PositiveInt = 32
+    """Examples per optimiser step, over all devices together."""
+    micro_batch: Literal["auto"] | PositiveInt = "auto"
+    """Examples per forward pass on a device: speed and memory, never results. auto: as many as fit."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the model with torch.compile: pays on long runs on an accelerator."""
+    learning_rate: PositiveFloat | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: Share = 0.9
+    """Momentum of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled decay of matrices; biases and normalisation weights are not decayed."""
+    schedule: Literal["cosine", "linear", "constant", "exponential"] = "cosine"
+    """How the rate falls after warm-up; exponential rises a millionfold to `learning_rate`, as range tests do."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises from zero."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor on the learning rate from each block to the one below it. Source: Clark et al.,
+    https://arxiv.org/abs/2003.10555."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the exponential moving average of the weights that is evaluated and saved."""
+    evaluate_every: PositiveInt | None = None
+    """Steps between evaluations on `validation`. Unset: once an epoch."""
+    evaluate_rows: PositiveInt | None = None
+    """Rows of `validation`, drawn with `seed`, that evaluations during training look at. Unset: all."""
+    early_stopping: PositiveInt | None = None
+    """Stop after this many evaluations without improvement."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that the stage ends with: the best by the headline metric on `validation`, or the last."""
+    l2_sp: L2Sp | None = None
+    """Decay to the weights that the stage starts with, in place of `weight_decay`."""
+    unfreeze_epochs: PositiveFloat | None = None
+    """Gradual unfreezing: epochs after which the next block is trained too, from the head down. Source: Howard and
+    Ruder, https://arxiv.org/abs/1801.06146."""
+    interpolate: Annotated[
+        Interpolate | None, BeforeValidator(_interpolate_or_not, json_schema_input_type=bool | Interpolate | None)
+    ] = None
+    """finetune: go back part of the way from the trained weights to those that the stage began with."""
+    checkpoint_every: PositiveInt | None = None
+    """Steps between checkpoints for `--resume`. Unset: at each evaluation."""
+    keep_checkpoints: PositiveInt = 2
+    l2: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    """probe: weight of the penalty on the head's squared weights, or several, of which `validation` chooses. Unset:
+    powers of ten from 1e-6 to 1 where there is a validation split, otherwise 1e-3."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is fitted to a training split."""
+        return self.stage != "zero_shot"
+
+    @property
+    def loops(self) -> bool:
+        """Whether the training loop runs."""
+        return self.stage not in {"probe", "zero_shot"}
+
+    @property
+    def together(self) -> int | None:
+        """Rows of a step whose loss is a joint one, so that one forward pass takes them whatever the devices."""
+        return None
+
+    @property
+    def publishes_whole(self) -> bool:
+        """Whether an adapter is always merged: where weights are mixed, or an encoder is handed on."""
+        return self.interpolate is not None
+
+    @property
+    def effective_keys(self) -> set[str]:
+        """The keys that this stage heeds."""
+        if not self.loops:
+            return {"stage", "name", "start", "task", "model", "data", *({"l2"} if self.stage == "probe" else set())}
+        useless = {"l2", *({"momentum"} if self.optimizer != "sgd" else ()), *({"weight_decay"} if self.l2_sp else ())}
+        return set(type(self).model_fields) - useless
+
+    @model_validator(mode="after")
+    def _consistent(self, info: ValidationInfo) -> Self:
+        """Raise ValueError with all contradictions; a list that is given as context takes them instead."""
+        found = []
+        given = self.model_fields_set
+        if not self.loops:
+            extra = given - self.effective_keys
+            why = "zero_shot trains nothing" if self.stage == "zero_shot" else "probe fits the head in one go"
+            if extra:
+                found.append(f"{why}, so these keys have no effect: {', '.join(sorted(extra))}")
+        else:
+            if "l2" in given:
+                found.append("`l2` is a key of `stage: probe`; the loop has `weight_decay`")
+            if self.epochs is None and self.steps is None:
+                found.append("needs `epochs` or `steps`")
+            if self.epochs is not None and self.steps is not None:
+                found.append("has both `epochs` and `steps`; keep one")
+            if self.learning_rate is None:
+                found.append("needs `learning_rate` (a start: 5e-4 for lora, 5e-5 for full with adamw, 1e-3 with sgd)")
+        if self.loops and "momentum" in given and self.optimizer != "sgd":
+            found.append("`momentum` is a key of `optimizer: sgd`")
+        if self.micro_batch != "auto" and self.micro_batch > self.batch_size:
+            found.append(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
+        if self.adapt.method != "full" and self.freeze:
+            found.append(f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else")
+        if self.l2_sp and "weight_decay" in given:
+            found.append("`l2_sp` takes the place of `weight_decay`; keep one")
+        if self.l2_sp and self.adapt.method != "full":
+            found.append(f"`l2_sp` is of all weights; `adapt: {self.adapt.method}` leaves the checkpoint's alone")
+        if self.l2_sp and self.stage == "pretrain" and self.start == "checkpoint":
+            found.append("`l2_sp` holds weights to a checkpoint's, and pretrain starts from random ones")
+        if self.unfreeze_epochs and self.adapt.method == "head":
+            found.append("`unfreeze_epochs` has nothing to unfreeze with `adapt: head`")
+        if self.adapt.is_virtual and self.start == "previous":
+            found.append(f"`adapt: {self.adapt.method}` starts from a checkpoint of the Hub, of which it is an adapter")
+        if self.adapt.is_virtual and self.gradient_checkpointing:
+            found.append(f"`adapt: {self.adapt.method}` does not go with `gradient_checkpointing`")
+        if self.ema and self.adapt.adalora:
+            found.append("`ema` averages over ranks that `adapt: adalora` takes away; leave one of them out")
+        if self.interpolate and self.stage != "finetune":
+            found.append(f"`interpolate` is a key of `stage: finetune`: {self.stage} begins with a head that is random")
+        if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
+            found.append(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
+        if isinstance(info.context, list):
+            info.context.extend(found)
+        elif found:
+            raise ValueError("\n".join(found))
+        return self
+
+
+class RandAugment(Keys):
+    """Source: Cubuk et al., https://arxiv.org/abs/1909.13719."""
+
+    ops: PositiveInt = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
+class ImageChanges(Keys):
+    """Training-time changes to images, each drawn from (seed, epoch, row)."""
+
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+    crop: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Random crop of at least this share of the area, resized back."""
+    randaugment: RandAugment | None = None
+    erase: Share = 0.0
+    """Probability of erasing a rectangle. Source: Zhong et al., https://arxiv.org/abs/1708.04896."""
+
+
+class ImageAugment(ImageChanges):
+    """Training-time changes to images and their labels, each drawn from (seed, epoch, row)."""
+
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of mixing two images and their labels. Source: Zhang et al., https://arxiv.org/abs/1710.09412."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of pasting a rectangle. Source: Yun et al., https://arxiv.org/abs/1905.04899."""
+
+
+class ImageStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: ImageModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: ImageData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    augment: ImageAugment = ImageAugment()
+    label_smoothing: Share = 0.0
+    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+
+
+class TextStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: TextModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: TextData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    label_smoothing: Share = 0.0
+    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+    packing: bool = True
+    """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""
+
+
+class SpecAugment(Keys):
+    """Source: Park et al., https://arxiv.org/abs/1904.08779."""
+
+    time_masks: Annotated[int, Field(ge=0)] = 2
+    """Stretches of time that are silenced."""
+    time_seconds: PositiveFloat = 0.5
+    """Longest of them; together they take at most a fifth of a clip."""
+    frequency_masks: Annotated[int, Field(ge=0)] = 2
+    """Bands of frequency that are taken out."""
+    frequency_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Widest of them, as a share of the bands."""
+
+
+class SpeechAugment(Keys):
+    """Training-time changes to audio, each drawn from (seed, epoch, row)."""
+
+    spec_augment: SpecAugment | None = None
+    speed: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Play up to this share faster or slower (pitch changes too). Source: Ko et al., Interspeech 2015."""
+    gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0
+    """Make up to this many decibels louder or softer."""
+    noise_db: Annotated[float, Field(ge=0, le=80)] | None = None
+    """Add white noise at a signal-to-noise ratio drawn between this many decibels and 20 more."""
+
+
+class SpeechStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: SpeechModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: SpeechData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    augment: SpeechAugment = SpeechAugment()

@@ -1,0 +1,1 @@
+"""Data sets as rows: loaded, encoded, batched."""

@@ -1,0 +1,178 @@
+"""A search: a recipe, and the keys of it that are to be chosen by the validation score.
+
+Reading and checking one imports no torch, as with recipes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tltasks.config.checks import read_keys
+from tltasks.config.loading import list_mistakes, read_recipe
+from tltasks.config.recipe import Recipe
+from tltasks.config.section import Keys, Name, PositiveFloat, PositiveInt
+from tltasks.config.yaml_reader import Problem, Tree, dotted, parse, read_text
+from tltasks.errors import RecipeError
+from tltasks.experiments.experiment import RESERVED, Cell, set_key
+
+Choice = bool | int | float | str | None
+
+
+class Range(Keys):
+    """Numbers to choose from: whole ones where both ends are written so."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Draw evenly by the logarithm, as for learning rates."""
+    step: PositiveFloat | PositiveInt | None = None
+    """Distance of the numbers that may be drawn. Unset: 1 for whole numbers, otherwise none."""
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"`low` {self.low} is not below `high` {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"`log` needs numbers above 0, and `low` is {self.low}")
+        if self.log and self.step is not None:
+            raise ValueError("`log` and `step` do not go together; leave one out")
+        return self
+
+    def holds(self, value: Any) -> bool:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / (self.step or (1 if self.whole else 0) or math.inf)
+        return abs(steps - round(steps)) < 1e-9
+
+
+Values = Annotated[list[Choice], Field(min_length=2)]
+Space = dict[str, Range | Values]
+
+
+class Search(Keys):
+    """A recipe and the keys that are chosen."""
+
+    recipe: Annotated[str, Field(min_length=1)] | dict[str, Any]
+    """File of the recipe, relative to this one; or the recipe itself. It names a validation split."""
+    space: Annotated[Space, Field(min_length=1)]
+    """Recipe keys, dotted as for `--set`, and what they may be: a range `{low, high, log, step}`, or a list."""
+    trials: PositiveInt
+    """Settings that are tried, the recipe's own first."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the search; the recipe has its own."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """tpe: where good settings are likely, by those that were tried (Bergstra et al.,
+    https://papers.nips.cc/paper/4443-algorithms-for-hyper-parameter-optimization). random: anywhere."""
+    prune: Literal["median", "none"] = "median"
+    """median: end a trial whose best validation score is below the median of others after as many evaluations (Golovin
+    et al., https://doi.org/10.1145/3097983.3098043)."""
+    startup_trials: PositiveInt = 5
+    """Trials before tpe learns and median prunes."""
+    warmup_evaluations: Annotated[int, Field(ge=0)] = 2
+    """Of each trial, before it may be ended: learning rates that are slow at first get so far."""
+    output: Name
+    """Results folder, relative to the working directory."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The recipe that a search changes, and where its local paths start."""
+
+    tree: Tree
+    folder: Path
+
+    def recipe(self, settings: dict[str, Any], *, tests: bool) -> tuple[Recipe | None, list[Problem]]:
+        """With keys set; without `tests` the recipe has no test set that could be looked at."""
+        value = {"output": "trial", **copy.deepcopy(self.tree.value)}
+        for key, chosen in settings.items():
+            set_key(value, key, chosen)
+        if not tests:
+            for data in [value.get("data"), *(stage.get("data") for stage in value.get("stages") or [])]:
+                if isinstance(data, dict):
+                    data["splits"] = {**(data.get("splits") or {}), "test": None}
+                    for key in ("extra_test", "corruptions"):
+                        data.pop(key, None)
+        return read_recipe(Tree(value, self.tree.locations, self.tree.problems), self.folder, {}, check_files=True)
+
+    def own(self, space: Space) -> dict[str, Any]:
+        """The settings that the recipe has itself, by default too, as far as they are among those to choose from."""
+        found = {}
+        recipe, _ = self.recipe({}, tests=True)
+        for key, choice in space.items():
+            value = _value_at(recipe, key)
+            if choice.holds(value) if isinstance(choice, Range) else value in choice:
+                found[key] = value
+        return found
+
+
+def load_search(path: Path, overrides: Iterable[str] = ()) -> tuple[Search, Base]:
+    """Read a search. Raises RecipeError with every mistake in it, or else in its recipe, each with its place."""
+    tree = parse(read_text(path), str(path), overrides)
+    search, problems = read_keys(Search, tree)
+    if search is not None:
+        problems = sorted(_contradictions(search, tree), key=lambda problem: problem.location)
+    if search is None or problems:
+        raise RecipeError(list_mistakes(problems, "the search"))
+    if isinstance(search.recipe, str):
+        file = path.parent / search.recipe
+        base = Base(parse(read_text(file), str(file)), file.parent)
+    else:
+        inside = {keys[1:]: at for keys, at in tree.locations.items() if keys[:1] == ("recipe",)}
+        base = Base(Tree(search.recipe, inside), path.parent)
+    for settings in ({}, *_corners(search.space)):
+        recipe, problems = base.recipe(settings, tests=True)
+        if problems or recipe is None:
+            shown = f" with {settings}" if settings else ""
+            raise RecipeError(list_mistakes(problems, f"the search's recipe{shown}"))
+    recipe, problems = base.recipe({}, tests=False)
+    if problems or recipe is None:
+        raise RecipeError(
+            f"{path}: its recipe has no `data.splits.validation` to choose by, and a search does not look at the test "
+            "set. Name a split, or a share of the training split such as 0.1."
+        )
+    return search, base
+
+
+def trial_cell(base: Base, number: int, settings: dict[str, Any]) -> Cell:
+    """A trial as a cell of the laboratory. Raises RecipeError for settings that do not go together."""
+    recipe, problems = base.recipe(settings, tests=False)
+    if problems or recipe is None:
+        raise RecipeError(list_mistakes(problems, f"the recipe of trial {number}"))
+    return Cell({"trial": str(number)}, recipe.seed, recipe)
+
+
+def _contradictions(search: Search, tree: Tree) -> Iterator[Problem]:
+    for key in search.space:
+        if key in RESERVED or key.split(".")[0] in {"output", "hub"}:
+            place = ("space", key)
+            yield Problem(tree.location(place), dotted(place), "is no key that a score depends on; leave it out")
+
+
+def _corners(space: Space) -> Iterator[dict[str, Any]]:
+    """Settings with all that may be written for each key, each beside the first of the others."""
+    ends = {key: [c.low, c.high] if isinstance(c, Range) else list(c) for key, c in space.items()}
+    for key, values in ends.items():
+        for value in values:
+            yield {**{other: first[0] for other, first in ends.items()}, key: value}
+
+
+def _value_at(node: Any, key: str) -> Any:
+    for name in key.replace("[", ".").replace("]", "").split("."):
+        if isinstance(node, dict):
+            node = node.get(name)
+        elif isinstance(node, list):
+            node = node[int(name)] if name.isdecimal() and int(name) < len(node) else None
+        else:
+            node = getattr(node, name, None)
+    return node

@@ -1,0 +1,124 @@
+"""Estimates for tasks that write: the untouched checkpoint's loss, and short training of ever fewer candidates."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
+
+from tltasks.config.plan import plan_stages
+from tltasks.config.recipe import Recipe
+from tltasks.errors import DataError
+from tltasks.experiments.experiment import Cell
+from tltasks.experiments.plan import plan_cells
+from tltasks.experiments.trials import Failure, carry_out
+from tltasks.runs.story import open_recipe
+from tltasks.tasks.base import Writes
+from tltasks.training.evaluation import drawn_rows
+
+LOSS_ROWS = 64
+"""Training examples, drawn with the seed, that the loss is taken over."""
+FIRST_STEPS = 8
+"""Of the first round of halving; each round has twice as many."""
+VALIDATION = 0.2
+"""Share of the training split that rounds are judged by, where the recipe has no validation split."""
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """An estimate, and the seconds that it took."""
+
+    value: float | None
+    seconds: float
+
+
+def zero_shot_loss(recipe: Recipe, output: Path) -> Estimated:
+    """Log likelihood of the training examples' texts by the untouched checkpoint, in nats a character: (−∞, 0].
+
+    By characters, since checkpoints with other vocabularies cut the same text into other tokens. None for a stage
+    that puts a new head on the checkpoint: there is nothing yet that could write.
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator, opened = open_recipe(_last_stage_alone(recipe), output)
+    item = opened[-1]
+    task = item.task
+    assert isinstance(task, Writes)
+    if item.plan.row.head == "new":
+        return Estimated(None, 0.0)
+    started = time.perf_counter()
+    split = item.encoded["train"].rows
+    rows = split.select(drawn_rows(len(split), LOSS_ROWS, seed=recipe.seed))
+    model = task.build(item.plan.row).to(accelerator.device).eval()
+    nats = 0.0
+    for i in range(len(rows)):
+        batch = send_to_device(task.read_augmented(rows, [i], epoch=0), accelerator.device)
+        with torch.inference_mode(), accelerator.autocast():
+            nats += float(task.loss(model, batch)) * float(task.count(batch))
+    characters = sum(map(len, task.target_texts(rows)))
+    return Estimated(-nats / max(1, characters), time.perf_counter() - started)
+
+
+def successive_halving(recipes: dict[str, Recipe], output: Path) -> dict[str, Estimated]:
+    """Train all candidates for a few steps, the better half for twice as many, and so on until one is left.
+
+    The estimate is how many rounds a candidate was let through, and within a round its place among those that left
+    then: [0, rounds). Source: Jamieson and Talwalkar, https://arxiv.org/abs/1502.07943. Each round begins anew, so that
+    a round is a cell like any other and is found again. Raises DataError when no candidate can be trained.
+    """
+    alive, spent = dict(recipes), dict.fromkeys(recipes, 0.0)
+    found: dict[str, float | None] = {}
+    n_rounds = max(1, math.ceil(math.log2(max(2, len(recipes)))))
+    for number in range(n_rounds):
+        scores: dict[str, float] = {}
+        for name, recipe in alive.items():
+            (item,) = plan_cells([Cell({"candidate": name}, recipe.seed, _short(recipe, number))], output)
+            ended = item.record or carry_out(item, output, keep_weights=False)
+            if isinstance(ended, Failure):
+                found[name] = None
+                continue
+            spent[name] += float(ended["training_seconds"])
+            sign = 1.0 if ended["higher_is_better"] else -1.0
+            scores[name] = sign * float(ended["targets"]["validation"]["value"])
+        if not scores:
+            raise DataError(f"no candidate could be trained; their logs are in {output}/logs.")
+        order = sorted(scores, key=lambda name: scores[name])
+        last = number == n_rounds - 1
+        leaving = order if last else order[: len(order) - math.ceil(len(order) / 2)]
+        for place, name in enumerate(leaving):
+            ties = sum(scores[other] == scores[name] for other in order[:place])
+            found[name] = number + (place - ties) / len(order)
+        alive = {name: alive[name] for name in order if name not in leaving}
+    return {name: Estimated(found[name], spent[name]) for name in recipes}
+
+
+def _last_stage_alone(recipe: Recipe) -> Recipe:
+    """The recipe whose one stage is the last, from the checkpoint of the first."""
+    plans = plan_stages(recipe)
+    last = plans[-1].stage
+    own = dict.fromkeys({"model", "data", "task"} & set(type(last).model_fields))
+    stage = last.model_copy(update={"start": "checkpoint", **own})
+    only = {"task": plans[-1].task, "model": plans[0].model, "data": plans[-1].data, "stages": [stage]}
+    return recipe.model_copy(update=only)
+
+
+def _short(recipe: Recipe, number: int) -> Recipe:
+    """With the steps of a round, a validation split, and no test set that could be looked at."""
+    alone = _last_stage_alone(recipe)
+    stage = alone.stages[0].model_copy(
+        update={"steps": FIRST_STEPS * 2**number, "epochs": None, "keep": "last", "evaluate_every": None}
+    )
+    assert alone.data is not None
+    splits = alone.data.splits
+    data = alone.data.model_copy(
+        update={
+            "splits": splits.model_copy(update={"test": None, "validation": splits.validation or VALIDATION}),
+            "extra_test": {},
+            **({"corruptions": None} if hasattr(alone.data, "corruptions") else {}),
+        }
+    )
+    return alone.model_copy(update={"stages": [stage], "data": data})

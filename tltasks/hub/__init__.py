@@ -1,0 +1,1 @@
+"""The Hub: publishing, fetching, and the models that come from it."""

@@ -1,0 +1,103 @@
+"""What a recipe's model stands for where that is more than a checkpoint: an earlier run, or an adapter on its base."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from tltasks.hub import client
+from tltasks.hub.saved_model import Trained, open_trained, write_whole
+from tltasks.results.result import lineage_after, load_result
+from tltasks.tasks.base import Checkpoint
+
+MERGED = Path(constants.HF_HOME) / "tltasks" / "merged"
+"""Adapters with their bases, by content."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint that transformers can load, and where it comes from."""
+
+    checkpoint: Checkpoint
+    lineage: list[dict[str, Any]]
+    """Of the run that it is of, as far as its results are beside it."""
+    notes: list[str]
+    """What its user should know of it."""
+
+
+def find_start(source: Checkpoint, *, tag: str) -> Start:
+    """The checkpoint of a recipe's model: that in a results folder, and an adapter merged into its base.
+
+    An adapter goes on from the base at the commit that it was trained on; raises a TltasksError where that is gone.
+    """
+    place = Path(source.name)
+    run = place / "model"
+    if place.is_dir() and (place / "recipe.yaml").is_file() and run.is_dir():
+        source = dataclasses.replace(source, name=str(run))
+    elif not place.is_dir() and not _is_adapter(source):
+        return Start(source, [], [])
+    if not place.is_dir():
+        place = client.pull(source.name, revision=source.revision, trust_remote_code=source.trust_remote_code)
+        source = dataclasses.replace(source, name=str(place))
+    lineage = _lineage(Path(source.name))
+    if not (Path(source.name) / "adapter_config.json").is_file():
+        return Start(source, lineage, [])
+    trained = open_trained(source.name, tag=tag, revision="main", trust_remote_code=source.trust_remote_code)
+    return Start(dataclasses.replace(source, name=str(_merged(trained))), lineage, _moved(trained, source.shown))
+
+
+def _is_adapter(source: Checkpoint) -> bool:
+    """Whether a repository holds an adapter; for one that cannot be read, no, and opening it says why."""
+    try:
+        return find_adapter_config_file(source.name, revision=source.revision) is not None
+    except (httpx2.HTTPError, OSError, ValueError):
+        return False
+
+
+def _lineage(model: Path) -> list[dict[str, Any]]:
+    for folder in (model, model.parent):
+        if (folder / "recipe.yaml").is_file() and (folder / "result.json").is_file():
+            result = load_result(folder / "result.json")
+            stage = next(stage for stage in result.stages if stage.name == result.headline.stage)
+            return lineage_after(stage, result.recipe_sha256)
+    return []
+
+
+def _merged(trained: Trained) -> Path:
+    """The folder of the cache with the adapter's whole model, written where it is not there yet."""
+    assert trained.base is not None
+    digest = hashlib.sha256(os.path.realpath(trained.base.name).encode())
+    for path in sorted(trained.folder.glob("adapter_*")):
+        digest.update(path.read_bytes())
+    folder = MERGED / digest.hexdigest()[:32]
+    if not folder.is_dir():
+        MERGED.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=MERGED) as scratch:
+            write_whole(trained, Path(scratch) / "model")
+            shutil.move(Path(scratch) / "model", folder)  # whole or not at all
+    return folder
+
+
+def _moved(trained: Trained, shown: str) -> list[str]:
+    """Whether the base has another commit now than the one that the adapter was trained on."""
+    base = trained.base
+    if base is None or len(base.revision) < 40 or Path(base.shown).is_dir():
+        return []
+    try:
+        now = HfApi().model_info(base.shown, timeout=10).sha
+    except (httpx2.HTTPError, OfflineModeIsEnabled, OSError):
+        return []
+    if now == base.revision:
+        return []
+    return [f"{shown} goes on from {base.shown} as it was at {base.revision[:8]}; the Hub has {str(now)[:8]} by now."]

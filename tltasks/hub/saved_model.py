@@ -1,0 +1,194 @@
+"""A trained checkpoint as it is used: a run's results folder, a repository on the Hub, or any folder with a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+
+from tltasks.config.loading import load_recipe, located
+from tltasks.config.plan import STAGES, StagePlan, plan_stages
+from tltasks.config.recipe import TASKS, Recipe
+from tltasks.errors import CheckpointError, RecipeError
+from tltasks.hub import client
+from tltasks.results.result import load_result
+from tltasks.runtime.precision import choose_attention, fast_formats, hold_cast
+from tltasks.tasks import load_adapter, tasks_of
+from tltasks.tasks.base import Checkpoint, Task
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_BASE_KEY = "base_model_name_or_path"
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint that has been found to be in order; its weights are not loaded yet."""
+
+    task: Task
+    base: Checkpoint | None
+    """What an adapter is put on: the folder, and under `shown` and `revision` what the adapter names."""
+    folder: Path
+    recipe: Recipe | None
+    """Of the run that trained it, where it is there."""
+    columns: tuple[str, ...]
+    """Names of the input's column in tables, the likeliest first."""
+    plan: StagePlan
+    """Of the run's stage that the model is of, or what stands for it; as it is used, with its weights as they are."""
+    origin: Checkpoint | None
+    """What its first training began with, which is not fetched yet; None where that is not known."""
+    run: Path | None
+    """Folder with the run's recipe and result."""
+
+    def precision(self, device: torch.device) -> str:
+        """Of the run, as far as this device has it."""
+        asked = self.recipe.precision if self.recipe else "auto"
+        return "auto" if asked == "fp16" and "fp16" not in fast_formats(device) else asked
+
+    def build(self, *, device: torch.device, precision: str) -> nn.Module:
+        """The model, attending as the run's own did."""
+        model: nn.Module
+        if self.base is None:
+            model = self.task.build(STAGES["zero_shot"])
+        else:
+            model = self.task.starting_from(self.base).reload(self.folder)
+        plain = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        choose_attention(plain, tokens=self.task.tokens, device=device, precision=precision)
+        hold_cast(model, precision)
+        return model
+
+
+def open_trained(name: str, *, tag: str | None, revision: str, trust_remote_code: bool) -> Trained:
+    """Find a checkpoint, fetch it where it is on the Hub, and open its task; raises a TltasksError.
+
+    `tag` names the task where the checkpoint does not tell.
+    """
+    folder, run = _locate(name, revision=revision, trust_remote_code=trust_remote_code)
+    base = _base(folder, shown=name, trust_remote_code=trust_remote_code)
+    setup = folder if (folder / "config.json").is_file() or base is None else Path(base.name)
+    recipe, plan, origin = _recorded(run) if run else (None, None, None)
+    tag = tag or (plan.task if plan else _find_task(setup, name))
+    keys, adapter = TASKS[tag], load_adapter(tag)
+    if plan is None or plan.task != tag:
+        plan = StagePlan(
+            index=0,
+            name="predict",
+            row=STAGES["zero_shot"],
+            task=tag,
+            model=keys.model(name=name),
+            data=keys.data(name=name),
+            stage=keys.stage(stage="zero_shot"),
+        )
+    plan = dataclasses.replace(plan, row=STAGES["zero_shot"], stage=keys.stage(stage="zero_shot"))
+    source = Checkpoint(str(setup), trust_remote_code=trust_remote_code, shown=name)
+    task = adapter.open(plan, {}, source, seed=0)
+    own = adapter.given.column
+    named: str = getattr(getattr(plan.data, "columns"), own)  # noqa: B009 (a key of every task's Data)
+    if base is not None:
+        origin = dataclasses.replace(base, shown=_shown(_read_json(folder / "adapter_config.json", name)[_BASE_KEY]))
+    elif origin is not None:  # a recipe from the Hub does not decide what code is run here
+        origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
+    return Trained(task, base, folder, recipe, (named, own), plan, origin, run)
+
+
+def write_whole(trained: Trained, folder: Path) -> None:
+    """Write an adapter merged into its base, in fp32, with all that a checkpoint has beside its weights."""
+    assert trained.base is not None, "the caller looks"
+    task = trained.task.starting_from(trained.base)
+    task.save(folder, task.reload(trained.folder), adapter=False)
+
+
+def _locate(name: str, *, revision: str, trust_remote_code: bool) -> tuple[Path, Path | None]:
+    """The folder with the weights, and that with the run's recipe and result, where there is one."""
+    place = Path(name).expanduser()
+    if not place.is_dir():
+        if place.exists() or not _REPOSITORY.fullmatch(name):
+            raise RecipeError(
+                f"model {name}: {'is a file' if place.exists() else 'not found'}; name a run's results folder, a "
+                "folder with a model, or a Hub id such as user/name."
+            )
+        pulled = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
+        folder, run = pulled, pulled
+    elif (place / "recipe.yaml").is_file() and not (place / "config.json").is_file() and not _is_adapter(place):
+        folder, run = place / "model", place
+        if not (run / "result.json").is_file() or not folder.is_dir():
+            raise CheckpointError(
+                f"model {name}: its run has not finished, so there is no model yet. Go on with it: "
+                f"tltasks run {run / 'recipe.yaml'} --output {run} --resume"
+            )
+    else:
+        folder, run = place, place.parent if place.resolve().name == "model" else place
+    if not (folder / "config.json").is_file() and not _is_adapter(folder):
+        raise CheckpointError(f"model {name}: holds no model (neither config.json nor adapter_config.json).")
+    is_run = all((run / file).is_file() for file in ("recipe.yaml", "result.json"))
+    return folder, run if is_run else None
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _base(folder: Path, *, shown: str, trust_remote_code: bool) -> Checkpoint | None:
+    """The checkpoint that an adapter was trained on, at the revision that it had then."""
+    if not _is_adapter(folder):
+        return None
+    config = _read_json(folder / "adapter_config.json", shown)
+    name, revision = config.get(_BASE_KEY), config.get("revision") or "main"
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"model {shown}: its adapter_config.json names no base model.")
+    place = Path(name)
+    if not place.is_dir():
+        if not _REPOSITORY.fullmatch(name):
+            raise CheckpointError(f"model {shown}: is an adapter for {name}, which is not there.")
+        place = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
+    return Checkpoint(str(place), revision, trust_remote_code, shown=name)
+
+
+def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
+    """The recipe, the stage of it that the model is of, and the checkpoint that its first training began with."""
+    recipe = load_recipe(run / "recipe.yaml", check_files=False)
+    try:
+        result, plans = load_result(run / "result.json"), plan_stages(located(recipe))
+        last = next(i for i, plan in enumerate(plans) if plan.name == result.headline.stage)
+        first = next(i for i in range(last, -1, -1) if result.stages[i].weights.get("start") != "previous")
+        place, commit = Path(plans[first].model.name), result.stages[first].weights.get("commit")
+        known = plans[first].row.weights != "random" and (place.is_dir() or not place.is_absolute())
+        origin = Checkpoint(str(place), commit or plans[first].model.revision, shown=_shown(str(place)))
+        return recipe, plans[last], origin if known else None
+    except (*_DAMAGED, StopIteration) as error:
+        raise CheckpointError(f"{run / 'result.json'}: cannot be read ({error!r}).") from error
+
+
+def _shown(name: str) -> str:
+    """A checkpoint's name without the folders of this machine."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def _find_task(folder: Path, shown: str) -> str:
+    architectures = _read_json(folder / "config.json", shown).get("architectures") or []
+    found = tasks_of(map(str, architectures))
+    if len(found) == 1:
+        return found[0]
+    kind = ", ".join(map(str, architectures)) or "a model of unnamed class"
+    raise RecipeError(
+        f"model {shown}: holds {kind}, which {'serves several tasks' if found else 'does not tell its task'}; "
+        f"name it with --task: {', '.join(found or TASKS)}."
+    )
+
+
+def _read_json(path: Path, shown: str) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        reason = "not a JSON object"
+    except _DAMAGED as error:
+        reason = str(error)
+    raise CheckpointError(f"model {shown}: its {path.name} cannot be read ({reason}).")

@@ -1,0 +1,1 @@
+"""Checkpoints: loaded, adapted, saved."""

@@ -1,0 +1,295 @@
+"""What is trained: freeze, PEFT, head; and how a model is taken apart to decide it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import fnmatch
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import peft
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tltasks.config.adaptation import Adapt, Lora
+from tltasks.config.plan import Row
+from tltasks.config.stage import Stage
+from tltasks.errors import CheckpointError, RecipeError, first_line
+
+
+def adapt(
+    model: PreTrainedModel,
+    stage: Stage,
+    row: Row,
+    *,
+    head: list[str],
+    targets: list[str],
+    shown_name: str,
+    revision: str,
+) -> nn.Module:
+    """Freeze the model and wrap it as `stage.adapt` says. A new head is always trained.
+
+    `shown_name` and `revision` are what a published adapter names as its base.
+    """
+    method = stage.adapt
+    if method.is_virtual:
+        _check_virtual(model)
+    if method.is_peft:
+        config = _peft_config(method, head=head if row.head == "new" else [], targets=targets)
+        config.revision = revision
+        if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
+            config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+        try:
+            wrapped = peft.get_peft_model(model, config)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if "Unknown initialization" in str(error):  # peft 0.21, tuners/lora/layer.py, for convolutions
+                raise CheckpointError(
+                    f"adapt.{method.method}.init: only linear layers can start so, and {type(model).__name__} has "
+                    "convolutions among its targets; leave `init` out, or name linear layers as `targets`."
+                ) from error
+            raise CheckpointError(
+                f"adapt.{method.method}: PEFT cannot adapt {type(model).__name__} so: {str(error).splitlines()[0]}"
+            ) from error
+        # peft.get_peft_model (0.21, tuners_utils.py) overwrites both from the model's own name.
+        wrapped.peft_config["default"].base_model_name_or_path = shown_name
+        if method.peft is not None:
+            _check_merging(wrapped, method.peft.type)
+        adapted: nn.Module = wrapped
+        return adapted
+    if method.method in {"head", "bitfit"}:
+        whole = head if method.method == "head" or row.head == "new" else []
+        for name, parameter in model.named_parameters():
+            is_bias = method.method == "bitfit" and name.rpartition(".")[2] == "bias"
+            parameter.requires_grad_(is_bias or _belongs(name, whole))
+        if method.method == "bitfit" and not any(n.endswith("bias") for n, _ in model.named_parameters()):
+            raise RecipeError(f"adapt.bitfit: {type(model).__name__} has no biases to train; use lora or ia3.")
+    for pattern in stage.freeze:
+        hit = [p for name, p in model.named_parameters() if _matches(name, pattern)]
+        if not hit:
+            tops = sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})
+            raise RecipeError(f"freeze: no weight matches `{pattern}`. Modules: {', '.join(tops[:20])}.")
+        for parameter in hit:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise RecipeError(f"freeze: {', '.join(stage.freeze)} leaves no weight to train.")
+    plain: nn.Module = model
+    return plain
+
+
+def _check_virtual(model: PreTrainedModel) -> None:
+    """Raise RecipeError for models before whose input PEFT puts no virtual tokens, or not rightly."""
+    writes = model.can_generate() and model.main_input_name == "input_ids"
+    if not writes or not model.config.is_encoder_decoder:
+        # PEFT gives a decoder's padded rows other positions than rows alone (peft 0.21, peft_model.py,
+        # PeftModelForCausalLM.prepare_inputs_for_generation), so that answers would depend on the batch.
+        raise RecipeError(
+            f"adapt.prompt: virtual tokens are for encoder-decoders that read text (T5, BART, …), not for "
+            f"{type(model).__name__}; use lora, adalora or ia3."
+        )
+
+
+def _check_merging(model: peft.PeftModel, kind: str) -> None:
+    """Before anything is spent on it: what a run saves is a model that loads without PEFT."""
+    try:
+        merged(model)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"adapt.peft: {kind.upper()} cannot be merged into the weights of {type(model.get_base_model()).__name__}, "
+            f"and so not be saved as a model of its own ({first_line(error)}); use lora, dora, ia3 or another method."
+        ) from error
+
+
+_UNFIT = {
+    "ADALORA": "has a key of its own, `adapt: {adalora: {rank: 8}}`; `peft` would leave its ranks where they start",
+    "PROMPT_TUNING": "has a key of its own, `adapt: {prompt: {tokens: 20}}`, for encoder-decoders",
+    "PREFIX_TUNING": "is left out by transformers 5 when it generates (peft 0.21, transformers 5.24)",
+    **dict.fromkeys(
+        ("P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"),
+        "learns virtual tokens, which are no weights that a model could be saved with",
+    ),
+    **dict.fromkeys(("POLY", "XLORA", "SHADOW"), "combines adapters at each pass, and has no weights to merge"),
+}
+"""Methods that this loop would train wrongly or could not save, and why."""
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A pattern names weights, or modules with all that is in them."""
+    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}.*")
+
+
+def _belongs(name: str, modules: Iterable[str]) -> bool:
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
+    """PEFT's configuration. No task type is set: PEFT's wrappers for them assume token inputs (peft issue 1988)."""
+    shared = {"modules_to_save": head or None, "inference_mode": False}
+    for key in ("lora", "dora"):
+        lora: Lora | None = getattr(method, key)
+        if lora is not None:
+            return peft.LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.rank,
+                lora_dropout=lora.dropout,
+                target_modules=targets if lora.targets == "auto" else lora.targets,
+                use_rslora=lora.rslora,
+                init_lora_weights=True if lora.init == "zero" else lora.init,
+                use_dora=key == "dora",
+                **shared,
+            )
+    if method.adalora is not None:
+        keys = method.adalora
+        return peft.AdaLoraConfig(
+            target_r=keys.rank,
+            init_r=keys.initial_rank,
+            lora_alpha=keys.alpha if keys.alpha is not None else 2 * keys.initial_rank,
+            lora_dropout=keys.dropout,
+            target_modules=targets if keys.targets == "auto" else keys.targets,
+            deltaT=keys.interval,
+            orth_reg_weight=keys.orthogonality,
+            total_step=1,  # `rank_allocation.py` says how many there are
+            **shared,
+        )
+    if method.prompt is not None:
+        return peft.PromptTuningConfig(
+            task_type="SEQ_2_SEQ_LM",
+            num_virtual_tokens=method.prompt.tokens,
+            # One set, before what the encoder reads: PEFT would learn another for the decoder, and generate without it.
+            num_transformer_submodules=1,
+            inference_mode=False,
+        )
+    if method.ia3 is not None:
+        chosen = targets if method.ia3.targets == "auto" else method.ia3.targets
+        return peft.IA3Config(target_modules=chosen, feedforward_modules=[], **shared)
+    assert method.peft is not None
+    known = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    name = method.peft.type.upper()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise RecipeError(f"adapt.peft.type: PEFT has no {method.peft.type}.{hint} It has: {', '.join(sorted(known))}.")
+    if name in _UNFIT:
+        raise RecipeError(f"adapt.peft.type: {name} {_UNFIT[name]}. Use lora, dora, adalora, ia3 or another method.")
+    fields = {f.name for f in dataclasses.fields(known[name]) if f.init}
+    extra = dict(method.peft.model_extra or {})
+    for key in extra.keys() - fields:
+        close = difflib.get_close_matches(key, fields, n=1)
+        hint = f" Did you mean `{close[0]}`?" if close else ""
+        raise RecipeError(f"adapt.peft.{key}: {known[name].__name__} has no such key.{hint}")
+    if "target_modules" in fields:
+        extra.setdefault("target_modules", targets)
+    try:
+        return known[name](**{**{k: v for k, v in shared.items() if k in fields}, **extra})
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"adapt.peft: {known[name].__name__} refuses its keys: {error}") from error
+
+
+# ------------------------------------------------------------------------------ looking at the model
+
+
+def find_head(model: PreTrainedModel) -> list[str]:
+    """Modules whose weights change shape with the number of labels, so any architecture tells its own head's name."""
+    config = copy.deepcopy(model.config)
+    names = list(config.id2label.values())
+    config.id2label = dict(enumerate([*names, "one more"]))
+    config.label2id = {name: i for i, name in config.id2label.items()}
+    with torch.device("meta"):
+        other = type(model)(config).state_dict()
+    own = model.state_dict()
+    head = {k.rpartition(".")[0] for k, tensor in own.items() if k not in other or other[k].shape != tensor.shape}
+    return [name for name, _ in model.named_modules() if name in head]
+
+
+def find_lora_targets(model: nn.Module, *, head: list[str]) -> list[str]:
+    """Names of every linear layer of the backbone, and of every dense convolution where convolutions dominate.
+
+    Adapting all layers, not attention alone, is what makes LoRA match full fine-tuning (Hu et al. 2021 §7.1 leave it
+    open; Biderman et al., https://arxiv.org/abs/2405.09673, measure it). Depthwise convolutions are left out: their
+    low-rank update is as large as they are. So is the stem, the first layer that sees pixels.
+    """
+    # torch's own attention reads the weight of its output layer past the layer (torch 2.14, nn/modules/activation.py).
+    head = [*head, *(name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))]
+    linear: list[str] = []
+    dense: list[str] = []
+    size = {"linear": 0, "convolution": 0}
+    for name, module in model.named_modules():
+        if _belongs(name, head):
+            continue
+        if isinstance(module, (nn.Linear, Conv1D)):  # Conv1D is GPT-2's linear layer, with its weight transposed
+            linear.append(name)
+            size["linear"] += module.weight.numel()
+        elif isinstance(module, nn.Conv2d) and module.groups == 1:
+            dense.append(name)
+            size["convolution"] += module.weight.numel()
+    if size["convolution"] > size["linear"]:
+        return dense[1:] + linear
+    return linear
+
+
+def freeze_unused(model: nn.Module, unused: set[str]) -> None:
+    """Stop training weights that the loss does not reach (mask tokens, unused poolers).
+
+    Otherwise several processes would wait for gradients that never come. Raises CheckpointError for an adapter's
+    weights, which would silently stay at their start (transformers issue 42489, peft issue 137).
+    """
+    adapters = sorted(name for name in unused if "lora_" in name or ".ia3_" in name or "modules_to_save" in name)
+    if adapters:
+        raise CheckpointError(
+            f"{len(adapters)} adapter weights receive no gradient, e.g. {adapters[0]}. "
+            "Set `targets` to modules that the forward pass uses."
+        )
+    for name, parameter in model.named_parameters():
+        if name in unused:
+            parameter.requires_grad_(False)
+
+
+def set_training_mode(model: nn.Module, *, frozen_batch_norm: bool) -> None:
+    """Training mode, with batch normalisation left on its stored statistics where asked.
+
+    Statistics of a micro-batch would make a step depend on how it is split, and an adapter does not save them.
+    """
+    model.train()
+    if frozen_batch_norm:
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trained and all parameters, PEFT's frozen copies of a replaced head not counted."""
+    named = [(name, p) for name, p in model.named_parameters() if ".original_module." not in name]
+    return sum(p.numel() for _, p in named if p.requires_grad), sum(p.numel() for _, p in named)
+
+
+def merged(model: nn.Module) -> PreTrainedModel:
+    """The plain transformers model with any adapter merged into a copy of its weights, in fp32."""
+    if isinstance(model, peft.PeftModel):
+        if model.active_peft_config.is_prompt_learning:
+            raise CheckpointError(
+                "virtual tokens (adapt: prompt) cannot be merged into weights; they are used as an adapter."
+            )
+        with warnings.catch_warnings():
+            # T5's configuration claims a tied head where the checkpoint has its own (transformers 5.24,
+            # configuration_t5.py); PEFT mends the claim, and says so.
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+            whole: PreTrainedModel = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+        return whole
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def relabel(config: PretrainedConfig, class_names: list[str]) -> None:
+    """Give a configuration its labels."""
+    config.id2label = dict(enumerate(class_names))
+    config.label2id = {name: i for i, name in enumerate(class_names)}
+    if "label_names" in vars(config):
+        # timm_wrapper keeps the names that it was read with, and saves those (transformers 5.24,
+        # configuration_timm_wrapper.py, to_dict)
+        config.label_names = list(class_names)

@@ -1,0 +1,74 @@
+"""What a run prints: its plan and its result, as tables for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tltasks.results.result import RunResult, Score, show_duration
+
+
+def show_result(console: Console, result: RunResult, output: Path) -> None:
+    """Each stage's scores beside its baselines, a column for each split, and where the report is."""
+    for stage in result.stages:
+        table = Table(title=f"{stage.name} · {stage.task}", title_justify="left", header_style="bold")
+        table.add_column("")
+        for split in stage.metrics:
+            table.add_column(f"{split} ({stage.data[split]['examples']:,})", justify="right")
+        scores = list(stage.metrics.values())
+        headline = scores[0].headline
+        table.add_row(headline, *(f"{score.values[headline]:.3f}" for score in scores), style="bold")
+        table.add_row("  95 % interval", *(_interval(score) for score in scores))
+        for name, by_split in stage.baselines.items():
+            beside = (by_split[split].values[headline] if split in by_split else None for split in stage.metrics)
+            table.add_row(f"  baseline: {name}", *("" if value is None else f"{value:.3f}" for value in beside))
+        for name in scores[0].values:
+            if name != headline:
+                table.add_row(name, *(f"{score.values[name]:.3f}" if name in score.values else "" for score in scores))
+        for note in dict.fromkeys(note for score in scores for note in score.details.get("notes", [])):
+            console.print(f"{stage.name}: {note}", soft_wrap=True)
+        console.print(table)
+    best = result.headline
+    low, high = best.ci95
+    console.print(f"[bold]{best.metric} {best.value:.3f}[/] on {best.split} (95 % interval {low:.3f} to {high:.3f})")
+    console.print(f"report   {output / 'report.html'}", soft_wrap=True)
+    console.print(f"model    {output / 'model'}", soft_wrap=True)
+
+
+def _interval(score: Score) -> str:
+    return f"{score.ci95[0]:.3f} to {score.ci95[1]:.3f}"
+
+
+def show_checks(console: Console, stage: str, checks: dict[str, dict[str, float]]) -> None:
+    """What the task found odd about the stage's data, a line for each split of which there is anything to say."""
+    for split, counts in checks.items():
+        odd = [
+            f"{name.removesuffix('_share').replace('_', ' ')} {f'{n:.1%}' if name.endswith('_share') else f'{n:,}'}"
+            for name, n in counts.items()
+            if n
+        ]
+        if odd:
+            console.print(f"{stage}: {split}: {', '.join(odd)}")
+
+
+def show_plan(console: Console, plans: list[dict[str, Any]], output: str) -> None:
+    """What a dry run found: data, size, steps and the time that they would take here."""
+    table = Table(title="plan (nothing was trained or written)", title_justify="left", header_style="bold")
+    for name in ("stage", "data", "trains", "steps", "time", "memory"):
+        table.add_column(name)
+    for plan in plans:
+        data = ", ".join(f"{k} {n:,}{f' ({bad} unreadable)' if bad else ''}" for k, (n, bad) in plan["splits"].items())
+        seconds, memory = plan.get("seconds"), plan.get("memory_bytes")
+        table.add_row(
+            plan["stage"],
+            data,
+            f"{plan['trainable']:,} of {plan['total']:,}" if "steps" in plan else "nothing",
+            f"{plan['steps']:,}" if "steps" in plan else "–",
+            f"about {show_duration(seconds)}" if seconds is not None else "–",
+            f"{memory / 2**30:.1f} GiB" if memory else "–",
+        )
+    console.print(table)
+    console.print(f"results would go to {output}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What happened: numbers and provenance, and how they compare."""

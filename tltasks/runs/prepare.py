@@ -1,0 +1,101 @@
+"""The stages of a recipe, opened: data loaded and encoded, checkpoints found and checked; no weights yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from tltasks.config.loading import written_at
+from tltasks.config.plan import StagePlan, plan_stages
+from tltasks.config.recipe import Recipe
+from tltasks.data.loading import EncodedSplit, encode_split, load_splits
+from tltasks.errors import RecipeError
+from tltasks.hub.resolved_checkpoint import Start, find_start
+from tltasks.runtime import devices
+from tltasks.tasks import load_adapter
+from tltasks.tasks.base import Checkpoint, Embeds, Task
+
+DECIDING = ("test", "validation")
+"""Splits that a headline may stand on, the better first."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A stage whose data and checkpoint have been found to be in order."""
+
+    plan: StagePlan
+    task: Task
+    source: Checkpoint
+    encoded: dict[str, EncodedSplit]
+    checks: dict[str, dict[str, float]]
+    """What the task found odd about each split."""
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+    """Of the run that the checkpoint is of."""
+    notes: list[str] = field(default_factory=list)
+    """What its user should know of the checkpoint."""
+
+    @property
+    def judged(self) -> dict[str, EncodedSplit]:
+        """The splits that are predicted, the deciding one first."""
+        names = dict.fromkeys([*DECIDING, *self.encoded])
+        return {name: self.encoded[name] for name in names if name in self.encoded and name != "train"}
+
+
+def open_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recipe) -> list[Opened]:
+    """All stages, each that goes on from another opened with what that one will leave: its labels, its sizes."""
+    opened: list[Opened] = []
+    for plan, as_written in zip(plans, plan_stages(recipe), strict=True):
+        found = Start(Checkpoint(""), [], [])
+        with tempfile.TemporaryDirectory() as setup:
+            if plan.stage.start == "previous":
+                source = opened[-1].source
+                opened[-1].task.save_setup(Path(setup))
+                start = dataclasses.replace(source, name=setup, revision="main")
+            else:
+                model = plan.model
+                named = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=as_written.model.name)
+                with accelerator.local_main_process_first():
+                    found = find_start(named, tag=plan.task)
+                source = start = found.checkpoint
+            item = _open(accelerator, plan, recipe, source=source, start=start)
+            opened.append(dataclasses.replace(item, lineage=found.lineage, notes=found.notes))
+    return opened
+
+
+def _open(
+    accelerator: Accelerator, plan: StagePlan, recipe: Recipe, *, source: Checkpoint, start: Checkpoint
+) -> Opened:
+    """Load and encode the stage's data and read the configuration that it starts from; no weights."""
+    adapter = load_adapter(plan.task)
+    if plan.row.cached and not issubclass(adapter, Embeds):
+        raise RecipeError(f"stages[{plan.index}]: {plan.task} has no head that a probe could fit; use `transfer`.")
+    with accelerator.local_main_process_first():
+        splits = load_splits(
+            plan.data, seed=recipe.seed, label=adapter.label, train=plan.row.trains, locate=_locate(recipe, plan)
+        )
+        task = adapter.open(plan, splits, start, seed=recipe.seed)
+        encoded = {
+            name: encode_split(
+                split,
+                task.encoder(split),
+                task.features,
+                key=task.encoding_key,
+                max_bad_share=plan.data.max_bad_share,
+                processes=devices.cores(),
+            )
+            for name, split in splits.items()
+        }
+    return Opened(plan, task, source, encoded, task.examine(encoded))
+
+
+def _locate(recipe: Recipe, plan: StagePlan) -> Callable[[str], str]:
+    """Where the recipe says a key of the stage's data, which is its own or the whole recipe's."""
+    own = getattr(recipe.stages[plan.index], "data", None) is not None
+    prefix = f"stages[{plan.index}].data" if own else "data"
+    return lambda key: f"{written_at(recipe, f'{prefix}.{key}')}  {prefix}.{key}"

@@ -1,0 +1,60 @@
+"""The results folder: who may write to it, and how files appear in it only when they are whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tltasks.errors import RecipeError
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep a second run out of the folder while this one writes; a killed run leaves no lock behind."""
+    lock = FileLock(output / ".lock")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RecipeError(f"output {output}: another run is writing to it.") from error
+    except OSError as error:
+        raise RecipeError(f"output {output}: cannot be written to ({error.strerror}); name another folder.") from error
+    try:
+        yield
+    finally:
+        # While it is held: after that it may be another's. Windows does not remove an open file, and keeps it.
+        with suppress(OSError):
+            (output / ".lock").unlink()
+        lock.release()
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its place, and that of an earlier one, when the block ends without an error."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,278 @@
+"""CTC recognisers: wav2vec2, HuBERT, WavLM, w2v-BERT and their like, with the checkpoint's vocabulary or a new one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCTC, PretrainedConfig, PreTrainedModel, Wav2Vec2CTCTokenizer
+
+from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.models.frozen_transformer import FrozenTransformerCtcConfig, feature_extractor
+from tltasks.models.loading import open_config
+from tltasks.tasks.speech.audio import Samples
+from tltasks.tasks.speech.augmentation import Masks, mask_samples
+from tltasks.tasks.speech.recognition import FRAMES_PER_SECOND, Transcript, open_feature_extractor, open_tokenizer
+from tltasks.tasks.speech.waveforms import apart, drop_no_layers, output_frames
+
+LONGEST_PIECE_SECONDS = 30.0
+"""Attention over longer audio costs too much, and the checkpoints have not seen it."""
+LARGEST_UNKNOWN_SHARE = 0.2
+"""Of the training text's letters that a kept vocabulary may lack; with more it is another language's."""
+PAD, UNKNOWN, DELIMITER = "[PAD]", "[UNK]", "|"
+_INPUTS = ("input_values", "input_features", "attention_mask")
+
+
+@dataclass(frozen=True)
+class CtcRecogniser:
+    """A checkpoint's configuration with the vocabulary that its head writes in."""
+
+    auto_class: ClassVar[Any] = AutoModelForCTC
+    head: ClassVar[tuple[str, ...]] = ("lm_head",)
+    cpu_budget: ClassVar[int] = 16 * 1000
+    joint: ClassVar[str] = " "
+
+    config: PretrainedConfig
+    feature_extractor: Any
+    tokenizer: Any
+    built: bool
+    """Whether the vocabulary is of the training text, rather than the checkpoint's own."""
+    shown: str
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        *,
+        shown: str,
+        texts: Iterable[str] | None,
+        config: PretrainedConfig | None = None,
+        **arguments: Any,
+    ) -> Self:
+        """With a vocabulary built from `texts`, or the checkpoint's own where there are none."""
+        config = config or open_config(name, shown=shown, **arguments)
+        if isinstance(config, FrozenTransformerCtcConfig):
+            extractor: Any = feature_extractor(config)
+        else:
+            extractor = open_feature_extractor(name, shown=shown, **arguments)
+        if texts is not None:
+            tokenizer = build_tokenizer(texts)
+        else:
+            tokenizer = open_tokenizer(name, shown=shown, **arguments)
+            if tokenizer.pad_token_id is None or len(tokenizer) > config.vocab_size:
+                raise CheckpointError(
+                    f"model {shown}: its tokenizer has {len(tokenizer)} entries and its head {config.vocab_size}; "
+                    "`stage: transfer` builds a vocabulary from the training text and puts a new head on it."
+                )
+        recogniser = cls(config, extractor, tokenizer, texts is not None, shown)
+        recogniser._write_vocabulary(config)
+        return recogniser
+
+    def _write_vocabulary(self, config: PretrainedConfig) -> None:
+        """Into a configuration, with what would make training depend on how it is split turned off."""
+        if self.built:
+            config.vocab_size = len(self.tokenizer)
+        config.pad_token_id = self.tokenizer.pad_token_id
+        drop_no_layers(config)
+        # SpecAugment is ours: the model's draws from numpy's global state (transformers 5.24, modeling_wav2vec2.py).
+        config.apply_spec_augment = False
+
+    # --------------------------------------------------------------------------------------- shape
+
+    @property
+    def window_seconds(self) -> float:
+        return min(LONGEST_PIECE_SECONDS, getattr(self.config, "longest_seconds", LONGEST_PIECE_SECONDS))
+
+    @property
+    def sampling_hz(self) -> int:
+        return int(self.feature_extractor.sampling_rate)
+
+    @property
+    def key(self) -> str:
+        return repr((sorted(self.tokenizer.get_vocab().items()), self.config.pad_token_id))
+
+    @property
+    def apart(self) -> bool:
+        """Whether clips go through the model one by one: a norm over a clip's whole length would count its padding."""
+        return apart(self.config)
+
+    def untouched(self) -> Self:
+        return self
+
+    def prepare(self, model: PreTrainedModel) -> list[str]:
+        return []
+
+    # ---------------------------------------------------------------------------------------- rows
+
+    @cached_property
+    def _letters(self) -> frozenset[str]:
+        """Characters that the vocabulary writes, the space among them."""
+        delimiter = self._delimiter
+        written = set(self.tokenizer.get_vocab()) - (set(self.tokenizer.all_special_tokens) - {delimiter})
+        return frozenset((written - {delimiter}) | ({" "} if delimiter in written else set()))
+
+    def spell(self, text: str) -> str:
+        """The text in the case and the characters that the vocabulary has; others are left out."""
+        said = " ".join(unicodedata.normalize("NFC", text).replace(DELIMITER, " ").split())
+        if not any(c.islower() for c in self._letters):
+            said = said.upper()
+        elif not any(c.isupper() for c in self._letters):
+            said = said.lower()
+        kept = "".join(c if c in self._letters else " " if not c.isalnum() else "" for c in said)
+        gap = " " if " " in self._letters else ""
+        return gap.join(kept.split())
+
+    def label_ids(self, text: str) -> list[int]:
+        spelt = self.spell(text)
+        if not spelt:
+            raise DataError("has a text of which the vocabulary writes nothing")
+        ids = self.tokenizer.convert_tokens_to_ids([self._delimiter if c == " " else c for c in spelt])
+        return [int(i) for i in ids]
+
+    @property
+    def _delimiter(self) -> str:
+        return str(getattr(self.tokenizer, "word_delimiter_token", None) or " ")
+
+    def check_texts(self, texts: Sequence[str], where: str) -> None:
+        """Raise DataError when a kept vocabulary is not that of the training text."""
+        letters: Counter[str] = Counter()
+        for text in texts:
+            said = unicodedata.normalize("NFC", text)
+            letters.update(c for c in said if c.isalnum())
+        unknown = Counter({c: n for c, n in letters.items() if not {c, c.upper(), c.lower()} & self._letters})
+        share = unknown.total() / max(1, letters.total())
+        if share > LARGEST_UNKNOWN_SHARE:
+            shown = " ".join(c for c, _ in unknown.most_common(12))
+            raise DataError(
+                f"{where}: {share:.0%} of the letters and digits are not in the vocabulary of {self.shown} ({shown}). "
+                "`stage: transfer` builds a vocabulary from the training text and puts a new head on it."
+            )
+
+    def misfit(self, seconds: float, labels: Sequence[int]) -> str | None:
+        if seconds > self.window_seconds:
+            return f"is {seconds:.1f} s long; longer than {self.window_seconds:g} s is not trained on"
+        # Equal neighbours need a blank between them.
+        needed = len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
+        frames = self._frames(int(seconds * self.sampling_hz))
+        if frames < needed:
+            return f"has {len(labels)} characters of text for {seconds:.1f} s of audio, which is {frames} steps"
+        return None
+
+    def _frames(self, n_samples: int) -> int:
+        """Steps of the model's output for so many samples."""
+        if isinstance(self.config, FrozenTransformerCtcConfig):
+            return n_samples // self.config.inputs_to_logits_ratio
+        if not hasattr(self.config, "conv_kernel"):  # features of 10 ms, two to a step
+            return n_samples // (2 * self.sampling_hz // FRAMES_PER_SECOND)
+        return output_frames(self.config, n_samples)
+
+    def costs(self, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+        costs: NDArray[np.int64] = np.ceil(seconds * FRAMES_PER_SECOND).astype(np.int64)
+        return costs
+
+    def read(self, pieces: Sequence[Samples], masks: Sequence[Masks] | None = None) -> dict[str, Tensor]:
+        heard = [mask_samples(*pair) for pair in zip(pieces, masks, strict=True)] if masks is not None else list(pieces)
+        found = self.feature_extractor(
+            heard, sampling_rate=self.sampling_hz, padding=True, return_attention_mask=True, return_tensors="pt"
+        )
+        return {name: torch.as_tensor(values) for name, values in found.items()}
+
+    def targets(self, labels: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        rows = [torch.tensor(list(ids), dtype=torch.long) for ids in labels]
+        return {"labels": pad_sequence(rows, batch_first=True, padding_value=-100)}
+
+    # ---------------------------------------------------------------------------------------- step
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["labels"] != -100).sum()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        logits, lengths = self._logits(model, batch)
+        wanted = batch["labels"] != -100
+        # float32 throughout: sums over thousands of alignments do not survive half precision.
+        spread = logits.float().log_softmax(-1).transpose(0, 1)
+        with torch.backends.cudnn.flags(enabled=False):
+            total = functional.ctc_loss(
+                spread,
+                batch["labels"][wanted],
+                lengths,
+                wanted.sum(-1),
+                blank=int(self.config.pad_token_id),
+                reduction="sum",
+                zero_infinity=True,  # a clip sped up until its text no longer fits
+            )
+        return total / wanted.sum()
+
+    def transcribe(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Transcript]:
+        logits, lengths = self._logits(model, batch)
+        ids = logits.argmax(-1)
+        beyond = torch.arange(ids.shape[1], device=ids.device)[None] >= lengths[:, None]
+        ids[beyond] = int(self.config.pad_token_id)
+        return [Transcript(text) for text in self.tokenizer.batch_decode(ids.cpu())]
+
+    def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits [clips, steps, vocabulary] and the steps of each clip that are not padding."""
+        inputs = {k: v for k, v in batch.items() if k in _INPUTS}
+        if self.apart:
+            sizes = inputs["attention_mask"].sum(-1).tolist()
+            each = [model(values[None, :n]).logits[0] for values, n in zip(inputs["input_values"], sizes, strict=True)]
+            lengths = torch.tensor([len(logits) for logits in each], device=each[0].device)
+            return pad_sequence(each, batch_first=True), lengths
+        logits = model(**inputs).logits
+        plain: Any = model.module if hasattr(model, "module") else model
+        lengths = plain._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).to(torch.long)
+        return logits, lengths.clamp(max=logits.shape[1])
+
+    # -------------------------------------------------------------------------------------- saving
+
+    def save_setup(self, folder: Path) -> None:
+        self.config.save_pretrained(folder)
+        self.feature_extractor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def finish_loading(self, model: nn.Module, folder: Path) -> None:
+        return None
+
+
+# ------------------------------------------------------------------------------------------ vocabulary
+
+
+def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
+    """A vocabulary of every character of the texts as they are written: case, digits and marks included.
+
+    The bar stands for the space, as everywhere with CTC, so a bar in a text is taken for one.
+    """
+    found: set[str] = set()
+    for text in texts:
+        found.update(" ".join(unicodedata.normalize("NFC", text).replace(DELIMITER, " ").split()))
+    letters = sorted(found - {" "})
+    if not letters:
+        raise RecipeError("the training text has no characters to build a vocabulary from.")
+    words = [DELIMITER] if " " in found else []
+    vocabulary = {token: i for i, token in enumerate([PAD, UNKNOWN, *words, *letters])}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "vocab.json"
+        path.write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+        return Wav2Vec2CTCTokenizer(
+            str(path),
+            bos_token=None,
+            eos_token=None,
+            unk_token=UNKNOWN,
+            pad_token=PAD,
+            word_delimiter_token=DELIMITER,
+            clean_up_tokenization_spaces=False,
+        )

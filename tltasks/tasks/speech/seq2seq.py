@@ -1,0 +1,361 @@
+"""Encoder-decoder recognisers: Whisper of every size, and others that transformers generates from in the same way."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoModelForSpeechSeq2Seq,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+
+from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.metrics.error_rate import is_unspaced
+from tltasks.models.loading import open_config
+from tltasks.tasks.speech.audio import Samples
+from tltasks.tasks.speech.augmentation import Masks, mask_samples, mask_spectrogram
+from tltasks.tasks.speech.recognition import FRAMES_PER_SECOND, Transcript, open_feature_extractor, open_tokenizer
+
+LONGEST_PIECE_SECONDS = 30.0
+"""Of models without a window of their own: attention over more costs too much, and they have not seen more."""
+POSITIONS_PER_SECOND = 50  # of Whisper's encoder
+POSITIONS = "model.encoder.embed_positions.weight"
+LOOPS = ((24, 6), (64, 16))
+"""Decoding loops when its last so many tokens repeat with a period of at most so many."""
+
+
+@dataclass(frozen=True)
+class SequenceRecogniser:
+    """A checkpoint's configuration, with the language, the window and the beams that the recipe asks for."""
+
+    auto_class: ClassVar[Any] = AutoModelForSpeechSeq2Seq
+    head: ClassVar[tuple[str, ...]] = ()
+    cpu_budget: ClassVar[int] = 8 * 3600
+    joint: ClassVar[str] = ""
+
+    config: PretrainedConfig
+    feature_extractor: Any
+    tokenizer: Any
+    generation: GenerationConfig
+    """As saved: language, task, beams and longest output included."""
+    prompt: tuple[int, ...]
+    """Tokens with which decoding begins."""
+    window: int | None
+    """Seconds that the encoder is cut to; None leaves it."""
+    shown: str
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        *,
+        shown: str,
+        language: str | None,
+        speech_task: str | None,
+        window: int | None,
+        beams: int | None,
+        trains: bool,
+        **arguments: Any,
+    ) -> Self:
+        """Without `beams`, decoding is as the checkpoint was saved, its language included where none is given."""
+        config = open_config(name, shown=shown, **arguments)
+        feature_extractor = open_feature_extractor(name, shown=shown, **arguments)
+        tokenizer = open_tokenizer(name, shown=shown, **arguments)
+        try:
+            generation = GenerationConfig.from_pretrained(name, **arguments)
+        except OSError:
+            generation = GenerationConfig.from_model_config(config)
+        if beams is None:
+            own = str(getattr(generation, "language", None) or "").strip("<|>")
+            language, speech_task = language or own or None, speech_task or getattr(generation, "task", None)
+        else:
+            generation.num_beams = beams
+        generation.return_timestamps = False
+        if generation.max_length is None:
+            generation.max_length = getattr(config, "max_target_positions", None) or 448
+        if config.model_type == "whisper":
+            _set_language(generation, language, speech_task, trains=trains, shown=shown)
+            prompt = _whisper_prompt(generation, config)
+        else:
+            if language or speech_task:
+                raise RecipeError(f"model.language, model.speech_task: {config.model_type} takes neither.")
+            if window is not None:
+                raise RecipeError(f"model.audio_window: {config.model_type} has no fixed window; leave it unset.")
+            prompt = (int(generation.decoder_start_token_id or config.decoder_start_token_id),)
+        if window is not None and window > _window_of(config):
+            raise CheckpointError(
+                f"model {shown}: its encoder takes {_window_of(config):g} s; audio_window cannot be {window} s."
+            )
+        for name_ in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+            # A layer that one process drops and another keeps would leave them waiting for its gradient.
+            if hasattr(config, name_):
+                setattr(config, name_, 0.0)
+        # SpecAugment is ours: the model's draws from numpy's global state (transformers 5.24, modeling_whisper.py).
+        config.apply_spec_augment = False
+        return cls(config, feature_extractor, tokenizer, generation, prompt, window, shown)
+
+    # --------------------------------------------------------------------------------------- shape
+
+    @property
+    def is_whisper(self) -> bool:
+        return bool(self.config.model_type == "whisper")
+
+    @property
+    def apart(self) -> bool:
+        """Whether clips go through the model one by one: Moonshine's first norm is over a clip's whole length.
+
+        Source: transformers 5.24, modeling_moonshine.py, `MoonshineEncoder.groupnorm`.
+        """
+        return bool(self.config.model_type == "moonshine")
+
+    @property
+    def window_seconds(self) -> float:
+        if not self.is_whisper:
+            return LONGEST_PIECE_SECONDS
+        return self.window if self.window is not None else _window_of(self.config)
+
+    @property
+    def sampling_hz(self) -> int:
+        return int(self.feature_extractor.sampling_rate)
+
+    @property
+    def extractor(self) -> Any:
+        """The feature extractor for the window."""
+        if not self.is_whisper or self.window is None:
+            return self.feature_extractor
+        fitted = copy.deepcopy(self.feature_extractor)
+        fitted.chunk_length = self.window
+        fitted.n_samples = self.window * fitted.sampling_rate
+        fitted.nb_max_frames = fitted.n_samples // fitted.hop_length
+        return fitted
+
+    @property
+    def key(self) -> str:
+        probe = self.tokenizer("Probe, 123 – проба 试", add_special_tokens=False).input_ids
+        return repr((self.prompt, len(self.tokenizer), probe, self._longest_labels, self.window_seconds))
+
+    @property
+    def _longest_labels(self) -> int:
+        return int(getattr(self.config, "max_target_positions", None) or 448)
+
+    def untouched(self) -> Self:
+        return dataclasses.replace(self, window=None)
+
+    def prepare(self, model: PreTrainedModel) -> list[str]:
+        model.generation_config = copy.deepcopy(self.generation)
+        # Old checkpoints force their decoding prompt here, against the language that is asked for.
+        model.config.forced_decoder_ids = None
+        if not self.is_whisper or self.window is None or self.window == _window_of(model.config):
+            return []
+        shorten_encoder(model, self.window * POSITIONS_PER_SECOND)
+        return [POSITIONS]
+
+    # ---------------------------------------------------------------------------------------- rows
+
+    def label_ids(self, text: str) -> list[int]:
+        said = " ".join(text.split())
+        # Whisper's text begins with a space where its script has them: so it was trained, and so it answers.
+        lead = " " if self.is_whisper and not is_unspaced(said[:1] or " ") else ""
+        ids: list[int] = self.tokenizer(lead + said, add_special_tokens=False).input_ids
+        if not ids:
+            raise DataError("has a text that the tokenizer leaves nothing of")
+        return [*ids, _end_token(self.generation, self.config)]
+
+    def misfit(self, seconds: float, labels: Sequence[int]) -> str | None:
+        if seconds > self.window_seconds:
+            return f"is {seconds:.1f} s long, and the model hears {self.window_seconds:g} s at once"
+        longest = self._longest_labels - len(self.prompt)
+        if len(labels) > longest:
+            return f"has a text of {len(labels)} tokens, and the model writes at most {longest}"
+        return None
+
+    def costs(self, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+        own = np.ceil(seconds * FRAMES_PER_SECOND)
+        if self.is_whisper:  # the encoder hears whole windows; the decoder writes in proportion to what is said
+            pieces = np.maximum(1, np.ceil(seconds / self.window_seconds))
+            own = own + pieces * self.window_seconds * FRAMES_PER_SECOND
+        costs: NDArray[np.int64] = own.astype(np.int64)
+        return costs
+
+    def read(self, pieces: Sequence[Samples], masks: Sequence[Masks] | None = None) -> dict[str, Tensor]:
+        extractor = self.extractor
+        if self.is_whisper:
+            features = extractor(list(pieces), sampling_rate=self.sampling_hz, return_tensors="np").input_features
+            for clip, samples, drawn in zip(features, pieces, masks or [], strict=False):
+                frames = math.ceil(len(samples) / extractor.hop_length)
+                mask_spectrogram(clip, drawn, frames=frames, fill=float(clip.min()))
+            return {"input_features": torch.from_numpy(features)}
+        heard = [mask_samples(*pair) for pair in zip(pieces, masks, strict=True)] if masks is not None else list(pieces)
+        found = extractor(
+            heard, sampling_rate=self.sampling_hz, padding=True, return_attention_mask=True, return_tensors="pt"
+        )
+        return {name: torch.as_tensor(values) for name, values in found.items()}
+
+    def targets(self, labels: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        start = list(self.prompt)
+        inputs = [torch.tensor([*start, *ids[:-1]]) for ids in labels]
+        # The prompt is given, not learnt: no loss on it.
+        outputs = [torch.tensor([-100] * (len(start) - 1) + list(ids)) for ids in labels]
+        end = _end_token(self.generation, self.config)
+        return {
+            "decoder_input_ids": pad_sequence(inputs, batch_first=True, padding_value=end),
+            "labels": pad_sequence(outputs, batch_first=True, padding_value=-100),
+        }
+
+    # ---------------------------------------------------------------------------------------- step
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        return (batch["labels"] != -100).sum()
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        wanted = batch["labels"] != -100
+        logits = torch.cat(
+            [
+                model(**inputs, decoder_input_ids=batch["decoder_input_ids"][rows], use_cache=False).logits
+                for rows, inputs in self._passes(batch)
+            ]
+        )
+        return functional.cross_entropy(logits[wanted].float(), batch["labels"][wanted])
+
+    def transcribe(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Transcript]:
+        generator: Any = model
+        ids: list[Tensor] = []
+        for _, inputs in self._passes(batch):
+            ids += generator.generate(**inputs, stopping_criteria=StoppingCriteriaList([LoopCriterion()])).cpu()
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        end = _end_token(self.generation, self.config)
+        looped = [is_looping(row[row != end]) for row in ids]
+        return [Transcript(text, bool(loop)) for text, loop in zip(texts, looped, strict=True)]
+
+    def _passes(self, batch: dict[str, Tensor]) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """The model's inputs, for all rows at once, or for each without its padding."""
+        inputs = {name: values for name, values in batch.items() if name in _INPUTS}
+        if not self.apart:
+            yield slice(None), inputs
+            return
+        for row, n in enumerate(inputs["attention_mask"].sum(-1).tolist()):
+            yield slice(row, row + 1), {name: values[row : row + 1, :n] for name, values in inputs.items()}
+
+    # -------------------------------------------------------------------------------------- saving
+
+    def save_setup(self, folder: Path) -> None:
+        config = copy.deepcopy(self.config)
+        if self.is_whisper and self.window is not None:
+            config.max_source_positions = self.window * POSITIONS_PER_SECOND
+        config.save_pretrained(folder)
+        self.extractor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.generation.save_pretrained(folder)
+
+    def finish_loading(self, model: nn.Module, folder: Path) -> None:
+        wrapped: Any = model
+        base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+        base.generation_config = GenerationConfig.from_pretrained(folder)
+
+
+_INPUTS = ("input_features", "input_values", "attention_mask")
+
+
+def _window_of(config: PretrainedConfig) -> float:
+    return float(config.max_source_positions / POSITIONS_PER_SECOND)
+
+
+def shorten_encoder(model: PreTrainedModel, positions: int) -> None:
+    """Keep the first positions of Whisper's encoder: it then hears shorter audio, and must be trained before use."""
+    encoder = model.get_encoder()
+    table = encoder.embed_positions.weight
+    kept = nn.Embedding(positions, table.shape[1], _weight=table.detach()[:positions].clone())
+    kept.weight.requires_grad_(table.requires_grad)
+    encoder.embed_positions = kept
+    encoder.max_source_positions = positions
+    model.config.max_source_positions = positions
+
+
+# -------------------------------------------------------------------------------------------- language
+
+
+def _set_language(
+    generation: GenerationConfig, language: str | None, speech_task: str | None, *, trains: bool, shown: str
+) -> None:
+    """Write language and task into the generation config, in the one form that is not deprecated."""
+    generation.forced_decoder_ids = None
+    known = getattr(generation, "lang_to_id", None)
+    if not known or getattr(generation, "is_multilingual", True) is False:
+        english = language is not None and TO_LANGUAGE_CODE.get(language.lower(), language.lower()) == "en"
+        if (language is not None and not english) or speech_task is not None:
+            given = "model.speech_task" if language is None else f"model.language: {language}"
+            raise RecipeError(f"{given}: {shown} knows English alone, which it transcribes; leave the key out.")
+        generation.language = generation.task = None
+        return
+    codes = sorted(token.strip("<|>") for token in known)
+    if language is None:
+        if trains:
+            raise RecipeError(
+                f"model.language: {shown} knows {len(codes)} languages; name the one of the text, e.g. `language: "
+                f"{codes[0]}`. It knows: {', '.join(codes)}."
+            )
+        generation.language, generation.task = None, speech_task or "transcribe"
+        return
+    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+    if code not in codes:
+        names = ", ".join(f"{c} ({LANGUAGES[c]})" if c in LANGUAGES else c for c in codes)
+        raise RecipeError(f"model.language: {shown} does not know `{language}`. It knows: {names}.")
+    task = speech_task or "transcribe"
+    if task not in (getattr(generation, "task_to_id", None) or {}):
+        raise RecipeError(f"model.speech_task: {shown} does not know `{task}`.")
+    generation.language, generation.task = code, task
+
+
+def _whisper_prompt(generation: GenerationConfig, config: PretrainedConfig) -> tuple[int, ...]:
+    start = generation.decoder_start_token_id
+    prompt = [int(start if start is not None else config.decoder_start_token_id)]
+    if generation.language is not None:
+        prompt += [generation.lang_to_id[f"<|{generation.language}|>"], generation.task_to_id[generation.task]]
+    if getattr(generation, "no_timestamps_token_id", None) is not None:
+        prompt.append(generation.no_timestamps_token_id)
+    return tuple(prompt)
+
+
+def _end_token(generation: GenerationConfig, config: PretrainedConfig) -> int:
+    end = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
+    return int(end[0] if isinstance(end, list) else end)
+
+
+# -------------------------------------------------------------------------------------------- decoding
+
+
+def is_looping(ids: Tensor) -> bool:
+    """Whether the end of a sequence of tokens goes round in circles.
+
+    >>> is_looping(torch.tensor([9, *[1, 2] * 12])), is_looping(torch.tensor([*range(40), 1, 1, 1]))
+    (True, False)
+    """
+    return any(
+        len(ids) >= tail and any(torch.equal(ids[-tail:-period], ids[period - tail :]) for period in range(1, most + 1))
+        for tail, most in LOOPS
+    )
+
+
+class LoopCriterion(StoppingCriteria):  # type: ignore[misc]
+    """Stops the rows that loop: without it, each would go on to the longest output, and its batch with it."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        done = [is_looping(row) for row in input_ids.cpu()] if input_ids.shape[1] >= LOOPS[0][0] else []
+        return torch.tensor(done or [False] * len(input_ids), device=input_ids.device)

@@ -1,0 +1,304 @@
+"""How a checkpoint reads a document and writes a summary: prompt, template, special tokens, limits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
+
+from tltasks.config.data import TextData
+from tltasks.config.model import Generation, TextModel
+from tltasks.errors import CheckpointError, RecipeError
+from tltasks.tasks.text.long_documents import split_document
+
+Ids = list[int]
+SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})
+"""Of files that are taken for documents."""
+MOST_TOKENS = 1024
+"""Of a document, for a checkpoint that does not say how long its documents were and could read more."""
+PLAIN_PROMPT = "{document}\n\nTL;DR:"
+"""For decoders without a chat template. Source: Radford et al., Language Models are Unsupervised Multitask Learners,
+2019, §3.6."""
+CHAT_PROMPT = "Summarize the following text.\n\n{document}"
+_MARK = "summary\u241fmark"
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """Documents and summaries as token ids, cut to the recipe's limits."""
+
+    tokenizer: Any
+    prompt: str
+    """What the document is put into, at `{document}`."""
+    encoder_decoder: bool
+    chat: bool
+    """Whether the prompt is what a user says in the tokenizer's chat template."""
+    end: int
+    """Id that ends a summary."""
+    pad: int
+    lead: str
+    """What stands between a decoder's prompt and the summary."""
+    closing: tuple[int, ...]
+    """Ids after a summary's text: the end, and in some vocabularies its language."""
+    language: str | None
+    max_document_tokens: int
+    max_summary_tokens: int
+    splits: bool
+    """Whether documents that are too long are read in pieces outside training."""
+
+    @property
+    def key(self) -> str:
+        """All that encoded rows depend on."""
+        parts = (*tokenizer_key(self.tokenizer), self.tokenizer.chat_template, self.prompt, self.encoder_decoder)
+        frame = (self.chat, self.lead, self.closing, self.language)
+        limits = (self.max_document_tokens, self.max_summary_tokens, self.splits)
+        return hashlib.sha256(repr(parts + frame + limits).encode()).hexdigest()
+
+    # ------------------------------------------------------------------------------------ documents
+
+    def encode_documents(self, texts: Sequence[str]) -> tuple[list[Ids], list[int]]:
+        """Token ids of each document in its prompt, and how many tokens the whole document would take so."""
+        whole = self._plain_ids(texts)
+        around = len(self._framed([""])[0])
+        room = self.max_document_tokens - around
+        framed = self._framed([self._cut(text, ids, room) for text, ids in zip(texts, whole, strict=True)])
+        counts = [len(ids) + around if len(ids) > room else len(framed[i]) for i, ids in enumerate(whole)]
+        for i, ids in enumerate(framed):  # tokens merge otherwise at a cut, which may leave one too many
+            left = room
+            while len(ids) > self.max_document_tokens and left > 0:
+                left -= len(ids) - self.max_document_tokens
+                ids = self._framed([self._cut(texts[i], whole[i], left)])[0]
+            framed[i] = ids
+        return framed, counts
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[list[Ids]]:
+        """Token ids of each document in its prompt, of those that are too long piece by piece."""
+        room = self.max_document_tokens - len(self._framed([""])[0])
+        pieces = [
+            split_document(text, room=room, count=lambda parts: [len(ids) for ids in self._plain_ids(parts)])
+            if size > room
+            else [text]
+            for text, size in zip(texts, map(len, self._plain_ids(texts)), strict=True)
+        ]
+        return [self.encode_documents(parts)[0] for parts in pieces]
+
+    def _plain_ids(self, texts: Sequence[str]) -> list[Ids]:
+        ids: list[Ids] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _cut(self, text: str, ids: Ids, room: int) -> str:
+        """The part of the text that its first tokens cover."""
+        if len(ids) <= room:
+            return text
+        if not self.tokenizer.is_fast:
+            return str(self.tokenizer.decode(ids[:room]))
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return text[: offsets["offset_mapping"][room - 1][1]] if room > 0 else ""
+
+    def _framed(self, documents: Sequence[str]) -> list[Ids]:
+        """In the prompt, with special tokens."""
+        texts = [self.prompt.replace("{document}", document) for document in documents]
+        if self.chat:
+            texts = [_chat(self.tokenizer, [{"role": "user", "content": text}], answer_next=True) for text in texts]
+        ids: list[Ids] = self.tokenizer(texts, add_special_tokens=not self.chat, verbose=False)["input_ids"]
+        return ids
+
+    # ------------------------------------------------------------------------------------ summaries
+
+    def encode_summaries(self, texts: Sequence[str]) -> tuple[list[Ids], list[int]]:
+        """Token ids of each summary with what closes it, and how many tokens the whole summary takes."""
+        closing = list(self.closing)
+        if self.encoder_decoder:
+            ids: list[Ids] = self.tokenizer(text_target=list(texts), verbose=False)["input_ids"]
+            ids = [row[: -len(closing)] if row[-len(closing) :] == closing else row for row in ids]
+        else:
+            ids = self._plain_ids([f"{self.lead}{text}" for text in texts])
+        room = self.max_summary_tokens - len(closing)
+        return [[*row[:room], *closing] for row in ids], [len(row) + len(closing) for row in ids]
+
+    def decode(self, ids: Any) -> str:
+        """The text of generated ids. PEGASUS writes `<n>` between sentences."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.replace("<n>", "\n").strip()
+
+    # ----------------------------------------------------------------------------------- generation
+
+    def decoding(self, own: GenerationConfig, keys: Generation) -> GenerationConfig:
+        """How summaries are generated: the checkpoint's settings, the recipe's over them, and never by chance."""
+        config = GenerationConfig.from_dict(own.to_dict())
+        # Settings of sampling beside do_sample=False make save_pretrained refuse (transformers 5.24,
+        # generation/configuration_utils.py, validate).
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "max_length"):
+            setattr(config, name, None)
+        config.do_sample = False
+        config.max_new_tokens = self.max_summary_tokens
+        for name, value in keys.model_dump().items():
+            if value is not None:
+                setattr(config, name, value)
+        if (config.num_beams or 1) == 1:
+            config.length_penalty = config.early_stopping = None
+        if keys.min_new_tokens is not None or (config.min_length or 0) >= self.max_summary_tokens:
+            config.min_length = None
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        others = [end for end in ends if end is not None and end != self.end]
+        config.eos_token_id = [self.end, *others] if others else self.end
+        config.pad_token_id = self.pad
+        if self.language is not None:
+            language = self.tokenizer.convert_tokens_to_ids(self.language)
+            if self.closing[-1] == language:  # mBART of 25 languages: what closes a summary begins it
+                config.decoder_start_token_id, config.forced_bos_token_id = language, None
+            else:
+                config.forced_bos_token_id = language
+        return config
+
+
+def open_tokenizer(name: str, *, shown: str, **arguments: Any) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name, **arguments)
+    except (OSError, ValueError, ImportError) as error:
+        raise CheckpointError(
+            f"model {shown}: has no tokenizer that can be loaded ({str(error).strip().splitlines()[0]}). "
+            "tokenizer.json or its vocabulary must stand beside the weights."
+        ) from error
+
+
+def tokenizer_key(tokenizer: Any) -> tuple[str, str]:
+    """All of a tokenizer that token ids depend on."""
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
+    return type(tokenizer).__name__, backend
+
+
+def open_format(
+    name: str, config: PretrainedConfig, model: TextModel, data: TextData, *, shown: str, **arguments: Any
+) -> TextFormat:
+    """The format of a checkpoint, with what the recipe says of it; raises CheckpointError or RecipeError."""
+    tokenizer = open_tokenizer(name, shown=shown, **arguments)
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"model {shown}: its tokenizer names no end token (eos_token), so no summary would end.")
+    encoder_decoder = bool(config.is_encoder_decoder)
+    chat = not encoder_decoder and bool(tokenizer.chat_template)
+    set_language(tokenizer, model.language, shown=shown)
+    prompt = model.prompt or _own_prompt(config, chat=chat)
+    lead, end = _answer(tokenizer) if chat else (" ", tokenizer.eos_token_id)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    made = TextFormat(
+        tokenizer,
+        prompt,
+        encoder_decoder,
+        chat,
+        end,
+        pad,
+        lead,
+        _closing(tokenizer, end) if encoder_decoder else (end,),
+        model.language,
+        data.max_document_tokens,
+        data.max_summary_tokens,
+        data.long_documents == "split",
+    )
+    _check_room(made, config, shown=shown)
+    return made
+
+
+def _own_prompt(config: PretrainedConfig, *, chat: bool) -> str:
+    """What the checkpoint was trained to be asked with."""
+    known = (getattr(config, "task_specific_params", None) or {}).get("summarization", {})
+    if "prefix" in known:
+        return f"{known['prefix']}{{document}}{known.get('suffix', '')}"
+    if not config.is_encoder_decoder:
+        return CHAT_PROMPT if chat else PLAIN_PROMPT
+    return "summarize: {document}" if config.model_type == "t5" else "{document}"
+
+
+def _chat(tokenizer: Any, messages: list[dict[str, str]], *, answer_next: bool) -> str:
+    # enable_thinking is heeded by templates that know it and ignored by others.
+    text: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=answer_next, enable_thinking=False
+    )
+    return text
+
+
+def _answer(tokenizer: Any) -> tuple[str, int]:
+    """What the template puts before an answer, the prompt aside, and the id after it: not always the end token."""
+    asked = {"role": "user", "content": "text"}
+    prompt = _chat(tokenizer, [asked], answer_next=True)
+    text = _chat(tokenizer, [asked, {"role": "assistant", "content": _MARK}], answer_next=False)
+    before, _, behind = text.rpartition(_MARK)
+    lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+    after = tokenizer(behind.strip(), add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    end: int = after[0] if after and after[0] in special else tokenizer.eos_token_id
+    return lead, end
+
+
+def _closing(tokenizer: Any, end: int) -> tuple[int, ...]:
+    """What an encoder-decoder's tokenizer puts behind the text of a target, from the end token on."""
+    ids: Ids = tokenizer(text_target="", verbose=False)["input_ids"]
+    return tuple(ids[ids.index(end) :]) if end in ids else (end,)
+
+
+def set_language(tokenizer: Any, language: str | None, *, shown: str) -> None:
+    if not hasattr(tokenizer, "tgt_lang"):
+        if language is not None:
+            raise RecipeError(f"model.language: the tokenizer of {shown} has no language tokens; take the key out.")
+        return
+    known = sorted(token for token in tokenizer.all_special_tokens if "_" in token)
+    if language is None:
+        raise RecipeError(
+            f"model.language: {shown} knows {len(known)} languages; name the one of the documents and summaries, e.g. "
+            f"`language: {known[0]}`. It knows: {', '.join(known)}."
+        )
+    if tokenizer.convert_tokens_to_ids(language) in (None, tokenizer.unk_token_id):
+        raise RecipeError(f"model.language: {shown} does not know `{language}`. It knows: {', '.join(known)}.")
+    tokenizer.src_lang = tokenizer.tgt_lang = language
+
+
+def _check_room(made: TextFormat, config: PretrainedConfig, *, shown: str) -> None:
+    around = len(made._framed([""])[0])
+    if made.max_document_tokens <= around:
+        raise RecipeError(
+            f"data.max_document_tokens: {made.max_document_tokens} leaves no room for a document; "
+            f"the prompt alone takes {around} tokens."
+        )
+    longest, summaries = positions(config)
+    needed = made.max_document_tokens + (0 if made.encoder_decoder else made.max_summary_tokens)
+    if longest is not None and needed > longest:
+        raise RecipeError(
+            f"data.max_document_tokens: {shown} reads at most {longest} tokens, and this asks for {needed}"
+            + ("." if made.encoder_decoder else " with the summary's.")
+        )
+    if made.encoder_decoder and summaries is not None and made.max_summary_tokens > summaries:
+        raise RecipeError(f"data.max_summary_tokens: {shown} writes at most {summaries} tokens.")
+
+
+def stored_task(made: TextFormat) -> dict[str, Any]:
+    """What a later user of the checkpoint must know, as `task_specific_params` of its configuration."""
+    prefix, _, suffix = made.prompt.partition("{document}")
+    return {"summarization": {"prefix": prefix, "suffix": suffix, "max_document_tokens": made.max_document_tokens}}
+
+
+def own_limits(name: str, config: PretrainedConfig, data: TextData, **arguments: Any) -> TextData:
+    """`data` with the limits that it leaves unset as the checkpoint was trained, or as it can read and write."""
+    stored = (getattr(config, "task_specific_params", None) or {}).get("summarization", {})
+    try:
+        generation = GenerationConfig.from_pretrained(name, **arguments)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    longest, longest_summary = positions(config)
+    summary = generation.max_new_tokens or generation.max_length or stored.get("max_length") or data.max_summary_tokens
+    summary = min(summary, (longest_summary if config.is_encoder_decoder else longest and longest // 4) or summary)
+    document = stored.get("max_document_tokens") or min(longest or data.max_document_tokens, MOST_TOKENS)
+    if longest is not None and not config.is_encoder_decoder:
+        document = min(document, longest - summary)
+    limits = {"max_document_tokens": document, "max_summary_tokens": summary}
+    return data.model_copy(update={k: v for k, v in limits.items() if k not in data.model_fields_set})
+
+
+def positions(config: PretrainedConfig) -> tuple[int | None, int | None]:
+    """Most tokens of a document and of a summary. T5's relative positions have no end, and its configuration none."""
+    document = getattr(config, "max_encoder_position_embeddings", None) or getattr(
+        config, "max_position_embeddings", None
+    )
+    return document, getattr(config, "max_decoder_position_embeddings", None) or document

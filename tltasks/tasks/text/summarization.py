@@ -1,0 +1,470 @@
+"""Summarisation with any checkpoint that AutoModelForSeq2SeqLM or AutoModelForCausalLM loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from tltasks.config.data import TextData
+from tltasks.config.model import TextModel
+from tltasks.config.plan import Row, StagePlan
+from tltasks.config.stage import TextStage
+from tltasks.data.corruptions import corrupt_text, generator
+from tltasks.data.loading import EncodedSplit, Split
+from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_batch, padded
+from tltasks.errors import RecipeError
+from tltasks.metrics import bootstrap_interval, extractiveness, rouge
+from tltasks.models.adapters import find_lora_targets, merged
+from tltasks.models.cross_entropy import has_plain_head, mean_loss, plain_model, writer
+from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
+from tltasks.results.result import Exhibit, Score
+from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
+from tltasks.tasks.text.data_checks import check_pairs
+from tltasks.tasks.text.prompting import SUFFIXES, TextFormat, open_format, own_limits, stored_task
+
+PIECES_AT_ONCE = 16
+"""Of one document that is longer than the model reads at once."""
+SHOWN_EXAMPLES = 3
+"""Worst, median and best summaries of the report, of each as many."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row's texts, read when they are needed: documents of a whole split may not fit in memory."""
+
+    rows: datasets.Dataset
+    row: int
+
+    @property
+    def document(self) -> str:
+        return str(self.rows[self.row]["document"])
+
+    @property
+    def summary(self) -> str:
+        return str(self.rows[self.row]["summary"])
+
+
+@dataclass(frozen=True)
+class Summarization:
+    """One stage's view of a summariser: how it reads, writes, and is compared with the lead."""
+
+    tag: ClassVar[str] = "summarization"
+    headline: ClassVar[str] = "rouge1"
+    higher_is_better: ClassVar[bool] = True
+    label: ClassVar[str | None] = None
+    given: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
+    answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
+
+    source: Checkpoint
+    config: PretrainedConfig
+    form: TextFormat
+    model_keys: TextModel
+    data_keys: TextData
+    stage: TextStage
+    seed: int
+    splits: dict[str, Split]
+    loaded: dict[str, Any] = field(default_factory=dict)
+    """Filled by `build`: what was newly initialised, how summaries are generated, what the model was found to allow."""
+
+    # ------------------------------------------------------------------------------------ opening
+
+    @classmethod
+    def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
+        assert isinstance(plan.model, TextModel)
+        assert isinstance(plan.data, TextData)
+        assert isinstance(plan.stage, TextStage)
+        if plan.row.weights == "checkpoint" and plan.row.head == "new":
+            raise RecipeError(
+                f"stage {plan.name}: `{plan.stage.stage}` puts a new head on a checkpoint, and a summariser's head is "
+                "its vocabulary. Use `stage: finetune`."
+            )
+        config = open_config(source.name, shown=source.shown, **source.arguments())
+        data = plan.data if splits else own_limits(source.name, config, plan.data, **source.arguments())
+        form = open_format(source.name, config, plan.model, data, shown=source.shown, **source.arguments())
+        config.task_specific_params = stored_task(form)
+        return cls(source, config, form, plan.model, data, plan.stage, seed, splits)
+
+    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+        limits = {name: getattr(self.data_keys, name) for name in ("max_document_tokens", "max_summary_tokens")}
+        return check_pairs(encoded, **limits, splits_long=self.form.splits)
+
+    # -------------------------------------------------------------------------------------- model
+
+    @property
+    def auto_class(self) -> Any:
+        return AutoModelForSeq2SeqLM if self.form.encoder_decoder else AutoModelForCausalLM
+
+    def starting_from(self, source: Checkpoint) -> Self:
+        return dataclasses.replace(self, source=source, loaded={})
+
+    def untouched(self) -> Self:
+        return self
+
+    def build(self, row: Row) -> PreTrainedModel:
+        model, loaded = load_pretrained(
+            self.auto_class,
+            self.config,
+            self.source.name,
+            shown=self.source.shown,
+            random=row.weights == "random",
+            **self.source.arguments(),
+        )
+        if row.weights != "random":
+            check_loaded(model, loaded["newly_initialised"], head=[], shown=self.source.shown)
+        model.generation_config = self._decoding(model)
+        self.loaded.update(loaded)
+        self.loaded.update(
+            prompt=self.form.prompt,
+            chat=self.form.chat,
+            encoder_decoder=self.form.encoder_decoder,
+            max_document_tokens=self.form.max_document_tokens,
+            long_documents=self.data_keys.long_documents,
+            decoding=_decoding_words(model.generation_config),
+            packing=not self.form.encoder_decoder and self.stage.packing and keeps_examples_apart(model),
+        )
+        probe = self._collate([[self.form.end] * 3], [[self.form.end] * 2])
+        self.loaded["chunked_loss"] = has_plain_head(model, self._inputs(model, probe), probe["labels"])
+        return model
+
+    def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
+        return self.form.decoding(model.generation_config, self.model_keys.generation)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config.model_type)
+
+    def weights(self) -> dict[str, Any]:
+        return {"name": self.source.shown, "revision": self.source.revision, **self.loaded}
+
+    def head(self, model: nn.Module) -> list[str]:
+        head = plain_model(model).get_output_embeddings()
+        return [name for name, module in model.named_modules() if module is head]
+
+    def lora_targets(self, model: nn.Module) -> list[str]:
+        return find_lora_targets(model, head=self.head(model))
+
+    def save_setup(self, folder: Path) -> None:
+        self.config.save_pretrained(folder)
+        self.form.tokenizer.save_pretrained(folder)
+
+    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        self.save_setup(folder)
+        if adapter:
+            save_adapter(model, folder)
+            plain_model(model).generation_config.save_pretrained(folder)
+        else:
+            merged(model).save_pretrained(folder)
+
+    def reload(self, folder: Path) -> nn.Module:
+        source = self.source
+        model = load_saved(self.auto_class, folder, base=source.name, config=self.config, **source.arguments())
+        if (folder / "generation_config.json").is_file():  # which an adapter has beside it
+            plain_model(model).generation_config = GenerationConfig.from_pretrained(folder)
+        return model
+
+    # --------------------------------------------------------------------------------------- rows
+
+    @property
+    def features(self) -> datasets.Features:
+        number, text = datasets.Value("int32"), datasets.Value("string")
+        ids = datasets.List(number)
+        return datasets.Features(
+            {
+                "document": text,
+                "summary": text,
+                "document_ids": ids,
+                "summary_ids": ids,
+                "pieces": datasets.List(ids),
+                "document_tokens": number,
+                "summary_tokens": number,
+                "length": number,
+            }
+        )
+
+    @property
+    def tokens(self) -> int | None:
+        return None
+
+    @property
+    def encoding_key(self) -> str:
+        return self.form.key
+
+    @property
+    def cpu_budget(self) -> int:
+        return 1024
+
+    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+        summarised = "summary" in split.rows.column_names
+
+        def encode(batch: Columns) -> Columns:
+            documents = [_text(value) for value in batch["document"]]
+            summaries = [_text(value) for value in batch["summary"]] if summarised else [""] * len(documents)
+            faults = [_fault(d, s if summarised else None) for d, s in zip(documents, summaries, strict=True)]
+            encoded = self._encode(documents, summaries, trains=split.name == "train")
+            return {**encoded, "row": batch["row"], "error": faults}
+
+        return encode
+
+    def _encode(self, documents: list[str], summaries: list[str], *, trains: bool) -> Columns:
+        document_ids, document_tokens = self.form.encode_documents(documents)
+        summary_ids, summary_tokens = self.form.encode_summaries(summaries)
+        in_pieces = self.form.splits and not trains  # training sees a bounded length
+        pieces = self.form.encode_pieces(documents) if in_pieces else [[ids] for ids in document_ids]
+        return {
+            "document": documents,
+            "summary": summaries,
+            "document_ids": document_ids,
+            "summary_ids": summary_ids,
+            "pieces": pieces,
+            "document_tokens": document_tokens,
+            "summary_tokens": summary_tokens,
+            "length": [sum(map(len, p)) + len(s) for p, s in zip(pieces, summary_ids, strict=True)],
+        }
+
+    def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
+        documents = [
+            corrupt_text(document, kind, level, generator(kind, level, seed=seed, row=row))
+            for document, row in zip(columns["document"], columns["row"], strict=True)
+        ]
+        return {**self._encode(documents, columns["summary"], trains=False), "row": columns["row"]}
+
+    def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
+        lengths: Sequence[int] = rows.with_format("numpy")["length"][:]
+        return lengths
+
+    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+        documents = rows.select_columns(["pieces"])[list(indices)]["pieces"]
+        return self._asked_in_pieces(documents)
+
+    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+        columns = rows.select_columns(["document_ids", "summary_ids"])[list(indices)]
+        return self._collate(columns["document_ids"], columns["summary_ids"])
+
+    def _asked_in_pieces(self, documents: Sequence[Sequence[Sequence[int]]]) -> Batch:
+        piece_of = [i for i, pieces in enumerate(documents) for _ in pieces]
+        return {**self._asked([ids for pieces in documents for ids in pieces]), "piece_of": torch.tensor(piece_of)}
+
+    def _asked(self, documents: Sequence[Sequence[int]]) -> Batch:
+        """What a summary is generated from; a decoder goes on from its right end, so its padding is at the left."""
+        left = not self.form.encoder_decoder
+        seen = [[1] * len(ids) for ids in documents]
+        return {
+            "input_ids": torch.from_numpy(padded(documents, fill=self.form.pad, left=left)),
+            "attention_mask": torch.from_numpy(padded(seen, fill=0, left=left)),
+        }
+
+    def _collate(self, documents: Sequence[Sequence[int]], summaries: Sequence[Sequence[int]]) -> Batch:
+        if self.form.encoder_decoder:
+            return {**self._asked(documents), "labels": torch.from_numpy(padded(summaries, fill=-100))}
+        prompts, answers = ([np.array(ids, dtype=np.int64) for ids in rows] for rows in (documents, summaries))
+        return packed_batch(prompts, answers, together=self.loaded["packing"])
+
+    # --------------------------------------------------------------------------------------- step
+
+    def count(self, batch: Batch) -> Tensor:
+        return (batch["labels"] != -100).sum()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return mean_loss(
+            model,
+            self._inputs(plain_model(model), batch),
+            batch["labels"],
+            smoothing=self.stage.label_smoothing,
+            chunked=self.loaded["chunked_loss"],
+        )
+
+    def _inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+        """Arguments of the model's forward for a training batch."""
+        inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+        if self.form.encoder_decoder:
+            inputs["attention_mask"] = batch["attention_mask"]
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            return inputs | self._global_attention(batch["input_ids"])
+        if not self.loaded["packing"]:
+            return inputs | {"attention_mask": (batch["segments"] > 0).long()}
+        return inputs | {
+            "attention_mask": attention_mask(batch["segments"], model),
+            "position_ids": batch["position_ids"],
+        }
+
+    def _global_attention(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """LED's first token sees, and is seen by, all. Source: Beltagy et al., https://arxiv.org/abs/2004.05150, §5."""
+        if self.config.model_type != "led":
+            return {}
+        everywhere = torch.zeros_like(input_ids)
+        everywhere[:, 0] = 1
+        return {"global_attention_mask": everywhere}
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        piece_of = batch["piece_of"].tolist()
+        written: list[list[str]] = [[] for _ in range(piece_of[-1] + 1)]
+        # Passes are cut between rows, and one long document alone may be far more than a pass.
+        at_once = PIECES_AT_ONCE if len(written) == 1 else len(piece_of)
+        for start in range(0, len(piece_of), at_once):
+            some = {name: values[start : start + at_once] for name, values in batch.items()}
+            for row, text in zip(piece_of[start : start + at_once], self._write(model, some), strict=True):
+                written[row].append(text)
+        joined = ["\n".join(text for text in texts if text) for texts in written]
+        # Together they may be too long for a summary; then they are the document of one.
+        _, sizes = self.form.encode_summaries(joined)
+        again = [i for i, texts in enumerate(written) if len(texts) > 1 and sizes[i] > self.form.max_summary_tokens]
+        if again:
+            asked = self._asked(self.form.encode_documents([joined[i] for i in again])[0])
+            device = batch["input_ids"].device
+            texts = self._write(model, {name: values.to(device) for name, values in asked.items()})
+            joined = [dict(zip(again, texts, strict=True)).get(i, text) for i, text in enumerate(joined)]
+        return [
+            {"prediction": text, "pieces": len(written[i]), "summarised_twice": i in again}
+            for i, text in enumerate(joined)
+        ]
+
+    def _write(self, model: nn.Module, batch: Batch) -> list[str]:
+        """The text that is generated for each row of the batch."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        written = writer(model).generate(
+            **inputs,
+            **self._global_attention(inputs["input_ids"]),
+            generation_config=self._decoding(plain_model(model)),
+        )
+        start = 0 if self.form.encoder_decoder else inputs["input_ids"].shape[1]
+        return [self.form.decode(ids) for ids in written[:, start:]]
+
+    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+        return {"prediction": prediction["prediction"]}
+
+    # --------------------------------------------------------------------------------- evaluation
+
+    def target_texts(self, rows: datasets.Dataset) -> list[str]:
+        return list(rows["summary"])
+
+    def references(self, rows: datasets.Dataset) -> list[Pair]:
+        texts = rows.select_columns(["document", "summary"])
+        return [Pair(texts, row) for row in range(len(texts))]
+
+    def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
+        scores = _all_row_scores(predictions, references)[:, rouge.KINDS.index(self.headline)]
+        return np.stack([scores, np.ones(len(scores))], axis=1)
+
+    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
+        scores = _all_row_scores(predictions, references)
+        values = dict(zip(rouge.KINDS, map(float, scores.mean(0)), strict=True))
+        values |= _statistics([p["prediction"] for p in predictions], references)
+        if not intervals:
+            return Score(values, self.headline, (float("nan"), float("nan")))
+        ends = {
+            kind: bootstrap_interval(np.stack([column, np.ones(len(column))], axis=1), seed=self.seed)
+            for kind, column in zip(rouge.KINDS, scores.T, strict=True)
+        }
+        details = {
+            "ci95": {kind: list(interval) for kind, interval in ends.items()},
+            "split_in_pieces": sum(p.get("pieces", 1) > 1 for p in predictions),
+            "summarised_twice": sum(p.get("summarised_twice", False) for p in predictions),
+        }
+        return Score(values, self.headline, ends[self.headline], details)
+
+    @cached_property
+    def lead(self) -> Lead:
+        """The lead baseline, its length chosen on validation, or on train where there is none."""
+        split = self.splits.get("validation") or self.splits.get("train")
+        if split is None:
+            return DEFAULT_LEAD
+        columns = split.rows[:]
+        return choose_lead(columns["document"], columns["summary"], seed=self.seed)
+
+    def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        return {self.lead.name: [{"prediction": self.lead(pair.document)} for pair in self.references(rows)]}
+
+    def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
+        scores = _all_row_scores(predictions, references)
+        return {
+            "prediction": [p["prediction"] for p in predictions],
+            "reference": [pair.summary for pair in references],
+            **{kind: column.tolist() for kind, column in zip(rouge.KINDS, scores.T, strict=True)},
+        }
+
+    def exhibits(
+        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
+    ) -> list[Exhibit]:
+        """The worst, the median and the best summaries, each with its document and the reference."""
+        scores = self.row_scores(predictions, references)[:, 0]
+        order = np.argsort(scores, kind="stable").tolist()
+        n, middle = min(SHOWN_EXAMPLES, -(-len(order) // 3)), len(order) // 2
+        shown = []
+        for kind, chosen in (("worst", order[:n]), ("median", order[middle - n // 2 :][:n]), ("best", order[-n:])):
+            for i in chosen:
+                texts = {
+                    "document": references[i].document,
+                    "reference": references[i].summary,
+                    "summary": predictions[i]["prediction"],
+                }
+                caption = f"{kind} · row {rows[i]['row']}"
+                shown.append(Exhibit("texts", f"ROUGE-1 {scores[i]:.1f}", caption, json.dumps(texts).encode()))
+        return shown
+
+
+# -------------------------------------------------------------------------------------------- texts
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _fault(document: str, summary: str | None) -> str | None:
+    empty = [name for name, text in (("document", document), ("summary", summary)) if text == ""]
+    return f"empty {' and '.join(empty)}" if empty else None
+
+
+def _all_row_scores(predictions: Sequence[Prediction], references: Sequence[Pair]) -> NDArray[np.float64]:
+    return rouge.row_scores([p["prediction"] for p in predictions], [pair.summary for pair in references])
+
+
+def _statistics(summaries: Sequence[str], references: Sequence[Pair]) -> dict[str, float]:
+    """Means over rows of what summaries take from their documents, and their length against the references'."""
+    rows = []
+    for summary, pair in zip(summaries, references, strict=True):
+        written, document = rouge.tokens(summary), rouge.tokens(pair.document)
+        coverage, density = extractiveness.coverage_and_density(document, written)
+        rows.append(
+            (
+                len(written),
+                len(rouge.tokens(pair.summary)),
+                coverage,
+                density,
+                extractiveness.repetition(written),
+                extractiveness.new_ngrams(document, written),
+            )
+        )
+    n_written, n_reference, coverage, density, repetition, new = np.mean(rows, axis=0).tolist()
+    return {
+        "length_ratio": n_written / max(n_reference, 1e-12),
+        "coverage": coverage,
+        "density": density,
+        "repetition": repetition,
+        "new_bigrams": new,
+    }
+
+
+def _decoding_words(config: GenerationConfig) -> str:
+    """The settings that decide what is generated, as one line."""
+    shown = ("num_beams", "max_new_tokens", "min_new_tokens", "min_length", "length_penalty", "early_stopping")
+    values = {name: getattr(config, name, None) for name in (*shown, "no_repeat_ngram_size", "repetition_penalty")}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)

@@ -1,0 +1,137 @@
+"""The evaluation loop: predictions by row, however many devices take part, and scores with their baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from tltasks.data.batching import Rows, micro_batches
+from tltasks.errors import TrainingError
+from tltasks.metrics import paired_difference
+from tltasks.results.result import Score
+from tltasks.runtime.devices import pass_budget
+from tltasks.tasks.base import Batch, Embeds, Prediction, Task
+
+NEIGHBOUR_ROWS = 5000
+"""Training rows that the nearest-neighbour baseline looks at; more would cost as much as an epoch."""
+
+
+class _Pieces(Dataset[Batch]):
+    def __init__(self, task: Task, rows: datasets.Dataset, pieces: list[Rows]) -> None:
+        self.task, self.rows, self.pieces = task, rows, pieces
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, i: int) -> Batch:
+        return self.task.read(self.rows, self.pieces[i].tolist())
+
+
+def _for_each_row(
+    accelerator: Accelerator,
+    task: Task,
+    model: nn.Module,
+    rows: datasets.Dataset,
+    function: Callable[[Batch], Iterable[Any]],
+    *,
+    workers: int,
+) -> list[Any]:
+    """`function` of every row, in order of rows and on every process; each row is computed by one process only."""
+    model.to(accelerator.device).eval()
+    lengths, rank = task.lengths(rows), accelerator.process_index
+    budget = pass_budget(accelerator.device, task.cpu_budget)
+    left = np.arange(rank, len(rows), accelerator.num_processes)
+    found: list[Any] = [None] * len(rows)  # one place a row: what is kept beside it would grow with the data
+    done = np.zeros(len(rows), bool)
+    while len(left):
+        pieces = micro_batches(left, world=1, rank=0, max_rows=len(left), lengths=lengths, budget=budget)
+        loader = DataLoader(_Pieces(task, rows, pieces), batch_size=None, num_workers=workers)
+        piece = pieces[0]
+        try:
+            for piece, batch in zip(pieces, loader, strict=True):
+                with torch.inference_mode(), accelerator.autocast():
+                    values = function(send_to_device(batch, accelerator.device))
+                for row, value in zip(piece.tolist(), values, strict=True):
+                    found[row] = value
+                done[piece] = True
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if len(piece) == 1:  # the one that failed, which need not be the one with the longest row
+                raise TrainingError("out of memory while evaluating one example; make examples smaller.") from error
+            budget = (budget + 1) // 2
+            torch.cuda.empty_cache()
+        left = left[~done[left]]
+    if accelerator.num_processes == 1:
+        return found
+    world = accelerator.num_processes
+    shares = gather_object([found[rank::world]])
+    for i, share in enumerate(shares):
+        found[i::world] = share
+    return found
+
+
+def predict_rows(
+    accelerator: Accelerator, task: Task, model: nn.Module, rows: datasets.Dataset, *, workers: int
+) -> list[Prediction]:
+    """One prediction for each row, in order."""
+    return _for_each_row(accelerator, task, model, rows, lambda batch: task.predict(model, batch), workers=workers)
+
+
+def embed_rows(
+    accelerator: Accelerator, task: Task, model: nn.Module, rows: datasets.Dataset, *, workers: int
+) -> NDArray[np.float32]:
+    """The representation of each row by a task that has one, [rows, width]."""
+    assert isinstance(task, Embeds)
+
+    def embed(batch: Batch) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = task.embed(model, batch).float().cpu().numpy()
+        return vectors
+
+    return np.stack(_for_each_row(accelerator, task, model, rows, embed, workers=workers))
+
+
+def drawn_rows(n_rows: int, most: int | None, *, seed: int) -> list[int]:
+    """All rows, or a sample of `most` drawn with the seed, in order."""
+    if most is None or n_rows <= most:
+        return list(range(n_rows))
+    return sorted(np.random.default_rng(seed).choice(n_rows, most, replace=False).tolist())
+
+
+def score_beside_baselines(
+    task: Task, predictions: list[Prediction], references: list[Any], arms: dict[str, list[Prediction]], *, seed: int
+) -> tuple[Score, dict[str, Score]]:
+    """The score, and that of each baseline with the interval of the paired difference on the same rows."""
+    ours = task.row_scores(predictions, references)
+    score = task.score(predictions, references, intervals=True)
+    baselines = {}
+    for name, theirs in arms.items():
+        plain = task.score(theirs, references, intervals=True)
+        low, high = paired_difference(ours, task.row_scores(theirs, references), seed=seed)
+        baselines[name] = dataclasses.replace(plain, details={"difference_ci95": [low, high]})
+    return score, baselines
+
+
+def write_predictions(
+    path: Path, task: Task, rows: datasets.Dataset, predictions: list[Prediction], references: list[Any]
+) -> None:
+    """One line a row: row, prediction, reference, and what else the task knows of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"row": list(rows["row"]), **task.columns(predictions, references)})
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    temporary.replace(path)

@@ -1,0 +1,213 @@
+"""Linear probing: the frozen backbone runs once, its features are kept on disk, and the head is fitted to them.
+
+Source of the method: Alain and Bengio, https://arxiv.org/abs/1610.01644; of fitting it by L-BFGS with the penalty
+chosen on validation: Radford et al., https://arxiv.org/abs/2103.00020, appendix A.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tltasks.config.stage import Stage
+from tltasks.data.loading import EncodedSplit
+from tltasks.errors import CheckpointError
+from tltasks.tasks.base import Task
+from tltasks.training.checkpoint import Progress
+from tltasks.training.evaluation import embed_rows
+
+Features = NDArray[np.float32]
+
+PENALTIES = tuple(10.0**power for power in range(-6, 1))
+"""Tried where the recipe names none and there is a validation split."""
+PENALTY = 1e-3
+"""Where there is nothing to choose by."""
+MOST_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A linear layer fitted to features, and how it does where it is chosen."""
+
+    weight: Tensor
+    bias: Tensor
+    l2: float
+    iterations: int
+    validation_accuracy: float | None
+
+
+def fit_probe(
+    accelerator: Accelerator,
+    task: Task,
+    model: nn.Module,
+    head: Sequence[str],
+    stage: Stage,
+    encoded: dict[str, EncodedSplit],
+    *,
+    workers: int,
+) -> tuple[Progress, Fit]:
+    """Freeze `model` but for its head, and set the head to the best fit on the training split's features.
+
+    Raises CheckpointError for a head that is not one linear layer on one vector for each row.
+    """
+    linear = model.get_submodule(head[0]) if len(head) == 1 else None
+    if not isinstance(linear, nn.Linear):
+        raise CheckpointError(
+            f"probe: the head of {type(model).__name__} ({', '.join(head) or 'none'}) is not one linear layer; "
+            "use `stage: transfer` with `adapt: head`."
+        )
+    started = time.perf_counter()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(f"{head[0]}."))
+    wanted: list[str] = [name for name in ("train", "validation") if name in encoded]
+    features = {
+        name: cached_features(accelerator, task, model, head[0], encoded[name], workers=workers) for name in wanted
+    }
+    width = features["train"].shape[1]
+    if width != linear.in_features:
+        raise CheckpointError(
+            f"probe: the head of {type(model).__name__} takes {linear.in_features} numbers, but its features are "
+            f"{width}; use `stage: transfer` with `adapt: head`."
+        )
+    labels = {name: np.array(task.references(encoded[name].rows)) for name in wanted}
+    best = choose_fit(features, labels, n_classes=linear.out_features, l2=stage.l2)
+    with torch.no_grad():
+        linear.weight.copy_(best.weight)
+        if linear.bias is not None:
+            linear.bias.copy_(best.bias)
+    progress = Progress(
+        step=best.iterations,
+        best_value=best.validation_accuracy,
+        examples=len(features["train"]),
+        seconds=time.perf_counter() - started,
+        ended="converged" if best.iterations < MOST_ITERATIONS else f"{MOST_ITERATIONS} iterations",
+    )
+    model.eval()
+    return progress, best
+
+
+# ----------------------------------------------------------------------------------------- features
+
+
+def cached_features(
+    accelerator: Accelerator, task: Task, model: nn.Module, head: str, split: EncodedSplit, *, workers: int
+) -> Features:
+    """What the head receives for each row, [rows, width]: from the cache, or computed once and put there.
+
+    The key is the content of the weights below the head and of the rows, and what they are encoded and computed with.
+    """
+    key = hashlib.sha256()
+    for part in (type(model).__name__, task.encoding_key, split.fingerprint, accelerator.mixed_precision):
+        key.update(f"{part}\0".encode())
+    key.update(accelerator.device.type.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(f"{head}."):
+            key.update(name.encode())
+            key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-features" / f"{key.hexdigest()[:32]}.safetensors"
+    found = _read(path)
+    # All processes have to agree, since computing takes all of them.
+    known = torch.tensor(float(found is not None), device=accelerator.device)
+    if found is not None and float(accelerator.reduce(known, "sum")) == accelerator.num_processes:
+        return found
+    if found is None:
+        accelerator.reduce(known, "sum")
+    features = embed_rows(accelerator, task, model, split.rows, workers=workers)
+    if accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        save_file({"features": np.ascontiguousarray(features)}, temporary)
+        temporary.replace(path)
+    accelerator.wait_for_everyone()
+    return features
+
+
+def _read(path: Path) -> Features | None:
+    """A damaged file is as good as none."""
+    try:
+        features: Features = load_file(path)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return features
+
+
+# ---------------------------------------------------------------------------------------------- fit
+
+
+def choose_fit(
+    features: dict[str, Features],
+    labels: dict[str, NDArray[np.int64]],
+    *,
+    n_classes: int,
+    l2: float | list[float] | None,
+) -> Fit:
+    """The fit to `train` with the penalty that does best on `validation`: by accuracy, then by loss."""
+    tried = [l2] if isinstance(l2, float) else l2 or (PENALTIES if "validation" in features else (PENALTY,))
+    best: tuple[tuple[float, float], Fit] | None = None
+    start: Fit | None = None
+    for penalty in sorted(tried, reverse=True):
+        fit = fit_linear(features["train"], labels["train"], n_classes=n_classes, l2=penalty, start=start)
+        start, value = fit, (0.0, 0.0)
+        if "validation" in features:
+            logits = torch.from_numpy(features["validation"]).double() @ fit.weight.T + fit.bias
+            known = torch.from_numpy(labels["validation"])
+            accuracy = float((logits.argmax(1) == known).double().mean())
+            value = accuracy, -float(functional.cross_entropy(logits, known))
+            fit = Fit(fit.weight, fit.bias, penalty, fit.iterations, accuracy)
+        if best is None or value > best[0]:
+            best = value, fit
+    assert best is not None
+    return best[1]
+
+
+def fit_linear(
+    features: Features, labels: NDArray[np.int64], *, n_classes: int, l2: float, start: Fit | None = None
+) -> Fit:
+    """The weights that minimise mean cross entropy + l2 / 2 × their squared norm, in double precision.
+
+    The penalty is on the weights of features scaled to unit variance, so that it means the same for every backbone;
+    the scale is folded into the weights that are returned. The bias is free.
+    """
+    x, y = torch.from_numpy(features).double(), torch.from_numpy(labels)
+    centre, scale = x.mean(0), x.std(0, correction=0)
+    scale = torch.where(scale > 1e-6 * scale.max().clamp(min=1e-12), scale, torch.ones_like(scale))
+    x = (x - centre) / scale
+    weight = torch.zeros(n_classes, x.shape[1], dtype=torch.float64)
+    bias = torch.zeros(n_classes, dtype=torch.float64)
+    if start is not None:
+        weight, bias = start.weight * scale, start.bias + start.weight @ centre
+    weight.requires_grad_(), bias.requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=MOST_ITERATIONS,
+        history_size=20,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        value = functional.cross_entropy(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    iterations = int(optimizer.state[weight]["n_iter"])
+    with torch.no_grad():
+        plain = weight / scale
+        return Fit(plain, bias - plain @ centre, l2, iterations, None)

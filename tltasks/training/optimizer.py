@@ -1,0 +1,142 @@
+"""Optimisers, their parameter groups, the learning-rate schedule and weight averaging."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tltasks.config.stage import Stage
+
+Named = list[tuple[str, nn.Parameter]]
+
+_BLOCK = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)(?:\.(?:[^.]+\.)*?\d+(?=\.))?")  # `encoder.stages.1.layers.0`
+
+
+def build_optimizer(model: nn.Module, stage: Stage, *, head: Iterable[str] = ()) -> torch.optim.Optimizer:
+    """Optimiser over the trained parameters; each group's `peak_lr` is what the schedule multiplies."""
+    assert stage.learning_rate is not None
+    named = trained(model)
+    # Depth is read off the whole model, so that freezing the lower blocks does not raise the rates of the others.
+    names = [name for name, _ in model.named_parameters()]
+    scales = layer_scales(names, stage.layer_decay or 1.0, head=tuple(head))
+    above = blocks_above(names, head=tuple(head))
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        decay = stage.weight_decay if _is_decayed(name, parameter) and stage.l2_sp is None else 0.0
+        # The fused SGD wants all of a group to have momentum, or none (torch 2.14, optim/sgd.py).
+        unfrozen = above[name] if stage.unfreeze_epochs else 0
+        groups.setdefault((decay, scales[name], unfrozen), []).append(parameter)
+    options = [
+        {"params": members, "weight_decay": decay, "lr": stage.learning_rate * scale}
+        for (decay, scale, _), members in groups.items()
+    ]
+    fused = all(p.device.type in {"cpu", "cuda", "mps", "xpu"} and p.is_floating_point() for _, p in named)
+    optimizer: torch.optim.Optimizer
+    if stage.optimizer == "sgd":
+        optimizer = torch.optim.SGD(options, lr=stage.learning_rate, momentum=stage.momentum, fused=fused)
+    else:
+        optimizer = torch.optim.AdamW(options, lr=stage.learning_rate, fused=fused)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def trained(model: nn.Module) -> Named:
+    """The parameters that are trained, by name."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _is_decayed(name: str, parameter: Tensor) -> bool:
+    """Biases, normalisation weights and position tables are scales and offsets; decay would pull them to zero."""
+    return parameter.ndim > 1 and not re.search(r"pos(ition)?_embed|relative_position|cls_token|mask_token", name)
+
+
+def layer_scales(names: list[str], decay: float, *, head: tuple[str, ...] = ()) -> dict[str, float]:
+    """Learning-rate factor of each parameter: decay ** (blocks above it), 1 for the head.
+
+    A block is a numbered module, or a numbered module of a numbered stage, in the order of the model.
+    Source: Clark et al., https://arxiv.org/abs/2003.10555, §3.2.
+
+    >>> layer_scales(["emb.w", "layer.0.w", "layer.1.w", "classifier.w"], 0.5, head=("classifier",))
+    {'emb.w': 0.125, 'layer.0.w': 0.25, 'layer.1.w': 0.5, 'classifier.w': 1.0}
+    """
+    return {name: decay**above for name, above in blocks_above(names, head=head).items()}
+
+
+def blocks_above(names: list[str], *, head: tuple[str, ...] = ()) -> dict[str, int]:
+    """How many blocks, the head among them, stand above each parameter: 0 for the head, 1 for the topmost block.
+
+    >>> blocks_above(["emb.w", "layer.0.w", "layer.1.w", "classifier.w"], head=("classifier",))
+    {'emb.w': 3, 'layer.0.w': 2, 'layer.1.w': 1, 'classifier.w': 0}
+    """
+    depth: dict[str, int | None] = {}
+    blocks: dict[str, int] = {}
+    last = 0
+    for name in names:
+        plain = name.removeprefix("base_model.model.")
+        if any(plain.startswith(f"{module}.") for module in head):
+            depth[name] = None
+            continue
+        if block := _BLOCK.match(plain):
+            last = blocks.setdefault(block.group(), len(blocks) + 1)
+        depth[name] = last
+    top = len(blocks) + 1
+    return {name: 0 if d is None else top - d for name, d in depth.items()}
+
+
+DECADES = 6
+"""That an exponential schedule rises over."""
+
+
+def learning_rate_factor(step: int, *, total: int, warmup: float, schedule: str) -> float:
+    """Factor on the peak learning rate at a step in [0, total).
+
+    Rises linearly over the first `warmup` share, then follows half a cosine or a line to zero, or stays.
+    Source of the cosine: Loshchilov and Hutter, https://arxiv.org/abs/1608.03983.
+
+    >>> [round(learning_rate_factor(s, total=4, warmup=0.25, schedule="linear"), 2) for s in range(4)]
+    [1.0, 1.0, 0.67, 0.33]
+    """
+    rise = round(total * warmup)
+    if step < rise:
+        return (step + 1) / rise
+    if schedule == "constant":
+        return 1.0
+    if schedule == "exponential":
+        return float(10 ** (-DECADES * (1 - (step - rise) / max(1, total - rise - 1))))
+    share = (step - rise) / max(1, total - rise)
+    return 0.5 * (1 + math.cos(math.pi * share)) if schedule == "cosine" else 1 - share
+
+
+class MovingAverage:
+    """Exponential moving average of the trained weights, held beside them.
+
+    Starts with a shorter memory, min(decay, (1 + n) / (10 + n)) after n updates, so that the first weights do not
+    linger. Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in trained(model)}
+
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        now = [p.detach() for _, p in trained(model)]
+        torch._foreach_lerp_(list(self.weights.values()), now, 1 - decay)
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from saved weights, which come in another order."""
+        for name, tensor in self.weights.items():
+            tensor.copy_(weights[name])
+
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the model's weights with the average; a second call puts them back."""
+        with torch.no_grad():
+            for name, p in trained(model):
+                kept = p.detach().clone()
+                p.copy_(self.weights[name])
+                self.weights[name].copy_(kept)

@@ -1,0 +1,86 @@
+"""How a model bears test examples of lower quality: each kind of corruption at each level, on the same rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+from torch import nn
+
+from tltasks.config.data import Corruptions
+from tltasks.data.loading import EncodedSplit
+from tltasks.metrics import paired_difference
+from tltasks.tasks.base import Corrupts, Prediction, Task
+from tltasks.training.evaluation import drawn_rows
+
+ROWS_AT_ONCE = 256
+"""Corrupted rows are held in memory, and nowhere else."""
+Predict = Callable[[nn.Module, datasets.Dataset], list[Prediction]]
+
+
+def measure_robustness(
+    task: Task,
+    model: nn.Module,
+    split: EncodedSplit,
+    clean: list[Prediction],
+    keys: Corruptions,
+    predict: Predict,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """The headline metric for every kind and level, with the interval of the paired difference to the clean rows.
+
+    `clean` are the predictions for all rows of the split.
+    """
+    assert isinstance(task, Corrupts)
+    chosen = drawn_rows(len(split.rows), keys.rows, seed=seed)
+    rows = split.rows.select(chosen)
+    references = task.references(rows)
+    before = [clean[i] for i in chosen]
+    score = task.score(before, references, intervals=True)
+    name = score.headline
+    table: list[dict[str, Any]] = []
+    for kind, level in keys.chosen:
+        after = _predict_corrupted(task, model, rows, predict, kind, level, seed=seed)
+        worse = task.score(after, references, intervals=True)
+        ours, theirs = task.row_scores(after, references), task.row_scores(before, references)
+        table.append(
+            {
+                "kind": kind,
+                "level": level,
+                "value": worse.values[name],
+                "ci95": list(worse.ci95),
+                "difference": worse.values[name] - score.values[name],
+                "difference_ci95": list(paired_difference(ours, theirs, seed=seed)),
+            }
+        )
+    by_kind = defaultdict(list)
+    for line in table:
+        by_kind[line["kind"]].append(line["value"])
+    means = {kind: float(np.mean(values)) for kind, values in by_kind.items()}
+    return {
+        "split": split.name,
+        "rows": len(rows),
+        "metric": name,
+        "level": keys.level,
+        "clean": score.values[name],
+        "clean_ci95": list(score.ci95),
+        "table": table,
+        "mean_by_kind": means,
+        "mean": float(np.mean(list(means.values()))),
+    }
+
+
+def _predict_corrupted(
+    task: Task, model: nn.Module, rows: datasets.Dataset, predict: Predict, kind: str, level: float, *, seed: int
+) -> list[Prediction]:
+    assert isinstance(task, Corrupts)
+    found: list[Prediction] = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        changed = task.corrupt(part, kind, level, seed=seed)
+        found += predict(model, datasets.Dataset.from_dict(changed, features=rows.features))
+    return found

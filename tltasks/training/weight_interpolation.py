@@ -1,0 +1,90 @@
+"""Weights between those that a stage began with and those that it has trained (WiSE-FT).
+
+Source: Wortsman et al., https://arxiv.org/abs/2109.01903, equation 1: (1 − α) θ₀ + α θ₁.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tltasks.config.stage import Interpolate
+from tltasks.data.loading import EncodedSplit
+from tltasks.errors import CheckpointError
+from tltasks.models.adapters import merged
+from tltasks.tasks.base import Prediction, Task
+
+Predict = Callable[[nn.Module, datasets.Dataset], list[Prediction]]
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """What was found on the way from the one weights to the others."""
+
+    alpha: float
+    """0 is the start, 1 the trained weights."""
+    curve: dict[str, Any]
+    """`metric`, `alphas`, and `by_split` with the metric at each of them."""
+    trained: dict[str, list[Prediction]]
+    """What the trained weights predict of each split."""
+
+    def described(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "alpha_curve": self.curve}
+
+
+def interpolate(
+    task: Task,
+    start: PreTrainedModel,
+    trained: nn.Module,
+    keys: Interpolate,
+    splits: dict[str, EncodedSplit],
+    predict: Predict,
+) -> tuple[PreTrainedModel, Interpolation]:
+    """The model at the α that does best on `validation`, by the headline metric and then by loss.
+
+    An adapter is merged first, so that LoRA's update is scaled by α. Each α is evaluated on all `splits`, and no split
+    but validation is looked at to choose. Raises CheckpointError for models whose weights do not correspond.
+    """
+    model = merged(trained)
+    ends = _copy(start), _copy(model)
+    if [(k, t.shape) for k, t in ends[0].items()] != [(k, t.shape) for k, t in ends[1].items()]:
+        odd = sorted(k for k in ends[0].keys() | ends[1].keys() if _shape(ends[0], k) != _shape(ends[1], k))
+        raise CheckpointError(f"interpolate: the weights before and after training differ in shape ({odd[0]}, …).")
+    sign = 1 if task.higher_is_better else -1
+    alphas = sorted({0.0, *keys.alphas, 1.0})
+    by_split: dict[str, list[float]] = {name: [] for name in splits}
+    best: tuple[float, float] | None = None
+    chosen, at_one = keys.alphas[0], {}
+    for alpha in alphas:
+        _set(model, *ends, alpha)
+        predictions = {name: predict(model, split.rows) for name, split in splits.items()}
+        for name, split in splits.items():
+            values = task.score(predictions[name], task.references(split.rows), intervals=False).values
+            by_split[name].append(values[task.headline])
+            found = sign * values[task.headline], -values.get("loss", 0.0)
+            if name == "validation" and alpha in keys.alphas and (best is None or found > best):
+                best, chosen = found, alpha
+        at_one = predictions  # the last
+    _set(model, *ends, chosen)
+    return model, Interpolation(chosen, {"metric": task.headline, "alphas": alphas, "by_split": by_split}, at_one)
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().clone() for name, t in model.state_dict().items() if t.is_floating_point()}
+
+
+def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
+
+
+@torch.no_grad()
+def _set(model: nn.Module, start: dict[str, Tensor], end: dict[str, Tensor], alpha: float) -> None:
+    own = model.state_dict()
+    for name, tensor in start.items():
+        own[name].copy_(torch.lerp(tensor, end[name], alpha))  # exact at both ends
