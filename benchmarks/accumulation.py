@@ -83,7 +83,7 @@ def encoded(recipe: Path, name: str) -> tuple[list[dict[str, list[int]]], transf
     splits = load_splits(plan.data, seed=0, label=None)
     task = Summarization.open(plan, splits, Checkpoint(plan.model.name, shown=name), seed=0)
     split = splits["train"]
-    rows = encode_split(split, task.encoder(split), task.features, key=task.encoding_key, max_bad_share=0).rows
+    rows = encode_split(split, task.preprocess(split), task.features, key=task.cache_key, max_bad_share=0).rows
     if task.form.encoder_decoder:
         made = [{"input_ids": row["document_ids"], "labels": row["summary_ids"]} for row in rows]
     else:
@@ -94,7 +94,7 @@ def encoded(recipe: Path, name: str) -> tuple[list[dict[str, list[int]]], transf
             }
             for row in rows
         ]
-    return made, task.build(plan.row)
+    return made, task.build(plan.kind)
 
 
 def by_trainer(

@@ -146,13 +146,13 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
     recipe = load_recipe(recipe_file, [])
     plans = plan_stages(located(recipe))
     with tempfile.TemporaryDirectory() as output:
-        accelerator, precision = story._accelerator(recipe, Path(output), devices.join_processes())
+        accelerator, precision = story._accelerator(recipe, Path(output), devices.init_distributed())
         started = time.perf_counter()
-        (item,) = prepare.open_stages(accelerator, plans, recipe)
+        (item,) = prepare.prepare_stages(accelerator, plans, recipe)
         preparation = time.perf_counter() - started
         context = story.Context(accelerator, recipe, Path(output), precision, Console(quiet=True), lambda: False)
-        model = item.task.build(plans[0].row)
-        choose_attention(model, tokens=item.task.tokens, device=accelerator.device, precision=precision)
+        model = item.task.build(plans[0].kind)
+        choose_attention(model, tokens=item.task.sequence_length, device=accelerator.device, precision=precision)
         adapted, head = story._adapt(item, model)
         ends: list[float] = []
         job = story._job(

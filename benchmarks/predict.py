@@ -128,18 +128,18 @@ def tltasks_arm(model: Path, precision: str, classes: int) -> Arm:
     import torch
     from accelerate.state import AcceleratorState
 
-    from tltasks.hub.saved_model import open_trained
+    from tltasks.hub.saved_model import load_saved_model
     from tltasks.inference.inputs import Inputs
     from tltasks.inference.predict import Predictor
 
-    trained = open_trained(str(model), tag=None, revision="main", trust_remote_code=False)
+    trained = load_saved_model(str(model), tag=None, revision="main", trust_remote_code=False)
     AcceleratorState._reset_state(
         reset_partial_state=True
     )  # one for each process, with one format: the arm before ends
     predictor = Predictor.load(trained, torch.device("cpu"), precision=precision)
 
     def run(files: list[str]) -> Iterator[dict[str, float]]:
-        inputs = Inputs(files, trained.task.given, trained.columns)
+        inputs = Inputs(files, trained.task.input_kind, trained.columns)
         for found, _ in predictor.answers(inputs, top_k=classes):
             yield from ({entry["label"]: entry["probability"] for entry in answer["top"]} for answer in found)
 

@@ -170,7 +170,7 @@ def run_stage(folder: Path) -> dict[str, Any]:
     plans = plan_stages(located(recipe))
     output = folder / "output"
     output.mkdir()
-    accelerator, precision = story._accelerator(recipe, output, devices.join_processes())
+    accelerator, precision = story._accelerator(recipe, output, devices.init_distributed())
     context = story.Context(accelerator, recipe, output, precision, Console(quiet=True), lambda: False)
     memory = AnonymousMemory()
     phases: dict[str, dict[str, float]] = {}
@@ -184,10 +184,10 @@ def run_stage(folder: Path) -> dict[str, Any]:
         phases[name] = {"seconds": round(seconds, 2), "peak_anonymous_mib": round(memory.peak / MIB, 1)}
 
     with phase(PHASES[0]):
-        (item,) = prepare.open_stages(accelerator, plans, recipe)
+        (item,) = prepare.prepare_stages(accelerator, plans, recipe)
     rows = item.encoded["train"].rows
     with phase(PHASES[1]):
-        model, head = story._adapt(item, item.task.build(plans[0].row))
+        model, head = story._adapt(item, item.task.build(plans[0].kind))
         job = story._job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
         progress = train(accelerator, job, model)
     assert progress.examples == len(rows)

@@ -108,7 +108,7 @@ def by_tltasks(options: argparse.Namespace) -> dict[str, Any]:
 
     clock = 0.0
     curve: list[tuple[float, float]] = []
-    read, log = Summarization.read_augmented, tracking.Tracker.log
+    read, log = Summarization.collate_train, tracking.Tracker.log
 
     def timed_read(self: Any, rows: Any, indices: Any, *, epoch: int) -> Any:
         nonlocal clock
@@ -125,7 +125,7 @@ def by_tltasks(options: argparse.Namespace) -> dict[str, Any]:
             curve.append((clock, values["rouge1"]))
         log(self, stage, split, step, **values)
 
-    Summarization.read_augmented, tracking.Tracker.log = timed_read, timed_log  # type: ignore[method-assign]
+    Summarization.collate_train, tracking.Tracker.log = timed_read, timed_log  # type: ignore[method-assign]
     overrides = [
         f"data.splits.train=train[:{options.pairs}]",
         f"data.splits.validation=test[:{options.judged}]",

@@ -56,26 +56,26 @@ def main() -> None:
     task = SpeechRecognition.open(plan, splits, Checkpoint(plan.model.name, shown="tiny.en"), seed=0)
     encoded = {
         name: encode_split(
-            splits[name], task.encoder(splits[name]), task.features, key=task.encoding_key, max_bad_share=0
+            splits[name], task.preprocess(splits[name]), task.features, key=task.cache_key, max_bad_share=0
         )
         for name in ("train", "test")
     }
     judged = encoded["test"]
     encoded["test"] = dataclasses.replace(judged, rows=judged.rows.select(range(min(options.clips, len(judged.rows)))))
     untouched = task.untouched()
-    teacher = untouched.build(plan.row).eval()
+    teacher = untouched.build(plan.kind).eval()
     curves: dict[str, Any] = {"untouched": error_rate(untouched, teacher, encoded["test"])}
     print(f"untouched, 30 s: {curves['untouched']:.1f} %", flush=True)
-    curves["cut"] = error_rate(task, task.build(plan.row), encoded["test"])
+    curves["cut"] = error_rate(task, task.build(plan.kind), encoded["test"])
     print(f"cut to {task.recogniser.window_seconds:g} s: {curves['cut']:.1f} %", flush=True)
     for arm, rates in RATES.items():
         tried = {}
         for rate in rates:
-            model: Any = task.build(plan.row)
+            model: Any = task.build(plan.kind)
             if arm == "lora":
                 targets = task.lora_targets(model)
                 model = adapt(
-                    model, plan.stage, plan.row, head=[], targets=targets, shown_name="tiny.en", revision="main"
+                    model, plan.stage, plan.kind, head=[], targets=targets, shown_name="tiny.en", revision="main"
                 )
             if arm == "distil":
                 for name, parameter in model.named_parameters():
@@ -100,10 +100,10 @@ Loss = Callable[[nn.Module, EncodedSplit, list[int], int], Tensor]
 
 def loss_of(arm: str, task: SpeechRecognition, untouched: SpeechRecognition, teacher: Any) -> Loss:
     def texts(model: nn.Module, split: EncodedSplit, rows: list[int], epoch: int) -> Tensor:
-        return task.loss(model, task.read_augmented(split.rows, rows, epoch=epoch))
+        return task.loss(model, task.collate_train(split.rows, rows, epoch=epoch))
 
     def encoders(model: Any, split: EncodedSplit, rows: list[int], epoch: int) -> Tensor:
-        short, long = (t.read_augmented(split.rows, rows, epoch=epoch)["input_features"] for t in (task, untouched))
+        short, long = (t.collate_train(split.rows, rows, epoch=epoch)["input_features"] for t in (task, untouched))
         with torch.no_grad():
             wanted = teacher.get_encoder()(long).last_hidden_state
         given = model.get_encoder()(short).last_hidden_state
@@ -146,7 +146,7 @@ def error_rate(task: SpeechRecognition, model: nn.Module, split: EncodedSplit) -
     model.eval()
     predictions = []
     for start in range(0, len(split.rows), BATCH):
-        batch: Batch = task.read(split.rows, range(start, min(start + BATCH, len(split.rows))))
+        batch: Batch = task.collate_eval(split.rows, range(start, min(start + BATCH, len(split.rows))))
         predictions += task.predict(model, batch)
     score = task.score(predictions, task.references(split.rows), intervals=False)
     return round(100 * score.values["wer"], 2)

@@ -332,11 +332,11 @@ def _push(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         model = None
         if options.form == "merged" and not whole:
-            from tltasks.hub.saved_model import open_trained, write_whole
+            from tltasks.hub.saved_model import load_saved_model, write_whole
 
             model = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tltasks-")))
             code = bool(recipe.model and recipe.model.trust_remote_code)
-            write_whole(open_trained(str(output), tag=None, revision="main", trust_remote_code=code), model)
+            write_whole(load_saved_model(str(output), tag=None, revision="main", trust_remote_code=code), model)
         card = card_for_repo(output, recipe, repo, merged=model is not None)
         if options.dry_run:
             plan = client.plan_push(output, card=card, model=model)
@@ -520,9 +520,11 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _range_test(options: argparse.Namespace) -> int:
-    from tltasks.experiments.lr_finder import range_test
+    from tltasks.experiments.lr_finder import find_learning_rate
 
-    found = range_test(options.recipe, options.set, highest=options.highest, steps=options.steps, output=options.output)
+    found = find_learning_rate(
+        options.recipe, options.set, highest=options.highest, steps=options.steps, output=options.output
+    )
     _say(f"the loss falls fastest at {found.steepest:.1e}; a tenth of the rate with the least is {found.largest:.1e}")
     _say(f"figure   {options.output / 'range.png'}")
     return 0

@@ -21,7 +21,7 @@ FEW_BYTES = 10 * 2**30
 
 def examine() -> int:
     """Print the table; returns 1 when a run could not work here."""
-    state = devices.join_processes()
+    state = devices.init_distributed()
     device = state.device
     facts = devices.hardware(device, state.num_processes, choose_precision("auto", device))
     free = shutil.disk_usage(_existing(Path(constants.HF_HOME))).free

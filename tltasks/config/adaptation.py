@@ -6,10 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tltasks.config.section import Keys, PositiveFloat, PositiveInt, Share
+from tltasks.config.section import PositiveFloat, PositiveInt, Section, Share
 
 
-class Lora(Keys):
+class Lora(Section):
     """Low-rank adaptation. Source: Hu et al., https://arxiv.org/abs/2106.09685."""
 
     rank: PositiveInt = 16
@@ -27,7 +27,7 @@ class Lora(Keys):
     take their start out of the weight, so results are published merged."""
 
 
-class AdaLora(Keys):
+class AdaLora(Section):
     """Low-rank adaptation whose ranks go to the layers that need them. Source: Zhang et al.,
     https://arxiv.org/abs/2303.10512."""
 
@@ -60,28 +60,28 @@ class AdaLora(Keys):
         return self
 
 
-class Ia3(Keys):
+class Ia3(Section):
     """(IA)³: learned rescaling of activations. Source: Liu et al., https://arxiv.org/abs/2205.05638."""
 
     targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
 
 
-class PromptTuning(Keys):
+class PromptTuning(Section):
     """Vectors are learnt that stand before the embedded text of an encoder-decoder. Source: Lester et al.,
     https://arxiv.org/abs/2104.08691."""
 
     tokens: PositiveInt = 20
 
 
-class BitFit(Keys):
+class BitFit(Section):
     """Only biases are trained, and a new head. Source: Ben Zaken et al., https://arxiv.org/abs/2106.10199."""
 
 
-class Full(Keys):
+class Full(Section):
     """Every weight is trained, except those that `freeze` names."""
 
 
-class Head(Keys):
+class Head(Section):
     """Only the head is trained."""
 
 
@@ -96,7 +96,7 @@ class Peft(BaseModel):
 AdaptMethod = Literal["full", "head", "lora", "dora", "adalora", "ia3", "bitfit", "prompt"]
 
 
-class Adapt(Keys):
+class Adapt(Section):
     """What is trained: exactly one of the keys."""
 
     full: Full | None = None

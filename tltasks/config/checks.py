@@ -16,14 +16,14 @@ from tltasks.config.data import BUILDERS, Data
 from tltasks.config.recipe import TASKS, Recipe
 from tltasks.config.section import FORMS
 from tltasks.config.stage import Stage
-from tltasks.config.yaml_reader import Keys, Problem, Tree, closest, describe, did_you_mean, dotted
+from tltasks.config.yaml_reader import Document, Issue, KeyPath, closest, describe, did_you_mean, dotted
 
 M = TypeVar("M", bound=BaseModel)
-Located = tuple[Keys, str, tuple[str, ...]]
+Located = tuple[KeyPath, str, tuple[str, ...]]
 """Keys of a mistake, its text, and what is allowed there."""
 
 
-def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
+def validate(tree: Document) -> tuple[Recipe | None, list[Issue]]:
     """The recipe that a tree holds, and every mistake in it; the recipe is None when there are any."""
     given = tree.value
     task = _likely_task(given)
@@ -39,7 +39,7 @@ def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
         recipe = Recipe.model_validate({**shared, "model": model, "data": data, "stages": stages})
     problems = [
         *tree.problems,
-        *(Problem(tree.location(keys), dotted(keys), text, allowed) for keys, text, allowed in reading.found),
+        *(Issue(tree.location(keys), dotted(keys), text, allowed) for keys, text, allowed in reading.found),
     ]
     return (None if problems else recipe), sorted(problems, key=lambda p: p.location)
 
@@ -47,11 +47,11 @@ def validate(tree: Tree) -> tuple[Recipe | None, list[Problem]]:
 _ANY_STAGE = Stage(stage="zero_shot")
 
 
-def read_keys(model: type[M], tree: Tree) -> tuple[M | None, list[Problem]]:
+def read_keys(model: type[M], tree: Document) -> tuple[M | None, list[Issue]]:
     """What a tree holds by the keys of any model, and every mistake in it; None when there are any."""
     reading = _Reading()
     value = reading.read(model, tree.value, ())
-    found = [Problem(tree.location(keys), dotted(keys), text, allowed) for keys, text, allowed in reading.found]
+    found = [Issue(tree.location(keys), dotted(keys), text, allowed) for keys, text, allowed in reading.found]
     problems = sorted([*tree.problems, *found], key=lambda p: p.location)
     return (None if problems else value), problems
 
@@ -107,17 +107,17 @@ class _Reading:
     """What has been found wrong; the rest is read as if it were not there, so that it is checked too."""
 
     found: list[Located] = field(default_factory=list)
-    unsound: set[Keys] = field(default_factory=set)
+    unsound: set[KeyPath] = field(default_factory=set)
     """Keys that could not be used, or that an unknown key was meant for: nothing is to be concluded from them."""
 
-    def add(self, keys: Keys, text: str, allowed: tuple[str, ...] = ()) -> None:
+    def add(self, keys: KeyPath, text: str, allowed: tuple[str, ...] = ()) -> None:
         self.found.append((keys, text, allowed))
 
-    def missing(self, parent: Keys, key: str, what: str = "", allowed: tuple[str, ...] = ()) -> None:
+    def missing(self, parent: KeyPath, key: str, what: str = "", allowed: tuple[str, ...] = ()) -> None:
         if (*parent, key) not in self.unsound:
             self.add(parent, f"needs the key `{key}`{what}", allowed)
 
-    def unknown_task(self, keys: Keys, parent: dict[str, Any]) -> None:
+    def unknown_task(self, keys: KeyPath, parent: dict[str, Any]) -> None:
         name = parent.get(str(keys[-1]))
         if name is None:
             self.missing(keys[:-1], "task", allowed=tuple(TASKS))
@@ -125,11 +125,11 @@ class _Reading:
         close = did_you_mean(name, TASKS) if isinstance(name, str) else ""
         self.add(keys, f"no task is called {describe(name).removeprefix('the text ')}{close}", tuple(TASKS))
 
-    def doubts(self, keys: Keys) -> bool:
+    def doubts(self, keys: KeyPath) -> bool:
         """Whether something at, above or below these keys could not be used."""
         return any(keys[: len(u)] == u[: len(keys)] for u in self.unsound)
 
-    def read(self, model: type[BaseModel], value: object, keys: Keys) -> Any:
+    def read(self, model: type[BaseModel], value: object, keys: KeyPath) -> Any:
         """What a mapping holds besides its mistakes, which are noted; None when that cannot be told."""
         value = copy.deepcopy(value)
         while True:
@@ -146,10 +146,10 @@ class _Reading:
                     self.add(keys, text)
             return read
 
-    def _note(self, error: ValidationError, model: type[BaseModel], value: object, keys: Keys) -> None:
+    def _note(self, error: ValidationError, model: type[BaseModel], value: object, keys: KeyPath) -> None:
         """One mistake for each key; where a key may take several forms, the complaint of each form is joined."""
-        expected: dict[Keys, list[str]] = {}
-        missing: list[tuple[Keys, str]] = []
+        expected: dict[KeyPath, list[str]] = {}
+        missing: list[tuple[KeyPath, str]] = []
         for item in error.errors(include_url=False):
             loc = _in_tree(item["loc"], value)
             at = (*keys, *loc)
@@ -185,7 +185,7 @@ class _Reading:
             known = tuple(_keys_at(model, at[len(keys) :])) if mapping else ()
             self.add(at, f"expected {' or '.join(dict.fromkeys(forms))}, found {describe(given)}{close}", known)
 
-    def _without(self, error: ValidationError, value: object, keys: Keys) -> bool:
+    def _without(self, error: ValidationError, value: object, keys: KeyPath) -> bool:
         """Take what is mistaken out of a value, or put in what was meant; False when the whole is mistaken."""
         for item in error.errors(include_url=False):
             loc = _in_tree(item["loc"], value)
@@ -244,7 +244,7 @@ def _expectation(item: dict[str, Any]) -> str:
     return str(item["msg"])
 
 
-def _in_tree(loc: tuple[str | int, ...], value: object) -> Keys:
+def _in_tree(loc: tuple[str | int, ...], value: object) -> KeyPath:
     """The part of pydantic's path that was written: it also names the forms that a key may take."""
     walked: list[str | int] = []
     for step in loc:
@@ -256,13 +256,13 @@ def _in_tree(loc: tuple[str | int, ...], value: object) -> Keys:
     return tuple(walked)
 
 
-def _at(value: Any, loc: Keys) -> Any:
+def _at(value: Any, loc: KeyPath) -> Any:
     for step in loc:
         value = value[step]
     return value
 
 
-def _keys_at(annotation: Any, loc: Keys) -> Iterator[str]:
+def _keys_at(annotation: Any, loc: KeyPath) -> Iterator[str]:
     """Keys of whatever mapping may stand at `loc` below a type."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -289,7 +289,7 @@ def _contradictions(
     shared_data: Data | None = shared["data"]
     if stages and stages[0] is not None and stages[0].start == "previous":
         yield ("stages", 0, "start"), "the first stage has no previous one; use `start: checkpoint`", ()
-    data_seen: set[Keys] = set()
+    data_seen: set[KeyPath] = set()
     for i, stage in enumerate(stages):
         if stage is None:
             continue
@@ -331,7 +331,7 @@ def _part(stage: type[Stage], key: str) -> type[BaseModel]:
     return keys.model if key == "model" else keys.data
 
 
-def _data_contradictions(data: Data, at: Keys, reading: _Reading) -> Iterator[Located]:
+def _data_contradictions(data: Data, at: KeyPath, reading: _Reading) -> Iterator[Located]:
     splits = data.splits
     shares = [share for share in (splits.validation, splits.test) if isinstance(share, float)]
     if not reading.doubts((*at, "splits")):

@@ -6,13 +6,13 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from tltasks.config.section import FileName, HeldOut, Keys, Name, PositiveInt, Share
+from tltasks.config.section import FileName, HeldOut, Name, PositiveInt, Section, Share
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
 """Names of data sets that are read from local files by the datasets library."""
 
 
-class Splits(Keys):
+class Splits(Section):
     train: str | None = "train"
     """Split to train on, with slicing as in `train[:95%]`."""
     validation: str | HeldOut | None = None
@@ -21,7 +21,7 @@ class Splits(Keys):
     """Split of the headline; or a share held out of `train`."""
 
 
-class Source(Keys):
+class Source(Section):
     """Where examples come from."""
 
     name: Name | None = None
@@ -77,7 +77,7 @@ ImageCorruption = Literal[
 ]
 
 
-class Corruptions(Keys):
+class Corruptions(Section):
     """The test set made worse, to see what the model bears."""
 
     rows: PositiveInt = 1000
@@ -140,7 +140,7 @@ class TextCorruptions(Corruptions):
         return "share of letters"
 
 
-class ImageColumns(Keys):
+class ImageColumns(Section):
     image: str = "image"
     label: str = "label"
 
@@ -154,7 +154,7 @@ class ImageData(Data):
     """Noise, blur, contrast, JPEG …: how much worse the model is on test images of lower quality."""
 
 
-class UnlabelledImageColumns(Keys):
+class UnlabelledImageColumns(Section):
     image: str = "image"
     label: str | None = None
     """Names of classes, which nothing is trained on: with them, features are judged by their nearest neighbours."""
@@ -165,7 +165,7 @@ class UnlabelledImageData(Data):
     """Names of the data set's columns."""
 
 
-class UnlabelledTextColumns(Keys):
+class UnlabelledTextColumns(Section):
     text: str = "text"
     label: str | None = None
     """Names of classes, which nothing is trained on: with them, features are judged by their nearest neighbours."""
@@ -179,7 +179,7 @@ class UnlabelledTextData(Data):
     beginning at evaluation."""
 
 
-class TextColumns(Keys):
+class TextColumns(Section):
     document: str = "document"
     summary: str = "summary"
 
@@ -198,7 +198,7 @@ class TextData(Data):
     """How much worse the model is on test documents with typos."""
 
 
-class UnlabelledSpeechColumns(Keys):
+class UnlabelledSpeechColumns(Section):
     audio: str = "audio"
     label: str | None = None
     """Names of classes (speakers, intents), which nothing is trained on: they judge features by their neighbours."""
@@ -209,7 +209,7 @@ class UnlabelledSpeechData(Data):
     """Names of the data set's columns."""
 
 
-class SpeechColumns(Keys):
+class SpeechColumns(Section):
     audio: str = "audio"
     text: str = "text"
     segments: str | None = None

@@ -21,7 +21,7 @@ from tltasks.config.data import BUILDERS, Data, Source
 from tltasks.config.model import Model
 from tltasks.config.recipe import Recipe
 from tltasks.config.stage import Stage
-from tltasks.config.yaml_reader import Keys, Problem, Tree, clip, dotted, dump, parse, read_text
+from tltasks.config.yaml_reader import Document, Issue, KeyPath, clip, dotted, dump, parse, read_text
 from tltasks.errors import RecipeError
 
 M = TypeVar("M", bound=BaseModel)
@@ -46,8 +46,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), *, check_files: bool 
 
 
 def read_recipe(
-    tree: Tree, folder: Path, folders: dict[Keys, Path], *, check_files: bool
-) -> tuple[Recipe | None, list[Problem]]:
+    tree: Document, folder: Path, folders: dict[KeyPath, Path], *, check_files: bool
+) -> tuple[Recipe | None, list[Issue]]:
     """The recipe that a tree holds, where it can be told, and every mistake in it.
 
     Its local paths start at `folder`, but those below a key of `folders` at another.
@@ -57,12 +57,12 @@ def read_recipe(
         recipe._folder, recipe._locations = folder, {k: str(v) for k, v in tree.locations.items()}
         recipe._typed_in = folders
         if check_files:
-            missing = [Problem(tree.location(keys), dotted(keys), text) for keys, text in _missing_files(recipe)]
+            missing = [Issue(tree.location(keys), dotted(keys), text) for keys, text in _missing_files(recipe)]
             problems = sorted(missing, key=lambda problem: problem.location)
     return recipe, problems
 
 
-def list_mistakes(problems: list[Problem], where: str) -> str:
+def list_mistakes(problems: list[Issue], where: str) -> str:
     """One line for each mistake, what is allowed once after the first mistake that it answers."""
     lines: list[str] = []
     listed: set[tuple[str, ...]] = set()
@@ -89,7 +89,7 @@ def _absolute(path: str, folder: Path) -> str:
     return os.path.abspath(folder / os.path.expanduser(path))  # noqa: PTH100, PTH111
 
 
-def _start(recipe: Recipe, keys: Keys) -> Path:
+def _start(recipe: Recipe, keys: KeyPath) -> Path:
     """The folder that a local path is relative to."""
     while keys and keys not in recipe._locations:
         keys = keys[:-1]
@@ -115,20 +115,20 @@ def _on_hub(name: str | None, folder: Path) -> bool:
     return name is not None and name not in BUILDERS and not is_local(name, folder)
 
 
-def _map_paths(recipe: Recipe, change: Callable[[str, Keys], str]) -> Recipe:
+def _map_paths(recipe: Recipe, change: Callable[[str, KeyPath], str]) -> Recipe:
     """A copy of the recipe with `change` applied to every local folder and file that it names, and to its keys."""
 
-    def named(name: str, keys: Keys) -> str:
+    def named(name: str, keys: KeyPath) -> str:
         return change(name, keys) if name not in BUILDERS and is_local(name, _start(recipe, keys)) else name
 
-    def files(value: Any, keys: Keys) -> Any:
+    def files(value: Any, keys: KeyPath) -> Any:
         if isinstance(value, dict):
             return {key: files(names, (*keys, key)) for key, names in value.items()}
         if isinstance(value, list):
             return [files(name, (*keys, i)) for i, name in enumerate(value)]
         return value if not value or "://" in value else change(value, keys)
 
-    def source(data: Source, keys: Keys, among: str | None = None) -> Source:
+    def source(data: Source, keys: KeyPath, among: str | None = None) -> Source:
         """`among` is the repository or builder that a further test set takes over."""
         owner = data.name or among
         update: dict[str, Any] = {"name": named(data.name, (*keys, "name")) if data.name else data.name}
@@ -142,7 +142,7 @@ def _map_paths(recipe: Recipe, change: Callable[[str, Keys], str]) -> Recipe:
             }
         return _updated(data, update)
 
-    def both(owner: Recipe | Stage, keys: Keys) -> dict[str, Any]:
+    def both(owner: Recipe | Stage, keys: KeyPath) -> dict[str, Any]:
         model: Model | None = getattr(owner, "model", None)
         data: Data | None = getattr(owner, "data", None)
         update: dict[str, Any] = {}
@@ -161,17 +161,17 @@ def _updated(model: M, update: dict[str, Any]) -> M:
     return model.model_copy(update={k: v for k, v in update.items() if v != getattr(model, k)})
 
 
-def _missing_files(recipe: Recipe) -> list[tuple[Keys, str]]:
-    found: list[tuple[Keys, str]] = []
+def _missing_files(recipe: Recipe) -> list[tuple[KeyPath, str]]:
+    found: list[tuple[KeyPath, str]] = []
     there = located(recipe)
 
-    def check_model(model: Model | None, resolved: Model | None, keys: Keys) -> None:
+    def check_model(model: Model | None, resolved: Model | None, keys: KeyPath) -> None:
         if model is None or resolved is None:
             return
         if _is_missing_folder(resolved.name):
             found.append(((*keys, "name"), f"there is no folder {clip(model.name)}{_from(recipe, (*keys, 'name'))}"))
 
-    def check_data(data: Source | None, resolved: Source | None, keys: Keys) -> None:
+    def check_data(data: Source | None, resolved: Source | None, keys: KeyPath) -> None:
         if data is None or resolved is None:
             return
         for key in ("name", "dir"):
@@ -206,14 +206,14 @@ def _is_file(name: str) -> bool:
     return any(os.path.isfile(found) for found in glob.iglob(name, recursive=True))  # noqa: PTH113, PTH207
 
 
-def _from(recipe: Recipe, keys: Keys) -> str:
+def _from(recipe: Recipe, keys: KeyPath) -> str:
     folder = _start(recipe, keys)
     if folder == recipe._folder:
         return f" beside the recipe (in {folder})"
     return f" in the working directory ({folder})" if folder == Path.cwd() else f" (in {folder})"
 
 
-def _each_file(files: Any, keys: Keys) -> Iterable[tuple[Keys, str]]:
+def _each_file(files: Any, keys: KeyPath) -> Iterable[tuple[KeyPath, str]]:
     if isinstance(files, dict):
         for key, value in files.items():
             yield from _each_file(value, (*keys, key))

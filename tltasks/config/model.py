@@ -6,14 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tltasks.config.section import FileName, Keys, Name, PositiveInt, Prompt
+from tltasks.config.section import FileName, Name, PositiveInt, Prompt, Section
 
 FROZEN_TRANSFORMER = "frozen-transformer"
 As = Literal["frozen-transformer", "transformer"]
 """How a language checkpoint's transformer blocks are used for other input: as they are, or trained."""
 
 
-class Model(Keys):
+class Model(Section):
     name: Name
     """Hub id (`google/vit-base-patch16-224-in21k`) or local folder (`./weights/vit`, relative to the recipe)."""
     revision: str = "main"
@@ -52,7 +52,7 @@ class ImageModel(Model):
         return self
 
 
-class Generation(Keys):
+class Generation(Section):
     """How summaries are generated; what is unset is as the checkpoint's own generation_config.json says."""
 
     num_beams: PositiveInt | None = None

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from tltasks.config.data import UnlabelledImageData, UnlabelledSpeechData, UnlabelledTextData
 from tltasks.config.model import ImageModel, SpeechModel, TextModel
-from tltasks.config.section import Keys, PositiveFloat, PositiveInt, Share
+from tltasks.config.section import PositiveFloat, PositiveInt, Section, Share
 from tltasks.config.stage import ImageChanges, Stage
 
 
@@ -49,7 +49,7 @@ class JointStage(UnlabelledStage):
         return self
 
 
-class Masking(Keys):
+class Masking(Section):
     """What a masked image modelling objective hides and has predicted."""
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -72,7 +72,7 @@ class MaskedImageStage(UnlabelledStage):
     mask: Masking = Masking()
 
 
-class Views(Keys):
+class Views(Section):
     """How the two views of an image are drawn, each from (seed, epoch, row); at evaluation they are always the same."""
 
     crop: Annotated[float, Field(gt=0, le=1)] = 0.08
@@ -131,7 +131,7 @@ class CausalLanguageStage(TextObjectiveStage):
     """Several texts in one row, blind to each other. Speed, never results."""
 
 
-class SpeechMasking(Keys):
+class SpeechMasking(Section):
     """Which frames of a clip (20 ms each in the usual checkpoints) are hidden."""
 
     start_share: Annotated[float, Field(gt=0, lt=1)] = 0.065
@@ -140,7 +140,7 @@ class SpeechMasking(Keys):
     """Frames of a stretch."""
 
 
-class GumbelTemperature(Keys):
+class GumbelTemperature(Section):
     """At which codes are drawn while training: `start` × `decay` to the power of the step, `end` at least."""
 
     start: PositiveFloat = 2.0

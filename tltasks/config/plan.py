@@ -15,7 +15,7 @@ from tltasks.config.stage import Stage, StageName
 
 
 @dataclass(frozen=True)
-class Row:
+class StageKind:
     """How a stage begins."""
 
     weights: Literal["checkpoint", "random"]
@@ -25,12 +25,12 @@ class Row:
     """Whether the head is fitted on features that the frozen rest gives once, rather than by the loop."""
 
 
-STAGES: dict[StageName, Row] = {
-    "pretrain": Row(weights="random", head="new", trains=True),
-    "finetune": Row(weights="checkpoint", head="kept", trains=True),
-    "transfer": Row(weights="checkpoint", head="new", trains=True),
-    "probe": Row(weights="checkpoint", head="new", trains=True, cached=True),
-    "zero_shot": Row(weights="checkpoint", head="kept", trains=False),
+STAGES: dict[StageName, StageKind] = {
+    "pretrain": StageKind(weights="random", head="new", trains=True),
+    "finetune": StageKind(weights="checkpoint", head="kept", trains=True),
+    "transfer": StageKind(weights="checkpoint", head="new", trains=True),
+    "probe": StageKind(weights="checkpoint", head="new", trains=True, cached=True),
+    "zero_shot": StageKind(weights="checkpoint", head="kept", trains=False),
 }
 
 
@@ -40,7 +40,7 @@ class StagePlan:
 
     index: int
     name: str
-    row: Row
+    kind: StageKind
     task: str
     model: Model
     data: Data
@@ -56,14 +56,14 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
             getattr(stage, "data", None) or recipe.data,
         )
         assert model is not None and data is not None, "the recipe's check guarantees both"  # noqa: PT018
-        row = STAGES[stage.stage]
+        kind = STAGES[stage.stage]
         if stage.start == "previous":  # a stage that goes on never begins at random
-            row = replace(row, weights="checkpoint")
+            kind = replace(kind, weights="checkpoint")
         plans.append(
             StagePlan(
                 index=index,
                 name=stage_names(recipe)[index],
-                row=row,
+                kind=kind,
                 task=getattr(stage, "task", None) or recipe.task,
                 model=model,
                 data=data,

@@ -30,11 +30,11 @@ from tltasks.config.objectives import (
     MaskedLanguageStage,
     SpeechObjectiveStage,
 )
-from tltasks.config.section import Keys, Name, RepoName
+from tltasks.config.section import Name, RepoName, Section
 from tltasks.config.stage import ImageStage, SpeechStage, Stage, TextStage
 
 
-class Emissions(Keys):
+class Emissions(Section):
     """What the card's estimate of carbon dioxide is made of (Lacoste et al., https://arxiv.org/abs/1910.09700)."""
 
     watts: Annotated[float, Field(gt=0)]
@@ -49,7 +49,7 @@ class Emissions(Keys):
         return self.watts * devices * seconds / 3.6e6 * self.grams_per_kwh
 
 
-class Hub(Keys):
+class Hub(Section):
     repo: RepoName | None = None
     """Repository to push to, `user/name`. `--push` needs it."""
     private: bool = True
@@ -64,7 +64,7 @@ class Hub(Keys):
     """Power and grid, for the card's estimate of carbon dioxide. Unset: the card has time and hardware alone."""
 
 
-class Recipe(Keys):
+class Recipe(Section):
     """One experiment: stages in order, and what they share."""
 
     task: str

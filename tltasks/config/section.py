@@ -40,7 +40,7 @@ FORMS = {
 """The patterns above in words."""
 
 
-class Keys(BaseModel):
+class Section(BaseModel):
     """A mapping of a recipe: unknown keys are errors, values are not coerced, nothing changes after reading."""
 
     model_config = ConfigDict(

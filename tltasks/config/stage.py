@@ -9,10 +9,10 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from tltasks.config.adaptation import Adapt, AdaptMethod, Full, _method_by_name
 from tltasks.config.data import ImageData, SpeechData, TextData
 from tltasks.config.model import ImageModel, SpeechModel, TextModel
-from tltasks.config.section import FileName, Keys, PositiveFloat, PositiveInt, Share
+from tltasks.config.section import FileName, PositiveFloat, PositiveInt, Section, Share
 
 
-class L2Sp(Keys):
+class L2Sp(Section):
     """Decay of weights to where they started from. Source: Li et al., https://arxiv.org/abs/1802.01483."""
 
     alpha: PositiveFloat = 0.1
@@ -21,7 +21,7 @@ class L2Sp(Keys):
     """Half of it times the squared weights of a new head is added to the loss."""
 
 
-class Interpolate(Keys):
+class Interpolate(Section):
     """Weights between those before and after the stage, WiSE-FT: Wortsman et al., https://arxiv.org/abs/2109.01903."""
 
     alphas: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)] = [
@@ -48,7 +48,7 @@ def _interpolate_or_not(value: object) -> object:
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
 
 
-class Stage(Keys):
+class Stage(Section):
     stage: StageName
     """finetune keeps the head; transfer puts a new head on the checkpoint; pretrain starts from random weights
     (or goes on from a checkpoint with `start: previous`); probe fits a new linear head on the features of the frozen
@@ -194,14 +194,14 @@ class Stage(Keys):
         return self
 
 
-class RandAugment(Keys):
+class RandAugment(Section):
     """Source: Cubuk et al., https://arxiv.org/abs/1909.13719."""
 
     ops: PositiveInt = 2
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9
 
 
-class ImageChanges(Keys):
+class ImageChanges(Section):
     """Training-time changes to images, each drawn from (seed, epoch, row)."""
 
     flip: bool = False
@@ -247,7 +247,7 @@ class TextStage(Stage):
     """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""
 
 
-class SpecAugment(Keys):
+class SpecAugment(Section):
     """Source: Park et al., https://arxiv.org/abs/1904.08779."""
 
     time_masks: Annotated[int, Field(ge=0)] = 2
@@ -260,7 +260,7 @@ class SpecAugment(Keys):
     """Widest of them, as a share of the bands."""
 
 
-class SpeechAugment(Keys):
+class SpeechAugment(Section):
     """Training-time changes to audio, each drawn from (seed, epoch, row)."""
 
     spec_augment: SpecAugment | None = None

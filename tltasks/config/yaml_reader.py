@@ -23,7 +23,7 @@ MAX_VALUES = 100_000
 """Keys and values of a file after aliases are expanded."""
 MAX_DEPTH = 32
 
-Keys = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, order=True)
@@ -43,7 +43,7 @@ class Location:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Issue:
     """One mistake; `allowed` is listed after the text, once for all problems that share it."""
 
     location: Location
@@ -53,14 +53,14 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Tree:
+class Document:
     """A mapping as written. `problems` are mistakes of writing that leave the rest readable."""
 
     value: dict[str, Any]
-    locations: dict[Keys, Location]
-    problems: tuple[Problem, ...] = ()
+    locations: dict[KeyPath, Location]
+    problems: tuple[Issue, ...] = ()
 
-    def location(self, keys: Keys) -> Location:
+    def location(self, keys: KeyPath) -> Location:
         """Where a key (or list item) was written; for one that was not, where its parent was."""
         while keys and keys not in self.locations:
             keys = keys[:-1]
@@ -97,7 +97,7 @@ def _why_no_file(path: Path) -> str:
     return f"not found; did you mean `{here[near]}`?" if near else "not found."
 
 
-def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Tree:
+def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Document:
     """The mapping that `text` holds, changed by `overrides` (`stages.0.epochs=1`).
 
     Raises RecipeError, with file, line and column, for text that cannot be read as one plain mapping.
@@ -110,7 +110,7 @@ def parse(text: str, name: str, overrides: Iterable[str] = ()) -> Tree:
         raise RecipeError(f"{name}:1:1  expected a mapping of keys such as `task: …`, found {describe(value)}.")
     for override in overrides:
         _override(reader, value, override)
-    return Tree(value, reader.locations, tuple(reader.problems))
+    return Document(value, reader.locations, tuple(reader.problems))
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -143,8 +143,8 @@ class _Reader:
 
     name: str
     shown: str | None = None
-    locations: dict[Keys, Location] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    locations: dict[KeyPath, Location] = field(default_factory=dict)
+    problems: list[Issue] = field(default_factory=list)
     n_values: int = 0
 
     def read(self, text: str) -> Any:
@@ -183,7 +183,7 @@ class _Reader:
             if depth > MAX_DEPTH:
                 raise RecipeError(f"{self._at(event.start_mark)}  nested more than {MAX_DEPTH} levels deep.")
 
-    def _plain(self, node: yaml.Node, keys: Keys, inside: frozenset[int]) -> Any:
+    def _plain(self, node: yaml.Node, keys: KeyPath, inside: frozenset[int]) -> Any:
         """The value of a node; an alias is a copy of what it stands for."""
         self.n_values += 1
         if self.n_values > MAX_VALUES or len(keys) > MAX_DEPTH:
@@ -205,14 +205,14 @@ class _Reader:
         assert isinstance(node, yaml.ScalarNode)
         return self._scalar(node.tag, self._printable(node), node.start_mark)
 
-    def _mapping(self, node: yaml.MappingNode, keys: Keys, inside: frozenset[int]) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, keys: KeyPath, inside: frozenset[int]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         lines: dict[str, int] = {}
         for key, value in node.value:
             location = self._location(key.start_mark)
 
             def problem(text: str, location: Location = location) -> None:
-                self.problems.append(Problem(location, dotted(keys), text))
+                self.problems.append(Issue(location, dotted(keys), text))
 
             name = self._printable(key) if isinstance(key, yaml.ScalarNode) else None
             if name is None:
@@ -334,7 +334,7 @@ def _override(reader: _Reader, tree: dict[str, Any], override: str) -> None:
     reader.problems += value_reader.problems
 
     node: Any = tree
-    keys: Keys = ()
+    keys: KeyPath = ()
     for i, name in enumerate(names):
         key = _step(node, name, keys, shown)
         last = i == len(names) - 1
@@ -351,7 +351,7 @@ def _override(reader: _Reader, tree: dict[str, Any], override: str) -> None:
     reader.locations |= {keys: at} | {(*keys, *below): at for below in value_reader.locations}
 
 
-def _step(node: Any, name: str, keys: Keys, shown: str) -> str | int:
+def _step(node: Any, name: str, keys: KeyPath, shown: str) -> str | int:
     if isinstance(node, dict):
         return name
     if not isinstance(node, list):

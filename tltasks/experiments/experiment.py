@@ -18,9 +18,9 @@ from pydantic import BeforeValidator, Field
 from tltasks.config.checks import read_keys
 from tltasks.config.loading import list_mistakes, read_recipe
 from tltasks.config.recipe import Recipe
-from tltasks.config.section import FileName, Keys, Name
-from tltasks.config.yaml_reader import Keys as Place
-from tltasks.config.yaml_reader import Location, Problem, Tree, describe, did_you_mean, dotted, parse, read_text
+from tltasks.config.section import FileName, Name, Section
+from tltasks.config.yaml_reader import Document, Issue, Location, describe, did_you_mean, dotted, parse, read_text
+from tltasks.config.yaml_reader import KeyPath as Place
 from tltasks.errors import RecipeError
 
 MOST_CELLS = 100_000
@@ -37,7 +37,7 @@ Changes = Annotated[dict[Name, Any], BeforeValidator(_nothing_is_empty)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class Contrast(Keys):
+class Contrast(Section):
     """What is compared with what."""
 
     axis: FileName
@@ -46,7 +46,7 @@ class Contrast(Keys):
     """Levels of it that all others are compared with, on the same test rows and seeds."""
 
 
-class Experiment(Keys):
+class Experiment(Section):
     """A recipe and axes along which it is changed."""
 
     recipe: Annotated[str, Field(min_length=1)] | dict[str, Any]
@@ -110,12 +110,12 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> tuple[Experime
 # ------------------------------------------------------------------------------------- contradictions
 
 
-def _contradictions(experiment: Experiment, tree: Tree) -> Iterator[Problem]:
+def _contradictions(experiment: Experiment, tree: Document) -> Iterator[Issue]:
     """Keys that are each in order, but not together."""
     axes = experiment.axes
 
-    def problem(keys: Place, text: str, allowed: Iterable[str] = ()) -> Problem:
-        return Problem(tree.location(keys), dotted(keys), text, tuple(allowed))
+    def problem(keys: Place, text: str, allowed: Iterable[str] = ()) -> Issue:
+        return Issue(tree.location(keys), dotted(keys), text, tuple(allowed))
 
     named: list[tuple[Place, str | None]] = [((key,), getattr(experiment, key)) for key in ("domains", "curve")]
     named.append((("candidates",), experiment.candidates))
@@ -157,20 +157,20 @@ def _contradictions(experiment: Experiment, tree: Tree) -> Iterator[Problem]:
 # ---------------------------------------------------------------------------------------------- cells
 
 
-def _base(experiment: Experiment, tree: Tree, path: Path) -> tuple[Tree, Path]:
+def _base(experiment: Experiment, tree: Document, path: Path) -> tuple[Document, Path]:
     """The recipe that all cells start from, and the folder that its local paths are relative to."""
     if isinstance(experiment.recipe, str):
         file = path.parent / experiment.recipe
         return parse(read_text(file), str(file)), file.parent
     inside = {keys[1:]: at for keys, at in tree.locations.items() if keys[:1] == ("recipe",)}
-    return Tree(experiment.recipe, inside), path.parent
+    return Document(experiment.recipe, inside), path.parent
 
 
 def _read_cells(
-    experiment: Experiment, tree: Tree, base: Tree, folder: Path, base_folder: Path
-) -> tuple[list[Cell], list[Problem]]:
+    experiment: Experiment, tree: Document, base: Document, folder: Path, base_folder: Path
+) -> tuple[list[Cell], list[Issue]]:
     """The cells in order, and every mistake in their recipes once."""
-    problems: dict[Problem, None] = {}
+    problems: dict[Issue, None] = {}
     read: list[tuple[Levels, Recipe]] = []
     for levels in _combinations(experiment):
         changed = _changed(experiment, tree, base, levels, problems)
@@ -204,8 +204,8 @@ def _fits(levels: Levels, combination: dict[str, str | list[str]]) -> bool:
 
 
 def _changed(
-    experiment: Experiment, tree: Tree, base: Tree, levels: Levels, problems: dict[Problem, None]
-) -> tuple[Tree, dict[Place, Location]] | None:
+    experiment: Experiment, tree: Document, base: Document, levels: Levels, problems: dict[Issue, None]
+) -> tuple[Document, dict[Place, Location]] | None:
     """The recipe of a combination of levels, and where the experiment's file (or an override) says what in it."""
     value = {"output": "cell", **copy.deepcopy(base.value)}
     locations = {(): tree.location(("recipe",)), **base.locations}
@@ -217,7 +217,7 @@ def _changed(
             try:
                 keys = set_key(value, key, copy.deepcopy(new))
             except ValueError as error:
-                problems[Problem(tree.location(place), dotted(place[:-1]), f"`{key}`: {error}")] = None
+                problems[Issue(tree.location(place), dotted(place[:-1]), f"`{key}`: {error}")] = None
                 sound = False
                 continue
             for known in (locations, ours):
@@ -226,7 +226,7 @@ def _changed(
             moved = {(*keys, *k[4:]): at for k, at in tree.locations.items() if k[:4] == place}
             locations |= moved
             ours |= moved
-    return (Tree(value, locations, base.problems), ours) if sound else None
+    return (Document(value, locations, base.problems), ours) if sound else None
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> Place:

@@ -48,7 +48,7 @@ class Range:
     """A tenth of the rate with the smallest loss: the most that is advisable."""
 
 
-def range_test(path: Path, overrides: list[str], *, highest: float, steps: int, output: Path) -> Range:
+def find_learning_rate(path: Path, overrides: list[str], *, highest: float, steps: int, output: Path) -> Range:
     """Train the recipe's first stage that is trained in steps; figure and numbers are in `output`, no weights."""
     recipe = load_recipe(path, overrides)
     if output.is_dir() and any(output.iterdir()) and not (output / "range.json").is_file():

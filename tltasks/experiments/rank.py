@@ -26,7 +26,7 @@ from tltasks.experiments.plan import PlannedCell, plan_cells
 from tltasks.experiments.successive_halving import LOSS_ROWS, successive_halving, zero_shot_loss
 from tltasks.experiments.transferability import ESTIMATORS
 from tltasks.results.result import finite, show_duration
-from tltasks.runs.prepare import Opened
+from tltasks.runs.prepare import PreparedStage
 from tltasks.runs.story import open_recipe
 from tltasks.runtime.files import locked, write_json
 from tltasks.tasks import load_adapter
@@ -123,7 +123,7 @@ def judge(recipe: Recipe, context: Levels, candidate: str, output: Path) -> Judg
     only = {"task": plans[-1].task, "model": plans[0].model, "data": plans[-1].data, "stages": [probe]}
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, (item,) = open_recipe(recipe.model_copy(update=only), output)
-    model = item.task.build(item.plan.row)
+    model = item.task.build(item.plan.kind)
     started = time.perf_counter()
     head, split = item.task.head(model)[0], item.encoded["train"]
     features = cached_features(accelerator, item.task, model, head, split, workers=0)
@@ -154,7 +154,9 @@ def judge_by_training(pairs: list[tuple[Levels, str, Cell]], output: Path) -> li
     return judged
 
 
-def source_probabilities(item: Opened, model: nn.Module, head: str, features: NDArray[np.float32]) -> Floats | None:
+def source_probabilities(
+    item: PreparedStage, model: nn.Module, head: str, features: NDArray[np.float32]
+) -> Floats | None:
     """What the checkpoint's own head makes of the features; None where it has none that is one linear layer."""
     own, loaded = type(model).from_pretrained(  # type: ignore[attr-defined]
         item.source.name,

@@ -17,15 +17,15 @@ from pydantic import Field, model_validator
 from tltasks.config.checks import read_keys
 from tltasks.config.loading import list_mistakes, read_recipe
 from tltasks.config.recipe import Recipe
-from tltasks.config.section import Keys, Name, PositiveFloat, PositiveInt
-from tltasks.config.yaml_reader import Problem, Tree, dotted, parse, read_text
+from tltasks.config.section import Name, PositiveFloat, PositiveInt, Section
+from tltasks.config.yaml_reader import Document, Issue, dotted, parse, read_text
 from tltasks.errors import RecipeError
 from tltasks.experiments.experiment import RESERVED, Cell, set_key
 
 Choice = bool | int | float | str | None
 
 
-class Range(Keys):
+class Range(Section):
     """Numbers to choose from: whole ones where both ends are written so."""
 
     low: int | float
@@ -60,7 +60,7 @@ Values = Annotated[list[Choice], Field(min_length=2)]
 Space = dict[str, Range | Values]
 
 
-class Search(Keys):
+class Search(Section):
     """A recipe and the keys that are chosen."""
 
     recipe: Annotated[str, Field(min_length=1)] | dict[str, Any]
@@ -89,10 +89,10 @@ class Search(Keys):
 class Base:
     """The recipe that a search changes, and where its local paths start."""
 
-    tree: Tree
+    tree: Document
     folder: Path
 
-    def recipe(self, settings: dict[str, Any], *, tests: bool) -> tuple[Recipe | None, list[Problem]]:
+    def recipe(self, settings: dict[str, Any], *, tests: bool) -> tuple[Recipe | None, list[Issue]]:
         """With keys set; without `tests` the recipe has no test set that could be looked at."""
         value = {"output": "trial", **copy.deepcopy(self.tree.value)}
         for key, chosen in settings.items():
@@ -103,7 +103,7 @@ class Base:
                     data["splits"] = {**(data.get("splits") or {}), "test": None}
                     for key in ("extra_test", "corruptions"):
                         data.pop(key, None)
-        return read_recipe(Tree(value, self.tree.locations, self.tree.problems), self.folder, {}, check_files=True)
+        return read_recipe(Document(value, self.tree.locations, self.tree.problems), self.folder, {}, check_files=True)
 
     def own(self, space: Space) -> dict[str, Any]:
         """The settings that the recipe has itself, by default too, as far as they are among those to choose from."""
@@ -129,7 +129,7 @@ def load_search(path: Path, overrides: Iterable[str] = ()) -> tuple[Search, Base
         base = Base(parse(read_text(file), str(file)), file.parent)
     else:
         inside = {keys[1:]: at for keys, at in tree.locations.items() if keys[:1] == ("recipe",)}
-        base = Base(Tree(search.recipe, inside), path.parent)
+        base = Base(Document(search.recipe, inside), path.parent)
     for settings in ({}, *_corners(search.space)):
         recipe, problems = base.recipe(settings, tests=True)
         if problems or recipe is None:
@@ -152,11 +152,11 @@ def trial_cell(base: Base, number: int, settings: dict[str, Any]) -> Cell:
     return Cell({"trial": str(number)}, recipe.seed, recipe)
 
 
-def _contradictions(search: Search, tree: Tree) -> Iterator[Problem]:
+def _contradictions(search: Search, tree: Document) -> Iterator[Issue]:
     for key in search.space:
         if key in RESERVED or key.split(".")[0] in {"output", "hub"}:
             place = ("space", key)
-            yield Problem(tree.location(place), dotted(place), "is no key that a score depends on; leave it out")
+            yield Issue(tree.location(place), dotted(place), "is no key that a score depends on; leave it out")
 
 
 def _corners(space: Space) -> Iterator[dict[str, Any]]:

@@ -48,17 +48,17 @@ def zero_shot_loss(recipe: Recipe, output: Path) -> Estimated:
     item = opened[-1]
     task = item.task
     assert isinstance(task, Writes)
-    if item.plan.row.head == "new":
+    if item.plan.kind.head == "new":
         return Estimated(None, 0.0)
     started = time.perf_counter()
     split = item.encoded["train"].rows
     rows = split.select(drawn_rows(len(split), LOSS_ROWS, seed=recipe.seed))
-    model = task.build(item.plan.row).to(accelerator.device).eval()
+    model = task.build(item.plan.kind).to(accelerator.device).eval()
     nats = 0.0
     for i in range(len(rows)):
-        batch = send_to_device(task.read_augmented(rows, [i], epoch=0), accelerator.device)
+        batch = send_to_device(task.collate_train(rows, [i], epoch=0), accelerator.device)
         with torch.inference_mode(), accelerator.autocast():
-            nats += float(task.loss(model, batch)) * float(task.count(batch))
+            nats += float(task.loss(model, batch)) * float(task.num_targets(batch))
     characters = sum(map(len, task.target_texts(rows)))
     return Estimated(-nats / max(1, characters), time.perf_counter() - started)
 

@@ -37,7 +37,7 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 from tltasks.errors import HubError
 from tltasks.hub.upload_plan import BESIDE_MODEL, MANIFEST, PushPlan, plan_push, plan_space, read_manifest
 
-__all__ = ["Patience", "PushReceipt", "check_push", "plan_push", "pull", "push", "push_data", "push_space"]
+__all__ = ["PushReceipt", "RetryPolicy", "check_push", "plan_push", "pull", "push", "push_data", "push_space"]
 
 T = TypeVar("T")
 _CONTENT = {"model": "results of a tltasks run", "space": "the page of a model", "dataset": "a data set"}
@@ -48,7 +48,7 @@ _CLIENT_ERRORS = (httpx2.HTTPError, OSError, ValueError, RuntimeError, OIDCError
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to try again after trouble that may pass: 409, 412, 429, 5xx, broken connections, timeouts."""
 
     attempts: int = 4
@@ -96,7 +96,7 @@ def push(
     force: bool = False,
     dry_run: bool = False,
     endpoint: str | None = None,
-    patience: Patience = Patience(),
+    patience: RetryPolicy = RetryPolicy(),
 ) -> PushReceipt:
     """Publish a results folder as one commit; `private` is what a new repository becomes.
 
@@ -127,7 +127,7 @@ def push_space(
     pull_request: bool = False,
     force: bool = False,
     endpoint: str | None = None,
-    patience: Patience = Patience(),
+    patience: RetryPolicy = RetryPolicy(),
 ) -> PushReceipt:
     """Publish a Space that serves the demo of a model on the Hub, as carefully as `push`. Raises HubError."""
 
@@ -152,7 +152,7 @@ def push_data(
     pull_request: bool = False,
     force: bool = False,
     endpoint: str | None = None,
-    patience: Patience = Patience(),
+    patience: RetryPolicy = RetryPolicy(),
 ) -> PushReceipt:
     """Publish a data set, as carefully as `push`. Raises HubError."""
     return _persist(
@@ -164,7 +164,7 @@ def push_data(
 
 
 def check_push(
-    repo: str, *, private: bool = False, endpoint: str | None = None, patience: Patience = Patience()
+    repo: str, *, private: bool = False, endpoint: str | None = None, patience: RetryPolicy = RetryPolicy()
 ) -> None:
     """Find out before training what would refuse a push: login, rights, someone's files. Raises HubError.
 
@@ -306,7 +306,7 @@ def pull(
     revision: str = "main",
     trust_remote_code: bool = False,
     endpoint: str | None = None,
-    patience: Patience = Patience(),
+    patience: RetryPolicy = RetryPolicy(),
 ) -> Path:
     """The folder of the client's cache with a model's files at a revision, fetched where they are not there already.
 
@@ -377,7 +377,7 @@ def _check_complete(plan: PushPlan, remote: _Remote | None) -> None:
 # -------------------------------------------------------------------------------------------- trouble
 
 
-def _persist(action: Callable[[], T], what: str, tail: str, patience: Patience) -> T:
+def _persist(action: Callable[[], T], what: str, tail: str, patience: RetryPolicy) -> T:
     """Run `action` until it succeeds, patience ends or trying again cannot help; then raise one HubError.
 
     Each attempt begins with a look at the repository, so one whose answer was lost is found to be done, and a commit
@@ -421,7 +421,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _seconds_to_wait(cause: BaseException, attempt: int, patience: Patience) -> float | None:
+def _seconds_to_wait(cause: BaseException, attempt: int, patience: RetryPolicy) -> float | None:
     """Seconds until another attempt may succeed; None if none will."""
     wait = min(patience.first_wait * 2 ** (attempt - 1), patience.longest_wait)
     if isinstance(cause, HfHubHTTPError):

@@ -17,7 +17,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from tltasks.hub import client
-from tltasks.hub.saved_model import Trained, open_trained, write_whole
+from tltasks.hub.saved_model import SavedModel, load_saved_model, write_whole
 from tltasks.results.result import lineage_after, load_result
 from tltasks.tasks.base import Checkpoint
 
@@ -36,7 +36,7 @@ class Start:
     """What its user should know of it."""
 
 
-def find_start(source: Checkpoint, *, tag: str) -> Start:
+def resolve_checkpoint(source: Checkpoint, *, tag: str) -> Start:
     """The checkpoint of a recipe's model: that in a results folder, and an adapter merged into its base.
 
     An adapter goes on from the base at the commit that it was trained on; raises a TltasksError where that is gone.
@@ -53,7 +53,7 @@ def find_start(source: Checkpoint, *, tag: str) -> Start:
     lineage = _lineage(Path(source.name))
     if not (Path(source.name) / "adapter_config.json").is_file():
         return Start(source, lineage, [])
-    trained = open_trained(source.name, tag=tag, revision="main", trust_remote_code=source.trust_remote_code)
+    trained = load_saved_model(source.name, tag=tag, revision="main", trust_remote_code=source.trust_remote_code)
     return Start(dataclasses.replace(source, name=str(_merged(trained))), lineage, _moved(trained, source.shown))
 
 
@@ -74,7 +74,7 @@ def _lineage(model: Path) -> list[dict[str, Any]]:
     return []
 
 
-def _merged(trained: Trained) -> Path:
+def _merged(trained: SavedModel) -> Path:
     """The folder of the cache with the adapter's whole model, written where it is not there yet."""
     assert trained.base is not None
     digest = hashlib.sha256(os.path.realpath(trained.base.name).encode())
@@ -89,7 +89,7 @@ def _merged(trained: Trained) -> Path:
     return folder
 
 
-def _moved(trained: Trained, shown: str) -> list[str]:
+def _moved(trained: SavedModel, shown: str) -> list[str]:
     """Whether the base has another commit now than the one that the adapter was trained on."""
     base = trained.base
     if base is None or len(base.revision) < 40 or Path(base.shown).is_dir():

@@ -29,7 +29,7 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
-class Trained:
+class SavedModel:
     """A checkpoint that has been found to be in order; its weights are not loaded yet."""
 
     task: Task
@@ -60,12 +60,12 @@ class Trained:
         else:
             model = self.task.starting_from(self.base).reload(self.folder)
         plain = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-        choose_attention(plain, tokens=self.task.tokens, device=device, precision=precision)
+        choose_attention(plain, tokens=self.task.sequence_length, device=device, precision=precision)
         hold_cast(model, precision)
         return model
 
 
-def open_trained(name: str, *, tag: str | None, revision: str, trust_remote_code: bool) -> Trained:
+def load_saved_model(name: str, *, tag: str | None, revision: str, trust_remote_code: bool) -> SavedModel:
     """Find a checkpoint, fetch it where it is on the Hub, and open its task; raises a TltasksError.
 
     `tag` names the task where the checkpoint does not tell.
@@ -80,25 +80,25 @@ def open_trained(name: str, *, tag: str | None, revision: str, trust_remote_code
         plan = StagePlan(
             index=0,
             name="predict",
-            row=STAGES["zero_shot"],
+            kind=STAGES["zero_shot"],
             task=tag,
             model=keys.model(name=name),
             data=keys.data(name=name),
             stage=keys.stage(stage="zero_shot"),
         )
-    plan = dataclasses.replace(plan, row=STAGES["zero_shot"], stage=keys.stage(stage="zero_shot"))
+    plan = dataclasses.replace(plan, kind=STAGES["zero_shot"], stage=keys.stage(stage="zero_shot"))
     source = Checkpoint(str(setup), trust_remote_code=trust_remote_code, shown=name)
     task = adapter.open(plan, {}, source, seed=0)
-    own = adapter.given.column
+    own = adapter.input_kind.column
     named: str = getattr(getattr(plan.data, "columns"), own)  # noqa: B009 (a key of every task's Data)
     if base is not None:
         origin = dataclasses.replace(base, shown=_shown(_read_json(folder / "adapter_config.json", name)[_BASE_KEY]))
     elif origin is not None:  # a recipe from the Hub does not decide what code is run here
         origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
-    return Trained(task, base, folder, recipe, (named, own), plan, origin, run)
+    return SavedModel(task, base, folder, recipe, (named, own), plan, origin, run)
 
 
-def write_whole(trained: Trained, folder: Path) -> None:
+def write_whole(trained: SavedModel, folder: Path) -> None:
     """Write an adapter merged into its base, in fp32, with all that a checkpoint has beside its weights."""
     assert trained.base is not None, "the caller looks"
     task = trained.task.starting_from(trained.base)
@@ -159,7 +159,7 @@ def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
         last = next(i for i, plan in enumerate(plans) if plan.name == result.headline.stage)
         first = next(i for i in range(last, -1, -1) if result.stages[i].weights.get("start") != "previous")
         place, commit = Path(plans[first].model.name), result.stages[first].weights.get("commit")
-        known = plans[first].row.weights != "random" and (place.is_dir() or not place.is_absolute())
+        known = plans[first].kind.weights != "random" and (place.is_dir() or not place.is_absolute())
         origin = Checkpoint(str(place), commit or plans[first].model.revision, shown=_shown(str(place)))
         return recipe, plans[last], origin if known else None
     except (*_DAMAGED, StopIteration) as error:

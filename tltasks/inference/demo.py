@@ -20,8 +20,8 @@ import torch
 from tltasks.data.loading import Split, load_splits
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
 from tltasks.hub import client
-from tltasks.hub.resolved_checkpoint import find_start
-from tltasks.hub.saved_model import Trained, open_trained
+from tltasks.hub.resolved_checkpoint import resolve_checkpoint
+from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Item
 from tltasks.inference.predict import Predictor
 from tltasks.inference.prediction_writer import Answer
@@ -45,7 +45,7 @@ class Respondent:
 
     def answer(self, value: str) -> Answer:
         """Answer a text, or the file at a path. Raises a TltasksError whose text is a sentence for the visitor."""
-        given = self.predictor.task.given
+        given = self.predictor.task.input_kind
         item = Item("", value=value if given.is_text else Path(value))
         ((found, _),) = self.predictor.answers([item], top_k=self.top_k, workers=0)
         if (error := found[0]["error"]) is not None:
@@ -59,7 +59,7 @@ class Demo:
     """All that the page shows."""
 
     title: str
-    trained: Trained
+    trained: SavedModel
     model: Respondent
     device: torch.device
     precision: str | None
@@ -147,8 +147,8 @@ class Demo:
             return []
         kept = len(split.rows) - 1
         rows = sorted({round(row) for row in np.linspace(0, kept, SHOWN_EXAMPLES)})
-        values = [(row, split.rows[row][self.trained.task.given.column]) for row in rows]
-        if self.trained.task.given.is_text:
+        values = [(row, split.rows[row][self.trained.task.input_kind.column]) for row in rows]
+        if self.trained.task.input_kind.is_text:
             return [str(value) for _, value in values if value]
         return [str(place) for row, value in values if (place := _as_file(value, split, folder / f"{row}"))]
 
@@ -157,25 +157,25 @@ def open_demo(
     name: str, *, tag: str | None, revision: str, trust_remote_code: bool, top_k: int, precision: str | None
 ) -> Demo:
     """Load the model. Raises a TltasksError."""
-    state = devices.join_processes()
-    devices.share_cores(1)
+    state = devices.init_distributed()
+    devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
-    trained = open_trained(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
-    if trained.task.answers["prediction"].dtype != "string":
+    trained = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
+    if trained.task.output_features["prediction"].dtype != "string":
         raise RecipeError(f"demo {name}: a model for {trained.plan.task} has no answer to show; fine-tune it first.")
     predictor = Predictor.load(trained, state.device, precision=precision)
     title = Path(name).resolve().name if Path(name).is_dir() else name
     return Demo(title, trained, Respondent(predictor, top_k), state.device, precision)
 
 
-def _open_untouched(trained: Trained) -> Trained:
+def _open_untouched(trained: SavedModel) -> SavedModel:
     origin, plan = trained.origin, trained.plan
     if origin is None:
         raise CheckpointError("The checkpoint that it was trained from is not known.")
     if not Path(origin.name).is_dir():
         pulled = client.pull(origin.name, revision=origin.revision, trust_remote_code=origin.trust_remote_code)
         origin = dataclasses.replace(origin, name=str(pulled), revision="main")
-    source = find_start(origin, tag=plan.task).checkpoint
+    source = resolve_checkpoint(origin, tag=plan.task).checkpoint
     task = load_adapter(plan.task).open(plan, {}, source, seed=0).untouched()
     return dataclasses.replace(trained, task=task, base=None, folder=Path(source.name))
 

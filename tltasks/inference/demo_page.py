@@ -154,7 +154,7 @@ class _Panel:
 
 def build(demo: Demo, examples: list[str]) -> Any:
     """The page, not yet served."""
-    given, columns = demo.trained.task.given, _shown_columns(demo.trained.task.answers)
+    given, columns = demo.trained.task.input_kind, _shown_columns(demo.trained.task.output_features)
     with gradio.Blocks(title=demo.title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"# {demo.title}\n\n{demo.summary()}")
         with gradio.Tab("Try it"):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tltasks.errors import CheckpointError, RecipeError, first_line
-from tltasks.hub.saved_model import Trained, open_trained
+from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Inputs, check_arguments
 from tltasks.models.adapters import merged
 from tltasks.runtime import devices
@@ -67,9 +67,9 @@ def export(
     check_arguments(arguments, fetches=False)
     if output.exists():
         raise RecipeError(f"export: {output} is there already; name another folder with --output.")
-    devices.share_cores(1)
+    devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
-    trained = open_trained(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
+    trained = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
     task = trained.task
     if not isinstance(task, Exports) or (about := task.onnx_input()) is None:
         raise RecipeError(
@@ -78,8 +78,8 @@ def export(
         )
     plain = merged(trained.build(device=torch.device("cpu"), precision="fp32"))
     model = _Function(plain.eval().float(), about.name).eval()
-    inputs = Inputs(arguments, task.given, trained.columns) if arguments else ()
-    values = [*about.made_up(MADE_UP), *(about.read(item.read(task.given)) for item in inputs)]
+    inputs = Inputs(arguments, task.input_kind, trained.columns) if arguments else ()
+    values = [*about.made_up(MADE_UP), *(about.read(item.read(task.input_kind)) for item in inputs)]
     with whole_folder(output) as place:
         _write(model, about, place / FILE, shown=name)
         task.save_setup(place)
@@ -156,7 +156,7 @@ def compare(model: nn.Module, path: Path, values: Sequence[Tensor]) -> Parity:
     return Parity(len(values), largest, same)
 
 
-def _describe(place: Path, trained: Trained, about: OnnxInput, parity: Parity) -> None:
+def _describe(place: Path, trained: SavedModel, about: OnnxInput, parity: Parity) -> None:
     write_json(
         place / "export.json",
         {

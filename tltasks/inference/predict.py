@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tltasks.data.loading import Split
 from tltasks.errors import DataError, RecipeError
-from tltasks.hub.saved_model import Trained, open_trained
+from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Inputs, Item, check_arguments
 from tltasks.inference.prediction_writer import Answer, check_output, key, open_answers
 from tltasks.runtime import devices
@@ -55,7 +55,7 @@ class Predictor:
     accelerator: Accelerator
 
     @classmethod
-    def load(cls, trained: Trained, device: torch.device, *, precision: str | None = None) -> Self:
+    def load(cls, trained: SavedModel, device: torch.device, *, precision: str | None = None) -> Self:
         """Load the weights, in the number format of the training unless another is named."""
         number_format = choose_precision(precision or trained.precision(device), device)
         accelerator = Accelerator(mixed_precision="no" if number_format == "fp32" else number_format)
@@ -87,7 +87,7 @@ class Predictor:
                 encoded = datasets.Dataset.from_dict(columns, features=features)
                 predictions = predict_rows(accelerator, task, self.model, encoded, workers=0)
                 for i, prediction in zip(good, predictions, strict=True):
-                    found[i] |= task.answer(prediction, top_k=top_k)
+                    found[i] |= task.to_output(prediction, top_k=top_k)
             yield found, chunk.passed_over
 
 
@@ -114,21 +114,21 @@ def predict(
         check_output(output, resume=resume)
     elif resume:
         raise RecipeError("--resume: needs --output, the file to complete.")
-    state = devices.join_processes()
+    state = devices.init_distributed()
     if state.num_processes > 1:
         raise RecipeError("predict runs in one process; start it without a launcher, on a part of the inputs each.")
-    devices.share_cores(1)
+    devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
-    trained = open_trained(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
+    trained = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
     task = trained.task
-    inputs = Inputs(arguments, task.given, [column] if column else trained.columns, fetches=fetches)
+    inputs = Inputs(arguments, task.input_kind, [column] if column else trained.columns, fetches=fetches)
     predictor = Predictor.load(trained, state.device, precision=precision)
 
     answers = open_answers(output, _schema(task), resume=resume)
     count, total = Count(), inputs.count()
     with (
         devices.interruptible() as hold,
-        tqdm(total=total, unit=f" {task.given.column}s", disable=None, dynamic_ncols=True) as bar,
+        tqdm(total=total, unit=f" {task.input_kind.column}s", disable=None, dynamic_ncols=True) as bar,
     ):
         try:
             for found, passed_over in predictor.answers(inputs, answers.done, top_k=top_k):
@@ -167,7 +167,7 @@ def _note(count: Count, answers: list[Answer], passed_over: int) -> None:
 
 def _schema(task: Task) -> pa.Schema:
     first = [pa.field("input", pa.string()), pa.field("row", pa.int64())]
-    return pa.schema([*first, *task.answers.arrow_schema, pa.field("error", pa.string())])
+    return pa.schema([*first, *task.output_features.arrow_schema, pa.field("error", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class _Encoding(Dataset[_Chunk]):
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        column: InputKind = task.given
+        column: InputKind = task.input_kind
         rows = datasets.Dataset.from_dict({column.column: []})
         self.split = Split("predict", rows, origin="", folder=None, place="")
 
@@ -209,12 +209,12 @@ class _Encoding(Dataset[_Chunk]):
         values, errors = [], {}
         for i, item in enumerate(chunk.items):
             try:
-                values.append(item.read(self.task.given))
+                values.append(item.read(self.task.input_kind))
             except DataError as reason:
                 values.append(None)
                 errors[i] = str(reason)
-        batch = {self.task.given.column: values, "row": list(range(len(values)))}
-        encoded = self.task.encoder(self.split)(batch) if values else {"error": []}
+        batch = {self.task.input_kind.column: values, "row": list(range(len(values)))}
+        encoded = self.task.preprocess(self.split)(batch) if values else {"error": []}
         for i, error in errors.items():
             encoded["error"][i] = error
         return _Chunk(chunk.items, chunk.passed_over, encoded)

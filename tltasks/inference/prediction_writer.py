@@ -19,7 +19,7 @@ Answer = dict[str, Any]
 """`input`, `row` where it is one of a table, and what was predicted or `error`."""
 
 
-class AnswerFile(Protocol):
+class PredictionWriter(Protocol):
     """Where answers go, a few at a time."""
 
     done: set[int]
@@ -37,7 +37,7 @@ def key(name: str, row: int | None) -> int:
     return hash((name, row))
 
 
-def open_answers(path: Path | None, schema: pa.Schema, *, resume: bool) -> AnswerFile:
+def open_answers(path: Path | None, schema: pa.Schema, *, resume: bool) -> PredictionWriter:
     """The file at `path`, or standard output. Raises RecipeError for one that is there, unless it is resumed."""
     if path is None:
         return _JsonLines(sys.stdout.buffer, set())
@@ -56,7 +56,7 @@ def open_answers(path: Path | None, schema: pa.Schema, *, resume: bool) -> Answe
         ) from error
 
 
-def check_output(path: Path, *, resume: bool) -> type[AnswerFile]:
+def check_output(path: Path, *, resume: bool) -> type[PredictionWriter]:
     """How the file is written, by its suffix. Raises RecipeError for another, and for one that must not be touched."""
     if path.suffix.lower() not in _KINDS:
         raise RecipeError(f"--output {path}: name a file that ends in {', '.join(_KINDS)}.")
@@ -189,4 +189,4 @@ class _Parquet:
         self.temporary.replace(self.path)
 
 
-_KINDS: dict[str, type[AnswerFile]] = {".jsonl": _JsonLines, ".csv": _Csv, ".parquet": _Parquet}
+_KINDS: dict[str, type[PredictionWriter]] = {".jsonl": _JsonLines, ".csv": _Csv, ".parquet": _Parquet}

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import Adapt, Lora
-from tltasks.config.plan import Row
+from tltasks.config.plan import StageKind
 from tltasks.config.stage import Stage
 from tltasks.errors import CheckpointError, RecipeError, first_line
 
@@ -27,7 +27,7 @@ from tltasks.errors import CheckpointError, RecipeError, first_line
 def adapt(
     model: PreTrainedModel,
     stage: Stage,
-    row: Row,
+    kind: StageKind,
     *,
     head: list[str],
     targets: list[str],
@@ -42,7 +42,7 @@ def adapt(
     if method.is_virtual:
         _check_virtual(model)
     if method.is_peft:
-        config = _peft_config(method, head=head if row.head == "new" else [], targets=targets)
+        config = _peft_config(method, head=head if kind.head == "new" else [], targets=targets)
         config.revision = revision
         if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
             config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
@@ -64,7 +64,7 @@ def adapt(
         adapted: nn.Module = wrapped
         return adapted
     if method.method in {"head", "bitfit"}:
-        whole = head if method.method == "head" or row.head == "new" else []
+        whole = head if method.method == "head" or kind.head == "new" else []
         for name, parameter in model.named_parameters():
             is_bias = method.method == "bitfit" and name.rpartition(".")[2] == "bias"
             parameter.requires_grad_(is_bias or _belongs(name, whole))

@@ -20,7 +20,7 @@ LOGITS_AT_ONCE = 2**24
 """64 MiB in fp32."""
 
 
-def plain_model(model: nn.Module) -> PreTrainedModel:
+def unwrap_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside whatever wraps it, with any adapter's layers in place."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
@@ -30,7 +30,7 @@ def writer(model: nn.Module) -> Any:
     for module in model.modules():
         if isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning:
             return module
-    return plain_model(model)
+    return unwrap_model(model)
 
 
 def mean_loss(
@@ -75,7 +75,7 @@ def _in_place_of_head(
     model: nn.Module, inputs: Mapping[str, Any], function: Callable[[nn.Module, Tensor], Tensor]
 ) -> Tensor:
     """What a function makes of the head and of the hidden states that it would have received."""
-    head = plain_model(model).get_output_embeddings()
+    head = unwrap_model(model).get_output_embeddings()
     found: list[Tensor] = []
 
     def take_over(module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput
 
 from tltasks.config.model import FROZEN_TRANSFORMER, ImageModel, SpeechModel
-from tltasks.config.plan import Row
+from tltasks.config.plan import StageKind
 from tltasks.config.stage import Stage
 from tltasks.errors import CheckpointError, RecipeError
 
@@ -224,7 +224,7 @@ def _adapts(module: nn.Module) -> bool:
 
 
 def wrap_for_images(
-    config: PretrainedConfig, keys: ImageModel, stage: Stage, row: Row, *, shown: str
+    config: PretrainedConfig, keys: ImageModel, stage: Stage, kind: StageKind, *, shown: str
 ) -> PretrainedConfig:
     """The configuration of a model of its blocks, by the recipe's `as`; one that is such a model's stays so.
 
@@ -234,7 +234,7 @@ def wrap_for_images(
     if isinstance(config, FrozenTransformerConfig):
         config.frozen = keys.as_ == FROZEN_TRANSFORMER
         return config
-    _check_language_model(config, keys, stage, row, shown=shown)
+    _check_language_model(config, keys, stage, kind, shown=shown)
     assert keys.image_size is not None
     assert keys.patch_size is not None
     n_patches, most = (keys.image_size // keys.patch_size) ** 2, _most_positions(config)
@@ -253,14 +253,14 @@ def wrap_for_images(
 
 
 def wrap_for_speech(
-    config: PretrainedConfig, keys: SpeechModel, stage: Stage, row: Row, *, shown: str
+    config: PretrainedConfig, keys: SpeechModel, stage: Stage, kind: StageKind, *, shown: str
 ) -> PretrainedConfig:
     """Likewise for speech, with a vocabulary to be told."""
     if isinstance(config, FrozenTransformerCtcConfig):
         config.frozen = keys.as_ == FROZEN_TRANSFORMER
         return config
-    _check_language_model(config, keys, stage, row, shown=shown)
-    if row.head != "new":
+    _check_language_model(config, keys, stage, kind, shown=shown)
+    if kind.head != "new":
         raise RecipeError(
             f"stage {stage.stage}: {shown} is a language model without a head for speech; `stage: transfer` builds a "
             "vocabulary from the training text and puts a new head on it."
@@ -273,7 +273,7 @@ def wrap_for_speech(
 
 
 def _check_language_model(
-    config: PretrainedConfig, keys: ImageModel | SpeechModel, stage: Stage, row: Row, *, shown: str
+    config: PretrainedConfig, keys: ImageModel | SpeechModel, stage: Stage, kind: StageKind, *, shown: str
 ) -> None:
     """Raise for what is no known language model or would not be trained in full; make ready what is."""
     if config.model_type not in ENCODERS | DECODERS:
@@ -281,8 +281,8 @@ def _check_language_model(
             f"model {shown}: is of the type {config.model_type}; `as: {keys.as_}` takes the blocks of a language "
             f"model: {', '.join(sorted(ENCODERS | DECODERS))}."
         )
-    if row.cached or stage.adapt.method != "full":
-        wanted = "stage: probe" if row.cached else f"adapt: {stage.adapt.method}"
+    if kind.cached or stage.adapt.method != "full":
+        wanted = "stage: probe" if kind.cached else f"adapt: {stage.adapt.method}"
         raise RecipeError(
             f"model.as: {keys.as_} puts a new input layer before {shown}, which `{wanted}` would leave at random. "
             "Use `adapt: full` (what is frozen stays so), and go on from that stage with `start: previous`."

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tltasks.reports import charts
 from tltasks.results.comparison import Change, changes
-from tltasks.results.result import Exhibit, Headline, RunResult, Score, StageResult, show_duration
+from tltasks.results.result import Headline, ReportExample, RunResult, Score, StageResult, show_duration
 
 LARGEST_MATRIX = 30
 """Classes up to which a confusion matrix is a table that can be read."""
@@ -23,7 +23,7 @@ SHOWN_ROWS = 20
 """Confused pairs, and classes of a long table, that are shown at once."""
 MEDIA_TYPES = {"image": "image/png", "audio": "audio/flac", "svg": "image/svg+xml"}
 BASELINE_NAMES = {
-    "flat_patches": "predicting flat patches",
+    "mean_patch": "predicting flat patches",
     "majority_class": "the majority class",
     "checkpoint": "the untouched checkpoint",
     "not_interpolated": "the fine-tuned weights, not interpolated",
@@ -32,7 +32,9 @@ BASELINE_NAMES = {
 Rows = list[dict[str, Any]]
 
 
-def write_report(path: Path, result: RunResult, recipe_text: str, metrics: Rows, exhibits: list[Exhibit]) -> None:
+def write_report(
+    path: Path, result: RunResult, recipe_text: str, metrics: Rows, report_examples: list[ReportExample]
+) -> None:
     """Write the page; `metrics` are the rows of metrics.jsonl. The same arguments give the same bytes."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -58,7 +60,7 @@ def write_report(path: Path, result: RunResult, recipe_text: str, metrics: Rows,
         intervals_figure=_intervals_figure(result.headline, best),
         warnings=_warnings(result.headline, best),
         errors=describe_errors(result.headline.split, best.metrics[result.headline.split].details),
-        exhibits=[(exhibit, show_exhibit(exhibit)) for exhibit in exhibits],
+        examples=[(example, show_example(example)) for example in report_examples],
         stages=[
             StageView(
                 stage,
@@ -396,7 +398,7 @@ def data_uri(content: bytes | str, kind: str) -> str:
     return f"data:{MEDIA_TYPES[kind]};base64,{base64.b64encode(raw).decode()}"
 
 
-def show_exhibit(exhibit: Exhibit) -> str | dict[str, str]:
+def show_example(exhibit: ReportExample) -> str | dict[str, str]:
     """What the page puts in its place: the texts by name, or a data URI."""
     if exhibit.kind == "texts":
         texts: dict[str, str] = json.loads(exhibit.content)

@@ -177,7 +177,7 @@ def _base(plan: StagePlan, stage: StageResult) -> Base:
     on_hub = re.fullmatch(r"([\w.-]+/)?[\w.-]+", name) is not None
     revision = stage.weights.get("commit") or plan.model.revision
     shown = name if on_hub else Path(name).name
-    return Base(shown, on_hub, name if on_hub else "", revision, random=plan.row.weights == "random")
+    return Base(shown, on_hub, name if on_hub else "", revision, random=plan.kind.weights == "random")
 
 
 def _relation(base: Base, *, adapter: bool, trained: bool) -> str | None:
@@ -200,8 +200,8 @@ def _is_dataset_id(name: str) -> bool:
 
 
 def _method(plan: StagePlan) -> str:
-    adapt = Adapt(head=Head()) if plan.row.cached else plan.stage.adapt
-    if not plan.row.trains:
+    adapt = Adapt(head=Head()) if plan.kind.cached else plan.stage.adapt
+    if not plan.kind.trains:
         return "nothing"
     if getattr(plan.model, "as_", None) == FROZEN_TRANSFORMER and adapt.method == "full":
         return "the input layer, normalisation layers, positions and the head"

@@ -68,7 +68,7 @@ class StageResult:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class ReportExample:
     """An example shown in the report, such as one of the most confident mistakes."""
 
     kind: Literal["image", "audio", "texts"]

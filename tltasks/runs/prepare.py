@@ -16,7 +16,7 @@ from tltasks.config.plan import StagePlan, plan_stages
 from tltasks.config.recipe import Recipe
 from tltasks.data.loading import EncodedSplit, encode_split, load_splits
 from tltasks.errors import RecipeError
-from tltasks.hub.resolved_checkpoint import Start, find_start
+from tltasks.hub.resolved_checkpoint import Start, resolve_checkpoint
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Checkpoint, Embeds, Task
@@ -26,7 +26,7 @@ DECIDING = ("test", "validation")
 
 
 @dataclass(frozen=True)
-class Opened:
+class PreparedStage:
     """A stage whose data and checkpoint have been found to be in order."""
 
     plan: StagePlan
@@ -41,15 +41,15 @@ class Opened:
     """What its user should know of the checkpoint."""
 
     @property
-    def judged(self) -> dict[str, EncodedSplit]:
+    def evaluated(self) -> dict[str, EncodedSplit]:
         """The splits that are predicted, the deciding one first."""
         names = dict.fromkeys([*DECIDING, *self.encoded])
         return {name: self.encoded[name] for name in names if name in self.encoded and name != "train"}
 
 
-def open_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recipe) -> list[Opened]:
+def prepare_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recipe) -> list[PreparedStage]:
     """All stages, each that goes on from another opened with what that one will leave: its labels, its sizes."""
-    opened: list[Opened] = []
+    opened: list[PreparedStage] = []
     for plan, as_written in zip(plans, plan_stages(recipe), strict=True):
         found = Start(Checkpoint(""), [], [])
         with tempfile.TemporaryDirectory() as setup:
@@ -61,7 +61,7 @@ def open_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recipe
                 model = plan.model
                 named = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=as_written.model.name)
                 with accelerator.local_main_process_first():
-                    found = find_start(named, tag=plan.task)
+                    found = resolve_checkpoint(named, tag=plan.task)
                 source = start = found.checkpoint
             item = _open(accelerator, plan, recipe, source=source, start=start)
             opened.append(dataclasses.replace(item, lineage=found.lineage, notes=found.notes))
@@ -70,28 +70,28 @@ def open_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recipe
 
 def _open(
     accelerator: Accelerator, plan: StagePlan, recipe: Recipe, *, source: Checkpoint, start: Checkpoint
-) -> Opened:
+) -> PreparedStage:
     """Load and encode the stage's data and read the configuration that it starts from; no weights."""
     adapter = load_adapter(plan.task)
-    if plan.row.cached and not issubclass(adapter, Embeds):
+    if plan.kind.cached and not issubclass(adapter, Embeds):
         raise RecipeError(f"stages[{plan.index}]: {plan.task} has no head that a probe could fit; use `transfer`.")
     with accelerator.local_main_process_first():
         splits = load_splits(
-            plan.data, seed=recipe.seed, label=adapter.label, train=plan.row.trains, locate=_locate(recipe, plan)
+            plan.data, seed=recipe.seed, label=adapter.label, train=plan.kind.trains, locate=_locate(recipe, plan)
         )
         task = adapter.open(plan, splits, start, seed=recipe.seed)
         encoded = {
             name: encode_split(
                 split,
-                task.encoder(split),
+                task.preprocess(split),
                 task.features,
-                key=task.encoding_key,
+                key=task.cache_key,
                 max_bad_share=plan.data.max_bad_share,
                 processes=devices.cores(),
             )
             for name, split in splits.items()
         }
-    return Opened(plan, task, source, encoded, task.examine(encoded))
+    return PreparedStage(plan, task, source, encoded, task.data_checks(encoded))
 
 
 def _locate(recipe: Recipe, plan: StagePlan) -> Callable[[str], str]:

@@ -36,9 +36,17 @@ from tltasks.metrics import paired_difference
 from tltasks.models.adapters import adapt, count_parameters
 from tltasks.reports import html, model_card
 from tltasks.reports.console import show_checks, show_plan, show_result
-from tltasks.results.result import Exhibit, Headline, RunResult, Score, StageResult, lineage_after, stage_from_json
+from tltasks.results.result import (
+    Headline,
+    ReportExample,
+    RunResult,
+    Score,
+    StageResult,
+    lineage_after,
+    stage_from_json,
+)
 from tltasks.runs.output_folder import refuse_occupied
-from tltasks.runs.prepare import DECIDING, Opened, open_stages
+from tltasks.runs.prepare import DECIDING, PreparedStage, prepare_stages
 from tltasks.runtime import devices
 from tltasks.runtime.files import locked, whole_folder, write_json, write_text
 from tltasks.runtime.precision import check_architecture, choose_attention, choose_precision
@@ -87,14 +95,14 @@ def run(
             client.check_push(recipe.hub.repo, private=recipe.hub.private)
 
     # ------------------------------------------------------------------------------- the machine
-    state = devices.join_processes()
+    state = devices.init_distributed()
     _on_main_process(state, refuse)
     accelerator, precision = _accelerator(recipe, output, state)
     console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
 
     # ------------------------------------------------------- data and checkpoints, opened and checked
     plans = plan_stages(located(recipe))
-    opened = open_stages(accelerator, plans, recipe)
+    opened = prepare_stages(accelerator, plans, recipe)
     for item in opened:
         check_architecture(precision, item.task.architecture, shown=item.source.shown)
     for item in opened:
@@ -168,7 +176,7 @@ def _on_main_process(state: PartialState, action: Callable[[], None]) -> None:
 def _accelerator(recipe: Recipe, output: Path, state: PartialState) -> tuple[Accelerator, str]:
     """The devices, their number format and their share of the processor's cores."""
     precision = choose_precision(recipe.precision, state.device)
-    devices.share_cores(state.num_processes)
+    devices.set_num_threads(state.num_processes)
     devices.quieten_libraries(interactive=state.is_main_process and sys.stderr.isatty())
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
@@ -181,16 +189,16 @@ def _accelerator(recipe: Recipe, output: Path, state: PartialState) -> tuple[Acc
 # --------------------------------------------------------------------------------------- a dry run
 
 
-def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Path) -> dict[str, Any]:
+def _measure(accelerator: Accelerator, item: PreparedStage, recipe: Recipe, output: Path) -> dict[str, Any]:
     """What a dry run says of a stage: its size, and the time and memory of its steps by one of them."""
     splits = {name: (len(split.rows), len(split.skipped)) for name, split in item.encoded.items()}
     set_seed(recipe.seed)
-    row = item.plan.row
+    row = item.plan.kind
     if item.plan.stage.start == "previous":  # whose weights there are none of yet, and time does not depend on them
         row = dataclasses.replace(row, weights="random")
     model: nn.Module = item.task.build(row)
     found: dict[str, Any] = {"stage": item.plan.name, "splits": splits}
-    if item.plan.row.trains and not item.plan.row.cached:
+    if item.plan.kind.trains and not item.plan.kind.cached:
         context = Context(accelerator, recipe, output, "", Console(quiet=True), lambda: False)
         model, head = _adapt(recipe, item, model)
         job = _job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
@@ -201,10 +209,10 @@ def _measure(accelerator: Accelerator, item: Opened, recipe: Recipe, output: Pat
     return found
 
 
-def open_recipe(recipe: Recipe, output: Path) -> tuple[Accelerator, list[Opened]]:
+def open_recipe(recipe: Recipe, output: Path) -> tuple[Accelerator, list[PreparedStage]]:
     """The devices, and all stages with their data and checkpoints opened; nothing is written to `output`."""
-    accelerator, _ = _accelerator(recipe, output, devices.join_processes())
-    return accelerator, open_stages(accelerator, plan_stages(located(recipe)), recipe)
+    accelerator, _ = _accelerator(recipe, output, devices.init_distributed())
+    return accelerator, prepare_stages(accelerator, plan_stages(located(recipe)), recipe)
 
 
 def measure_stages(recipe: Recipe, output: Path) -> list[dict[str, Any]]:
@@ -224,7 +232,9 @@ def _sole_writer(state: PartialState, output: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------ a stage
 
 
-def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: list[StageResult]) -> StageResult:
+def _run_stage(
+    context: Context, item: PreparedStage, plans: list[StagePlan], earlier: list[StageResult]
+) -> StageResult:
     """Build, adapt, train, predict, save, score; or read back a stage that an earlier run has finished."""
     accelerator, plan = context.accelerator, item.plan
     folder = context.output / "stages" / plan.name
@@ -246,13 +256,13 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
 
     started = time.perf_counter()
     set_seed(context.recipe.seed)
-    model: nn.Module = item.task.build(plan.row)
-    choose_attention(model, tokens=item.task.tokens, device=accelerator.device, precision=context.precision)
+    model: nn.Module = item.task.build(plan.kind)
+    choose_attention(model, tokens=item.task.sequence_length, device=accelerator.device, precision=context.precision)
     progress = Progress()
     fitted: dict[str, Any] = {}
-    if plan.row.cached:
+    if plan.kind.cached:
         progress, fitted = _probe(context, item, model)
-    elif plan.row.trains:
+    elif plan.kind.trains:
         model, head = _adapt(context.recipe, item, model)
         progress = _train(context, item, model, head)
     _heed_stop(context, f"stage {plan.name}: stopped after training, before evaluation")
@@ -261,22 +271,22 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
     predict = partial(predict_rows, accelerator, item.task, workers=context.workers(plan.data.workers))
     arms: dict[str, dict[str, list[Prediction]]] = {}
     if plan.stage.interpolate is not None:
-        start = item.task.build(plan.row)
-        model, found = interpolate(item.task, start, model, plan.stage.interpolate, item.judged, predict)
+        start = item.task.build(plan.kind)
+        model, found = interpolate(item.task, start, model, plan.stage.interpolate, item.evaluated, predict)
         arms["not_interpolated"], fitted = found.trained, found.described()
         context.console.print(f"{plan.name}: interpolated to alpha {found.alpha:g}")
-    predictions = {name: predict(model, split.rows) for name, split in item.judged.items()}
+    predictions = {name: predict(model, split.rows) for name, split in item.evaluated.items()}
     robustness: dict[str, Any] = {}
     if (corruptions := getattr(plan.data, "corruptions", None)) is not None:
-        name = next(iter(item.judged))
+        name = next(iter(item.evaluated))
         robustness = measure_robustness(
-            item.task, model, item.judged[name], predictions[name], corruptions, predict, seed=context.recipe.seed
+            item.task, model, item.evaluated[name], predictions[name], corruptions, predict, seed=context.recipe.seed
         )
         context.console.print(
             f"{plan.name}: {robustness['metric']} on {name} {robustness['clean']:.3f}, "
             f"corrupted {robustness['mean']:.3f}"
         )
-    adapter = plan.row.trains and last and _can_publish_adapter(context.recipe, item)
+    adapter = plan.kind.trains and last and _can_publish_adapter(context.recipe, item)
     for saved in [context.output / "model"] * last + [folder / "model"] * goes_on:
         if accelerator.is_main_process:
             with whole_folder(saved) as place:
@@ -295,11 +305,11 @@ def _run_stage(context: Context, item: Opened, plans: list[StagePlan], earlier: 
         seconds=time.perf_counter() - started,
         examples_per_second=progress.examples / progress.seconds if progress.seconds else 0.0,
         peak_memory_bytes=devices.peak_memory_bytes(accelerator.device),
-        trainable_parameters=trained if plan.row.trains else 0,
+        trainable_parameters=trained if plan.kind.trains else 0,
         total_parameters=total,
         weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
         data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
-        training={**_describe_training(context, item, progress), **fitted} if plan.row.trains else {},
+        training={**_describe_training(context, item, progress), **fitted} if plan.kind.trains else {},
         robustness=robustness,
         lineage=(
             lineage_after(earlier[-1], recipe_sha256(context.recipe))
@@ -321,7 +331,7 @@ def _heed_stop(context: Context, text: str) -> None:
         raise Interrupted(text)
 
 
-def _adapt(recipe: Recipe, item: Opened, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
+def _adapt(recipe: Recipe, item: PreparedStage, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
     """The model with what is to be trained set free, and the names of its head's modules."""
     task, stage = item.task, item.plan.stage
     if stage.adapt.is_virtual and not _can_publish_adapter(recipe, item):
@@ -339,7 +349,7 @@ def _adapt(recipe: Recipe, item: Opened, model: Any) -> tuple[nn.Module, tuple[s
     adapted = adapt(
         model,
         stage,
-        item.plan.row,
+        item.plan.kind,
         head=head,
         targets=task.lora_targets(model),
         shown_name=item.source.shown,
@@ -348,7 +358,7 @@ def _adapt(recipe: Recipe, item: Opened, model: Any) -> tuple[nn.Module, tuple[s
     return adapted, tuple(head)
 
 
-def _probe(context: Context, item: Opened, model: nn.Module) -> tuple[Progress, dict[str, Any]]:
+def _probe(context: Context, item: PreparedStage, model: nn.Module) -> tuple[Progress, dict[str, Any]]:
     """Fit the head to the frozen rest's features, and say what of it is told of the training."""
     accelerator, task = context.accelerator, item.task
     workers = context.workers(item.plan.data.workers)
@@ -363,7 +373,7 @@ def _probe(context: Context, item: Opened, model: nn.Module) -> tuple[Progress, 
     return progress, {"method": "head", "l2": fit.l2, "epochs": None, "batch_size": None, "micro_batch": None}
 
 
-def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ...]) -> Progress:
+def _train(context: Context, item: PreparedStage, model: nn.Module, head: tuple[str, ...]) -> Progress:
     """Train with a progress bar on a terminal, and a line for each evaluation elsewhere."""
     plan, task, accelerator = item.plan, item.task, context.accelerator
     validation = item.encoded.get("validation")
@@ -410,7 +420,7 @@ def _train(context: Context, item: Opened, model: nn.Module, head: tuple[str, ..
 
 def _job(
     context: Context,
-    item: Opened,
+    item: PreparedStage,
     head: tuple[str, ...],
     *,
     on_step: Callable[[Progress, float], None],
@@ -426,18 +436,19 @@ def _job(
         stage=stage,
         seed=context.recipe.seed,
         head=head,
-        frozen_batch_norm=stage.batch_norm == "frozen" or (stage.batch_norm == "auto" and plan.row.weights != "random"),
+        frozen_batch_norm=stage.batch_norm == "frozen"
+        or (stage.batch_norm == "auto" and plan.kind.weights != "random"),
         workers=context.workers(plan.data.workers),
         evaluate=evaluate,
         checkpoints=Checkpoints(context.output / "checkpoints" / plan.name, keep=stage.keep_checkpoints),
         tracker=Tracker(metrics, context.accelerator if context.recipe.trackers else None),
         stop_requested=context.stop_requested,
         on_step=on_step,
-        new_head=plan.row.head == "new",
+        new_head=plan.kind.head == "new",
     )
 
 
-def _can_publish_adapter(recipe: Recipe, item: Opened) -> bool:
+def _can_publish_adapter(recipe: Recipe, item: PreparedStage) -> bool:
     """An adapter can stand alone when its base is one that everyone can fetch, used as it is."""
     return (
         item.plan.stage.adapt.stands_alone
@@ -450,7 +461,7 @@ def _can_publish_adapter(recipe: Recipe, item: Opened) -> bool:
     )
 
 
-def _check_saved(context: Context, item: Opened, folder: Path, predictions: dict[str, list[Prediction]]) -> None:
+def _check_saved(context: Context, item: PreparedStage, folder: Path, predictions: dict[str, list[Prediction]]) -> None:
     """Load what was saved and compare; the commonest fault of published models is a head that did not come along."""
     name, expected = next(iter(predictions.items()))
     rows = item.encoded[name].rows.select(range(min(64, len(expected))))
@@ -476,7 +487,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 def _score(
     context: Context,
-    item: Opened,
+    item: PreparedStage,
     predictions: dict[str, list[Prediction]],
     arms: dict[str, dict[str, list[Prediction]]],
     earlier: list[StageResult],
@@ -501,16 +512,16 @@ def _score(
         if writes and i == 0:
             shown = [
                 dataclasses.asdict(e) | {"content": base64.b64encode(e.content).decode()}
-                for e in task.exhibits(rows, predicted, references)
+                for e in task.report_examples(rows, predicted, references)
             ]
-            write_json(context.output / "stages" / item.plan.name / "exhibits.json", shown)
+            write_json(context.output / "stages" / item.plan.name / "report_examples.json", shown)
     if writes:
         save_file(row_scores, context.output / "stages" / item.plan.name / ROW_SCORES)
     return metrics, baselines | _earlier_stages(context, item, row_scores, earlier)
 
 
 def _earlier_stages(
-    context: Context, item: Opened, row_scores: dict[str, NDArray[np.float64]], earlier: list[StageResult]
+    context: Context, item: PreparedStage, row_scores: dict[str, NDArray[np.float64]], earlier: list[StageResult]
 ) -> dict[str, Scores]:
     """What earlier stages of the same task made of the same rows: controls, and what has been forgotten since."""
     found: dict[str, Scores] = {}
@@ -528,36 +539,40 @@ def _earlier_stages(
     return found
 
 
-def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str, list[Prediction]]]:
+def _baseline_predictions(context: Context, item: PreparedStage) -> dict[str, dict[str, list[Prediction]]]:
     """Predictions by baseline and split: the task's own, and what the untouched checkpoint can do."""
     accelerator, task, plan = context.accelerator, item.task, item.plan
     workers = context.workers(plan.data.workers)
-    train_rows = (item.encoded.get("train") or next(iter(item.judged.values()))).rows
+    train_rows = (item.encoded.get("train") or next(iter(item.evaluated.values()))).rows
     references = task.references(train_rows)
     arms: dict[str, dict[str, list[Prediction]]] = {}
-    for name, split in item.judged.items():
+    for name, split in item.evaluated.items():
         for arm, predicted in task.baselines(references, split.rows).items():
             arms.setdefault(arm, {})[name] = predicted
-    if plan.row.weights == "random" or not plan.row.trains or not (plan.row.head == "kept" or isinstance(task, Embeds)):
+    if (
+        plan.kind.weights == "random"
+        or not plan.kind.trains
+        or not (plan.kind.head == "kept" or isinstance(task, Embeds))
+    ):
         return arms
     plain = task.untouched()
-    untouched: nn.Module = plain.build(plan.row)
-    if plan.row.head == "kept":
+    untouched: nn.Module = plain.build(plan.kind)
+    if plan.kind.head == "kept":
         arms["checkpoint"] = {
             name: predict_rows(accelerator, plain, untouched, split.rows, workers=workers)
-            for name, split in item.judged.items()
+            for name, split in item.evaluated.items()
         }
         return arms
     assert isinstance(task, Embeds)
-    head, known = task.head(untouched)[0], item.encoded.get("train") or next(iter(item.judged.values()))
+    head, known = task.head(untouched)[0], item.encoded.get("train") or next(iter(item.evaluated.values()))
     if len(known.rows) > NEIGHBOUR_ROWS:
         sample = known.rows.select(drawn_rows(len(known.rows), NEIGHBOUR_ROWS, seed=context.recipe.seed))
         fingerprint = f"{known.fingerprint}, {NEIGHBOUR_ROWS} rows by {context.recipe.seed}"
         known = dataclasses.replace(known, rows=sample, fingerprint=fingerprint)
     vectors = cached_features(accelerator, task, untouched, head, known, workers=workers)
-    for name, split in item.judged.items():
+    for name, split in item.evaluated.items():
         asked = cached_features(accelerator, task, untouched, head, split, workers=workers)
-        arms.setdefault("checkpoint_knn", {})[name] = task.vote(vectors, task.references(known.rows), asked)
+        arms.setdefault("checkpoint_knn", {})[name] = task.knn_predict(vectors, task.references(known.rows), asked)
     return arms
 
 
@@ -566,7 +581,7 @@ def _baseline_predictions(context: Context, item: Opened) -> dict[str, dict[str,
 
 def _last_trained(plans: list[StagePlan]) -> int:
     """The stage whose model is the run's: the last that trains, or the last."""
-    return max((plan.index for plan in plans if plan.row.trains), default=len(plans) - 1)
+    return max((plan.index for plan in plans if plan.kind.trains), default=len(plans) - 1)
 
 
 def _headline(results: list[StageResult], plans: list[StagePlan]) -> Headline:
@@ -588,7 +603,7 @@ def _describe_split(split: EncodedSplit, checks: dict[str, float]) -> dict[str, 
     }
 
 
-def _describe_training(context: Context, item: Opened, progress: Progress) -> dict[str, Any]:
+def _describe_training(context: Context, item: PreparedStage, progress: Progress) -> dict[str, Any]:
     stage = item.plan.stage
     per_epoch = -(-len(item.encoded["train"].rows) // stage.batch_size)
     return {
@@ -612,10 +627,12 @@ def write_results(recipe: Recipe, result: RunResult, output: Path) -> None:
     """result.json, the report and the card, from what the stages have written."""
     result.save(output / "result.json")
     text = (output / "recipe.yaml").read_text(encoding="utf-8")
-    exhibits = [
-        Exhibit(**{**e, "content": base64.b64decode(e["content"])})
-        for e in json.loads((output / "stages" / result.headline.stage / "exhibits.json").read_text(encoding="utf-8"))
+    report_examples = [
+        ReportExample(**{**e, "content": base64.b64decode(e["content"])})
+        for e in json.loads(
+            (output / "stages" / result.headline.stage / "report_examples.json").read_text(encoding="utf-8")
+        )
     ]
-    html.write_report(output / "report.html", result, text, read_metrics(output / "metrics.jsonl"), exhibits)
+    html.write_report(output / "report.html", result, text, read_metrics(output / "metrics.jsonl"), report_examples)
     adapter = bool(next(s for s in result.stages if s.name == result.headline.stage).weights.get("adapter"))
     write_text(output / "README.md", model_card.render_card(result, recipe, adapter=adapter, repo=recipe.hub.repo))

@@ -38,7 +38,7 @@ def cores() -> int:
     return min(found, max(1, int(most))) if most.isdecimal() else found
 
 
-def join_processes() -> PartialState:
+def init_distributed() -> PartialState:
     """This process's place among those that a launcher has started; on the CPU where there is no accelerator.
 
     PartialState alone would not read ACCELERATE_USE_CPU, and without an accelerator would take each process that
@@ -52,7 +52,7 @@ def join_processes() -> PartialState:
     return state
 
 
-def share_cores(processes: int) -> None:
+def set_num_threads(processes: int) -> None:
     """Divide the cores among the processes of this machine.
 
     `accelerate launch` sets OMP_NUM_THREADS=1 (accelerate 1.15, commands/launch.py), which would leave all but one
@@ -76,9 +76,9 @@ def loader_workers(device: torch.device, processes: int, asked: int | None) -> i
     return 0 if device.type == "cpu" else min(8, max(1, cores() // max(1, processes) - 1))
 
 
-def pass_budget(device: torch.device, cpu_budget: int) -> int:
+def pass_budget(device: torch.device, cpu_batch_budget: int) -> int:
     """Size of a forward pass on a device, given what keeps a CPU busy; an accelerator takes many more at once."""
-    return cpu_budget if device.type == "cpu" else 16 * cpu_budget
+    return cpu_batch_budget if device.type == "cpu" else 16 * cpu_batch_budget
 
 
 def peak_memory_bytes(device: torch.device) -> int:

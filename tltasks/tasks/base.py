@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tltasks.config.plan import Row, StagePlan
+from tltasks.config.plan import StageKind, StagePlan
 from tltasks.data.loading import EncodedSplit, Split
-from tltasks.results.result import Exhibit, Score
+from tltasks.results.result import ReportExample, Score
 
 Batch = dict[str, Tensor]
 Columns = dict[str, list[Any]]
@@ -58,9 +58,9 @@ class Task(Protocol):
     higher_is_better: ClassVar[bool]
     label: ClassVar[str | None]
     """Column by which held-out shares are stratified."""
-    given: ClassVar[InputKind]
+    input_kind: ClassVar[InputKind]
     """What a row's prediction is made from."""
-    answers: ClassVar[datasets.Features]
+    output_features: ClassVar[datasets.Features]
     """Columns of an answer."""
 
     @property
@@ -74,7 +74,7 @@ class Task(Protocol):
         ...
 
     @property
-    def encoding_key(self) -> str:
+    def cache_key(self) -> str:
         """Everything besides the rows that encoded rows depend on."""
         ...
 
@@ -84,7 +84,7 @@ class Task(Protocol):
         ...
 
     @property
-    def cpu_budget(self) -> int:
+    def cpu_batch_budget(self) -> int:
         """Size of a forward pass that keeps a CPU busy; more would cost memory and gain nothing.
 
         Rows × the longest of their `lengths`, or rows where all are alike.
@@ -92,7 +92,7 @@ class Task(Protocol):
         ...
 
     @property
-    def tokens(self) -> int | None:
+    def sequence_length(self) -> int | None:
         """How many positions attend to each other in every row, where that is known and alike for all."""
         ...
 
@@ -104,7 +104,7 @@ class Task(Protocol):
         """
         ...
 
-    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """Oddities of the data worth knowing before training, counted by split; names in `_share` are shares."""
         ...
 
@@ -116,7 +116,7 @@ class Task(Protocol):
         """The same task with the checkpoint as it stands, for the baseline: without what the recipe changes in it."""
         ...
 
-    def build(self, row: Row) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> PreTrainedModel:
         """The model with its weights and head as the stage's row says, in fp32."""
         ...
 
@@ -132,7 +132,7 @@ class Task(Protocol):
         """Names of the modules that low-rank adaptation should reach."""
         ...
 
-    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         """A function from a batch of a split's examples to encoded columns, with `error` for each bad row.
 
         A split that has the column of `given` alone is encoded for `predict`.
@@ -143,15 +143,15 @@ class Task(Protocol):
         """Size of each row for bucketing, or None when all are alike."""
         ...
 
-    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         """A batch for evaluation."""
         ...
 
-    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         """A batch for training; every random choice is a function of (seed, epoch, row)."""
         ...
 
-    def count(self, batch: Batch) -> Tensor:
+    def num_targets(self, batch: Batch) -> Tensor:
         """Number of targets that the mean loss is over."""
         ...
 
@@ -163,7 +163,7 @@ class Task(Protocol):
         """One prediction for each row."""
         ...
 
-    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         """A prediction as its user reads it, by `answers`; with so many alternatives where there are any."""
         ...
 
@@ -187,9 +187,9 @@ class Task(Protocol):
         """Columns of predictions/*.parquet besides `row`."""
         ...
 
-    def exhibits(
+    def report_examples(
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[Exhibit]:
+    ) -> list[ReportExample]:
         """Telling examples for the report, the worst first."""
         ...
 
@@ -257,6 +257,8 @@ class Embeds(Protocol):
         """The representation that the head receives, [rows, width]."""
         ...
 
-    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
+    def knn_predict(
+        self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]
+    ) -> list[Prediction]:
         """Predictions for `vectors` [rows, width] by the references of the nearest `known` ones."""
         ...

@@ -38,7 +38,7 @@ class _Pieces(Dataset[Batch]):
         return len(self.pieces)
 
     def __getitem__(self, i: int) -> Batch:
-        return self.task.read(self.rows, self.pieces[i].tolist())
+        return self.task.collate_eval(self.rows, self.pieces[i].tolist())
 
 
 def _for_each_row(
@@ -53,7 +53,7 @@ def _for_each_row(
     """`function` of every row, in order of rows and on every process; each row is computed by one process only."""
     model.to(accelerator.device).eval()
     lengths, rank = task.lengths(rows), accelerator.process_index
-    budget = pass_budget(accelerator.device, task.cpu_budget)
+    budget = pass_budget(accelerator.device, task.cpu_batch_budget)
     left = np.arange(rank, len(rows), accelerator.num_processes)
     found: list[Any] = [None] * len(rows)  # one place a row: what is kept beside it would grow with the data
     done = np.zeros(len(rows), bool)

@@ -111,7 +111,7 @@ def cached_features(
     The key is the content of the weights below the head and of the rows, and what they are encoded and computed with.
     """
     key = hashlib.sha256()
-    for part in (type(model).__name__, task.encoding_key, split.fingerprint, accelerator.mixed_precision):
+    for part in (type(model).__name__, task.cache_key, split.fingerprint, accelerator.mixed_precision):
         key.update(f"{part}\0".encode())
     key.update(accelerator.device.type.encode())
     for name, tensor in sorted(model.state_dict().items()):

@@ -40,7 +40,7 @@ from tltasks.training.checkpoint import (
     step_name,
 )
 from tltasks.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor, trained
-from tltasks.training.regularization import Restraint
+from tltasks.training.regularization import Regularization
 from tltasks.training.tracking import Tracker
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
@@ -99,8 +99,8 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
         model.compile()
     average = MovingAverage(model, stage.ema) if stage.ema else None
     # Of the weights before any checkpoint.
-    restraint = Restraint(model, stage, head=job.head, new_head=job.new_head, total_steps=job.total_steps)
-    progress = _resume(accelerator, job, model, optimizer, average, restraint)
+    regularization = Regularization(model, stage, head=job.head, new_head=job.new_head, total_steps=job.total_steps)
+    progress = _resume(accelerator, job, model, optimizer, average, regularization)
     saved_at = progress.step
 
     while not progress.ended:
@@ -112,7 +112,7 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
             for param_group in optimizer.param_groups:
                 param_group["lr"] = param_group["peak_lr"] * factor
             set_training_mode(wrapped, frozen_batch_norm=job.frozen_batch_norm)
-            done = _step(accelerator, job, wrapped, prepared, restraint, group, step_rows, progress)
+            done = _step(accelerator, job, wrapped, prepared, regularization, group, step_rows, progress)
             if done is None:  # out of memory: the rest of the epoch is read again in smaller pieces
                 break
             loss, norm, stop = done
@@ -128,11 +128,11 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
             last = progress.step >= job.total_steps
             due = last or (progress.step % stage.evaluate_every == 0 if stage.evaluate_every else ends_epoch)
             if due and job.evaluate is not None:
-                _evaluate(accelerator, job, model, average, progress, eligible=restraint.settled(progress.step))
+                _evaluate(accelerator, job, model, average, progress, eligible=regularization.settled(progress.step))
             if last:
                 progress.ended = progress.ended or "all steps done"
             if stop or progress.ended or _checkpoint_due(stage, progress.step, due):
-                _save(accelerator, job, model, optimizer, average, restraint, progress)
+                _save(accelerator, job, model, optimizer, average, regularization, progress)
                 saved_at = progress.step
             if stop and not progress.ended:
                 raise Interrupted(f"stage {job.name}: stopped after step {saved_at} of {job.total_steps}")
@@ -158,7 +158,7 @@ def measure(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        batch = send_to_device(job.task.read_augmented(job.rows, rows, epoch=0), accelerator.device)
+        batch = send_to_device(job.task.collate_train(job.rows, rows, epoch=0), accelerator.device)
         with accelerator.autocast():
             loss = job.task.loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -174,7 +174,7 @@ def _step(
     job: Job,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    restraint: Restraint,
+    regularization: Regularization,
     group: list[Batch],
     step_rows: Rows,
     progress: Progress,
@@ -186,14 +186,14 @@ def _step(
     # A rank without rows repeats one for nothing.
     weight = 1.0 if len(step_rows) > accelerator.process_index * (job.stage.together or 1) else 0.0
     try:
-        counts = torch.stack([job.task.count(batch) for batch in group]).to(accelerator.device) * weight
+        counts = torch.stack([job.task.num_targets(batch) for batch in group]).to(accelerator.device) * weight
         targets = accelerator.reduce(counts.sum().float(), reduction="sum")
         total = torch.zeros((), device=accelerator.device)
         for i, cpu_batch in enumerate(group):
             batch = send_to_device(cpu_batch, accelerator.device, non_blocking=True)
             with contextlib.nullcontext() if i == len(group) - 1 else accelerator.no_sync(model):
                 loss = part = job.task.loss(model, batch) * counts[i] / targets
-                if i == len(group) - 1 and (penalty := restraint.penalty()) is not None:
+                if i == len(group) - 1 and (penalty := regularization.penalty()) is not None:
                     loss = part + penalty / accelerator.num_processes
                 # gradient_accumulation_steps stays 1, or backward would divide by it; DDP's mean over ranks is undone
                 accelerator.backward(loss * accelerator.num_processes)
@@ -212,7 +212,7 @@ def _step(
             "Lower learning_rate, or use precision: fp32; look at these rows. "
             f"The last checkpoint is whole: {job.checkpoints.folder.parent.name}."
         )
-    restraint.hold(progress.step / job.steps_per_epoch)
+    regularization.hold(progress.step / job.steps_per_epoch)
     if job.stage.max_grad_norm is not None:
         norm = float(accelerator.clip_grad_norm_(model.parameters(), job.stage.max_grad_norm))
     else:
@@ -223,7 +223,7 @@ def _step(
             f"rows {_some_rows(job, step_rows)}. Lower learning_rate, or use precision: fp32."
         )
     optimizer.step()
-    restraint.after_step(progress.step + 1)
+    regularization.after_step(progress.step + 1)
     optimizer.zero_grad(set_to_none=True)
     return value, norm, float(status[1]) > 0
 
@@ -241,7 +241,7 @@ class _MicroBatches(Dataset[Batch]):
         return len(self.pieces)
 
     def __getitem__(self, i: int) -> Batch:
-        return self.job.task.read_augmented(self.job.rows, self.pieces[i].tolist(), epoch=self.epoch)
+        return self.job.task.collate_train(self.job.rows, self.pieces[i].tolist(), epoch=self.epoch)
 
 
 def _read_steps(accelerator: Accelerator, job: Job, progress: Progress) -> Iterator[tuple[Rows, list[Batch]]]:
@@ -281,7 +281,7 @@ def micro_batch_limits(accelerator: Accelerator, job: Job, halvings: int) -> tup
     share: int = math.ceil(job.stage.batch_size / accelerator.num_processes)
     asked = job.stage.micro_batch
     max_rows = math.ceil((share if asked == "auto" else min(asked, share)) / 2**halvings)
-    budget = max(1, pass_budget(accelerator.device, job.task.cpu_budget) >> halvings)
+    budget = max(1, pass_budget(accelerator.device, job.task.cpu_batch_budget) >> halvings)
     return max_rows, budget if asked == "auto" else None
 
 
@@ -310,7 +310,7 @@ def _halve_micro_batches(accelerator: Accelerator, job: Job, progress: Progress,
 
 def _unused_weights(accelerator: Accelerator, job: Job, model: nn.Module) -> set[str]:
     """Trained weights that the loss does not reach, by one small forward and backward pass."""
-    batch = job.task.read_augmented(job.rows, list(range(min(2, len(job.rows)))), epoch=0)
+    batch = job.task.collate_train(job.rows, list(range(min(2, len(job.rows)))), epoch=0)
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     job.task.loss(model, send_to_device(batch, accelerator.device)).backward()  # type: ignore[no-untyped-call]
@@ -373,15 +373,15 @@ def _save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
-    restraint: Restraint,
+    regularization: Regularization,
     progress: Progress,
 ) -> None:
     if accelerator.is_main_process:
         tensors = {"model": model_state(model), "optimizer": optimizer_state(model, optimizer)}
         if average is not None:
             tensors["average"] = average.weights
-        if kept := restraint.state():
-            tensors["restraint"] = kept
+        if kept := regularization.state():
+            tensors["regularization"] = kept
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
         values = {"progress": dataclasses.asdict(progress), "scaler": scaler, "data": job.fingerprint}
         job.checkpoints.save(step_name(progress.step), tensors, values)
@@ -395,7 +395,7 @@ def _resume(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
-    restraint: Restraint,
+    regularization: Regularization,
 ) -> Progress:
     found = job.checkpoints.newest()
     if found is None:
@@ -412,7 +412,7 @@ def _resume(
     load_optimizer_state(model, optimizer, tensors["optimizer"])
     if average is not None:
         average.load(tensors["average"])
-    restraint.load(tensors.get("restraint", {}))
+    regularization.load(tensors.get("regularization", {}))
     if accelerator.scaler is not None and values["scaler"]:
         accelerator.scaler.load_state_dict(values["scaler"])
     progress = Progress(**values["progress"])

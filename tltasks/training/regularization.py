@@ -12,7 +12,7 @@ from tltasks.models.adalora import RankAllocation
 from tltasks.training.optimizer import blocks_above, trained
 
 
-class Restraint:
+class Regularization:
     """Made of a model as it starts; what it does later is a function of weights, gradients, step and `state`."""
 
     def __init__(

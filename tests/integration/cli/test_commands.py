@@ -116,9 +116,8 @@ def test_recipes_of_an_installed_wheel(tmp_path: Path) -> None:
     ]
     site = tmp_path / "site-packages"
     for package in wheel["packages"]:
-        (site / package).mkdir(parents=True)
-        for file in (ROOT / package).glob("*.py"):
-            (site / package / file.name).write_bytes(file.read_bytes())
+        for file in (ROOT / package).rglob("*.py"):
+            write(site / file.relative_to(ROOT), file.read_text(encoding="utf-8"))
     for source, place in wheel["force-include"].items():
         for file in (ROOT / source).rglob("*"):
             if file.suffix in {".yaml", ".json"}:

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from tests.hub_server import Account, HubServer, hub_environment
 from tests.tiny.runs import traces
 from tltasks.errors import HubError
-from tltasks.hub.client import Patience, check_push, pull, push, push_space
+from tltasks.hub.client import RetryPolicy, check_push, pull, push, push_space
 from tltasks.hub.upload_plan import MANIFEST, plan_push
 from tltasks.results.result import Headline, RunResult, Score, StageResult
 
@@ -35,7 +35,7 @@ from tltasks.results.result import Headline, RunResult, Score, StageResult
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 REPO = "ada/tiny-vit"
-QUICK = Patience(attempts=3, first_wait=0, longest_wait=5, timeout=20)
+QUICK = RetryPolicy(attempts=3, first_wait=0, longest_wait=5, timeout=20)
 CARD = "---\nlibrary_name: transformers\n---\n# A card\n"
 PUBLISHED = {
     ".eval_results/tltasks.yaml",

@@ -15,7 +15,7 @@ import tltasks.hub.resolved_checkpoint
 from tests.tiny import images
 from tests.tiny.runs import run_recipe, weights
 from tltasks.errors import CheckpointError
-from tltasks.hub.resolved_checkpoint import find_start
+from tltasks.hub.resolved_checkpoint import resolve_checkpoint
 from tltasks.results.result import load_result
 from tltasks.tasks.base import Checkpoint
 
@@ -37,13 +37,13 @@ def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_any_other_checkpoint_is_what_it_is(tmp_path: Path) -> None:
     source = Checkpoint(str(images.save_model(tmp_path / "vit")), shown="vit")
-    found = find_start(source, tag=TAG)
+    found = resolve_checkpoint(source, tag=TAG)
     assert (found.checkpoint, found.lineage, found.notes) == (source, [], [])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21 on transformers 5.24
 def test_an_adapter_is_merged_once(adapter: Path, tmp_path: Path) -> None:
-    found = find_start(Checkpoint(str(adapter), shown="mine"), tag=TAG).checkpoint
+    found = resolve_checkpoint(Checkpoint(str(adapter), shown="mine"), tag=TAG).checkpoint
     assert found.shown == "mine"
     assert Path(found.name).parent == tmp_path / "cache"
     before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "vit", Path(found.name)))
@@ -51,11 +51,11 @@ def test_an_adapter_is_merged_once(adapter: Path, tmp_path: Path) -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.endswith("query.weight")}
     stamp = (Path(found.name) / "model.safetensors").stat().st_mtime_ns
-    assert find_start(Checkpoint(str(adapter)), tag=TAG).checkpoint.name == found.name
+    assert resolve_checkpoint(Checkpoint(str(adapter)), tag=TAG).checkpoint.name == found.name
     assert (Path(found.name) / "model.safetensors").stat().st_mtime_ns == stamp
     shutil.rmtree(tmp_path / "vit")
     with pytest.raises(CheckpointError, match=r"is an adapter for .*vit, which is not there"):
-        find_start(Checkpoint(str(adapter), shown="mine"), tag=TAG)
+        resolve_checkpoint(Checkpoint(str(adapter), shown="mine"), tag=TAG)
 
 
 def test_a_run_goes_on_from_the_results_of_another(tmp_path: Path) -> None:

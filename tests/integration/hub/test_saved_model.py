@@ -11,13 +11,13 @@ import transformers
 
 from tests.tiny import images, speech, texts
 from tltasks.errors import CheckpointError, RecipeError, TltasksError
-from tltasks.hub.saved_model import Trained, open_trained, write_whole
+from tltasks.hub.saved_model import SavedModel, load_saved_model, write_whole
 
 CPU = torch.device("cpu")
 
 
-def opened(folder: Path, tag: str | None = None) -> Trained:
-    return open_trained(str(folder), tag=tag, revision="main", trust_remote_code=False)
+def opened(folder: Path, tag: str | None = None) -> SavedModel:
+    return load_saved_model(str(folder), tag=tag, revision="main", trust_remote_code=False)
 
 
 def said(folder: Path, kind: type[TltasksError] = CheckpointError) -> str:
@@ -37,7 +37,7 @@ def test_the_task_is_told_by_the_models_class(tmp_path: Path) -> None:
         assert trained.task.tag == tag
         assert trained.base is None
         assert trained.recipe is None
-        assert trained.columns[-1] == trained.task.given.column
+        assert trained.columns[-1] == trained.task.input_kind.column
         assert trained.precision(CPU) == "auto"
     config = json.loads((tmp_path / "vit" / "config.json").read_text())
     (tmp_path / "vit" / "config.json").write_text(json.dumps(config | {"architectures": ["ViTModel"]}))

@@ -10,7 +10,7 @@ from tests.tiny import speech, texts
 from tests.tiny.images import save_data, save_model, write_recipe
 from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
-from tltasks.hub.saved_model import open_trained
+from tltasks.hub.saved_model import load_saved_model
 from tltasks.inference import onnx as exporting
 
 LORA = "{stage: transfer, steps: 2, batch_size: 8, learning_rate: 1e-2, adapt: {lora: {rank: 2}}}"
@@ -99,4 +99,4 @@ def test_what_is_generated_is_no_single_pass(tmp_path: Path, capsys: pytest.Capt
         assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 2
         assert "generated token by token" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert open_trained(str(tmp_path / "t5"), tag=None, revision="main", trust_remote_code=False).task.tag
+    assert load_saved_model(str(tmp_path / "t5"), tag=None, revision="main", trust_remote_code=False).task.tag

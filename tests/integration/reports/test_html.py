@@ -15,7 +15,7 @@ from PIL import Image
 from tltasks.reports import charts
 from tltasks.reports import html as report
 from tltasks.reports.html import LARGEST_MATRIX, compare, describe_errors, write_report
-from tltasks.results.result import Exhibit, Headline, RunResult, Score, StageResult, load_result
+from tltasks.results.result import Headline, ReportExample, RunResult, Score, StageResult, load_result
 
 ANIMALS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -121,7 +121,7 @@ def logged(name: str, steps: int = 600, every: int = 120) -> list[dict[str, Any]
     return rows
 
 
-def pictures(n: int, title: str = "cat (97%)") -> list[Exhibit]:
+def pictures(n: int, title: str = "cat (97%)") -> list[ReportExample]:
     found = []
     for i in range(n):
         ramp = np.linspace(0, 255, 32)[:, None, None] * np.ones((32, 32, 3))
@@ -129,7 +129,7 @@ def pictures(n: int, title: str = "cat (97%)") -> list[Exhibit]:
         Image.fromarray(np.roll((ramp + np.array([i * 9, 60, 255 - i * 9])) / 2, i, 1).astype(np.uint8)).save(
             buffer, "PNG"
         )
-        found.append(Exhibit("image", title, f"is dog · row {i * 37}", buffer.getvalue()))
+        found.append(ReportExample("image", title, f"is dog · row {i * 37}", buffer.getvalue()))
     return found
 
 
@@ -159,9 +159,12 @@ RECIPE = "task: image-classification\nstages:\n  - stage: finetune\n  - stage: t
 
 
 def written(
-    folder: Path, result: RunResult, metrics: list[dict[str, Any]] | None = None, exhibits: list[Exhibit] | None = None
+    folder: Path,
+    result: RunResult,
+    metrics: list[dict[str, Any]] | None = None,
+    report_examples: list[ReportExample] | None = None,
 ) -> str:
-    write_report(folder / "report.html", result, RECIPE, metrics or [], exhibits or [])
+    write_report(folder / "report.html", result, RECIPE, metrics or [], report_examples or [])
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -230,7 +233,7 @@ def test_a_whole_run_is_one_well_formed_page(tmp_path: Path) -> None:
 
 
 def test_nothing_is_fetched_and_nothing_is_run(tmp_path: Path) -> None:
-    sounds = [Exhibit("audio", "heard", "said", b"fLaC")]
+    sounds = [ReportExample("audio", "heard", "said", b"fLaC")]
     page = Page(written(tmp_path, classifier_run(), METRICS, pictures(3) + sounds))
     sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in {"src", "href"}]
     assert len(sources) == 13 + 3 + 1
@@ -255,8 +258,8 @@ def test_all_text_from_data_is_escaped(tmp_path: Path) -> None:
         hardware={evil: evil},
     )
     shown = [
-        Exhibit("audio", evil, evil, evil.encode()),
-        Exhibit("texts", evil, evil, json.dumps({evil: evil}).encode()),
+        ReportExample("audio", evil, evil, evil.encode()),
+        ReportExample("texts", evil, evil, json.dumps({evil: evil}).encode()),
     ]
     write_report(tmp_path / "report.html", run, evil, METRICS, [*pictures(1, evil), *shown])
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
@@ -352,8 +355,10 @@ def test_what_weakens_the_headline_is_said(tmp_path: Path) -> None:
 def test_sections_appear_only_where_there_is_data(tmp_path: Path) -> None:
     run = run_of([stage("zero_shot", {"test": plain_score("wer", 0.21)}, {}, trains=False)], higher_is_better=False)
     shown = [
-        Exhibit("texts", "ROUGE-1 12.0", "row 4", json.dumps({"document": "héllo\n<b>", "summary": "so"}).encode()),
-        Exhibit("audio", "heard", "said", b"fLaC"),
+        ReportExample(
+            "texts", "ROUGE-1 12.0", "row 4", json.dumps({"document": "héllo\n<b>", "summary": "so"}).encode()
+        ),
+        ReportExample("audio", "heard", "said", b"fLaC"),
     ]
     page = Page(written(tmp_path, run, METRICS, shown))
     assert page.count("img") == 0

@@ -57,7 +57,7 @@ def test_another_recipe_does_not_go_on(tiny: Path, finished: Path) -> None:
 def test_a_tracker_that_is_missing_and_a_push_to_nowhere_are_refused_at_once(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tltasks.runtime.devices.join_processes", lambda: pytest.fail("too late"))
+    monkeypatch.setattr("tltasks.runtime.devices.init_distributed", lambda: pytest.fail("too late"))
     with pytest.raises(RecipeError, match=r"names no hub.repo"):
         run_recipe(tiny / "recipe.yaml", tmp_path / "run", push=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -20,14 +20,14 @@ class Sums:
     """Predicts the sum of a row's numbers; rows are as long as `sizes` says, or of one length."""
 
     def __init__(self, sizes: list[int], *, bucketed: bool, budget: int, memory: int | None = None) -> None:
-        self.sizes, self.bucketed, self.cpu_budget, self.memory = sizes, bucketed, budget, memory
+        self.sizes, self.bucketed, self.cpu_batch_budget, self.memory = sizes, bucketed, budget, memory
         self.passes: list[list[int]] = []
         """Rows of each pass that was tried."""
 
     def lengths(self, rows: datasets.Dataset) -> list[int] | None:
         return self.sizes if self.bucketed else None
 
-    def read(self, rows: datasets.Dataset, indices: list[int]) -> dict[str, torch.Tensor]:
+    def collate_eval(self, rows: datasets.Dataset, indices: list[int]) -> dict[str, torch.Tensor]:
         self.passes.append(indices)
         return {"x": torch.nn.utils.rnn.pad_sequence([torch.tensor(v) for v in rows[indices]["x"]], batch_first=True)}
 
@@ -41,7 +41,7 @@ class Sums:
     def embed(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.stack([batch["x"].sum(1), batch["x"].amax(1)], 1).to(torch.bfloat16)
 
-    def vote(self, known: np.ndarray, references: list[Any], vectors: np.ndarray) -> list[dict[str, Any]]:
+    def knn_predict(self, known: np.ndarray, references: list[Any], vectors: np.ndarray) -> list[dict[str, Any]]:
         return [{"prediction": references[0]} for _ in vectors]
 
     def row_scores(self, predictions: list[dict[str, Any]], references: list[float]) -> np.ndarray:

@@ -15,7 +15,7 @@ from tests.tiny.runs import run_recipe, weights
 from tltasks.config.loading import load_recipe
 from tltasks.config.plan import plan_stages
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.runs.prepare import open_stages
+from tltasks.runs.prepare import prepare_stages
 from tltasks.training import linear_probe
 from tltasks.training.evaluation import predict_rows
 
@@ -48,7 +48,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)[0]
+    return prepare_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)[0]
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
@@ -59,17 +59,17 @@ def test_the_head_on_the_cache_is_the_head_through_the_backbone(
     recipe = write_recipe(zoo / f"{name}.yaml", zoo / name, zoo / "data", stage="{stage: probe, l2: 0.1}")
     accelerator, item, seen = Accelerator(cpu=True), opened(recipe), passes(monkeypatch)
     torch.manual_seed(0)
-    model = item.task.build(item.plan.row)
+    model = item.task.build(item.plan.kind)
     (head,) = item.task.head(model)
     _, fit = linear_probe.fit_probe(accelerator, item.task, model, [head], item.plan.stage, item.encoded, workers=0)
     assert len(seen) == 2
-    again = item.task.build(item.plan.row)
+    again = item.task.build(item.plan.kind)
     _, cached = linear_probe.fit_probe(accelerator, item.task, again, [head], item.plan.stage, item.encoded, workers=0)
     assert len(seen) == 2, "features were computed again"
     assert torch.equal(fit.weight, cached.weight)
 
     through, linear = model.double(), model.get_submodule(head)
-    batch = item.task.read(item.encoded["train"].rows, range(len(item.encoded["train"].rows)))
+    batch = item.task.collate_eval(item.encoded["train"].rows, range(len(item.encoded["train"].rows)))
     pixels = item.task.preprocessing.normalise(batch["pixels"]).double()
     with torch.no_grad():
         scale = linear_probe.cached_features(accelerator, item.task, again, head, item.encoded["train"], workers=0).std(
@@ -92,7 +92,7 @@ def test_the_head_on_the_cache_is_the_head_through_the_backbone(
 def test_probabilities_from_the_cache_are_those_through_the_backbone(zoo: Path, name: str) -> None:
     recipe = write_recipe(zoo / f"{name}-p.yaml", zoo / name, zoo / "data", stage="{stage: probe, l2: 0.01}")
     accelerator, item = Accelerator(cpu=True), opened(recipe)
-    model = item.task.build(item.plan.row)
+    model = item.task.build(item.plan.kind)
     (head,) = item.task.head(model)
     _, fit = linear_probe.fit_probe(accelerator, item.task, model, [head], item.plan.stage, item.encoded, workers=0)
     rows = item.encoded["validation"].rows
@@ -105,7 +105,7 @@ def test_probabilities_from_the_cache_are_those_through_the_backbone(zoo: Path, 
 def test_other_weights_or_rows_are_other_features(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = write_recipe(zoo / "key.yaml", zoo / "vit", zoo / "data", stage="{stage: probe}")
     accelerator, item, seen = Accelerator(cpu=True), opened(recipe), passes(monkeypatch)
-    model = item.task.build(item.plan.row)
+    model = item.task.build(item.plan.kind)
     (head,) = item.task.head(model)
 
     def look(split: str = "train") -> None:
@@ -175,5 +175,5 @@ def test_what_a_probe_cannot_fit_is_refused(zoo: Path, tmp_path: Path) -> None:
     item = opened(recipe)
     with pytest.raises(CheckpointError, match="is not one linear layer"):
         linear_probe.fit_probe(
-            Accelerator(cpu=True), item.task, item.task.build(item.plan.row), ["vit"], item.plan.stage, {}, workers=0
+            Accelerator(cpu=True), item.task, item.task.build(item.plan.kind), ["vit"], item.plan.stage, {}, workers=0
         )

@@ -17,7 +17,7 @@ from tltasks.config.stage import ImageStage, L2Sp
 from tltasks.errors import RecipeError
 from tltasks.training import loop
 from tltasks.training.loop import Interrupted
-from tltasks.training.regularization import Restraint
+from tltasks.training.regularization import Regularization
 
 TUNE = "{stage: transfer, steps: 8, batch_size: 8, learning_rate: 5e-2, optimizer: sgd, adapt: full%s}"
 
@@ -39,7 +39,7 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize(("new_head", "of_head", "penalty"), [(True, 0.5 * 3.0, 2.85), (False, 0.2 * 1.0, 0.7)])
 def test_weights_decay_to_their_start_and_a_new_head_to_zero(new_head: bool, of_head: float, penalty: float) -> None:
     model = Blocks()
-    held = Restraint(
+    held = Regularization(
         model, stage(l2_sp=L2Sp(alpha=0.2, beta=0.5)), head=("classifier",), new_head=new_head, total_steps=4
     )
     start = held.penalty()
@@ -62,7 +62,7 @@ def test_weights_decay_to_their_start_and_a_new_head_to_zero(new_head: bool, of_
 
 def test_blocks_are_unfrozen_from_the_top() -> None:
     model = Blocks()
-    held = Restraint(model, stage(unfreeze_epochs=0.5), head=("classifier",), new_head=True, total_steps=4)
+    held = Regularization(model, stage(unfreeze_epochs=0.5), head=("classifier",), new_head=True, total_steps=4)
     seen = []
     for epoch in (0.0, 0.49, 0.5, 1.0, 1.5):
         for p in model.parameters():
@@ -75,7 +75,7 @@ def test_blocks_are_unfrozen_from_the_top() -> None:
 
 def test_without_a_head_the_topmost_block_begins() -> None:
     model = Blocks()
-    held = Restraint(model, stage(unfreeze_epochs=1.0), new_head=False, total_steps=4)
+    held = Regularization(model, stage(unfreeze_epochs=1.0), new_head=False, total_steps=4)
     for p in model.parameters():
         p.grad = torch.ones(1, 1)
     held.hold(0.0)
@@ -88,7 +88,7 @@ def test_without_a_head_the_topmost_block_begins() -> None:
 @pytest.fixture(scope="module")
 def moved(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """How far a run's weights are from the checkpoint's, by weight."""
-    folder = tmp_path_factory.mktemp("restraint")
+    folder = tmp_path_factory.mktemp("regularization")
 
     def moved(name: str, more: str) -> dict[str, float]:
         path = write_recipe(tiny / f"{name}.yaml", Path("vit"), Path("data"), stage=TUNE % more)

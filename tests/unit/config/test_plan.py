@@ -33,14 +33,14 @@ def test_every_stage_has_its_row() -> None:
 def test_rows_and_recipes_agree_on_what_trains(tmp_path: Path, name: str) -> None:
     needs = f", {TRAINED}" if STAGES[name].trains and not STAGES[name].cached else ""  # type: ignore[index]
     (plan,) = plans(tmp_path, f"  - {{stage: {name}{needs}}}\n")
-    assert plan.row is STAGES[plan.stage.stage]
-    assert plan.stage.trains == plan.row.trains
+    assert plan.kind is STAGES[plan.stage.stage]
+    assert plan.stage.trains == plan.kind.trains
 
 
 def test_a_stage_that_goes_on_does_not_begin_at_random(tmp_path: Path) -> None:
     stage = f"  - {{stage: pretrain, {TRAINED}}}\n"
     first, second = plans(tmp_path, stage + stage.replace("pretrain,", "pretrain, start: previous,"))
-    assert (first.row.weights, second.row.weights) == ("random", "checkpoint")
+    assert (first.kind.weights, second.kind.weights) == ("random", "checkpoint")
 
 
 def test_a_stage_takes_what_it_does_not_say_from_the_recipe(tmp_path: Path) -> None:

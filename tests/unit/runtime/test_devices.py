@@ -23,7 +23,7 @@ def test_cores_are_shared(monkeypatch: pytest.MonkeyPatch, cores: int, processes
     set_to: list[int] = []
     monkeypatch.setattr(devices, "cores", lambda: cores)
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
-    devices.share_cores(processes)
+    devices.set_num_threads(processes)
     assert set_to == [threads]
 
 
@@ -77,10 +77,10 @@ def test_hardware_names_the_processor() -> None:
 
 def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert devices.join_processes().num_processes == 1
+    assert devices.init_distributed().num_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(RecipeError, match="4 processes were launched"):
-        devices.join_processes()
+        devices.init_distributed()
 
 
 # ----------------------------------------------------------------------------------------------- signals

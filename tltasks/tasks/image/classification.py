@@ -25,7 +25,7 @@ from transformers import (
 from tltasks import metrics
 from tltasks.config.data import ImageData
 from tltasks.config.model import ImageModel
-from tltasks.config.plan import Row, StagePlan
+from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.stage import ImageStage
 from tltasks.data.corruptions import corrupt_image, generator
 from tltasks.data.loading import EncodedSplit, Split
@@ -33,15 +33,15 @@ from tltasks.errors import CheckpointError, DataError
 from tltasks.models.adapters import find_head, find_lora_targets, merged, relabel
 from tltasks.models.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
-from tltasks.results.result import Exhibit, Score
+from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, OnnxInput, Prediction
 from tltasks.tasks.image import augmentation, decoding
-from tltasks.tasks.image.encoding import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
+from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
 from tltasks.tasks.image.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.tasks.image.zero_shot import (
     PROMPTS,
     PROMPTS_KEY,
-    ClassTexts,
+    PromptClassifier,
     is_contrastive,
     refuse_prompts,
     saved_prompts,
@@ -73,8 +73,8 @@ class ImageClassification:
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = "label"
-    given: ClassVar[InputKind] = InputKind("image", decoding.SUFFIXES)
-    answers: ClassVar[datasets.Features] = datasets.Features(
+    input_kind: ClassVar[InputKind] = InputKind("image", decoding.SUFFIXES)
+    output_features: ClassVar[datasets.Features] = datasets.Features(
         {
             "prediction": datasets.Value("string"),
             "probability": datasets.Value("float32"),
@@ -93,7 +93,7 @@ class ImageClassification:
     data_keys: ImageData
     stage: ImageStage
     seed: int
-    texts: ClassTexts | None = None
+    texts: PromptClassifier | None = None
     """For a kept head of a model of images and texts, which is what the texts say of the classes."""
     loaded: dict[str, Any] = field(default_factory=dict)
     """Filled by `build`: what was newly initialised, which positions were interpolated."""
@@ -117,12 +117,12 @@ class ImageClassification:
         if plan.model.prompts is not None:
             refuse_prompts(config, shown=source.shown)
         if plan.model.as_ is not None:
-            config = wrap_for_images(config, plan.model, plan.stage, plan.row, shown=source.shown)
-        contrastive = plan.row.head == "kept" and is_contrastive(config)
+            config = wrap_for_images(config, plan.model, plan.stage, plan.kind, shown=source.shown)
+        contrastive = plan.kind.head == "kept" and is_contrastive(config)
         if contrastive:
             class_names = _told_classes(splits, found, given, config, source)
             config.update({PROMPTS_KEY: plan.model.prompts or saved_prompts(config) or PROMPTS})
-        elif plan.row.head == "kept":
+        elif plan.kind.head == "kept":
             class_names = list(config.id2label.values())
             _check_kept_head(class_names, found, splits, source)
         else:
@@ -139,10 +139,10 @@ class ImageClassification:
         preprocessing = Preprocessing(processor, name=source.shown)
         texts = None
         if contrastive:
-            texts = ClassTexts.open(source.name, config, class_names, shown=source.shown, **source.arguments())
+            texts = PromptClassifier.open(source.name, config, class_names, shown=source.shown, **source.arguments())
         return cls(source, config, preprocessing, class_names, plan.model, plan.data, plan.stage, seed, texts)
 
-    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         return {}  # `open` refuses what is wrong with labels
 
     # -------------------------------------------------------------------------------------- model
@@ -153,17 +153,17 @@ class ImageClassification:
     def untouched(self) -> Self:
         return self
 
-    def build(self, row: Row) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> PreTrainedModel:
         model, loaded = load_pretrained(
             self._auto_class,
             self.config,
             self.source.name,
             shown=self.source.shown,
-            random=row.weights == "random",
+            random=kind.weights == "random",
             **self.source.arguments(),
         )
         head = self.head(model)
-        if row.head == "new":
+        if kind.head == "new":
             initialise_head(model, head)
         elif lost := [name for name in loaded["newly_initialised"] if any(name.startswith(f"{h}.") for h in head)]:
             raise CheckpointError(
@@ -229,11 +229,11 @@ class ImageClassification:
         return datasets.Features({**FEATURES, "label": datasets.Value("int32")})
 
     @property
-    def cpu_budget(self) -> int:
+    def cpu_batch_budget(self) -> int:
         return pass_rows(self.preprocessing)
 
     @property
-    def tokens(self) -> int | None:
+    def sequence_length(self) -> int | None:
         """The patches of an image, for plain vision transformers."""
         patch = getattr(self.config, "patch_size", None)
         if not isinstance(patch, int) or hasattr(self.config, "window_size") or hasattr(self.config, "backbone_config"):
@@ -241,10 +241,10 @@ class ImageClassification:
         return (self.preprocessing.size // patch) ** 2
 
     @property
-    def encoding_key(self) -> str:
-        return encoding_key(self.preprocessing, self.class_names, self.data_keys.class_names)
+    def cache_key(self) -> str:
+        return cache_key(self.preprocessing, self.class_names, self.data_keys.class_names)
 
-    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         labelled = "label" in split.rows.column_names
         names = _label_names(split, self.data_keys.class_names) if labelled else str
         index = {name: i for i, name in enumerate(self.class_names)}
@@ -268,14 +268,14 @@ class ImageClassification:
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         return None
 
-    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         columns = rows[list(indices)]
         pixels = fit_pixels(
             [read_pixels(columns, i) for i in range(len(indices))], columns["fitted"], self.preprocessing
         )
         return {"pixels": pixels, "labels": torch.tensor(columns["label"])}
 
-    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         keys, drawn = self.stage.augment, {"seed": self.seed, "epoch": epoch}
         augment = augmentation.ImageAugmentation(keys)
         mixes = [augmentation.draw_mix(keys, rows=len(rows), row=int(row), **drawn) for row in indices]
@@ -300,7 +300,7 @@ class ImageClassification:
 
     # --------------------------------------------------------------------------------------- step
 
-    def count(self, batch: Batch) -> Tensor:
+    def num_targets(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["labels"]), device=batch["labels"].device)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -321,7 +321,7 @@ class ImageClassification:
         probabilities = logits.float().softmax(-1) if self.texts is None else self.texts.probabilities(logits.float())
         return _predictions(probabilities.cpu().numpy())
 
-    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         probabilities = prediction["probabilities"]
         best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
         # str() is the shortest text of a 32-bit number; as one of 64 bits it would have digits that mean nothing.
@@ -381,7 +381,9 @@ class ImageClassification:
         counts = np.bincount(train_references, minlength=len(self.class_names)).astype(np.float32)
         return {"majority_class": _predictions(np.tile(counts / counts.sum(), (len(rows), 1)))}
 
-    def vote(self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]) -> list[Prediction]:
+    def knn_predict(
+        self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]
+    ) -> list[Prediction]:
         n_classes = len(self.class_names)
         return _predictions(metrics.nearest_neighbours(known, np.array(references), vectors, n_classes=n_classes))
 
@@ -392,9 +394,9 @@ class ImageClassification:
             "probabilities": [p["probabilities"] for p in predictions],
         }
 
-    def exhibits(
+    def report_examples(
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[Exhibit]:
+    ) -> list[ReportExample]:
         """The most confident mistakes, as pictures."""
         wrong = [i for i, (p, r) in enumerate(zip(predictions, references, strict=True)) if p["prediction"] != r]
         wrong.sort(key=lambda i: -float(predictions[i]["probabilities"].max()))
@@ -403,7 +405,7 @@ class ImageClassification:
             columns, p = rows[[i]], predictions[i]
             confidence = float(p["probabilities"].max())
             shown.append(
-                Exhibit(
+                ReportExample(
                     "image",
                     f"{self.class_names[p['prediction']]} ({confidence:.0%})",
                     f"is {self.class_names[references[i]]} · row {columns['row'][0]}",

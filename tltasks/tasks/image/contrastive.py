@@ -19,16 +19,16 @@ from transformers import AutoModelForImageClassification, PretrainedConfig, PreT
 from tltasks.config.data import UnlabelledImageData
 from tltasks.config.model import ImageModel
 from tltasks.config.objectives import ContrastiveStage
-from tltasks.config.plan import Row, StagePlan
+from tltasks.config.plan import StageKind, StagePlan
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, read_config, save_adapter
-from tltasks.results.result import Exhibit, Score
+from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.image import decoding
 from tltasks.tasks.image.contrastive_objective import ProjectedModel, Projection, TwoViews, nt_xent, open_projected
-from tltasks.tasks.image.encoding import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
+from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
 from tltasks.tasks.image.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
 
@@ -51,8 +51,8 @@ class ContrastiveImage:
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
     label: ClassVar[str | None] = None
-    given: ClassVar[InputKind] = InputKind("image", decoding.SUFFIXES)
-    answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
+    input_kind: ClassVar[InputKind] = InputKind("image", decoding.SUFFIXES)
+    output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
 
     source: Checkpoint
     config: PretrainedConfig
@@ -89,7 +89,7 @@ class ContrastiveImage:
             source, config, preprocessing, projected, TwoViews(stage.views, size=preprocessing.size), stage, seed
         )
 
-    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         return {}
 
     # -------------------------------------------------------------------------------------- model
@@ -100,18 +100,18 @@ class ContrastiveImage:
     def untouched(self) -> Self:
         return self
 
-    def build(self, row: Row) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> PreTrainedModel:
         model, loaded = load_pretrained(
             self.projected,
             self.config,
             self.source.name,
             shown=self.source.shown,
-            random=row.weights == "random",
+            random=kind.weights == "random",
             **self.source.arguments(),
         )
         name = self.projected.head
         lost = [key for key in loaded["newly_initialised"] if key.startswith(f"{name}.")]
-        if row.head == "new":
+        if kind.head == "new":
             projection = model.get_submodule(name)
             assert isinstance(projection, Projection)
             projection.reset_parameters()
@@ -167,18 +167,18 @@ class ContrastiveImage:
         return datasets.Features({**FEATURES, "label": datasets.Value("string")})
 
     @property
-    def cpu_budget(self) -> int:
+    def cpu_batch_budget(self) -> int:
         return pass_rows(self.preprocessing)
 
     @property
-    def tokens(self) -> int | None:
+    def sequence_length(self) -> int | None:
         return None
 
     @property
-    def encoding_key(self) -> str:
-        return encoding_key(self.preprocessing, "images and names")
+    def cache_key(self) -> str:
+        return cache_key(self.preprocessing, "images and names")
 
-    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         name = label_namer(split)
 
         def encode(batch: Columns) -> Columns:
@@ -191,12 +191,12 @@ class ContrastiveImage:
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         return None
 
-    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         columns = rows[list(indices)]
         pixels = [read_pixels(columns, i) for i in range(len(indices))]
         return {**self._views(columns, pixels, EVALUATION), "pixels": self._fit(columns, pixels)}
 
-    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         columns = rows[list(indices)]
         return self._views(columns, [read_pixels(columns, i) for i in range(len(indices))], epoch)
 
@@ -219,7 +219,7 @@ class ContrastiveImage:
         first, second = model(pixel_values=pixels).logits.float().chunk(2)
         return first, second
 
-    def count(self, batch: Batch) -> Tensor:
+    def num_targets(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["first"]), device=batch["first"].device)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -234,7 +234,7 @@ class ContrastiveImage:
             for pair, vector in zip(views.cpu().numpy(), features, strict=True)
         ]
 
-    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         return {"prediction": prediction["prediction"]}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -296,16 +296,16 @@ class ContrastiveImage:
             "matched": [bool(p["matched"]) for p in judged],
         }
 
-    def exhibits(
+    def report_examples(
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[Exhibit]:
+    ) -> list[ReportExample]:
         """The pictures whose views are told worst, each with its views beside it."""
         judged = self._judged(predictions)
         shown = []
         for i in sorted(range(len(judged)), key=lambda i: -judged[i]["loss"])[:12]:
-            batch, row = self.read(rows, [i]), rows[i]["row"]
+            batch, row = self.collate_eval(rows, [i]), rows[i]["row"]
             picture = torch.cat([batch[name][0] for name in ("pixels", "first", "second")], dim=2)
             title = f"loss {judged[i]['loss']:.3f}"
             content = decoding.to_png(picture, largest_side=320)
-            shown.append(Exhibit("image", title, f"row {row} · as it is, and its two views", content))
+            shown.append(ReportExample("image", title, f"row {row} · as it is, and its two views", content))
         return shown

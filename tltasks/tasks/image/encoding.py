@@ -54,7 +54,7 @@ def encode_images(values: Sequence[Any], preprocessing: Preprocessing, folder: P
     return encoded
 
 
-def encoding_key(preprocessing: Preprocessing, *parts: Any) -> str:
+def cache_key(preprocessing: Preprocessing, *parts: Any) -> str:
     """Everything besides the images that encoded rows depend on."""
     processor = preprocessing.processor
     return hashlib.sha256(repr((type(processor).__name__, processor.to_dict(), *parts)).encode()).hexdigest()

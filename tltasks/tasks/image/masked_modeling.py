@@ -18,15 +18,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tltasks.config.data import ImageData, UnlabelledImageData
 from tltasks.config.model import ImageModel
 from tltasks.config.objectives import MaskedImageStage
-from tltasks.config.plan import Row, StagePlan
+from tltasks.config.plan import StageKind, StagePlan
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
-from tltasks.results.result import Exhibit, Score
+from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.image import augmentation, decoding
-from tltasks.tasks.image.encoding import FEATURES, encode_images, encoding_key, fit_pixels, pass_rows, read_pixels
+from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
 from tltasks.tasks.image.masking import HEAD, MaskedAutoencoder, Objective, choose_objective
 from tltasks.tasks.image.preprocessing import Preprocessing, load_processor, set_image_size
 from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
@@ -45,8 +45,8 @@ class MaskedImageModeling:
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
     label: ClassVar[str | None] = None
-    given: ClassVar[InputKind] = InputKind("image", decoding.SUFFIXES)
-    answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
+    input_kind: ClassVar[InputKind] = InputKind("image", decoding.SUFFIXES)
+    output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
 
     source: Checkpoint
     config: PretrainedConfig
@@ -82,7 +82,7 @@ class MaskedImageModeling:
             setattr(config, key, value)
         return cls(source, config, preprocessing, objective, plan.stage, seed)
 
-    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         return {}
 
     # -------------------------------------------------------------------------------------- model
@@ -93,8 +93,8 @@ class MaskedImageModeling:
     def untouched(self) -> Self:
         return self
 
-    def build(self, row: Row) -> PreTrainedModel:
-        random = row.weights == "random"
+    def build(self, kind: StageKind) -> PreTrainedModel:
+        random = kind.weights == "random"
         model, loaded = load_pretrained(
             self.objective.auto_class,
             self.config,
@@ -104,7 +104,7 @@ class MaskedImageModeling:
             **self.source.arguments(),
         )
         lost = [name for name in loaded["newly_initialised"] if name.startswith(f"{HEAD}.")]
-        if row.head == "new":
+        if kind.head == "new":
             initialise_head(model, [HEAD])
             self.objective.initialise(model, encoder=random)
         elif lost:
@@ -159,19 +159,19 @@ class MaskedImageModeling:
         return datasets.Features({**FEATURES, "label": datasets.Value("string")})
 
     @property
-    def cpu_budget(self) -> int:
+    def cpu_batch_budget(self) -> int:
         return 4 * pass_rows(self.preprocessing)
 
     @property
-    def tokens(self) -> int | None:
+    def sequence_length(self) -> int | None:
         """The patches of an image, for plain vision transformers."""
         return None if hasattr(self.config, "window_size") else self.objective.side**2
 
     @property
-    def encoding_key(self) -> str:
-        return encoding_key(self.preprocessing, self.tag)
+    def cache_key(self) -> str:
+        return cache_key(self.preprocessing, self.tag)
 
-    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         name = label_namer(split)
 
         def encode(batch: Columns) -> Columns:
@@ -187,11 +187,11 @@ class MaskedImageModeling:
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         return None
 
-    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         columns = rows[list(indices)]
         return self._batch(columns, [read_pixels(columns, i) for i in range(len(indices))], EVALUATION)
 
-    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         columns, augment = rows[list(indices)], augmentation.ImageAugmentation(self.stage.augment)
         pixels = [
             augment(read_pixels(columns, i), seed=self.seed, epoch=epoch, row=int(row)) for i, row in enumerate(indices)
@@ -207,7 +207,7 @@ class MaskedImageModeling:
 
     # --------------------------------------------------------------------------------------- step
 
-    def count(self, batch: Batch) -> Tensor:
+    def num_targets(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["pixels"]), device=batch["pixels"].device)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -222,7 +222,7 @@ class MaskedImageModeling:
             for loss, vector in zip(losses.tolist(), features, strict=True)
         ]
 
-    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         return {"prediction": prediction["prediction"]}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -242,10 +242,10 @@ class MaskedImageModeling:
     def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         flat: list[Prediction] = []
         for start in range(0, len(rows), 64):
-            batch = self.read(rows, range(start, min(start + 64, len(rows))))
+            batch = self.collate_eval(rows, range(start, min(start + 64, len(rows))))
             losses = self.objective.flat_losses(self.preprocessing.normalise(batch["pixels"]), batch["masks"])
             flat += [{"prediction": float(f"{loss:.3g}"), "loss": loss} for loss in losses.tolist()]
-        return {"flat_patches": flat}
+        return {"mean_patch": flat}
 
     def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
         return {
@@ -254,14 +254,14 @@ class MaskedImageModeling:
             "loss": [p["loss"] for p in predictions],
         }
 
-    def exhibits(
+    def report_examples(
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[Exhibit]:
+    ) -> list[ReportExample]:
         """The pictures that are hardest to complete."""
         hardest = sorted(range(len(predictions)), key=lambda i: -predictions[i]["loss"])[:12]
         shown = []
         for i in hardest:
             columns = rows[[i]]
             title, caption = f"loss {predictions[i]['loss']:.3f}", f"row {columns['row'][0]}"
-            shown.append(Exhibit("image", title, caption, decoding.to_png(read_pixels(columns, 0))))
+            shown.append(ReportExample("image", title, caption, decoding.to_png(read_pixels(columns, 0))))
         return shown

@@ -39,7 +39,7 @@ def is_contrastive(config: PretrainedConfig) -> bool:
 
 
 @dataclass(frozen=True)
-class ClassTexts:
+class PromptClassifier:
     """What a checkpoint is told of the classes, in its own tokens."""
 
     prompts: list[str]
@@ -49,7 +49,7 @@ class ClassTexts:
     @classmethod
     def open(
         cls, name: str, config: PretrainedConfig, class_names: list[str], *, shown: str, **arguments: Any
-    ) -> ClassTexts:
+    ) -> PromptClassifier:
         """By the prompts of `config`; raises CheckpointError for a tokenizer that cannot tell the classes apart."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **arguments)

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tltasks import metrics
 from tltasks.config.data import SpeechData
 from tltasks.config.model import SpeechModel
-from tltasks.config.plan import Row, StagePlan
+from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.stage import SpeechStage
 from tltasks.data.corruptions import corrupt_audio, generator
 from tltasks.data.loading import EncodedSplit, Split
@@ -30,7 +30,7 @@ from tltasks.metrics import error_rate
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.frozen_transformer import wrap_for_speech
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.results.result import Exhibit, Score
+from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, OnnxInput, Prediction
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.audio import Samples
@@ -68,8 +68,8 @@ class SpeechRecognition:
     tag: ClassVar[str] = "automatic-speech-recognition"
     higher_is_better: ClassVar[bool] = False
     label: ClassVar[str | None] = None
-    given: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
-    answers: ClassVar[datasets.Features] = datasets.Features(
+    input_kind: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
+    output_features: ClassVar[datasets.Features] = datasets.Features(
         {
             "prediction": datasets.Value("string"),
             "looped": datasets.Value("bool"),
@@ -103,7 +103,7 @@ class SpeechRecognition:
         texts = _texts(splits)
         config = open_config(source.name, shown=source.shown, **source.arguments())
         if plan.model.as_ is not None:
-            config = wrap_for_speech(config, plan.model, plan.stage, plan.row, shown=source.shown)
+            config = wrap_for_speech(config, plan.model, plan.stage, plan.kind, shown=source.shown)
         recogniser: Recogniser
         if family(config, shown=source.shown) == "CTC":
             recogniser = _open_ctc(plan, splits, texts, source, config)
@@ -122,7 +122,7 @@ class SpeechRecognition:
 
     # -------------------------------------------------------------------------------------- model
 
-    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         return {}  # clips that cannot serve are left out and counted as they are encoded
 
     def starting_from(self, source: Checkpoint) -> Self:
@@ -131,17 +131,17 @@ class SpeechRecognition:
     def untouched(self) -> Self:
         return dataclasses.replace(self, recogniser=self.recogniser.untouched(), loaded={})
 
-    def build(self, row: Row) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> PreTrainedModel:
         model, loaded = load_pretrained(
             self.recogniser.auto_class,
             copy.deepcopy(self.recogniser.config),
             self.source.name,
             shown=self.source.shown,
-            random=row.weights == "random",
+            random=kind.weights == "random",
             **self.source.arguments(),
         )
         head = self.head(model)
-        if row.head == "new":
+        if kind.head == "new":
             initialise_head(model, head)
         elif lost := [name for name in loaded["newly_initialised"] if name.startswith(tuple(f"{h}." for h in head))]:
             raise CheckpointError(
@@ -207,21 +207,21 @@ class SpeechRecognition:
         )
 
     @property
-    def tokens(self) -> int | None:
+    def sequence_length(self) -> int | None:
         return None
 
     @property
-    def encoding_key(self) -> str:
+    def cache_key(self) -> str:
         recogniser = self.recogniser
         return hashlib.sha256(
             repr((type(recogniser).__name__, recogniser.sampling_hz, recogniser.key)).encode()
         ).hexdigest()
 
     @property
-    def cpu_budget(self) -> int:
-        return self.recogniser.cpu_budget
+    def cpu_batch_budget(self) -> int:
+        return self.recogniser.cpu_batch_budget
 
-    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         """Audio is decoded once; targets are of the training split alone, and so is the limit on its length."""
         trains, recogniser = split.name == "train", self.recogniser
         written = "text" in split.rows.column_names
@@ -289,7 +289,7 @@ class SpeechRecognition:
         costs: list[int] = self.recogniser.costs(np.asarray(rows["seconds"], dtype=np.float64)).tolist()
         return costs
 
-    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         hz, window = self.recogniser.sampling_hz, self.recogniser.window_seconds
         pieces: list[Samples] = []
         piece_of: list[int] = []
@@ -300,7 +300,7 @@ class SpeechRecognition:
         samples = torch.tensor([len(piece) for piece in pieces])
         return {**self.recogniser.read(pieces), "piece_of": torch.tensor(piece_of), "piece_samples": samples}
 
-    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         columns = rows[list(indices)]
         hz = self.recogniser.sampling_hz
         changed = [
@@ -320,8 +320,8 @@ class SpeechRecognition:
 
     # --------------------------------------------------------------------------------------- step
 
-    def count(self, batch: Batch) -> Tensor:
-        return self.recogniser.count(batch)
+    def num_targets(self, batch: Batch) -> Tensor:
+        return self.recogniser.num_targets(batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.recogniser.loss(model, batch)
@@ -350,7 +350,7 @@ class SpeechRecognition:
             predictions.append({"prediction": text, "looped": looped, "pieces": spoken, "compute_seconds": spent})
         return predictions
 
-    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         pieces = [
             {"start": round(start, 3), "end": round(end, 3), "text": text} for start, end, text in prediction["pieces"]
         ]
@@ -405,7 +405,7 @@ class SpeechRecognition:
         values = {
             self.headline: rates[self.headline],
             **rates,
-            "unnormalised_wer": plain["wer"],
+            "raw_wer": plain["wer"],
             "looped": sum(p["looped"] for p in predictions) / len(predictions),
         }
         details = {
@@ -431,9 +431,9 @@ class SpeechRecognition:
             "looped": [p["looped"] for p in predictions],
         }
 
-    def exhibits(
+    def report_examples(
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[Exhibit]:
+    ) -> list[ReportExample]:
         """The utterances with most errors, aligned word by word (or character by character), with their sound."""
         even, hz = error_rate.normaliser(self.normaliser), self.recogniser.sampling_hz
         scores = self.row_scores(predictions, references)
@@ -446,7 +446,7 @@ class SpeechRecognition:
             columns = rows[[i]]
             unit = "words" if self.spaced else "characters"
             shown.append(
-                Exhibit(
+                ReportExample(
                     "audio",
                     f"{scores[i, 0]:.0f} errors in {scores[i, 1]:.0f} {unit}, {columns['seconds'][0]:.1f} s, "
                     f"row {columns['row'][0]}",
@@ -469,7 +469,7 @@ def _open_sequence(plan: StagePlan, splits: dict[str, Split], source: Checkpoint
         )
     if plan.stage.adapt.method == "head":
         raise RecipeError(f"stage {plan.name}: {source.shown} has no head of its own; use adapt: lora or full.")
-    window = plan.model.audio_window if plan.row.trains else None  # a cut encoder must be trained before it is used
+    window = plan.model.audio_window if plan.kind.trains else None  # a cut encoder must be trained before it is used
     return SequenceRecogniser.open(
         source.name,
         shown=source.shown,
@@ -477,7 +477,7 @@ def _open_sequence(plan: StagePlan, splits: dict[str, Split], source: Checkpoint
         speech_task=plan.model.speech_task,
         window=_longest_clip(splits) if window == "fit" else window,
         beams=plan.model.beams if splits else None,
-        trains=plan.row.trains,
+        trains=plan.kind.trains,
         **source.arguments(),
     )
 
@@ -491,7 +491,7 @@ def _open_ctc(
     given += ["model.beams"] * (plan.model.beams > 1)
     if given:
         raise RecipeError(f"{', '.join(given)}: {source.shown} is a CTC checkpoint, which has no such choice.")
-    builds = plan.row.head == "new"
+    builds = plan.kind.head == "new"
     train = splits.get("train")
     recogniser = CtcRecogniser.open(
         source.name, shown=source.shown, texts=texts if builds else None, config=config, **source.arguments()

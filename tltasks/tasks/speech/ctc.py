@@ -43,7 +43,7 @@ class CtcRecogniser:
 
     auto_class: ClassVar[Any] = AutoModelForCTC
     head: ClassVar[tuple[str, ...]] = ("lm_head",)
-    cpu_budget: ClassVar[int] = 16 * 1000
+    cpu_batch_budget: ClassVar[int] = 16 * 1000
     joint: ClassVar[str] = " "
 
     config: PretrainedConfig
@@ -197,7 +197,7 @@ class CtcRecogniser:
 
     # ---------------------------------------------------------------------------------------- step
 
-    def count(self, batch: dict[str, Tensor]) -> Tensor:
+    def num_targets(self, batch: dict[str, Tensor]) -> Tensor:
         return (batch["labels"] != -100).sum()
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

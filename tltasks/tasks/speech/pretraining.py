@@ -23,22 +23,22 @@ from transformers import AutoModelForPreTraining, PretrainedConfig, PreTrainedMo
 from tltasks.config.data import UnlabelledSpeechData
 from tltasks.config.model import SpeechModel
 from tltasks.config.objectives import SpeechObjectiveStage
-from tltasks.config.plan import Row, StagePlan
+from tltasks.config.plan import StageKind, StagePlan
 from tltasks.data.batching import step_of_rows
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.data.seeding import draw_seed
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import find_lora_targets, merged
-from tltasks.models.cross_entropy import plain_model
+from tltasks.models.cross_entropy import unwrap_model
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.results.result import Exhibit, Score
+from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.recognition import FRAMES_PER_SECOND, open_feature_extractor
 from tltasks.tasks.speech.wav2vec2_objective import (
     HEAD,
-    Told,
+    ContrastiveOutput,
     clip_inputs,
     contrast,
     draw_mask,
@@ -70,8 +70,8 @@ class SpeechPretraining:
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
     label: ClassVar[str | None] = None
-    given: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
-    answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
+    input_kind: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
+    output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
 
     source: Checkpoint
     config: PretrainedConfig
@@ -131,7 +131,7 @@ class SpeechPretraining:
         """Samples of the longest clip that the model is given."""
         return int(self.stage.crop_seconds * self._hz)
 
-    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         return {}  # clips that cannot serve are left out and counted as they are encoded
 
     # -------------------------------------------------------------------------------------- model
@@ -142,17 +142,17 @@ class SpeechPretraining:
     def untouched(self) -> Self:
         return self
 
-    def build(self, row: Row) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> PreTrainedModel:
         model, loaded = load_pretrained(
             AutoModelForPreTraining,
             copy.deepcopy(self.config),
             self.source.name,
             shown=self.source.shown,
-            random=row.weights == "random",
+            random=kind.weights == "random",
             **self.source.arguments(),
         )
         lost = [name for name in loaded["newly_initialised"] if name.startswith(tuple(f"{h}." for h in HEAD))]
-        if row.head == "new":
+        if kind.head == "new":
             initialise_contrast(model)
         elif lost:
             raise CheckpointError(
@@ -198,7 +198,7 @@ class SpeechPretraining:
     def reload(self, folder: Path) -> nn.Module:
         source, config = self.source, copy.deepcopy(self.config)
         model = load_saved(AutoModelForPreTraining, folder, base=source.name, config=config, **source.arguments())
-        install_quantizer(plain_model(model))
+        install_quantizer(unwrap_model(model))
         return model
 
     # --------------------------------------------------------------------------------------- rows
@@ -214,19 +214,19 @@ class SpeechPretraining:
         )
 
     @property
-    def tokens(self) -> int | None:
+    def sequence_length(self) -> int | None:
         return None
 
     @property
-    def encoding_key(self) -> str:
+    def cache_key(self) -> str:
         shortest = (self.config.conv_kernel, self.config.conv_stride, self.stage.mask.span_frames)
         return hashlib.sha256(repr((self.tag, self._hz, shortest)).encode()).hexdigest()
 
     @property
-    def cpu_budget(self) -> int:
+    def cpu_batch_budget(self) -> int:
         return 16 * 1000
 
-    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         name = label_namer(split)
 
         def encode(batch: Columns) -> Columns:
@@ -256,10 +256,10 @@ class SpeechPretraining:
         costs: list[int] = (-(-samples * FRAMES_PER_SECOND // self._hz)).tolist()
         return costs
 
-    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         return self._batch(rows[list(indices)], EVALUATION)
 
-    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         steps = step_of_rows(len(rows), batch_size=self.stage.batch_size, seed=self.seed, epoch=epoch)
         gumbel = self.stage.gumbel
         temperature = max(gumbel.start * gumbel.decay ** int(steps[indices[0]]), gumbel.end)
@@ -309,11 +309,11 @@ class SpeechPretraining:
     def _one_by_one(self) -> bool:
         return apart(self.config)
 
-    def _told(self, model: nn.Module, batch: Batch) -> Told:
+    def _told(self, model: nn.Module, batch: Batch) -> ContrastiveOutput:
         gumbel = float(batch["gumbel"]) if "gumbel" in batch else 1.0
         return contrast(model, batch, temperature=self.stage.temperature, gumbel=gumbel, one_by_one=self._one_by_one)
 
-    def count(self, batch: Batch) -> Tensor:
+    def num_targets(self, batch: Batch) -> Tensor:
         return batch["mask"].sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -343,12 +343,12 @@ class SpeechPretraining:
             )
         return predictions
 
-    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         return {"prediction": prediction["prediction"]}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """The encoder's mean output over each clip with nothing hidden, [clips, width]."""
-        encoder, vectors = plain_model(model).base_model, []
+        encoder, vectors = unwrap_model(model).base_model, []
         frames = batch["frames"].tolist()
         for i, clips in enumerate([slice(i, i + 1) for i in range(len(frames))] if self._one_by_one else [slice(None)]):
             states = encoder(**clip_inputs(batch, clips, one_by_one=self._one_by_one)).last_hidden_state.float()
@@ -368,13 +368,13 @@ class SpeechPretraining:
         values: dict[str, float] = {}
         notes: list[str] = []
         targets = sum(p["targets"] for p in predictions)
-        values["told_right"] = sum(p["right"] for p in predictions) / targets
+        values["masked_accuracy"] = sum(p["right"] for p in predictions) / targets
         if predictions and "codes" in predictions[0]:
             codes = np.concatenate([p["codes"] for p in predictions])
             used = [
                 _perplexity(codes[:, book], self.config.num_codevectors_per_group) for book in range(codes.shape[1])
             ]
-            values["codes_in_use"] = float(np.mean(used))
+            values["codebook_perplexity"] = float(np.mean(used))
             if min(used) < FEWEST_CODES:
                 notes.append(
                     f"The codes have collapsed: a codebook has {min(used):.1f} of "
@@ -411,9 +411,9 @@ class SpeechPretraining:
             "right": [p["right"] for p in predictions],
         }
 
-    def exhibits(
+    def report_examples(
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[Exhibit]:
+    ) -> list[ReportExample]:
         """The clips whose frames are hardest to tell."""
         means = [p["loss"] / p["targets"] for p in predictions]
         shown = []
@@ -422,7 +422,7 @@ class SpeechPretraining:
             samples = audio.from_int16(columns["audio"][0])[: self._longest]
             told = f"{predictions[i]['right']} of {predictions[i]['targets']} hidden frames told right"
             title = f"loss {means[i]:.3f}, row {columns['row'][0]}"
-            shown.append(Exhibit("audio", title, told, audio.to_flac(samples, self._hz)))
+            shown.append(ReportExample("audio", title, told, audio.to_flac(samples, self._hz)))
         return shown
 
 

@@ -42,7 +42,7 @@ class Recogniser(Protocol):
     auto_class: ClassVar[Any]
     head: ClassVar[tuple[str, ...]]
     """Modules that depend on the vocabulary; empty where it cannot be taken off."""
-    cpu_budget: ClassVar[int]
+    cpu_batch_budget: ClassVar[int]
     """Sum of `costs` of one forward pass that keeps a CPU busy."""
     joint: ClassVar[str]
     """What stands between the texts of two pieces of one clip."""
@@ -91,7 +91,7 @@ class Recogniser(Protocol):
         """What `loss` needs besides the input."""
         ...
 
-    def count(self, batch: dict[str, Tensor]) -> Tensor: ...
+    def num_targets(self, batch: dict[str, Tensor]) -> Tensor: ...
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor: ...
 

@@ -47,7 +47,7 @@ class SequenceRecogniser:
 
     auto_class: ClassVar[Any] = AutoModelForSpeechSeq2Seq
     head: ClassVar[tuple[str, ...]] = ()
-    cpu_budget: ClassVar[int] = 8 * 3600
+    cpu_batch_budget: ClassVar[int] = 8 * 3600
     joint: ClassVar[str] = ""
 
     config: PretrainedConfig
@@ -221,7 +221,7 @@ class SequenceRecogniser:
 
     # ---------------------------------------------------------------------------------------- step
 
-    def count(self, batch: dict[str, Tensor]) -> Tensor:
+    def num_targets(self, batch: dict[str, Tensor]) -> Tensor:
         return (batch["labels"] != -100).sum()
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

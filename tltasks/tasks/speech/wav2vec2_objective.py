@@ -133,7 +133,7 @@ def initialise_contrast(model: PreTrainedModel) -> None:
 
 
 @dataclass(frozen=True)
-class Told:
+class ContrastiveOutput:
     """How well each hidden frame of a batch was told from its negatives."""
 
     losses: Tensor
@@ -159,7 +159,7 @@ def _drawing(model: nn.Module, *, temperature: float) -> Iterator[DrawnQuantizer
 
 def contrast(
     model: nn.Module, batch: dict[str, Tensor], *, temperature: float, gumbel: float, one_by_one: bool
-) -> Told:
+) -> ContrastiveOutput:
     """The objective on a batch: `input_values`, `attention_mask`, `mask` [clips, frames], `negatives`, `noise_seeds`.
 
     `negatives` [hidden frames, count] are indices into their own clip's hidden frames. With `one_by_one` no clip sees
@@ -192,7 +192,7 @@ def contrast(
         logits = torch.cat([similar.diagonal()[:, None], others], dim=1)
         losses.append(-logits.log_softmax(-1)[:, 0])
         right.append(logits.argmax(-1) == 0)
-    return Told(torch.cat(losses), torch.cat(right), codes, diversity)
+    return ContrastiveOutput(torch.cat(losses), torch.cat(right), codes, diversity)
 
 
 def clip_inputs(batch: dict[str, Tensor], clips: slice, *, one_by_one: bool) -> dict[str, Tensor]:

@@ -23,15 +23,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tltasks.config.data import UnlabelledTextData
 from tltasks.config.model import TextModel
 from tltasks.config.objectives import CausalLanguageStage, MaskedLanguageStage, TextObjectiveStage
-from tltasks.config.plan import Row, StagePlan
+from tltasks.config.plan import StageKind, StagePlan
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_batch, padded
 from tltasks.data.seeding import draw_seed
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import find_lora_targets, merged
-from tltasks.models.cross_entropy import has_plain_head, mean_loss, plain_model, target_losses
+from tltasks.models.cross_entropy import has_plain_head, mean_loss, target_losses, unwrap_model
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.results.result import Exhibit, Score
+from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
@@ -55,8 +55,8 @@ class TextPretraining:
     headline: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
     label: ClassVar[str | None] = None
-    given: ClassVar[InputKind] = InputKind("text", SUFFIXES, is_text=True)
-    answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
+    input_kind: ClassVar[InputKind] = InputKind("text", SUFFIXES, is_text=True)
+    output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
 
     source: Checkpoint
     config: PretrainedConfig
@@ -86,8 +86,8 @@ class TextPretraining:
                 "Llama) for causal-language-modeling."
             )
         if (
-            plan.row.weights == "checkpoint"
-            and plan.row.head == "new"
+            plan.kind.weights == "checkpoint"
+            and plan.kind.head == "new"
             and not isinstance(plan.stage, MaskedLanguageStage)
         ):
             raise RecipeError(
@@ -101,7 +101,7 @@ class TextPretraining:
         check_room(objective.frame, tokens, longest, shown=source.shown)
         return cls(source, config, tokenizer, objective, tokens, plan.stage, seed)
 
-    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """How many texts are longer than what is read of them at once."""
         found = {}
         for name, split in encoded.items():
@@ -121,17 +121,17 @@ class TextPretraining:
     def untouched(self) -> Self:
         return self
 
-    def build(self, row: Row) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> PreTrainedModel:
         model, loaded = load_pretrained(
             self.objective.auto_class,
             copy.deepcopy(self.config),
             self.source.name,
             shown=self.source.shown,
-            random=row.weights == "random",
+            random=kind.weights == "random",
             **self.source.arguments(),
         )
         head = own_head(model)
-        if row.head == "new" and row.weights != "random":
+        if kind.head == "new" and kind.weights != "random":
             _draw_head(model, head)
         elif lost := [n for n in loaded["newly_initialised"] if n.startswith(tuple(f"{h}." for h in head))]:
             raise CheckpointError(
@@ -161,7 +161,7 @@ class TextPretraining:
         }
 
     def head(self, model: nn.Module) -> list[str]:
-        return own_head(plain_model(model))
+        return own_head(unwrap_model(model))
 
     def lora_targets(self, model: nn.Module) -> list[str]:
         return find_lora_targets(model, head=self.head(model))
@@ -194,20 +194,20 @@ class TextPretraining:
         )
 
     @property
-    def tokens(self) -> int | None:
+    def sequence_length(self) -> int | None:
         return None
 
     @property
-    def encoding_key(self) -> str:
+    def cache_key(self) -> str:
         return hashlib.sha256(
             repr(("texts", tokenizer_key(self.tokenizer), self.objective.closing)).encode()
         ).hexdigest()
 
     @property
-    def cpu_budget(self) -> int:
+    def cpu_batch_budget(self) -> int:
         return 1024
 
-    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         name = label_namer(split)
 
         def encode(batch: Columns) -> Columns:
@@ -229,10 +229,10 @@ class TextPretraining:
         lengths: list[int] = (np.minimum(sizes, self._room) + len(self.objective.frame)).tolist()
         return lengths
 
-    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         return self._batch(rows[list(indices)], EVALUATION)
 
-    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         return self._batch(rows[list(indices)], epoch)
 
     def _batch(self, columns: Columns, epoch: int) -> Batch:
@@ -289,16 +289,16 @@ class TextPretraining:
             inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         return inputs
 
-    def count(self, batch: Batch) -> Tensor:
+    def num_targets(self, batch: Batch) -> Tensor:
         return (batch["labels"] != -100).sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs = self._inputs(plain_model(model), batch)
+        inputs = self._inputs(unwrap_model(model), batch)
         return mean_loss(model, inputs, batch["labels"], chunked=self.loaded["chunked_loss"])
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """The mean loss of each text, rounded so that other orders of summation do not show, and its features."""
-        inputs, labels = self._inputs(plain_model(model), batch), batch["labels"]
+        inputs, labels = self._inputs(unwrap_model(model), batch), batch["labels"]
         losses, right = target_losses(model, inputs, labels, chunked=self.loaded["chunked_loss"])
         counts = (labels != -100).sum(1).tolist()
         features = self.embed(model, batch).cpu().numpy()
@@ -314,12 +314,12 @@ class TextPretraining:
             for loss, hits, vector in by_row
         ]
 
-    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         return {"prediction": prediction["prediction"]}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over a text of what the encoder, or the decoder where that is all, makes of it, [texts, width]."""
-        plain, seen = plain_model(model), batch["whole_seen"]
+        plain, seen = unwrap_model(model), batch["whole_seen"]
         body = plain.get_encoder() if self.config.is_encoder_decoder else plain.base_model
         states = body(input_ids=batch["whole_ids"], attention_mask=seen).last_hidden_state.float()
         mean: Tensor = (states * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True)
@@ -335,7 +335,7 @@ class TextPretraining:
 
     def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
         targets = sum(p["targets"] for p in predictions)
-        values = {"told_right": sum(p["right"] for p in predictions) / targets}
+        values = {"masked_accuracy": sum(p["right"] for p in predictions) / targets}
         if isinstance(self.objective, CausalLanguage):
             values["perplexity"] = math.exp(min(700.0, sum(p["loss"] for p in predictions) / targets))
         return score_objective(
@@ -346,7 +346,7 @@ class TextPretraining:
         """Each token by how often it is asked for in these very rows: the best that can be done without context."""
         asked: list[list[int]] = []
         for start in range(0, len(rows), 64):
-            labels = self.read(rows, range(start, min(start + 64, len(rows))))["labels"]
+            labels = self.collate_eval(rows, range(start, min(start + 64, len(rows))))["labels"]
             asked += [row[row != -100].tolist() for row in labels]
         counts = Counter(token for row in asked for token in row)
         likeliest, total = counts.most_common(1)[0][0], counts.total()
@@ -366,17 +366,17 @@ class TextPretraining:
             "right": [p["right"] for p in predictions],
         }
 
-    def exhibits(
+    def report_examples(
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[Exhibit]:
+    ) -> list[ReportExample]:
         """The texts that are hardest to complete: what was read, and what was to be written."""
         means = [p["loss"] / p["targets"] for p in predictions]
         shown = []
         for i in sorted(range(len(means)), key=lambda i: -means[i])[:SHOWN]:
-            batch, row = self.read(rows, [i]), rows[i]["row"]
+            batch, row = self.collate_eval(rows, [i]), rows[i]["row"]
             read, wanted = batch["input_ids"][0], batch["labels"][0]
             texts = {"read": self.tokenizer.decode(read), "asked for": self.tokenizer.decode(wanted[wanted != -100])}
-            shown.append(Exhibit("texts", f"loss {means[i]:.3f}", f"row {row}", json.dumps(texts).encode()))
+            shown.append(ReportExample("texts", f"loss {means[i]:.3f}", f"row {row}", json.dumps(texts).encode()))
         return shown
 
 

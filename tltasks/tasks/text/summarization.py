@@ -25,7 +25,7 @@ from transformers import (
 
 from tltasks.config.data import TextData
 from tltasks.config.model import TextModel
-from tltasks.config.plan import Row, StagePlan
+from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.stage import TextStage
 from tltasks.data.corruptions import corrupt_text, generator
 from tltasks.data.loading import EncodedSplit, Split
@@ -33,9 +33,9 @@ from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_ba
 from tltasks.errors import RecipeError
 from tltasks.metrics import bootstrap_interval, extractiveness, rouge
 from tltasks.models.adapters import find_lora_targets, merged
-from tltasks.models.cross_entropy import has_plain_head, mean_loss, plain_model, writer
+from tltasks.models.cross_entropy import has_plain_head, mean_loss, unwrap_model, writer
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.results.result import Exhibit, Score
+from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.tasks.text.data_checks import check_pairs
@@ -71,8 +71,8 @@ class Summarization:
     headline: ClassVar[str] = "rouge1"
     higher_is_better: ClassVar[bool] = True
     label: ClassVar[str | None] = None
-    given: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
-    answers: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
+    input_kind: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
+    output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
 
     source: Checkpoint
     config: PretrainedConfig
@@ -92,7 +92,7 @@ class Summarization:
         assert isinstance(plan.model, TextModel)
         assert isinstance(plan.data, TextData)
         assert isinstance(plan.stage, TextStage)
-        if plan.row.weights == "checkpoint" and plan.row.head == "new":
+        if plan.kind.weights == "checkpoint" and plan.kind.head == "new":
             raise RecipeError(
                 f"stage {plan.name}: `{plan.stage.stage}` puts a new head on a checkpoint, and a summariser's head is "
                 "its vocabulary. Use `stage: finetune`."
@@ -103,7 +103,7 @@ class Summarization:
         config.task_specific_params = stored_task(form)
         return cls(source, config, form, plan.model, data, plan.stage, seed, splits)
 
-    def examine(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         limits = {name: getattr(self.data_keys, name) for name in ("max_document_tokens", "max_summary_tokens")}
         return check_pairs(encoded, **limits, splits_long=self.form.splits)
 
@@ -119,16 +119,16 @@ class Summarization:
     def untouched(self) -> Self:
         return self
 
-    def build(self, row: Row) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> PreTrainedModel:
         model, loaded = load_pretrained(
             self.auto_class,
             self.config,
             self.source.name,
             shown=self.source.shown,
-            random=row.weights == "random",
+            random=kind.weights == "random",
             **self.source.arguments(),
         )
-        if row.weights != "random":
+        if kind.weights != "random":
             check_loaded(model, loaded["newly_initialised"], head=[], shown=self.source.shown)
         model.generation_config = self._decoding(model)
         self.loaded.update(loaded)
@@ -156,7 +156,7 @@ class Summarization:
         return {"name": self.source.shown, "revision": self.source.revision, **self.loaded}
 
     def head(self, model: nn.Module) -> list[str]:
-        head = plain_model(model).get_output_embeddings()
+        head = unwrap_model(model).get_output_embeddings()
         return [name for name, module in model.named_modules() if module is head]
 
     def lora_targets(self, model: nn.Module) -> list[str]:
@@ -170,7 +170,7 @@ class Summarization:
         self.save_setup(folder)
         if adapter:
             save_adapter(model, folder)
-            plain_model(model).generation_config.save_pretrained(folder)
+            unwrap_model(model).generation_config.save_pretrained(folder)
         else:
             merged(model).save_pretrained(folder)
 
@@ -178,7 +178,7 @@ class Summarization:
         source = self.source
         model = load_saved(self.auto_class, folder, base=source.name, config=self.config, **source.arguments())
         if (folder / "generation_config.json").is_file():  # which an adapter has beside it
-            plain_model(model).generation_config = GenerationConfig.from_pretrained(folder)
+            unwrap_model(model).generation_config = GenerationConfig.from_pretrained(folder)
         return model
 
     # --------------------------------------------------------------------------------------- rows
@@ -201,18 +201,18 @@ class Summarization:
         )
 
     @property
-    def tokens(self) -> int | None:
+    def sequence_length(self) -> int | None:
         return None
 
     @property
-    def encoding_key(self) -> str:
+    def cache_key(self) -> str:
         return self.form.key
 
     @property
-    def cpu_budget(self) -> int:
+    def cpu_batch_budget(self) -> int:
         return 1024
 
-    def encoder(self, split: Split) -> Callable[[Columns], Columns]:
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         summarised = "summary" in split.rows.column_names
 
         def encode(batch: Columns) -> Columns:
@@ -251,11 +251,11 @@ class Summarization:
         lengths: Sequence[int] = rows.with_format("numpy")["length"][:]
         return lengths
 
-    def read(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         documents = rows.select_columns(["pieces"])[list(indices)]["pieces"]
         return self._asked_in_pieces(documents)
 
-    def read_augmented(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         columns = rows.select_columns(["document_ids", "summary_ids"])[list(indices)]
         return self._collate(columns["document_ids"], columns["summary_ids"])
 
@@ -280,13 +280,13 @@ class Summarization:
 
     # --------------------------------------------------------------------------------------- step
 
-    def count(self, batch: Batch) -> Tensor:
+    def num_targets(self, batch: Batch) -> Tensor:
         return (batch["labels"] != -100).sum()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return mean_loss(
             model,
-            self._inputs(plain_model(model), batch),
+            self._inputs(unwrap_model(model), batch),
             batch["labels"],
             smoothing=self.stage.label_smoothing,
             chunked=self.loaded["chunked_loss"],
@@ -343,12 +343,12 @@ class Summarization:
         written = writer(model).generate(
             **inputs,
             **self._global_attention(inputs["input_ids"]),
-            generation_config=self._decoding(plain_model(model)),
+            generation_config=self._decoding(unwrap_model(model)),
         )
         start = 0 if self.form.encoder_decoder else inputs["input_ids"].shape[1]
         return [self.form.decode(ids) for ids in written[:, start:]]
 
-    def answer(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
         return {"prediction": prediction["prediction"]}
 
     # --------------------------------------------------------------------------------- evaluation
@@ -401,9 +401,9 @@ class Summarization:
             **{kind: column.tolist() for kind, column in zip(rouge.KINDS, scores.T, strict=True)},
         }
 
-    def exhibits(
+    def report_examples(
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[Exhibit]:
+    ) -> list[ReportExample]:
         """The worst, the median and the best summaries, each with its document and the reference."""
         scores = self.row_scores(predictions, references)[:, 0]
         order = np.argsort(scores, kind="stable").tolist()
@@ -417,7 +417,7 @@ class Summarization:
                     "summary": predictions[i]["prediction"],
                 }
                 caption = f"{kind} · row {rows[i]['row']}"
-                shown.append(Exhibit("texts", f"ROUGE-1 {scores[i]:.1f}", caption, json.dumps(texts).encode()))
+                shown.append(ReportExample("texts", f"ROUGE-1 {scores[i]:.1f}", caption, json.dumps(texts).encode()))
         return shown
 
 

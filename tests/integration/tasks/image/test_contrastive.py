@@ -21,7 +21,7 @@ from tltasks.config.loading import load_recipe
 from tltasks.config.objectives import Views
 from tltasks.config.plan import plan_stages
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.runs.prepare import open_stages
+from tltasks.runs.prepare import prepare_stages
 from tltasks.tasks.image.contrastive_objective import Projection, TwoViews, nt_xent
 
 OBJECTIVE = "{name: objective, stage: %s, task: contrastive-image, data: *unlabelled, batch_size: 8, %s}"
@@ -54,7 +54,7 @@ def write_chain(path: Path, zoo: Path, *stages: str, model: str = "vit", label: 
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return prepare_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_the_loss_by_hand() -> None:
 
 def test_the_task_takes_the_loss_of_its_projections(opener: Callable[..., Any]) -> None:
     item = opener(more=ONCE + ", temperature: 0.5, projection: 16")
-    model = item.task.build(item.plan.row).eval()
-    batch = item.task.read_augmented(item.encoded["train"].rows, range(6), epoch=0)
+    model = item.task.build(item.plan.kind).eval()
+    batch = item.task.collate_train(item.encoded["train"].rows, range(6), epoch=0)
     with torch.no_grad():
         normal = item.task.preprocessing.normalise
         first, second = (model(pixel_values=normal(batch[view])).logits for view in ("first", "second"))
@@ -103,12 +103,12 @@ def test_the_task_takes_the_loss_of_its_projections(opener: Callable[..., Any]) 
 def test_views_are_drawn_by_seed_epoch_and_row(opener: Callable[..., Any]) -> None:
     item = opener()
     rows, task = item.encoded["train"].rows, item.task
-    whole, part = (task.read_augmented(rows, i, epoch=1) for i in (range(6), [4, 2]))
+    whole, part = (task.collate_train(rows, i, epoch=1) for i in (range(6), [4, 2]))
     for view in ("first", "second"):
         assert torch.equal(whole[view][[4, 2]], part[view])
     assert not torch.equal(part["first"], part["second"])
-    assert not torch.equal(task.read_augmented(rows, [4, 2], epoch=2)["first"], part["first"])
-    assert torch.equal(task.read(rows, [3])["first"], task.read(rows, range(5))["first"][[3]])
+    assert not torch.equal(task.collate_train(rows, [4, 2], epoch=2)["first"], part["first"])
+    assert torch.equal(task.collate_eval(rows, [3])["first"], task.collate_eval(rows, range(5))["first"][[3]])
 
 
 def test_each_change_does_what_it_says() -> None:
@@ -201,8 +201,8 @@ def test_the_backbone_is_handed_to_a_classifier(chain: Path) -> None:
 def test_other_backbones(opener: Callable[..., Any], tmp_path: Path, model: str) -> None:
     item = opener(model=model)
     task = item.task
-    made = task.build(item.plan.row).eval()
-    batch = task.read(item.encoded["test"].rows, range(4))
+    made = task.build(item.plan.kind).eval()
+    batch = task.collate_eval(item.encoded["test"].rows, range(4))
     with torch.no_grad():
         before = task.predict(made, batch)
     task.save(tmp_path / "saved", made, adapter=False)
@@ -282,6 +282,6 @@ def test_a_masked_autoencoder_gives_its_encoder(zoo: Path, tmp_path: Path) -> No
     save_mae(tmp_path / "mae")
     recipe = write_chain(tmp_path / "r.yaml", zoo, OBJECTIVE % ("transfer", ONCE), model=str(tmp_path / "mae"))
     (item,) = opened(recipe)
-    model = item.task.build(item.plan.row)
+    model = item.task.build(item.plan.kind)
     assert isinstance(model.get_submodule("classifier"), Projection)
     assert item.task.weights()["loaded_share"] == 1

@@ -22,7 +22,7 @@ from tltasks.config.loading import load_recipe
 from tltasks.config.objectives import UnlabelledStage
 from tltasks.config.plan import plan_stages
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.runs.prepare import Opened, open_stages
+from tltasks.runs.prepare import PreparedStage, prepare_stages
 from tltasks.runs.story import _can_publish_adapter
 from tltasks.tasks.base import Checkpoint
 from tltasks.tasks.image.masking import MaskedAutoencoder, SimMIM, sine_cosine_table
@@ -59,7 +59,7 @@ def write_chain(path: Path, zoo: Path, *stages: str, model: str = "architecture"
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return prepare_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
 
 
 # ---------------------------------------------------------------------------------------------- losses
@@ -131,7 +131,7 @@ def test_the_loss_of_simmim_by_hand() -> None:
 def test_the_loss_of_simmim_is_that_of_transformers(zoo: Path, tmp_path: Path, name: str) -> None:
     stage = PRETRAIN % "steps: 1, learning_rate: 1e-3"
     (item,) = opened(write_chain(tmp_path / "r.yaml", zoo, stage, model=name))
-    model, batch = item.task.build(item.plan.row).eval(), item.task.read(item.encoded["test"].rows, range(6))
+    model, batch = item.task.build(item.plan.kind).eval(), item.task.collate_eval(item.encoded["test"].rows, range(6))
     pixels = item.task.preprocessing.normalise(batch["pixels"])
     with torch.no_grad():
         theirs = model(pixel_values=pixels, bool_masked_pos=batch["masks"].bool()).loss
@@ -160,10 +160,12 @@ def test_masks_do_not_depend_on_batches(zoo: Path, tmp_path: Path) -> None:
     recipe = write_chain(tmp_path / "r.yaml", zoo, stage)
     (item,) = opened(recipe)
     rows, task = item.encoded["train"].rows, item.task
-    whole, part = task.read(rows, range(9)), task.read(rows, [7, 3])
+    whole, part = task.collate_eval(rows, range(9)), task.collate_eval(rows, [7, 3])
     assert torch.equal(whole["masks"][[7, 3]], part["masks"])
-    assert torch.equal(task.read(rows.select([5, 7]), [1])["masks"], part["masks"][:1]), "a subset keeps its masks"
-    first, second = (task.read_augmented(rows, [7], epoch=epoch)["masks"] for epoch in (0, 1))
+    assert torch.equal(task.collate_eval(rows.select([5, 7]), [1])["masks"], part["masks"][:1]), (
+        "a subset keeps its masks"
+    )
+    first, second = (task.collate_train(rows, [7], epoch=epoch)["masks"] for epoch in (0, 1))
     assert not torch.equal(first, second)
     for micro_batch in (8, 3):
         run_recipe(recipe, tmp_path / f"run-{micro_batch}", f"stages.0.micro_batch={micro_batch}")
@@ -196,7 +198,7 @@ def test_overfits_a_tiny_set_without_labels(zoo: Path, tmp_path: Path, model: st
     result = run_recipe(
         write_chain(tmp_path / "r.yaml", tmp_path, stage, model=model, label=""), tmp_path / "run"
     ).stages[0]
-    ours, flat = result.metrics["test"].values, result.baselines["flat_patches"]["test"].values
+    ours, flat = result.metrics["test"].values, result.baselines["mean_patch"]["test"].values
     assert ours["loss"] < share * flat["loss"]
     assert "knn_accuracy" not in ours
     assert ours["feature_spread"] > 0.01
@@ -210,7 +212,7 @@ def test_a_new_autoencoder_knows_where_its_patches_are(zoo: Path, tmp_path: Path
     theirs = torch.cat([theirs[..., 16:], theirs[..., :16]], -1)  # as in ViTMAEEmbeddings.initialize_weights
     torch.testing.assert_close(sine_cosine_table(4, 32)[0], theirs)
     (item,) = opened(write_chain(tmp_path / "r.yaml", zoo, PRETRAIN % "steps: 1, learning_rate: 1e-3"))
-    model: Any = item.task.build(item.plan.row)
+    model: Any = item.task.build(item.plan.kind)
     assert torch.equal(model.vit.embeddings.position_embeddings, sine_cosine_table(4, 32))
     assert torch.equal(model.decoder.decoder_pos_embed, sine_cosine_table(4, 16))
     for token in (model.vit.embeddings.cls_token, model.decoder.mask_token):
@@ -287,10 +289,10 @@ def test_an_adapter_is_merged_so_that_the_encoder_is_whole(
     task = type("Plain", (), {"weights": lambda self: {}})()
     (plan,) = plan_stages(recipe)
     assert recipe.hub.publish == "adapter"
-    assert not _can_publish_adapter(recipe, Opened(plan, task, source, {}, {}))
+    assert not _can_publish_adapter(recipe, PreparedStage(plan, task, source, {}, {}))
     with monkeypatch.context() as usual:
         usual.setattr(UnlabelledStage, "publishes_whole", False)
-        assert _can_publish_adapter(recipe, Opened(plan, task, source, {}, {}))
+        assert _can_publish_adapter(recipe, PreparedStage(plan, task, source, {}, {}))
     run_recipe(tmp_path / "r.yaml", tmp_path / "run")
     assert not any("lora" in name for name in weights(tmp_path / "run"))
     assert "fine-tuned with LoRA (merged into its weights)" in (tmp_path / "run" / "README.md").read_text()

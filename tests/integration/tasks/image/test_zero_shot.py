@@ -19,11 +19,11 @@ from tests.tiny.images import SIZE, picture, png, save_contrastive, save_data, s
 from tests.tiny.runs import run_recipe
 from tltasks.config.loading import load_recipe
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.hub.saved_model import open_trained
+from tltasks.hub.saved_model import load_saved_model
 from tltasks.inference.predict import predict
 from tltasks.results.result import RunResult
 from tltasks.runs.story import run
-from tltasks.tasks.image.zero_shot import FAMILIES, ClassTexts
+from tltasks.tasks.image.zero_shot import FAMILIES, PromptClassifier
 
 PIPELINES = "This is a photo of {}."
 """The default of transformers' pipeline."""
@@ -79,7 +79,7 @@ def tuned(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ru
 
 
 def test_texts_of_a_class_are_averaged_as_directions(zoo: Path, tuned: tuple[Path, RunResult]) -> None:
-    classifies = open_trained(str(tuned[0]), tag=None, revision="main", trust_remote_code=False)
+    classifies = load_saved_model(str(tuned[0]), tag=None, revision="main", trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(zoo / "clip")
     model = CLIPModel.from_pretrained(zoo / "clip").eval()
     expected = []
@@ -161,7 +161,7 @@ def test_the_image_tower_takes_a_new_head(zoo: Path, name: str, stage: str, tmp_
 
 def test_a_checkpoint_alone_names_no_classes(zoo: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing names them here.*zero_shot"):
-        open_trained(str(zoo / "clip"), tag=None, revision="main", trust_remote_code=False)
+        load_saved_model(str(zoo / "clip"), tag=None, revision="main", trust_remote_code=False)
 
 
 def test_prompts_need_a_text_tower(zoo: Path, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_tokenizer_is_needed(zoo: Path, tmp_path: Path) -> None:
 def test_classes_that_read_alike_are_refused(zoo: Path, tmp_path: Path) -> None:
     config, names = AutoConfig.from_pretrained(zoo / "clip"), ["red_ship", "blue", "red ship"]
     with pytest.raises(CheckpointError, match="reads the classes red_ship and red ship alike"):
-        ClassTexts.open(str(zoo / "clip"), config, names, shown="clip")
+        PromptClassifier.open(str(zoo / "clip"), config, names, shown="clip")
 
 
 def test_classes_are_those_of_all_splits(zoo: Path, tmp_path: Path) -> None:

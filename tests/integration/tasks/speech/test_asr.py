@@ -171,7 +171,7 @@ def pipeline_texts(output: Path) -> tuple[list[str], list[str]]:
     source = Checkpoint(plan.model.name, shown="m")
     task = SpeechRecognition.open(plan, splits, source, seed=0)
     split = splits["test"]
-    rows = encode_split(split, task.encoder(split), task.features, key=task.encoding_key, max_bad_share=0).rows
+    rows = encode_split(split, task.preprocess(split), task.features, key=task.cache_key, max_bad_share=0).rows
     transcribe = pipeline("automatic-speech-recognition", model=str(output / "model"))
     theirs = [transcribe({"raw": from_int16(content), "sampling_rate": 16000})["text"] for content in rows["audio"]]
     return [text.strip() for text in theirs], ours
@@ -230,7 +230,7 @@ def test_lora_reaches_both_halves_and_the_adapter_reloads(spoken: Path, tmp_path
     recipe = recipe_of(spoken, "whisper", tmp_path, stage)
     plan = plan_stages(located(load_recipe(recipe)))[0]
     task = SpeechRecognition.open(plan, load_splits(plan.data, seed=0, label=None), Checkpoint(plan.model.name), seed=0)
-    targets = task.lora_targets(task.build(plan.row))
+    targets = task.lora_targets(task.build(plan.kind))
     assert len(targets) == 6 + 10
     assert sum(name.startswith("model.encoder") for name in targets) == 6
     assert sum("encoder_attn" in name for name in targets) == 4
@@ -245,11 +245,11 @@ def test_the_baseline_of_a_fitted_encoder_hears_its_own_window(spoken: Path, tmp
     plan = plan_stages(located(load_recipe(recipe)))[0]
     task = SpeechRecognition.open(plan, load_splits(plan.data, seed=0, label=None), Checkpoint(plan.model.name), seed=0)
     assert task.recogniser.window_seconds == 2
-    assert task.build(plan.row).config.max_source_positions == 100
+    assert task.build(plan.kind).config.max_source_positions == 100
     assert task.weights()["interpolated"] == ["model.encoder.embed_positions.weight"]
     plain = task.untouched()
     assert plain.recogniser.window_seconds == 4
-    assert plain.build(plan.row).config.max_source_positions == 200
+    assert plain.build(plan.kind).config.max_source_positions == 200
     assert plain.recogniser.read([np.zeros(100, np.float32)])["input_features"].shape[-1] == 400
 
 
@@ -320,7 +320,7 @@ def test_long_audio_is_trained_on_by_its_timestamps(spoken: Path, tmp_path: Path
     splits = load_splits(plan.data, seed=0, label=None)
     task = SpeechRecognition.open(plan, splits, Checkpoint(str(spoken / "whisper")), seed=0)
     rows = encode_split(
-        splits["train"], task.encoder(splits["train"]), task.features, key=task.encoding_key, max_bad_share=0
+        splits["train"], task.preprocess(splits["train"]), task.features, key=task.cache_key, max_bad_share=0
     ).rows
     assert rows["row"][:] == [0, 1, 1]
     assert rows["text"][1:] == [" ".join(words[:10]), " ".join(words[10:])]  # a window of four seconds
@@ -328,7 +328,7 @@ def test_long_audio_is_trained_on_by_its_timestamps(spoken: Path, tmp_path: Path
     assert np.abs(heard - samples).max() < 1e-4
     assert task.recogniser.label_ids(" ".join(words[10:])) == rows["labels"][2]
     whole = encode_split(
-        splits["test"], task.encoder(splits["test"]), task.features, key=task.encoding_key, max_bad_share=0
+        splits["test"], task.preprocess(splits["test"]), task.features, key=task.cache_key, max_bad_share=0
     ).rows
     assert whole["text"][:] == [short["text"], long["text"]]
 
@@ -372,7 +372,7 @@ def test_bad_transcripts_are_named_or_learnt(spoken: Path, kind: str) -> None:
     task = SpeechRecognition(Checkpoint("m"), recogniser, "basic", True, None, 0)  # type: ignore[arg-type]
     from tltasks.data.loading import Split
 
-    encoded = task.encoder(Split("train", rows, "t", None, "here"))({**rows[:], "row": [0]})
+    encoded = task.preprocess(Split("train", rows, "t", None, "here"))({**rows[:], "row": [0]})
     if reason is None:
         assert encoded["error"] == [None]
         assert encoded["labels"][0][-1] == recogniser.config.eos_token_id
@@ -460,6 +460,6 @@ def test_the_language_is_where_decoding_begins(spoken: Path) -> None:
     batch = recogniser.targets([recogniser.label_ids("ab"), recogniser.label_ids("c")])
     assert batch["decoder_input_ids"][0].tolist() == [*recogniser.prompt, *recogniser.label_ids("ab")[:-1]]
     assert batch["labels"][0].tolist() == [-100] * 3 + recogniser.label_ids("ab")
-    assert int(recogniser.count(batch)) == 4 + 3
+    assert int(recogniser.num_targets(batch)) == 4 + 3
     assert recogniser.tokenizer.decode(recogniser.label_ids("ab")[:-1]) == " ab"
     assert recogniser.tokenizer.decode(recogniser.label_ids("今天")[:-1]) == "今天"

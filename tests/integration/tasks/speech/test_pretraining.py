@@ -24,7 +24,7 @@ from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.config.plan import plan_stages
 from tltasks.errors import CheckpointError, DataError, RecipeError
-from tltasks.runs.prepare import open_stages
+from tltasks.runs.prepare import prepare_stages
 from tltasks.tasks.speech.wav2vec2_objective import (
     HEAD,
     DrawnQuantizer,
@@ -69,7 +69,7 @@ def write_chain(path: Path, zoo: Path, *stages: str, model: str = "layer-norm", 
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return prepare_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
 
 
 @pytest.fixture
@@ -126,11 +126,11 @@ def test_the_loss_by_hand() -> None:
 def test_the_loss_is_that_of_transformers(zoo: Path, opener: Callable[..., Any], name: str) -> None:
     item = opener(model=name)
     task, rows = item.task, item.encoded["test"].rows
-    model = task.build(item.plan.row).eval()
+    model = task.build(item.plan.kind).eval()
     theirs: Any = AutoModelForPreTraining.from_pretrained(zoo / name).eval()
     theirs.config.contrastive_logits_temperature, theirs.config.num_negatives = 0.1, 5
     indices = [2] if name == "group-norm" else [0, 2, 4]
-    batch = task.read(rows, indices)
+    batch = task.collate_eval(rows, indices)
     mask, width = batch["mask"], batch["mask"].shape[1]
     negatives, start = torch.zeros(*mask.shape, 5, dtype=torch.long), 0
     for i, count in enumerate(mask.sum(1).tolist()):
@@ -149,7 +149,7 @@ def test_the_loss_is_that_of_transformers(zoo: Path, opener: Callable[..., Any],
 def test_codes_in_training_are_those_of_gumbel_softmax(opener: Callable[..., Any]) -> None:
     """The same noise gives the same choice, and the gradient of the soft one."""
     item = opener()
-    model = item.task.build(item.plan.row).train()
+    model = item.task.build(item.plan.kind).train()
     quantizer = model.quantizer
     states, hidden = torch.randn(1, 6, 32), torch.ones(1, 6, dtype=torch.bool)
     quantizer.temperature, quantizer.seeds = 0.7, [3]
@@ -197,15 +197,15 @@ def test_negatives_are_other_hidden_frames_of_the_clip() -> None:
 def test_draws_do_not_depend_on_batches(opener: Callable[..., Any]) -> None:
     item = opener()
     rows, task = item.encoded["train"].rows, item.task
-    model = task.build(item.plan.row).train()
-    whole, part = task.read_augmented(rows, range(6), epoch=1), task.read_augmented(rows, [4, 1], epoch=1)
+    model = task.build(item.plan.kind).train()
+    whole, part = task.collate_train(rows, range(6), epoch=1), task.collate_train(rows, [4, 1], epoch=1)
     sizes = whole["mask"].sum(1).tolist()
     told = [task._told(model, batch).losses.detach() for batch in (whole, part)]
     by_row = [torch.split(told[0], sizes)[i] for i in (4, 1)]
     torch.testing.assert_close(torch.cat(by_row), told[1], rtol=1e-4, atol=1e-5)
-    other = task._told(model, task.read_augmented(rows, [4, 1], epoch=2)).losses
+    other = task._told(model, task.collate_train(rows, [4, 1], epoch=2)).losses
     assert other.shape != told[1].shape or not torch.allclose(other, told[1], atol=1e-3)
-    assert torch.equal(task.read(rows, [3])["mask"], task.read(rows, [3])["mask"])
+    assert torch.equal(task.collate_eval(rows, [3])["mask"], task.collate_eval(rows, [3])["mask"])
 
 
 def test_the_temperature_falls_with_every_step(opener: Callable[..., Any]) -> None:
@@ -215,17 +215,17 @@ def test_the_temperature_falls_with_every_step(opener: Callable[..., Any]) -> No
     rows = item.encoded["train"].rows
     for epoch, expected in ((0, {2.0, 1.0}), (1, {0.5, 0.25}), (5, {0.2})):
         found = {
-            round(float(item.task.read_augmented(rows, [row], epoch=epoch)["gumbel"]), 6) for row in range(len(rows))
+            round(float(item.task.collate_train(rows, [row], epoch=epoch)["gumbel"]), 6) for row in range(len(rows))
         }
         assert found == expected
-    assert "gumbel" not in item.task.read(rows, [0])
+    assert "gumbel" not in item.task.collate_eval(rows, [0])
 
 
 def test_long_clips_are_cropped_at_random_and_for_evaluation_at_the_end(opener: Callable[..., Any]) -> None:
     item = opener(more=ONCE + ", crop_seconds: 0.5")
     rows = item.encoded["train"].rows
     row = int(np.argmax(rows["samples"]))
-    first, second = (item.task.read_augmented(rows, [row], epoch=e)["input_values"] for e in (0, 1))
+    first, second = (item.task.collate_train(rows, [row], epoch=e)["input_values"] for e in (0, 1))
     assert first.shape == second.shape == (1, 8000)
     assert not torch.equal(first, second)
     assert max(item.task.lengths(rows)) == 50
@@ -255,10 +255,10 @@ def test_overfits_a_tiny_set_without_text(chain: Path) -> None:
     result = json.loads((chain / "run" / "result.json").read_text())["stages"][0]
     ours, chance = result["metrics"]["test"]["values"], result["baselines"]["chance"]["test"]["values"]
     assert chance["loss"] == pytest.approx(math.log(6))
-    assert chance["told_right"] == pytest.approx(1 / 6)
+    assert chance["masked_accuracy"] == pytest.approx(1 / 6)
     assert ours["loss"] < 0.5 * chance["loss"]
-    assert ours["told_right"] > 0.7
-    assert ours["codes_in_use"] > 2
+    assert ours["masked_accuracy"] > 0.7
+    assert ours["codebook_perplexity"] > 2
     assert ours["feature_spread"] > 0.01
     assert 0 <= ours["knn_accuracy"] <= 1
     table = pq.read_table(chain / "run" / "predictions" / "objective-test.parquet").to_pydict()
@@ -342,7 +342,7 @@ def test_collapse_is_said(opener: Callable[..., Any]) -> None:
         notes = " ".join(score.details.get("notes", []))
         assert {word for word in ("representation", "codes") if f"The {word} ha" in notes} == said
         assert score.values["loss"] == 0.75
-    assert score.values["codes_in_use"] == 1
+    assert score.values["codebook_perplexity"] == 1
 
 
 # -------------------------------------------------------------------------------------------- refusals

@@ -21,7 +21,7 @@ from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.config.plan import plan_stages
 from tltasks.errors import CheckpointError, DataError, RecipeError
-from tltasks.runs.prepare import open_stages
+from tltasks.runs.prepare import prepare_stages
 from tltasks.tasks.text.objectives import CausalLanguage, Frame, Infilling, MaskedLanguage, SpanCorruption
 
 TASK_OF = {
@@ -60,7 +60,7 @@ def write(path: Path, zoo: Path, name: str, *stages: str, task: str = "", keys: 
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return open_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return prepare_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
 
 
 @pytest.fixture
@@ -149,15 +149,15 @@ def test_a_causal_model_predicts_what_follows() -> None:
 def test_draws_depend_on_seed_epoch_and_row_alone(opener: Callable[..., Any], name: str) -> None:
     item = opener(name)
     task, rows = item.task, item.encoded["train"].rows
-    model = task.build(item.plan.row).eval()
-    whole, part = (task.read(rows, i) for i in (range(6), [4]))
+    model = task.build(item.plan.kind).eval()
+    whole, part = (task.collate_eval(rows, i) for i in (range(6), [4]))
     labels = [b["labels"] for b in (whole, part)]
     assert labels[0][4][labels[0][4] != -100].tolist() == labels[1][0][labels[1][0] != -100].tolist()
     with torch.no_grad():
         by_row = task.predict(model, whole)[4], task.predict(model, part)[0]
     assert by_row[0]["loss"] == pytest.approx(by_row[1]["loss"], rel=1e-4)
     np.testing.assert_allclose(by_row[0]["features"], by_row[1]["features"], atol=1e-5)
-    drawn = [task.read_augmented(rows, [4], epoch=e)["input_ids"].tolist() for e in (0, 0, 1, 2)]
+    drawn = [task.collate_train(rows, [4], epoch=e)["input_ids"].tolist() for e in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1]
     assert (drawn[0] == drawn[2] == drawn[3]) == (TASK_OF[name] == "causal-language-modeling")
 
@@ -170,11 +170,11 @@ def test_a_long_text_is_read_in_other_stretches(opener: Callable[..., Any]) -> N
     ids = rows[row]["ids"]
     assert len(ids) > 20
     assert ids[-1] == task.tokenizer.eos_token_id, "the end of a text is learnt"
-    read = [task.read_augmented(rows, [row], epoch=e)["input_ids"][0].tolist() for e in range(6)]
+    read = [task.collate_train(rows, [row], epoch=e)["input_ids"][0].tolist() for e in range(6)]
     assert all(len(r) == 8 and any(ids[i : i + 8] == r for i in range(len(ids))) for r in read)
     assert len({tuple(r) for r in read}) > 1
-    assert task.read(rows, [row])["input_ids"][0].tolist() == ids[:8]
-    assert task.examine(item.encoded)["train"]["texts_cut_share"] > 0.5
+    assert task.collate_eval(rows, [row])["input_ids"][0].tolist() == ids[:8]
+    assert task.data_checks(item.encoded)["train"]["texts_cut_share"] > 0.5
 
 
 # ---------------------------------------------------------------------------------------------- losses
@@ -184,15 +184,15 @@ def test_a_long_text_is_read_in_other_stretches(opener: Callable[..., Any]) -> N
 def test_the_loss_is_that_of_transformers(zoo: Path, opener: Callable[..., Any], name: str) -> None:
     item = opener(name)
     task, rows = item.task, item.encoded["test"].rows
-    model = task.build(item.plan.row).eval()
-    batch = task.read(rows, range(5))
+    model = task.build(item.plan.kind).eval()
+    batch = task.collate_eval(rows, range(5))
     with torch.no_grad():
         ours = float(task.loss(model, batch))
         if TASK_OF[name] == "causal-language-modeling":
             seen = batch["segments"] > 0
             labels = batch["input_ids"].masked_fill(~seen, -100)
             theirs = model(input_ids=batch["input_ids"], attention_mask=seen.long(), labels=labels).loss
-            packed = task.read_augmented(rows, range(5), epoch=0)
+            packed = task.collate_train(rows, range(5), epoch=0)
             assert len(packed["input_ids"]) < 5
             assert float(task.loss(model, packed)) == pytest.approx(ours, rel=1e-4)
         else:
@@ -202,7 +202,7 @@ def test_the_loss_is_that_of_transformers(zoo: Path, opener: Callable[..., Any],
     assert ours == pytest.approx(float(theirs), rel=1e-4)
     total, targets = (sum(p[key] for p in predicted) for key in ("loss", "targets"))
     assert total / targets == pytest.approx(ours, rel=1e-4)
-    assert targets == int(task.count(batch))
+    assert targets == int(task.num_targets(batch))
 
 
 def test_the_baseline_is_the_entropy_of_the_tokens(opener: Callable[..., Any]) -> None:
@@ -214,7 +214,7 @@ def test_the_baseline_is_the_entropy_of_the_tokens(opener: Callable[..., Any]) -
     shares = counts / counts.sum()
     score = task.score(guesses, task.references(rows), intervals=False)
     assert score.values["loss"] == pytest.approx(-(shares * np.log(shares)).sum())
-    assert score.values["told_right"] == pytest.approx(shares.max())
+    assert score.values["masked_accuracy"] == pytest.approx(shares.max())
     assert score.values["perplexity"] == pytest.approx(math.exp(score.values["loss"]))
 
 
@@ -251,7 +251,7 @@ def test_overfits_a_tiny_set_without_labels(
     result = run_recipe(write(tmp_path / "r.yaml", tmp_path, name, stage, label=False), tmp_path / "run").stages[0]
     ours, plain = result.metrics["test"].values, result.baselines["token_frequencies"]["test"].values
     assert ours["loss"] < 0.6 * plain["loss"]
-    assert ours["told_right"] > plain["told_right"]
+    assert ours["masked_accuracy"] > plain["masked_accuracy"]
     assert "knn_accuracy" not in ours
     assert ours["feature_spread"] > 0.01
     table = pq.read_table(tmp_path / "run" / "predictions" / "objective-test.parquet").to_pydict()
@@ -321,14 +321,14 @@ def test_a_new_head_leaves_the_embeddings_alone(zoo: Path, tmp_path: Path, opene
     (tmp_path / "data").symlink_to(zoo / "data")
     (item,) = opened(write(tmp_path / "r.yaml", tmp_path, "headless", task="masked-language-modeling"))
     with pytest.raises(CheckpointError, match=r"no weights for the head that writes text .*`stage: transfer`"):
-        item.task.build(item.plan.row)
+        item.task.build(item.plan.kind)
     stage = ONCE.replace("finetune", "transfer")
     for name in ("headless", "bert"):
         if name == "bert":
             item = opener("bert", stage)
         else:
             (item,) = opened(write(tmp_path / "s.yaml", tmp_path, name, stage, task="masked-language-modeling"))
-        model: Any = item.task.build(item.plan.row)
+        model: Any = item.task.build(item.plan.kind)
         theirs = whole.bert.embeddings.word_embeddings.weight
         assert torch.equal(model.bert.embeddings.word_embeddings.weight, theirs)
         dense = model.cls.predictions.transform.dense.weight
@@ -361,7 +361,7 @@ def test_refusals_say_what_to_do(
 def test_too_many_tokens_are_refused(zoo: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path / "r.yaml", zoo, "bert"), ["data.max_tokens=200"])
     with pytest.raises(RecipeError, match="reads at most 128 tokens, and this asks for 200"):
-        open_stages(Accelerator(cpu=True), plan_stages(recipe), recipe)
+        prepare_stages(Accelerator(cpu=True), plan_stages(recipe), recipe)
 
 
 def test_empty_texts_are_named(zoo: Path, tmp_path: Path) -> None:

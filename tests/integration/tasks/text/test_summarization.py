@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-class Opened:
+class PreparedStage:
     """An adapter, its model and its encoded rows, as the runner would have them."""
 
     def __init__(self, folder: Path, name: str, **keys: Any) -> None:
@@ -52,25 +52,25 @@ class Opened:
         self.plan = plan_stages(located(self.recipe))[0]
         splits = load_splits(self.plan.data, seed=0, label=None)
         self.task = Summarization.open(self.plan, splits, Checkpoint(self.plan.model.name, shown=name), seed=0)
-        self.model: PreTrainedModel = self.task.build(self.plan.row)
+        self.model: PreTrainedModel = self.task.build(self.plan.kind)
         self.encoded = {
             key: encode_split(
-                split, self.task.encoder(split), self.task.features, key=self.task.encoding_key, max_bad_share=0.01
+                split, self.task.preprocess(split), self.task.features, key=self.task.cache_key, max_bad_share=0.01
             )
             for key, split in splits.items()
         }
         self.rows = self.encoded["train"].rows
 
     def batch(self, n_rows: int = 5) -> dict[str, torch.Tensor]:
-        return self.task.read_augmented(self.rows, list(range(n_rows)), epoch=0)
+        return self.task.collate_train(self.rows, list(range(n_rows)), epoch=0)
 
     def with_lora(self, rank: int = 4) -> torch.nn.Module:
         recipe = load_recipe(self.recipe._folder / f"{Path(self.plan.model.name).name}.yaml")
-        task, model = self.task, self.task.build(self.plan.row)
+        task, model = self.task, self.task.build(self.plan.kind)
         return adapt(
             model,
             recipe.stages[0],
-            self.plan.row,
+            self.plan.kind,
             head=task.head(model),
             targets=task.lora_targets(model),
             shown_name=str(model.name_or_path),
@@ -84,7 +84,7 @@ class Opened:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_is_that_of_transformers(folder: Path, name: str) -> None:
     """Given labels, transformers' models compute the same mean themselves, one row at a time without padding."""
-    opened = Opened(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
+    opened = PreparedStage(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
     model, rows = opened.model.eval(), opened.rows.select(range(4))
     total = torch.zeros(())
     n_targets = 0
@@ -99,8 +99,8 @@ def test_loss_is_that_of_transformers(folder: Path, name: str) -> None:
             loss = model(input_ids=ids, labels=labels).loss
         total += loss * summary.shape[1]
         n_targets += summary.shape[1]
-    batch = opened.task.read_augmented(rows, range(4), epoch=0)
-    assert int(opened.task.count(batch)) == n_targets
+    batch = opened.task.collate_train(rows, range(4), epoch=0)
+    assert int(opened.task.num_targets(batch)) == n_targets
     assert opened.task.loss(model, batch).item() == pytest.approx(total.item() / n_targets, rel=1e-5)
 
 
@@ -108,7 +108,7 @@ def test_loss_is_that_of_transformers(folder: Path, name: str) -> None:
 def test_loss_in_chunks_has_the_gradients_of_the_whole(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = Opened(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
+    opened = PreparedStage(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
     assert opened.task.loaded["chunked_loss"] is True
     batch = opened.batch()
     inputs = opened.task._inputs(opened.model, batch)
@@ -130,7 +130,7 @@ def test_loss_in_chunks_has_the_gradients_of_the_whole(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_lora_reaches_every_linear_layer_but_the_head(folder: Path, name: str) -> None:
-    opened = Opened(folder, name)
+    opened = PreparedStage(folder, name)
     assert len(opened.task.lora_targets(opened.model)) >= 8
     assert opened.task.head(opened.model) == ["lm_head"]
     assert not any("lm_head" in target for target in opened.task.lora_targets(opened.model))
@@ -146,7 +146,7 @@ def test_lora_reaches_every_linear_layer_but_the_head(folder: Path, name: str) -
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_saved_model_generates_the_same_with_transformers_alone(folder: Path, name: str, tmp_path: Path) -> None:
-    opened = Opened(folder, name, model_keys=", generation: {num_beams: 2, min_new_tokens: 3}")
+    opened = PreparedStage(folder, name, model_keys=", generation: {num_beams: 2, min_new_tokens: 3}")
     model = opened.with_lora()
     torch.manual_seed(1)
     for key, parameter in model.named_parameters():
@@ -154,7 +154,7 @@ def test_a_saved_model_generates_the_same_with_transformers_alone(folder: Path, 
             parameter.data.normal_(std=1.0)
     rows = opened.encoded["test"].rows.select(range(5))
     with torch.inference_mode():
-        ours = [p["prediction"] for p in opened.task.predict(model.eval(), opened.task.read(rows, range(5)))]
+        ours = [p["prediction"] for p in opened.task.predict(model.eval(), opened.task.collate_eval(rows, range(5)))]
     opened.task.save(tmp_path, model, adapter=False)
 
     auto = AutoModelForSeq2SeqLM if opened.task.form.encoder_decoder else AutoModelForCausalLM
@@ -176,7 +176,7 @@ def test_a_saved_model_generates_the_same_with_transformers_alone(folder: Path, 
     assert len(set(ours)) > 1
     assert [
         p["prediction"]
-        for p in opened.task.predict(opened.task.reload(tmp_path).eval(), opened.task.read(rows, range(5)))
+        for p in opened.task.predict(opened.task.reload(tmp_path).eval(), opened.task.collate_eval(rows, range(5)))
     ] == ours
 
 
@@ -193,7 +193,7 @@ def test_untied_and_unscaled_heads_survive(folder: Path, tmp_path: Path) -> None
     config.pop("scale_decoder_outputs", None)
     (flan / "config.json").write_text(json.dumps(config))
     texts.save_data(tmp_path / "data")
-    opened = Opened(tmp_path, "flan")
+    opened = PreparedStage(tmp_path, "flan")
     assert torch.equal(opened.model.lm_head.weight, state["lm_head.weight"])
     model = opened.with_lora()
     for key, parameter in model.named_parameters():
@@ -210,7 +210,7 @@ def test_untied_and_unscaled_heads_survive(folder: Path, tmp_path: Path) -> None
 
 
 def test_tied_heads_stay_tied_and_scaled(folder: Path, tmp_path: Path) -> None:
-    opened = Opened(folder, "t5")
+    opened = PreparedStage(folder, "t5")
     model = opened.with_lora()
     opened.task.save(tmp_path, model, adapter=False)
     again = opened.task.reload(tmp_path)
@@ -224,7 +224,7 @@ def test_tied_heads_stay_tied_and_scaled(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", texts.DECODERS)
 def test_loss_is_on_the_summary_alone(folder: Path, name: str) -> None:
-    opened = Opened(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
+    opened = PreparedStage(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
     batch = opened.batch(3)
     labels = batch["labels"]
     written = [row for members in labels for row in members[members != -100].tolist()]
@@ -236,7 +236,7 @@ def test_loss_is_on_the_summary_alone(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", texts.DECODERS)
 def test_packing_changes_neither_loss_nor_gradients(folder: Path, name: str) -> None:
-    opened = Opened(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
+    opened = PreparedStage(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
     assert opened.task.loaded["packing"] is True
     found = []
     columns = opened.rows[:6]
@@ -258,7 +258,7 @@ def test_a_model_that_mixes_packed_examples_is_padded_instead(folder: Path, monk
     monkeypatch.setattr(
         "tltasks.data.packing.attention_mask", lambda segments, model: torch.ones(1, 1, 6, 6).tril().bool()
     )
-    assert Opened(folder, "llama").task.loaded["packing"] is False
+    assert PreparedStage(folder, "llama").task.loaded["packing"] is False
 
 
 def test_what_a_decoder_reads(folder: Path) -> None:
@@ -270,24 +270,24 @@ def test_what_a_decoder_reads(folder: Path) -> None:
             "small cats<|im_end|>",
         ),
     ):
-        form = Opened(folder, name).task.form
+        form = PreparedStage(folder, name).task.form
         documents, _ = form.encode_documents(["the cats"])
         summaries, _ = form.encode_summaries(["small cats"])
         assert form.tokenizer.decode(documents[0] + summaries[0]) == text
 
 
 def test_prompts_are_those_of_the_checkpoint(folder: Path, tmp_path: Path) -> None:
-    prompts = {name: Opened(folder, name).task.form.prompt for name in ("t5", "mt5", "bart", "gpt2")}
+    prompts = {name: PreparedStage(folder, name).task.form.prompt for name in ("t5", "mt5", "bart", "gpt2")}
     assert prompts == {
         "t5": "summarize: {document}",
         "mt5": "{document}",
         "bart": "{document}",
         "gpt2": "{document}\n\nTL;DR:",
     }
-    opened = Opened(folder, "bart", model_keys=", prompt: 'news {document} in short'")
+    opened = PreparedStage(folder, "bart", model_keys=", prompt: 'news {document} in short'")
     opened.task.save(tmp_path / "bart", opened.model, adapter=False)
     texts.save_data(tmp_path / "data")
-    assert Opened(tmp_path, "bart").task.form.prompt == "news {document} in short"
+    assert PreparedStage(tmp_path, "bart").task.form.prompt == "news {document} in short"
 
 
 CHAT_TEMPLATES: dict[str, tuple[str, list[str], str]] = {
@@ -377,7 +377,7 @@ def test_long_documents_are_read_whole_in_pieces(folder: Path, name: str, tmp_pa
     documents = [long_document(n) for n in (1, 30, 3, 12, 90)]
     write_rows(tmp_path / "data", **{key: [(d, "a") for d in documents] for key in ("train", "validation", "test")})
     texts.save_model(tmp_path / name, name)
-    opened = Opened(tmp_path, name, data_keys="  long_documents: split\n", model_keys=", prompt: '{document}'")
+    opened = PreparedStage(tmp_path, name, data_keys="  long_documents: split\n", model_keys=", prompt: '{document}'")
     form, rows = opened.task.form, opened.encoded["test"].rows
     pieces = rows["pieces"][:]
     assert len(pieces[0]) == 1
@@ -389,7 +389,7 @@ def test_long_documents_are_read_whole_in_pieces(folder: Path, name: str, tmp_pa
             read = [form.tokenizer.decode(ids, skip_special_tokens=True) for ids in of]
             said = [text.removeprefix("user\n").removesuffix("\nassistant\n") for text in read]
             assert "".join(" ".join(said).split()) == "".join(document.split()), "nothing is lost, nothing twice"
-    checks = opened.task.examine(opened.encoded)
+    checks = opened.task.data_checks(opened.encoded)
     assert checks["test"]["documents_split_share"] == sum(len(of) > 1 for of in pieces) / 5
     assert "documents_cut_share" in checks["train"]
 
@@ -404,7 +404,7 @@ def test_long_documents_are_read_whole_in_pieces(folder: Path, name: str, tmp_pa
     model = opened.model.eval()
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(Summarization, "_write", counting)
-        found = opened.task.predict(model, opened.task.read(rows, range(5)))
+        found = opened.task.predict(model, opened.task.collate_eval(rows, range(5)))
     assert [p["pieces"] for p in found] == [len(of) for of in pieces]
     assert len(written) == 2, "all pieces at once, then all that are too long together at once"
     assert len(written[0][0]) == sum(len(of) for of in pieces)
@@ -413,7 +413,7 @@ def test_long_documents_are_read_whole_in_pieces(folder: Path, name: str, tmp_pa
         patch.setattr(Summarization, "_write", counting)
         patch.setattr("tltasks.tasks.text.summarization.PIECES_AT_ONCE", 2)
         written.clear()
-        (alone,) = opened.task.predict(model, opened.task.read(rows, [4]))
+        (alone,) = opened.task.predict(model, opened.task.collate_eval(rows, [4]))
     most = len(pieces[4])
     assert [len(batch) for batch, _ in written[:-1]] == [2] * (most // 2) + [1] * (most % 2), "of a long document alone"
     assert (alone["pieces"], alone["summarised_twice"]) == (most, True)
@@ -458,7 +458,7 @@ def test_fp16_is_refused_where_it_is_known_to_overflow(
 
 @pytest.mark.parametrize("name", ["t5", "gpt2", "llama"])
 def test_long_texts_are_cut_and_counted(folder: Path, name: str) -> None:
-    form = Opened(folder, name, data_keys="  max_bad_share: 0.5\n").task.form
+    form = PreparedStage(folder, name, data_keys="  max_bad_share: 0.5\n").task.form
     document = " ".join(texts.FILLERS * 40)
     (short, long), counts = form.encode_documents(["the cats", document])
     assert len(long) <= form.max_document_tokens < counts[1]
@@ -488,12 +488,12 @@ def test_limits_that_cannot_be_are_refused(folder: Path, name: str, keys: str, m
 
 def test_transfer_is_refused(folder: Path) -> None:
     with pytest.raises(RecipeError, match="Use `stage: finetune`"):
-        Opened(folder, "t5", stage="{stage: transfer, epochs: 1, learning_rate: 1e-3}")
+        PreparedStage(folder, "t5", stage="{stage: transfer, epochs: 1, learning_rate: 1e-3}")
 
 
 def test_a_language_without_language_tokens_is_refused(folder: Path) -> None:
     with pytest.raises(RecipeError, match="no language tokens"):
-        Opened(folder, "t5", model_keys=", language: en_XX")
+        PreparedStage(folder, "t5", model_keys=", language: en_XX")
 
 
 @pytest.mark.parametrize("kind", [transformers.MBartTokenizer, transformers.MBart50Tokenizer])
@@ -503,10 +503,10 @@ def test_language_tokens_stand_where_the_checkpoint_has_them(tmp_path: Path, kin
     texts.save_multilingual(tmp_path / "mbart", kind)
     texts.save_data(tmp_path / "data")
     with pytest.raises(RecipeError, match=r"model.language: mbart knows \d+ languages; name the one.*ro_RO"):
-        Opened(tmp_path, "mbart")
+        PreparedStage(tmp_path, "mbart")
     with pytest.raises(RecipeError, match="does not know `ro`"):
-        Opened(tmp_path, "mbart", model_keys=", language: ro")
-    opened = Opened(tmp_path, "mbart", model_keys=", language: ro_RO")
+        PreparedStage(tmp_path, "mbart", model_keys=", language: ro")
+    opened = PreparedStage(tmp_path, "mbart", model_keys=", language: ro_RO")
     form, model = opened.task.form, opened.model
     tokens = form.tokenizer.convert_ids_to_tokens
     (document,), _ = form.encode_documents(["the cats"])
@@ -528,7 +528,7 @@ def test_language_tokens_stand_where_the_checkpoint_has_them(tmp_path: Path, kin
     assert counts[0] == len(words) + 2
     assert len(long) == form.max_summary_tokens < counts[1]
     assert long[-len(form.closing) :] == list(form.closing)
-    batch = opened.task.read(opened.rows, [0, 1])
+    batch = opened.task.collate_eval(opened.rows, [0, 1])
     asked = {name: batch[name] for name in ("input_ids", "attention_mask")}
     for ids in model.generate(**asked, generation_config=model.generation_config):
         assert tokens(ids)[: len(begin)] == begin
@@ -551,7 +551,7 @@ def test_decoding_is_the_checkpoints_with_the_recipes_over_it(folder: Path, tmp_
         "eos_token_id": [0, 1],
     }
     (tmp_path / "llama" / "generation_config.json").write_text(json.dumps(own))
-    opened = Opened(tmp_path, "llama", model_keys=", generation: {length_penalty: 0.8}")
+    opened = PreparedStage(tmp_path, "llama", model_keys=", generation: {length_penalty: 0.8}")
     config = opened.model.generation_config
     assert (config.do_sample, config.num_beams, config.length_penalty) == (False, 3, 0.8)
     assert config.max_new_tokens == 32
@@ -568,7 +568,7 @@ def test_bart_configurations_with_generation_settings_can_be_saved(folder: Path,
     path = tmp_path / "bart" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_beams": 4, "max_length": 142, "min_length": 5}))
     (tmp_path / "bart" / "generation_config.json").unlink()
-    opened = Opened(tmp_path, "bart")
+    opened = PreparedStage(tmp_path, "bart")
     opened.task.save(tmp_path / "saved", opened.model, adapter=False)
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved").generation_config.max_new_tokens == 32
 
