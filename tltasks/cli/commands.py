@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_push_data(commands)
     _add_predict(commands)
     _add_demo(commands)
-    _add_laboratory(commands)
+    _add_experiments(commands)
 
     _add_export(commands)
 
@@ -184,7 +184,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
 
 
-def _add_laboratory(commands: Any) -> None:
+def _add_experiments(commands: Any) -> None:
     compare = commands.add_parser(
         "compare",
         help="carry out an experiment, and say what transfers",

@@ -139,7 +139,7 @@ def _heat_maps(experiment: Experiment, findings: Findings) -> list[Picture]:
 
 
 def environment() -> jinja2.Environment:
-    """Of the templates of the laboratory's pages."""
+    """Templates of the pages of experiments and searches."""
     found = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(__file__).parents[1] / "reports"]),
         autoescape=True,

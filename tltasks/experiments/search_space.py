@@ -145,7 +145,7 @@ def load_search(path: Path, overrides: Iterable[str] = ()) -> tuple[Search, Base
 
 
 def trial_cell(base: Base, number: int, settings: dict[str, Any]) -> Cell:
-    """A trial as a cell of the laboratory. Raises RecipeError for settings that do not go together."""
+    """Cell of a trial. Raises RecipeError for settings that do not go together."""
     recipe, problems = base.recipe(settings, tests=False)
     if problems or recipe is None:
         raise RecipeError(list_mistakes(problems, f"the recipe of trial {number}"))

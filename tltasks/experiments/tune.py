@@ -1,6 +1,6 @@
 """The story of `tltasks tune`: settings of a recipe are tried, the best by validation is tested once.
 
-Optuna (https://optuna.org) proposes and prunes; a trial is a cell of the laboratory, so that none is carried out twice.
+Optuna (https://optuna.org) proposes and prunes; a trial is a cell of an experiment, so that none is carried out twice.
 """
 
 from __future__ import annotations

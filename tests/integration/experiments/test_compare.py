@@ -62,7 +62,7 @@ def write_experiment(folder: Path, output: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("laboratory")
+    folder = tmp_path_factory.mktemp("experiments")
     save_model(folder / "vit")
     for seed, name in enumerate(("red", "dark")):
         save_data(folder / name, rows=12, seed=seed, splits={"train": 12, "test": 12})
