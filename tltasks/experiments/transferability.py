@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from tltasks.metrics import nearest_neighbours
+from tltasks.metrics import left_out_neighbours
 from tltasks.training.linear_probe import PENALTY, fit_linear
 
 Floats = NDArray[np.floating[Any]]
@@ -150,21 +150,6 @@ def cross_validated_probe(features: Floats, labels: Ints, *, seed: int) -> float
     return correct / len(labels)
 
 
-def left_out_neighbours(features: Floats, labels: Ints, *, k: int = 20) -> float:
-    """Accuracy of the nearest-neighbour vote where each row is judged by all others; [0, 1].
-
-    Source: `tltasks.metrics.metrics.nearest_neighbours`, Wu et al., https://arxiv.org/abs/1805.01978, §3.4.
-    """
-    names, numbers = np.unique(labels, return_inverse=True)
-    x = features.astype(np.float64)
-    correct = 0
-    for row in range(len(x)):
-        others = np.arange(len(x)) != row
-        votes = nearest_neighbours(x[others], numbers[others], x[[row]], n_classes=len(names), k=k)
-        correct += int(votes[0].argmax() == numbers[row])
-    return correct / len(x)
-
-
 Estimator = Callable[[Floats, Ints, Floats | None, int], float | None]
 """Of features, labels, a source classifier's probabilities where it has any, and a seed."""
 
@@ -175,5 +160,5 @@ ESTIMATORS: dict[str, Estimator] = {
     "leep": lambda f, y, theta, seed: None if theta is None else leep(theta, y),
     "nleep": lambda f, y, theta, seed: nleep(f, y, seed=seed),
     "probe": lambda f, y, theta, seed: cross_validated_probe(f, y, seed=seed),
-    "neighbours": lambda f, y, theta, seed: left_out_neighbours(f, y),
+    "neighbours": lambda f, y, theta, seed: left_out_neighbours(f.astype(np.float64), y),
 }

@@ -95,11 +95,6 @@ def describe_folder(folder: Path) -> Described:
     )
 
 
-def _shown(path: Path, folder: Path) -> str:
-    top = folder.resolve()
-    return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.name
-
-
 def _kind(folder: Path) -> Kind:
     counts = Counter(path.suffix.lower() for path in folder.rglob("*") if path.is_file())
     found: dict[Kind, int] = {kind: sum(counts[s] for s in suffixes) for kind, suffixes in SUFFIXES.items()}

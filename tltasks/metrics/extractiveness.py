@@ -1,4 +1,4 @@
-"""What a summary takes from its document and what it repeats, without regard to a reference."""
+"""Extractiveness and repetition of a summary, without regard to a reference."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def new_ngrams(document: Tokens, summary: Tokens, n: int = 2) -> float:
 
 
 def ngrams(words: Tokens, n: int) -> list[tuple[str, ...]]:
-    """
+    """All runs of n words, in order.
+
     >>> ngrams(["a", "b", "c"], 2)
     [('a', 'b'), ('b', 'c')]
     """

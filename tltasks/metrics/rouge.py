@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
-import datasets
-import evaluate
 import numpy as np
 import regex
 from numpy.typing import NDArray
-from rouge_score.rouge_scorer import RougeScorer
+
+from tltasks.metrics.scripts import UNSPACED
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
-_UNSPACED = "".join(
-    rf"\p{{scx={script}}}"
-    for script in ("Hani", "Hira", "Kana", "Bopo", "Yiii", "Thai", "Laoo", "Khmr", "Mymr", "Tibt", "Lana", "Talu")
-)
 _TOKEN = regex.compile(
-    rf"[[{_UNSPACED}]&&[\p{{L}}\p{{N}}]]\p{{M}}*"  # one character and its marks
-    rf"|[[\p{{L}}\p{{N}}]--[{_UNSPACED}]][[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d]--[{_UNSPACED}]]*",
+    rf"[[{UNSPACED}]&&[\p{{L}}\p{{N}}]]\p{{M}}*"  # one character and its marks
+    rf"|[[\p{{L}}\p{{N}}]--[{UNSPACED}]][[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d]--[{UNSPACED}]]*",
     regex.V1,
 )
 _SENTENCE_END = regex.compile(r"\n+|(?<=[.!?…؟۔।][\"'”’»)\]]*)\s+|(?<=[。！？｡]+[」』”’）]*)(?![。！？｡」』”’）])")
@@ -43,7 +41,7 @@ def tokens(text: str) -> list[str]:
 
 
 def token_ends(text: str) -> list[int]:
-    """Where each token of the text ends, to cut it after a number of them; case and form are left alone.
+    """The ends of the tokens in the text, to cut it after a number of them; case and form are left alone.
 
     >>> token_ends("One, two.")
     [3, 8]
@@ -52,7 +50,7 @@ def token_ends(text: str) -> list[int]:
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Where each sentence ends, the space behind it included.
+    """The ends of the sentences in the text, the space behind each included.
 
     >>> sentence_ends("It rains. Stay in!")
     [10, 18]
@@ -71,11 +69,14 @@ def sentences(text: str) -> list[str]:
 
 
 class _Tokenizer:
-    def tokenize(self, text: str) -> list[str]:
-        return tokens(text)
+    tokenize = staticmethod(tokens)
 
 
-_SCORER = RougeScorer(list(KINDS), tokenizer=_Tokenizer())
+@lru_cache(maxsize=1)
+def _scorer() -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer  # imports nltk, which takes a second
+
+    return RougeScorer(list(KINDS), tokenizer=_Tokenizer())
 
 
 @lru_cache(maxsize=100_000)
@@ -84,7 +85,7 @@ def pair_scores(prediction: str, reference: str) -> tuple[float, ...]:
 
     Source: Lin, ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013.
     """
-    scored = _SCORER.score("\n".join(sentences(reference)), "\n".join(sentences(prediction)))
+    scored = _scorer().score("\n".join(sentences(reference)), "\n".join(sentences(prediction)))
     return tuple(100 * float(scored[kind].fmeasure) for kind in KINDS)
 
 
@@ -92,19 +93,3 @@ def row_scores(predictions: list[str], references: list[str]) -> NDArray[np.floa
     """F-measures of each pair, [rows, 4] in the order of `KINDS`."""
     pairs = zip(predictions, references, strict=True)
     return np.array([pair_scores(*pair) for pair in pairs], dtype=np.float64).reshape(-1, len(KINDS))
-
-
-class Rouge(evaluate.Metric):  # type: ignore[misc]
-    """Mean ROUGE-1, 2, L and Lsum over pairs, from 0 to 100, in any script."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=str(self.__doc__),
-            citation="",
-            features=datasets.Features({"predictions": text, "references": text}),
-        )
-
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        means = row_scores(list(predictions), list(references)).mean(axis=0)
-        return dict(zip(KINDS, map(float, means), strict=True))

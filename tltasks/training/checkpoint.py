@@ -158,9 +158,6 @@ class Checkpoints:
             raise CheckpointError("no checkpoint is whole:\n  " + "\n  ".join(damaged))
         return None
 
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def step_name(step: int) -> str:
     return f"step-{step:09d}"

@@ -254,13 +254,6 @@ def test_pruning_before_there_is_a_best(checkpoints: Checkpoints) -> None:
     assert checkpoints.steps() == [step_name(1)]
 
 
-def test_clearing(checkpoints: Checkpoints) -> None:
-    write(checkpoints, 1)
-    checkpoints.clear()
-    assert not checkpoints.folder.exists()
-    checkpoints.clear()
-
-
 def test_no_pickle_is_written(checkpoints: Checkpoints) -> None:
     folder = checkpoints.folder / write(checkpoints, 1)
     assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}

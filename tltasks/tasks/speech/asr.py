@@ -27,6 +27,7 @@ from tltasks.data.corruptions import corrupt_audio, generator
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics import error_rate
+from tltasks.metrics.scripts import writes_without_spaces
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.frozen_transformer import wrap_for_speech
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, open_config, save_adapter
@@ -45,8 +46,6 @@ PIECES_AT_ONCE = 16
 """Of one recording that is longer than the model hears at once."""
 WORST_SHOWN = 16
 """Utterances of the report; each brings its audio along."""
-SAMPLED_TEXTS = 2000
-"""Training texts by which it is told whether a language puts spaces between words."""
 
 ONNX_USAGE = """import numpy as np
 import onnxruntime
@@ -109,7 +108,7 @@ class SpeechRecognition:
             recogniser = _open_ctc(plan, splits, texts, source, config)
         else:
             recogniser = _open_sequence(plan, splits, source)
-        spaced = not error_rate.writes_without_spaces(texts)
+        spaced = not writes_without_spaces(texts)
         name = plan.data.normaliser
         if name == "auto":
             name = "english" if _is_english(plan.model, recogniser) else "basic"
@@ -450,7 +449,7 @@ class SpeechRecognition:
                     "audio",
                     f"{scores[i, 0]:.0f} errors in {scores[i, 1]:.0f} {unit}, {columns['seconds'][0]:.1f} s, "
                     f"row {columns['row'][0]}",
-                    str(error_rate.align_words(heard, said)),
+                    error_rate.align_words(heard, said),
                     audio.to_flac(audio.from_int16(columns["audio"][0]), hz),
                 )
             )

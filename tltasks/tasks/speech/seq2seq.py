@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from tltasks.errors import CheckpointError, DataError, RecipeError
-from tltasks.metrics.error_rate import is_unspaced
+from tltasks.metrics.scripts import is_unspaced
 from tltasks.models.loading import open_config
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_samples, mask_spectrogram
