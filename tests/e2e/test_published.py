@@ -20,8 +20,8 @@ from tests.tiny import images, speech, texts
 from tests.tiny.host import Host
 from tests.tiny.hub import files_of
 from tests.tiny.runs import environment
-from tltasks.config.objectives import UnlabelledStage
-from tltasks.config.recipe import TASKS
+from tltasks.config.stage import UnlabelledStage
+from tltasks.config.tasks import TASKS
 
 pytestmark = pytest.mark.slow
 

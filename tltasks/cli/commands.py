@@ -24,7 +24,6 @@ from tltasks.errors import RecipeError, TltasksError, TrainingError
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 """Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
 TOP_K = 5
-TASK_NAMES = ("image-classification", "summarization", "automatic-speech-recognition")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,7 +178,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
-    parser.add_argument("--task", choices=TASK_NAMES, help="where the checkpoint does not tell")
+    parser.add_argument(
+        "--task", type=_task, help="where the checkpoint does not tell, by its Hub tag: image-classification"
+    )
     parser.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
 
@@ -482,6 +483,14 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on is needed")
     return int(text)
+
+
+def _task(text: str) -> str:
+    from tltasks.config.tasks import supervised_tasks
+
+    if text not in supervised_tasks():
+        raise argparse.ArgumentTypeError(f"no such task: {text!r} (choose from {', '.join(supervised_tasks())})")
+    return text
 
 
 def _check_top_k(top_k: int) -> None:

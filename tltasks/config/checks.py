@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tltasks.config.data import BUILDERS, Data
-from tltasks.config.recipe import TASKS, Recipe
+from tltasks.config.recipe import Recipe
 from tltasks.config.section import FORMS
 from tltasks.config.stage import Stage
+from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import Document, Issue, KeyPath, closest, describe, did_you_mean, dotted
 
 M = TypeVar("M", bound=BaseModel)

@@ -1,37 +1,20 @@
 """The recipe: what to do, as a frozen tree read from one YAML file.
 
 Pure data. Reading and checking a recipe imports neither torch nor any Hub library, so that
-`tltasks check` answers at once. What a task adds to the shared keys is one row of `TASKS`.
+`tltasks check` answers at once. What a task adds to the shared keys is one row of `tltasks.config.tasks`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, SerializeAsAny
 
-from tltasks.config.data import (
-    Data,
-    ImageData,
-    SpeechData,
-    TextData,
-    UnlabelledImageData,
-    UnlabelledSpeechData,
-    UnlabelledTextData,
-)
-from tltasks.config.model import ImageModel, Model, SpeechModel, TextModel
-from tltasks.config.objectives import (
-    CausalLanguageStage,
-    ContrastiveStage,
-    DenoisingStage,
-    MaskedImageStage,
-    MaskedLanguageStage,
-    SpeechObjectiveStage,
-)
+from tltasks.config.data import Data
+from tltasks.config.model import Model
 from tltasks.config.section import Name, RepoName, Section
-from tltasks.config.stage import ImageStage, SpeechStage, Stage, TextStage
+from tltasks.config.stage import Stage
 
 
 class Emissions(Section):
@@ -86,25 +69,3 @@ class Recipe(Section):
     """`file:line:column` of each key that was written."""
     _typed_in: dict[tuple[str | int, ...], Path] = PrivateAttr(default_factory=dict)
     """For keys that were set on the command line, the working directory: where their local paths start."""
-
-
-@dataclass(frozen=True)
-class TaskKeys:
-    """What a task adds to the shared keys."""
-
-    model: type[Model]
-    data: type[Data]
-    stage: type[Stage]
-
-
-TASKS: dict[str, TaskKeys] = {
-    "image-classification": TaskKeys(ImageModel, ImageData, ImageStage),
-    "masked-image-modeling": TaskKeys(ImageModel, UnlabelledImageData, MaskedImageStage),
-    "summarization": TaskKeys(TextModel, TextData, TextStage),
-    "automatic-speech-recognition": TaskKeys(SpeechModel, SpeechData, SpeechStage),
-    "contrastive-image": TaskKeys(ImageModel, UnlabelledImageData, ContrastiveStage),
-    "speech-pretraining": TaskKeys(SpeechModel, UnlabelledSpeechData, SpeechObjectiveStage),
-    "text-denoising": TaskKeys(TextModel, UnlabelledTextData, DenoisingStage),
-    "masked-language-modeling": TaskKeys(TextModel, UnlabelledTextData, MaskedLanguageStage),
-    "causal-language-modeling": TaskKeys(TextModel, UnlabelledTextData, CausalLanguageStage),
-}

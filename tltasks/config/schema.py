@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from tltasks.config.recipe import TASKS, Recipe
+from tltasks.config.recipe import Recipe
+from tltasks.config.tasks import TASKS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -1,4 +1,4 @@
-"""What a recipe says of a stage, for all tasks and for each that has labels."""
+"""What a recipe says of a stage, for every task."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from tltasks.config.adaptation import Adapt, AdaptMethod, Full, _method_by_name
-from tltasks.config.data import ImageData, SpeechData, TextData
-from tltasks.config.model import ImageModel, SpeechModel, TextModel
 from tltasks.config.section import FileName, PositiveFloat, PositiveInt, Section, Share
 
 
@@ -194,89 +192,38 @@ class Stage(Section):
         return self
 
 
-class RandAugment(Section):
-    """Source: Cubuk et al., https://arxiv.org/abs/1909.13719."""
+class UnlabelledStage(Stage):
+    """A stage that trains an encoder for later stages, with an objective that needs no labels."""
 
-    ops: PositiveInt = 2
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
-
-
-class ImageChanges(Section):
-    """Training-time changes to images, each drawn from (seed, epoch, row)."""
-
-    flip: bool = False
-    """Mirror left and right with probability 1/2."""
-    crop: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Random crop of at least this share of the area, resized back."""
-    randaugment: RandAugment | None = None
-    erase: Share = 0.0
-    """Probability of erasing a rectangle. Source: Zhong et al., https://arxiv.org/abs/1708.04896."""
+    @property
+    def publishes_whole(self) -> bool:
+        return True
 
 
-class ImageAugment(ImageChanges):
-    """Training-time changes to images and their labels, each drawn from (seed, epoch, row)."""
+class JointStage(UnlabelledStage):
+    """A stage whose loss is over several rows at once."""
 
-    mixup: Annotated[float, Field(ge=0)] = 0.0
-    """Beta parameter of mixing two images and their labels. Source: Zhang et al., https://arxiv.org/abs/1710.09412."""
-    cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """Beta parameter of pasting a rectangle. Source: Yun et al., https://arxiv.org/abs/1905.04899."""
+    group: PositiveInt | None = None
+    """Rows that one loss is over; they share a forward pass, on however many devices. Part of the experiment, unlike
+    `micro_batch`, and a divisor of `batch_size`, which it is when unset."""
 
+    @property
+    def together(self) -> int | None:
+        return self.group or self.batch_size
 
-class ImageStage(Stage):
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: ImageModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: ImageData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
-    augment: ImageAugment = ImageAugment()
-    label_smoothing: Share = 0.0
-    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+    @property
+    def effective_keys(self) -> set[str]:
+        return super().effective_keys - {"micro_batch"}
 
-
-class TextStage(Stage):
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: TextModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: TextData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
-    label_smoothing: Share = 0.0
-    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
-    packing: bool = True
-    """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""
-
-
-class SpecAugment(Section):
-    """Source: Park et al., https://arxiv.org/abs/1904.08779."""
-
-    time_masks: Annotated[int, Field(ge=0)] = 2
-    """Stretches of time that are silenced."""
-    time_seconds: PositiveFloat = 0.5
-    """Longest of them; together they take at most a fifth of a clip."""
-    frequency_masks: Annotated[int, Field(ge=0)] = 2
-    """Bands of frequency that are taken out."""
-    frequency_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Widest of them, as a share of the bands."""
-
-
-class SpeechAugment(Section):
-    """Training-time changes to audio, each drawn from (seed, epoch, row)."""
-
-    spec_augment: SpecAugment | None = None
-    speed: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Play up to this share faster or slower (pitch changes too). Source: Ko et al., Interspeech 2015."""
-    gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0
-    """Make up to this many decibels louder or softer."""
-    noise_db: Annotated[float, Field(ge=0, le=80)] | None = None
-    """Add white noise at a signal-to-noise ratio drawn between this many decibels and 20 more."""
-
-
-class SpeechStage(Stage):
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: SpeechModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: SpeechData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
-    augment: SpeechAugment = SpeechAugment()
+    @model_validator(mode="after")
+    def _whole_groups(self, info: ValidationInfo) -> Self:
+        found = []
+        if self.loops and "micro_batch" in self.model_fields_set:
+            found.append("`micro_batch` has no effect: a forward pass takes a `group`, whose rows share their loss")
+        if self.loops and self.group is not None and self.batch_size % self.group:
+            found.append(f"`batch_size` {self.batch_size} is not a multiple of `group` {self.group}")
+        if isinstance(info.context, list):
+            info.context.extend(found)
+        elif found:
+            raise ValueError("\n".join(found))
+        return self

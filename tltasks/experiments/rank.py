@@ -18,7 +18,8 @@ from scipy import stats
 from torch import nn
 
 from tltasks.config.plan import plan_stages
-from tltasks.config.recipe import TASKS, Recipe
+from tltasks.config.recipe import Recipe
+from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
 from tltasks.experiments.analysis import Findings, analyse
 from tltasks.experiments.experiment import Cell, Experiment, Levels, load_experiment

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCardData
 from rich.console import Console
 
+from tltasks.config.tasks import task_of_folder
 from tltasks.errors import DataError
 from tltasks.hub import client
 from tltasks.hub.dataset_folder import Described, describe_folder, write_parquet
@@ -16,7 +17,6 @@ from tltasks.reports.model_card import templates
 
 SHOWN = 10
 """Files of a kind that are named."""
-TASKS = {"image": "image-classification", "audio": "automatic-speech-recognition"}
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 """The Hub's categories of numbers of examples."""
 
@@ -77,13 +77,14 @@ def data_card(described: Described, repo: str, *, licence: str | None, language:
     first = next(iter(described.facts.values()))
     total = sum(it["examples"] for it in described.facts.values()) - len(described.bad)
     texts = [name for name in ("text", "transcription", "sentence") if name in described.columns]
-    labelled = bool(first["classes"]) if described.kind == "image" else bool(texts)
+    annotations = {name for name, found in (("classes", first["classes"]), ("text", texts)) if found}
+    task = task_of_folder(described.kind, annotations)
     title = repo.rsplit("/", 1)[-1]
     data = DatasetCardData(
         pretty_name=title,
         license=licence,
         language=language or None,
-        task_categories=[TASKS[described.kind]] if labelled else None,
+        task_categories=[task] if task else None,
         size_categories=next((name for most, name in SIZES if total < most), "n>1M"),
         tags=["tltasks"],
         configs=[

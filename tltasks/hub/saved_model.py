@@ -15,7 +15,8 @@ from torch import nn
 
 from tltasks.config.loading import load_recipe, located
 from tltasks.config.plan import STAGES, StagePlan, plan_stages
-from tltasks.config.recipe import TASKS, Recipe
+from tltasks.config.recipe import Recipe
+from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.hub import client
 from tltasks.results.result import load_result
@@ -179,7 +180,7 @@ def _find_task(folder: Path, shown: str) -> str:
     kind = ", ".join(map(str, architectures)) or "a model of unnamed class"
     raise RecipeError(
         f"model {shown}: holds {kind}, which {'serves several tasks' if found else 'does not tell its task'}; "
-        f"name it with --task: {', '.join(found or TASKS)}."
+        f"name it with --task: {', '.join(found or supervised_tasks())}."
     )
 
 

@@ -16,10 +16,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tltasks.config.tasks import TASKS
+from tltasks.config.tasks.spec import Input
 from tltasks.errors import RecipeError, TltasksError
 from tltasks.inference.demo import Demo, Respondent, sentence
 from tltasks.inference.prediction_writer import Answer
-from tltasks.tasks.base import InputKind
 
 CSS = """
 .said { padding: 0.75rem 1rem; border-radius: 0.5rem; background: #fef2f2; color: #991b1b; }
@@ -54,8 +55,8 @@ class _Inward:
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def _ask_picture() -> Any:
-    picture = gradio.Image(type="filepath", image_mode=None, label="Image", height=320, buttons=["fullscreen"])
+def _ask_picture(wording: Input) -> Any:
+    picture = gradio.Image(type="filepath", image_mode=None, label=wording.label, height=320, buttons=["fullscreen"])
     # Its own would decode the file, and fail without a word to the visitor where it is none. A class of one's own would
     # make Gradio write a file beside this one (gradio 6.31, component_meta.py, create_or_modify_pyi).
     picture.preprocess = _path
@@ -67,16 +68,16 @@ def _path(payload: Any) -> str | None:
     return payload and str(payload.path)
 
 
-def _ask_recording() -> Any:
-    return gradio.Audio(type="filepath", label="Recording", buttons=[])
+def _ask_recording(wording: Input) -> Any:
+    return gradio.Audio(type="filepath", label=wording.label, buttons=[])
 
 
-def _ask_text() -> Any:
-    return gradio.Textbox(label="Text", lines=10, max_lines=24, placeholder="Paste a text")
+def _ask_text(wording: Input) -> Any:
+    return gradio.Textbox(label=wording.label, lines=10, max_lines=24, placeholder=wording.placeholder)
 
 
-INPUTS: dict[str, Callable[[], Any]] = {"image": _ask_picture, "audio": _ask_recording, "document": _ask_text}
-"""By the column that a task is given."""
+FIELDS: dict[str, Callable[[Input], Any]] = {"image": _ask_picture, "audio": _ask_recording, "text": _ask_text}
+"""By the kind of input that a task is given."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ class _Panel:
 
 def build(demo: Demo, examples: list[str]) -> Any:
     """The page, not yet served."""
-    given, columns = demo.trained.task.input_kind, _shown_columns(demo.trained.task.output_features)
+    task = demo.trained.task
+    given, columns = TASKS[task.tag].input, _shown_columns(task.output_features)
     with gradio.Blocks(title=demo.title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"# {demo.title}\n\n{demo.summary()}")
         with gradio.Tab("Try it"):
@@ -167,12 +169,12 @@ def build(demo: Demo, examples: list[str]) -> Any:
     return page
 
 
-def _lay_out_trial(demo: Demo, given: InputKind, columns: list[str], examples: list[str]) -> None:
+def _lay_out_trial(demo: Demo, given: Input, columns: list[str], examples: list[str]) -> None:
     with gradio.Row():
         with gradio.Column(min_width=300):
-            entry = INPUTS[given.column]()
+            entry = FIELDS[given.kind](given)
             entry.elem_classes = ["entry"]
-            button = gradio.Button("Answer", variant="primary") if given.is_text else None
+            button = gradio.Button("Answer", variant="primary") if given.kind == "text" else None
             both = gradio.Checkbox(
                 label=f"Compare with the untouched checkpoint ({demo.origin})", visible=demo.origin is not None
             )
@@ -185,7 +187,7 @@ def _lay_out_trial(demo: Demo, given: InputKind, columns: list[str], examples: l
 
     def answer(value: str | None, compared: bool) -> Updates:
         if value is None or not value.strip():
-            said = "Enter a text first." if given.is_text else None
+            said = "Enter a text first." if given.kind == "text" else None
             return [gradio.update(visible=compared), *own.updates(None, said), *other.updates(None)]
         theirs = other.ask(lambda: demo.untouched, value) if compared else other.updates(None)
         return [gradio.update(visible=compared), *own.ask(lambda: demo.model, value), *theirs]

@@ -21,9 +21,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput
 
-from tltasks.config.model import FROZEN_TRANSFORMER, ImageModel, SpeechModel
+from tltasks.config.model import FROZEN_TRANSFORMER
 from tltasks.config.plan import StageKind
 from tltasks.config.stage import Stage
+from tltasks.config.tasks.image import ImageModel
+from tltasks.config.tasks.speech import SpeechModel
 from tltasks.errors import CheckpointError, RecipeError
 
 ENCODERS = {"albert", "bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"}

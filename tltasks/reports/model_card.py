@@ -27,6 +27,7 @@ from tltasks.config.loading import located, recipe_text
 from tltasks.config.model import FROZEN_TRANSFORMER
 from tltasks.config.plan import STAGES, StagePlan, plan_stages
 from tltasks.config.recipe import Emissions, Recipe
+from tltasks.config.tasks import TASKS
 from tltasks.results.comparison import changes
 from tltasks.results.result import RunResult, Score, StageResult, load_result, show_duration
 
@@ -63,7 +64,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
     title = repo.rsplit("/", 1)[-1] if repo else Path(recipe.output).name
     shared_recipe = _without_folders(recipe)
     stated = recipe.hub.emissions
-    template = templates().get_template(f"{stage.task}.md.jinja")
+    template = templates().get_template(TASKS[stage.task].card_template)
     page = template.make_module(
         {
             "title": title,

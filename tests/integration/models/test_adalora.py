@@ -14,7 +14,7 @@ from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.config.adaptation import AdaLora
 from tltasks.config.loading import load_recipe
 from tltasks.config.plan import STAGES
-from tltasks.config.stage import ImageStage
+from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import RecipeError
 from tltasks.models.adalora import RankAllocation
 from tltasks.models.adapters import adapt, find_lora_targets

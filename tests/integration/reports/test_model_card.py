@@ -21,9 +21,10 @@ import tltasks.reports.model_card
 from tests.hub_server import HubServer, hub_environment
 from tests.tiny.images import save_data, save_model, write_recipe
 from tltasks.config.loading import load_recipe, located
-from tltasks.config.objectives import UnlabelledStage
 from tltasks.config.plan import plan_stages
-from tltasks.config.recipe import TASKS, Emissions, Recipe
+from tltasks.config.recipe import Emissions, Recipe
+from tltasks.config.stage import UnlabelledStage
+from tltasks.config.tasks import TASKS
 from tltasks.data.loading import load_splits
 from tltasks.models.adapters import adapt
 from tltasks.reports.model_card import card_for_repo, clean, render_card

@@ -13,7 +13,8 @@ from tests.tiny.images import write_recipe
 from tests.tiny.runs import equal, run_recipe, weights
 from tltasks.config.adaptation import Adapt, Full
 from tltasks.config.loading import load_recipe
-from tltasks.config.stage import ImageStage, L2Sp
+from tltasks.config.stage import L2Sp
+from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import RecipeError
 from tltasks.training import loop
 from tltasks.training.loop import Interrupted

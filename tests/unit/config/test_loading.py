@@ -27,10 +27,11 @@ from tltasks.config.loading import (
     write_recipe,
     written_at,
 )
-from tltasks.config.objectives import JointStage
 from tltasks.config.plan import plan_stages
-from tltasks.config.recipe import TASKS, Recipe
+from tltasks.config.recipe import Recipe
 from tltasks.config.schema import DIALECT, json_schema
+from tltasks.config.stage import JointStage
+from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import dump, parse
 from tltasks.errors import RecipeError
 

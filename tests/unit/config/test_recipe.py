@@ -6,9 +6,11 @@ from pydantic import ValidationError
 
 from tltasks.config.adaptation import Adapt, Full, Lora
 from tltasks.config.loading import load_recipe
-from tltasks.config.recipe import TASKS, Hub, Recipe
+from tltasks.config.recipe import Hub, Recipe
 from tltasks.config.section import FORMS
-from tltasks.config.stage import ImageStage, Stage
+from tltasks.config.stage import Stage
+from tltasks.config.tasks import TASKS
+from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import RecipeError
 
 BASE = """\

@@ -4,7 +4,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from tltasks.config.data import ImageCorruption
+from tltasks.config.tasks.image import ImageCorruption
 from tltasks.data.corruptions import corrupt_audio, corrupt_image, corrupt_text, generator
 
 KINDS = get_args(ImageCorruption)

@@ -8,7 +8,8 @@ from typing import Any
 import datasets
 import pytest
 
-from tltasks.config.data import ExtraTest, ImageColumns, ImageData, Splits
+from tltasks.config.data import ExtraTest, Splits
+from tltasks.config.tasks.image import ImageColumns, ImageData
 from tltasks.data.loading import EncodedSplit, Split, encode_split, load_splits
 from tltasks.errors import DataError
 

@@ -4,8 +4,8 @@ import inspect
 
 import pytest
 
-from tltasks.config.recipe import TASKS
-from tltasks.tasks import ADAPTERS, load_adapter
+from tltasks.config.tasks import TASKS
+from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Embeds, Task
 
 MEMBERS = sorted(
@@ -14,22 +14,21 @@ MEMBERS = sorted(
 )
 
 
-def test_there_is_an_adapter_for_every_task_of_a_recipe() -> None:
-    assert ADAPTERS.keys() == TASKS.keys()
-    assert len(ADAPTERS) >= 3
+def test_the_contract_is_more_than_a_few_members() -> None:
+    assert len(TASKS) >= 9
     assert len(MEMBERS) >= 25
 
 
 def test_a_task_embeds_and_votes_or_has_neither() -> None:
     """No adapter has a method that only says that it cannot."""
-    embedding = {tag for tag in ADAPTERS if issubclass(load_adapter(tag), Embeds)}
+    embedding = {tag for tag in TASKS if issubclass(load_adapter(tag), Embeds)}
     assert "image-classification" in embedding
-    for tag in ADAPTERS.keys() - embedding:
+    for tag in TASKS.keys() - embedding:
         assert not hasattr(load_adapter(tag), "vote")
-    assert not [tag for tag in ADAPTERS if "raise NotImplementedError" in inspect.getsource(load_adapter(tag))]
+    assert not [tag for tag in TASKS if "raise NotImplementedError" in inspect.getsource(load_adapter(tag))]
 
 
-@pytest.mark.parametrize("tag", ADAPTERS)
+@pytest.mark.parametrize("tag", TASKS)
 def test_an_adapter_meets_the_contract(tag: str) -> None:
     adapter = load_adapter(tag)
     assert adapter.tag == tag

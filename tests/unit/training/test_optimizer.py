@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.tiny.images import CONFIGS
 from tltasks.config.adaptation import Adapt, Full
-from tltasks.config.stage import ImageStage
+from tltasks.config.tasks.image import ImageStage
 from tltasks.models.adapters import find_head
 from tltasks.training.optimizer import MovingAverage, build_optimizer, layer_scales, learning_rate_factor, trained
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from tltasks.config.stage import ImageAugment, ImageChanges
+from tltasks.config.tasks.image import ImageAugment, ImageChanges
 from tltasks.data.seeding import draw_seed
 
 _MID_GREY = 128  # about the mean that processors subtract, so that erased and uncovered areas carry no signal

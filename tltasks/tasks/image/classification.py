@@ -23,10 +23,8 @@ from transformers import (
 )
 
 from tltasks import metrics
-from tltasks.config.data import ImageData
-from tltasks.config.model import ImageModel
 from tltasks.config.plan import StageKind, StagePlan
-from tltasks.config.stage import ImageStage
+from tltasks.config.tasks.image import ImageData, ImageModel, ImageStage
 from tltasks.data.corruptions import corrupt_image, generator
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
-from tltasks.config.data import UnlabelledImageData
-from tltasks.config.model import ImageModel
-from tltasks.config.objectives import ContrastiveStage
 from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.tasks.image import ContrastiveStage, ImageModel, UnlabelledImageData
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_lora_targets, merged

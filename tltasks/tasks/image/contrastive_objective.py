@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
-from tltasks.config.objectives import Views
+from tltasks.config.tasks.image import Views
 from tltasks.data.seeding import draw_seed
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_head

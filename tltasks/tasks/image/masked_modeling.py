@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from tltasks.config.data import ImageData, UnlabelledImageData
-from tltasks.config.model import ImageModel
-from tltasks.config.objectives import MaskedImageStage
 from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.tasks.image import ImageData, ImageModel, MaskedImageStage, UnlabelledImageData
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import find_lora_targets, merged

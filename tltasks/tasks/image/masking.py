@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedImageModeling, AutoModelForPreTraining, PretrainedConfig, PreTrainedModel
 
-from tltasks.config.objectives import Masking
+from tltasks.config.tasks.image import Masking
 from tltasks.data.seeding import draw_seed
 from tltasks.errors import CheckpointError, RecipeError
 

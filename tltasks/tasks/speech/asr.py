@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks import metrics
-from tltasks.config.data import SpeechData
-from tltasks.config.model import SpeechModel
 from tltasks.config.plan import StageKind, StagePlan
-from tltasks.config.stage import SpeechStage
+from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, generator
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError, RecipeError

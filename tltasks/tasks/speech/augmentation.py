@@ -8,7 +8,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from tltasks.config.stage import SpecAugment, SpeechAugment
+from tltasks.config.tasks.speech import SpecAugment, SpeechAugment
 from tltasks.tasks.speech.audio import Samples, loudest_stretch
 
 LARGEST_MASKED_SHARE = 0.2

@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForPreTraining, PretrainedConfig, PreTrainedModel
 
-from tltasks.config.data import UnlabelledSpeechData
-from tltasks.config.model import SpeechModel
-from tltasks.config.objectives import SpeechObjectiveStage
 from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.tasks.speech import SpeechModel, SpeechObjectiveStage, UnlabelledSpeechData
 from tltasks.data.batching import step_of_rows
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.data.seeding import draw_seed

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from tltasks.config.objectives import DenoisingStage, MaskedLanguageStage, TextObjectiveStage
+from tltasks.config.tasks.text import DenoisingStage, MaskedLanguageStage, TextObjectiveStage
 from tltasks.errors import CheckpointError, RecipeError
 
 Ids = NDArray[np.int64]

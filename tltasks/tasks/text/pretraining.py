@@ -20,10 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from tltasks.config.data import UnlabelledTextData
-from tltasks.config.model import TextModel
-from tltasks.config.objectives import CausalLanguageStage, MaskedLanguageStage, TextObjectiveStage
 from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.tasks.text import (
+    CausalLanguageStage,
+    MaskedLanguageStage,
+    TextModel,
+    TextObjectiveStage,
+    UnlabelledTextData,
+)
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_batch, padded
 from tltasks.data.seeding import draw_seed

@@ -9,8 +9,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
 
-from tltasks.config.data import TextData
-from tltasks.config.model import Generation, TextModel
+from tltasks.config.tasks.text import Generation, TextData, TextModel
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.tasks.text.long_documents import split_document
 

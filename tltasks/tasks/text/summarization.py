@@ -23,10 +23,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tltasks.config.data import TextData
-from tltasks.config.model import TextModel
 from tltasks.config.plan import StageKind, StagePlan
-from tltasks.config.stage import TextStage
+from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_text, generator
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_batch, padded

@@ -18,8 +18,8 @@ from tests.tiny.images import save_data, save_mae, save_model
 from tests.tiny.runs import in_processes, largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.config.objectives import Views
 from tltasks.config.plan import plan_stages
+from tltasks.config.tasks.image import Views
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.runs.prepare import prepare_stages
 from tltasks.tasks.image.contrastive_objective import Projection, TwoViews, nt_xent

@@ -19,8 +19,8 @@ from tests.tiny.images import png, save_data, save_mae, save_model
 from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.config.objectives import UnlabelledStage
 from tltasks.config.plan import plan_stages
+from tltasks.config.stage import UnlabelledStage
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.runs.prepare import PreparedStage, prepare_stages
 from tltasks.runs.story import _can_publish_adapter

@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from tests.tiny import texts
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
-from tltasks.config.data import TextData
 from tltasks.config.loading import load_recipe, located
-from tltasks.config.model import TextModel
 from tltasks.config.plan import plan_stages
+from tltasks.config.tasks.text import TextData, TextModel
 from tltasks.data.loading import encode_split, load_splits
 from tltasks.errors import DataError, RecipeError
 from tltasks.models.adapters import adapt, merged

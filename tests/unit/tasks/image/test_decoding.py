@@ -21,7 +21,7 @@ from transformers.image_utils import load_image
 
 import tltasks.tasks.image.augmentation
 import tltasks.tasks.image.decoding
-from tltasks.config.stage import ImageAugment, RandAugment
+from tltasks.config.tasks.image import ImageAugment, RandAugment
 from tltasks.errors import DataError
 from tltasks.tasks.image.augmentation import ImageAugmentation, Mix, apply_mix, draw_mix
 from tltasks.tasks.image.decoding import decode_image, to_png

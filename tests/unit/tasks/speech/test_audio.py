@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 import tltasks.tasks.speech.audio
-from tltasks.config.stage import SpecAugment, SpeechAugment
+from tltasks.config.tasks.speech import SpecAugment, SpeechAugment
 from tltasks.errors import DataError
 from tltasks.tasks.speech.audio import audio_seconds, decode_audio, from_int16, split_at_silence, to_flac, to_int16
 from tltasks.tasks.speech.augmentation import Masks, augment_audio, mask_samples, mask_spectrogram

@@ -1,0 +1,230 @@
+"""Tasks of images, and what a recipe says of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from tltasks.config.data import Corruptions, Data
+from tltasks.config.model import As, Model
+from tltasks.config.section import FileName, PositiveFloat, PositiveInt, Prompt, Section, Share
+from tltasks.config.stage import JointStage, Stage, UnlabelledStage
+from tltasks.config.tasks.spec import IMAGE, TaskSpec
+
+
+class ImageModel(Model):
+    image_size: PositiveInt | None = None
+    """Side of the square input in pixels; position embeddings are interpolated. Unset: the checkpoint's own."""
+    config: dict[FileName, bool | int | float | str | list[int]] = {}
+    """Keys of the checkpoint's config.json to change, such as `{num_hidden_layers: 6}`: another architecture, from
+    random weights. A stage with `start: previous` has that of the stage before."""
+    prompts: Annotated[list[Prompt], Field(min_length=1)] | None = None
+    """Models of images and texts, as CLIP: what the name of a class is put into, several being averaged. Unset:
+    `a photo of a {}.`"""
+    as_: Annotated[As | None, Field(alias="as")] = None
+    """Use a language checkpoint's transformer blocks for images, with a new input layer and head. frozen-transformer:
+    the blocks stay as they are, but for normalisation layers and positions (Lu et al.,
+    https://arxiv.org/abs/2103.05247). transformer: every weight is trained."""
+    patch_size: PositiveInt | None = None
+    """With `as`: side in pixels of the squares that the image is cut into."""
+
+    @model_validator(mode="after")
+    def _has_patches(self) -> Self:
+        if self.as_ is None:
+            if self.patch_size is not None:
+                raise ValueError(
+                    "`patch_size` is a key of language models under `as`; other checkpoints have their own"
+                )
+        elif self.image_size is None or self.patch_size is None:
+            raise ValueError("`as` needs `image_size` and `patch_size`: a language checkpoint has none")
+        elif self.image_size % self.patch_size:
+            raise ValueError(f"`patch_size` {self.patch_size} does not divide `image_size` {self.image_size}")
+        return self
+
+
+ImageCorruption = Literal[
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "gaussian_blur",
+    "defocus_blur",
+    "brightness",
+    "contrast",
+    "pixelate",
+    "jpeg",
+]
+
+
+class ImageCorruptions(Corruptions):
+    """Source: Hendrycks and Dietterich, https://arxiv.org/abs/1903.12261."""
+
+    kinds: Annotated[list[ImageCorruption], Field(min_length=1)] = list(get_args(ImageCorruption))
+    severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [1, 2, 3, 4, 5]
+    """As ImageNet-C has them; as CIFAR-10-C for pictures with a side below 64 pixels."""
+
+    @property
+    def chosen(self) -> list[tuple[str, float]]:
+        return [(kind, level) for kind in self.kinds for level in sorted(self.severities)]
+
+    @property
+    def level(self) -> str:
+        return "severity"
+
+
+class ImageColumns(Section):
+    image: str = "image"
+    label: str = "label"
+
+
+class ImageData(Data):
+    columns: ImageColumns = ImageColumns()
+    """Names of the data set's columns."""
+    class_names: Annotated[list[str], Field(min_length=2)] | None = None
+    """Names of integer labels 0, 1, …, where the data set has none."""
+    corruptions: ImageCorruptions | None = None
+    """Noise, blur, contrast, JPEG …: how much worse the model is on test images of lower quality."""
+
+
+class UnlabelledImageColumns(Section):
+    image: str = "image"
+    label: str | None = None
+    """Names of classes, which nothing is trained on: with them, features are judged by their nearest neighbours."""
+
+
+class UnlabelledImageData(Data):
+    columns: UnlabelledImageColumns = UnlabelledImageColumns()
+    """Names of the data set's columns."""
+
+
+class RandAugment(Section):
+    """Source: Cubuk et al., https://arxiv.org/abs/1909.13719."""
+
+    ops: PositiveInt = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
+class ImageChanges(Section):
+    """Training-time changes to images, each drawn from (seed, epoch, row)."""
+
+    flip: bool = False
+    """Mirror left and right with probability 1/2."""
+    crop: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Random crop of at least this share of the area, resized back."""
+    randaugment: RandAugment | None = None
+    erase: Share = 0.0
+    """Probability of erasing a rectangle. Source: Zhong et al., https://arxiv.org/abs/1708.04896."""
+
+
+class ImageAugment(ImageChanges):
+    """Training-time changes to images and their labels, each drawn from (seed, epoch, row)."""
+
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of mixing two images and their labels. Source: Zhang et al., https://arxiv.org/abs/1710.09412."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Beta parameter of pasting a rectangle. Source: Yun et al., https://arxiv.org/abs/1905.04899."""
+
+
+class ImageStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: ImageModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: ImageData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    augment: ImageAugment = ImageAugment()
+    label_smoothing: Share = 0.0
+    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+
+
+class Masking(Section):
+    """What a masked image modelling objective hides and has predicted."""
+
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the image that is hidden. Unset: 0.75 for MAE, 0.6 for SimMIM."""
+    square_pixels: PositiveInt | None = None
+    """SimMIM: side of the squares that are hidden as a whole. Unset: about a sixth of the image's side, as in the
+    paper (32 of 192)."""
+    normalised_pixels: bool = True
+    """MAE: predict the pixels of each patch less their mean, over their standard deviation."""
+
+
+class MaskedImageStage(UnlabelledStage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: ImageModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: UnlabelledImageData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    augment: ImageChanges = ImageChanges()
+    mask: Masking = Masking()
+
+
+class Views(Section):
+    """How the two views of an image are drawn, each from (seed, epoch, row); at evaluation they are always the same."""
+
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Random crop of at least this share of the area, resized back."""
+    flip: bool = True
+    colour: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Strength of changes to brightness, contrast, saturation and hue, made with probability 0.8. The paper has 0.5 for
+    CIFAR-10."""
+    grey: Share = 0.2
+    """Probability of taking the colour out."""
+    blur: Share = 0.5
+    """Probability of blurring. The paper has 0 for CIFAR-10."""
+
+
+class ContrastiveStage(JointStage):
+    """Keys of SimCLR, which are the paper's where they are unset; `group` is the images that are each other's
+    negatives. Source: Chen et al., https://arxiv.org/abs/2002.05709."""
+
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: ImageModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: UnlabelledImageData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    views: Views = Views()
+    temperature: PositiveFloat = 0.1
+    """What similarities are divided by. The paper has 0.5 for CIFAR-10."""
+    projection: PositiveInt | None = None
+    """Width in which views are compared, behind a hidden layer that is as wide as the features. Unset: that of a
+    checkpoint which has such a projection, or 128."""
+
+
+TASKS = (
+    TaskSpec(
+        tag="image-classification",
+        summary="the class of a picture",
+        adapter="tltasks.tasks.image.classification:ImageClassification",
+        model=ImageModel,
+        data=ImageData,
+        stage=ImageStage,
+        input=IMAGE,
+        annotation="classes",
+        auto_mappings=(
+            "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+            "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+        ),
+        own_models=frozenset({"FrozenTransformerForImageClassification"}),
+    ),
+    TaskSpec(
+        tag="masked-image-modeling",
+        summary="an encoder from pictures without labels, which fills in what is hidden of them (MAE, SimMIM)",
+        adapter="tltasks.tasks.image.masked_modeling:MaskedImageModeling",
+        model=ImageModel,
+        data=UnlabelledImageData,
+        stage=MaskedImageStage,
+        input=IMAGE,
+    ),
+    TaskSpec(
+        tag="contrastive-image",
+        summary="an encoder from pictures without labels, which tells two views of one from those of others (SimCLR)",
+        adapter="tltasks.tasks.image.contrastive:ContrastiveImage",
+        model=ImageModel,
+        data=UnlabelledImageData,
+        stage=ContrastiveStage,
+        input=IMAGE,
+    ),
+)

@@ -1,0 +1,180 @@
+"""Tasks of speech, and what a recipe says of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tltasks.config.data import Corruptions, Data
+from tltasks.config.model import As, Model
+from tltasks.config.section import PositiveFloat, PositiveInt, Section
+from tltasks.config.stage import JointStage, Stage
+from tltasks.config.tasks.spec import AUDIO, TaskSpec
+
+
+class SpeechModel(Model):
+    language: str | None = None
+    """Language of the text: a code (`es`) or an English name (`spanish`). A multilingual checkpoint needs it for
+    training; without it, it detects the language of each clip. English-only and CTC checkpoints take none."""
+    speech_task: Literal["transcribe", "translate"] | None = None
+    """What a multilingual checkpoint is asked for. Unset: transcribe."""
+    audio_window: Literal["fit"] | PositiveInt | None = None
+    """Seconds of audio that Whisper's encoder takes at once: `fit` is the data's longest clip, in whole seconds. A
+    shorter window is faster in proportion, and must be trained. Unset: the checkpoint's own (30)."""
+    beams: PositiveInt = 1
+    """Hypotheses kept in decoding, at evaluation and in the saved generation config."""
+    as_: Annotated[As | None, Field(alias="as")] = None
+    """Use a language checkpoint's transformer blocks for speech, with a new input layer and a head for CTC.
+    frozen-transformer: the blocks stay as they are, but for normalisation layers and positions (Lu et al.,
+    https://arxiv.org/abs/2103.05247). transformer: every weight is trained."""
+    frame_ms: Annotated[int, Field(ge=20, le=200, multiple_of=20)] | None = None
+    """With `as`: milliseconds of sound in the place of a word, a multiple of 20. Unset: 40."""
+
+    @model_validator(mode="after")
+    def _has_frames(self) -> Self:
+        if self.as_ is None and self.frame_ms is not None:
+            raise ValueError("`frame_ms` is a key of language models under `as`; other checkpoints have their own")
+        return self
+
+
+class SpeechCorruptions(Corruptions):
+    kinds: Annotated[list[Literal["white_noise", "pink_noise"]], Field(min_length=1)] = ["white_noise", "pink_noise"]
+    snr_db: Annotated[list[Annotated[float, Field(ge=-20, le=60)]], Field(min_length=1)] = [20.0, 10.0, 5.0, 0.0]
+    """Ratios of signal to noise in dB, by mean power."""
+
+    @property
+    def chosen(self) -> list[tuple[str, float]]:
+        return [(kind, level) for kind in self.kinds for level in sorted(self.snr_db, reverse=True)]
+
+    @property
+    def level(self) -> str:
+        return "SNR in dB"
+
+
+class SpeechColumns(Section):
+    audio: str = "audio"
+    text: str = "text"
+    segments: str | None = None
+    """Timestamps: a list of `{start, end, text}` in seconds, by which training cuts recordings that are longer than the
+    model hears at once. Without it they are left out and counted."""
+
+
+class SpeechData(Data):
+    columns: SpeechColumns = SpeechColumns()
+    """Names of the data set's columns."""
+    normaliser: Literal["auto", "none", "basic", "unaccented", "english"] = "auto"
+    """What is evened out before texts are compared. none: nothing. basic: case, punctuation and width. unaccented:
+    also accents. english: Whisper's rules for English (numbers, contractions). auto: english, or else basic."""
+    corruptions: SpeechCorruptions | None = None
+    """How much worse the model is on test clips with noise."""
+
+
+class UnlabelledSpeechColumns(Section):
+    audio: str = "audio"
+    label: str | None = None
+    """Names of classes (speakers, intents), which nothing is trained on: they judge features by their neighbours."""
+
+
+class UnlabelledSpeechData(Data):
+    columns: UnlabelledSpeechColumns = UnlabelledSpeechColumns()
+    """Names of the data set's columns."""
+
+
+class SpecAugment(Section):
+    """Source: Park et al., https://arxiv.org/abs/1904.08779."""
+
+    time_masks: Annotated[int, Field(ge=0)] = 2
+    """Stretches of time that are silenced."""
+    time_seconds: PositiveFloat = 0.5
+    """Longest of them; together they take at most a fifth of a clip."""
+    frequency_masks: Annotated[int, Field(ge=0)] = 2
+    """Bands of frequency that are taken out."""
+    frequency_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Widest of them, as a share of the bands."""
+
+
+class SpeechAugment(Section):
+    """Training-time changes to audio, each drawn from (seed, epoch, row)."""
+
+    spec_augment: SpecAugment | None = None
+    speed: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Play up to this share faster or slower (pitch changes too). Source: Ko et al., Interspeech 2015."""
+    gain_db: Annotated[float, Field(ge=0, le=40)] = 0.0
+    """Make up to this many decibels louder or softer."""
+    noise_db: Annotated[float, Field(ge=0, le=80)] | None = None
+    """Add white noise at a signal-to-noise ratio drawn between this many decibels and 20 more."""
+
+
+class SpeechStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: SpeechModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: SpeechData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    augment: SpeechAugment = SpeechAugment()
+
+
+class SpeechMasking(Section):
+    """Which frames of a clip (20 ms each in the usual checkpoints) are hidden."""
+
+    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.065
+    """Share of the frames at which a hidden stretch begins; stretches may overlap."""
+    span_frames: Annotated[int, Field(ge=2)] = 10
+    """Frames of a stretch."""
+
+
+class GumbelTemperature(Section):
+    """At which codes are drawn while training: `start` × `decay` to the power of the step, `end` at least."""
+
+    start: PositiveFloat = 2.0
+    end: PositiveFloat = 0.5
+    """The paper's for its smaller model; 0.1 for the larger."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.999995
+
+
+class SpeechObjectiveStage(JointStage):
+    """Keys of wav2vec 2.0's objective, which are the paper's where they are unset; `group` is the clips among which the
+    diversity of codes is measured. Source: Baevski et al., https://arxiv.org/abs/2006.11477."""
+
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: SpeechModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: UnlabelledSpeechData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    mask: SpeechMasking = SpeechMasking()
+    negatives: PositiveInt = 100
+    """Other hidden frames of the same clip among which each has to be told."""
+    temperature: PositiveFloat = 0.1
+    """What similarities are divided by."""
+    gumbel: GumbelTemperature = GumbelTemperature()
+    diversity_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the loss that has all codes used alike."""
+    crop_seconds: PositiveFloat = 15.625
+    """Longer clips are cropped to this: at random while training, their beginning at evaluation."""
+
+
+TASKS = (
+    TaskSpec(
+        tag="automatic-speech-recognition",
+        summary="the text of a recording",
+        adapter="tltasks.tasks.speech.asr:SpeechRecognition",
+        model=SpeechModel,
+        data=SpeechData,
+        stage=SpeechStage,
+        input=AUDIO,
+        annotation="text",
+        auto_mappings=("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "MODEL_FOR_CTC_MAPPING_NAMES"),
+    ),
+    TaskSpec(
+        tag="speech-pretraining",
+        summary="an encoder from recordings without texts, which tells hidden frames from others (wav2vec 2.0)",
+        adapter="tltasks.tasks.speech.pretraining:SpeechPretraining",
+        model=SpeechModel,
+        data=UnlabelledSpeechData,
+        stage=SpeechObjectiveStage,
+        input=AUDIO,
+    ),
+)

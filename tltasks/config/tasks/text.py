@@ -1,0 +1,164 @@
+"""Tasks of text, and what a recipe says of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tltasks.config.data import Corruptions, Data
+from tltasks.config.model import Model
+from tltasks.config.section import PositiveInt, Section, Share
+from tltasks.config.stage import Stage, UnlabelledStage
+from tltasks.config.tasks.spec import TEXT, TaskSpec
+
+
+class Generation(Section):
+    """How summaries are generated; what is unset is as the checkpoint's own generation_config.json says."""
+
+    num_beams: PositiveInt | None = None
+    """Beams of the search; 1 takes the likeliest token at each step."""
+    length_penalty: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Exponent of the length that a beam's score is divided by: above 0 favours longer summaries."""
+    early_stopping: bool | None = None
+    """Stop when there are as many finished summaries as beams."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    """Tokens of the shortest run that may not come twice; 0 allows all."""
+    min_new_tokens: Annotated[int, Field(ge=0)] | None = None
+
+
+class TextModel(Model):
+    prompt: Annotated[str, Field(pattern=r"\{document\}")] | None = None
+    """What the document is put into, such as `summarize: {document}`. Unset: as the checkpoint was trained."""
+    language: str | None = None
+    """Language token of checkpoints that have them (mBART: `en_XX`), for documents and summaries."""
+    generation: Generation = Generation()
+
+
+class TextCorruptions(Corruptions):
+    """Source: Belinkov and Bisk, https://arxiv.org/abs/1711.02173."""
+
+    kinds: Annotated[list[Literal["swap", "drop", "double", "key", "typos"]], Field(min_length=1)] = ["typos"]
+    rates: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.02, 0.05, 0.1]
+    """Shares of letters with a typo. typos: each of the four others in turn."""
+
+    @property
+    def chosen(self) -> list[tuple[str, float]]:
+        return [(kind, level) for kind in self.kinds for level in sorted(self.rates)]
+
+    @property
+    def level(self) -> str:
+        return "share of letters"
+
+
+class TextColumns(Section):
+    document: str = "document"
+    summary: str = "summary"
+
+
+class TextData(Data):
+    columns: TextColumns = TextColumns()
+    """Names of the data set's columns."""
+    max_document_tokens: PositiveInt = 512
+    """Tokens of a document with its prompt; what is longer is cut at the end, and the share of it is shown."""
+    long_documents: Literal["truncate", "split"] = "truncate"
+    """What becomes of longer documents outside training. truncate: they are cut, as in training. split: each piece is
+    summarised and the summaries are joined, and summarised once more where they are too long together."""
+    max_summary_tokens: PositiveInt = 64
+    """Tokens of a summary, in training and as generated."""
+    corruptions: TextCorruptions | None = None
+    """How much worse the model is on test documents with typos."""
+
+
+class UnlabelledTextColumns(Section):
+    text: str = "text"
+    label: str | None = None
+    """Names of classes, which nothing is trained on: with them, features are judged by their nearest neighbours."""
+
+
+class UnlabelledTextData(Data):
+    columns: UnlabelledTextColumns = UnlabelledTextColumns()
+    """Names of the data set's columns."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Tokens that are read of a text, special ones included: of a longer one another stretch in each epoch, and its
+    beginning at evaluation."""
+
+
+class TextStage(Stage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: TextModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: TextData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+    label_smoothing: Share = 0.0
+    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+    packing: bool = True
+    """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""
+
+
+class TextObjectiveStage(UnlabelledStage):
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: TextModel | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: UnlabelledTextData | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
+
+
+class DenoisingStage(TextObjectiveStage):
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the tokens that is hidden. Unset: 0.15 for span corruption (T5), 0.3 for infilling (BART)."""
+    span_tokens: Annotated[float, Field(ge=1)] = 3.0
+    """Mean tokens of a hidden stretch."""
+
+
+class MaskedLanguageStage(TextObjectiveStage):
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the tokens that is predicted: eight of ten of them hidden, one another token, one as it was."""
+
+
+class CausalLanguageStage(TextObjectiveStage):
+    packing: bool = True
+    """Several texts in one row, blind to each other. Speed, never results."""
+
+
+TASKS = (
+    TaskSpec(
+        tag="summarization",
+        summary="a summary of a text",
+        adapter="tltasks.tasks.text.summarization:Summarization",
+        model=TextModel,
+        data=TextData,
+        stage=TextStage,
+        input=TEXT,
+        auto_mappings=("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    ),
+    TaskSpec(
+        tag="text-denoising",
+        summary="an encoder-decoder from texts alone, which restores hidden stretches (T5, BART)",
+        adapter="tltasks.tasks.text.pretraining:TextDenoising",
+        model=TextModel,
+        data=UnlabelledTextData,
+        stage=DenoisingStage,
+        input=TEXT,
+    ),
+    TaskSpec(
+        tag="masked-language-modeling",
+        summary="an encoder from texts alone, which predicts hidden tokens (BERT)",
+        adapter="tltasks.tasks.text.pretraining:MaskedLanguageModeling",
+        model=TextModel,
+        data=UnlabelledTextData,
+        stage=MaskedLanguageStage,
+        input=TEXT,
+    ),
+    TaskSpec(
+        tag="causal-language-modeling",
+        summary="a decoder from texts alone, which predicts the next token (GPT)",
+        adapter="tltasks.tasks.text.pretraining:CausalLanguageModeling",
+        model=TextModel,
+        data=UnlabelledTextData,
+        stage=CausalLanguageStage,
+        input=TEXT,
+    ),
+)
