@@ -9,7 +9,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage, signal
 
 Pixels = NDArray[np.uint8]
 Samples = NDArray[np.float32]
@@ -71,11 +70,15 @@ def _impulse_noise(picture: Pixels, share: float, random: Random) -> Pixels:
 
 
 def _gaussian_blur(picture: Pixels, sigma: float, random: Random) -> Pixels:
+    from scipy import ndimage  # slow to import
+
     return _to_pixels(ndimage.gaussian_filter(picture / 255, (sigma, sigma, 0)))
 
 
 def _defocus_blur(picture: Pixels, radius: float, random: Random) -> Pixels:
-    """By a disc with a softened edge."""
+    """Blur by a disc with a softened edge."""
+    from scipy import ndimage, signal  # slow to import
+
     places = np.arange(-max(8, int(radius)), max(8, int(radius)) + 1)
     disc = (places[:, None] ** 2 + places[None, :] ** 2 <= radius**2).astype(float)
     soft = ndimage.gaussian_filter(disc / disc.sum(), _EDGES[radius], radius=1 if radius <= 8 else 2)

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
-from sklearn.model_selection import train_test_split
 
 from tltasks.config.data import Data, Source
 from tltasks.errors import DataError, first_line
@@ -221,6 +220,8 @@ def _hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | 
         counts = np.bincount(labels)
         if counts.min() < 2 or min(n_held, n_rows - n_held) < len(counts):
             labels = None
+    from sklearn.model_selection import train_test_split  # a second to import
+
     kept, held = train_test_split(np.arange(n_rows), test_size=n_held, random_state=seed, stratify=labels)
     return (
         dataclasses.replace(train, rows=train.rows.select(np.sort(kept))),

@@ -14,7 +14,6 @@ import peft
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table_simple
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
@@ -173,12 +172,16 @@ def _resize_absolute(old: Tensor, new: nn.Parameter | Tensor, *, key: str, shown
     side = math.isqrt(n_new - prefix)
     if old.ndim > 3 or side**2 != n_new - prefix:
         raise CheckpointError(f"model {shown}: positions {key} are not on a square grid; unset model.image_size.")
+    from timm.layers import resample_abs_pos_embed  # slow to import, as all of timm comes along
+
     resampled: Tensor = resample_abs_pos_embed(table, new_size=[side, side], num_prefix_tokens=prefix)
     return resampled.view(new.shape)
 
 
 def _resize_relative(old: Tensor, new: nn.Parameter | Tensor) -> Tensor:
     window = (math.isqrt(new.shape[0]) + 1) // 2
+    from timm.layers import resize_rel_pos_bias_table_simple
+
     resized: Tensor = resize_rel_pos_bias_table_simple(
         old, new_window_size=(window, window), new_bias_shape=tuple(new.shape)
     )
