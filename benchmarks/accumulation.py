@@ -94,7 +94,7 @@ def encoded(recipe: Path, name: str) -> tuple[list[dict[str, list[int]]], transf
             }
             for row in rows
         ]
-    return made, task.build(plan.kind)
+    return made, task.build(plan.kind).model
 
 
 def by_trainer(

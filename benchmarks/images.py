@@ -151,9 +151,9 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
         (item,) = prepare.prepare_stages(accelerator, plans, recipe)
         preparation = time.perf_counter() - started
         context = story.Context(accelerator, recipe, Path(output), precision, Console(quiet=True), lambda: False)
-        model = item.task.build(plans[0].kind)
-        choose_attention(model, tokens=item.task.sequence_length, device=accelerator.device, precision=precision)
-        adapted, head = story._adapt(item, model)
+        built = item.task.build(plans[0].kind)
+        choose_attention(built.model, tokens=item.task.sequence_length, device=accelerator.device, precision=precision)
+        adapted, head = story._adapt(recipe, item, built)
         ends: list[float] = []
         job = story._job(
             context, item, head, on_step=lambda progress, loss: ends.append(time.perf_counter()), evaluate=None

@@ -187,7 +187,7 @@ def run_stage(folder: Path) -> dict[str, Any]:
         (item,) = prepare.prepare_stages(accelerator, plans, recipe)
     rows = item.encoded["train"].rows
     with phase(PHASES[1]):
-        model, head = story._adapt(item, item.task.build(plans[0].kind))
+        model, head = story._adapt(recipe, item, item.task.build(plans[0].kind))
         job = story._job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
         progress = train(accelerator, job, model)
     assert progress.examples == len(rows)

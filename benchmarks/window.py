@@ -38,7 +38,7 @@ from tltasks.data.batching import plan_epoch, steps_per_epoch  # noqa: E402
 from tltasks.data.loading import EncodedSplit, encode_split, load_splits  # noqa: E402
 from tltasks.models.adapters import adapt  # noqa: E402
 from tltasks.runtime import devices  # noqa: E402
-from tltasks.tasks.base import Batch, Checkpoint  # noqa: E402
+from tltasks.tasks.base import Batch, BuiltModel, Checkpoint  # noqa: E402
 from tltasks.tasks.speech.asr import SpeechRecognition  # noqa: E402
 
 
@@ -62,16 +62,15 @@ def main() -> None:
     }
     judged = encoded["test"]
     encoded["test"] = dataclasses.replace(judged, rows=judged.rows.select(range(min(options.clips, len(judged.rows)))))
-    untouched = task.untouched()
-    teacher = untouched.build(plan.kind).eval()
-    curves: dict[str, Any] = {"untouched": error_rate(untouched, teacher, encoded["test"])}
-    print(f"untouched, 30 s: {curves['untouched']:.1f} %", flush=True)
-    curves["cut"] = error_rate(task, task.build(plan.kind), encoded["test"])
+    pretrained = task.as_pretrained().build(plan.kind)
+    curves: dict[str, Any] = {"pretrained": error_rate(pretrained.task, pretrained.model.eval(), encoded["test"])}
+    print(f"pretrained, 30 s: {curves['pretrained']:.1f} %", flush=True)
+    curves["cut"] = error_rate(task, task.build(plan.kind).model, encoded["test"])
     print(f"cut to {task.recogniser.window_seconds:g} s: {curves['cut']:.1f} %", flush=True)
     for arm, rates in RATES.items():
         tried = {}
         for rate in rates:
-            model: Any = task.build(plan.kind)
+            model: Any = task.build(plan.kind).model
             if arm == "lora":
                 targets = task.lora_targets(model)
                 model = adapt(
@@ -80,7 +79,7 @@ def main() -> None:
             if arm == "distil":
                 for name, parameter in model.named_parameters():
                     parameter.requires_grad_("encoder" in name)
-            tried[rate] = train(task, model, encoded, loss_of(arm, task, untouched, teacher), rate, options)
+            tried[rate] = train(task, model, encoded, loss_of(arm, task, pretrained), rate, options)
             print(f"{arm:7} {rate:g}: " + ", ".join(f"{p['wer']:.1f} %" for p in tried[rate]), flush=True)
         best = min(tried, key=lambda rate: tried[rate][-1]["wer"])
         curves[arm] = {"learning_rate": best, "curve": tried[best], "others": {f"{r:g}": c for r, c in tried.items()}}
@@ -98,12 +97,16 @@ def main() -> None:
 Loss = Callable[[nn.Module, EncodedSplit, list[int], int], Tensor]
 
 
-def loss_of(arm: str, task: SpeechRecognition, untouched: SpeechRecognition, teacher: Any) -> Loss:
+def loss_of(arm: str, task: SpeechRecognition, pretrained: BuiltModel[SpeechRecognition]) -> Loss:
+    teacher: Any = pretrained.model
+
     def texts(model: nn.Module, split: EncodedSplit, rows: list[int], epoch: int) -> Tensor:
         return task.loss(model, task.collate_train(split.rows, rows, epoch=epoch))
 
     def encoders(model: Any, split: EncodedSplit, rows: list[int], epoch: int) -> Tensor:
-        short, long = (t.collate_train(split.rows, rows, epoch=epoch)["input_features"] for t in (task, untouched))
+        short, long = (
+            t.collate_train(split.rows, rows, epoch=epoch)["input_features"] for t in (task, pretrained.task)
+        )
         with torch.no_grad():
             wanted = teacher.get_encoder()(long).last_hidden_state
         given = model.get_encoder()(short).last_hidden_state

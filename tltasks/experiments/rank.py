@@ -124,7 +124,7 @@ def judge(recipe: Recipe, context: Levels, candidate: str, output: Path) -> Judg
     only = {"task": plans[-1].task, "model": plans[0].model, "data": plans[-1].data, "stages": [probe]}
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, (item,) = open_recipe(recipe.model_copy(update=only), output)
-    model = item.task.build(item.plan.kind)
+    model = item.task.build(item.plan.kind).model
     started = time.perf_counter()
     head, split = item.task.head(model)[0], item.encoded["train"]
     features = cached_features(accelerator, item.task, model, head, split, workers=0)

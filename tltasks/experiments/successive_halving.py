@@ -53,7 +53,8 @@ def zero_shot_loss(recipe: Recipe, output: Path) -> Estimated:
     started = time.perf_counter()
     split = item.encoded["train"].rows
     rows = split.select(drawn_rows(len(split), LOSS_ROWS, seed=recipe.seed))
-    model = task.build(item.plan.kind).to(accelerator.device).eval()
+    built = task.build(item.plan.kind)
+    task, model = built.task, built.model.to(accelerator.device).eval()
     nats = 0.0
     for i in range(len(rows)):
         batch = send_to_device(task.collate_train(rows, [i], epoch=0), accelerator.device)

@@ -57,7 +57,7 @@ class SavedModel:
         """The model, attending as the run's own did."""
         model: nn.Module
         if self.base is None:
-            model = self.task.build(STAGES["zero_shot"])
+            model = self.task.build(STAGES["zero_shot"]).model
         else:
             model = self.task.starting_from(self.base).reload(self.folder)
         plain = model.get_base_model() if isinstance(model, peft.PeftModel) else model

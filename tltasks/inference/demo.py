@@ -176,7 +176,7 @@ def _open_untouched(trained: SavedModel) -> SavedModel:
         pulled = client.pull(origin.name, revision=origin.revision, trust_remote_code=origin.trust_remote_code)
         origin = dataclasses.replace(origin, name=str(pulled), revision="main")
     source = resolve_checkpoint(origin, tag=plan.task).checkpoint
-    task = load_adapter(plan.task).open(plan, {}, source, seed=0).untouched()
+    task = load_adapter(plan.task).open(plan, {}, source, seed=0).as_pretrained()
     return dataclasses.replace(trained, task=task, base=None, folder=Path(source.name))
 
 

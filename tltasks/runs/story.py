@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +51,7 @@ from tltasks.runtime import devices
 from tltasks.runtime.files import locked, whole_folder, write_json, write_text
 from tltasks.runtime.precision import check_architecture, choose_attention, choose_precision
 from tltasks.tasks import load_adapter
-from tltasks.tasks.base import Checkpoint, Embeds, Prediction
+from tltasks.tasks.base import BuiltModel, Checkpoint, Embeds, Prediction, Task
 from tltasks.training.checkpoint import Checkpoints, Progress
 from tltasks.training.evaluation import (
     NEIGHBOUR_ROWS,
@@ -196,11 +196,12 @@ def _measure(accelerator: Accelerator, item: PreparedStage, recipe: Recipe, outp
     row = item.plan.kind
     if item.plan.stage.start == "previous":  # whose weights there are none of yet, and time does not depend on them
         row = dataclasses.replace(row, weights="random")
-    model: nn.Module = item.task.build(row)
+    built = item.task.build(row)
+    item, model = dataclasses.replace(item, task=built.task), built.model
     found: dict[str, Any] = {"stage": item.plan.name, "splits": splits}
     if item.plan.kind.trains and not item.plan.kind.cached:
         context = Context(accelerator, recipe, output, "", Console(quiet=True), lambda: False)
-        model, head = _adapt(recipe, item, model)
+        model, head = _adapt(recipe, item, built)
         job = _job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
         seconds = measure(accelerator, job, model)
         found |= {"steps": job.total_steps, "seconds": seconds * job.total_steps}
@@ -256,14 +257,15 @@ def _run_stage(
 
     started = time.perf_counter()
     set_seed(context.recipe.seed)
-    model: nn.Module = item.task.build(plan.kind)
+    built = item.task.build(plan.kind)
+    item, model = dataclasses.replace(item, task=built.task), built.model
     choose_attention(model, tokens=item.task.sequence_length, device=accelerator.device, precision=context.precision)
     progress = Progress()
     fitted: dict[str, Any] = {}
     if plan.kind.cached:
         progress, fitted = _probe(context, item, model)
     elif plan.kind.trains:
-        model, head = _adapt(context.recipe, item, model)
+        model, head = _adapt(context.recipe, item, built)
         progress = _train(context, item, model, head)
     _heed_stop(context, f"stage {plan.name}: stopped after training, before evaluation")
     trained, total = count_parameters(model)
@@ -271,7 +273,7 @@ def _run_stage(
     predict = partial(predict_rows, accelerator, item.task, workers=context.workers(plan.data.workers))
     arms: dict[str, dict[str, list[Prediction]]] = {}
     if plan.stage.interpolate is not None:
-        start = item.task.build(plan.kind)
+        start = item.task.build(plan.kind).model
         model, found = interpolate(item.task, start, model, plan.stage.interpolate, item.evaluated, predict)
         arms["not_interpolated"], fitted = found.trained, found.described()
         context.console.print(f"{plan.name}: interpolated to alpha {found.alpha:g}")
@@ -286,7 +288,7 @@ def _run_stage(
             f"{plan.name}: {robustness['metric']} on {name} {robustness['clean']:.3f}, "
             f"corrupted {robustness['mean']:.3f}"
         )
-    adapter = plan.kind.trains and last and _can_publish_adapter(context.recipe, item)
+    adapter = plan.kind.trains and last and _can_publish_adapter(context.recipe, item, built.provenance)
     for saved in [context.output / "model"] * last + [folder / "model"] * goes_on:
         if accelerator.is_main_process:
             with whole_folder(saved) as place:
@@ -307,7 +309,7 @@ def _run_stage(
         peak_memory_bytes=devices.peak_memory_bytes(accelerator.device),
         trainable_parameters=trained if plan.kind.trains else 0,
         total_parameters=total,
-        weights={**item.task.weights(), "adapter": adapter, "start": plan.stage.start},
+        weights={**built.provenance, "adapter": adapter, "start": plan.stage.start},
         data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
         training={**_describe_training(context, item, progress), **fitted} if plan.kind.trains else {},
         robustness=robustness,
@@ -331,10 +333,10 @@ def _heed_stop(context: Context, text: str) -> None:
         raise Interrupted(text)
 
 
-def _adapt(recipe: Recipe, item: PreparedStage, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
+def _adapt(recipe: Recipe, item: PreparedStage, built: BuiltModel[Task]) -> tuple[nn.Module, tuple[str, ...]]:
     """The model with what is to be trained set free, and the names of its head's modules."""
-    task, stage = item.task, item.plan.stage
-    if stage.adapt.is_virtual and not _can_publish_adapter(recipe, item):
+    task, stage, model = built.task, item.plan.stage, built.model
+    if stage.adapt.is_virtual and not _can_publish_adapter(recipe, item, built.provenance):
         raise RecipeError(
             f"adapt.{stage.adapt.method}: virtual tokens cannot be merged into weights, so the run saves an adapter: "
             "the checkpoint must be one of the Hub, `hub.publish: adapter`, the task one that answers, and no weights "
@@ -353,7 +355,7 @@ def _adapt(recipe: Recipe, item: PreparedStage, model: Any) -> tuple[nn.Module, 
         head=head,
         targets=task.lora_targets(model),
         shown_name=item.source.shown,
-        revision=str(task.weights().get("commit") or item.source.revision),  # what a branch holds may change
+        revision=str(built.provenance.get("commit") or item.source.revision),  # what a branch holds may change
     )
     return adapted, tuple(head)
 
@@ -448,7 +450,7 @@ def _job(
     )
 
 
-def _can_publish_adapter(recipe: Recipe, item: PreparedStage) -> bool:
+def _can_publish_adapter(recipe: Recipe, item: PreparedStage, provenance: Mapping[str, object]) -> bool:
     """An adapter can stand alone when its base is one that everyone can fetch, used as it is."""
     return (
         item.plan.stage.adapt.stands_alone
@@ -456,8 +458,8 @@ def _can_publish_adapter(recipe: Recipe, item: PreparedStage) -> bool:
         and not item.plan.stage.publishes_whole
         and item.plan.stage.start == "checkpoint"
         and not Path(item.source.name).is_dir()
-        and not item.task.weights().get("interpolated")
-        and not item.task.weights().get("prompts")  # the classes that texts name are not in an adapter
+        and not provenance.get("interpolated")
+        and not provenance.get("prompts")  # the classes that texts name are not in an adapter
     )
 
 
@@ -540,7 +542,7 @@ def _earlier_stages(
 
 
 def _baseline_predictions(context: Context, item: PreparedStage) -> dict[str, dict[str, list[Prediction]]]:
-    """Predictions by baseline and split: the task's own, and what the untouched checkpoint can do."""
+    """Predictions by baseline and split: the task's own, and what the pretrained checkpoint can do."""
     accelerator, task, plan = context.accelerator, item.task, item.plan
     workers = context.workers(plan.data.workers)
     train_rows = (item.encoded.get("train") or next(iter(item.evaluated.values()))).rows
@@ -555,23 +557,22 @@ def _baseline_predictions(context: Context, item: PreparedStage) -> dict[str, di
         or not (plan.kind.head == "kept" or isinstance(task, Embeds))
     ):
         return arms
-    plain = task.untouched()
-    untouched: nn.Module = plain.build(plan.kind)
+    pretrained = task.as_pretrained().build(plan.kind)
     if plan.kind.head == "kept":
         arms["checkpoint"] = {
-            name: predict_rows(accelerator, plain, untouched, split.rows, workers=workers)
+            name: predict_rows(accelerator, pretrained.task, pretrained.model, split.rows, workers=workers)
             for name, split in item.evaluated.items()
         }
         return arms
     assert isinstance(task, Embeds)
-    head, known = task.head(untouched)[0], item.encoded.get("train") or next(iter(item.evaluated.values()))
+    head, known = task.head(pretrained.model)[0], item.encoded.get("train") or next(iter(item.evaluated.values()))
     if len(known.rows) > NEIGHBOUR_ROWS:
         sample = known.rows.select(drawn_rows(len(known.rows), NEIGHBOUR_ROWS, seed=context.recipe.seed))
         fingerprint = f"{known.fingerprint}, {NEIGHBOUR_ROWS} rows by {context.recipe.seed}"
         known = dataclasses.replace(known, rows=sample, fingerprint=fingerprint)
-    vectors = cached_features(accelerator, task, untouched, head, known, workers=workers)
+    vectors = cached_features(accelerator, task, pretrained.model, head, known, workers=workers)
     for name, split in item.evaluated.items():
-        asked = cached_features(accelerator, task, untouched, head, split, workers=workers)
+        asked = cached_features(accelerator, task, pretrained.model, head, split, workers=workers)
         arms.setdefault("checkpoint_knn", {})[name] = task.knn_predict(vectors, task.references(known.rows), asked)
     return arms
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import datasets
 import numpy as np
@@ -48,6 +48,20 @@ class Checkpoint:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for any `from_pretrained`, after the name."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+AnyTask = TypeVar("AnyTask", covariant=True)
+
+
+@dataclass(frozen=True)
+class BuiltModel(Generic[AnyTask]):
+    """A model with its weights, and what building it has found out."""
+
+    model: PreTrainedModel
+    task: AnyTask
+    """The task as this model allows it, e.g. with several examples in a row; one without a model takes the slow way."""
+    provenance: dict[str, Any]
+    """Of the weights, as results keep it: name, revision, what was newly initialised, interpolated or left."""
 
 
 class Task(Protocol):
@@ -112,16 +126,12 @@ class Task(Protocol):
         """The same task with its weights from elsewhere."""
         ...
 
-    def untouched(self) -> Self:
-        """The same task with the checkpoint as it stands, for the baseline: without what the recipe changes in it."""
+    def as_pretrained(self) -> Self:
+        """The same task with the checkpoint as it stands, for the pretrained baseline: without the recipe's changes."""
         ...
 
-    def build(self, kind: StageKind) -> PreTrainedModel:
-        """The model with its weights and head as the stage's row says, in fp32."""
-        ...
-
-    def weights(self) -> dict[str, Any]:
-        """Provenance of what `build` loaded: name, revision, what was newly initialised."""
+    def build(self, kind: StageKind) -> BuiltModel[Self]:
+        """The model with its weights and head as the stage's row says, in fp32, and what was found out about it."""
         ...
 
     def head(self, model: nn.Module) -> list[str]:

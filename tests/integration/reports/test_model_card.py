@@ -703,7 +703,7 @@ def trained(folder: Path, architecture: str, *, adapter: bool) -> tuple[Path, Pa
     (plan,) = plan_stages(located(recipe))
     splits = load_splits(plan.data, seed=0, label="label")
     task = ImageClassification.open(plan, splits, Checkpoint(str(base), shown="ada/tiny"), seed=0)
-    model = task.build(plan.kind)
+    model = task.build(plan.kind).model
     head, targets = task.head(model), task.lora_targets(model)
     made = adapt(model, plan.stage, plan.kind, head=head, targets=targets, shown_name=str(base), revision="main").eval()
     torch.manual_seed(1)

@@ -59,11 +59,11 @@ def test_the_head_on_the_cache_is_the_head_through_the_backbone(
     recipe = write_recipe(zoo / f"{name}.yaml", zoo / name, zoo / "data", stage="{stage: probe, l2: 0.1}")
     accelerator, item, seen = Accelerator(cpu=True), opened(recipe), passes(monkeypatch)
     torch.manual_seed(0)
-    model = item.task.build(item.plan.kind)
+    model = item.task.build(item.plan.kind).model
     (head,) = item.task.head(model)
     _, fit = linear_probe.fit_probe(accelerator, item.task, model, [head], item.plan.stage, item.encoded, workers=0)
     assert len(seen) == 2
-    again = item.task.build(item.plan.kind)
+    again = item.task.build(item.plan.kind).model
     _, cached = linear_probe.fit_probe(accelerator, item.task, again, [head], item.plan.stage, item.encoded, workers=0)
     assert len(seen) == 2, "features were computed again"
     assert torch.equal(fit.weight, cached.weight)
@@ -92,7 +92,7 @@ def test_the_head_on_the_cache_is_the_head_through_the_backbone(
 def test_probabilities_from_the_cache_are_those_through_the_backbone(zoo: Path, name: str) -> None:
     recipe = write_recipe(zoo / f"{name}-p.yaml", zoo / name, zoo / "data", stage="{stage: probe, l2: 0.01}")
     accelerator, item = Accelerator(cpu=True), opened(recipe)
-    model = item.task.build(item.plan.kind)
+    model = item.task.build(item.plan.kind).model
     (head,) = item.task.head(model)
     _, fit = linear_probe.fit_probe(accelerator, item.task, model, [head], item.plan.stage, item.encoded, workers=0)
     rows = item.encoded["validation"].rows
@@ -105,7 +105,7 @@ def test_probabilities_from_the_cache_are_those_through_the_backbone(zoo: Path, 
 def test_other_weights_or_rows_are_other_features(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = write_recipe(zoo / "key.yaml", zoo / "vit", zoo / "data", stage="{stage: probe}")
     accelerator, item, seen = Accelerator(cpu=True), opened(recipe), passes(monkeypatch)
-    model = item.task.build(item.plan.kind)
+    model = item.task.build(item.plan.kind).model
     (head,) = item.task.head(model)
 
     def look(split: str = "train") -> None:
@@ -175,5 +175,11 @@ def test_what_a_probe_cannot_fit_is_refused(zoo: Path, tmp_path: Path) -> None:
     item = opened(recipe)
     with pytest.raises(CheckpointError, match="is not one linear layer"):
         linear_probe.fit_probe(
-            Accelerator(cpu=True), item.task, item.task.build(item.plan.kind), ["vit"], item.plan.stage, {}, workers=0
+            Accelerator(cpu=True),
+            item.task,
+            item.task.build(item.plan.kind).model,
+            ["vit"],
+            item.plan.stage,
+            {},
+            workers=0,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -32,7 +32,7 @@ from tltasks.models.adapters import find_head, find_lora_targets, merged, relabe
 from tltasks.models.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, OnnxInput, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, OnnxInput, Prediction
 from tltasks.tasks.image import augmentation, decoding
 from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
 from tltasks.tasks.image.preprocessing import Preprocessing, load_processor, set_image_size
@@ -93,8 +93,6 @@ class ImageClassification:
     seed: int
     texts: PromptClassifier | None = None
     """For a kept head of a model of images and texts, which is what the texts say of the classes."""
-    loaded: dict[str, Any] = field(default_factory=dict)
-    """Filled by `build`: what was newly initialised, which positions were interpolated."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -146,12 +144,12 @@ class ImageClassification:
     # -------------------------------------------------------------------------------------- model
 
     def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source, loaded={})
+        return dataclasses.replace(self, source=source)
 
-    def untouched(self) -> Self:
+    def as_pretrained(self) -> Self:
         return self
 
-    def build(self, kind: StageKind) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> BuiltModel[Self]:
         model, loaded = load_pretrained(
             self._auto_class,
             self.config,
@@ -170,11 +168,12 @@ class ImageClassification:
             )
         outer = [*head, *getattr(model, "input_layer", ())]
         share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.shown)
-        self.loaded.update(loaded, loaded_share=share)
+        about = {"name": self.source.shown, "revision": self.source.revision, "model_type": self.config.model_type}
+        provenance = {**about, **loaded, "loaded_share": share}
         if self.texts is not None:
-            self.loaded["prompts"] = self.texts.prompts
-            return self.texts.classifier(model, self.class_names)
-        return model
+            model = self.texts.classifier(model, self.class_names)
+            provenance["prompts"] = self.texts.prompts
+        return BuiltModel(model, self, provenance)
 
     @property
     def _auto_class(self) -> Any:
@@ -183,10 +182,6 @@ class ImageClassification:
     @property
     def architecture(self) -> str:
         return str(self.config.model_type)
-
-    def weights(self) -> dict[str, Any]:
-        kind = self.config.model_type
-        return {"name": self.source.shown, "revision": self.source.revision, "model_type": kind, **self.loaded}
 
     def head(self, model: nn.Module) -> list[str]:
         assert isinstance(model, PreTrainedModel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageClassification, PretrainedConfig
 
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.image import ContrastiveStage, ImageModel, UnlabelledImageData
@@ -23,7 +23,7 @@ from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, read_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.image import decoding
 from tltasks.tasks.image.contrastive_objective import ProjectedModel, Projection, TwoViews, nt_xent, open_projected
 from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
@@ -59,8 +59,6 @@ class ContrastiveImage:
     views: TwoViews
     stage: ContrastiveStage
     seed: int
-    loaded: dict[str, Any] = field(default_factory=dict)
-    """Filled by `build`: what was newly initialised, which positions were interpolated."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -93,12 +91,12 @@ class ContrastiveImage:
     # -------------------------------------------------------------------------------------- model
 
     def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source, loaded={})
+        return dataclasses.replace(self, source=source)
 
-    def untouched(self) -> Self:
+    def as_pretrained(self) -> Self:
         return self
 
-    def build(self, kind: StageKind) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> BuiltModel[Self]:
         model, loaded = load_pretrained(
             self.projected,
             self.config,
@@ -119,22 +117,20 @@ class ContrastiveImage:
                 "use `stage: transfer`, which puts a new one on its backbone."
             )
         share = check_loaded(model, loaded["newly_initialised"], head=[name], shown=self.source.shown)
-        self.loaded.update(loaded, loaded_share=share)
-        return model
-
-    @property
-    def architecture(self) -> str:
-        return str(self.config.model_type)
-
-    def weights(self) -> dict[str, Any]:
-        return {
+        provenance = {
             "name": self.source.shown,
             "revision": self.source.revision,
             "model_type": self.config.model_type,
             "objective": "SimCLR",
             "group": self.stage.together,
-            **self.loaded,
+            **loaded,
+            "loaded_share": share,
         }
+        return BuiltModel(model, self, provenance)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config.model_type)
 
     def head(self, model: nn.Module) -> list[str]:
         return [self.projected.head]

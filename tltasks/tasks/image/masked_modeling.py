@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.image import ImageData, ImageModel, MaskedImageStage, UnlabelledImageData
@@ -22,7 +22,7 @@ from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.image import augmentation, decoding
 from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
 from tltasks.tasks.image.masking import HEAD, MaskedAutoencoder, Objective, choose_objective
@@ -52,8 +52,6 @@ class MaskedImageModeling:
     objective: Objective
     stage: MaskedImageStage
     seed: int
-    loaded: dict[str, Any] = field(default_factory=dict)
-    """Filled by `build`: what was newly initialised, which positions were interpolated."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -86,12 +84,12 @@ class MaskedImageModeling:
     # -------------------------------------------------------------------------------------- model
 
     def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source, loaded={})
+        return dataclasses.replace(self, source=source)
 
-    def untouched(self) -> Self:
+    def as_pretrained(self) -> Self:
         return self
 
-    def build(self, kind: StageKind) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> BuiltModel[Self]:
         random = kind.weights == "random"
         model, loaded = load_pretrained(
             self.objective.auto_class,
@@ -111,23 +109,20 @@ class MaskedImageModeling:
                 "use `stage: transfer`, which puts a new one on its encoder."
             )
         share = check_loaded(model, loaded["newly_initialised"], head=[HEAD], shown=self.source.shown)
-        self.loaded.update(loaded, loaded_share=share)
-        return model
+        provenance = {
+            "name": self.source.shown,
+            "revision": self.source.revision,
+            "model_type": self.config.model_type,
+            "objective": "MAE" if isinstance(self.objective, MaskedAutoencoder) else "SimMIM",
+            "mask_ratio": self.objective.ratio,
+            **loaded,
+            "loaded_share": share,
+        }
+        return BuiltModel(model, self, provenance)
 
     @property
     def architecture(self) -> str:
         return str(self.config.model_type)
-
-    def weights(self) -> dict[str, Any]:
-        objective = "MAE" if isinstance(self.objective, MaskedAutoencoder) else "SimMIM"
-        return {
-            "name": self.source.shown,
-            "revision": self.source.revision,
-            "model_type": self.config.model_type,
-            "objective": objective,
-            "mask_ratio": self.objective.ratio,
-            **self.loaded,
-        }
 
     def head(self, model: nn.Module) -> list[str]:
         return [HEAD]

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from tltasks import metrics
 from tltasks.config.plan import StageKind, StagePlan
@@ -30,7 +30,7 @@ from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.frozen_transformer import wrap_for_speech
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, OnnxInput, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, OnnxInput, Prediction
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import augment_audio
@@ -87,8 +87,6 @@ class SpeechRecognition:
     """Whether the language puts spaces between words; where not, characters are what is counted."""
     stage: SpeechStage
     seed: int
-    loaded: dict[str, Any] = field(default_factory=dict)
-    """Filled by `build`: what was newly initialised, what was cut."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -123,12 +121,12 @@ class SpeechRecognition:
         return {}  # clips that cannot serve are left out and counted as they are encoded
 
     def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source, loaded={})
+        return dataclasses.replace(self, source=source)
 
-    def untouched(self) -> Self:
-        return dataclasses.replace(self, recogniser=self.recogniser.untouched(), loaded={})
+    def as_pretrained(self) -> Self:
+        return dataclasses.replace(self, recogniser=self.recogniser.as_pretrained())
 
-    def build(self, kind: StageKind) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> BuiltModel[Self]:
         model, loaded = load_pretrained(
             self.recogniser.auto_class,
             copy.deepcopy(self.recogniser.config),
@@ -148,21 +146,20 @@ class SpeechRecognition:
         outer = [*head, *getattr(model, "input_layer", ())]
         share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.shown)
         cut = self.recogniser.prepare(model)
-        self.loaded.update(loaded, interpolated=[*loaded["interpolated"], *cut], loaded_share=share)
-        return model
-
-    @property
-    def architecture(self) -> str:
-        return str(self.recogniser.config.model_type)
-
-    def weights(self) -> dict[str, Any]:
-        return {
+        provenance = {
             "name": self.source.shown,
             "revision": self.source.revision,
             "model_type": self.recogniser.config.model_type,
             "family": "CTC" if isinstance(self.recogniser, CtcRecogniser) else "sequence-to-sequence",
-            **self.loaded,
+            **loaded,
+            "interpolated": [*loaded["interpolated"], *cut],
+            "loaded_share": share,
         }
+        return BuiltModel(model, self, provenance)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.recogniser.config.model_type)
 
     def head(self, model: nn.Module) -> list[str]:
         return list(self.recogniser.head)

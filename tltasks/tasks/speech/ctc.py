@@ -110,7 +110,7 @@ class CtcRecogniser:
         """Whether clips go through the model one by one: a norm over a clip's whole length would count its padding."""
         return apart(self.config)
 
-    def untouched(self) -> Self:
+    def as_pretrained(self) -> Self:
         return self
 
     def prepare(self, model: PreTrainedModel) -> list[str]:

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForPreTraining, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForPreTraining, PretrainedConfig
 
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.speech import SpeechModel, SpeechObjectiveStage, UnlabelledSpeechData
@@ -30,7 +30,7 @@ from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.cross_entropy import unwrap_model
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.recognition import FRAMES_PER_SECOND, open_feature_extractor
@@ -76,8 +76,6 @@ class SpeechPretraining:
     feature_extractor: Any
     stage: SpeechObjectiveStage
     seed: int
-    loaded: dict[str, Any] = field(default_factory=dict)
-    """Filled by `build`: what was newly initialised."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -135,12 +133,12 @@ class SpeechPretraining:
     # -------------------------------------------------------------------------------------- model
 
     def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source, loaded={})
+        return dataclasses.replace(self, source=source)
 
-    def untouched(self) -> Self:
+    def as_pretrained(self) -> Self:
         return self
 
-    def build(self, kind: StageKind) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> BuiltModel[Self]:
         model, loaded = load_pretrained(
             AutoModelForPreTraining,
             copy.deepcopy(self.config),
@@ -158,23 +156,21 @@ class SpeechPretraining:
                 "use `stage: transfer`, which puts new ones on its encoder."
             )
         share = check_loaded(model, loaded["newly_initialised"], head=list(HEAD), shown=self.source.shown)
-        self.loaded.update(loaded, loaded_share=share)
         install_quantizer(model)
-        return model
-
-    @property
-    def architecture(self) -> str:
-        return str(self.config.model_type)
-
-    def weights(self) -> dict[str, Any]:
-        return {
+        provenance = {
             "name": self.source.shown,
             "revision": self.source.revision,
             "model_type": self.config.model_type,
             "objective": "wav2vec 2.0",
             "negatives": self.stage.negatives,
-            **self.loaded,
+            **loaded,
+            "loaded_share": share,
         }
+        return BuiltModel(model, self, provenance)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config.model_type)
 
     def head(self, model: nn.Module) -> list[str]:
         return list(HEAD)

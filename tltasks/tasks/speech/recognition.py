@@ -63,7 +63,7 @@ class Recogniser(Protocol):
         """Everything that labels depend on."""
         ...
 
-    def untouched(self) -> Self:
+    def as_pretrained(self) -> Self:
         """As the checkpoint stands, without what the recipe changes in its architecture."""
         ...
 

@@ -155,7 +155,7 @@ class SequenceRecogniser:
     def _longest_labels(self) -> int:
         return int(getattr(self.config, "max_target_positions", None) or 448)
 
-    def untouched(self) -> Self:
+    def as_pretrained(self) -> Self:
         return dataclasses.replace(self, window=None)
 
     def prepare(self, model: PreTrainedModel) -> list[str]:

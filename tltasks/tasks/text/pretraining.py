@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -36,7 +36,7 @@ from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.cross_entropy import has_plain_head, mean_loss, target_losses, unwrap_model
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
 from tltasks.tasks.text.prompting import SUFFIXES, open_tokenizer, positions, set_language, tokenizer_key
@@ -69,8 +69,10 @@ class TextPretraining:
     max_tokens: int
     stage: TextObjectiveStage
     seed: int
-    loaded: dict[str, Any] = field(default_factory=dict)
-    """Filled by `build`: what was newly initialised, what the model was found to allow."""
+    packs: bool = False
+    """Whether the model takes several examples in a row; `build` finds it out, and it changes no result."""
+    chunked_loss: bool = False
+    """Whether the loss may be computed some targets at a time, likewise."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -120,12 +122,12 @@ class TextPretraining:
     # -------------------------------------------------------------------------------------- model
 
     def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source, loaded={})
+        return dataclasses.replace(self, source=source)
 
-    def untouched(self) -> Self:
+    def as_pretrained(self) -> Self:
         return self
 
-    def build(self, kind: StageKind) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> BuiltModel[Self]:
         model, loaded = load_pretrained(
             self.objective.auto_class,
             copy.deepcopy(self.config),
@@ -144,25 +146,26 @@ class TextPretraining:
             )
         share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
         packs = isinstance(self.stage, CausalLanguageStage) and self.stage.packing and keeps_examples_apart(model)
-        self.loaded.update(loaded, loaded_share=share, packing=packs)
-        probe = self._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])
-        self.loaded["chunked_loss"] = has_plain_head(model, self._inputs(model, probe), probe["labels"])
-        return model
-
-    @property
-    def architecture(self) -> str:
-        return str(self.config.model_type)
-
-    def weights(self) -> dict[str, Any]:
-        return {
+        task = dataclasses.replace(self, packs=packs)
+        probe = task._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])
+        chunked = has_plain_head(model, task._inputs(model, probe), probe["labels"])
+        provenance = {
             "name": self.source.shown,
             "revision": self.source.revision,
             "model_type": self.config.model_type,
             "objective": self.objective.name,
             "mask_ratio": self.objective.ratio,
             "max_tokens": self.max_tokens,
-            **self.loaded,
+            **loaded,
+            "loaded_share": share,
+            "packing": packs,
+            "chunked_loss": chunked,
         }
+        return BuiltModel(model, dataclasses.replace(task, chunked_loss=chunked), provenance)
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config.model_type)
 
     def head(self, model: nn.Module) -> list[str]:
         return own_head(unwrap_model(model))
@@ -269,7 +272,7 @@ class TextPretraining:
         ]
         if isinstance(self.objective, CausalLanguage):
             whole = [read for read, _ in drawn]
-            together = epoch != EVALUATION and self.loaded.get("packing", False)
+            together = epoch != EVALUATION and self.packs
             return packed_batch([ids[:1] for ids in whole], [ids[1:] for ids in whole], together=together)
         return {
             "input_ids": torch.from_numpy(padded([read.tolist() for read, _ in drawn], fill=self._pad)),
@@ -283,7 +286,7 @@ class TextPretraining:
         inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
         if isinstance(self.objective, CausalLanguage):
             inputs["use_cache"] = False
-            if not self.loaded["packing"]:
+            if not self.packs:
                 return inputs | {"attention_mask": (batch["segments"] > 0).long()}
             seen = attention_mask(batch["segments"], model)
             return inputs | {"attention_mask": seen, "position_ids": batch["position_ids"]}
@@ -298,12 +301,12 @@ class TextPretraining:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = self._inputs(unwrap_model(model), batch)
-        return mean_loss(model, inputs, batch["labels"], chunked=self.loaded["chunked_loss"])
+        return mean_loss(model, inputs, batch["labels"], chunked=self.chunked_loss)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """The mean loss of each text, rounded so that other orders of summation do not show, and its features."""
         inputs, labels = self._inputs(unwrap_model(model), batch), batch["labels"]
-        losses, right = target_losses(model, inputs, labels, chunked=self.loaded["chunked_loss"])
+        losses, right = target_losses(model, inputs, labels, chunked=self.chunked_loss)
         counts = (labels != -100).sum(1).tolist()
         features = self.embed(model, batch).cpu().numpy()
         by_row = zip(*(torch.split(values.cpu(), counts) for values in (losses, right)), features, strict=True)

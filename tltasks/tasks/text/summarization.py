@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -34,7 +34,7 @@ from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.cross_entropy import has_plain_head, mean_loss, unwrap_model, writer
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
 from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.tasks.text.data_checks import check_pairs
 from tltasks.tasks.text.prompting import SUFFIXES, TextFormat, open_format, own_limits, stored_task
@@ -80,8 +80,10 @@ class Summarization:
     stage: TextStage
     seed: int
     splits: dict[str, Split]
-    loaded: dict[str, Any] = field(default_factory=dict)
-    """Filled by `build`: what was newly initialised, how summaries are generated, what the model was found to allow."""
+    packs: bool = False
+    """Whether the model takes several examples in a row; `build` finds it out, and it changes no result."""
+    chunked_loss: bool = False
+    """Whether the loss may be computed some targets at a time, likewise."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -112,12 +114,12 @@ class Summarization:
         return AutoModelForSeq2SeqLM if self.form.encoder_decoder else AutoModelForCausalLM
 
     def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source, loaded={})
+        return dataclasses.replace(self, source=source)
 
-    def untouched(self) -> Self:
+    def as_pretrained(self) -> Self:
         return self
 
-    def build(self, kind: StageKind) -> PreTrainedModel:
+    def build(self, kind: StageKind) -> BuiltModel[Self]:
         model, loaded = load_pretrained(
             self.auto_class,
             self.config,
@@ -129,19 +131,24 @@ class Summarization:
         if kind.weights != "random":
             check_loaded(model, loaded["newly_initialised"], head=[], shown=self.source.shown)
         model.generation_config = self._decoding(model)
-        self.loaded.update(loaded)
-        self.loaded.update(
-            prompt=self.form.prompt,
-            chat=self.form.chat,
-            encoder_decoder=self.form.encoder_decoder,
-            max_document_tokens=self.form.max_document_tokens,
-            long_documents=self.data_keys.long_documents,
-            decoding=_decoding_words(model.generation_config),
-            packing=not self.form.encoder_decoder and self.stage.packing and keeps_examples_apart(model),
-        )
-        probe = self._collate([[self.form.end] * 3], [[self.form.end] * 2])
-        self.loaded["chunked_loss"] = has_plain_head(model, self._inputs(model, probe), probe["labels"])
-        return model
+        packs = not self.form.encoder_decoder and self.stage.packing and keeps_examples_apart(model)
+        task = dataclasses.replace(self, packs=packs)
+        probe = task._collate([[self.form.end] * 3], [[self.form.end] * 2])
+        chunked = has_plain_head(model, task._inputs(model, probe), probe["labels"])
+        provenance = {
+            "name": self.source.shown,
+            "revision": self.source.revision,
+            **loaded,
+            "prompt": self.form.prompt,
+            "chat": self.form.chat,
+            "encoder_decoder": self.form.encoder_decoder,
+            "max_document_tokens": self.form.max_document_tokens,
+            "long_documents": self.data_keys.long_documents,
+            "decoding": _decoding_words(model.generation_config),
+            "packing": packs,
+            "chunked_loss": chunked,
+        }
+        return BuiltModel(model, dataclasses.replace(task, chunked_loss=chunked), provenance)
 
     def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
         return self.form.decoding(model.generation_config, self.model_keys.generation)
@@ -149,9 +156,6 @@ class Summarization:
     @property
     def architecture(self) -> str:
         return str(self.config.model_type)
-
-    def weights(self) -> dict[str, Any]:
-        return {"name": self.source.shown, "revision": self.source.revision, **self.loaded}
 
     def head(self, model: nn.Module) -> list[str]:
         head = unwrap_model(model).get_output_embeddings()
@@ -274,7 +278,7 @@ class Summarization:
         if self.form.encoder_decoder:
             return {**self._asked(documents), "labels": torch.from_numpy(padded(summaries, fill=-100))}
         prompts, answers = ([np.array(ids, dtype=np.int64) for ids in rows] for rows in (documents, summaries))
-        return packed_batch(prompts, answers, together=self.loaded["packing"])
+        return packed_batch(prompts, answers, together=self.packs)
 
     # --------------------------------------------------------------------------------------- step
 
@@ -287,7 +291,7 @@ class Summarization:
             self._inputs(unwrap_model(model), batch),
             batch["labels"],
             smoothing=self.stage.label_smoothing,
-            chunked=self.loaded["chunked_loss"],
+            chunked=self.chunked_loss,
         )
 
     def _inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
@@ -297,7 +301,7 @@ class Summarization:
             inputs["attention_mask"] = batch["attention_mask"]
             inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
             return inputs | self._global_attention(batch["input_ids"])
-        if not self.loaded["packing"]:
+        if not self.packs:
             return inputs | {"attention_mask": (batch["segments"] > 0).long()}
         return inputs | {
             "attention_mask": attention_mask(batch["segments"], model),

@@ -85,7 +85,7 @@ def test_the_loss_by_hand() -> None:
 
 def test_the_task_takes_the_loss_of_its_projections(opener: Callable[..., Any]) -> None:
     item = opener(more=ONCE + ", temperature: 0.5, projection: 16")
-    model = item.task.build(item.plan.kind).eval()
+    model = item.task.build(item.plan.kind).model.eval()
     batch = item.task.collate_train(item.encoded["train"].rows, range(6), epoch=0)
     with torch.no_grad():
         normal = item.task.preprocessing.normalise
@@ -201,7 +201,8 @@ def test_the_backbone_is_handed_to_a_classifier(chain: Path) -> None:
 def test_other_backbones(opener: Callable[..., Any], tmp_path: Path, model: str) -> None:
     item = opener(model=model)
     task = item.task
-    made = task.build(item.plan.kind).eval()
+    built = task.build(item.plan.kind)
+    made = built.model.eval()
     batch = task.collate_eval(item.encoded["test"].rows, range(4))
     with torch.no_grad():
         before = task.predict(made, batch)
@@ -211,7 +212,7 @@ def test_other_backbones(opener: Callable[..., Any], tmp_path: Path, model: str)
     np.testing.assert_allclose([p["views"] for p in before], [p["views"] for p in after], atol=1e-5)
     assert before[0]["features"].ndim == 1
     assert before[0]["views"].shape == (2, 128)
-    assert task.weights()["loaded_share"] == 1
+    assert built.provenance["loaded_share"] == 1
 
 
 def test_it_goes_on_from_a_checkpoint_and_an_adapter_is_merged(
@@ -282,6 +283,6 @@ def test_a_masked_autoencoder_gives_its_encoder(zoo: Path, tmp_path: Path) -> No
     save_mae(tmp_path / "mae")
     recipe = write_chain(tmp_path / "r.yaml", zoo, OBJECTIVE % ("transfer", ONCE), model=str(tmp_path / "mae"))
     (item,) = opened(recipe)
-    model = item.task.build(item.plan.kind)
-    assert isinstance(model.get_submodule("classifier"), Projection)
-    assert item.task.weights()["loaded_share"] == 1
+    built = item.task.build(item.plan.kind)
+    assert isinstance(built.model.get_submodule("classifier"), Projection)
+    assert built.provenance["loaded_share"] == 1

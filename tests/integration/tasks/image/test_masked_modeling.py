@@ -131,7 +131,8 @@ def test_the_loss_of_simmim_by_hand() -> None:
 def test_the_loss_of_simmim_is_that_of_transformers(zoo: Path, tmp_path: Path, name: str) -> None:
     stage = PRETRAIN % "steps: 1, learning_rate: 1e-3"
     (item,) = opened(write_chain(tmp_path / "r.yaml", zoo, stage, model=name))
-    model, batch = item.task.build(item.plan.kind).eval(), item.task.collate_eval(item.encoded["test"].rows, range(6))
+    model = item.task.build(item.plan.kind).model.eval()
+    batch = item.task.collate_eval(item.encoded["test"].rows, range(6))
     pixels = item.task.preprocessing.normalise(batch["pixels"])
     with torch.no_grad():
         theirs = model(pixel_values=pixels, bool_masked_pos=batch["masks"].bool()).loss
@@ -212,7 +213,7 @@ def test_a_new_autoencoder_knows_where_its_patches_are(zoo: Path, tmp_path: Path
     theirs = torch.cat([theirs[..., 16:], theirs[..., :16]], -1)  # as in ViTMAEEmbeddings.initialize_weights
     torch.testing.assert_close(sine_cosine_table(4, 32)[0], theirs)
     (item,) = opened(write_chain(tmp_path / "r.yaml", zoo, PRETRAIN % "steps: 1, learning_rate: 1e-3"))
-    model: Any = item.task.build(item.plan.kind)
+    model: Any = item.task.build(item.plan.kind).model
     assert torch.equal(model.vit.embeddings.position_embeddings, sine_cosine_table(4, 32))
     assert torch.equal(model.decoder.decoder_pos_embed, sine_cosine_table(4, 16))
     for token in (model.vit.embeddings.cls_token, model.decoder.mask_token):

@@ -230,7 +230,7 @@ def test_lora_reaches_both_halves_and_the_adapter_reloads(spoken: Path, tmp_path
     recipe = recipe_of(spoken, "whisper", tmp_path, stage)
     plan = plan_stages(located(load_recipe(recipe)))[0]
     task = SpeechRecognition.open(plan, load_splits(plan.data, seed=0, label=None), Checkpoint(plan.model.name), seed=0)
-    targets = task.lora_targets(task.build(plan.kind))
+    targets = task.lora_targets(task.build(plan.kind).model)
     assert len(targets) == 6 + 10
     assert sum(name.startswith("model.encoder") for name in targets) == 6
     assert sum("encoder_attn" in name for name in targets) == 4
@@ -245,11 +245,12 @@ def test_the_baseline_of_a_fitted_encoder_hears_its_own_window(spoken: Path, tmp
     plan = plan_stages(located(load_recipe(recipe)))[0]
     task = SpeechRecognition.open(plan, load_splits(plan.data, seed=0, label=None), Checkpoint(plan.model.name), seed=0)
     assert task.recogniser.window_seconds == 2
-    assert task.build(plan.kind).config.max_source_positions == 100
-    assert task.weights()["interpolated"] == ["model.encoder.embed_positions.weight"]
-    plain = task.untouched()
+    built = task.build(plan.kind)
+    assert built.model.config.max_source_positions == 100
+    assert built.provenance["interpolated"] == ["model.encoder.embed_positions.weight"]
+    plain = task.as_pretrained()
     assert plain.recogniser.window_seconds == 4
-    assert plain.build(plan.kind).config.max_source_positions == 200
+    assert plain.build(plan.kind).model.config.max_source_positions == 200
     assert plain.recogniser.read([np.zeros(100, np.float32)])["input_features"].shape[-1] == 400
 
 

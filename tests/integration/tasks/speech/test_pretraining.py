@@ -126,7 +126,7 @@ def test_the_loss_by_hand() -> None:
 def test_the_loss_is_that_of_transformers(zoo: Path, opener: Callable[..., Any], name: str) -> None:
     item = opener(model=name)
     task, rows = item.task, item.encoded["test"].rows
-    model = task.build(item.plan.kind).eval()
+    model = task.build(item.plan.kind).model.eval()
     theirs: Any = AutoModelForPreTraining.from_pretrained(zoo / name).eval()
     theirs.config.contrastive_logits_temperature, theirs.config.num_negatives = 0.1, 5
     indices = [2] if name == "group-norm" else [0, 2, 4]
@@ -149,7 +149,7 @@ def test_the_loss_is_that_of_transformers(zoo: Path, opener: Callable[..., Any],
 def test_codes_in_training_are_those_of_gumbel_softmax(opener: Callable[..., Any]) -> None:
     """The same noise gives the same choice, and the gradient of the soft one."""
     item = opener()
-    model = item.task.build(item.plan.kind).train()
+    model = item.task.build(item.plan.kind).model.train()
     quantizer = model.quantizer
     states, hidden = torch.randn(1, 6, 32), torch.ones(1, 6, dtype=torch.bool)
     quantizer.temperature, quantizer.seeds = 0.7, [3]
@@ -197,7 +197,7 @@ def test_negatives_are_other_hidden_frames_of_the_clip() -> None:
 def test_draws_do_not_depend_on_batches(opener: Callable[..., Any]) -> None:
     item = opener()
     rows, task = item.encoded["train"].rows, item.task
-    model = task.build(item.plan.kind).train()
+    model = task.build(item.plan.kind).model.train()
     whole, part = task.collate_train(rows, range(6), epoch=1), task.collate_train(rows, [4, 1], epoch=1)
     sizes = whole["mask"].sum(1).tolist()
     told = [task._told(model, batch).losses.detach() for batch in (whole, part)]

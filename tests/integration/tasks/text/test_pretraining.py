@@ -149,7 +149,8 @@ def test_a_causal_model_predicts_what_follows() -> None:
 def test_draws_depend_on_seed_epoch_and_row_alone(opener: Callable[..., Any], name: str) -> None:
     item = opener(name)
     task, rows = item.task, item.encoded["train"].rows
-    model = task.build(item.plan.kind).eval()
+    built = task.build(item.plan.kind)
+    task, model = built.task, built.model.eval()
     whole, part = (task.collate_eval(rows, i) for i in (range(6), [4]))
     labels = [b["labels"] for b in (whole, part)]
     assert labels[0][4][labels[0][4] != -100].tolist() == labels[1][0][labels[1][0] != -100].tolist()
@@ -184,7 +185,8 @@ def test_a_long_text_is_read_in_other_stretches(opener: Callable[..., Any]) -> N
 def test_the_loss_is_that_of_transformers(zoo: Path, opener: Callable[..., Any], name: str) -> None:
     item = opener(name)
     task, rows = item.task, item.encoded["test"].rows
-    model = task.build(item.plan.kind).eval()
+    built = task.build(item.plan.kind)
+    task, model = built.task, built.model.eval()
     batch = task.collate_eval(rows, range(5))
     with torch.no_grad():
         ours = float(task.loss(model, batch))
@@ -328,13 +330,14 @@ def test_a_new_head_leaves_the_embeddings_alone(zoo: Path, tmp_path: Path, opene
             item = opener("bert", stage)
         else:
             (item,) = opened(write(tmp_path / "s.yaml", tmp_path, name, stage, task="masked-language-modeling"))
-        model: Any = item.task.build(item.plan.kind)
+        built = item.task.build(item.plan.kind)
+        model: Any = built.model
         theirs = whole.bert.embeddings.word_embeddings.weight
         assert torch.equal(model.bert.embeddings.word_embeddings.weight, theirs)
         dense = model.cls.predictions.transform.dense.weight
         assert not torch.equal(dense, whole.cls.predictions.transform.dense.weight)
         assert 0.01 < float(dense.detach().std()) < 0.03
-        assert item.task.weights()["loaded_share"] == 1
+        assert built.provenance["loaded_share"] == 1
 
 
 # -------------------------------------------------------------------------------------------- refusals

@@ -1,5 +1,6 @@
 """The summarisation adapter on tiny models of eleven families, all through the real loading, training and saving."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.tiny import texts
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
@@ -51,7 +52,8 @@ class PreparedStage:
         self.plan = plan_stages(located(self.recipe))[0]
         splits = load_splits(self.plan.data, seed=0, label=None)
         self.task = Summarization.open(self.plan, splits, Checkpoint(self.plan.model.name, shown=name), seed=0)
-        self.model: PreTrainedModel = self.task.build(self.plan.kind)
+        built = self.task.build(self.plan.kind)
+        self.task, self.model = built.task, built.model
         self.encoded = {
             key: encode_split(
                 split, self.task.preprocess(split), self.task.features, key=self.task.cache_key, max_bad_share=0.01
@@ -65,7 +67,7 @@ class PreparedStage:
 
     def with_lora(self, rank: int = 4) -> torch.nn.Module:
         recipe = load_recipe(self.recipe._folder / f"{Path(self.plan.model.name).name}.yaml")
-        task, model = self.task, self.task.build(self.plan.kind)
+        task, model = self.task, self.task.build(self.plan.kind).model
         return adapt(
             model,
             recipe.stages[0],
@@ -108,7 +110,7 @@ def test_loss_in_chunks_has_the_gradients_of_the_whole(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = PreparedStage(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
-    assert opened.task.loaded["chunked_loss"] is True
+    assert opened.task.chunked_loss is True
     batch = opened.batch()
     inputs = opened.task._inputs(opened.model, batch)
     opened.model.eval()
@@ -236,15 +238,15 @@ def test_loss_is_on_the_summary_alone(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", texts.DECODERS)
 def test_packing_changes_neither_loss_nor_gradients(folder: Path, name: str) -> None:
     opened = PreparedStage(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
-    assert opened.task.loaded["packing"] is True
+    assert opened.task.packs is True
     found = []
     columns = opened.rows[:6]
     documents = [ids[: 4 + i] for i, ids in enumerate(columns["document_ids"][:4])] + columns["document_ids"][4:]
     for packing in (True, False):
-        opened.task.loaded["packing"] = packing
-        batch = opened.task._collate(documents, columns["summary_ids"])
+        task = dataclasses.replace(opened.task, packs=packing)
+        batch = task._collate(documents, columns["summary_ids"])
         opened.model.zero_grad()
-        loss = opened.task.loss(opened.model.eval(), batch)
+        loss = task.loss(opened.model.eval(), batch)
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in opened.model.named_parameters()}
         found.append((len(batch["input_ids"]), loss.item(), gradients))
@@ -257,7 +259,7 @@ def test_a_model_that_mixes_packed_examples_is_padded_instead(folder: Path, monk
     monkeypatch.setattr(
         "tltasks.data.packing.attention_mask", lambda segments, model: torch.ones(1, 1, 6, 6).tril().bool()
     )
-    assert PreparedStage(folder, "llama").task.loaded["packing"] is False
+    assert PreparedStage(folder, "llama").task.packs is False
 
 
 def test_what_a_decoder_reads(folder: Path) -> None:
@@ -705,13 +707,13 @@ def test_evaluation_during_training_looks_at_the_stated_rows(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
-    read = Summarization.read
+    collate = Summarization.collate_eval
 
     def counting(self: Any, rows: Any, indices: Any) -> Any:
         looked.append(len(rows))
-        return read(self, rows, indices)
+        return collate(self, rows, indices)
 
-    monkeypatch.setattr(Summarization, "read", counting)
+    monkeypatch.setattr(Summarization, "collate_eval", counting)
     path = texts.write_recipe(folder / "few.yaml", folder / "gpt2", folder / "data")
     run_recipe(path, tmp_path / "run", "stages.0.epochs=1", "stages.0.evaluate_rows=3")
     assert 3 in looked
