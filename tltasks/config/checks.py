@@ -305,7 +305,7 @@ def _contradictions(
             other = shared[key] is not None and not isinstance(shared[key], _part(type(stage), key))
             if other and getattr(stage, key, None) is None and not reading.doubts(("stages", i, key)):
                 yield ("stages", i), f"needs a `{key}` of its own: the recipe's is of another task", ()
-        own = getattr(stage, "data", None)
+        own = stage.data
         data, at = (own, ("stages", i, "data")) if own is not None else (shared_data, ("data",))
         if data is None or (own is None and reading.doubts(("stages", i, "data"))):
             continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -44,6 +45,15 @@ class ExtraTest(Source):
     """Split to evaluate on. Unset: the only one, or else `data.splits.test`."""
 
 
+class Columns(Section):
+    """Names of a data set's columns, by what a task takes each for."""
+
+
+class UnlabelledColumns(Columns):
+    label: str | None = None
+    """Names of classes (speakers, intents), which nothing is trained on: they judge features by their neighbours."""
+
+
 class Data(Source):
     name: Name
     """Hub id, local folder, or a builder of datasets: imagefolder, csv, json, parquet."""
@@ -70,12 +80,16 @@ class Corruptions(Section):
     rows: PositiveInt = 1000
     """Examples of the test set, drawn with `seed`, that are corrupted."""
 
+    kinds: Sequence[str]
+    level: ClassVar[str]
+    """What the levels are."""
+
     @property
-    def chosen(self) -> list[tuple[str, float]]:
-        """Each kind at each level, the mildest first."""
+    def levels(self) -> list[float]:
+        """The levels of each kind, the mildest first."""
         raise NotImplementedError
 
     @property
-    def level(self) -> str:
-        """What the levels are."""
-        raise NotImplementedError
+    def chosen(self) -> list[tuple[str, float]]:
+        """Each kind at each level, the mildest first."""
+        return [(kind, level) for kind in self.kinds for level in self.levels]

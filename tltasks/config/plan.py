@@ -6,12 +6,12 @@ A stage is a row: where its weights come from, what happens to the head, what is
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Generic, Literal
 
-from tltasks.config.data import Data
-from tltasks.config.model import Model
+from typing_extensions import TypeVar
+
 from tltasks.config.recipe import Recipe
-from tltasks.config.stage import Stage, StageName
+from tltasks.config.stage import DataT, ModelT, Stage, StageName
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,30 @@ STAGES: dict[StageName, StageKind] = {
 }
 
 
+StageT = TypeVar("StageT", bound=Stage, default=Stage, covariant=True)
+
+
 @dataclass(frozen=True)
-class StagePlan:
-    """One stage with everything it needs, whether said by the stage or by the recipe."""
+class StagePlan(Generic[ModelT, DataT, StageT]):
+    """One stage with everything it needs, whether said by the stage or by the recipe.
+
+    An adapter names the sections of its task: `StagePlan[ImageModel, ImageData, ImageStage]`.
+    """
 
     index: int
     name: str
     kind: StageKind
     task: str
-    model: Model
-    data: Data
-    stage: Stage
+    model: ModelT
+    data: DataT
+    stage: StageT
 
 
 def plan_stages(recipe: Recipe) -> list[StagePlan]:
     """The stages in order, each with its own or the recipe's task, model and data."""
     plans: list[StagePlan] = []
     for index, stage in enumerate(recipe.stages):
-        model, data = (
-            getattr(stage, "model", None) or recipe.model,
-            getattr(stage, "data", None) or recipe.data,
-        )
+        model, data = stage.model or recipe.model, stage.data or recipe.data
         assert model is not None and data is not None, "the recipe's check guarantees both"  # noqa: PT018
         kind = STAGES[stage.stage]
         if stage.start == "previous":  # a stage that goes on never begins at random
@@ -64,7 +67,7 @@ def plan_stages(recipe: Recipe) -> list[StagePlan]:
                 index=index,
                 name=stage_names(recipe)[index],
                 kind=kind,
-                task=getattr(stage, "task", None) or recipe.task,
+                task=stage.task or recipe.task,
                 model=model,
                 data=data,
                 stage=stage,

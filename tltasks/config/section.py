@@ -44,5 +44,5 @@ class Section(BaseModel):
     """A mapping of a recipe: unknown keys are errors, values are not coerced, nothing changes after reading."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Generic, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from typing_extensions import TypeVar
 
 from tltasks.config.adaptation import Adapt, AdaptMethod, Full, _method_by_name
+from tltasks.config.data import Data
+from tltasks.config.model import Model
 from tltasks.config.section import FileName, PositiveFloat, PositiveInt, Section, Share
 
 
@@ -44,9 +47,13 @@ def _interpolate_or_not(value: object) -> object:
 
 
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
+ModelT = TypeVar("ModelT", bound=Model, default=Model, covariant=True)
+DataT = TypeVar("DataT", bound=Data, default=Data, covariant=True)
 
 
-class Stage(Section):
+class Stage(Section, Generic[ModelT, DataT]):
+    """One stage; a task's own has the task's classes of `model` and `data`, and keys of its own."""
+
     stage: StageName
     """finetune keeps the head; transfer puts a new head on the checkpoint; pretrain starts from random weights
     (or goes on from a checkpoint with `start: previous`); probe fits a new linear head on the features of the frozen
@@ -113,6 +120,12 @@ class Stage(Section):
     l2: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
     """probe: weight of the penalty on the head's squared weights, or several, of which `validation` chooses. Unset:
     powers of ten from 1e-6 to 1 where there is a validation split, otherwise 1e-3."""
+    task: str | None = None
+    """Task of this stage. Unset: the recipe's."""
+    model: ModelT | None = None
+    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
+    data: DataT | None = None
+    """Data of this stage, replacing the recipe's `data` as a whole."""
 
     @property
     def trains(self) -> bool:
@@ -142,9 +155,8 @@ class Stage(Section):
         useless = {"l2", *({"momentum"} if self.optimizer != "sgd" else ()), *({"weight_decay"} if self.l2_sp else ())}
         return set(type(self).model_fields) - useless
 
-    @model_validator(mode="after")
-    def _consistent(self, info: ValidationInfo) -> Self:
-        """Raise ValueError with all contradictions; a list that is given as context takes them instead."""
+    def contradictions(self) -> list[str]:
+        """Keys that are each in order, but not together."""
         found = []
         given = self.model_fields_set
         if not self.loops:
@@ -185,6 +197,12 @@ class Stage(Section):
             found.append(f"`interpolate` is a key of `stage: finetune`: {self.stage} begins with a head that is random")
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
             found.append(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
+        return found
+
+    @model_validator(mode="after")
+    def _consistent(self, info: ValidationInfo) -> Self:
+        """Raise ValueError with all contradictions; a list that is given as context takes them instead."""
+        found = self.contradictions()
         if isinstance(info.context, list):
             info.context.extend(found)
         elif found:
@@ -192,7 +210,7 @@ class Stage(Section):
         return self
 
 
-class UnlabelledStage(Stage):
+class UnlabelledStage(Stage[ModelT, DataT]):
     """A stage that trains an encoder for later stages, with an objective that needs no labels."""
 
     @property
@@ -200,7 +218,7 @@ class UnlabelledStage(Stage):
         return True
 
 
-class JointStage(UnlabelledStage):
+class JointStage(UnlabelledStage[ModelT, DataT]):
     """A stage whose loss is over several rows at once."""
 
     group: PositiveInt | None = None
@@ -215,15 +233,10 @@ class JointStage(UnlabelledStage):
     def effective_keys(self) -> set[str]:
         return super().effective_keys - {"micro_batch"}
 
-    @model_validator(mode="after")
-    def _whole_groups(self, info: ValidationInfo) -> Self:
-        found = []
+    def contradictions(self) -> list[str]:
+        found = super().contradictions()
         if self.loops and "micro_batch" in self.model_fields_set:
             found.append("`micro_batch` has no effect: a forward pass takes a `group`, whose rows share their loss")
         if self.loops and self.group is not None and self.batch_size % self.group:
             found.append(f"`batch_size` {self.batch_size} is not a multiple of `group` {self.group}")
-        if isinstance(info.context, list):
-            info.context.extend(found)
-        elif found:
-            raise ValueError("\n".join(found))
-        return self
+        return found

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from tltasks.config.data import Corruptions, Data
+from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import FileName, PositiveFloat, PositiveInt, Prompt, Section, Share
 from tltasks.config.stage import JointStage, Stage, UnlabelledStage
@@ -62,17 +62,14 @@ class ImageCorruptions(Corruptions):
     kinds: Annotated[list[ImageCorruption], Field(min_length=1)] = list(get_args(ImageCorruption))
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [1, 2, 3, 4, 5]
     """As ImageNet-C has them; as CIFAR-10-C for pictures with a side below 64 pixels."""
+    level: ClassVar[str] = "severity"
 
     @property
-    def chosen(self) -> list[tuple[str, float]]:
-        return [(kind, level) for kind in self.kinds for level in sorted(self.severities)]
-
-    @property
-    def level(self) -> str:
-        return "severity"
+    def levels(self) -> list[float]:
+        return [*sorted(self.severities)]
 
 
-class ImageColumns(Section):
+class ImageColumns(Columns):
     image: str = "image"
     label: str = "label"
 
@@ -86,10 +83,8 @@ class ImageData(Data):
     """Noise, blur, contrast, JPEG …: how much worse the model is on test images of lower quality."""
 
 
-class UnlabelledImageColumns(Section):
+class UnlabelledImageColumns(UnlabelledColumns):
     image: str = "image"
-    label: str | None = None
-    """Names of classes, which nothing is trained on: with them, features are judged by their nearest neighbours."""
 
 
 class UnlabelledImageData(Data):
@@ -125,13 +120,7 @@ class ImageAugment(ImageChanges):
     """Beta parameter of pasting a rectangle. Source: Yun et al., https://arxiv.org/abs/1905.04899."""
 
 
-class ImageStage(Stage):
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: ImageModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: ImageData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
+class ImageStage(Stage[ImageModel, ImageData]):
     augment: ImageAugment = ImageAugment()
     label_smoothing: Share = 0.0
     """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
@@ -149,13 +138,7 @@ class Masking(Section):
     """MAE: predict the pixels of each patch less their mean, over their standard deviation."""
 
 
-class MaskedImageStage(UnlabelledStage):
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: ImageModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: UnlabelledImageData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
+class MaskedImageStage(UnlabelledStage[ImageModel, UnlabelledImageData]):
     augment: ImageChanges = ImageChanges()
     mask: Masking = Masking()
 
@@ -175,16 +158,10 @@ class Views(Section):
     """Probability of blurring. The paper has 0 for CIFAR-10."""
 
 
-class ContrastiveStage(JointStage):
+class ContrastiveStage(JointStage[ImageModel, UnlabelledImageData]):
     """Keys of SimCLR, which are the paper's where they are unset; `group` is the images that are each other's
     negatives. Source: Chen et al., https://arxiv.org/abs/2002.05709."""
 
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: ImageModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: UnlabelledImageData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
     views: Views = Views()
     temperature: PositiveFloat = 0.1
     """What similarities are divided by. The paper has 0.5 for CIFAR-10."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tltasks.config.data import Corruptions, Data
+from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import PositiveFloat, PositiveInt, Section
 from tltasks.config.stage import JointStage, Stage
@@ -42,17 +42,14 @@ class SpeechCorruptions(Corruptions):
     kinds: Annotated[list[Literal["white_noise", "pink_noise"]], Field(min_length=1)] = ["white_noise", "pink_noise"]
     snr_db: Annotated[list[Annotated[float, Field(ge=-20, le=60)]], Field(min_length=1)] = [20.0, 10.0, 5.0, 0.0]
     """Ratios of signal to noise in dB, by mean power."""
+    level: ClassVar[str] = "SNR in dB"
 
     @property
-    def chosen(self) -> list[tuple[str, float]]:
-        return [(kind, level) for kind in self.kinds for level in sorted(self.snr_db, reverse=True)]
-
-    @property
-    def level(self) -> str:
-        return "SNR in dB"
+    def levels(self) -> list[float]:
+        return sorted(self.snr_db, reverse=True)
 
 
-class SpeechColumns(Section):
+class SpeechColumns(Columns):
     audio: str = "audio"
     text: str = "text"
     segments: str | None = None
@@ -70,10 +67,8 @@ class SpeechData(Data):
     """How much worse the model is on test clips with noise."""
 
 
-class UnlabelledSpeechColumns(Section):
+class UnlabelledSpeechColumns(UnlabelledColumns):
     audio: str = "audio"
-    label: str | None = None
-    """Names of classes (speakers, intents), which nothing is trained on: they judge features by their neighbours."""
 
 
 class UnlabelledSpeechData(Data):
@@ -106,13 +101,7 @@ class SpeechAugment(Section):
     """Add white noise at a signal-to-noise ratio drawn between this many decibels and 20 more."""
 
 
-class SpeechStage(Stage):
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: SpeechModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: SpeechData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
+class SpeechStage(Stage[SpeechModel, SpeechData]):
     augment: SpeechAugment = SpeechAugment()
 
 
@@ -134,16 +123,10 @@ class GumbelTemperature(Section):
     decay: Annotated[float, Field(gt=0, le=1)] = 0.999995
 
 
-class SpeechObjectiveStage(JointStage):
+class SpeechObjectiveStage(JointStage[SpeechModel, UnlabelledSpeechData]):
     """Keys of wav2vec 2.0's objective, which are the paper's where they are unset; `group` is the clips among which the
     diversity of codes is measured. Source: Baevski et al., https://arxiv.org/abs/2006.11477."""
 
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: SpeechModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: UnlabelledSpeechData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
     mask: SpeechMasking = SpeechMasking()
     negatives: PositiveInt = 100
     """Other hidden frames of the same clip among which each has to be told."""

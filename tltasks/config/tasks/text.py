@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tltasks.config.data import Corruptions, Data
+from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import Model
 from tltasks.config.section import PositiveInt, Section, Share
 from tltasks.config.stage import Stage, UnlabelledStage
@@ -41,17 +41,14 @@ class TextCorruptions(Corruptions):
     kinds: Annotated[list[Literal["swap", "drop", "double", "key", "typos"]], Field(min_length=1)] = ["typos"]
     rates: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.02, 0.05, 0.1]
     """Shares of letters with a typo. typos: each of the four others in turn."""
+    level: ClassVar[str] = "share of letters"
 
     @property
-    def chosen(self) -> list[tuple[str, float]]:
-        return [(kind, level) for kind in self.kinds for level in sorted(self.rates)]
-
-    @property
-    def level(self) -> str:
-        return "share of letters"
+    def levels(self) -> list[float]:
+        return sorted(self.rates)
 
 
-class TextColumns(Section):
+class TextColumns(Columns):
     document: str = "document"
     summary: str = "summary"
 
@@ -70,10 +67,8 @@ class TextData(Data):
     """How much worse the model is on test documents with typos."""
 
 
-class UnlabelledTextColumns(Section):
+class UnlabelledTextColumns(UnlabelledColumns):
     text: str = "text"
-    label: str | None = None
-    """Names of classes, which nothing is trained on: with them, features are judged by their nearest neighbours."""
 
 
 class UnlabelledTextData(Data):
@@ -84,26 +79,15 @@ class UnlabelledTextData(Data):
     beginning at evaluation."""
 
 
-class TextStage(Stage):
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: TextModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: TextData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
+class TextStage(Stage[TextModel, TextData]):
     label_smoothing: Share = 0.0
     """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
     packing: bool = True
     """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""
 
 
-class TextObjectiveStage(UnlabelledStage):
-    task: str | None = None
-    """Task of this stage. Unset: the recipe's."""
-    model: TextModel | None = None
-    """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: UnlabelledTextData | None = None
-    """Data of this stage, replacing the recipe's `data` as a whole."""
+class TextObjectiveStage(UnlabelledStage[TextModel, UnlabelledTextData]):
+    """Keys of all objectives of texts."""
 
 
 class DenoisingStage(TextObjectiveStage):
