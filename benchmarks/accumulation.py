@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.tiny import texts
 from tests.tiny.runs import run_recipe, weights
 from tltasks.config.loading import load_recipe, located
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import plan_stages
-from tltasks.tasks.base import Checkpoint
 from tltasks.tasks.text.summarization import Summarization
 
 FAMILIES = ("t5", "bart", "gpt2", "llama")
@@ -81,7 +81,7 @@ def encoded(recipe: Path, name: str) -> tuple[list[dict[str, list[int]]], transf
 
     plan = plan_stages(located(load_recipe(recipe)))[0]
     splits = load_splits(plan.data, seed=0, label=None)
-    task = Summarization.open(plan, splits, Checkpoint(plan.model.name, shown=name), seed=0)
+    task = Summarization.open(plan, splits, Checkpoint(plan.model.name, display_name=name), seed=0)
     split = splits["train"]
     rows = encode_split(split, task.preprocess(split), task.features, key=task.cache_key, max_bad_share=0).rows
     if task.form.encoder_decoder:

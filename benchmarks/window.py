@@ -33,12 +33,13 @@ RATES = {"distil": (1e-4, 3e-4), "full": (1e-4, 3e-4), "lora": (1e-3, 3e-3)}
 BATCH = 16
 
 from tltasks.config.loading import load_recipe, located  # noqa: E402
+from tltasks.config.model import Checkpoint  # noqa: E402
 from tltasks.config.plan import plan_stages  # noqa: E402
 from tltasks.data.batching import plan_epoch, steps_per_epoch  # noqa: E402
 from tltasks.data.loading import EncodedSplit, encode_split, load_splits  # noqa: E402
 from tltasks.models.adapters import adapt  # noqa: E402
 from tltasks.runtime import devices  # noqa: E402
-from tltasks.tasks.base import Batch, BuiltModel, Checkpoint  # noqa: E402
+from tltasks.tasks.base import Batch, BuiltModel  # noqa: E402
 from tltasks.tasks.speech.asr import SpeechRecognition  # noqa: E402
 
 
@@ -53,7 +54,7 @@ def main() -> None:
     recipe = located(load_recipe(RECIPE, ["stages.0.adapt={lora: {rank: 16}}"]))
     plan = plan_stages(recipe)[0]
     splits = load_splits(plan.data, seed=0, label=None)
-    task = SpeechRecognition.open(plan, splits, Checkpoint(plan.model.name, shown="tiny.en"), seed=0)
+    task = SpeechRecognition.open(plan, splits, Checkpoint(plan.model.name, display_name="tiny.en"), seed=0)
     encoded = {
         name: encode_split(
             splits[name], task.preprocess(splits[name]), task.features, key=task.cache_key, max_bad_share=0

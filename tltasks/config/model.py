@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from tltasks.config.section import Name, Section
@@ -18,3 +19,18 @@ class Model(Section):
     """Branch, tag or commit of the Hub repository."""
     trust_remote_code: bool = False
     """Run Python code that the repository ships. Off: a checkpoint is weights, not a program."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where weights come from: a Hub repository at a revision, or a folder."""
+
+    name: str
+    revision: str = "main"
+    trust_remote_code: bool = False
+    display_name: str = ""
+    """The name as the recipe writes it, for messages and cards."""
+
+    def arguments(self) -> dict[str, str | bool]:
+        """Keyword arguments for any `from_pretrained`, after the name."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}

@@ -16,10 +16,10 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from tltasks.config.model import Checkpoint
 from tltasks.hub import client
 from tltasks.hub.saved_model import SavedModel, load_saved_model, write_whole
 from tltasks.results.result import lineage_after, load_result
-from tltasks.tasks.base import Checkpoint
 
 MERGED = Path(constants.HF_HOME) / "tltasks" / "merged"
 """Adapters with their bases, by content."""
@@ -54,7 +54,7 @@ def resolve_checkpoint(source: Checkpoint, *, tag: str) -> Start:
     if not (Path(source.name) / "adapter_config.json").is_file():
         return Start(source, lineage, [])
     trained = load_saved_model(source.name, tag=tag, revision="main", trust_remote_code=source.trust_remote_code)
-    return Start(dataclasses.replace(source, name=str(_merged(trained))), lineage, _moved(trained, source.shown))
+    return Start(dataclasses.replace(source, name=str(_merged(trained))), lineage, _moved(trained, source.display_name))
 
 
 def _is_adapter(source: Checkpoint) -> bool:
@@ -92,12 +92,14 @@ def _merged(trained: SavedModel) -> Path:
 def _moved(trained: SavedModel, shown: str) -> list[str]:
     """Whether the base has another commit now than the one that the adapter was trained on."""
     base = trained.base
-    if base is None or len(base.revision) < 40 or Path(base.shown).is_dir():
+    if base is None or len(base.revision) < 40 or Path(base.display_name).is_dir():
         return []
     try:
-        now = HfApi().model_info(base.shown, timeout=10).sha
+        now = HfApi().model_info(base.display_name, timeout=10).sha
     except (httpx2.HTTPError, OfflineModeIsEnabled, OSError):
         return []
     if now == base.revision:
         return []
-    return [f"{shown} goes on from {base.shown} as it was at {base.revision[:8]}; the Hub has {str(now)[:8]} by now."]
+    return [
+        f"{shown} goes on from {base.display_name} as it was at {base.revision[:8]}; the Hub has {str(now)[:8]} by now."
+    ]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tltasks.config.loading import load_recipe, located
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import STAGES, StagePlan, plan_stages
 from tltasks.config.recipe import Recipe
 from tltasks.config.tasks import TASKS, supervised_tasks
@@ -22,7 +23,7 @@ from tltasks.hub import client
 from tltasks.results.result import load_result
 from tltasks.runtime.precision import choose_attention, fast_formats, hold_cast
 from tltasks.tasks import load_adapter, tasks_of
-from tltasks.tasks.base import Checkpoint, Task
+from tltasks.tasks.base import Task
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _BASE_KEY = "base_model_name_or_path"
@@ -35,7 +36,7 @@ class SavedModel:
 
     task: Task
     base: Checkpoint | None
-    """What an adapter is put on: the folder, and under `shown` and `revision` what the adapter names."""
+    """What an adapter is put on: the folder, and under `display_name` and `revision` what the adapter names."""
     folder: Path
     recipe: Recipe | None
     """Of the run that trained it, where it is there."""
@@ -88,12 +89,14 @@ def load_saved_model(name: str, *, tag: str | None, revision: str, trust_remote_
             stage=keys.stage(stage="zero_shot"),
         )
     plan = dataclasses.replace(plan, kind=STAGES["zero_shot"], stage=keys.stage(stage="zero_shot"))
-    source = Checkpoint(str(setup), trust_remote_code=trust_remote_code, shown=name)
+    source = Checkpoint(str(setup), trust_remote_code=trust_remote_code, display_name=name)
     task = adapter.open(plan, {}, source, seed=0)
     own = adapter.input_kind.column
     named: str = getattr(getattr(plan.data, "columns"), own)  # noqa: B009 (a key of every task's Data)
     if base is not None:
-        origin = dataclasses.replace(base, shown=_shown(_read_json(folder / "adapter_config.json", name)[_BASE_KEY]))
+        origin = dataclasses.replace(
+            base, display_name=_shown(_read_json(folder / "adapter_config.json", name)[_BASE_KEY])
+        )
     elif origin is not None:  # a recipe from the Hub does not decide what code is run here
         origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
     return SavedModel(task, base, folder, recipe, (named, own), plan, origin, run)
@@ -149,7 +152,7 @@ def _base(folder: Path, *, shown: str, trust_remote_code: bool) -> Checkpoint | 
         if not _REPOSITORY.fullmatch(name):
             raise CheckpointError(f"model {shown}: is an adapter for {name}, which is not there.")
         place = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
-    return Checkpoint(str(place), revision, trust_remote_code, shown=name)
+    return Checkpoint(str(place), revision, trust_remote_code, display_name=name)
 
 
 def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
@@ -161,7 +164,7 @@ def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
         first = next(i for i in range(last, -1, -1) if result.stages[i].weights.get("start") != "previous")
         place, commit = Path(plans[first].model.name), result.stages[first].weights.get("commit")
         known = plans[first].kind.weights != "random" and (place.is_dir() or not place.is_absolute())
-        origin = Checkpoint(str(place), commit or plans[first].model.revision, shown=_shown(str(place)))
+        origin = Checkpoint(str(place), commit or plans[first].model.revision, display_name=_shown(str(place)))
         return recipe, plans[last], origin if known else None
     except (*_DAMAGED, StopIteration) as error:
         raise CheckpointError(f"{run / 'result.json'}: cannot be read ({error!r}).") from error

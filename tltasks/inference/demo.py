@@ -75,7 +75,7 @@ class Demo:
     @property
     def origin(self) -> str | None:
         """Name of the checkpoint that it was trained from, where that is known."""
-        return self.trained.origin.shown if self.trained.origin else None
+        return self.trained.origin.display_name if self.trained.origin else None
 
     @cached_property
     def untouched(self) -> Respondent:

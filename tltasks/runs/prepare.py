@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from tltasks.config.loading import written_at
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StagePlan, plan_stages
 from tltasks.config.recipe import Recipe
 from tltasks.data.loading import EncodedSplit, encode_split, load_splits
@@ -19,7 +20,7 @@ from tltasks.errors import RecipeError
 from tltasks.hub.resolved_checkpoint import Start, resolve_checkpoint
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
-from tltasks.tasks.base import Checkpoint, Embeds, Task
+from tltasks.tasks.base import Embeds, Task
 
 DECIDING = ("test", "validation")
 """Splits that a headline may stand on, the better first."""
@@ -59,7 +60,9 @@ def prepare_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Rec
                 start = dataclasses.replace(source, name=setup, revision="main")
             else:
                 model = plan.model
-                named = Checkpoint(model.name, model.revision, model.trust_remote_code, shown=as_written.model.name)
+                named = Checkpoint(
+                    model.name, model.revision, model.trust_remote_code, display_name=as_written.model.name
+                )
                 with accelerator.local_main_process_first():
                     found = resolve_checkpoint(named, tag=plan.task)
                 source = start = found.checkpoint

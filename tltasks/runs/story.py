@@ -27,6 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tltasks.config.loading import located, recipe_sha256, write_recipe
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StagePlan, plan_stages
 from tltasks.config.recipe import Recipe
 from tltasks.data.loading import EncodedSplit
@@ -51,7 +52,7 @@ from tltasks.runtime import devices
 from tltasks.runtime.files import locked, whole_folder, write_json, write_text
 from tltasks.runtime.precision import check_architecture, choose_attention, choose_precision
 from tltasks.tasks import load_adapter
-from tltasks.tasks.base import BuiltModel, Checkpoint, Embeds, Prediction, Task
+from tltasks.tasks.base import BuiltModel, Embeds, Prediction, Task
 from tltasks.training.checkpoint import Checkpoints, Progress
 from tltasks.training.evaluation import (
     NEIGHBOUR_ROWS,
@@ -104,7 +105,7 @@ def run(
     plans = plan_stages(located(recipe))
     opened = prepare_stages(accelerator, plans, recipe)
     for item in opened:
-        check_architecture(precision, item.task.architecture, shown=item.source.shown)
+        check_architecture(precision, item.task.architecture, shown=item.source.display_name)
     for item in opened:
         show_checks(console, item.plan.name, item.checks)
         for note in item.notes:
@@ -252,7 +253,7 @@ def _run_stage(
     goes_on = any(later.stage.start == "previous" for later in plans[plan.index + 1 : plan.index + 2])
     if plan.stage.start == "previous":
         before = context.output / "stages" / plans[plan.index - 1].name / "model"
-        source = Checkpoint(str(before), shown=item.source.shown)
+        source = Checkpoint(str(before), display_name=item.source.display_name)
         item = dataclasses.replace(item, source=source, task=item.task.starting_from(source))
 
     started = time.perf_counter()
@@ -354,7 +355,7 @@ def _adapt(recipe: Recipe, item: PreparedStage, built: BuiltModel[Task]) -> tupl
         item.plan.kind,
         head=head,
         targets=task.lora_targets(model),
-        shown_name=item.source.shown,
+        shown_name=item.source.display_name,
         revision=str(built.provenance.get("commit") or item.source.revision),  # what a branch holds may change
     )
     return adapted, tuple(head)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.data.loading import EncodedSplit, Split
 from tltasks.results.result import ReportExample, Score
@@ -33,21 +34,6 @@ class InputKind:
     """Of the files that are taken from a folder; a file that is named is taken whatever it is called."""
     is_text: bool = False
     """Whether the value is a text, rather than a file or its bytes."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where weights come from: a Hub repository at a revision, or a folder."""
-
-    name: str
-    revision: str = "main"
-    trust_remote_code: bool = False
-    shown: str = ""
-    """The name as the recipe writes it, for messages and cards."""
-
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for any `from_pretrained`, after the name."""
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
 AnyTask = TypeVar("AnyTask", covariant=True)

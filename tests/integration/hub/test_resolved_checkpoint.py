@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 import tltasks.hub.resolved_checkpoint
 from tests.tiny import images
 from tests.tiny.runs import run_recipe, weights
+from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError
 from tltasks.hub.resolved_checkpoint import resolve_checkpoint
 from tltasks.results.result import load_result
-from tltasks.tasks.base import Checkpoint
 
 TAG = "image-classification"
 
@@ -43,8 +43,8 @@ def test_any_other_checkpoint_is_what_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21 on transformers 5.24
 def test_an_adapter_is_merged_once(adapter: Path, tmp_path: Path) -> None:
-    found = resolve_checkpoint(Checkpoint(str(adapter), shown="mine"), tag=TAG).checkpoint
-    assert found.shown == "mine"
+    found = resolve_checkpoint(Checkpoint(str(adapter), display_name="mine"), tag=TAG).checkpoint
+    assert found.display_name == "mine"
     assert Path(found.name).parent == tmp_path / "cache"
     before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "vit", Path(found.name)))
     assert before.keys() == after.keys()
@@ -55,7 +55,7 @@ def test_an_adapter_is_merged_once(adapter: Path, tmp_path: Path) -> None:
     assert (Path(found.name) / "model.safetensors").stat().st_mtime_ns == stamp
     shutil.rmtree(tmp_path / "vit")
     with pytest.raises(CheckpointError, match=r"is an adapter for .*vit, which is not there"):
-        resolve_checkpoint(Checkpoint(str(adapter), shown="mine"), tag=TAG)
+        resolve_checkpoint(Checkpoint(str(adapter), display_name="mine"), tag=TAG)
 
 
 def test_a_run_goes_on_from_the_results_of_another(tmp_path: Path) -> None:

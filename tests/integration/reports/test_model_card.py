@@ -21,6 +21,7 @@ import tltasks.reports.model_card
 from tests.hub_server import HubServer, hub_environment
 from tests.tiny.images import save_data, save_model, write_recipe
 from tltasks.config.loading import load_recipe, located
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import plan_stages
 from tltasks.config.recipe import Emissions, Recipe
 from tltasks.config.stage import UnlabelledStage
@@ -29,7 +30,6 @@ from tltasks.data.loading import load_splits
 from tltasks.models.adapters import adapt
 from tltasks.reports.model_card import card_for_repo, clean, render_card
 from tltasks.results.result import Headline, RunResult, Score, StageResult
-from tltasks.tasks.base import Checkpoint
 from tltasks.tasks.image.classification import ImageClassification
 
 SNAPSHOTS = Path(__file__).parents[2] / "snapshots"
@@ -702,7 +702,7 @@ def trained(folder: Path, architecture: str, *, adapter: bool) -> tuple[Path, Pa
     recipe = load_recipe(write_recipe(folder / "tiny.yaml", base, save_data(folder / "data"), stage=line))
     (plan,) = plan_stages(located(recipe))
     splits = load_splits(plan.data, seed=0, label="label")
-    task = ImageClassification.open(plan, splits, Checkpoint(str(base), shown="ada/tiny"), seed=0)
+    task = ImageClassification.open(plan, splits, Checkpoint(str(base), display_name="ada/tiny"), seed=0)
     model = task.build(plan.kind).model
     head, targets = task.head(model), task.lora_targets(model)
     made = adapt(model, plan.stage, plan.kind, head=head, targets=targets, shown_name=str(base), revision="main").eval()

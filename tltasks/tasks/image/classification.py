@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from tltasks import metrics
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.image import ImageData, ImageModel, ImageStage
 from tltasks.data.corruptions import corrupt_image, generator
@@ -32,7 +33,7 @@ from tltasks.models.adapters import find_head, find_lora_targets, merged, relabe
 from tltasks.models.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, OnnxInput, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, OnnxInput, Prediction
 from tltasks.tasks.image import augmentation, decoding
 from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
 from tltasks.tasks.image.preprocessing import Preprocessing, load_processor, set_image_size
@@ -106,14 +107,14 @@ class ImageClassification:
         config = read_config(
             AutoModelForImageClassification,
             source.name,
-            shown=source.shown,
+            shown=source.display_name,
             changes=plan.model.config if plan.stage.start == "checkpoint" else {},
             **source.arguments(),
         )
         if plan.model.prompts is not None:
-            refuse_prompts(config, shown=source.shown)
+            refuse_prompts(config, shown=source.display_name)
         if plan.model.as_ is not None:
-            config = wrap_for_images(config, plan.model, plan.stage, plan.kind, shown=source.shown)
+            config = wrap_for_images(config, plan.model, plan.stage, plan.kind, shown=source.display_name)
         contrastive = plan.kind.head == "kept" and is_contrastive(config)
         if contrastive:
             class_names = _told_classes(splits, found, given, config, source)
@@ -132,10 +133,12 @@ class ImageClassification:
             processor: Any = image_processor(config)
         else:
             processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
-        preprocessing = Preprocessing(processor, name=source.shown)
+        preprocessing = Preprocessing(processor, name=source.display_name)
         texts = None
         if contrastive:
-            texts = PromptClassifier.open(source.name, config, class_names, shown=source.shown, **source.arguments())
+            texts = PromptClassifier.open(
+                source.name, config, class_names, shown=source.display_name, **source.arguments()
+            )
         return cls(source, config, preprocessing, class_names, plan.model, plan.data, plan.stage, seed, texts)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
@@ -154,7 +157,7 @@ class ImageClassification:
             self._auto_class,
             self.config,
             self.source.name,
-            shown=self.source.shown,
+            shown=self.source.display_name,
             random=kind.weights == "random",
             **self.source.arguments(),
         )
@@ -163,12 +166,16 @@ class ImageClassification:
             initialise_head(model, head)
         elif lost := [name for name in loaded["newly_initialised"] if any(name.startswith(f"{h}.") for h in head)]:
             raise CheckpointError(
-                f"model {self.source.shown}: has no weights for its head ({', '.join(lost)}); "
+                f"model {self.source.display_name}: has no weights for its head ({', '.join(lost)}); "
                 "use `stage: transfer`, which puts a new head on it."
             )
         outer = [*head, *getattr(model, "input_layer", ())]
-        share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.shown)
-        about = {"name": self.source.shown, "revision": self.source.revision, "model_type": self.config.model_type}
+        share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.display_name)
+        about = {
+            "name": self.source.display_name,
+            "revision": self.source.revision,
+            "model_type": self.config.model_type,
+        }
         provenance = {**about, **loaded, "loaded_share": share}
         if self.texts is not None:
             model = self.texts.classifier(model, self.class_names)
@@ -484,7 +491,7 @@ def _told_classes(
     if not splits:
         if saved_prompts(config) is None:
             raise CheckpointError(
-                f"model {source.shown}: is to be told its classes, and nothing names them here. Use the results "
+                f"model {source.display_name}: is to be told its classes, and nothing names them here. Use the results "
                 "folder of a run with `stage: zero_shot`, whose model has the classes of its data."
             )
         return list(config.id2label.values())
@@ -544,7 +551,7 @@ def _check_kept_head(
     if lines:
         raise DataError(
             "\n".join(lines)
-            + f"\n{source.shown} knows {len(class_names)} classes: {_some(class_names)}."
+            + f"\n{source.display_name} knows {len(class_names)} classes: {_some(class_names)}."
             + "\nA kept head needs the checkpoint's own labels; `stage: transfer` puts a new head on it."
         )
 

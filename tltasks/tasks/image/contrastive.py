@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PretrainedConfig
 
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.image import ContrastiveStage, ImageModel, UnlabelledImageData
 from tltasks.data.loading import EncodedSplit, Split
@@ -23,7 +24,7 @@ from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, read_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, Prediction
 from tltasks.tasks.image import decoding
 from tltasks.tasks.image.contrastive_objective import ProjectedModel, Projection, TwoViews, nt_xent, open_projected
 from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
@@ -71,16 +72,16 @@ class ContrastiveImage:
         config = read_config(
             AutoModelForImageClassification,
             source.name,
-            shown=source.shown,
+            shown=source.display_name,
             changes=plan.model.config if stage.start == "checkpoint" else {},
             **source.arguments(),
         )
         if plan.model.image_size is not None:
             set_image_size(config, plan.model.image_size)
         config.projection_width = stage.projection or getattr(config, "projection_width", None) or DEFAULT_WIDTH
-        projected = open_projected(config, width=config.projection_width, shown=source.shown)
+        projected = open_projected(config, width=config.projection_width, shown=source.display_name)
         processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
-        preprocessing = Preprocessing(processor, name=source.shown)
+        preprocessing = Preprocessing(processor, name=source.display_name)
         return cls(
             source, config, preprocessing, projected, TwoViews(stage.views, size=preprocessing.size), stage, seed
         )
@@ -101,7 +102,7 @@ class ContrastiveImage:
             self.projected,
             self.config,
             self.source.name,
-            shown=self.source.shown,
+            shown=self.source.display_name,
             random=kind.weights == "random",
             **self.source.arguments(),
         )
@@ -113,12 +114,12 @@ class ContrastiveImage:
             projection.reset_parameters()
         elif lost:
             raise CheckpointError(
-                f"model {self.source.shown}: has no weights for its projection ({', '.join(lost[:3])}, …); "
+                f"model {self.source.display_name}: has no weights for its projection ({', '.join(lost[:3])}, …); "
                 "use `stage: transfer`, which puts a new one on its backbone."
             )
-        share = check_loaded(model, loaded["newly_initialised"], head=[name], shown=self.source.shown)
+        share = check_loaded(model, loaded["newly_initialised"], head=[name], shown=self.source.display_name)
         provenance = {
-            "name": self.source.shown,
+            "name": self.source.display_name,
             "revision": self.source.revision,
             "model_type": self.config.model_type,
             "objective": "SimCLR",

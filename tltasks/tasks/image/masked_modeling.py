@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.image import ImageData, ImageModel, MaskedImageStage, UnlabelledImageData
 from tltasks.data.loading import EncodedSplit, Split
@@ -22,7 +23,7 @@ from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, Prediction
 from tltasks.tasks.image import augmentation, decoding
 from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
 from tltasks.tasks.image.masking import HEAD, MaskedAutoencoder, Objective, choose_objective
@@ -65,15 +66,15 @@ class MaskedImageModeling:
         config = read_config(
             MaskedAutoencoder.auto_class,
             source.name,
-            shown=source.shown,
+            shown=source.display_name,
             changes=plan.model.config if plan.stage.start == "checkpoint" else {},
             **source.arguments(),
         )
         if plan.model.image_size is not None:
             set_image_size(config, plan.model.image_size)
         processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
-        preprocessing = Preprocessing(processor, name=source.shown)
-        objective = choose_objective(config, plan.stage.mask, image_size=preprocessing.size, shown=source.shown)
+        preprocessing = Preprocessing(processor, name=source.display_name)
+        objective = choose_objective(config, plan.stage.mask, image_size=preprocessing.size, shown=source.display_name)
         for key, value in objective.settings().items():
             setattr(config, key, value)
         return cls(source, config, preprocessing, objective, plan.stage, seed)
@@ -95,7 +96,7 @@ class MaskedImageModeling:
             self.objective.auto_class,
             self.config,
             self.source.name,
-            shown=self.source.shown,
+            shown=self.source.display_name,
             random=random,
             **self.source.arguments(),
         )
@@ -105,12 +106,12 @@ class MaskedImageModeling:
             self.objective.initialise(model, encoder=random)
         elif lost:
             raise CheckpointError(
-                f"model {self.source.shown}: has no weights for its decoder ({', '.join(lost[:3])}, …); "
+                f"model {self.source.display_name}: has no weights for its decoder ({', '.join(lost[:3])}, …); "
                 "use `stage: transfer`, which puts a new one on its encoder."
             )
-        share = check_loaded(model, loaded["newly_initialised"], head=[HEAD], shown=self.source.shown)
+        share = check_loaded(model, loaded["newly_initialised"], head=[HEAD], shown=self.source.display_name)
         provenance = {
-            "name": self.source.shown,
+            "name": self.source.display_name,
             "revision": self.source.revision,
             "model_type": self.config.model_type,
             "objective": "MAE" if isinstance(self.objective, MaskedAutoencoder) else "SimMIM",

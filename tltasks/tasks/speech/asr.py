@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from tltasks import metrics
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, generator
@@ -30,7 +31,7 @@ from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.frozen_transformer import wrap_for_speech
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, OnnxInput, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, OnnxInput, Prediction
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import augment_audio
@@ -96,11 +97,11 @@ class SpeechRecognition:
         assert isinstance(plan.data, SpeechData)
         assert isinstance(plan.stage, SpeechStage)
         texts = _texts(splits)
-        config = open_config(source.name, shown=source.shown, **source.arguments())
+        config = open_config(source.name, shown=source.display_name, **source.arguments())
         if plan.model.as_ is not None:
-            config = wrap_for_speech(config, plan.model, plan.stage, plan.kind, shown=source.shown)
+            config = wrap_for_speech(config, plan.model, plan.stage, plan.kind, shown=source.display_name)
         recogniser: Recogniser
-        if family(config, shown=source.shown) == "CTC":
+        if family(config, shown=source.display_name) == "CTC":
             recogniser = _open_ctc(plan, splits, texts, source, config)
         else:
             recogniser = _open_sequence(plan, splits, source)
@@ -131,7 +132,7 @@ class SpeechRecognition:
             self.recogniser.auto_class,
             copy.deepcopy(self.recogniser.config),
             self.source.name,
-            shown=self.source.shown,
+            shown=self.source.display_name,
             random=kind.weights == "random",
             **self.source.arguments(),
         )
@@ -140,14 +141,14 @@ class SpeechRecognition:
             initialise_head(model, head)
         elif lost := [name for name in loaded["newly_initialised"] if name.startswith(tuple(f"{h}." for h in head))]:
             raise CheckpointError(
-                f"model {self.source.shown}: has no weights for its head ({', '.join(lost)}); "
+                f"model {self.source.display_name}: has no weights for its head ({', '.join(lost)}); "
                 "use `stage: transfer`, which builds a vocabulary and puts a new head on it."
             )
         outer = [*head, *getattr(model, "input_layer", ())]
-        share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.shown)
+        share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.display_name)
         cut = self.recogniser.prepare(model)
         provenance = {
-            "name": self.source.shown,
+            "name": self.source.display_name,
             "revision": self.source.revision,
             "model_type": self.recogniser.config.model_type,
             "family": "CTC" if isinstance(self.recogniser, CtcRecogniser) else "sequence-to-sequence",
@@ -458,15 +459,15 @@ def _open_sequence(plan: StagePlan, splits: dict[str, Split], source: Checkpoint
     assert isinstance(plan.model, SpeechModel)
     if plan.stage.stage == "transfer":
         raise RecipeError(
-            f"stage {plan.name}: {source.shown} writes with a vocabulary that cannot be taken off; `stage: finetune` "
-            "teaches it new text, also of another language."
+            f"stage {plan.name}: {source.display_name} writes with a vocabulary that cannot be taken off; "
+            "`stage: finetune` teaches it new text, also of another language."
         )
     if plan.stage.adapt.method == "head":
-        raise RecipeError(f"stage {plan.name}: {source.shown} has no head of its own; use adapt: lora or full.")
+        raise RecipeError(f"stage {plan.name}: {source.display_name} has no head of its own; use adapt: lora or full.")
     window = plan.model.audio_window if plan.kind.trains else None  # a cut encoder must be trained before it is used
     return SequenceRecogniser.open(
         source.name,
-        shown=source.shown,
+        shown=source.display_name,
         language=plan.model.language,
         speech_task=plan.model.speech_task,
         window=_longest_clip(splits) if window == "fit" else window,
@@ -484,11 +485,11 @@ def _open_ctc(
     given = [f"model.{key}" for key, value in keys.items() if value is not None]
     given += ["model.beams"] * (plan.model.beams > 1)
     if given:
-        raise RecipeError(f"{', '.join(given)}: {source.shown} is a CTC checkpoint, which has no such choice.")
+        raise RecipeError(f"{', '.join(given)}: {source.display_name} is a CTC checkpoint, which has no such choice.")
     builds = plan.kind.head == "new"
     train = splits.get("train")
     recogniser = CtcRecogniser.open(
-        source.name, shown=source.shown, texts=texts if builds else None, config=config, **source.arguments()
+        source.name, shown=source.display_name, texts=texts if builds else None, config=config, **source.arguments()
     )
     if not builds and train is not None:
         recogniser.check_texts(texts, train.where)

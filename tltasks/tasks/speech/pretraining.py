@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForPreTraining, PretrainedConfig
 
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.speech import SpeechModel, SpeechObjectiveStage, UnlabelledSpeechData
 from tltasks.data.batching import step_of_rows
@@ -30,7 +31,7 @@ from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.cross_entropy import unwrap_model
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, Prediction
 from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.recognition import FRAMES_PER_SECOND, open_feature_extractor
@@ -89,17 +90,19 @@ class SpeechPretraining:
         given = [f"model.{key}" for key, value in keys.items() if value is not None]
         given += ["model.beams"] * (plan.model.beams > 1)
         if given:
-            raise RecipeError(f"{', '.join(given)}: {source.shown} is pretrained without text and has no such choice.")
-        config = open_config(source.name, shown=source.shown, **source.arguments())
+            raise RecipeError(
+                f"{', '.join(given)}: {source.display_name} is pretrained without text and has no such choice."
+            )
+        config = open_config(source.name, shown=source.display_name, **source.arguments())
         if config.model_type not in FAMILIES:
             raise CheckpointError(
-                f"model {source.shown}: wav2vec 2.0's objective is for {' and '.join(FAMILIES)}, not for "
+                f"model {source.display_name}: wav2vec 2.0's objective is for {' and '.join(FAMILIES)}, not for "
                 f"{config.model_type}."
             )
         if config.add_adapter:
             raise CheckpointError(
-                f"model {source.shown}: has layers above its encoder that shorten the output (add_adapter), so frames "
-                "and codes would not match."
+                f"model {source.display_name}: has layers above its encoder that shorten the output (add_adapter), so "
+                "frames and codes would not match."
             )
         if not splits:  # for a checkpoint that is only to be used, as it was trained
             own = {"negatives": config.num_negatives, "temperature": config.contrastive_logits_temperature}
@@ -109,7 +112,7 @@ class SpeechPretraining:
         config.mask_feature_prob = 0.0  # drawn from numpy's global state, and no part of the objective
         config.num_negatives, config.contrastive_logits_temperature = stage.negatives, stage.temperature
         config.diversity_loss_weight = stage.diversity_weight
-        extractor = open_feature_extractor(source.name, shown=source.shown, **source.arguments())
+        extractor = open_feature_extractor(source.name, shown=source.display_name, **source.arguments())
         made = cls(source, config, extractor, stage, seed)
         if output_frames(config, made._longest) < stage.mask.span_frames:
             raise RecipeError(
@@ -143,7 +146,7 @@ class SpeechPretraining:
             AutoModelForPreTraining,
             copy.deepcopy(self.config),
             self.source.name,
-            shown=self.source.shown,
+            shown=self.source.display_name,
             random=kind.weights == "random",
             **self.source.arguments(),
         )
@@ -152,13 +155,13 @@ class SpeechPretraining:
             initialise_contrast(model)
         elif lost:
             raise CheckpointError(
-                f"model {self.source.shown}: has no weights for the objective's codes ({', '.join(lost[:3])}, …); "
-                "use `stage: transfer`, which puts new ones on its encoder."
+                f"model {self.source.display_name}: has no weights for the objective's codes "
+                f"({', '.join(lost[:3])}, …); use `stage: transfer`, which puts new ones on its encoder."
             )
-        share = check_loaded(model, loaded["newly_initialised"], head=list(HEAD), shown=self.source.shown)
+        share = check_loaded(model, loaded["newly_initialised"], head=list(HEAD), shown=self.source.display_name)
         install_quantizer(model)
         provenance = {
-            "name": self.source.shown,
+            "name": self.source.display_name,
             "revision": self.source.revision,
             "model_type": self.config.model_type,
             "objective": "wav2vec 2.0",

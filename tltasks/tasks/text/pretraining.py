@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.text import (
     CausalLanguageStage,
@@ -36,7 +37,7 @@ from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.cross_entropy import has_plain_head, mean_loss, target_losses, unwrap_model
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, Prediction
 from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
 from tltasks.tasks.text.prompting import SUFFIXES, open_tokenizer, positions, set_language, tokenizer_key
@@ -81,14 +82,14 @@ class TextPretraining:
         assert isinstance(plan.model, TextModel)
         assert isinstance(plan.data, UnlabelledTextData)
         assert isinstance(plan.stage, TextObjectiveStage)
-        config = open_config(source.name, shown=source.shown, **source.arguments())
-        tokenizer = open_tokenizer(source.name, shown=source.shown, **source.arguments())
-        set_language(tokenizer, plan.model.language, shown=source.shown)
-        objective = choose_objective(tokenizer, plan.stage, shown=source.shown)
+        config = open_config(source.name, shown=source.display_name, **source.arguments())
+        tokenizer = open_tokenizer(source.name, shown=source.display_name, **source.arguments())
+        set_language(tokenizer, plan.model.language, shown=source.display_name)
+        objective = choose_objective(tokenizer, plan.stage, shown=source.display_name)
         if type(config) not in objective.auto_class._model_mapping:
             raise CheckpointError(
-                f"model {source.shown}: transformers has no {objective.name} for {config.model_type}. Encoder-decoders "
-                "(T5, BART) are for text-denoising, encoders (BERT) for masked-language-modeling, decoders (GPT-2, "
+                f"model {source.display_name}: transformers has no {objective.name} for {config.model_type}. "
+                "Encoder-decoders (T5, BART) are for text-denoising, encoders (BERT) for masked-language-modeling, decoders (GPT-2, "
                 "Llama) for causal-language-modeling."
             )
         if (
@@ -104,7 +105,7 @@ class TextPretraining:
         if longest is not None:  # RoBERTa's table has two positions that are never used
             longest = min(longest, tokenizer.model_max_length)
         tokens = plan.data.max_tokens if splits else min(plan.data.max_tokens, longest or plan.data.max_tokens)
-        check_room(objective.frame, tokens, longest, shown=source.shown)
+        check_room(objective.frame, tokens, longest, shown=source.display_name)
         return cls(source, config, tokenizer, objective, tokens, plan.stage, seed)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
@@ -132,7 +133,7 @@ class TextPretraining:
             self.objective.auto_class,
             copy.deepcopy(self.config),
             self.source.name,
-            shown=self.source.shown,
+            shown=self.source.display_name,
             random=kind.weights == "random",
             **self.source.arguments(),
         )
@@ -141,16 +142,16 @@ class TextPretraining:
             _draw_head(model, head)
         elif lost := [n for n in loaded["newly_initialised"] if n.startswith(tuple(f"{h}." for h in head))]:
             raise CheckpointError(
-                f"model {self.source.shown}: has no weights for the head that writes text ({', '.join(lost[:3])}); for "
-                "masked-language-modeling, `stage: transfer` puts a new one on its encoder."
+                f"model {self.source.display_name}: has no weights for the head that writes text "
+                f"({', '.join(lost[:3])}); for masked-language-modeling, `stage: transfer` puts a new one on its encoder."
             )
-        share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.shown)
+        share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.display_name)
         packs = isinstance(self.stage, CausalLanguageStage) and self.stage.packing and keeps_examples_apart(model)
         task = dataclasses.replace(self, packs=packs)
         probe = task._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])
         chunked = has_plain_head(model, task._inputs(model, probe), probe["labels"])
         provenance = {
-            "name": self.source.shown,
+            "name": self.source.display_name,
             "revision": self.source.revision,
             "model_type": self.config.model_type,
             "objective": self.objective.name,

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_text, generator
@@ -34,7 +35,7 @@ from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.cross_entropy import has_plain_head, mean_loss, unwrap_model, writer
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Checkpoint, Columns, InputKind, Prediction
+from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, Prediction
 from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.tasks.text.data_checks import check_pairs
 from tltasks.tasks.text.prompting import SUFFIXES, TextFormat, open_format, own_limits, stored_task
@@ -97,9 +98,9 @@ class Summarization:
                 f"stage {plan.name}: `{plan.stage.stage}` puts a new head on a checkpoint, and a summariser's head is "
                 "its vocabulary. Use `stage: finetune`."
             )
-        config = open_config(source.name, shown=source.shown, **source.arguments())
+        config = open_config(source.name, shown=source.display_name, **source.arguments())
         data = plan.data if splits else own_limits(source.name, config, plan.data, **source.arguments())
-        form = open_format(source.name, config, plan.model, data, shown=source.shown, **source.arguments())
+        form = open_format(source.name, config, plan.model, data, shown=source.display_name, **source.arguments())
         config.task_specific_params = stored_task(form)
         return cls(source, config, form, plan.model, data, plan.stage, seed, splits)
 
@@ -124,19 +125,19 @@ class Summarization:
             self.auto_class,
             self.config,
             self.source.name,
-            shown=self.source.shown,
+            shown=self.source.display_name,
             random=kind.weights == "random",
             **self.source.arguments(),
         )
         if kind.weights != "random":
-            check_loaded(model, loaded["newly_initialised"], head=[], shown=self.source.shown)
+            check_loaded(model, loaded["newly_initialised"], head=[], shown=self.source.display_name)
         model.generation_config = self._decoding(model)
         packs = not self.form.encoder_decoder and self.stage.packing and keeps_examples_apart(model)
         task = dataclasses.replace(self, packs=packs)
         probe = task._collate([[self.form.end] * 3], [[self.form.end] * 2])
         chunked = has_plain_head(model, task._inputs(model, probe), probe["labels"])
         provenance = {
-            "name": self.source.shown,
+            "name": self.source.display_name,
             "revision": self.source.revision,
             **loaded,
             "prompt": self.form.prompt,

@@ -19,12 +19,12 @@ from tests.tiny.images import png, save_data, save_mae, save_model
 from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import plan_stages
 from tltasks.config.stage import UnlabelledStage
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.runs.prepare import PreparedStage, prepare_stages
 from tltasks.runs.story import _can_publish_adapter
-from tltasks.tasks.base import Checkpoint
 from tltasks.tasks.image.masking import MaskedAutoencoder, SimMIM, sine_cosine_table
 from tltasks.training.loop import Interrupted
 

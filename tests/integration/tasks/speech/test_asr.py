@@ -22,11 +22,11 @@ from tests.integration.models.test_frozen_transformer import save_language_model
 from tests.tiny import speech
 from tests.tiny.runs import REPOSITORY, equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.config.loading import load_recipe, located
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import plan_stages
 from tltasks.data.loading import encode_split, load_splits
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
 from tltasks.results.result import load_result
-from tltasks.tasks.base import Checkpoint
 from tltasks.tasks.speech.asr import SpeechRecognition
 from tltasks.tasks.speech.audio import from_int16
 from tltasks.tasks.speech.ctc import CtcRecogniser, build_tokenizer
@@ -168,7 +168,7 @@ def pipeline_texts(output: Path) -> tuple[list[str], list[str]]:
     recipe = load_recipe(output / "recipe.yaml")
     plan = plan_stages(located(recipe))[0]
     splits = load_splits(plan.data, seed=0, label=None)
-    source = Checkpoint(plan.model.name, shown="m")
+    source = Checkpoint(plan.model.name, display_name="m")
     task = SpeechRecognition.open(plan, splits, source, seed=0)
     split = splits["test"]
     rows = encode_split(split, task.preprocess(split), task.features, key=task.cache_key, max_bad_share=0).rows

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from tests.tiny import texts
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.config.loading import load_recipe, located
+from tltasks.config.model import Checkpoint
 from tltasks.config.plan import plan_stages
 from tltasks.config.tasks.text import TextData, TextModel
 from tltasks.data.loading import encode_split, load_splits
@@ -24,7 +25,6 @@ from tltasks.models.adapters import adapt, merged
 from tltasks.models.cross_entropy import mean_loss
 from tltasks.results.result import load_result
 from tltasks.runtime.precision import check_architecture
-from tltasks.tasks.base import Checkpoint
 from tltasks.tasks.text.prompting import open_format
 from tltasks.tasks.text.summarization import Summarization
 
@@ -51,7 +51,7 @@ class PreparedStage:
         self.recipe = load_recipe(path)
         self.plan = plan_stages(located(self.recipe))[0]
         splits = load_splits(self.plan.data, seed=0, label=None)
-        self.task = Summarization.open(self.plan, splits, Checkpoint(self.plan.model.name, shown=name), seed=0)
+        self.task = Summarization.open(self.plan, splits, Checkpoint(self.plan.model.name, display_name=name), seed=0)
         built = self.task.build(self.plan.kind)
         self.task, self.model = built.task, built.model
         self.encoded = {
