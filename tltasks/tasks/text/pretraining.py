@@ -89,8 +89,8 @@ class TextPretraining:
         if type(config) not in objective.auto_class._model_mapping:
             raise CheckpointError(
                 f"model {source.display_name}: transformers has no {objective.name} for {config.model_type}. "
-                "Encoder-decoders (T5, BART) are for text-denoising, encoders (BERT) for masked-language-modeling, decoders (GPT-2, "
-                "Llama) for causal-language-modeling."
+                "Encoder-decoders (T5, BART) are for text-denoising, encoders (BERT) for masked-language-modeling, "
+                "decoders (GPT-2, Llama) for causal-language-modeling."
             )
         if (
             plan.kind.weights == "checkpoint"
@@ -143,7 +143,8 @@ class TextPretraining:
         elif lost := [n for n in loaded["newly_initialised"] if n.startswith(tuple(f"{h}." for h in head))]:
             raise CheckpointError(
                 f"model {self.source.display_name}: has no weights for the head that writes text "
-                f"({', '.join(lost[:3])}); for masked-language-modeling, `stage: transfer` puts a new one on its encoder."
+                f"({', '.join(lost[:3])}); for masked-language-modeling, `stage: transfer` puts a new one on "
+                "its encoder."
             )
         share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.display_name)
         packs = isinstance(self.stage, CausalLanguageStage) and self.stage.packing and keeps_examples_apart(model)
