@@ -10,6 +10,11 @@
 A message says where, what was found, and what to do.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class TltasksError(Exception):
     """Base of all expected failures; `str(error)` is the whole message for the user."""
@@ -36,6 +41,21 @@ class HubError(TltasksError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says first, or its kind where it says nothing."""
+    """The first line of what an error says, or its kind where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one was most likely meant for."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion to end a message with, or nothing.
+
+    >>> did_you_mean("epoch", ["epochs", "steps"])
+    '; did you mean `epochs`?'
+    """
+    close = closest(word, known)
+    return f"; did you mean `{close}`?" if close else ""

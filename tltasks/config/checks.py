@@ -17,7 +17,8 @@ from tltasks.config.recipe import Recipe
 from tltasks.config.section import FORMS
 from tltasks.config.stage import Stage
 from tltasks.config.tasks import TASKS
-from tltasks.config.yaml_reader import Document, Issue, KeyPath, closest, describe, did_you_mean, dotted
+from tltasks.config.yaml_reader import Document, Issue, KeyPath, describe, dotted
+from tltasks.errors import closest, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 Located = tuple[KeyPath, str, tuple[str, ...]]

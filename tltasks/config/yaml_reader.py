@@ -6,7 +6,6 @@ tags, merge keys, duplicate keys, aliases without bound.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Hashable, Iterable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tltasks.errors import RecipeError
+from tltasks.errors import RecipeError, closest
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
@@ -395,21 +394,6 @@ def describe(value: object) -> str:
         case list():
             return "a list" if value else "an empty list"
     return "a mapping" if value else "an empty mapping"
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A suggestion to end a message with, or nothing.
-
-    >>> did_you_mean("epoch", ["epochs", "steps"])
-    '; did you mean `epochs`?'
-    """
-    close = closest(word, known)
-    return f"; did you mean `{close}`?" if close else ""
-
-
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a mistyped one was most likely meant for."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
 
 
 def clip(text: str, width: int = 80) -> str:

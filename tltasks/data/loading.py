@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from tltasks.config.data import Data, Source
-from tltasks.errors import DataError, first_line
+from tltasks.errors import DataError, did_you_mean, first_line
 
 ENCODING_VERSION = 1  # part of every cache key: raise it when encoded rows change
 
@@ -181,7 +180,7 @@ def _slice(tables: Tables, spec: str, *, place: str, source: str) -> datasets.Da
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute({k: len(v) for k, v in tables.items()})
     except (ValueError, AssertionError, AttributeError) as error:
         raise DataError(
-            f"{place}: {source} has no split `{spec}`.{_did_you_mean(spec.split('[')[0], list(tables))} "
+            f"{place}: {source} has no split `{spec}`{did_you_mean(spec.split('[')[0], tables) or '.'} "
             f"It has: {', '.join(f'{k} ({len(v):,} rows)' for k, v in tables.items())}. "
             "Slices are written as `train[:95%]` or `train[100:200]`."
         ) from error
@@ -197,7 +196,7 @@ def _select_columns(
     missing = {key: column for key, column in columns.items() if column not in rows.column_names}
     if missing:
         lines = [
-            f"{locate(f'columns.{key}')}: {source} has no column `{column}`.{_did_you_mean(column, rows.column_names)}"
+            f"{locate(f'columns.{key}')}: {source} has no column `{column}`{did_you_mean(column, rows.column_names) or '.'}"
             for key, column in missing.items()
         ]
         kinds = ", ".join(f"{name} ({_kind(feature)})" for name, feature in rows.features.items())
@@ -344,8 +343,3 @@ def _kind(feature: Any) -> str:
     if isinstance(feature, datasets.ClassLabel):
         return f"{feature.num_classes} classes"
     return str(getattr(feature, "dtype", None) or type(feature).__name__)
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean `{close[0]}`?" if close else ""

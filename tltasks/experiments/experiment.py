@@ -19,9 +19,9 @@ from tltasks.config.checks import read_keys
 from tltasks.config.loading import list_mistakes, read_recipe
 from tltasks.config.recipe import Recipe
 from tltasks.config.section import FileName, Name, Section
-from tltasks.config.yaml_reader import Document, Issue, Location, describe, did_you_mean, dotted, parse, read_text
+from tltasks.config.yaml_reader import Document, Issue, Location, describe, dotted, parse, read_text
 from tltasks.config.yaml_reader import KeyPath as Place
-from tltasks.errors import RecipeError
+from tltasks.errors import RecipeError, did_you_mean
 
 MOST_CELLS = 100_000
 RESERVED = {"seed": "`seeds` lists the seeds of all cells", "output": "each cell has a folder of its own"}

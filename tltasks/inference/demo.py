@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tltasks.data.loading import Split, load_splits
-from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
+from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError, first_line
 from tltasks.hub import client
 from tltasks.hub.resolved_checkpoint import resolve_checkpoint
 from tltasks.hub.saved_model import SavedModel, load_saved_model
@@ -182,7 +182,7 @@ def _open_untouched(trained: SavedModel) -> SavedModel:
 
 def sentence(error: TltasksError) -> str:
     """What an error says first, for a visitor who sees neither the command nor its options."""
-    text = str(error).strip().splitlines()[0]
+    text = first_line(error)
     return text[:1].upper() + text[1:]
 
 

@@ -41,5 +41,5 @@ def fetch(address: Address) -> bytes:
                 if len(content) > MOST_BYTES:
                     raise DataError(f"is larger than {MOST_BYTES >> 20} MiB; download it and name the file")
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        raise DataError(f"cannot be fetched: {first_line(error) or type(error).__name__}") from error
+        raise DataError(f"cannot be fetched: {first_line(error)}") from error
     return bytes(content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import fnmatch
 import warnings
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from tltasks.config.adaptation import Adapt, Lora
 from tltasks.config.plan import StageKind
 from tltasks.config.stage import Stage
-from tltasks.errors import CheckpointError, RecipeError, first_line
+from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
 
 
 def adapt(
@@ -55,7 +54,7 @@ def adapt(
                     "convolutions among its targets; leave `init` out, or name linear layers as `targets`."
                 ) from error
             raise CheckpointError(
-                f"adapt.{method.method}: PEFT cannot adapt {type(model).__name__} so: {str(error).splitlines()[0]}"
+                f"adapt.{method.method}: PEFT cannot adapt {type(model).__name__} so: {first_line(error)}"
             ) from error
         # peft.get_peft_model (0.21, tuners_utils.py) overwrites both from the model's own name.
         wrapped.peft_config["default"].base_model_name_or_path = shown_name
@@ -172,17 +171,15 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
     known = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     name = method.peft.type.upper()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise RecipeError(f"adapt.peft.type: PEFT has no {method.peft.type}.{hint} It has: {', '.join(sorted(known))}.")
+        hint = did_you_mean(name, known) or "."
+        raise RecipeError(f"adapt.peft.type: PEFT has no {method.peft.type}{hint} It has: {', '.join(sorted(known))}.")
     if name in _UNFIT:
         raise RecipeError(f"adapt.peft.type: {name} {_UNFIT[name]}. Use lora, dora, adalora, ia3 or another method.")
     fields = {f.name for f in dataclasses.fields(known[name]) if f.init}
     extra = dict(method.peft.model_extra or {})
     for key in extra.keys() - fields:
-        close = difflib.get_close_matches(key, fields, n=1)
-        hint = f" Did you mean `{close[0]}`?" if close else ""
-        raise RecipeError(f"adapt.peft.{key}: {known[name].__name__} has no such key.{hint}")
+        hint = did_you_mean(key, fields) or "."
+        raise RecipeError(f"adapt.peft.{key}: {known[name].__name__} has no such key{hint}")
     if "target_modules" in fields:
         extra.setdefault("target_modules", targets)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import warnings
 from collections import Counter
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from tltasks.errors import CheckpointError, RecipeError, first_line
+from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
 
 LARGEST_SHARE_NEW = 0.1
 """A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
@@ -53,8 +52,7 @@ def read_config(
     known = config.to_dict().keys()
     for key, value in changes.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else "."
+            hint = did_you_mean(key, known) or "."
             raise RecipeError(f"model.config.{key}: {type(config).__name__} of {shown} has no such key{hint}")
         try:
             setattr(config, key, value)
@@ -97,7 +95,7 @@ def load_pretrained(
             **arguments,
         )
     except _LOADING as error:
-        raise CheckpointError(f"model {shown}: its weights cannot be loaded: {_reason(error)}") from error
+        raise CheckpointError(f"model {shown}: its weights cannot be loaded: {first_line(error)}") from error
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     positions = sorted(key for key in mismatched if _is_position_table(key))
     if positions:
@@ -216,9 +214,4 @@ def load_saved(auto_class: Any, folder: Path, *, base: str, config: PretrainedCo
             adapted: nn.Module = peft.PeftModel.from_pretrained(plain, folder)
         return adapted
     except _LOADING as error:
-        raise CheckpointError(f"{folder}: its weights cannot be loaded: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise CheckpointError(f"{folder}: its weights cannot be loaded: {first_line(error)}") from error

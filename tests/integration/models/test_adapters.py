@@ -249,12 +249,12 @@ def test_targets_by_name_and_further_keys() -> None:
 @pytest.mark.parametrize(
     ("keys", "error", "said"),
     [
-        ({"type": "LOHAA"}, RecipeError, r"adapt.peft.type: PEFT has no LOHAA. Did you mean LOHA\? It has: .*VERA"),
+        ({"type": "LOHAA"}, RecipeError, r"adapt.peft.type: PEFT has no LOHAA; did you mean `LOHA`\? It has: .*VERA"),
         ({"type": "zzzzz"}, RecipeError, r"has no zzzzz. It has: "),
         (
             {"type": "LOHA", "rank_dropuot": 0.1},
             RecipeError,
-            r"LoHaConfig has no such key. Did you mean `rank_dropout`",
+            r"LoHaConfig has no such key; did you mean `rank_dropout`",
         ),
         (
             {"type": "LOHA", "r": 2, "target_modules": ["no_such"]},

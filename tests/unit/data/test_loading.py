@@ -74,7 +74,7 @@ def test_splits_may_be_joined(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("trian", r"data.splits.train: .* has no split `trian`. Did you mean `train`\? It has: train \(100 rows\)"),
+        ("trian", r"data.splits.train: .* has no split `trian`; did you mean `train`\? It has: train \(100 rows\)"),
         ("train[", "has no split"),
         ("train[a:b]", "has no split"),
         ("train[:200%]", "has no split"),
@@ -99,7 +99,7 @@ def test_what_is_evaluated_alone_needs_no_train(folder: Path) -> None:
 def test_columns_that_are_missing_are_told_with_those_there_are(folder: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(folder, columns=ImageColumns(image="pictrue", label="kind"))
-    assert str(caught.value).count("has no column `pictrue`. Did you mean `picture`?") == 1
+    assert str(caught.value).count("has no column `pictrue`; did you mean `picture`?") == 1
     assert "Its columns: picture (string), kind (string), other (int64)" in str(caught.value)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tltasks.errors import DataError
+from tltasks.errors import DataError, first_line
 
 SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg",
@@ -135,7 +135,7 @@ def _reason(error: Exception, kind: str) -> str:
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return f"too large ({kind} of more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels)"
-    detail = (str(error).splitlines() or [""])[0] or type(error).__name__
+    detail = first_line(error)
     if isinstance(error, EOFError) or "truncated" in detail.lower():
         return f"truncated {kind}"
     return f"{kind} that cannot be decoded ({_shortened(detail)})"

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, PretrainedConfig
 
-from tltasks.errors import CheckpointError
+from tltasks.errors import CheckpointError, first_line
 
 Pixels = NDArray[np.uint8]
 _PRIMARIES = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -69,7 +69,7 @@ def load_processor(name: str, config: PretrainedConfig, *, image_size: int | Non
         processor = AutoImageProcessor.from_pretrained(name, **arguments)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{name}: has no image processor that can be loaded ({str(error).splitlines()[0]}). "
+            f"{name}: has no image processor that can be loaded ({first_line(error)}). "
             "A preprocessor_config.json must stand beside the weights."
         ) from error
     if image_size is None:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from tltasks.config.tasks.text import Generation, TextData, TextModel
-from tltasks.errors import CheckpointError, RecipeError
+from tltasks.errors import CheckpointError, RecipeError, first_line
 from tltasks.tasks.text.long_documents import split_document
 
 Ids = list[int]
@@ -159,7 +159,7 @@ def open_tokenizer(name: str, *, shown: str, **arguments: Any) -> Any:
         return AutoTokenizer.from_pretrained(name, **arguments)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
-            f"model {shown}: has no tokenizer that can be loaded ({str(error).strip().splitlines()[0]}). "
+            f"model {shown}: has no tokenizer that can be loaded ({first_line(error)}). "
             "tokenizer.json or its vocabulary must stand beside the weights."
         ) from error
 

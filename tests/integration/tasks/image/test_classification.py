@@ -261,8 +261,8 @@ def test_all_mistakes_about_columns_and_splits_come_at_once(zoo: Path, tmp_path:
         )
     message = str(caught.value)
     assert "--set data.columns.image=imgae  data.columns.image: " in message
-    assert "Did you mean `image`?" in message
-    assert "Did you mean `validation`?" in message
+    assert "did you mean `image`?" in message
+    assert "did you mean `validation`?" in message
     assert "has no split `nothing`" in message
     assert message.count("has no column `imgae`") == 1
 
