@@ -77,7 +77,8 @@ def by_tltasks(recipe: Path, output: Path, checkpoint: Path, micro_batch: int) -
 
 def encoded(recipe: Path, name: str) -> tuple[list[dict[str, list[int]]], transformers.PreTrainedModel]:
     """The same rows as plain token ids with labels, and the model."""
-    from tltasks.data.loading import encode_split, load_splits
+    from tltasks.data.encoding import encode_split
+    from tltasks.data.loading import load_splits
 
     plan = plan_stages(located(load_recipe(recipe)))[0]
     splits = load_splits(plan.data, seed=0, label=None)

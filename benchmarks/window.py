@@ -36,7 +36,9 @@ from tltasks.config.loading import load_recipe, located  # noqa: E402
 from tltasks.config.model import Checkpoint  # noqa: E402
 from tltasks.config.plan import plan_stages  # noqa: E402
 from tltasks.data.batching import plan_epoch, steps_per_epoch  # noqa: E402
-from tltasks.data.loading import EncodedSplit, encode_split, load_splits  # noqa: E402
+from tltasks.data.encoding import encode_split  # noqa: E402
+from tltasks.data.loading import load_splits  # noqa: E402
+from tltasks.data.splits import EncodedSplit  # noqa: E402
 from tltasks.models.adapters import adapt  # noqa: E402
 from tltasks.runtime import devices  # noqa: E402
 from tltasks.tasks.base import Batch, BuiltModel  # noqa: E402

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import embed_table_storage
 
-from tltasks.data.loading import media_by_path
+from tltasks.data.loading import load_tables
 from tltasks.errors import DataError, first_line
 from tltasks.tasks.image import decoding
 from tltasks.tasks.speech import audio
@@ -59,15 +59,10 @@ def describe_folder(folder: Path) -> Described:
     kind = _kind(folder)
     builder = f"{kind}folder"
     try:
-        with media_by_path():
-            loaded = datasets.load_dataset(builder, data_dir=str(folder))
+        tables = load_tables(builder, data_dir=str(folder))
     except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError, OSError) as error:
         cause = error.__cause__ or error
         raise DataError(f"push-data {folder}: could not be read as {builder}: {first_line(cause)}") from error
-    tables = {
-        name: rows.cast_column(kind, datasets.Image(decode=False) if kind == "image" else datasets.Audio(decode=False))
-        for name, rows in loaded.items()
-    }
     bad: dict[str, str] = {}
     seen: dict[str, list[tuple[str, str]]] = defaultdict(list)
     facts = {}

@@ -17,7 +17,8 @@ import huggingface_hub.constants
 import numpy as np
 import torch
 
-from tltasks.data.loading import Split, load_splits
+from tltasks.data.loading import load_splits
+from tltasks.data.splits import Split
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError, first_line
 from tltasks.hub import client
 from tltasks.hub.resolved_checkpoint import resolve_checkpoint

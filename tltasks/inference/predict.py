@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from tltasks.data.loading import Split
+from tltasks.data.splits import Split
 from tltasks.errors import DataError, RecipeError
 from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Inputs, Item, check_arguments

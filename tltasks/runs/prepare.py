@@ -15,7 +15,9 @@ from tltasks.config.loading import written_at
 from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StagePlan, plan_stages
 from tltasks.config.recipe import Recipe
-from tltasks.data.loading import EncodedSplit, encode_split, load_splits
+from tltasks.data.encoding import encode_split
+from tltasks.data.loading import load_splits
+from tltasks.data.splits import EncodedSplit
 from tltasks.errors import RecipeError
 from tltasks.hub.resolved_checkpoint import Start, resolve_checkpoint
 from tltasks.runtime import devices

@@ -30,7 +30,7 @@ from tltasks.config.loading import located, recipe_sha256, write_recipe
 from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StagePlan, plan_stages
 from tltasks.config.recipe import Recipe
-from tltasks.data.loading import EncodedSplit
+from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
 from tltasks.hub import client
 from tltasks.metrics import paired_difference

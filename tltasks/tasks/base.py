@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
-from tltasks.data.loading import EncodedSplit, Split
+from tltasks.data.splits import Columns as Columns
+from tltasks.data.splits import EncodedSplit, Split
 from tltasks.results.result import ReportExample, Score
 
 Batch = dict[str, Tensor]
-Columns = dict[str, list[Any]]
 Prediction = dict[str, Any]
 """What is kept of one row: JSON values or a small array; at least the key `prediction`."""
 

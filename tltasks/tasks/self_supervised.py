@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltasks import metrics
-from tltasks.data.loading import Split
+from tltasks.data.splits import Split
 from tltasks.results.result import Score
 
 EVALUATION = -1

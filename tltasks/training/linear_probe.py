@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tltasks.config.stage import Stage
-from tltasks.data.loading import EncodedSplit
+from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError
 from tltasks.tasks.base import Task
 from tltasks.training.checkpoint import Progress

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from tltasks.config.data import Corruptions
-from tltasks.data.loading import EncodedSplit
+from tltasks.data.splits import EncodedSplit
 from tltasks.metrics import paired_difference
 from tltasks.tasks.base import Corrupts, Prediction, Task
 from tltasks.training.evaluation import drawn_rows

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tltasks.config.stage import Interpolate
-from tltasks.data.loading import EncodedSplit
+from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import merged
 from tltasks.tasks.base import Prediction, Task

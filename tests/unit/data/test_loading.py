@@ -1,4 +1,4 @@
-"""Splits as recipes write them, shares held out, and rows encoded once."""
+"""Splits as recipes write them, and shares held out."""
 
 import json
 from collections import Counter
@@ -6,44 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
+import soundfile
 
-from tltasks.config.data import ExtraTest, Splits
+from tests.tiny.tables import COLUMNS, data, load, pictures, save
+from tltasks.config.data import ExtraTest
 from tltasks.config.tasks.image import ImageColumns, ImageData
-from tltasks.data.loading import EncodedSplit, Split, encode_split, load_splits
+from tltasks.config.tasks.speech import UnlabelledSpeechData
+from tltasks.data.loading import load_splits
+from tltasks.data.splits import Split
 from tltasks.errors import DataError
-
-COLUMNS = ImageColumns(image="picture", label="kind")
-
-
-def save(folder: Path, kinds: list[str], name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = {"picture": [f"{name}-{i}" for i in range(len(kinds))], "kind": kinds, "other": list(range(len(kinds)))}
-    datasets.Dataset.from_dict(rows).to_parquet(folder / f"{name}.parquet")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 rows of train in three kinds (60, 30, 10), and 20 of test."""
-    folder = tmp_path_factory.mktemp("data")
-    save(folder, (["a"] * 6 + ["b"] * 3 + ["c"]) * 10, "train")
-    save(folder, ["a", "b"] * 10, "test")
-    return folder
-
-
-def data(folder: Path, **keys: Any) -> ImageData:
-    files = {name: str(folder / f"{name}.parquet") for name in ("train", "test")}
-    splits = Splits(**keys.pop("splits", {}))
-    return ImageData(**{"name": "parquet", "files": files, "columns": COLUMNS, "splits": splits, **keys})
-
-
-def load(folder: Path, *, seed: int = 0, label: str | None = "label", **keys: Any) -> dict[str, Split]:
-    return load_splits(data(folder, **keys), seed=seed, label=label)
-
-
-def pictures(split: Split) -> list[str]:
-    return list(split.rows["image"])
-
 
 # ------------------------------------------------------------------------------------------------- splits
 
@@ -233,12 +206,34 @@ def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, error: Any, said:
     def refuse(*arguments: Any, **keys: Any) -> None:
         raise error()
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(DataError) as caught:
         load_splits(ImageData(name="a/b", columns=COLUMNS), seed=0, label="label")
     assert str(caught.value).startswith("data.name: a/b: ")
     assert said in str(caught.value)
     assert "more" not in str(caught.value)
+
+
+def test_a_folder_of_sounds_needs_no_ffmpeg(tmp_path: Path) -> None:
+    """As datasets finds it and with a table beside it, whose card declares the columns."""
+    for split in ("train", "test"):
+        for kind in ("cat", "dog"):
+            (tmp_path / "plain" / split / kind).mkdir(parents=True)
+            soundfile.write(tmp_path / "plain" / split / kind / "1.wav", np.zeros(160), 16_000)
+        (tmp_path / "table" / split).mkdir(parents=True)
+        soundfile.write(tmp_path / "table" / split / "1.flac", np.zeros(160), 16_000)
+        (tmp_path / "table" / split / "metadata.jsonl").write_text('{"file_name": "1.flac", "label": "cat"}\n')
+    (tmp_path / "table" / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: audio\n    dtype: audio\n  - name: label\n    dtype: string\n---\n"
+    )
+    for name, source in (("plain", "audiofolder"), ("table", "audiofolder"), ("table", str(tmp_path / "table"))):
+        folder = str(tmp_path / name) if source == "audiofolder" else None
+        keys = {"name": source, "dir": folder, "columns": {"audio": "audio", "label": "label"}}
+        found = load_splits(UnlabelledSpeechData(**keys), seed=0, label=None)
+        assert [len(found[split].rows) for split in ("train", "test")] == [2 if name == "plain" else 1] * 2
+        row = found["train"].rows[0]["audio"]
+        assert row["bytes"] is None
+        assert Path(row["path"]).is_file()
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
@@ -248,77 +243,6 @@ def test_relative_media_start_at_their_table(tmp_path: Path, kind: str) -> None:
         (tmp_path / f"{name}.{kind}").write_text(text + "\n")
     files = {name: str(tmp_path / f"{name}.{kind}") for name in ("train", "test")}
     assert load(tmp_path, name=kind, files=files)["train"].folder == tmp_path
-
-
-# --------------------------------------------------------------------------------------------- encoding
-
-FEATURES = datasets.Features({"length": datasets.Value("int32")})
-
-
-class Encoder:
-    """Length of a picture's name; those of a label are bad."""
-
-    def __init__(self, bad: str = "") -> None:
-        self.bad, self.rows = bad, 0
-
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        self.rows += len(batch["row"])
-        errors = [f"{label} is bad" if label == self.bad else None for label in batch["label"]]
-        lengths = [None if e else len(i) for i, e in zip(batch["image"], errors, strict=True)]
-        return {"length": lengths, "row": batch["row"], "error": errors}
-
-
-def encode(split: Split, encoder: Encoder, *, key: str = "k", bad: float = 0.5) -> EncodedSplit:
-    return encode_split(split, encoder, FEATURES, key=key, max_bad_share=bad)
-
-
-def test_rows_are_encoded_once(tmp_path: Path) -> None:
-    save(tmp_path, ["a"] * 100, "train")
-    save(tmp_path, ["b"] * 7, "test")
-    encoder = Encoder()
-    first = encode(load(tmp_path)["train"], encoder)
-    assert encoder.rows == 100
-    again = encode(load(tmp_path)["train"], encoder)
-    assert encoder.rows == 100, "found in the cache"
-    assert again.fingerprint == first.fingerprint
-    assert again.rows[:] == first.rows[:]
-    encode(load(tmp_path)["train"], encoder, key="another")
-    assert encoder.rows == 200
-    encode(load(tmp_path, splits={"train": "train[:50]"})["train"], encoder)
-    assert encoder.rows == 250
-    held = {"splits": {"validation": 0.2}}
-    for _ in range(2):
-        encode(load(tmp_path, **held)["validation"], encoder)
-    assert encoder.rows == 270, "shares drawn with the same seed are the same rows"
-
-
-def test_fingerprints_are_of_the_content(tmp_path: Path) -> None:
-    save(tmp_path / "one", ["a"] * 3, "train")
-    save(tmp_path / "two", ["a"] * 3, "train")
-    save(tmp_path / "three", ["a"] * 300, "train")
-    found = []
-    for name in ("one", "two", "three"):
-        save(tmp_path / name, ["a"], "test")
-        found.append(encode(load(tmp_path / name)["train"], Encoder(), key=name).fingerprint)
-    assert found[0] == found[1] != found[2]
-
-
-def test_bad_rows_are_left_out_named_and_counted(folder: Path) -> None:
-    encoded = encode(load(folder)["train"], Encoder(bad="c"), key="bad", bad=0.1)
-    assert encoded.skipped == dict.fromkeys(range(9, 100, 10), "c is bad")
-    assert len(encoded.rows) == 90
-    assert set(encoded.rows["row"]) == set(range(100)) - encoded.skipped.keys()
-    assert encoded.rows.column_names == ["length", "row"]
-
-
-def test_too_many_bad_rows_are_an_error_with_ten_examples(folder: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        encode(load(folder)["train"], Encoder(bad="b"), key="worse", bad=0.29)
-    said = str(caught.value)
-    assert "30 of 100 examples cannot be used (data.max_bad_share allows 29.0%)" in said
-    assert said.count("b is bad") == 10
-    assert "and 20 more" in said
-    assert said.startswith("data.splits.train: parquet")
 
 
 # --------------------------------------------------------------------------------------------------- shots

@@ -27,7 +27,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.image import ImageData, ImageModel, ImageStage
 from tltasks.data.corruptions import corrupt_image, generator
-from tltasks.data.loading import EncodedSplit, Split
+from tltasks.data.splits import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError
 from tltasks.models.adapters import find_head, find_lora_targets, merged, relabel
 from tltasks.models.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageClassification, PretrainedConfig
 from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.image import ContrastiveStage, ImageModel, UnlabelledImageData
-from tltasks.data.loading import EncodedSplit, Split
+from tltasks.data.splits import EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import check_loaded, load_pretrained, load_saved, read_config, save_adapter

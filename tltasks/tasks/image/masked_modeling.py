@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.image import ImageData, ImageModel, MaskedImageStage, UnlabelledImageData
-from tltasks.data.loading import EncodedSplit, Split
+from tltasks.data.splits import EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter

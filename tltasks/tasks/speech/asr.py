@@ -23,7 +23,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, generator
-from tltasks.data.loading import EncodedSplit, Split
+from tltasks.data.splits import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics import error_rate
 from tltasks.metrics.scripts import writes_without_spaces

@@ -24,8 +24,8 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.speech import SpeechModel, SpeechObjectiveStage, UnlabelledSpeechData
 from tltasks.data.batching import step_of_rows
-from tltasks.data.loading import EncodedSplit, Split
 from tltasks.data.seeding import draw_seed
+from tltasks.data.splits import EncodedSplit, Split
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.cross_entropy import unwrap_model

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from tltasks.data.loading import EncodedSplit
+from tltasks.data.splits import EncodedSplit
 
 Counts = dict[str, float]
 _TEXTS = ("document", "summary", "document_tokens", "summary_tokens")

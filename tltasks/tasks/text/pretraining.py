@@ -29,9 +29,9 @@ from tltasks.config.tasks.text import (
     TextObjectiveStage,
     UnlabelledTextData,
 )
-from tltasks.data.loading import EncodedSplit, Split
 from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_batch, padded
 from tltasks.data.seeding import draw_seed
+from tltasks.data.splits import EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.cross_entropy import has_plain_head, mean_loss, target_losses, unwrap_model

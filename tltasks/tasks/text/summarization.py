@@ -27,8 +27,8 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StageKind, StagePlan
 from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_text, generator
-from tltasks.data.loading import EncodedSplit, Split
 from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_batch, padded
+from tltasks.data.splits import EncodedSplit, Split
 from tltasks.errors import RecipeError
 from tltasks.metrics import bootstrap_interval, extractiveness, rouge
 from tltasks.models.adapters import find_lora_targets, merged

@@ -24,7 +24,8 @@ from tests.tiny.runs import REPOSITORY, equal, in_processes, largest_difference,
 from tltasks.config.loading import load_recipe, located
 from tltasks.config.model import Checkpoint
 from tltasks.config.plan import plan_stages
-from tltasks.data.loading import encode_split, load_splits
+from tltasks.data.encoding import encode_split
+from tltasks.data.loading import load_splits
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
 from tltasks.results.result import load_result
 from tltasks.tasks.speech.asr import SpeechRecognition
@@ -371,7 +372,7 @@ def test_bad_transcripts_are_named_or_learnt(spoken: Path, kind: str) -> None:
         str(spoken / "whisper"), shown="m", language="en", speech_task=None, window=None, beams=1, trains=True
     )
     task = SpeechRecognition(Checkpoint("m"), recogniser, "basic", True, None, 0)  # type: ignore[arg-type]
-    from tltasks.data.loading import Split
+    from tltasks.data.splits import Split
 
     encoded = task.preprocess(Split("train", rows, "t", None, "here"))({**rows[:], "row": [0]})
     if reason is None:

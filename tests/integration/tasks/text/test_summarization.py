@@ -19,7 +19,8 @@ from tltasks.config.loading import load_recipe, located
 from tltasks.config.model import Checkpoint
 from tltasks.config.plan import plan_stages
 from tltasks.config.tasks.text import TextData, TextModel
-from tltasks.data.loading import encode_split, load_splits
+from tltasks.data.encoding import encode_split
+from tltasks.data.loading import load_splits
 from tltasks.errors import DataError, RecipeError
 from tltasks.models.adapters import adapt, merged
 from tltasks.models.cross_entropy import mean_loss

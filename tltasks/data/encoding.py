@@ -1,0 +1,73 @@
+"""Encode a split once into an Arrow cache, in which the next run finds it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+
+from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.errors import DataError
+
+ENCODING_VERSION = 1  # part of every cache key: raise it when encoded rows change
+ROWS_AT_ONCE = 64
+FEWEST_ROWS = 512
+"""Rows of each process that pay for starting it."""
+MOST_SHOWN = 10
+
+
+def encode_split(
+    split: Split,
+    encode: Callable[[Columns], Columns],
+    features: datasets.Features,
+    *,
+    key: str,
+    max_bad_share: float,
+    processes: int | None = None,
+) -> EncodedSplit:
+    """Encode a split once; the next run with the same rows and `key` finds it in the cache.
+
+    `encode` maps a batch of examples (with `row`, the row's number) to a batch with columns `features`; a row that
+    cannot be read has its reason in the column `error`. Raises DataError when more than `max_bad_share` have one.
+    """
+
+    def encode_batch(batch: Columns, row: list[int]) -> Columns:
+        return encode({**batch, "row": row})
+
+    encoded = split.rows.map(
+        encode_batch,
+        with_indices=True,
+        batched=True,
+        batch_size=ROWS_AT_ONCE,
+        writer_batch_size=ROWS_AT_ONCE,
+        remove_columns=split.rows.column_names,
+        features=datasets.Features({**features, "row": datasets.Value("int64"), "error": datasets.Value("string")}),
+        new_fingerprint=hashlib.sha256(f"{ENCODING_VERSION}|{split.rows._fingerprint}|{key}".encode()).hexdigest()[:32],
+        num_proc=processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None,
+        desc=f"encoding {split.name}",
+    )
+    errors, rows = encoded.data.column("error"), encoded.data.column("row")
+    bad = np.flatnonzero(np.asarray(pc.is_valid(errors)))
+    skipped = {rows[i].as_py(): str(errors[i].as_py()) for i in bad.tolist()}  # several may come from one example
+    if len(bad) > max_bad_share * len(encoded):
+        shown = "\n".join(f"  row {row}: {reason}" for row, reason in list(skipped.items())[:MOST_SHOWN])
+        more = f"\n  … and {len(skipped) - MOST_SHOWN} more" if len(skipped) > MOST_SHOWN else ""
+        raise DataError(
+            f"{split.where}: {len(bad)} of {len(encoded)} examples cannot be used "
+            f"(data.max_bad_share allows {max_bad_share:.1%}):\n{shown}{more}"
+        )
+    if skipped:
+        encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
+    return EncodedSplit(split.name, encoded.remove_columns("error"), split.origin, skipped, _content_digest(encoded))
+
+
+def _content_digest(rows: datasets.Dataset) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for batch in rows.with_format("arrow").iter(256):
+        for column in batch.columns:
+            for value in column.to_pylist():
+                digest.update(value if isinstance(value, bytes) else repr(value).encode())
+    return digest.hexdigest()
