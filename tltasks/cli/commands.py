@@ -1,11 +1,11 @@
-"""The command line: few flags, since knobs belong to the recipe.
+"""The command line: each function is a command, its signature the flags, its docstring the help.
 
-Nothing heavy is imported until a command needs it, so that `--help` and `check` answer at once.
+Few flags, since knobs belong to the recipe. Nothing heavy is imported until a command needs it, so that `--help`,
+`check` and mistakes in arguments are answered at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import importlib.util
@@ -15,8 +15,12 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter, Token
+from cyclopts.exceptions import UnusedCliTokensError
 
 from tltasks import __version__
 from tltasks.errors import RecipeError, TltasksError, TrainingError
@@ -24,20 +28,95 @@ from tltasks.errors import RecipeError, TltasksError, TrainingError
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 """Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
 TOP_K = 5
+STANDARD_INPUT = "/dev/stdin"
+"""`-`, as the parser is told it: a dash alone is a flag to cyclopts (5.5, utils.is_option_like)."""
+
+app = App(
+    name="tltasks",
+    help="Transfer learning on Hugging Face checkpoints, from one recipe.",
+    version=f"tltasks {__version__}",
+    version_flags=["--version"],
+    help_format="plaintext",
+    default_parameter=Parameter(negative=(), show_default=lambda value: str(value) if value else None),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+)
+TRAIN, USE = Group("Train", sort_key=0), Group("Use a trained model", sort_key=1)
+EXPERIMENT, PUBLISH = Group("Experiment", sort_key=2), Group("Publish", sort_key=3)
+LOOK = app["--help"].group = app["--version"].group = Group("Look around", sort_key=4)
+
+
+def _check_task(_: object, tag: str | None) -> None:
+    from tltasks.config.tasks import supervised_tasks
+
+    if tag is not None and tag not in supervised_tasks():
+        raise ValueError(f"Choose from {', '.join(supervised_tasks())}.")
+
+
+def _count(_: object, tokens: Sequence[Token]) -> int:
+    text = tokens[0].value
+    if not text.isdecimal() or int(text) < 1:  # by itself the library rounds 2.5 to 2
+        raise ValueError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
+Recipe = Annotated[Path, Parameter(help="YAML file")]
+Overrides = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", metavar="KEY=VALUE", help="override a key, e.g. stages.0.epochs=1; may be repeated"),
+]
+Output = Annotated[Path | None, Parameter(metavar="FOLDER", help="results folder, instead of the one that is named")]
+Model = Annotated[str, Parameter(name="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")]
+TopK = Annotated[int, Parameter(metavar="N", converter=_count, help="classes to name, the likeliest first")]
+Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="unset: as the run's recipe says")]
+Repo = Annotated[str | None, Parameter(metavar="USER/NAME", help="instead of the recipe's hub.repo")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """How a model is read."""
+
+    task: Annotated[str | None, Parameter(metavar="TAG", validator=_check_task)] = None
+    """its Hub tag, where the checkpoint does not tell: image-classification"""
+    revision: str = "main"
+    """branch, tag or commit of the Hub id"""
+    trust_remote_code: bool = False
+    """run Python code that the repository ships"""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """How a repository of the Hub is written to."""
+
+    private: Annotated[bool | None, Parameter(negative="--public")] = None
+    """what a new repository becomes, instead of the recipe's hub.private"""
+    pr: bool = False
+    """open a pull request instead of changing the repository"""
+    force: bool = False
+    """overwrite files that no tltasks push wrote"""
+
+
+DEFAULT_CHECKPOINT, DEFAULT_PUBLICATION = Checkpoint(), Publication()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a mistake of the user's becomes one message on standard error."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        status: int = options.command(options)
+        if not words:
+            raise RecipeError("name a command; `tltasks --help` lists them.")
+        status: int | None = app([STANDARD_INPUT if word == "-" else word for word in words])
         sys.stdout.flush()
-        return status
-    except TltasksError as error:
+        return status or 0
+    except (CycloptsError, TltasksError) as error:
         # what all processes of a launcher find is said by the first alone; memory is each one's own
         if os.environ.get("RANK", "0") == "0" or isinstance(error, TrainingError):
-            _say(f"error: {error}")
-        return MISUSED if isinstance(error, RecipeError) else RAISED
+            _say(f"error: {_explain(error) if isinstance(error, CycloptsError) else error}")
+        return MISUSED if isinstance(error, CycloptsError | RecipeError) else RAISED
     except BrokenPipeError:  # the reader of a pipe has had enough, e.g. `tltasks recipes | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return RAISED
@@ -51,224 +130,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tltasks", description="Transfer learning on Hugging Face checkpoints, from one recipe."
-    )
-    parser.add_argument("--version", action="version", version=f"tltasks {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    run = commands.add_parser("run", help="train, evaluate, and write a results folder")
-    run.add_argument("recipe_path", nargs="?", metavar="RECIPE", help="YAML file")
-    run.add_argument("--recipe", metavar="RECIPE", help="the same, for `accelerate launch tltasks/run.py --recipe …`")
-    _add_set(run)
-    run.add_argument("--output", metavar="FOLDER", help="results folder, instead of the recipe's")
-    run.add_argument("--resume", action="store_true", help="go on with the run in the results folder")
-    run.add_argument("--push", action=argparse.BooleanOptionalAction, default=False, help="publish to hub.repo")
-    run.add_argument("--dry-run", action="store_true", help="open data and model, estimate time and memory, and stop")
-    run.add_argument("--check", action="store_true", help="check the recipe alone, and stop")
-    run.set_defaults(command=_run)
-
-    check = commands.add_parser("check", help="check recipes, experiments and searches, in less than a second")
-    check.add_argument("recipes", nargs="+", metavar="RECIPE")
-    _add_set(check)
-    check.set_defaults(command=_check)
-
-    recipes = commands.add_parser("recipes", help="list the recipes that come with tltasks")
-    recipes.set_defaults(command=_recipes)
-
-    doctor = commands.add_parser("doctor", help="devices, number formats, versions, Hub login, free disk")
-    doctor.set_defaults(command=_doctor)
-
-    push = commands.add_parser("push", help="publish a results folder to the Hub, also later and elsewhere")
-    push.add_argument("output", metavar="OUTPUT", help="results folder")
-    push.add_argument("--repo", metavar="USER/NAME", help="instead of the recipe's hub.repo")
-    push.add_argument(
-        "--as",
-        dest="form",
-        choices=("adapter", "merged"),
-        help="an adapter alone, or merged into its base; unset: as it is",
-    )
-    _add_publication(push)
-    push.add_argument("--dry-run", action="store_true", help="show the files and the card, and send nothing")
-    push.set_defaults(command=_push)
-
-    _add_push_data(commands)
-    _add_predict(commands)
-    _add_demo(commands)
-    _add_experiments(commands)
-
-    _add_export(commands)
-
-    schema = commands.add_parser("schema", help="print the JSON Schema of recipes, for editors")
-    schema.set_defaults(command=_schema)
-    return parser
+def _explain(error: CycloptsError) -> str:
+    command = shlex.join(["tltasks", *(error.command_chain or ())])
+    text = str(error)
+    if isinstance(error, UnusedCliTokensError):
+        text = f"{command}: more than it takes: {shlex.join(error.unused_tokens or ())}"
+    return f"{text.rstrip('.')}. See `{command} --help`."
 
 
-def _add_push_data(commands: Any) -> None:
-    push = commands.add_parser("push-data", help="publish a folder of images or recordings as a data set")
-    push.add_argument("folder", type=Path, metavar="FOLDER", help="a folder for each class, or with a metadata file")
-    push.add_argument("--repo", required=True, metavar="USER/NAME")
-    push.add_argument("--license", metavar="ID", help="of the data, as the Hub names it: cc-by-4.0")
-    push.add_argument("--language", action="append", default=[], metavar="CODE", help="spoken or written in it")
-    push.add_argument("--skip-bad", action="store_true", help="leave out files that cannot be read")
-    push.add_argument("--dry-run", action="store_true", help="show what would be sent, and the card")
-    _add_publication(push)
-    push.set_defaults(command=_push_data)
+# ------------------------------------------------------------------------------------------- train
 
 
-def _add_predict(commands: Any) -> None:
-    predict = commands.add_parser(
-        "predict",
-        help="answer for files, folders and tables, by a trained model",
-        epilog="The exit status is 0, or 3 when single inputs had no answer (they have an `error` instead).",
-    )
-    _add_model(predict)
-    predict.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="file, folder, glob, table (.parquet, .csv, .jsonl), or - for standard input: a path or a text each line",
-    )
-    predict.add_argument(
-        "--output", type=Path, metavar="FILE", help=".jsonl, .csv or .parquet; unset: JSONL is printed"
-    )
-    predict.add_argument("--resume", action="store_true", help="complete --output: inputs that it has are passed over")
-    predict.add_argument("--column", metavar="NAME", help="column of a table; unset: that of the run's data")
-    predict.add_argument("--fetch", action="store_true", help="get inputs that are http(s) URLs from the web")
-    predict.set_defaults(command=_predict)
-
-
-def _add_export(commands: Any) -> None:
-    export = commands.add_parser("export", help="write a trained model as an ONNX file, with a parity check")
-    _add_checkpoint(export)
-    export.add_argument("--format", choices=("onnx",), default="onnx")
-    export.add_argument("--output", type=Path, metavar="FOLDER", help="unset: OUTPUT/onnx")
-    export.add_argument(
-        "--compare", nargs="*", default=[], metavar="INPUT", help="files to compare outputs on, besides made-up inputs"
-    )
-    export.set_defaults(command=_export)
-
-
-def _add_demo(commands: Any) -> None:
-    demo = commands.add_parser("demo", help="a page in the browser, to try a trained model and read about it")
-    _add_model(demo)
-    demo.add_argument("--port", type=int, help="unset: the first that is free from 7860 on")
-    demo.add_argument("--host", help="address to serve at, such as 0.0.0.0 for other machines (127.0.0.1)")
-    demo.add_argument("--space", metavar="USER/NAME", help="publish the page of a model on the Hub as a Space instead")
-    _add_publication(demo)
-    demo.set_defaults(command=_demo)
-
-
-def _add_publication(parser: argparse.ArgumentParser) -> None:
-    seen = parser.add_mutually_exclusive_group()
-    seen.add_argument("--private", action="store_true", default=None, help="what a new repository becomes, instead of")
-    seen.add_argument("--public", dest="private", action="store_false", help="the recipe's hub.private")
-    parser.add_argument("--pr", action="store_true", help="open a pull request instead of changing the repository")
-    parser.add_argument("--force", action="store_true", help="overwrite files that no tltasks push wrote")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    _add_checkpoint(parser)
-    parser.add_argument(
-        "--top-k", type=int, default=TOP_K, metavar="N", help="classes to name, the likeliest first (5)"
-    )
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="unset: as the run's recipe says")
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")
-    parser.add_argument(
-        "--task", type=_task, help="where the checkpoint does not tell, by its Hub tag: image-classification"
-    )
-    parser.add_argument("--revision", default="main", help="branch, tag or commit of the Hub id (main)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that the repository ships")
-
-
-def _add_experiments(commands: Any) -> None:
-    compare = commands.add_parser(
-        "compare",
-        help="carry out an experiment, and say what transfers",
-        epilog="What is finished is found again: the same command goes on with an experiment that was stopped. "
-        "The exit status is 0, or 3 when single cells failed.",
-    )
-    compare.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="YAML file")
-    _add_set(compare)
-    compare.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the experiment's")
-    compare.add_argument("--dry-run", action="store_true", help="show the cells and their time, and stop")
-    compare.add_argument(
-        "--engine",
-        choices=("here", "ray"),
-        default="here",
-        help="ray: cells side by side, on the cluster that RAY_ADDRESS names or by processes of this machine",
-    )
-    compare.add_argument("--workers", type=_positive, metavar="N", help="ray on this machine: cells at once")
-    compare.add_argument("--cores-per-cell", type=_positive, metavar="N", help="ray: cores of each cell (1)")
-    compare.set_defaults(command=_compare)
-
-    tune = commands.add_parser(
-        "tune",
-        help="search a recipe's keys for the best setting, by validation",
-        epilog="The same command goes on with a search that was stopped. The exit status is 0, or 3 if trials failed.",
-    )
-    tune.add_argument("search", type=Path, metavar="SEARCH", help="YAML file")
-    _add_set(tune)
-    tune.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the search's")
-    tune.add_argument("--dry-run", action="store_true", help="show what there is to choose from, and stop")
-    tune.set_defaults(command=_tune)
-
-    test = commands.add_parser("range-test", help="train briefly while the learning rate rises, and suggest one")
-    test.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file")
-    _add_set(test)
-    test.add_argument(
-        "--highest", type=float, default=1.0, metavar="RATE", help="at the last step (1); it starts at a millionth"
-    )
-    test.add_argument("--steps", type=_positive, default=100, metavar="N", help="of training (100)")
-    test.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for the figure and the numbers")
-    test.set_defaults(command=_range_test)
-
-    rank = commands.add_parser("rank", help="rank an experiment's checkpoints for its data, before training")
-    rank.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="YAML file that names its `candidates`")
-    _add_set(rank)
-    rank.add_argument("--output", type=Path, metavar="FOLDER", help="results folder, instead of the experiment's")
-    rank.set_defaults(command=_rank)
-
-
-def _add_set(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. stages.0.epochs=1"
-    )
-
-
-def _run(options: argparse.Namespace) -> int:
+@app.command(group=TRAIN)
+def run(
+    recipe: Annotated[Path | None, Parameter(help="YAML file; `tltasks recipes` lists those at hand")] = None,
+    *,
+    overrides: Overrides = (),
+    output: Output = None,
+    resume: Annotated[bool, Parameter(help="go on with the run in the results folder")] = False,
+    push: Annotated[bool, Parameter(negative="--no-push", help="publish to hub.repo")] = False,
+    dry_run: Annotated[bool, Parameter(help="open data and model, estimate time and memory, and stop")] = False,
+    check: Annotated[bool, Parameter(help="check the recipe alone, and stop")] = False,
+) -> int:
+    """Train, evaluate, and write a results folder."""
     from tltasks.config.loading import load_recipe
 
-    given = [path for path in (options.recipe_path, options.recipe) if path]
-    if len(given) != 1:
+    if recipe is None:
         raise RecipeError("run: name one recipe, as `tltasks run RECIPE`. `tltasks recipes` lists those at hand.")
-    recipe = load_recipe(Path(given[0]), options.set)
-    if options.check:
-        _say(f"{given[0]}: in order")
+    resolved = load_recipe(recipe, overrides)
+    if check:
+        _say(f"{recipe}: in order")
         return 0
-    output = Path(os.path.expanduser(options.output or recipe.output))  # noqa: PTH111 - no such user is no error
+    folder = Path(os.path.expanduser(output or resolved.output))  # noqa: PTH111 - no such user is no error
 
-    from tltasks.runs.story import run
+    from tltasks.runs import story
     from tltasks.training.loop import Interrupted
 
     try:
-        run(recipe, output=output, resume=options.resume, push=options.push, dry_run=options.dry_run)
+        story.run(resolved, output=folder, resume=resume, push=push, dry_run=dry_run)
     except Interrupted as stop:
-        again = [given[0], *(word for change in options.set for word in ("--set", change)), "--output", str(output)]
+        again = [str(recipe), *(word for change in overrides for word in ("--set", change)), "--output", str(folder)]
         _say(f"{stop}; its state is saved. Go on with: tltasks run {shlex.join(again)} --resume")
         return INTERRUPTED
     return 0
 
 
-def _check(options: argparse.Namespace) -> int:
+@app.command(group=TRAIN)
+def check(*recipes: Annotated[Recipe, Parameter(required=True)], overrides: Overrides = ()) -> int:
+    """Check recipes, experiments and searches, in less than a second."""
     failed = 0
-    for path in options.recipes:
+    for path in recipes:
         try:
-            _load_any(Path(path), options.set)
+            _load_any(path, overrides)
             print(f"{path}: in order")  # noqa: T201
         except RecipeError as error:
             failed += 1
@@ -276,7 +189,7 @@ def _check(options: argparse.Namespace) -> int:
     return MISUSED if failed else 0
 
 
-def _load_any(path: Path, overrides: list[str]) -> None:
+def _load_any(path: Path, overrides: Sequence[str]) -> None:
     """Read a recipe, an experiment or a search, whichever its keys say that it is."""
     from tltasks.config.yaml_reader import parse, read_text
 
@@ -295,33 +208,293 @@ def _load_any(path: Path, overrides: list[str]) -> None:
         load_recipe(path, overrides)
 
 
-def _recipes(options: argparse.Namespace) -> int:
-    from tltasks.config.loading import describe_recipes
+@app.command(group=TRAIN)
+def range_test(
+    recipe: Recipe,
+    /,
+    *,
+    overrides: Overrides = (),
+    highest: Annotated[float, Parameter(metavar="RATE", help="at the last step; it starts at a millionth")] = 1.0,
+    steps: Annotated[int, Parameter(metavar="N", converter=_count, help="of training")] = 100,
+    output: Annotated[Path, Parameter(metavar="FOLDER", help="for the figure and the numbers")],
+) -> None:
+    """Train briefly while the learning rate rises, and suggest one."""
+    from tltasks.experiments.lr_finder import find_learning_rate
 
-    print(describe_recipes())  # noqa: T201
-    return 0
+    found = find_learning_rate(recipe, list(overrides), highest=highest, steps=steps, output=output)
+    _say(f"the loss falls fastest at {found.steepest:.1e}; a tenth of the rate with the least is {found.largest:.1e}")
+    _say(f"figure   {output / 'range.png'}")
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    from tltasks.cli.doctor import examine
-
-    return examine()
+# ------------------------------------------------------------------------------------------------ use
 
 
-def _push(options: argparse.Namespace) -> int:
+@app.command(
+    group=USE,
+    help_epilogue="The exit status is 0, or 3 when single inputs had no answer (they have an `error` instead).",
+)
+def predict(
+    model: Model,
+    /,
+    *inputs: Annotated[
+        str,
+        Parameter(
+            required=True,
+            help="file, folder, glob, table (.parquet, .csv, .jsonl), or - for standard input: a path or a text a line",
+        ),
+    ],
+    output: Annotated[Path | None, Parameter(metavar="FILE", help=".jsonl, .csv, .parquet; unset: JSON lines")] = None,
+    resume: Annotated[bool, Parameter(help="complete --output: inputs that it has are passed over")] = False,
+    column: Annotated[str | None, Parameter(metavar="NAME", help="of a table; unset: that of the run's data")] = None,
+    fetch: Annotated[bool, Parameter(help="get inputs that are http(s) URLs from the web")] = False,
+    top_k: TopK = TOP_K,
+    precision: Precision = None,
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+) -> int:
+    """Answer for files, folders and tables, by a trained model."""
+    from tltasks.inference import predict as prediction
+
+    try:
+        count = prediction.predict(
+            model,
+            ["-" if one == STANDARD_INPUT else one for one in inputs],
+            output=output,
+            resume=resume,
+            tag=checkpoint.task,
+            revision=checkpoint.revision,
+            trust_remote_code=checkpoint.trust_remote_code,
+            column=column,
+            top_k=top_k,
+            precision=precision,
+            fetches=fetch,
+        )
+    except KeyboardInterrupt:
+        if output is None or not output.exists():
+            raise
+        _say(f"stopped; what was predicted is in {output}. The same command with --resume completes it.")
+        return INTERRUPTED
+    prediction.say(prediction.console(), count, output)
+    return PARTIAL if count.failed else 0
+
+
+@app.command(group=USE)
+def demo(
+    model: Model,
+    /,
+    *,
+    port: Annotated[int | None, Parameter(help="unset: the first that is free from 7860 on")] = None,
+    host: Annotated[str | None, Parameter(help="such as 0.0.0.0 for other machines; unset: 127.0.0.1")] = None,
+    space: Annotated[Repo, Parameter(help="publish the page of a model on the Hub as a Space instead")] = None,
+    top_k: TopK = TOP_K,
+    precision: Precision = None,
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+    publication: Publication = DEFAULT_PUBLICATION,
+) -> None:
+    """Serve a page in the browser, to try a trained model and read about it."""
+    if space:
+        _push_space(model, space, checkpoint, publication, top_k, precision)
+        return
+    if publication != DEFAULT_PUBLICATION:
+        raise RecipeError("demo: --pr, --force, --private and --public are for what is published with --space.")
+    if importlib.util.find_spec("gradio") is None:
+        raise RecipeError("demo: needs Gradio, which is not installed: pip install 'tltasks[demo]'")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, too
+
+    from tltasks.inference.demo import open_demo
+    from tltasks.inference.demo_page import launch, wait
+
+    opened = open_demo(
+        model,
+        tag=checkpoint.task,
+        revision=checkpoint.revision,
+        trust_remote_code=checkpoint.trust_remote_code,
+        top_k=top_k,
+        precision=precision,
+    )
+    served = launch(opened, host=host, port=port)
+    _say(f"{opened.title}: {served.url} (Ctrl-C ends it)")
+    with contextlib.suppress(KeyboardInterrupt):
+        wait()
+    served.close()
+
+
+def _push_space(
+    model: str, space: str, checkpoint: Checkpoint, publication: Publication, top_k: int, precision: str | None
+) -> None:
     from tltasks.config.loading import load_recipe
 
-    output = Path(options.output)
+    output = Path(model)
+    published: str | None = model
+    if output.is_dir():
+        recipe = load_recipe(output / "recipe.yaml", check_files=False) if (output / "recipe.yaml").is_file() else None
+        published = recipe.hub.repo if recipe else None
+    if published is None:
+        raise RecipeError(
+            f"demo {model} --space: a Space needs a model on the Hub, and no hub.repo is named. Publish it "
+            f"(tltasks push {model} --repo USER/NAME), then: tltasks demo USER/NAME --space {space}"
+        )
+    kept = [
+        *(["--task", checkpoint.task] if checkpoint.task else []),
+        *(["--revision", checkpoint.revision] if checkpoint.revision != "main" else []),
+        *(["--precision", precision] if precision else []),
+        *(["--top-k", str(top_k)] if top_k != TOP_K else []),
+        *(["--trust-remote-code"] if checkpoint.trust_remote_code else []),
+    ]
+    from tltasks.hub import client
+
+    private = True if publication.private is None else publication.private
+    receipt = client.push_space(
+        published, kept, space, private=private, pull_request=publication.pr, force=publication.force
+    )
+    _say_published(receipt.url, publication)
+
+
+@app.command(group=USE)
+def export(
+    model: Model,
+    /,
+    *,
+    format_: Literal["onnx"] = "onnx",
+    output: Annotated[Path | None, Parameter(metavar="FOLDER", help="unset: OUTPUT/onnx")] = None,
+    compare: Annotated[
+        tuple[str, ...],
+        Parameter(metavar="INPUT", consume_multiple=True, help="files to compare outputs on, besides made-up inputs"),
+    ] = (),
+    checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
+) -> None:
+    """Write a trained model as an ONNX file, with a parity check."""
+    if output is None and not Path(model).is_dir():
+        raise RecipeError(f"export {model}: name the folder to write to with --output.")
+    from tltasks.inference import onnx
+
+    folder = output or Path(model) / "onnx"
+    parity = onnx.export(
+        model,
+        folder,
+        tag=checkpoint.task,
+        revision=checkpoint.revision,
+        trust_remote_code=checkpoint.trust_remote_code,
+        arguments=list(compare),
+    )
+    _say(
+        f"{folder / onnx.FILE}: outputs differ by at most {parity.largest:.1e} of the largest on {parity.compared} "
+        f"inputs; {parity.same_answers} of {parity.compared} answers are the same"
+    )
+
+
+# ----------------------------------------------------------------------------------------- experiment
+
+
+@app.command(
+    group=EXPERIMENT,
+    help_epilogue="What is finished is found again: the same command goes on with an experiment that was stopped. "
+    "The exit status is 0, or 3 when single cells failed.",
+)
+def compare(
+    experiment: Recipe,
+    /,
+    *,
+    overrides: Overrides = (),
+    output: Output = None,
+    dry_run: Annotated[bool, Parameter(help="show the cells and their time, and stop")] = False,
+    engine: Annotated[
+        Literal["here", "ray"],
+        Parameter(help="ray: cells side by side, on the cluster of RAY_ADDRESS or by processes of this machine"),
+    ] = "here",
+    workers: Annotated[
+        int | None, Parameter(metavar="N", converter=_count, help="ray on this machine: cells at once")
+    ] = None,
+    cores_per_cell: Annotated[
+        int | None, Parameter(metavar="N", converter=_count, help="ray: cores of each cell; unset: 1")
+    ] = None,
+) -> int:
+    """Carry out an experiment, and say what transfers."""
+    if engine != "ray" and (workers or cores_per_cell):
+        raise RecipeError("compare: --workers and --cores-per-cell are for --engine ray.")
+    from tltasks.experiments import compare as comparison
+    from tltasks.experiments.ray import Workers
+    from tltasks.training.loop import Interrupted
+
+    ray = Workers(workers, cores_per_cell or 1) if engine == "ray" else None
+    try:
+        failed = comparison.compare(experiment, list(overrides), output=output, dry_run=dry_run, workers=ray)
+    except (Interrupted, KeyboardInterrupt):
+        return _stopped()
+    return PARTIAL if failed else 0
+
+
+@app.command(
+    group=EXPERIMENT,
+    help_epilogue="The same command goes on with a search that was stopped. The exit status is 0, or 3 if trials "
+    "failed.",
+)
+def tune(
+    search: Recipe,
+    /,
+    *,
+    overrides: Overrides = (),
+    output: Output = None,
+    dry_run: Annotated[bool, Parameter(help="show what there is to choose from, and stop")] = False,
+) -> int:
+    """Search a recipe's keys for the best setting, by validation."""
+    from tltasks.experiments import tune as tuning
+    from tltasks.training.loop import Interrupted
+
+    try:
+        failed = tuning.tune(search, list(overrides), output=output, dry_run=dry_run)
+    except (Interrupted, KeyboardInterrupt):
+        return _stopped()
+    return PARTIAL if failed else 0
+
+
+@app.command(group=EXPERIMENT)
+def rank(
+    experiment: Annotated[Path, Parameter(help="YAML file that names its `candidates`")],
+    /,
+    *,
+    overrides: Overrides = (),
+    output: Output = None,
+) -> None:
+    """Rank an experiment's checkpoints for its data, before training."""
+    from tltasks.experiments import rank as ranking
+
+    ranking.rank(experiment, list(overrides), output=output)
+
+
+def _stopped() -> int:
+    _say("stopped; what is finished is kept, and the same command goes on with the rest.")
+    return INTERRUPTED
+
+
+# -------------------------------------------------------------------------------------------- publish
+
+
+@app.command(group=PUBLISH)
+def push(
+    output: Annotated[Path, Parameter(help="results folder")],
+    /,
+    *,
+    repo: Repo = None,
+    form: Annotated[
+        Literal["adapter", "merged"] | None,
+        Parameter(name="--as", help="an adapter alone, or merged into its base; unset: as it is"),
+    ] = None,
+    dry_run: Annotated[bool, Parameter(help="show the files and the card, and send nothing")] = False,
+    publication: Publication = DEFAULT_PUBLICATION,
+) -> None:
+    """Publish a results folder to the Hub, also later and elsewhere."""
+    from tltasks.config.loading import load_recipe
+
     if not (output / "recipe.yaml").is_file():
         raise RecipeError(f"push {output}: not a results folder (no recipe.yaml).")
     recipe = load_recipe(output / "recipe.yaml", check_files=False)
-    repo = options.repo or recipe.hub.repo
-    if repo is None:
+    name = repo or recipe.hub.repo
+    if name is None:
         raise RecipeError("push: the recipe names no hub.repo; say --repo USER/NAME.")
 
-    private = recipe.hub.private if options.private is None else options.private
+    private = recipe.hub.private if publication.private is None else publication.private
     whole = not (output / "model" / "adapter_config.json").is_file()
-    if options.form == "adapter" and whole:
+    if form == "adapter" and whole:
         raise RecipeError(
             f"push {output} --as adapter: its weights are whole. Where an adapter is trained, `hub.publish: adapter` "
             "keeps it apart."
@@ -332,225 +505,88 @@ def _push(options: argparse.Namespace) -> int:
 
     with contextlib.ExitStack() as stack:
         model = None
-        if options.form == "merged" and not whole:
+        if form == "merged" and not whole:
             from tltasks.hub.saved_model import load_saved_model, write_whole
 
             model = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tltasks-")))
             code = bool(recipe.model and recipe.model.trust_remote_code)
             write_whole(load_saved_model(str(output), tag=None, revision="main", trust_remote_code=code), model)
-        card = card_for_repo(output, recipe, repo, merged=model is not None)
-        if options.dry_run:
+        card = card_for_repo(output, recipe, name, merged=model is not None)
+        if dry_run:
             plan = client.plan_push(output, card=card, model=model)
-            print(f"would send to {repo} ({'private' if private else 'public'}):")  # noqa: T201
+            print(f"would send to {name} ({'private' if private else 'public'}):")  # noqa: T201
             for file in plan.files:
                 print(f"  {file.size:>12,}  {file.path}")  # noqa: T201
             print(f"\n{card}")  # noqa: T201
-            return 0
+            return
+        pull_request, force = publication.pr, publication.force
         receipt = client.push(
-            output, repo, private=private, card=card, model=model, pull_request=options.pr, force=options.force
+            output, name, card=card, model=model, private=private, pull_request=pull_request, force=force
         )
-    _say(f"{'proposed' if options.pr else 'pushed'} {receipt.url}")
-    return 0
+    _say_published(receipt.url, publication)
 
 
-def _predict(options: argparse.Namespace) -> int:
-    _check_top_k(options.top_k)
-    from tltasks.inference import predict as prediction
+@app.command(group=PUBLISH)
+def push_data(
+    folder: Annotated[Path, Parameter(help="a folder for each class, or with a metadata file")],
+    /,
+    *,
+    repo: Annotated[str, Parameter(metavar="USER/NAME", help="name of the data set on the Hub")],
+    license_: Annotated[str | None, Parameter(metavar="ID", help="of the data, as the Hub names it: cc-by-4.0")] = None,
+    language: Annotated[
+        tuple[str, ...], Parameter(metavar="CODE", help="spoken or written in it; may be repeated")
+    ] = (),
+    skip_bad: Annotated[bool, Parameter(help="leave out files that cannot be read")] = False,
+    dry_run: Annotated[bool, Parameter(help="show what would be sent, and the card")] = False,
+    publication: Publication = DEFAULT_PUBLICATION,
+) -> None:
+    """Publish a folder of images or recordings as a data set."""
+    from tltasks.hub import dataset
 
-    try:
-        count = prediction.predict(
-            options.model,
-            options.inputs,
-            output=options.output,
-            resume=options.resume,
-            tag=options.task,
-            revision=options.revision,
-            trust_remote_code=options.trust_remote_code,
-            column=options.column,
-            top_k=options.top_k,
-            precision=options.precision,
-            fetches=options.fetch,
-        )
-    except KeyboardInterrupt:
-        if options.output is None or not options.output.exists():
-            raise
-        _say(f"stopped; what was predicted is in {options.output}. The same command with --resume completes it.")
-        return INTERRUPTED
-    prediction.say(prediction.console(), count, options.output)
-    return PARTIAL if count.failed else 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    output = options.output or Path(options.model) / "onnx"
-    if options.output is None and not Path(options.model).is_dir():
-        raise RecipeError(f"export {options.model}: name the folder to write to with --output.")
-    from tltasks.inference.onnx import FILE, export
-
-    parity = export(
-        options.model,
-        output,
-        tag=options.task,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-        arguments=options.compare,
-    )
-    _say(
-        f"{output / FILE}: outputs differ by at most {parity.largest:.1e} of the largest on {parity.compared} inputs; "
-        f"{parity.same_answers} of {parity.compared} answers are the same"
-    )
-    return 0
-
-
-def _demo(options: argparse.Namespace) -> int:
-    _check_top_k(options.top_k)
-    if options.space:
-        return _push_space(options)
-    if options.pr or options.force or options.private is not None:
-        raise RecipeError("demo: --pr, --force, --private and --public are for what is published with --space.")
-    if importlib.util.find_spec("gradio") is None:
-        raise RecipeError("demo: needs Gradio, which is not installed: pip install 'tltasks[demo]'")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, too
-
-    from tltasks.inference.demo import open_demo
-    from tltasks.inference.demo_page import launch, wait
-
-    demo = open_demo(
-        options.model,
-        tag=options.task,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-        top_k=options.top_k,
-        precision=options.precision,
-    )
-    served = launch(demo, host=options.host, port=options.port)
-    _say(f"{demo.title}: {served.url} (Ctrl-C ends it)")
-    with contextlib.suppress(KeyboardInterrupt):
-        wait()
-    served.close()
-    return 0
-
-
-def _push_data(options: argparse.Namespace) -> int:
-    from tltasks.hub.dataset import push_data
-
-    url = push_data(
-        options.folder,
-        options.repo,
-        licence=options.license,
-        language=options.language,
-        private=True if options.private is None else options.private,
-        pull_request=options.pr,
-        force=options.force,
-        skip_bad=options.skip_bad,
-        dry_run=options.dry_run,
+    url = dataset.push_data(
+        folder,
+        repo,
+        licence=license_,
+        language=list(language),
+        private=True if publication.private is None else publication.private,
+        pull_request=publication.pr,
+        force=publication.force,
+        skip_bad=skip_bad,
+        dry_run=dry_run,
     )
     if url is not None:
-        _say(f"{'proposed' if options.pr else 'pushed'} {url}")
-    return 0
+        _say_published(url, publication)
 
 
-def _push_space(options: argparse.Namespace) -> int:
-    from tltasks.config.loading import load_recipe
-
-    output = Path(options.model)
-    model: str | None = options.model
-    if output.is_dir():
-        recipe = load_recipe(output / "recipe.yaml", check_files=False) if (output / "recipe.yaml").is_file() else None
-        model = recipe.hub.repo if recipe else None
-    if model is None:
-        raise RecipeError(
-            f"demo {options.model} --space: a Space needs a model on the Hub, and no hub.repo is named. Publish it "
-            f"(tltasks push {options.model} --repo USER/NAME), then: tltasks demo USER/NAME --space {options.space}"
-        )
-    kept = [
-        *(["--task", options.task] if options.task else []),
-        *(["--revision", options.revision] if options.revision != "main" else []),
-        *(["--precision", options.precision] if options.precision else []),
-        *(["--top-k", str(options.top_k)] if options.top_k != TOP_K else []),
-        *(["--trust-remote-code"] if options.trust_remote_code else []),
-    ]
-    from tltasks.hub import client
-
-    private = True if options.private is None else options.private
-    receipt = client.push_space(
-        model, kept, options.space, private=private, pull_request=options.pr, force=options.force
-    )
-    _say(f"{'proposed' if options.pr else 'pushed'} {receipt.url}")
-    return 0
+def _say_published(url: str, publication: Publication) -> None:
+    _say(f"{'proposed' if publication.pr else 'pushed'} {url}")
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 on is needed")
-    return int(text)
+# ---------------------------------------------------------------------------------------- look around
 
 
-def _task(text: str) -> str:
-    from tltasks.config.tasks import supervised_tasks
+@app.command(group=LOOK)
+def recipes() -> None:
+    """List the recipes that come with tltasks."""
+    from tltasks.config.loading import describe_recipes
 
-    if text not in supervised_tasks():
-        raise argparse.ArgumentTypeError(f"no such task: {text!r} (choose from {', '.join(supervised_tasks())})")
-    return text
-
-
-def _check_top_k(top_k: int) -> None:
-    if top_k < 1:
-        raise RecipeError(f"--top-k {top_k}: name at least one class.")
+    print(describe_recipes())  # noqa: T201
 
 
-def _compare(options: argparse.Namespace) -> int:
-    if options.engine != "ray" and (options.workers or options.cores_per_cell):
-        raise RecipeError("compare: --workers and --cores-per-cell are for --engine ray.")
-    from tltasks.experiments.compare import compare
-    from tltasks.experiments.ray import Workers
-    from tltasks.training.loop import Interrupted
+@app.command(group=LOOK)
+def doctor() -> int:
+    """Show devices, number formats, versions, Hub login and free disk."""
+    from tltasks.cli.doctor import examine
 
-    workers = Workers(options.workers, options.cores_per_cell or 1) if options.engine == "ray" else None
-    try:
-        failed = compare(
-            options.experiment, options.set, output=options.output, dry_run=options.dry_run, workers=workers
-        )
-    except (Interrupted, KeyboardInterrupt):
-        _say("stopped; what is finished is kept, and the same command goes on with the rest.")
-        return INTERRUPTED
-    return PARTIAL if failed else 0
+    return examine()
 
 
-def _tune(options: argparse.Namespace) -> int:
-    from tltasks.experiments.tune import tune
-    from tltasks.training.loop import Interrupted
-
-    try:
-        failed = tune(options.search, options.set, output=options.output, dry_run=options.dry_run)
-    except (Interrupted, KeyboardInterrupt):
-        _say("stopped; what is finished is kept, and the same command goes on with the rest.")
-        return INTERRUPTED
-    return PARTIAL if failed else 0
-
-
-def _range_test(options: argparse.Namespace) -> int:
-    from tltasks.experiments.lr_finder import find_learning_rate
-
-    found = find_learning_rate(
-        options.recipe, options.set, highest=options.highest, steps=options.steps, output=options.output
-    )
-    _say(f"the loss falls fastest at {found.steepest:.1e}; a tenth of the rate with the least is {found.largest:.1e}")
-    _say(f"figure   {options.output / 'range.png'}")
-    return 0
-
-
-def _rank(options: argparse.Namespace) -> int:
-    from tltasks.experiments.rank import rank
-
-    rank(options.experiment, options.set, output=options.output)
-    return 0
-
-
-def _schema(options: argparse.Namespace) -> int:
+@app.command(group=LOOK)
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
     from tltasks.config.schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))  # noqa: T201
-    return 0
 
 
 def _say(text: str) -> None:

@@ -2,10 +2,12 @@ import doctest
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +42,17 @@ def started(*arguments: str, path: Path = ROOT, **options: Any) -> subprocess.Co
     )
 
 
+def imported_by(arguments: list[str]) -> tuple[set[str], int, list[str]]:
+    """The packages that a command imports, its exit status and the lines that it prints."""
+    code = (
+        "import json, sys; from tltasks.cli.commands import main; status = main(sys.argv[1:])\n"
+        "print(json.dumps([sorted({name.partition('.')[0] for name in sys.modules}), status]), file=sys.stderr)"
+    )
+    ended = started("-c", code, *arguments)
+    modules, status = json.loads(ended.stderr.splitlines()[-1])
+    return set(modules), status, ended.stdout.splitlines()
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     return write(tmp_path / "r.yaml", BASE)
@@ -51,18 +64,13 @@ def recipe(tmp_path: Path) -> Path:
 def test_check_needs_nothing_heavy(tmp_path: Path) -> None:
     paths = copy_shipped(tmp_path)
     assert len(paths) >= 5
-    code = (
-        "import sys; from tltasks.cli.commands import main; status = main(sys.argv[1:])\n"
-        "print(sorted({name.partition('.')[0] for name in sys.modules}), status, file=sys.stderr)"
-    )
     for arguments in (["check", *map(str, paths)], ["recipes"], ["schema"]):
-        ended = started("-c", code, *arguments)
-        modules, _, status = ended.stderr.strip().rpartition(" ")
-        assert status == "0", ended.stderr
+        modules, status, lines = imported_by(arguments)
+        assert status == 0
         assert "tltasks" in modules
-        assert not {name for name in HEAVY if f"'{name}'" in modules}
+        assert not HEAVY & modules
         if arguments[0] == "check":
-            assert ended.stdout.splitlines() == [f"{path}: in order" for path in paths]
+            assert lines == [f"{path}: in order" for path in paths]
 
 
 def test_check_shows_all_mistakes_of_all_recipes(
@@ -162,49 +170,97 @@ def test_a_reader_that_has_had_enough(command: str) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)])
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 0
+    assert main(arguments) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
     assert "tltasks" in shown.out
 
 
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    lines = capsys.readouterr().out.splitlines()
-    named = [line.split()[0] for line in lines if line.startswith("    ") and line[4] != " "]
-    assert named == list(COMMANDS)
+def test_help_lists_every_command_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["--help"]) == 0
+    found = dict(re.findall(r"^│ ([a-z-]+) +([A-Z].+\.) +│$", capsys.readouterr().out, re.MULTILINE))
+    assert {name for name in found if not name.startswith("--")} == set(COMMANDS)
+
+
+def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    for command in COMMANDS:
+        main([command, "--help"])
+        lines = [line.strip("│* ") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+        bare = [line for line in lines if line.startswith("--") and not re.search(r"  \S+ \S+", line)]
+        assert not bare, command
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "required: COMMAND"),
-        (["chek"], "invalid choice: 'chek'"),
-        (["check"], "required: RECIPE"),
-        (["check", "r.yaml", "--zzz"], "unrecognized arguments: --zzz"),
-        (["check", "r.yaml", "--set"], "--set: expected one argument"),
-        (["push"], "required: OUTPUT"),
-        (["recipes", "x"], "unrecognized arguments: x"),
+        ([], "name a command; `tltasks --help` lists them."),
+        (["chek"], 'Unknown command "chek". Did you mean "check"?'),
+        (["check"], 'Command "check" parameter RECIPES requires an argument. See `tltasks check --help`.'),
+        (["check", "r.yaml", "--zzz"], "Unknown option: --zzz. See `tltasks check --help`."),
+        (["run", "r.yaml", "--dry-rum"], "Unknown option: --dry-rum. Did you mean --dry-run?"),
+        (["predict", "m", "x.png", "--topk", "3"], "Did you mean --top-k?"),
+        (["check", "r.yaml", "--set"], "parameter --set requires an argument."),
+        (["push"], 'Command "push" parameter OUTPUT requires an argument.'),
+        (["push", "o", "--as", "full"], 'Invalid value "full" for --as. Choose from: "adapter", "merged".'),
+        (["push", "o", "--private", "--public"], "Parameter --public specified multiple times."),
+        (["recipes", "x"], "tltasks recipes: more than it takes: x. See `tltasks recipes --help`."),
+        (["run", "a.yaml", "--recipe", "b.yaml"], "tltasks run: more than it takes: a.yaml."),
+        (["predict", "m"], 'Command "predict" parameter INPUTS requires an argument.'),
+        (["predict", "m", "x.png", "--top-k", "0"], "Invalid value for --top-k: 0 is no whole number from 1 on."),
+        (["predict", "m", "x.png", "--task", "cooking"], 'Invalid value "cooking" for --task. Choose from image-'),
+        (["predict", "m", "x.png", "--precision", "fp8"], 'Invalid value "fp8" for --precision.'),
+        (["compare", "e.yaml", "--workers", "2.5"], "--workers: 2.5 is no whole number from 1 on."),
+        (["compare", "e.yaml", "--workers", "2"], "compare: --workers and --cores-per-cell are for --engine ray."),
+        (["push-data", "folder"], 'Command "push-data" parameter --repo requires an argument.'),
+        (
+            ["range-test", "r.yaml", "--steps", "0", "--output", "o"],
+            "Invalid value for --steps: 0 is no whole number from 1 on.",
+        ),
     ],
 )
 def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == MISUSED
+    assert main(arguments) == MISUSED
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "usage: tltasks" in shown.err
+    assert shown.err.startswith("error: ")
+    assert shown.err.count("\n") == 1
     assert expected in shown.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["chek"], ["predict", "m", "x.png", "--topk", "3"], ["predict", "m", "x", "--task", "cooking"]]
+)
+def test_misuse_is_told_before_anything_heavy_is_imported(arguments: list[str]) -> None:
+    modules, status, _ = imported_by(arguments)
+    assert status == MISUSED
+    assert not HEAVY & modules
+
+
+def test_flags_and_inputs_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags before, between and behind inputs; `-` is an input; what follows `--` is no flag."""
+    given: dict[str, Any] = {}
+
+    def predict(model: str, inputs: list[str], **options: Any) -> SimpleNamespace:
+        given.update(options, model=model, inputs=inputs)
+        return SimpleNamespace(failed=0)
+
+    said = SimpleNamespace(predict=predict, say=lambda *_: None, console=lambda: None)
+    monkeypatch.setattr("tltasks.inference.predict", said, raising=False)
+    monkeypatch.setitem(sys.modules, "tltasks.inference.predict", said)
+    assert main(["predict", "--top-k", "2", "m", "a", "--fetch", "-", "--output=o.csv", "b", "--", "--c"]) == 0
+    assert (given["model"], given["inputs"]) == ("m", ["a", "-", "b", "--c"])
+    assert (given["top_k"], given["fetches"], given["output"]) == (2, True, Path("o.csv"))
+    assert (given["revision"], given["tag"], given["trust_remote_code"]) == ("main", None, False)
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["run"], "error: run: name one recipe, as `tltasks run RECIPE`."),
-        (["run", "a.yaml", "--recipe", "b.yaml"], "error: run: name one recipe"),
         (["run", "nowhere.yaml"], "error: nowhere.yaml: not found.\n"),
         (["run", "r.yaml", "--set", "epochs"], "error: --set epochs: write it as KEY=VALUE"),
         (

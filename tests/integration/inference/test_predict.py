@@ -140,7 +140,7 @@ def test_what_names_nothing_is_refused_before_anything_is_loaded(
     picture = run / "pictures" / "00.png"
     assert "ends in .jsonl, .csv, .parquet" in refused(capsys, run / "output", picture, "--output", "x.txt")
     assert "needs --output" in refused(capsys, run / "output", picture, "--resume")
-    assert "--top-k 0" in refused(capsys, run / "output", picture, "--top-k", 0)
+    assert "--top-k: 0 is no" in refused(capsys, run / "output", picture, "--top-k", 0)
     assert "not found" in refused(capsys, "./nothing", picture)
     assert "holds no model" in refused(capsys, tmp_path, picture, status=RAISED)
     assert "has no file that ends in .avif" in refused(capsys, run / "output", tmp_path)
