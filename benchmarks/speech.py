@@ -109,7 +109,7 @@ def run_ours(precision: str, epochs: float) -> dict[str, float]:
     assert result is not None
     stage = result.stages[0]
     return {
-        "steps": float(stage.training["seconds"]),
+        "steps": float(stage.training.seconds),
         "everything": time.perf_counter() - started,
         "wer": stage.metrics["test"].values["wer"],
     }

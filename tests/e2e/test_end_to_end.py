@@ -82,7 +82,7 @@ def test_the_main_command_trains_pushes_and_what_it_pushed_predicts_the_same(hub
     assert "pushed" in done.stderr
     result = load_result(output / "result.json")
     assert result.headline.split == "test"
-    assert result.stages[0].weights["adapter"] is True
+    assert result.stages[0].weights.adapter is True
 
     files = hub.files("ada/vit-cifar10-lora")
     assert {"adapter_model.safetensors", "adapter_config.json", "config.json", "README.md"} <= files.keys()
@@ -285,7 +285,7 @@ def test_every_recipe_runs_two_steps(host: Host, recipe: Path, tmp_path: Path) -
     result = load_result(output / "result.json")
     looped = [s for s in result.stages if s.stage not in {"probe", "zero_shot"}]
     assert looped
-    assert [s.training["steps"] for s in looped] == [2] * len(looped)
+    assert [s.training.steps for s in looped] == [2] * len(looped)
     for name in ("recipe.yaml", "report.html", "README.md", "metrics.jsonl"):
         assert (output / name).stat().st_size > 100, name
 

@@ -107,8 +107,8 @@ def _finish(item: PlannedCell, result: RunResult, output: Path, seconds: float, 
 
 def describe_cell(item: PlannedCell, result: RunResult, seconds: float) -> Record:
     """The record of a run: its scores by test set, what was trained on what, and what it was computed with."""
-    stage = next(stage for stage in result.stages if stage.name == result.headline.stage)
-    trained = [one for one in result.stages if one.training]
+    stage = result.best
+    trained = [one for one in result.stages if one.training is not None]
     return {
         "id": item.id,
         "recipe_sha256": result.recipe_sha256,
@@ -120,18 +120,18 @@ def describe_cell(item: PlannedCell, result: RunResult, seconds: float) -> Recor
         "row_scores": f"{item.id}/stages/{stage.name}/{ROW_SCORES}",
         "targets": {
             split: {
-                "value": score.values[score.headline],
+                "value": score.value,
                 "ci95": list(score.ci95),
-                "rows": stage.data[split]["examples"],
-                "fingerprint": stage.data[split]["fingerprint"],
+                "rows": stage.data[split].examples,
+                "fingerprint": stage.data[split].fingerprint,
                 "values": score.values,
             }
             for split, score in stage.metrics.items()
         },
-        "train_examples": stage.data["train"]["examples"] if "train" in stage.data else 0,
+        "train_examples": stage.data["train"].examples if "train" in stage.data else 0,
         "trained_parameters": max((one.trainable_parameters for one in trained), default=0),
         "total_parameters": stage.total_parameters,
-        "training_seconds": sum(one.training["seconds"] for one in trained),
+        "training_seconds": sum(one.training.seconds for one in result.stages if one.training is not None),
         "seconds": seconds,
         "versions": {name: v for name, v in result.versions.items() if name in {"tltasks", *CODE}},
         "hardware": result.hardware,

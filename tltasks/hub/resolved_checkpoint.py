@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants
@@ -19,7 +18,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from tltasks.config.model import Checkpoint
 from tltasks.hub import client
 from tltasks.hub.saved_model import SavedModel, load_saved_model, write_whole
-from tltasks.results.result import lineage_after, load_result
+from tltasks.results.result import Ancestor, lineage_after, load_result
 
 MERGED = Path(constants.HF_HOME) / "tltasks" / "merged"
 """Adapters with their bases, by content."""
@@ -30,7 +29,7 @@ class Start:
     """A checkpoint that transformers can load, and where it comes from."""
 
     checkpoint: Checkpoint
-    lineage: list[dict[str, Any]]
+    lineage: list[Ancestor]
     """Of the run that it is of, as far as its results are beside it."""
     notes: list[str]
     """What its user should know of it."""
@@ -65,12 +64,11 @@ def _is_adapter(source: Checkpoint) -> bool:
         return False
 
 
-def _lineage(model: Path) -> list[dict[str, Any]]:
+def _lineage(model: Path) -> list[Ancestor]:
     for folder in (model, model.parent):
         if (folder / "recipe.yaml").is_file() and (folder / "result.json").is_file():
             result = load_result(folder / "result.json")
-            stage = next(stage for stage in result.stages if stage.name == result.headline.stage)
-            return lineage_after(stage, result.recipe_sha256)
+            return lineage_after(result.best, result.recipe_sha256)
     return []
 
 

@@ -161,8 +161,8 @@ def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
     try:
         result, plans = load_result(run / "result.json"), plan_stages(located(recipe))
         last = next(i for i, plan in enumerate(plans) if plan.name == result.headline.stage)
-        first = next(i for i in range(last, -1, -1) if result.stages[i].weights.get("start") != "previous")
-        place, commit = Path(plans[first].model.name), result.stages[first].weights.get("commit")
+        first = next(i for i in range(last, -1, -1) if result.stages[i].weights.start != "previous")
+        place, commit = Path(plans[first].model.name), result.stages[first].weights.commit
         known = plans[first].kind.weights != "random" and (place.is_dir() or not place.is_absolute())
         origin = Checkpoint(str(place), commit or plans[first].model.revision, display_name=_shown(str(place)))
         return recipe, plans[last], origin if known else None

@@ -98,16 +98,15 @@ class Demo:
         if self.result is None:
             return None
         best = self.result.headline
-        stage = next(stage for stage in self.result.stages if stage.name == best.stage)
-        data, score = stage.data.get(best.split, {}), stage.metrics[best.split]
+        stage = self.result.best
+        data, score = stage.data[best.split], self.result.score
         rows = [("**this model**", best.value, best.ci95)]
         for name, by_split in stage.baselines.items():
             if (other := by_split.get(best.split)) is not None:
                 rows.append((baseline_name(name), other.values[best.metric], other.ci95))
         better = "higher" if best.higher_is_better else "lower"
         lines = [
-            f"Measured on {data.get('examples', 0):,} examples of {words(best.split)} ({data.get('source', '')}); "
-            f"{better} is better.",
+            f"Measured on {data.examples:,} examples of {words(best.split)} ({data.source}); {better} is better.",
             "",
             f"| | {words(best.metric)} | 95 % interval |",
             "|---|---|---|",
@@ -117,7 +116,7 @@ class Demo:
             ),
             "",
             *(f"- This model is {comparison.sentence}." for comparison in compare(best, stage)),
-            *(f"- {note}" for note in score.details.get("notes", [])),
+            *(f"- {note}" for note in score.notes),
         ]
         return "\n".join(lines)
 

@@ -6,7 +6,7 @@ Drawn through `matplotlib.figure.Figure`, since pyplot keeps figures in global s
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,16 +70,13 @@ def draw_metric(name: str, points: Sequence[tuple[int, float]], best_step: int |
     return _svg(figure)
 
 
-def draw_alphas(
-    metric: str, alphas: Sequence[float], by_split: dict[str, Sequence[float | None]], *, chosen: float
-) -> str:
+def draw_alphas(metric: str, alphas: Sequence[float], by_split: Mapping[str, Sequence[float]], *, chosen: float) -> str:
     """A metric on each split, over the share of the way from the weights before training to those after it."""
     label = "α: 0 the start, 1 the trained weights"
     with _chart(f"{metric} of interpolated weights", (5.0, 3.1), x_label=label) as (figure, axes):
         for i, (name, values) in enumerate(by_split.items()):
-            known = np.array([np.nan if value is None else value for value in values])
             colour = BLUE if name == "test" else ORANGE if name == "validation" else f"C{i}"
-            axes.plot(alphas, known, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
+            axes.plot(alphas, values, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
         axes.axvline(chosen, color=GREY, linewidth=1, linestyle="--", label=f"chosen, {chosen:g}")
         axes.legend()
     return _svg(figure)

@@ -17,7 +17,7 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
         table = Table(title=f"{stage.name} · {stage.task}", title_justify="left", header_style="bold")
         table.add_column("")
         for split in stage.metrics:
-            table.add_column(f"{split} ({stage.data[split]['examples']:,})", justify="right")
+            table.add_column(f"{split} ({stage.data[split].examples:,})", justify="right")
         scores = list(stage.metrics.values())
         headline = scores[0].headline
         table.add_row(headline, *(f"{score.values[headline]:.3f}" for score in scores), style="bold")
@@ -28,7 +28,7 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
         for name in scores[0].values:
             if name != headline:
                 table.add_row(name, *(f"{score.values[name]:.3f}" if name in score.values else "" for score in scores))
-        for note in dict.fromkeys(note for score in scores for note in score.details.get("notes", [])):
+        for note in dict.fromkeys(note for score in scores for note in score.notes):
             console.print(f"{stage.name}: {note}", soft_wrap=True)
         console.print(table)
     best = result.headline

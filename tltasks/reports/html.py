@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from tltasks.reports import charts
 from tltasks.results.comparison import Change, changes
-from tltasks.results.result import Headline, ReportExample, RunResult, Score, StageResult, show_duration
+from tltasks.results.result import (
+    CorruptedScore,
+    Headline,
+    ReportExample,
+    RunResult,
+    Score,
+    StageResult,
+    TrainingSummary,
+    show_duration,
+)
 
 LARGEST_MATRIX = 30
 """Classes up to which a confusion matrix is a table that can be read."""
@@ -51,7 +60,7 @@ def write_report(
         "baseline": baseline_name,
         "data_uri": data_uri,
     }
-    best = next(stage for stage in result.stages if stage.name == result.headline.stage)
+    best = result.best
     text = environment.get_template("report.html.jinja").render(
         result=result,
         headline=result.headline,
@@ -59,7 +68,7 @@ def write_report(
         comparisons=compare(result.headline, best),
         intervals_figure=_intervals_figure(result.headline, best),
         warnings=_warnings(result.headline, best),
-        errors=describe_errors(result.headline.split, best.metrics[result.headline.split].details),
+        errors=describe_errors(result.headline.split, result.score.details),
         examples=[(example, show_example(example)) for example in report_examples],
         stages=[
             StageView(
@@ -104,7 +113,7 @@ def _compare(headline: Headline, name: str, baseline: Score) -> Comparison:
     other = baseline_name(name)
     sign = 1 if headline.higher_is_better else -1
     gain = sign * (headline.value - baseline.values[headline.metric])
-    interval = known_interval(baseline.details.get("difference_ci95"))
+    interval = known_interval(baseline.difference_ci95)
     if interval is None:
         return Comparison(
             "unclear", f"{show_signed(gain)} against {other}, without an interval: chance is not ruled out"
@@ -126,12 +135,12 @@ def _compare(headline: Headline, name: str, baseline: Score) -> Comparison:
 
 def _warnings(headline: Headline, stage: StageResult) -> list[str]:
     found = []
-    if headline.split == "validation" and stage.training.get("best_step") is not None:
+    if headline.split == "validation" and stage.training is not None and stage.training.best_step is not None:
         found.append("Training was steered by this very split, so the number may be optimistic; name a test split.")
     if not any(headline.split in by_split for by_split in stage.baselines.values()):
         found.append("There is no baseline to compare with.")
-    found += stage.metrics[headline.split].details.get("notes", [])
-    skipped = stage.data.get(headline.split, {}).get("skipped", 0)
+    found += stage.metrics[headline.split].notes
+    skipped = stage.data[headline.split].skipped if headline.split in stage.data else 0
     if skipped:
         found.append(f"{skipped} examples of this split could not be read and do not count.")
     return found
@@ -229,16 +238,16 @@ class StageView:
     changes: list[Change]
 
     @property
-    def corrupted(self) -> dict[str, Rows]:
+    def corrupted(self) -> dict[str, list[CorruptedScore]]:
         """Scores on corrupted rows by kind, each at the levels in their order."""
-        by_kind: dict[str, Rows] = {}
-        for line in self.result.robustness["table"]:
-            by_kind.setdefault(line["kind"], []).append(line)
+        by_kind: dict[str, list[CorruptedScore]] = {}
+        for line in self.result.robustness.table if self.result.robustness else []:
+            by_kind.setdefault(line.kind, []).append(line)
         return by_kind
 
     @property
     def levels(self) -> list[float]:
-        return list(dict.fromkeys(line["level"] for line in self.result.robustness["table"]))
+        return list(dict.fromkeys(line.level for lines in self.corrupted.values() for line in lines))
 
 
 def _metric_columns(stage: StageResult) -> list[str]:
@@ -258,43 +267,45 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         ("peak memory", f"{stage.peak_memory_bytes / 2**30:.2f} GiB"),
         ("task", stage.task),
     ]
-    if training:
+    if training is not None:
         facts[2:2] = [
-            ("training alone", f"{show_duration(training['seconds'])}, {stage.examples_per_second:,.1f} examples/s")
+            ("training alone", f"{show_duration(training.seconds)}, {stage.examples_per_second:,.1f} examples/s")
         ]
-        if "l2" in training:
-            facts.append(("method", f"{training['method']} on cached features, l2 {training['l2']:g}"))
-            facts.append(("ended", f"{training['ended']}, after {training['steps']:,} iterations"))
+        if training.l2 is not None:
+            facts.append(("method", f"{training.method} on cached features, l2 {training.l2:g}"))
+            facts.append(("ended", f"{training.ended}, after {training.steps:,} iterations"))
         else:
             facts += [
-                ("ended", f"{training['ended']}, at step {training['steps']:,} (epoch {training['epochs']:g})"),
-                ("method", f"{training['method']}, learning rate {training['learning_rate']:g}"),
-                ("batch", f"{training['batch_size']} examples, in micro-batches of {_micro_batch(training)}"),
+                ("ended", f"{training.ended}, at step {training.steps:,} (epoch {training.epochs:g})"),
+                ("method", f"{training.method}, learning rate {training.learning_rate:g}"),
+                ("batch", f"{training.batch_size} examples, in micro-batches of {_micro_batch(training)}"),
             ]
-        if "alpha" in training:
-            by = "chosen on validation" if "validation" in training["alpha_curve"]["by_split"] else "as the recipe says"
-            facts.append(("interpolated", f"to α = {training['alpha']:g} of the way from the start, {by}"))
-        facts.append(("precision", training["precision"]))
-        if training["best_step"] is not None:
-            facts.append(("best on validation", f"step {training['best_step']:,}"))
+        if (curve := training.interpolation) is not None:
+            by = "chosen on validation" if "validation" in curve.by_split else "as the recipe says"
+            facts.append(("interpolated", f"to α = {curve.alpha:g} of the way from the start, {by}"))
+        facts.append(("precision", training.precision))
+        if training.best_step is not None:
+            facts.append(("best on validation", f"step {training.best_step:,}"))
+    weights = vars(stage.weights) | stage.weights.settings
     facts += [
-        (f"weights: {words(k)}", _plain(value)) for k, value in stage.weights.items() if value not in (None, [], {})
+        (f"weights: {words(k)}", _plain(value))
+        for k, value in weights.items()
+        if k != "settings" and value not in (None, "", [], {})
     ]
     return facts
 
 
-def _micro_batch(training: dict[str, Any]) -> str:
-    asked = training["micro_batch"]
+def _micro_batch(training: TrainingSummary) -> str:
+    asked = training.micro_batch
     size = "a size that suits the device" if asked == "auto" else f"at most {asked}"
-    halvings = training["halvings"]
-    return size + (f", halved {halvings} times for want of memory" if halvings else "")
+    return size + (f", halved {training.halvings} times for want of memory" if training.halvings else "")
 
 
 def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bool]]:
     """What the stage logged, by step; nothing for a stage that logged nothing."""
     train = [row for row in metrics if row["stage"] == stage.name and row["split"] == "train"]
     validation = [row for row in metrics if row["stage"] == stage.name and row["split"] == "validation"]
-    best_step = stage.training.get("best_step")
+    best_step = stage.training.best_step if stage.training else None
     drawn: list[tuple[str, str, bool]] = []
     losses = _points(train, "loss"), _points(validation, "loss")
     if any(losses):
@@ -307,9 +318,9 @@ def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bo
             drawn.append(
                 (f"{words(name)} by step", charts.draw_metric(words(name), points, best_step, small=small), small)
             )
-    if curve := stage.training.get("alpha_curve"):
-        alphas, name = curve["alphas"], words(curve["metric"])
-        svg = charts.draw_alphas(name, alphas, curve["by_split"], chosen=stage.training["alpha"])
+    if stage.training and (curve := stage.training.interpolation):
+        name = words(curve.metric)
+        svg = charts.draw_alphas(name, curve.alphas, curve.by_split, chosen=curve.alpha)
         drawn.append((f"{name} between the weights before and after training", svg, False))
     rates = _points(train, "learning_rate")
     if rates:

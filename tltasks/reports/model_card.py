@@ -50,13 +50,13 @@ def card_for_repo(output: Path, recipe: Recipe, repo: str, *, merged: bool = Fal
     `merged` says that the weights of an adapter are published together with its base.
     """
     result = load_result(output / "result.json")
-    adapter = bool(_headline_stage(result).weights.get("adapter")) and not merged
+    adapter = result.best.weights.adapter and not merged
     return render_card(result, recipe, adapter=adapter, repo=repo)
 
 
 def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str | None) -> str:
     """README.md: front matter and text. Without a repository its snippet loads ./model of the results folder."""
-    stage = _headline_stage(result)
+    stage = result.best
     plans = plan_stages(located(recipe))
     lineage = _lineage(result, result.stages.index(stage))
     trained = [i for i in lineage if STAGES[plans[i].stage.stage].trains]
@@ -82,13 +82,14 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
             "methods": [_method(plan) for plan in plans],
             "lineage": [result.stages[i] for i in lineage],
             "trained_on": list(dict.fromkeys(_place(plans[i].data) for i in trained)),
-            "chosen_by_validation": stage.training.get("best_step") is not None
+            "chosen_by_validation": stage.training is not None
+            and stage.training.best_step is not None
             and plans[lineage[-1]].stage.keep == "best",
             "comparisons": list(_comparisons(result, stage)),
             "shifts": list(_shifts(result, stage)),
             "forgotten": [change.sentence for change in changes(result, stage)],
             "trust": ", trust_remote_code=True" if plans[lineage[0]].model.trust_remote_code else "",
-            "timm": stage.weights.get("model_type") == "timm_wrapper",
+            "timm": stage.weights.model_type == "timm_wrapper",
             "hardware": result.hardware,
             "total_seconds": sum(it.seconds for it in result.stages),
             "stated": stated,
@@ -154,20 +155,16 @@ def _emissions(stated: Emissions, result: RunResult) -> dict[str, Any]:
     return {
         "emissions": float(f"{_grams(stated, result):.3g}"),
         "source": "running time x the power and the grid's intensity that the recipe states",
-        "training_type": "fine-tuning" if result.stages[0].stage != "pretrain" else "pre-training",
+        "training_type": "fine-tuning" if result.stages[0].kind != "pretrain" else "pre-training",
         "hardware_used": result.hardware.get("device_name", "unknown"),
         **location,
     }
 
 
-def _headline_stage(result: RunResult) -> StageResult:
-    return next(stage for stage in result.stages if stage.name == result.headline.stage)
-
-
 def _lineage(result: RunResult, index: int) -> list[int]:
     """The stage and those that its weights went through, the first one first."""
     chain = [index]
-    while result.stages[chain[0]].weights.get("start") == "previous":
+    while result.stages[chain[0]].weights.start == "previous":
         chain.insert(0, chain[0] - 1)
     return chain
 
@@ -176,7 +173,7 @@ def _base(plan: StagePlan, stage: StageResult) -> Base:
     """`plan` has local folders as absolute paths."""
     name = plan.model.name
     on_hub = re.fullmatch(r"([\w.-]+/)?[\w.-]+", name) is not None
-    revision = stage.weights.get("commit") or plan.model.revision
+    revision = stage.weights.commit or plan.model.revision
     shown = name if on_hub else Path(name).name
     return Base(shown, on_hub, name if on_hub else "", revision, random=plan.kind.weights == "random")
 
@@ -264,7 +261,7 @@ def _comparisons(result: RunResult, stage: StageResult) -> Iterator[Comparison]:
         for name, by_split in stage.baselines.items():
             if split in by_split:
                 theirs = by_split[split]
-                interval = theirs.details.get("difference_ci95") or (None, None)
+                interval = theirs.difference_ci95 or (None, None)
                 verdict = _verdict(interval, higher_is_better=result.headline.higher_is_better)
                 yield Comparison(split, name, theirs, _difference(ours, theirs), interval, verdict)
 

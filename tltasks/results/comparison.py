@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,16 +47,15 @@ class Change:
 
 def changes(result: RunResult, stage: StageResult) -> Iterator[Change]:
     """Each further test set of a stage whose score before it is known; none for a stage of another task."""
-    best = next(it for it in result.stages if it.name == result.headline.stage)
-    if stage.task != best.task or not stage.training:
+    if stage.task != result.best.task or not stage.training:
         return
-    came_from = stage.lineage[-1]["stage"] if stage.weights.get("start") == "previous" and stage.lineage else None
+    came_from = stage.lineage[-1].stage if stage.weights.start == "previous" and stage.lineage else None
     arm, name = ("checkpoint", "the checkpoint") if came_from is None else (f"stage_{came_from}", f"stage {came_from}")
     sign = 1 if result.headline.higher_is_better else -1
     for split, before in stage.baselines.get(arm, {}).items():
-        interval = before.details.get("difference_ci95")
-        if split in OWN or split not in stage.metrics or interval is None or None in interval:
+        interval = before.difference_ci95
+        if split in OWN or split not in stage.metrics or interval is None or not all(map(math.isfinite, interval)):
             continue
-        was, now = before.values[before.headline], stage.metrics[split].values[before.headline]
+        was, now = before.value, stage.metrics[split].values[before.headline]
         low, high = sorted(sign * end for end in interval)
         yield Change(split, name, before.headline, was, now, sign * (now - was), (low, high))

@@ -1,17 +1,23 @@
-"""What happened: numbers, provenance and paths, as they stand in result.json.
+"""A run's numbers, provenance and paths, as they stand in result.json.
 
 The card, the report and the terminal table are renderings of these.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, TypeAdapter
 
 SCHEMA = 1
+
+Number = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
+"""A number that may not be finite, which JSON has no name for: null in a file."""
+Interval = tuple[Number, Number]
+"""Ends of a 95 % interval; NaN where it was not computed."""
+UNKNOWN = (float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -19,8 +25,8 @@ class Headline:
     """The number that a run is judged by."""
 
     metric: str
-    value: float
-    ci95: tuple[float, float]
+    value: Number
+    ci95: Interval
     higher_is_better: bool
     stage: str
     split: str
@@ -30,41 +36,170 @@ class Headline:
 class Score:
     """Metrics of one set of predictions; `headline` names the one that decides."""
 
-    values: dict[str, float]
+    values: dict[str, Number]
     headline: str
-    ci95: tuple[float, float]
-    details: dict[str, Any] = field(default_factory=dict)
-    """Task-specific tables, e.g. `per_class`, `confusion_matrix`, `class_names`; and `notes`, sentences
-    that whoever reads the numbers has to be told."""
+    ci95: Interval = UNKNOWN
+    details: dict[str, object] = field(default_factory=dict)
+    """Task-specific tables, e.g. `per_class`, `confusion_matrix`, `class_names`."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences that whoever reads the numbers has to be told."""
+    difference_ci95: Interval | None = None
+    """Of a baseline: the model's headline metric less the baseline's on the same rows, by paired bootstrap."""
+
+    @property
+    def value(self) -> float:
+        """The headline metric."""
+        return self.values[self.headline]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the weights of a stage's model come from, and what was made of them."""
+
+    name: str
+    """As the recipe writes it."""
+    revision: str = "main"
+    commit: str | None = None
+    """Of the Hub repository, where it is known."""
+    model_type: str = ""
+    """Architecture, by its name in transformers."""
+    start: Literal["checkpoint", "previous"] = "checkpoint"
+    adapter: bool = False
+    """Whether the run saved an adapter alone."""
+    newly_initialised: list[str] = field(default_factory=list)
+    """Weights that the checkpoint did not have; `all` for random ones."""
+    interpolated: list[str] = field(default_factory=list)
+    """Position tables that were resampled to another size of input."""
+    left: dict[str, int] = field(default_factory=dict)
+    """Tensors of the checkpoint that the model has no place for, counted by module."""
+    loaded_share: float | None = None
+    """Of the backbone's weights."""
+    settings: dict[str, object] = field(default_factory=dict)
+    """What a task adds, such as `prompt`, `objective` or `decoding`."""
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """The examples of a split that were used."""
+
+    examples: int
+    skipped: int = 0
+    skipped_rows: dict[str, str] = field(default_factory=dict)
+    """Reasons by row, of the first hundred."""
+    source: str = ""
+    fingerprint: str = ""
+    """Digest of the encoded rows."""
+    checks: dict[str, float] = field(default_factory=dict)
+    """Oddities that the task counted."""
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """The headline metric at weights between those before training (α = 0) and those after it (α = 1)."""
+
+    alpha: float
+    """The one that was chosen."""
+    metric: str
+    alphas: list[float]
+    by_split: dict[str, list[Number]]
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a stage was trained. A probe has no epochs and batches, and its steps are iterations."""
+
+    steps: int
+    ended: str
+    """Why training ended."""
+    seconds: float
+    method: str
+    precision: str
+    epochs: float | None = None
+    best_step: int | None = None
+    best_value: Number | None = None
+    batch_size: int | None = None
+    micro_batch: int | str | None = None
+    halvings: int = 0
+    """How often micro-batches were halved because memory did not suffice."""
+    learning_rate: float | None = None
+    keep: str = "best"
+    l2: float | None = None
+    """Of a probe: weight of the penalty that was chosen."""
+    interpolation: Interpolation | None = None
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A stage that weights went through before."""
+
+    stage: str
+    task: str
+    recipe_sha256: str
+    checkpoint: str | None
+    revision: str | None
+    data: dict[str, str]
+    """Fingerprints by split."""
+
+
+@dataclass(frozen=True)
+class CorruptedScore:
+    """The headline metric on rows that were corrupted in one way; `difference` is to the same rows as they are."""
+
+    kind: str
+    level: float
+    value: Number
+    ci95: Interval
+    difference: Number
+    difference_ci95: Interval
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """The headline metric of the deciding split under `data.corruptions`."""
+
+    split: str
+    rows: int
+    metric: str
+    level: str
+    """What the levels are."""
+    clean: Number
+    clean_ci95: Interval
+    table: list[CorruptedScore]
+    mean_by_kind: dict[str, Number]
+    mean: Number
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """One stage of a run.
+    """One stage of a run: `metrics[split]` and `baselines[name][split]` are scores."""
 
-    `metrics[split]` and `baselines[name][split]` are scores; `data` describes each split (examples, skipped, source,
-    fingerprint, class counts) and `weights` the checkpoint (name, revision, what was newly initialised).
-    """
-
-    stage: str
+    kind: str
+    """The recipe's `stage`, such as `transfer`."""
     name: str
     task: str
     metrics: dict[str, Score]
     baselines: dict[str, dict[str, Score]]
     seconds: float
+    """Evaluation included."""
     examples_per_second: float
     peak_memory_bytes: int
     trainable_parameters: int
     total_parameters: int
-    weights: dict[str, Any]
-    data: dict[str, Any]
-    training: dict[str, Any] = field(default_factory=dict)
-    """Steps, epochs, best step, why training ended, micro-batch, precision."""
-    lineage: list[dict[str, Any]] = field(default_factory=list)
-    """The stages that its weights went through before, the first one first: each one's name, task, recipe, checkpoint
-    with revision, and fingerprints of its data."""
-    robustness: dict[str, Any] = field(default_factory=dict)
-    """Of the deciding split under `data.corruptions`: a `table` by kind and level, and means."""
+    weights: Provenance
+    data: dict[str, SplitSummary]
+    training: TrainingSummary | None = None
+    """None for a stage that trains nothing."""
+    lineage: list[Ancestor] = field(default_factory=list)
+    """The stages that its weights went through before, the first one first."""
+    robustness: Robustness | None = None
+
+    def to_json(self) -> str:
+        return _STAGE.dump_json(self, indent=1, warnings=False).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> StageResult:
+        """Raises ValueError for a text that is no stage's result."""
+        return _STAGE.validate_json(text)
 
 
 @dataclass(frozen=True)
@@ -78,16 +213,16 @@ class ReportExample:
     """PNG, FLAC, or several texts by name, as JSON, which are shown side by side."""
 
 
-def lineage_after(stage: StageResult, recipe_sha256: str) -> list[dict[str, Any]]:
+def lineage_after(stage: StageResult, recipe_sha256: str) -> list[Ancestor]:
     """The past of weights that go on from a stage."""
-    own = {
-        "stage": stage.name,
-        "task": stage.task,
-        "recipe_sha256": recipe_sha256,
-        "checkpoint": stage.weights.get("name"),
-        "revision": stage.weights.get("commit") or stage.weights.get("revision"),
-        "data": {split: about["fingerprint"] for split, about in stage.data.items()},
-    }
+    own = Ancestor(
+        stage=stage.name,
+        task=stage.task,
+        recipe_sha256=recipe_sha256,
+        checkpoint=stage.weights.name,
+        revision=stage.weights.commit or stage.weights.revision,
+        data={split: about.fingerprint for split, about in stage.data.items()},
+    )
     return [*stage.lineage, own]
 
 
@@ -99,13 +234,31 @@ class RunResult:
     headline: Headline
     stages: list[StageResult]
     versions: dict[str, str]
-    hardware: dict[str, Any]
+    hardware: dict[str, str | int]
     schema: int = SCHEMA
+
+    @property
+    def best(self) -> StageResult:
+        """The stage that the run is judged by, whose weights it saves."""
+        return next(stage for stage in self.stages if stage.name == self.headline.stage)
+
+    @property
+    def score(self) -> Score:
+        """Of the headline's stage on the headline's split."""
+        return self.best.metrics[self.headline.split]
 
     def save(self, path: Path) -> None:
         """Write JSON; numbers that are not finite become null."""
-        text = json.dumps(finite(dataclasses.asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_bytes(_RUN.dump_json(self, indent=1, warnings=False) + b"\n")
+
+
+_STAGE = TypeAdapter(StageResult)
+_RUN = TypeAdapter(RunResult)
+
+
+def load_result(path: Path) -> RunResult:
+    """Read result.json of a results folder. Raises ValueError for a file that holds no result."""
+    return _RUN.validate_json(path.read_bytes())
 
 
 def finite(value: Any) -> Any:
@@ -117,36 +270,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not (-float("inf") < value < float("inf")):
         return None
     return value
-
-
-def stage_from_json(tree: dict[str, Any]) -> StageResult:
-    """The inverse of `dataclasses.asdict`."""
-    tree = dict(tree)
-    tree["metrics"] = {k: score_from_json(v) for k, v in tree["metrics"].items()}
-    tree["baselines"] = {
-        name: {split: score_from_json(v) for split, v in by_split.items()}
-        for name, by_split in tree["baselines"].items()
-    }
-    return StageResult(**tree)
-
-
-def score_from_json(tree: dict[str, Any]) -> Score:
-    low, high = tree["ci95"]
-    return Score(**{**tree, "ci95": (low, high)})
-
-
-def load_result(path: Path) -> RunResult:
-    """Read result.json of a results folder."""
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    low, high = tree["headline"]["ci95"]
-    return RunResult(
-        recipe_sha256=tree["recipe_sha256"],
-        headline=Headline(**{**tree["headline"], "ci95": (low, high)}),
-        stages=[stage_from_json(s) for s in tree["stages"]],
-        versions=tree["versions"],
-        hardware=tree["hardware"],
-        schema=tree["schema"],
-    )
 
 
 def show_duration(seconds: float) -> str:

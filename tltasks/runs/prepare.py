@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 
@@ -20,6 +19,7 @@ from tltasks.data.loading import load_splits
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import RecipeError
 from tltasks.hub.resolved_checkpoint import Start, resolve_checkpoint
+from tltasks.results.result import Ancestor
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Embeds, Task
@@ -38,7 +38,7 @@ class PreparedStage:
     encoded: dict[str, EncodedSplit]
     checks: dict[str, dict[str, float]]
     """What the task found odd about each split."""
-    lineage: list[dict[str, Any]] = field(default_factory=list)
+    lineage: list[Ancestor] = field(default_factory=list)
     """Of the run that the checkpoint is of."""
     notes: list[str] = field(default_factory=list)
     """What its user should know of the checkpoint."""

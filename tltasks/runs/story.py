@@ -39,12 +39,16 @@ from tltasks.reports import html, model_card
 from tltasks.reports.console import show_checks, show_plan, show_result
 from tltasks.results.result import (
     Headline,
+    Interpolation,
+    Provenance,
     ReportExample,
+    Robustness,
     RunResult,
     Score,
+    SplitSummary,
     StageResult,
+    TrainingSummary,
     lineage_after,
-    stage_from_json,
 )
 from tltasks.runs.output_folder import refuse_occupied
 from tltasks.runs.prepare import DECIDING, PreparedStage, prepare_stages
@@ -61,7 +65,7 @@ from tltasks.training.evaluation import (
     score_beside_baselines,
     write_predictions,
 )
-from tltasks.training.linear_probe import cached_features, fit_probe
+from tltasks.training.linear_probe import Fit, cached_features, fit_probe
 from tltasks.training.loop import Interrupted, Job, measure, train
 from tltasks.training.robustness import measure_robustness
 from tltasks.training.tracking import Tracker, check_trackers, read_metrics
@@ -241,8 +245,8 @@ def _run_stage(
     accelerator, plan = context.accelerator, item.plan
     folder = context.output / "stages" / plan.name
     if (folder / "result.json").is_file():
-        finished = stage_from_json(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-        changed = [n for n, split in item.encoded.items() if split.fingerprint != finished.data[n]["fingerprint"]]
+        finished = StageResult.from_json((folder / "result.json").read_bytes())
+        changed = [n for n, split in item.encoded.items() if split.fingerprint != finished.data[n].fingerprint]
         if changed:
             raise DataError(
                 f"output {context.output}: stage {plan.name} was carried out on other data than there is now "
@@ -262,9 +266,9 @@ def _run_stage(
     item, model = dataclasses.replace(item, task=built.task), built.model
     choose_attention(model, tokens=item.task.sequence_length, device=accelerator.device, precision=context.precision)
     progress = Progress()
-    fitted: dict[str, Any] = {}
+    fit: Fit | None = None
     if plan.kind.cached:
-        progress, fitted = _probe(context, item, model)
+        progress, fit = _probe(context, item, model)
     elif plan.kind.trains:
         model, head = _adapt(context.recipe, item, built)
         progress = _train(context, item, model, head)
@@ -273,21 +277,22 @@ def _run_stage(
 
     predict = partial(predict_rows, accelerator, item.task, workers=context.workers(plan.data.workers))
     arms: dict[str, dict[str, list[Prediction]]] = {}
+    between: Interpolation | None = None
     if plan.stage.interpolate is not None:
         start = item.task.build(plan.kind).model
-        model, found = interpolate(item.task, start, model, plan.stage.interpolate, item.evaluated, predict)
-        arms["not_interpolated"], fitted = found.trained, found.described()
-        context.console.print(f"{plan.name}: interpolated to alpha {found.alpha:g}")
+        model, between, arms["not_interpolated"] = interpolate(
+            item.task, start, model, plan.stage.interpolate, item.evaluated, predict
+        )
+        context.console.print(f"{plan.name}: interpolated to alpha {between.alpha:g}")
     predictions = {name: predict(model, split.rows) for name, split in item.evaluated.items()}
-    robustness: dict[str, Any] = {}
+    robustness: Robustness | None = None
     if (corruptions := getattr(plan.data, "corruptions", None)) is not None:
         name = next(iter(item.evaluated))
         robustness = measure_robustness(
             item.task, model, item.evaluated[name], predictions[name], corruptions, predict, seed=context.recipe.seed
         )
         context.console.print(
-            f"{plan.name}: {robustness['metric']} on {name} {robustness['clean']:.3f}, "
-            f"corrupted {robustness['mean']:.3f}"
+            f"{plan.name}: {robustness.metric} on {name} {robustness.clean:.3f}, corrupted {robustness.mean:.3f}"
         )
     adapter = plan.kind.trains and last and _can_publish_adapter(context.recipe, item, built.provenance)
     for saved in [context.output / "model"] * last + [folder / "model"] * goes_on:
@@ -300,7 +305,7 @@ def _run_stage(
     accelerator.free_memory()
     metrics, baselines = _score(context, item, predictions, arms, earlier)
     result = StageResult(
-        stage=plan.stage.stage,
+        kind=plan.stage.stage,
         name=plan.name,
         task=plan.task,
         metrics=metrics,
@@ -310,9 +315,9 @@ def _run_stage(
         peak_memory_bytes=devices.peak_memory_bytes(accelerator.device),
         trainable_parameters=trained if plan.kind.trains else 0,
         total_parameters=total,
-        weights={**built.provenance, "adapter": adapter, "start": plan.stage.start},
+        weights=_provenance(built.provenance, item, adapter=adapter),
         data={name: _describe_split(split, item.checks.get(name, {})) for name, split in item.encoded.items()},
-        training={**_describe_training(context, item, progress), **fitted} if plan.kind.trains else {},
+        training=_describe_training(context, item, progress, fit, between) if plan.kind.trains else None,
         robustness=robustness,
         lineage=(
             lineage_after(earlier[-1], recipe_sha256(context.recipe))
@@ -321,7 +326,7 @@ def _run_stage(
         ),
     )
     if accelerator.is_main_process:
-        write_json(folder / "result.json", dataclasses.asdict(result))
+        write_text(folder / "result.json", result.to_json())
         shutil.rmtree(context.output / "checkpoints" / plan.name, ignore_errors=True)
     accelerator.wait_for_everyone()
     return result
@@ -361,8 +366,8 @@ def _adapt(recipe: Recipe, item: PreparedStage, built: BuiltModel[Task]) -> tupl
     return adapted, tuple(head)
 
 
-def _probe(context: Context, item: PreparedStage, model: nn.Module) -> tuple[Progress, dict[str, Any]]:
-    """Fit the head to the frozen rest's features, and say what of it is told of the training."""
+def _probe(context: Context, item: PreparedStage, model: nn.Module) -> tuple[Progress, Fit]:
+    """Fit the head to the frozen rest's features."""
     accelerator, task = context.accelerator, item.task
     workers = context.workers(item.plan.data.workers)
     progress, fit = fit_probe(
@@ -373,7 +378,7 @@ def _probe(context: Context, item: PreparedStage, model: nn.Module) -> tuple[Pro
         f"(l2 {fit.l2:g}, {fit.iterations} iterations)",
         soft_wrap=True,
     )
-    return progress, {"method": "head", "l2": fit.l2, "epochs": None, "batch_size": None, "micro_batch": None}
+    return progress, fit
 
 
 def _train(context: Context, item: PreparedStage, model: nn.Module, head: tuple[str, ...]) -> Progress:
@@ -400,7 +405,7 @@ def _train(context: Context, item: PreparedStage, model: nn.Module, head: tuple[
             shown = ", ".join(f"{name} {values[name]:.3f}" for name in told if name in values)
             with bar.external_write_mode(file=sys.stderr):
                 context.console.print(f"{plan.name}: validation {shown}")
-                for note in score.details.get("notes", []):
+                for note in score.notes:
                     context.console.print(f"{plan.name}: {note}", soft_wrap=True)
         if context.watch is not None:
             context.watch(plan.name, values[task.headline])
@@ -532,12 +537,13 @@ def _earlier_stages(
         path = context.output / "stages" / stage.name / ROW_SCORES
         if stage.task != item.plan.task or not path.is_file():
             continue
-        by_rows = {stage.data[split]["fingerprint"]: split for split in stage.metrics}
+        by_rows = {stage.data[split].fingerprint: split for split in stage.metrics}
         theirs = load_file(path)
         for name, ours in row_scores.items():
             if (split := by_rows.get(item.encoded[name].fingerprint)) is not None:
                 interval = paired_difference(ours, theirs[split], seed=context.recipe.seed)
-                score = dataclasses.replace(stage.metrics[split], details={"difference_ci95": list(interval)})
+                theirs_score = stage.metrics[split]
+                score = Score(theirs_score.values, theirs_score.headline, theirs_score.ci95, difference_ci95=interval)
                 found.setdefault(f"stage_{stage.name}", {})[name] = score
     return found
 
@@ -591,38 +597,49 @@ def _headline(results: list[StageResult], plans: list[StagePlan]) -> Headline:
     split = next(name for name in (*DECIDING, *stage.metrics) if name in stage.metrics)
     score = stage.metrics[split]
     task = load_adapter(stage.task)
-    return Headline(score.headline, score.values[score.headline], score.ci95, task.higher_is_better, stage.name, split)
+    return Headline(score.headline, score.value, score.ci95, task.higher_is_better, stage.name, split)
 
 
-def _describe_split(split: EncodedSplit, checks: dict[str, float]) -> dict[str, Any]:
-    return {
-        "examples": len(split.rows),
-        "skipped": len(split.skipped),
-        "skipped_rows": {str(row): reason for row, reason in list(split.skipped.items())[:100]},
-        "source": split.origin,
-        "fingerprint": split.fingerprint,
-        "checks": checks,
-    }
+def _provenance(found: dict[str, Any], item: PreparedStage, *, adapter: bool) -> Provenance:
+    own = {key.name for key in dataclasses.fields(Provenance)}
+    settings = {key: value for key, value in found.items() if key not in own}
+    known = {key: value for key, value in found.items() if key in own}
+    return Provenance(**known, start=item.plan.stage.start, adapter=adapter, settings=settings)
 
 
-def _describe_training(context: Context, item: PreparedStage, progress: Progress) -> dict[str, Any]:
+def _describe_split(split: EncodedSplit, checks: dict[str, float]) -> SplitSummary:
+    return SplitSummary(
+        examples=len(split.rows),
+        skipped=len(split.skipped),
+        skipped_rows={str(row): reason for row, reason in list(split.skipped.items())[:100]},
+        source=split.origin,
+        fingerprint=split.fingerprint,
+        checks=checks,
+    )
+
+
+def _describe_training(
+    context: Context, item: PreparedStage, progress: Progress, fit: Fit | None, between: Interpolation | None
+) -> TrainingSummary:
     stage = item.plan.stage
     per_epoch = -(-len(item.encoded["train"].rows) // stage.batch_size)
-    return {
-        "steps": progress.step,
-        "epochs": round(progress.step / per_epoch, 3),
-        "best_step": progress.best_step,
-        "best_value": progress.best_value,
-        "ended": progress.ended,
-        "seconds": round(progress.seconds, 3),
-        "batch_size": stage.batch_size,
-        "micro_batch": stage.micro_batch,
-        "halvings": progress.halvings,
-        "learning_rate": stage.learning_rate,
-        "method": stage.adapt.method,
-        "keep": stage.keep,
-        "precision": context.precision,
-    }
+    return TrainingSummary(
+        steps=progress.step,
+        ended=progress.ended,
+        seconds=round(progress.seconds, 3),
+        method="head" if fit else stage.adapt.method,
+        precision=context.precision,
+        epochs=None if fit else round(progress.step / per_epoch, 3),
+        best_step=progress.best_step,
+        best_value=progress.best_value,
+        batch_size=None if fit else stage.batch_size,
+        micro_batch=None if fit else stage.micro_batch,
+        halvings=progress.halvings,
+        learning_rate=stage.learning_rate,
+        keep=stage.keep,
+        l2=fit.l2 if fit else None,
+        interpolation=between,
+    )
 
 
 def write_results(recipe: Recipe, result: RunResult, output: Path) -> None:
@@ -636,5 +653,5 @@ def write_results(recipe: Recipe, result: RunResult, output: Path) -> None:
         )
     ]
     html.write_report(output / "report.html", result, text, read_metrics(output / "metrics.jsonl"), report_examples)
-    adapter = bool(next(s for s in result.stages if s.name == result.headline.stage).weights.get("adapter"))
+    adapter = result.best.weights.adapter
     write_text(output / "README.md", model_card.render_card(result, recipe, adapter=adapter, repo=recipe.hub.repo))

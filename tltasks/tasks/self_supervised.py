@@ -67,4 +67,4 @@ def score_objective(
                 features[labelled], [str(references[i]) for i in labelled]
             )
     low, high = metrics.bootstrap_interval(rows, seed=seed) if intervals else (float("nan"), float("nan"))
-    return Score(values, "loss", (low, high), {"notes": notes} if notes else {})
+    return Score(values, "loss", (low, high), notes=notes)

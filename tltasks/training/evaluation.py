@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ def score_beside_baselines(
     for name, theirs in arms.items():
         plain = task.score(theirs, references, intervals=True)
         low, high = paired_difference(ours, task.row_scores(theirs, references), seed=seed)
-        baselines[name] = dataclasses.replace(plain, details={"difference_ci95": [low, high]})
+        baselines[name] = Score(plain.values, plain.headline, plain.ci95, difference_ci95=(low, high))
     return score, baselines
 
 

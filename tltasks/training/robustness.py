@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import datasets
 import numpy as np
@@ -13,6 +12,7 @@ from torch import nn
 from tltasks.config.data import Corruptions
 from tltasks.data.splits import EncodedSplit
 from tltasks.metrics import paired_difference
+from tltasks.results.result import CorruptedScore, Robustness
 from tltasks.tasks.base import Corrupts, Prediction, Task
 from tltasks.training.evaluation import drawn_rows
 
@@ -30,7 +30,7 @@ def measure_robustness(
     predict: Predict,
     *,
     seed: int,
-) -> dict[str, Any]:
+) -> Robustness:
     """The headline metric for every kind and level, with the interval of the paired difference to the clean rows.
 
     `clean` are the predictions for all rows of the split.
@@ -41,37 +41,36 @@ def measure_robustness(
     references = task.references(rows)
     before = [clean[i] for i in chosen]
     score = task.score(before, references, intervals=True)
-    name = score.headline
-    table: list[dict[str, Any]] = []
+    table: list[CorruptedScore] = []
     for kind, level in keys.chosen:
         after = _predict_corrupted(task, model, rows, predict, kind, level, seed=seed)
         worse = task.score(after, references, intervals=True)
         ours, theirs = task.row_scores(after, references), task.row_scores(before, references)
         table.append(
-            {
-                "kind": kind,
-                "level": level,
-                "value": worse.values[name],
-                "ci95": list(worse.ci95),
-                "difference": worse.values[name] - score.values[name],
-                "difference_ci95": list(paired_difference(ours, theirs, seed=seed)),
-            }
+            CorruptedScore(
+                kind=kind,
+                level=level,
+                value=worse.value,
+                ci95=worse.ci95,
+                difference=worse.value - score.value,
+                difference_ci95=paired_difference(ours, theirs, seed=seed),
+            )
         )
     by_kind = defaultdict(list)
     for line in table:
-        by_kind[line["kind"]].append(line["value"])
+        by_kind[line.kind].append(line.value)
     means = {kind: float(np.mean(values)) for kind, values in by_kind.items()}
-    return {
-        "split": split.name,
-        "rows": len(rows),
-        "metric": name,
-        "level": keys.level,
-        "clean": score.values[name],
-        "clean_ci95": list(score.ci95),
-        "table": table,
-        "mean_by_kind": means,
-        "mean": float(np.mean(list(means.values()))),
-    }
+    return Robustness(
+        split=split.name,
+        rows=len(rows),
+        metric=score.headline,
+        level=keys.level,
+        clean=score.value,
+        clean_ci95=score.ci95,
+        table=table,
+        mean_by_kind=means,
+        mean=float(np.mean(list(means.values()))),
+    )
 
 
 def _predict_corrupted(

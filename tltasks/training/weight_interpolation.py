@@ -6,8 +6,6 @@ Source: Wortsman et al., https://arxiv.org/abs/2109.01903, equation 1: (1 − α
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import datasets
 import torch
@@ -18,24 +16,10 @@ from tltasks.config.stage import Interpolate
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import merged
+from tltasks.results.result import Interpolation
 from tltasks.tasks.base import Prediction, Task
 
 Predict = Callable[[nn.Module, datasets.Dataset], list[Prediction]]
-
-
-@dataclass(frozen=True)
-class Interpolation:
-    """What was found on the way from the one weights to the others."""
-
-    alpha: float
-    """0 is the start, 1 the trained weights."""
-    curve: dict[str, Any]
-    """`metric`, `alphas`, and `by_split` with the metric at each of them."""
-    trained: dict[str, list[Prediction]]
-    """What the trained weights predict of each split."""
-
-    def described(self) -> dict[str, Any]:
-        return {"alpha": self.alpha, "alpha_curve": self.curve}
 
 
 def interpolate(
@@ -45,8 +29,9 @@ def interpolate(
     keys: Interpolate,
     splits: dict[str, EncodedSplit],
     predict: Predict,
-) -> tuple[PreTrainedModel, Interpolation]:
-    """The model at the α that does best on `validation`, by the headline metric and then by loss.
+) -> tuple[PreTrainedModel, Interpolation, dict[str, list[Prediction]]]:
+    """The model at the α that does best on `validation`, by the headline metric and then by loss; and, by split, what
+    the trained weights predict.
 
     An adapter is merged first, so that LoRA's update is scaled by α. Each α is evaluated on all `splits`, and no split
     but validation is looked at to choose. Raises CheckpointError for models whose weights do not correspond.
@@ -72,7 +57,7 @@ def interpolate(
                 best, chosen = found, alpha
         at_one = predictions  # the last
     _set(model, *ends, chosen)
-    return model, Interpolation(chosen, {"metric": task.headline, "alphas": alphas, "by_split": by_split}, at_one)
+    return model, Interpolation(chosen, task.headline, alphas, by_split), at_one
 
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from tests.tiny.runs import traces
 from tltasks.errors import HubError
 from tltasks.hub.client import RetryPolicy, check_push, pull, push, push_space
 from tltasks.hub.upload_plan import MANIFEST, plan_push
-from tltasks.results.result import Headline, RunResult, Score, StageResult
+from tltasks.results.result import Headline, Provenance, RunResult, Score, StageResult
 
 # The client itself uploads large files in a way that its HTTP library advises against (huggingface_hub 2.4, lfs.py).
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -86,7 +86,7 @@ def output(tmp_path: Path) -> Path:
         (folder / name).write_text(text)
     score = Score({"accuracy": 0.75}, "accuracy", (0.7, 0.8))
     stage = StageResult(
-        stage="transfer",
+        kind="transfer",
         name="transfer",
         task="image-classification",
         metrics={"test": score},
@@ -96,7 +96,7 @@ def output(tmp_path: Path) -> Path:
         peak_memory_bytes=1,
         trainable_parameters=1,
         total_parameters=2,
-        weights={},
+        weights=Provenance("ada/vit"),
         data={},
     )
     headline = Headline("accuracy", 0.75, (0.7, 0.8), True, "transfer", "test")

@@ -68,5 +68,5 @@ def test_a_run_goes_on_from_the_results_of_another(tmp_path: Path) -> None:
     assert same.metrics["test"].values == first.stages[0].metrics["test"].values
     assert [step["recipe_sha256"] for step in same.lineage] == [first.recipe_sha256]
     further = run_recipe(recipe, tmp_path / "further", f"stages=[{stage % 'finetune'}]")
-    assert further.stages[0].weights["name"] == "first"
+    assert further.stages[0].weights.name == "first"
     assert any(not torch.equal(a, weights(tmp_path / "first")[n]) for n, a in weights(tmp_path / "further").items())

@@ -87,7 +87,7 @@ def test_the_published_adapter_says_what_the_run_recorded(ran: tuple[Path, Path]
     tokenizer = AutoTokenizer.from_pretrained(folder / "pulled")
     settings = GenerationConfig.from_pretrained(folder / "pulled")
     document = json.loads((folder / "data" / "test.jsonl").read_text().splitlines()[0])["document"]
-    asked = stage["weights"]["prompt"].replace("{document}", document)
+    asked = stage["weights"]["settings"]["prompt"].replace("{document}", document)
     given = tokenizer(asked, return_tensors="pt")
     inputs = {key: given[key] for key in ("input_ids", "attention_mask")}
     with torch.inference_mode():

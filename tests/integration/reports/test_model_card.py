@@ -29,7 +29,15 @@ from tltasks.config.tasks import TASKS
 from tltasks.data.loading import load_splits
 from tltasks.models.adapters import adapt
 from tltasks.reports.model_card import card_for_repo, clean, render_card
-from tltasks.results.result import Headline, RunResult, Score, StageResult
+from tltasks.results.result import (
+    Headline,
+    Provenance,
+    RunResult,
+    Score,
+    SplitSummary,
+    StageResult,
+    TrainingSummary,
+)
 from tltasks.tasks.image.classification import ImageClassification
 
 SNAPSHOTS = Path(__file__).parents[2] / "snapshots"
@@ -62,14 +70,14 @@ def score(
         {"class": c, "precision": 0.9, "recall": 0.8, "f1": round(0.99 - 0.03 * (7 * i % 10), 4), "support": n}
         for i, c in enumerate(names)
     ]
-    details = {"difference_ci95": difference} if difference else {"class_names": names, "per_class": rows}
+    details = {} if difference else {"class_names": names, "per_class": rows}
     values = {"accuracy": accuracy, "macro_f1": accuracy - 0.004, "ece": 0.031, "loss": 0.52, "top5_accuracy": 0.99}
-    return Score(values, "accuracy", (accuracy - half, accuracy + half), details)
+    return Score(values, "accuracy", (accuracy - half, accuracy + half), details, difference_ci95=difference)
 
 
-def split(examples: int, source: str = "uoft-cs/cifar10 test", **skipped: str) -> dict[str, Any]:
+def split(examples: int, source: str = "uoft-cs/cifar10 test", **skipped: str) -> SplitSummary:
     rows = {name.removeprefix("row"): reason for name, reason in skipped.items()}
-    return {"examples": examples, "skipped": len(rows), "skipped_rows": rows, "source": source, "fingerprint": "0f3a"}
+    return SplitSummary(examples, len(rows), rows, source, "0f3a")
 
 
 def stage(metrics: dict[str, Score], *, name: str = "transfer", kind: str = "transfer", **changed: Any) -> StageResult:
@@ -78,22 +86,21 @@ def stage(metrics: dict[str, Score], *, name: str = "transfer", kind: str = "tra
         "checkpoint_knn": (0.85, (-0.01, 0.03)),
         "checkpoint": (0.99, (-0.2, -0.1)),
     }
-    training = {
-        "steps": 2229,
-        "epochs": 3.0,
-        "best_step": 1486,
-        "best_value": 0.97,
-        "ended": "all steps done",
-        "seconds": 300.0,
-        "batch_size": 64,
-        "micro_batch": 16,
-        "halvings": 0,
-        "learning_rate": 5e-4,
-        "method": "lora",
-        "precision": "bf16",
-    }
+    training = TrainingSummary(
+        steps=2229,
+        epochs=3.0,
+        best_step=1486,
+        best_value=0.97,
+        ended="all steps done",
+        seconds=300.0,
+        batch_size=64,
+        micro_batch=16,
+        learning_rate=5e-4,
+        method="lora",
+        precision="bf16",
+    )
     made = StageResult(
-        stage=kind,
+        kind=kind,
         name=name,
         task="image-classification",
         metrics=metrics,
@@ -105,13 +112,7 @@ def stage(metrics: dict[str, Score], *, name: str = "transfer", kind: str = "tra
         peak_memory_bytes=3 * 2**30,
         trainable_parameters=1_339_402,
         total_parameters=87_145_748,
-        weights={
-            "name": "google/vit-base-patch16-224-in21k",
-            "revision": "main",
-            "commit": COMMIT,
-            "adapter": True,
-            "start": "checkpoint",
-        },
+        weights=Provenance("google/vit-base-patch16-224-in21k", commit=COMMIT, adapter=True),
         data={
             "train": split(47498, "uoft-cs/cifar10 train[:95%]", row7="cannot be decoded", row12="is empty"),
             **{key: split(1000) for key in metrics},
@@ -212,7 +213,7 @@ hub: {repo: ada/t5-xsum, licence: apache-2.0, language: [en]}
 def score_of(values: dict[str, float], *, difference: Any = None, **details: Any) -> Score:
     first = next(iter(values))
     ends = (values[first] - 0.01, values[first] + 0.01)
-    return Score(values, first, ends, {"difference_ci95": difference} if difference else details)
+    return Score(values, first, ends, details, difference_ci95=difference)
 
 
 def spoken(*, family: str) -> StageResult:
@@ -223,7 +224,7 @@ def spoken(*, family: str) -> StageResult:
     details |= {"split_in_pieces": 20, "window_seconds": 30.0, "by_duration": durations}
     ours = score_of(rates | {"raw_wer": 0.35, "looped": 0.01}, **details)
     made = stage({"test": ours}, name="finetune", kind="finetune")
-    weights = {**made.weights, "name": "openai/whisper-small", "family": family}
+    weights = dataclasses.replace(made.weights, name="openai/whisper-small", settings={"family": family})
     return dataclasses.replace(
         made,
         task="automatic-speech-recognition",
@@ -242,7 +243,7 @@ def written(**weights: Any) -> StageResult:
         name="finetune",
         kind="finetune",
     )
-    found = {"name": "google-t5/t5-small", "prompt": "summarize: {document}", "chat": False, "encoder_decoder": True}
+    found = {"prompt": "summarize: {document}", "chat": False, "encoder_decoder": True}
     found |= {"max_document_tokens": 512, "long_documents": "split", "decoding": "num_beams 4, max_new_tokens 64"}
     checks = {"documents_split_share": 0.12, "documents_also_in_train": 3}
     return dataclasses.replace(
@@ -252,8 +253,11 @@ def written(**weights: Any) -> StageResult:
             "lead_2_sentences": {"test": score_of({**values, "rouge1": 19.4}, difference=[15.2, 18.1])},
             "checkpoint": {"test": score_of({**values, "rouge1": 21.0}, difference=[13.9, 16.2])},
         },
-        weights={**made.weights, **found, **weights},
-        data={"train": split(1000, "xsum train"), "test": {**split(100, "xsum test"), "checks": checks}},
+        weights=dataclasses.replace(made.weights, name="google-t5/t5-small", settings=found | weights),
+        data={
+            "train": split(1000, "xsum train"),
+            "test": dataclasses.replace(split(100, "xsum test"), checks=checks),
+        },
     )
 
 
@@ -271,16 +275,20 @@ hub: {repo: ada/mae-cifar10, licence: apache-2.0}
 def pretrained() -> RunResult:
     def judged(loss: float, **more: Any) -> Score:
         return Score(
-            {"loss": loss, "knn_accuracy": 0.41, "feature_spread": 0.31}, "loss", (loss - 0.01, loss + 0.01), more
+            {"loss": loss, "knn_accuracy": 0.41, "feature_spread": 0.31}, "loss", (loss - 0.01, loss + 0.01), **more
         )
 
     made = stage({"test": judged(0.42)}, name="pretrain", kind="pretrain")
     made = dataclasses.replace(
         made,
         task="masked-image-modeling",
-        baselines={"mean_patch": {"test": judged(1.0, difference_ci95=[-0.6, -0.56])}},
-        weights={**made.weights, "name": "facebook/vit-mae-base", "objective": "MAE", "mask_ratio": 0.75}
-        | {"model_type": "vit_mae"},
+        baselines={"mean_patch": {"test": judged(1.0, difference_ci95=(-0.6, -0.56))}},
+        weights=dataclasses.replace(
+            made.weights,
+            name="facebook/vit-mae-base",
+            model_type="vit_mae",
+            settings={"objective": "MAE", "mask_ratio": 0.75},
+        ),
     )
     result = result_of(made)
     return dataclasses.replace(result, headline=dataclasses.replace(result.headline, higher_is_better=False))
@@ -323,15 +331,21 @@ OBJECTIVES: dict[str, tuple[str, str, dict[str, float], dict[str, Any]]] = {
 
 def continued(task: str, folder: Path) -> str:
     """The card of an objective that has gone on from a checkpoint."""
-    base, data, values, weights = OBJECTIVES[task]
+    base, data, values, settings = OBJECTIVES[task]
     judged = Score({"loss": 0.42, **values}, "loss", (0.41, 0.43), {})
-    plain = Score({"loss": 1.0}, "loss", (0.99, 1.01), {"difference_ci95": [-0.6, -0.56]})
+    plain = Score({"loss": 1.0}, "loss", (0.99, 1.01), difference_ci95=(-0.6, -0.56))
     arm = "token_frequencies" if task.startswith(("text", "masked", "causal")) else "chance"
     made = dataclasses.replace(
         stage({"test": judged}, name="finetune", kind="finetune"),
         task=task,
         baselines={arm: {"test": plain}},
-        weights={**stage({}).weights, "name": base, "adapter": False, **weights},
+        weights=dataclasses.replace(
+            stage({}).weights,
+            name=base,
+            adapter=False,
+            model_type=settings["model_type"],
+            settings={key: value for key, value in settings.items() if key != "model_type"},
+        ),
     )
     result = result_of(made)
     result = dataclasses.replace(result, headline=dataclasses.replace(result.headline, higher_is_better=False))
@@ -491,14 +505,14 @@ def test_several_stages(tmp_path: Path) -> None:
         HUB_RECIPE,
     )
     first = stage({"test": score(0.9)}, name="head", trainable_parameters=7690)
-    weights = {**first.weights, "adapter": False, "start": "previous"}
+    weights = dataclasses.replace(first.weights, adapter=False, start="previous")
     second = stage({"test": score(0.974)}, name="finetune", kind="finetune", weights=weights)
     third = stage(
         {"test": score(0.2)},
         name="zero_shot",
         kind="zero_shot",
-        training={},
-        weights={**weights, "start": "checkpoint"},
+        training=None,
+        weights=dataclasses.replace(weights, start="checkpoint"),
     )
     result = result_of(first, third, second)
     result = dataclasses.replace(result, stages=[first, second, third])
@@ -528,7 +542,7 @@ def test_random_weights_and_untouched_checkpoints_are_called_so(tmp_path: Path) 
     assert ModelCard(pretrained).data.get("base_model") is None
     assert "by its data, its biases" not in pretrained
     untouched = render_card(
-        result_of(stage({"test": score(0.4)}, name="zero_shot", kind="zero_shot", training={})),
+        result_of(stage({"test": score(0.4)}, name="zero_shot", kind="zero_shot", training=None)),
         recipe_of(tmp_path, re.sub(r"- {stage: transfer.*", "- {stage: zero_shot}", HUB_RECIPE)),
         adapter=False,
         repo="ada/x",
@@ -664,7 +678,7 @@ def test_hostile_class_names_stay_text(tmp_path: Path) -> None:
 def test_hostile_names_everywhere_else_stay_text(tmp_path: Path) -> None:
     bad = "x|<b>`*[y](z)"
     result = usual()
-    data = {key: {**about, "source": bad} for key, about in result.stages[0].data.items()}
+    data = {key: dataclasses.replace(about, source=bad) for key, about in result.stages[0].data.items()}
     hostile = dataclasses.replace(
         result,
         stages=[dataclasses.replace(result.stages[0], data=data)],
@@ -743,7 +757,7 @@ def test_snippet_runs_as_printed(tmp_path: Path, architecture: str, adapter: boo
         if repo is not None:
             server.add_repo(repo, files(saved))
         made = stage({"test": score(0.9)})
-        made = dataclasses.replace(made, weights={**made.weights, "name": "ada/tiny", "commit": commit.oid})
+        made = dataclasses.replace(made, weights=Provenance("ada/tiny", commit=commit.oid, adapter=True))
         card = render_card(result_of(made), recipe_of(tmp_path, text), adapter=adapter, repo=repo)
         run = subprocess.run(
             [sys.executable, "-c", snippet(card)],
@@ -769,7 +783,7 @@ def test_snippet_says_what_to_install(task: str, tmp_path: Path) -> None:
 
 
 def test_snippet_of_a_timm_model_says_what_to_install(tmp_path: Path) -> None:
-    timm = usual(weights={**usual().stages[0].weights, "model_type": "timm_wrapper"})
+    timm = usual(weights=dataclasses.replace(usual().best.weights, model_type="timm_wrapper"))
     assert "`pip install peft transformers torch pillow`" in render_card(
         usual(), recipe_of(tmp_path), adapter=True, repo="ada/x"
     )
@@ -780,8 +794,7 @@ def test_snippet_of_a_timm_model_says_what_to_install(tmp_path: Path) -> None:
 
 def test_snippet_literals_are_python(tmp_path: Path) -> None:
     text = HUB_RECIPE.replace("in21k}", "in21k, revision: 'it\"s', trust_remote_code: true}")
-    result = usual()
-    del result.stages[0].weights["commit"]
+    result = usual(weights=dataclasses.replace(usual().best.weights, commit=None))
     for adapter, times in ((True, 2), (False, 1)):
         code = snippet(render_card(result, recipe_of(tmp_path, text), adapter=adapter, repo="ada/x"))
         compile(code, "snippet", "exec")

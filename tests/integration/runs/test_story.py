@@ -141,9 +141,9 @@ def test_what_was_removed_of_a_finished_run_is_written_again(tiny: Path, finishe
 def test_a_stage_goes_on_from_the_one_before(tiny: Path, finished: Path) -> None:
     first, second = load_result(finished / "result.json").stages
     assert (first.name, second.name) == ("first", "second")
-    assert (first.weights["start"], second.weights["start"]) == ("checkpoint", "previous")
-    assert first.weights["newly_initialised"] == []
-    assert second.weights["newly_initialised"] == []
+    assert (first.weights.start, second.weights.start) == ("checkpoint", "previous")
+    assert first.weights.newly_initialised == []
+    assert second.weights.newly_initialised == []
     before = load_file(finished / "stages" / "first" / "model" / "model.safetensors")
     after = weights(finished)
     assert before.keys() == after.keys()
@@ -157,7 +157,7 @@ def test_a_stage_goes_on_from_the_one_before(tiny: Path, finished: Path) -> None
     for split in ("test", "validation"):
         beside = second.baselines["stage_first"][split]
         assert beside.values == first.metrics[split].values
-        assert beside.details == {"difference_ci95": [0, 0]}, "it predicts the same"
+        assert beside.difference_ci95 == (0, 0), "it predicts the same"
 
 
 def test_the_run_is_judged_by_the_last_stage(finished: Path) -> None:
@@ -200,7 +200,7 @@ def test_further_test_sets_are_judged_beside_the_first(tiny: Path, tmp_path: Pat
     )
     (stage,) = result.stages
     assert list(stage.metrics) == ["test", "validation", "shifted"]
-    assert stage.data["shifted"]["examples"] == 9
+    assert stage.data["shifted"].examples == 9
     assert result.headline.split == "test"
     assert all("shifted" in by_split for by_split in stage.baselines.values())
     assert (tmp_path / "run" / "predictions" / "transfer-shifted.parquet").is_file()

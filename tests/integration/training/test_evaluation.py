@@ -181,9 +181,9 @@ def test_baselines_are_compared_on_the_same_rows() -> None:
     )
     assert score.values["accuracy"] == 0.9
     assert baselines["theirs"].values["accuracy"] == 0.5
-    low, high = baselines["theirs"].details["difference_ci95"]
+    low, high = baselines["theirs"].difference_ci95
     assert 0.2 < low < 0.4 < high < 0.6
-    assert baselines["same"].details["difference_ci95"] == [0.0, 0.0]
+    assert baselines["same"].difference_ci95 == (0.0, 0.0)
 
 
 def test_predictions_are_written_whole(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_probe_then_finetune_goes_on_from_the_fitted_head(zoo: Path, tmp_path: P
     recipe = write_recipe(tmp_path / "r.yaml", zoo / "vit", zoo / "data", stage=STAGES)
     result = run_recipe(recipe, tmp_path / "run", "stages.1.learning_rate=1e-9", "stages.1.optimizer=sgd")
     first, second = result.stages
-    assert first.training["l2"] == 0.01
+    assert first.training.l2 == 0.01
     assert first.trainable_parameters == 3 * 32 + 3
     assert first.metrics["test"].values["accuracy"] == 1
     assert second.metrics["test"].values["loss"] == pytest.approx(first.metrics["test"].values["loss"], abs=1e-4)

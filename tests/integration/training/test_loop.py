@@ -84,7 +84,7 @@ def test_an_uneven_last_step_is_exact_over_processes(tiny: Path, tmp_path: Path)
     assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "three")) < 1e-6
     one, three = (load_result(tmp_path / name / "result.json").stages[0] for name in ("one", "three"))
     assert one.metrics["test"].values == pytest.approx(three.metrics["test"].values, abs=1e-5)
-    assert one.data["test"]["fingerprint"] == three.data["test"]["fingerprint"]
+    assert one.data["test"].fingerprint == three.data["test"].fingerprint
 
 
 # ---------------------------------------------------------------------------------- exact when resumed
@@ -313,7 +313,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     monkeypatch.setattr(ImageClassification, "loss", scarce)
     result = run_recipe(exact, tmp_path / "run")
     assert refused == [8, 4]
-    assert result.stages[0].training["halvings"] == 2
+    assert result.stages[0].training.halvings == 2
     assert largest_difference(whole, weights(tmp_path / "run")) < 1e-6
 
 

@@ -76,10 +76,10 @@ def test_the_curve_has_both_ends_on_every_test_set(
     plain: tuple[Path, RunResult], halfway: tuple[Path, RunResult]
 ) -> None:
     probe, tuned = halfway[1].stages
-    curve = tuned.training["alpha_curve"]
-    assert (tuned.training["alpha"], curve["metric"], curve["alphas"]) == (0.5, "accuracy", [0.0, 0.5, 1.0])
-    assert curve["by_split"].keys() == {"test", "validation", "shifted"}
-    for split, values in curve["by_split"].items():
+    curve = tuned.training.interpolation
+    assert (curve.alpha, curve.metric, curve.alphas) == (0.5, "accuracy", [0.0, 0.5, 1.0])
+    assert curve.by_split.keys() == {"test", "validation", "shifted"}
+    for split, values in curve.by_split.items():
         ends = probe.metrics[split], plain[1].stages[1].metrics[split]
         assert [values[0], values[2]] == [end.values["accuracy"] for end in ends]
         assert values[1] == tuned.metrics[split].values["accuracy"]
@@ -144,16 +144,16 @@ def go(keys: dict[str, Any], **targets: float) -> Any:
 
 
 def test_validation_alone_chooses() -> None:
-    model, found = go({}, test=0.9, validation=0.3)
+    model, found, trained = go({}, test=0.9, validation=0.3)
     assert found.alpha == 0.3
     assert model.classifier.weight.item() == pytest.approx(0.3)
-    assert found.curve["by_split"]["test"][9] == pytest.approx(0.0, abs=1e-6)
-    assert found.trained == {"test": [1.0], "validation": [1.0]}
+    assert found.by_split["test"][9] == pytest.approx(0.0, abs=1e-6)
+    assert trained == {"test": [1.0], "validation": [1.0]}
 
 
 def test_only_what_the_recipe_offers_is_chosen() -> None:
-    _, found = go({"alphas": [0.6, 0.8]}, validation=0.0)
-    assert (found.alpha, found.curve["alphas"]) == (0.6, [0.0, 0.6, 0.8, 1.0])
+    _, found, _ = go({"alphas": [0.6, 0.8]}, validation=0.0)
+    assert (found.alpha, found.alphas) == (0.6, [0.0, 0.6, 0.8, 1.0])
 
 
 def test_weights_of_other_shapes_are_refused() -> None:
@@ -202,9 +202,9 @@ TUNE = "{stage: finetune, steps: 2, batch_size: 8, learning_rate: 1e-2, adapt: l
 @pytest.mark.parametrize("make", [summaries, clips])
 def test_other_tasks_interpolate_too(make: Any, tmp_path: Path) -> None:
     result = run_recipe(make(tmp_path), tmp_path / "run")
-    training = result.stages[0].training
-    assert training["alpha"] == 0.5
-    for split, values in training["alpha_curve"]["by_split"].items():
+    curve = result.best.training.interpolation
+    assert curve.alpha == 0.5
+    for split, values in curve.by_split.items():
         untouched = result.stages[0].baselines["checkpoint"][split].values
-        assert values[0] == untouched[training["alpha_curve"]["metric"]]
-        assert values[1] == result.stages[0].metrics[split].values[training["alpha_curve"]["metric"]]
+        assert values[0] == untouched[curve.metric]
+        assert values[1] == result.stages[0].metrics[split].values[curve.metric]

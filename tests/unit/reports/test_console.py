@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from tltasks.reports.console import show_checks, show_plan, show_result
-from tltasks.results.result import Headline, RunResult, Score, StageResult
+from tltasks.results.result import Headline, Provenance, RunResult, Score, SplitSummary, StageResult
 
 
 def console() -> Console:
@@ -32,7 +32,7 @@ def stage(**more: Any) -> StageResult:
     }
     return StageResult(
         **{
-            "stage": "transfer",
+            "kind": "transfer",
             "name": "one",
             "task": "image-classification",
             "metrics": {"test": test, "val": validation},
@@ -42,8 +42,8 @@ def stage(**more: Any) -> StageResult:
             "peak_memory_bytes": 1,
             "trainable_parameters": 1,
             "total_parameters": 2,
-            "weights": {},
-            "data": {"test": {"examples": 12345}, "val": {"examples": 7}, "train": {"examples": 3}},
+            "weights": Provenance("ada/vit"),
+            "data": {"test": SplitSummary(12345), "val": SplitSummary(7), "train": SplitSummary(3)},
             **more,
         }
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,15 @@ from tests.integration.reports.test_model_card import recipe_of, result_of, scor
 from tltasks.reports.html import write_report
 from tltasks.reports.model_card import render_card
 from tltasks.results.comparison import changes
-from tltasks.results.result import RunResult, StageResult
+from tltasks.results.result import Ancestor, Provenance, RunResult, StageResult
 
 
 def tuned(interval: list[float | None] | None, **changed: Any) -> StageResult:
     """A stage after `cifar10`, tested on `old` as that one was, where it scores 0.9."""
     metrics = {"test": score(0.8), "old": score(0.9)}
     before = {"stage_cifar10": {split: score(0.95, difference=interval) for split in metrics}}
-    weights = {"name": "ada/vit", "revision": "main", "adapter": False, "start": "previous"}
-    lineage = [
-        {"stage": "cifar10", "task": "", "recipe_sha256": "", "checkpoint": "ada/vit", "revision": "main", "data": {}}
-    ]
+    weights = Provenance("ada/vit", start="previous")
+    lineage = [Ancestor("cifar10", "", "", "ada/vit", "main", {})]
     made = stage(metrics, name="finetune", kind="finetune", weights=weights, lineage=lineage)
     return dataclasses.replace(made, **{"baselines": {**made.baselines, **before}, **changed})
 
@@ -68,9 +67,9 @@ def test_from_a_checkpoint_the_checkpoint_is_what_was_before() -> None:
 def test_without_a_score_from_before_nothing_is_said() -> None:
     for last in (
         tuned(None),
-        tuned([None, None]),
+        tuned((nan, nan)),
         tuned([-0.1, -0.05], task="masked-image-modeling"),
-        tuned([0.1, 0.2], training={}),
+        tuned([0.1, 0.2], training=None),
     ):
         run = result(tuned([0.0, 0.0]))
         assert list(changes(run, last)) == []

@@ -71,8 +71,8 @@ def test_trains_saves_reloads_and_predicts_the_same(zoo: Path, name: str, adapt:
     output = tmp_path / "run"
     result = run_recipe(recipe, output)
     stage_result = result.stages[0]
-    assert stage_result.training["steps"] == 2
-    assert stage_result.weights["newly_initialised"]
+    assert stage_result.training.steps == 2
+    assert stage_result.weights.newly_initialised
     if adapt == "full":
         assert stage_result.trainable_parameters > 0.9 * stage_result.total_parameters
     else:
@@ -142,7 +142,7 @@ def test_another_image_size(zoo: Path, name: str, image_size: int, tmp_path: Pat
     recipe = write_recipe(zoo / f"{name}-{image_size}.yaml", Path(name), Path("data"), stage=stage)
     output = tmp_path / "run"
     result = run_recipe(recipe, output, f"model.image_size={image_size}")
-    interpolated = result.stages[0].weights["interpolated"]
+    interpolated = result.stages[0].weights.interpolated
     assert bool(interpolated) == (name in {"vit", "deit", "beit", "dinov2", "timm-vit"}), interpolated
     model = AutoModelForImageClassification.from_pretrained(output / "model")
     processor = AutoImageProcessor.from_pretrained(output / "model")
@@ -188,9 +188,9 @@ def test_unreadable_images_are_named_counted_and_left_out(zoo: Path, tmp_path: P
     parquet(tmp_path / "data", "train", images, labels)
     result = trial(tmp_path, zoo, "data.max_bad_share=0.05")
     train = result.stages[0].data["train"]
-    assert (train["examples"], train["skipped"]) == (58, 2)
-    assert set(train["skipped_rows"]) == {"7", "20"}
-    assert "not an image" in train["skipped_rows"]["7"]
+    assert (train.examples, train.skipped) == (58, 2)
+    assert set(train.skipped_rows) == {"7", "20"}
+    assert "not an image" in train.skipped_rows["7"]
 
 
 def test_too_many_unreadable_images_are_an_error_before_training(zoo: Path, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_kept_head_keeps_its_weights_and_order(tmp_path: Path) -> None:
         tmp_path / "run",
         "stages.0={stage: finetune, epochs: 1, learning_rate: 1e-9, adapt: full, batch_size: 4}",
     )
-    assert result.stages[0].weights["newly_initialised"] == []
+    assert result.stages[0].weights.newly_initialised == []
     assert list(AutoConfig.from_pretrained(tmp_path / "run" / "model").id2label.values()) == names
     before = AutoModelForImageClassification.from_pretrained(tmp_path / "vit").classifier.weight
     after = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "model").classifier.weight

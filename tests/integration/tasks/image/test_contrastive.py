@@ -223,8 +223,8 @@ def test_it_goes_on_from_a_checkpoint_and_an_adapter_is_merged(
     more += ", views: {crop: 0.5, colour: 0.2, grey: 0.0, blur: 0.0}"
     recipe = write_chain(tmp_path / "r.yaml", zoo, OBJECTIVE % ("finetune", more), model=model)
     (stage,) = run_recipe(recipe, tmp_path / "run").stages
-    assert stage.weights["newly_initialised"] == []
-    assert stage.weights["adapter"] is False
+    assert stage.weights.newly_initialised == []
+    assert stage.weights.adapter is False
     untouched, ours = (it["test"].values["loss"] for it in (stage.baselines["checkpoint"], stage.metrics))
     assert ours == pytest.approx(untouched, abs=1e-3)
     assert largest_difference(weights(tmp_path / "run"), load_file(Path(model) / "model.safetensors")) < 1e-4
@@ -250,7 +250,7 @@ def test_collapse_is_said(opener: Callable[..., Any]) -> None:
             }
             for _ in range(8)
         ]
-        notes = task.score(predictions, [None] * 8, intervals=False).details.get("notes", [])
+        notes = task.score(predictions, [None] * 8, intervals=False).notes
         assert ("collapsed" in " ".join(notes)) == collapsed
 
 

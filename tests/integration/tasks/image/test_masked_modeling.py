@@ -227,7 +227,7 @@ def test_collapse_is_said(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     for noise, collapsed in ((1.0, False), (1e-4, True)):
         predictions = [{"loss": 0.5, "features": 1 + noise * rng.normal(size=8)} for _ in range(6)]
         score = item.task.score(predictions, ["a", "b"] * 3, intervals=False)
-        assert ("collapsed" in " ".join(score.details.get("notes", []))) == collapsed
+        assert ("collapsed" in " ".join(score.notes)) == collapsed
         assert (score.values["feature_spread"] < 0.01) == collapsed
     assert score.values["knn_accuracy"] <= 1
 
@@ -245,9 +245,9 @@ def test_the_encoder_is_handed_on(zoo: Path, tmp_path: Path, model: str, left: i
     shared = [name for name in own if not name.startswith("classifier")]
     assert len(shared) > 20
     assert all(torch.allclose(own[name], handed[name], atol=1e-6) for name in shared)
-    assert after.weights["newly_initialised"] == ["classifier.bias", "classifier.weight"]
-    assert after.weights["loaded_share"] == 1
-    assert after.weights["left"]["decoder"] == left
+    assert after.weights.newly_initialised == ["classifier.bias", "classifier.weight"]
+    assert after.weights.loaded_share == 1
+    assert after.weights.left["decoder"] == left
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "model").config.num_labels == 3
     (ancestor,) = after.lineage
     assert ancestor["stage"] == "objective"
@@ -267,7 +267,7 @@ def test_pretraining_goes_on_from_a_checkpoint(zoo: Path, tmp_path: Path) -> Non
     stage = "{stage: %s, task: masked-image-modeling, data: *unlabelled, steps: 2, batch_size: 8, learning_rate: 1e-9}"
     result = run_recipe(write_chain(tmp_path / "r.yaml", zoo, stage % "finetune", model="mae"), tmp_path / "run")
     (kept,) = result.stages
-    assert kept.weights["newly_initialised"] == []
+    assert kept.weights.newly_initialised == []
     untouched, ours = (it["test"].values["loss"] for it in (kept.baselines["checkpoint"], kept.metrics))
     assert untouched == pytest.approx(ours, abs=1e-3)  # its special tokens of zero are scaled up by layer norms
     assert result.headline.metric == "loss"
@@ -277,7 +277,7 @@ def test_pretraining_goes_on_from_a_checkpoint(zoo: Path, tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"no weights for its decoder .*`stage: transfer`"):
         run_recipe(write_chain(tmp_path / "s.yaml", zoo, stage % "finetune", model="vit"), tmp_path / "s")
     moved = run_recipe(write_chain(tmp_path / "t.yaml", zoo, stage % "transfer", model="vit"), tmp_path / "t")
-    assert moved.stages[0].weights["loaded_share"] > 0.9
+    assert moved.stages[0].weights.loaded_share > 0.9
 
 
 def test_an_adapter_is_merged_so_that_the_encoder_is_whole(

@@ -100,7 +100,7 @@ def test_finetuning_begins_at_zero_shot_and_stays_a_model_of_texts(zoo: Path, tu
     zero, finetuned = result.stages
     assert finetuned.baselines["checkpoint"]["test"].values == zero.metrics["test"].values
     assert finetuned.metrics["test"].values["loss"] < zero.metrics["test"].values["loss"]
-    assert finetuned.weights["prompts"] == ["a photo of the {}.", "a {} picture"]
+    assert finetuned.weights.settings["prompts"] == ["a photo of the {}.", "a {} picture"]
     saved, before = (CLIPModel.from_pretrained(place).state_dict() for place in (output / "model", zoo / "clip"))
     moved = {name.partition(".")[0] for name in before if not torch.equal(saved[name], before[name])}
     assert moved == {"vision_model", "visual_projection"}
@@ -131,7 +131,7 @@ def test_texts_are_read_once_in_a_run(zoo: Path, tmp_path: Path, monkeypatch: py
     stage = "{stage: finetune, steps: 2, batch_size: 6, learning_rate: 1e-3, adapt: lora, augment: {mixup: 0.4}}"
     result = run_on(zoo, "unread", f"{ZERO_SHOT}\n  - {stage}", tmp_path / "run")
     assert calls == [3]
-    assert result.stages[0].weights["prompts"] == ["a photo of a {}."]
+    assert result.stages[0].weights.settings["prompts"] == ["a photo of a {}."]
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_the_image_tower_takes_a_new_head(zoo: Path, name: str, stage: str, tmp_
         f"{{stage: {stage}}}\n  - {{stage: finetune, start: previous, steps: 1, batch_size: 6, learning_rate: 1e-9}}"
     )
     result = run_on(zoo, name, stages, tmp_path / "run", f"model.image_size={SIZE + 16}")
-    assert result.stages[0].weights["left"]["text_model"] > 10
-    assert result.stages[0].weights["interpolated"] == ["vision_model.embeddings.position_embedding.weight"]
+    assert result.stages[0].weights.left["text_model"] > 10
+    assert result.stages[0].weights.interpolated == ["vision_model.embeddings.position_embedding.weight"]
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "model")
     assert type(model).__name__.endswith("ForImageClassification")
     assert list(model.config.id2label.values()) == LABELS

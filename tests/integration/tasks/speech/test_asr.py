@@ -301,8 +301,8 @@ def test_long_audio_is_evaluated_in_pieces_and_not_trained_on(spoken: Path, tmp_
     with pytest.raises(DataError, match=r"row 12: is 6\.4 s long, and the model hears 4 s at once"):
         run_recipe(recipe, tmp_path / "run")
     result = run_recipe(recipe, tmp_path / "run", "data.max_bad_share=0.1", "stages.0.epochs=1")
-    assert result.stages[0].data["train"]["skipped"] == 1
-    assert result.stages[0].data["test"]["skipped"] == 0
+    assert result.stages[0].data["train"].skipped == 1
+    assert result.stages[0].data["test"].skipped == 0
     assert result.stages[0].metrics["test"].details["split_in_pieces"] == 1
 
 

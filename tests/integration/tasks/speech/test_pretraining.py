@@ -314,8 +314,8 @@ def test_a_stopped_run_goes_on_with_the_same_bits(
 def test_an_adapter_is_merged_so_that_the_encoder_is_whole(zoo: Path, tmp_path: Path) -> None:
     stage = OBJECTIVE % ("transfer", ONCE + ", adapt: {lora: {rank: 2}}")
     result = run_recipe(write_chain(tmp_path / "r.yaml", zoo, stage, model="ctc"), tmp_path / "run")
-    assert result.stages[0].weights["adapter"] is False
-    assert result.stages[0].weights["left"] == {"lm_head": 2}
+    assert result.stages[0].weights.adapter is False
+    assert result.stages[0].weights.left == {"lm_head": 2}
     saved = weights(tmp_path / "run")
     assert not any("lora" in name for name in saved)
     assert {name.split(".")[0] for name in saved} == {"wav2vec2", *HEAD}
@@ -339,7 +339,7 @@ def test_collapse_is_said(opener: Callable[..., Any]) -> None:
             for _ in range(6)
         ]
         score = task.score(predictions, ["a", "b"] * 3, intervals=False)
-        notes = " ".join(score.details.get("notes", []))
+        notes = " ".join(score.notes)
         assert {word for word in ("representation", "codes") if f"The {word} ha" in notes} == said
         assert score.values["loss"] == 0.75
     assert score.values["codebook_perplexity"] == 1

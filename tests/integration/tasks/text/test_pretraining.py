@@ -279,7 +279,7 @@ def test_labels_judge_features(opener: Callable[..., Any]) -> None:
     assert score.values["knn_accuracy"] == 1
     assert score.values["loss"] == 1
     same = [{**p, "features": np.ones(4)} for p in predictions]
-    (note,) = item.task.score(same, ["a", "b"] * 4, intervals=False).details["notes"]
+    (note,) = item.task.score(same, ["a", "b"] * 4, intervals=False).notes
     assert "collapsed: the features of different texts" in note
 
 
@@ -309,7 +309,7 @@ def test_a_summariser_starts_from_what_was_learnt(zoo: Path, tmp_path: Path, nam
     own = weights(tmp_path / "run")
     assert own.keys() == handed.keys()
     assert all(torch.allclose(own[key], handed[key], atol=1e-6) for key in own)
-    assert result.stages[1].weights["newly_initialised"] == []
+    assert result.stages[1].weights.newly_initialised == []
     assert [it["stage"] for it in result.stages[1].lineage] == ["objective"]
 
 

@@ -616,7 +616,7 @@ def test_empty_texts_are_left_out_and_named(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match="row 3: empty document"):
         run_recipe(path, tmp_path / "run")
     result = run_recipe(path, tmp_path / "run", "data.max_bad_share=0.5", "stages.0.epochs=1")
-    assert result.stages[0].data["train"]["skipped_rows"] == {"3": "empty document"}
+    assert result.stages[0].data["train"].skipped_rows == {"3": "empty document"}
 
 
 # --------------------------------------------------------------------------------------------- whole
@@ -637,7 +637,7 @@ def test_a_decoder_learns_topics_and_beats_its_baselines(learned: Path) -> None:
     assert result.headline.value > 60
     assert set(stage.baselines) == {"checkpoint", next(name for name in stage.baselines if name.startswith("lead_"))}
     for arm in stage.baselines.values():
-        low, high = arm["test"].details["difference_ci95"]
+        low, high = arm["test"].difference_ci95
         assert 0 < low < high
     assert set(stage.metrics["test"].details["ci95"]) == {"rouge1", "rouge2", "rougeL", "rougeLsum"}
 
