@@ -9,8 +9,9 @@ Read from the source alone, nothing is imported. How the numbers are counted:
 - Imports: every `import` in a module counts, inside functions and under TYPE_CHECKING too. A face (`__init__.py`) is no
   step of a chain, but is followed to what it imports when it is imported, and for a name that it hands out to the
   module that the name comes from.
-- Floors: folders that have Python files, each on the floor above the highest folder that it imports from. Upward: an
-  arrow between rooms that goes up or sideways in the layers of pyproject.toml.
+- Floors: the folders at the top, each on the floor above the highest folder that it imports from. Cycles are looked for
+  among the modules and folders of each folder, all that a folder holds counting as one. Upward: an arrow between rooms
+  that goes up or sideways in the layers of pyproject.toml.
 - A function's length is that of its lines from `def` to its last, docstring included.
 - Equal blocks: six or more lines that stand in two files of tasks/*/, without blank lines and imports.
 """
@@ -137,17 +138,22 @@ class House:
         """The longest way down from a module by imports, faces left out. A cycle counts as one step."""
         return _longest(self.imports, skip={name for name, module in self.modules.items() if module.is_face})
 
-    @cached_property
-    def folder_imports(self) -> dict[str, set[str]]:
-        """The folders that each folder imports from; names of a module in the package's own folder stay as they are."""
-        found: dict[str, set[str]] = defaultdict(set)
+    def siblings(self, folder: str) -> dict[str, set[str]]:
+        """Imports between the modules and folders that lie in a folder, all that a folder holds taken as one."""
+        found: dict[str, set[str]] = {}
         for name, targets in self.imports.items():
-            for target in targets:
-                here, there = self.modules[name].folder, self.modules[target].folder
-                if self.package not in {here, there} and here != there:
-                    found[here].add(there)
-            found[self.modules[name].folder] |= set()
-        return {folder: found[folder] for folder in found if folder != self.package}
+            if name.startswith(f"{folder}."):
+                here = _child(folder, name)
+                there = {_child(folder, target) for target in targets if target.startswith(f"{folder}.")}
+                found[here] = found.get(here, set()) | there - {here}
+        return found
+
+    @cached_property
+    def rooms(self) -> dict[str, set[str]]:
+        """The folders at the top, and those that each imports from."""
+        among = self.siblings(self.package)
+        folders = {name for name in among if any(module.startswith(f"{name}.") for module in self.modules)}
+        return {name: among[name] & folders for name in folders}
 
     def upward(self) -> list[str]:
         """Imports between rooms that do not go down in the layers."""
@@ -216,15 +222,17 @@ class House:
 
     def _layout(self) -> Iterator[Measure]:
         top = [module.name for module in self.modules.values() if module.folder == self.package]
-        rooms = {name.split(".")[1] for name, module in self.modules.items() if module.folder != self.package}
-        yield Measure("modules at the top", len(top), 4, worst=tuple(top) if len(top) > 4 else ())
-        yield Measure("folders at the top", len(rooms), 15, worst=tuple(sorted(rooms)) if len(rooms) > 15 else ())
+        yield Measure("modules at the top", len(top), 4, worst=tuple(top))
+        yield Measure("folders at the top", len(self.rooms), 15, worst=tuple(sorted(self.rooms)))
         yield Measure("import depth", len(self.longest_chain), 11, worst=(" → ".join(self.longest_chain),))
         yield Measure("modules in cycles", sum(map(len, self.cycles)), 0, worst=tuple(map(", ".join, self.cycles)))
-        floors = _longest(self.folder_imports, skip=set())
+        floors = _longest(self.rooms, skip=set())
         yield Measure("floors of folders", len(floors), 8, worst=(" → ".join(floors),))
-        circles = [sorted(group) for group in _components(self.folder_imports) if len(group) > 1]
-        yield Measure("folders in cycles", sum(map(len, circles)), 0, worst=tuple(map(", ".join, circles)))
+        groups = [
+            group for face in self.modules.values() if face.is_face for group in _components(self.siblings(face.name))
+        ]
+        circles = [", ".join(sorted(group)) for group in groups if len(group) > 1]
+        yield Measure("folders with cycles", len(circles), 0, worst=tuple(circles))
         upward = self.upward()
         yield Measure("upward arrows", len(upward), 0, worst=tuple(upward[:WORST]))
 
@@ -351,6 +359,11 @@ def _longest(graph: dict[str, set[str]], skip: set[str]) -> list[str]:
         chain = [" + ".join(sorted(counted)), *chain] if counted else chain
         best.update(dict.fromkeys(component, chain))
     return max(best.values(), key=_by_length, default=[])
+
+
+def _child(folder: str, name: str) -> str:
+    """The module or folder directly in a folder that a module is, or lies in."""
+    return ".".join(name.split(".")[: folder.count(".") + 2])
 
 
 def _by_length(chain: list[str]) -> tuple[int, list[str]]:

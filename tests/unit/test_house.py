@@ -79,11 +79,22 @@ def test_a_cycle_is_found_and_its_chain_is_finite(tmp_path: Path) -> None:
 def test_arrows_that_go_up_or_sideways(tmp_path: Path) -> None:
     house = built(tmp_path, up__a="import house.down.b", down__b="import house.beside.c", beside__c="import house.up.a")
     assert house.upward() == ["house.beside.c → house.up.a", "house.down.b → house.beside.c"]
-    assert house.folder_imports == {
-        "house.up": {"house.down"},
-        "house.down": {"house.beside"},
-        "house.beside": {"house.up"},
+    assert house.rooms == {"house.up": {"house.down"}, "house.down": {"house.beside"}, "house.beside": {"house.up"}}
+
+
+def test_a_folder_within_a_folder_may_lie_between_its_neighbours(tmp_path: Path) -> None:
+    texts = {"a__low": "", "a__b__middle": "import house.a.low", "a__high": "import house.a.b.middle"}
+    house = built(tmp_path, **texts)
+    assert house.siblings("house.a") == {
+        "house.a.low": set(),
+        "house.a.b": {"house.a.low"},
+        "house.a.high": {"house.a.b"},
     }
+    circles = {measure.name: measure.value for measure in house.measures()}["folders with cycles"]
+    assert circles == 0
+    house = built(tmp_path, a__low="import house.a.b.other", a__b__other="")
+    circles = {measure.name: measure.value for measure in house.measures()}["folders with cycles"]
+    assert circles == 1
 
 
 def test_equal_blocks_of_two_adapters(tmp_path: Path) -> None:
