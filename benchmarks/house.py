@@ -8,7 +8,7 @@ Read from the source alone, nothing is imported. How the numbers are counted:
 
 - Imports: every `import` in a module counts, inside functions and under TYPE_CHECKING too. A face (`__init__.py`) is no
   step of a chain, but is followed to what it imports when it is imported, and for a name that it hands out to the
-  module that the name comes from. Depth is the number of imports in the longest chain (import-linter 2.12: 8).
+  module that the name comes from. Depth is the number of imports in the longest chain (import-linter 2.17: 8).
 - Floors: the folders at the top, each on the floor above the highest folder that it imports from. Cycles are looked for
   among the modules and folders of each folder, all that a folder holds counting as one. Upward: an arrow between rooms
   that goes up or sideways in the layers of pyproject.toml.

@@ -1,3 +1,49 @@
-"""Transfer learning on Hugging Face checkpoints, from one recipe."""
+"""Transfer learning on Hugging Face checkpoints, from one recipe.
+
+Names are imported when they are first used, so that `import tltasks` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tltasks.config.loading import load_recipe
+    from tltasks.config.recipe import Recipe
+    from tltasks.errors import CheckpointError, DataError, HubError, RecipeError, TltasksError, TrainingError
+    from tltasks.results.result import RunResult
+    from tltasks.runs.story import run
 
 __version__ = "0.1.0"
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "HubError",
+    "Recipe",
+    "RecipeError",
+    "RunResult",
+    "TltasksError",
+    "TrainingError",
+    "__version__",
+    "load_recipe",
+    "run",
+]
+
+_MODULES = {
+    "Recipe": "config.recipe",
+    "RunResult": "results.result",
+    "load_recipe": "config.loading",
+    "run": "runs.story",
+}
+"""Where each name is defined; the others are errors."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    globals()[name] = value  # asked once
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

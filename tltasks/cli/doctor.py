@@ -1,4 +1,4 @@
-"""What this machine offers to a run, as one table."""
+"""Devices, number formats, versions, Hub login and free disk of this machine, as one table."""
 
 from __future__ import annotations
 
