@@ -31,3 +31,26 @@ def load(folder: Path, *, seed: int = 0, label: str | None = "label", **keys: An
 
 def pictures(split: Split) -> list[str]:
     return list(split.rows["image"])
+
+
+METRIC = """import datasets
+import evaluate
+
+
+class Mine(evaluate.Metric):
+    def _info(self):
+        features = {features}
+        if not isinstance(features, list):
+            features = datasets.Features(features)
+        return evaluate.MetricInfo(description="", citation="", features=features)
+
+    def _compute(self, more=None, **columns):
+        return eval({found!r}, dict(columns, more=more))
+"""
+
+
+def save_metric(folder: Path, features: str, found: str) -> Path:
+    """A metric of the evaluate library: `found` is an expression of its columns and of its option `more`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{folder.name}.py").write_text(METRIC.format(features=features, found=found))
+    return folder

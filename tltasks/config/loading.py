@@ -150,6 +150,11 @@ def _map_paths(recipe: Recipe, change: Callable[[str, KeyPath], str]) -> Recipe:
             update["model"] = _updated(model, {"name": named(model.name, (*keys, "model", "name"))})
         if data is not None:
             update["data"] = source(data, (*keys, "data"))
+        if isinstance(owner, Stage):
+            update["metrics"] = [
+                _updated(metric, {"name": named(metric.name, (*keys, "metrics", i, "name"))})
+                for i, metric in enumerate(owner.metrics)
+            ]
         return update
 
     stages = [_updated(stage, both(stage, ("stages", i))) for i, stage in enumerate(recipe.stages)]
@@ -192,6 +197,11 @@ def _missing_files(recipe: Recipe) -> list[tuple[KeyPath, str]]:
     ):
         check_model(getattr(owner, "model", None), getattr(resolved, "model", None), (*keys, "model"))
         check_data(getattr(owner, "data", None), getattr(resolved, "data", None), (*keys, "data"))
+    for i, (stage, absolute) in enumerate(zip(recipe.stages, there.stages, strict=True)):
+        for j, (said, metric) in enumerate(zip(stage.metrics, absolute.metrics, strict=True)):
+            if _is_missing_folder(metric.name):
+                at = ("stages", i, "metrics", j)
+                found.append((at, f"there is no folder {clip(said.name)}{_from(recipe, at)}"))
     return found
 
 

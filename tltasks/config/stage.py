@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 from tltasks.config.adaptation import Adapt, AdaptMethod, Full, _method_by_name
 from tltasks.config.data import Data
 from tltasks.config.model import Model
-from tltasks.config.section import FileName, PositiveFloat, PositiveInt, Section, Share
+from tltasks.config.section import FileName, Name, PositiveFloat, PositiveInt, Section, Share
 
 
 class L2Sp(Section):
@@ -44,6 +44,24 @@ class Interpolate(Section):
 def _interpolate_or_not(value: object) -> object:
     """`interpolate: true` is `interpolate: {}`, and `false` is not to."""
     return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
+
+
+class Metric(Section):
+    """A metric of the evaluate library, beside the task's own scores."""
+
+    name: Name
+    """`evaluate/NAME`, or a folder with a script of its own name (NAME/NAME.py), relative to the recipe."""
+    revision: str | None = None
+    """Branch, tag or commit of the metric's repository."""
+    trust_remote_code: bool = False
+    """Run the script of the Hub that the metric is. One in a folder runs in any case."""
+    options: dict[str, object] = {}
+    """Further arguments of its `compute`, such as `average: macro`."""
+
+
+def _metric_by_name(value: object) -> object:
+    """`metrics: [evaluate/f1]` is `metrics: [{name: evaluate/f1}]`."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
@@ -105,6 +123,8 @@ class Stage(Section, Generic[ModelT, DataT]):
     """Stop after this many evaluations without improvement."""
     keep: Literal["best", "last"] = "best"
     """Weights that the stage ends with: the best by the headline metric on `validation`, or the last."""
+    metrics: list[Annotated[Metric, BeforeValidator(_metric_by_name, json_schema_input_type=Name | Metric)]] = []
+    """Further scores of the stage's predictions, by the evaluate library: names, or mappings with more keys."""
     l2_sp: L2Sp | None = None
     """Decay to the weights that the stage starts with, in place of `weight_decay`."""
     unfreeze_epochs: PositiveFloat | None = None
@@ -151,7 +171,16 @@ class Stage(Section, Generic[ModelT, DataT]):
     def effective_keys(self) -> set[str]:
         """The keys that this stage heeds."""
         if not self.loops:
-            return {"stage", "name", "start", "task", "model", "data", *({"l2"} if self.stage == "probe" else set())}
+            return {
+                "stage",
+                "name",
+                "start",
+                "task",
+                "model",
+                "data",
+                "metrics",
+                *({"l2"} if self.stage == "probe" else set()),
+            }
         useless = {"l2", *({"momentum"} if self.optimizer != "sgd" else ()), *({"weight_decay"} if self.l2_sp else ())}
         return set(type(self).model_fields) - useless
 

@@ -23,6 +23,7 @@ from tltasks.results.result import Ancestor
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Embeds, Task
+from tltasks.training.extra_metrics import ExtraMetric, load_extra_metrics
 
 DECIDING = ("test", "validation")
 """Splits that a headline may stand on, the better first."""
@@ -38,6 +39,8 @@ class PreparedStage:
     encoded: dict[str, EncodedSplit]
     checks: dict[str, dict[str, float]]
     """What the task found odd about each split."""
+    extra_metrics: list[ExtraMetric] = field(default_factory=list)
+    """Beside the task's own."""
     lineage: list[Ancestor] = field(default_factory=list)
     """Of the run that the checkpoint is of."""
     notes: list[str] = field(default_factory=list)
@@ -85,6 +88,7 @@ def _open(
             plan.data, seed=recipe.seed, label=adapter.label, train=plan.kind.trains, locate=_locate(recipe, plan)
         )
         task = adapter.open(plan, splits, start, seed=recipe.seed)
+        extra_metrics = load_extra_metrics(plan.stage.metrics, task)
         encoded = {
             name: encode_split(
                 split,
@@ -96,7 +100,7 @@ def _open(
             )
             for name, split in splits.items()
         }
-    return PreparedStage(plan, task, source, encoded, task.data_checks(encoded))
+    return PreparedStage(plan, task, source, encoded, task.data_checks(encoded), extra_metrics)
 
 
 def _locate(recipe: Recipe, plan: StagePlan) -> Callable[[str], str]:

@@ -511,7 +511,9 @@ def _score(
         references = task.references(rows)
         row_scores[name] = task.row_scores(predicted, references)
         beside = {arm: by_split[name] for arm, by_split in arms.items()}
-        metrics[name], scored = score_beside_baselines(task, predicted, references, beside, seed=context.recipe.seed)
+        metrics[name], scored = score_beside_baselines(
+            task, predicted, references, beside, seed=context.recipe.seed, extra=item.extra_metrics
+        )
         for arm, score in scored.items():
             baselines.setdefault(arm, {})[name] = score
         if writes:

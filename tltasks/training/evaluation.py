@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tltasks.metrics import paired_difference
 from tltasks.results.result import Score
 from tltasks.runtime.devices import pass_budget
 from tltasks.tasks.base import Batch, Embeds, Prediction, Task
+from tltasks.training.extra_metrics import ExtraMetric
 
 NEIGHBOUR_ROWS = 5000
 """Training rows that the nearest-neighbour baseline looks at; more would cost as much as an epoch."""
@@ -112,17 +113,33 @@ def drawn_rows(n_rows: int, most: int | None, *, seed: int) -> list[int]:
 
 
 def score_beside_baselines(
-    task: Task, predictions: list[Prediction], references: list[Any], arms: dict[str, list[Prediction]], *, seed: int
+    task: Task,
+    predictions: list[Prediction],
+    references: list[Any],
+    baselines: dict[str, list[Prediction]],
+    *,
+    seed: int,
+    extra: Sequence[ExtraMetric] = (),
 ) -> tuple[Score, dict[str, Score]]:
-    """The score, and that of each baseline with the interval of the paired difference on the same rows."""
+    """The score, and that of each baseline with the interval of the paired difference on the same rows.
+
+    All have the `extra` metrics among their values.
+    """
+
+    def scored(predicted: list[Prediction]) -> Score:
+        score = task.score(predicted, references, intervals=True)
+        columns = task.columns(predicted, references) if extra else {}
+        for metric in extra:
+            score = metric.add_to(score, columns)
+        return score
+
     ours = task.row_scores(predictions, references)
-    score = task.score(predictions, references, intervals=True)
-    baselines = {}
-    for name, theirs in arms.items():
-        plain = task.score(theirs, references, intervals=True)
-        low, high = paired_difference(ours, task.row_scores(theirs, references), seed=seed)
-        baselines[name] = Score(plain.values, plain.headline, plain.ci95, difference_ci95=(low, high))
-    return score, baselines
+    beside = {}
+    for name, theirs in baselines.items():
+        score = scored(theirs)
+        interval = paired_difference(ours, task.row_scores(theirs, references), seed=seed)
+        beside[name] = Score(score.values, score.headline, score.ci95, difference_ci95=interval)
+    return scored(predictions), beside
 
 
 def write_predictions(

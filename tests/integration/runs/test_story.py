@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.tiny.images import COLOURS, save_data, save_model, write_recipe
 from tests.tiny.runs import largest_difference, run_recipe, weights
+from tests.tiny.tables import save_metric
 from tltasks.config.loading import load_recipe
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.results.result import load_result
@@ -229,3 +230,22 @@ def test_a_saved_model_may_differ_by_rounding_and_no_more() -> None:
     assert not _alike("cat", "dog")
     assert _alike(0.561, 0.563)  # losses in bf16, by another kernel for attention
     assert not _alike(0.561, 0.59)
+
+
+def test_metrics_of_the_evaluate_library_stand_beside_the_task_s_own(tiny: Path, tmp_path: Path) -> None:
+    features = "{'predictions': datasets.Value('int64'), 'references': datasets.Value('int64')}"
+    save_metric(
+        tiny / "agreement", features, "{'agreement': sum(map(int.__eq__, predictions, references)) / len(references)}"
+    )
+    stage = "{name: kept, stage: zero_shot, metrics: [./agreement]}"
+    path = write_recipe(tiny / "extra.yaml", Path("coloured"), Path("data"), stage=stage)
+    result = run_recipe(path, tmp_path / "run")
+    values = result.stages[0].metrics["test"].values
+    assert values["agreement"] == pytest.approx(values["accuracy"])
+    assert "agreement" in result.stages[0].baselines["majority_class"]["test"].values
+    assert "agreement" in (tmp_path / "run" / "README.md").read_text()
+    with pytest.raises(RecipeError, match=r"there is no folder \./absent"):
+        load_recipe(path, ["stages.0.metrics=[./absent]"])
+    with pytest.raises(RecipeError, match="would run a script of the Hub"):
+        run_recipe(path, tmp_path / "other", "stages.0.metrics=[evaluate/f1]")
+    assert not (tmp_path / "other" / "result.json").exists()
