@@ -359,6 +359,7 @@ stages:
     keep: last
     checkpoint_every: 9
     keep_checkpoints: 1
+    metrics: [evaluate/f1, {name: w/x, revision: v2, trust_remote_code: true, options: {average: macro, on: [1, no]}}]
     task: image-classification
     model: {name: s/t}
     data: {name: u/v, splits: {validation: "validation"}}
@@ -478,7 +479,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def every_key(parts: dict[str, type[BaseModel]]) -> Iterator[str]:
-    """Every key that holds no mapping of further keys, `a` standing for a name of the user's choice."""
+    """Every key that holds no mapping of further keys, `a` standing for a name of the user's choice, 0 for a place."""
 
     def below(model: type[BaseModel], prefix: str) -> Iterator[str]:
         for key, field in model.model_fields.items():
@@ -486,7 +487,7 @@ def every_key(parts: dict[str, type[BaseModel]]) -> Iterator[str]:
             if path in {"model", "data", "stages", "output", "hub", "trackers"}:
                 continue
             inner = list(models_in(field.annotation))
-            name = ".a" if typing.get_origin(field.annotation) is dict and inner else ""
+            name = {dict: ".a", list: ".0"}.get(typing.get_origin(field.annotation), "") if inner else ""
             if not inner or not any(kind.model_fields for kind in inner):
                 yield path
             for kind in inner:
@@ -515,6 +516,7 @@ CHANGED = {
     "patch_size": "4",
     "long_documents": "split",
     "shots": "3",
+    "options": "{average: macro}",
     "square_pixels": "3",
     **dict.fromkeys(("temperature", "colour", "grey", "blur", "crop_seconds", "diversity_weight"), "0.375"),
     **dict.fromkeys(("start_share", "end", "decay", "gumbel.start", "mask_ratio"), "0.375"),
@@ -564,6 +566,7 @@ BEFORE = {
     "stages.1.l2_sp": ["stages.1.adapt=full", "stages.1.l2_sp={}"],
     "stages.1.interpolate": ["stages.1.stage=finetune", "stages.1.interpolate={}"],
     "stages.1.l2": ["stages.1={stage: probe}"],
+    "stages.1.metrics": ["stages.1.metrics=[{name: evaluate/f1}]"],
     "stages.1.model": ["stages.1.model={name: x/y}"],
     "stages.1.data": ["stages.1.data={name: x/y}"],
     "stages.1.augment.randaugment": ["stages.1.augment.randaugment={}"],
