@@ -132,7 +132,7 @@ def tltasks_arm(model: Path, precision: str, classes: int) -> Arm:
     from tltasks.inference.inputs import Inputs
     from tltasks.inference.predict import Predictor
 
-    trained = load_saved_model(str(model), tag=None, revision="main", trust_remote_code=False)
+    trained = load_saved_model(str(model))
     AcceleratorState._reset_state(
         reset_partial_state=True
     )  # one for each process, with one format: the arm before ends

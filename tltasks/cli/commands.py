@@ -341,11 +341,11 @@ def _push_space(
         *(["--trust-remote-code"] if checkpoint.trust_remote_code else []),
     ]
     from tltasks.hub import client
+    from tltasks.hub.upload_plan import plan_space
 
     private = True if publication.private is None else publication.private
-    receipt = client.push_space(
-        published, kept, space, private=private, pull_request=publication.pr, force=publication.force
-    )
+    plan = plan_space(client.find_model(published), kept)
+    receipt = client.push(plan, space, private=private, pull_request=publication.pr, force=publication.force)
     _say_published(receipt.url, publication)
 
 
@@ -501,28 +501,26 @@ def push(
         )
 
     from tltasks.hub import client
+    from tltasks.hub.upload_plan import plan_results
     from tltasks.reports.model_card import card_for_repo
 
     with contextlib.ExitStack() as stack:
         model = None
         if form == "merged" and not whole:
-            from tltasks.hub.saved_model import load_saved_model, write_whole
+            from tltasks.hub.saved_model import load_saved_model, write_merged
 
             model = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tltasks-")))
             code = bool(recipe.model and recipe.model.trust_remote_code)
-            write_whole(load_saved_model(str(output), tag=None, revision="main", trust_remote_code=code), model)
+            write_merged(load_saved_model(str(output), trust_remote_code=code), model)
         card = card_for_repo(output, recipe, name, merged=model is not None)
+        plan = plan_results(output, card=card, model=model)
         if dry_run:
-            plan = client.plan_push(output, card=card, model=model)
             print(f"would send to {name} ({'private' if private else 'public'}):")  # noqa: T201
             for file in plan.files:
                 print(f"  {file.size:>12,}  {file.path}")  # noqa: T201
             print(f"\n{card}")  # noqa: T201
             return
-        pull_request, force = publication.pr, publication.force
-        receipt = client.push(
-            output, name, card=card, model=model, private=private, pull_request=pull_request, force=force
-        )
+        receipt = client.push(plan, name, private=private, pull_request=publication.pr, force=publication.force)
     _say_published(receipt.url, publication)
 
 
@@ -541,12 +539,12 @@ def push_data(
     publication: Publication = DEFAULT_PUBLICATION,
 ) -> None:
     """Publish a folder of images or recordings as a data set."""
-    from tltasks.hub import dataset
+    from tltasks.hub.dataset import push_dataset
 
-    url = dataset.push_data(
+    url = push_dataset(
         folder,
         repo,
-        licence=license_,
+        license_id=license_,
         language=list(language),
         private=True if publication.private is None else publication.private,
         pull_request=publication.pr,

@@ -1,4 +1,4 @@
-"""What a recipe's model stands for where that is more than a checkpoint: an earlier run, or an adapter on its base."""
+"""Checkpoints behind a recipe's model where that is an earlier run, or an adapter on its base."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from tltasks.config.model import Checkpoint
 from tltasks.hub import client
-from tltasks.hub.saved_model import SavedModel, load_saved_model, write_whole
+from tltasks.hub.saved_model import SavedModel, load_saved_model, write_merged
 from tltasks.results.result import Ancestor, lineage_after, load_result
 
 MERGED = Path(constants.HF_HOME) / "tltasks" / "merged"
@@ -25,7 +25,7 @@ MERGED = Path(constants.HF_HOME) / "tltasks" / "merged"
 
 
 @dataclass(frozen=True)
-class Start:
+class ResolvedCheckpoint:
     """A checkpoint that transformers can load, and where it comes from."""
 
     checkpoint: Checkpoint
@@ -35,8 +35,8 @@ class Start:
     """What its user should know of it."""
 
 
-def resolve_checkpoint(source: Checkpoint, *, tag: str) -> Start:
-    """The checkpoint of a recipe's model: that in a results folder, and an adapter merged into its base.
+def resolve_checkpoint(source: Checkpoint, *, tag: str) -> ResolvedCheckpoint:
+    """Resolve a recipe's model to the checkpoint in a results folder, or to an adapter merged into its base.
 
     An adapter goes on from the base at the commit that it was trained on; raises a TltasksError where that is gone.
     """
@@ -45,19 +45,20 @@ def resolve_checkpoint(source: Checkpoint, *, tag: str) -> Start:
     if place.is_dir() and (place / "recipe.yaml").is_file() and run.is_dir():
         source = dataclasses.replace(source, name=str(run))
     elif not place.is_dir() and not _is_adapter(source):
-        return Start(source, [], [])
+        return ResolvedCheckpoint(source, [], [])
     if not place.is_dir():
         place = client.pull(source.name, revision=source.revision, trust_remote_code=source.trust_remote_code)
         source = dataclasses.replace(source, name=str(place))
     lineage = _lineage(Path(source.name))
     if not (Path(source.name) / "adapter_config.json").is_file():
-        return Start(source, lineage, [])
-    trained = load_saved_model(source.name, tag=tag, revision="main", trust_remote_code=source.trust_remote_code)
-    return Start(dataclasses.replace(source, name=str(_merged(trained))), lineage, _moved(trained, source.display_name))
+        return ResolvedCheckpoint(source, lineage, [])
+    saved = load_saved_model(source.name, tag=tag, trust_remote_code=source.trust_remote_code)
+    merged = dataclasses.replace(source, name=str(_merge(saved)))
+    return ResolvedCheckpoint(merged, lineage, _note_moved_base(saved, source.display_name))
 
 
 def _is_adapter(source: Checkpoint) -> bool:
-    """Whether a repository holds an adapter; for one that cannot be read, no, and opening it says why."""
+    """Look for an adapter in a repository; in one that cannot be read there is none, and opening it says why."""
     try:
         return find_adapter_config_file(source.name, revision=source.revision) is not None
     except (httpx2.HTTPError, OSError, ValueError):
@@ -72,24 +73,24 @@ def _lineage(model: Path) -> list[Ancestor]:
     return []
 
 
-def _merged(trained: SavedModel) -> Path:
-    """The folder of the cache with the adapter's whole model, written where it is not there yet."""
-    assert trained.base is not None
-    digest = hashlib.sha256(os.path.realpath(trained.base.name).encode())
-    for path in sorted(trained.folder.glob("adapter_*")):
+def _merge(saved: SavedModel) -> Path:
+    """Write the adapter's whole model into the cache, where it is not there yet, and return its folder."""
+    assert saved.base is not None
+    digest = hashlib.sha256(os.path.realpath(saved.base.name).encode())
+    for path in sorted(saved.folder.glob("adapter_*")):
         digest.update(path.read_bytes())
     folder = MERGED / digest.hexdigest()[:32]
     if not folder.is_dir():
         MERGED.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=MERGED) as scratch:
-            write_whole(trained, Path(scratch) / "model")
+            write_merged(saved, Path(scratch) / "model")
             shutil.move(Path(scratch) / "model", folder)  # whole or not at all
     return folder
 
 
-def _moved(trained: SavedModel, shown: str) -> list[str]:
-    """Whether the base has another commit now than the one that the adapter was trained on."""
-    base = trained.base
+def _note_moved_base(saved: SavedModel, shown: str) -> list[str]:
+    """Say so where the base has another commit now than the one that the adapter was trained on."""
+    base = saved.base
     if base is None or len(base.revision) < 40 or Path(base.display_name).is_dir():
         return []
     try:

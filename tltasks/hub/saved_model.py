@@ -1,4 +1,4 @@
-"""A trained checkpoint as it is used: a run's results folder, a repository on the Hub, or any folder with a model."""
+"""A trained model as it is used: a run's results folder, a repository on the Hub, or any folder with a model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import peft
 import torch
 from torch import nn
 
@@ -20,19 +18,19 @@ from tltasks.config.recipe import Recipe
 from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.hub import client
+from tltasks.models.cross_entropy import unwrap_model
 from tltasks.results.result import load_result
 from tltasks.runtime.precision import choose_attention, fast_formats, hold_cast
 from tltasks.tasks import load_adapter, tasks_of
 from tltasks.tasks.base import Task
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_BASE_KEY = "base_model_name_or_path"
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A checkpoint that has been found to be in order; its weights are not loaded yet."""
+    """A model that has been found to be in order; its weights are not loaded yet."""
 
     task: Task
     base: Checkpoint | None
@@ -50,63 +48,55 @@ class SavedModel:
     """Folder with the run's recipe and result."""
 
     def precision(self, device: torch.device) -> str:
-        """Of the run, as far as this device has it."""
+        """The precision of the run, as far as this device has it."""
         asked = self.recipe.precision if self.recipe else "auto"
         return "auto" if asked == "fp16" and "fp16" not in fast_formats(device) else asked
 
     def build(self, *, device: torch.device, precision: str) -> nn.Module:
-        """The model, attending as the run's own did."""
+        """Load the weights; the model attends as the run's own did."""
         model: nn.Module
         if self.base is None:
             model = self.task.build(STAGES["zero_shot"]).model
         else:
             model = self.task.starting_from(self.base).reload(self.folder)
-        plain = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-        choose_attention(plain, tokens=self.task.sequence_length, device=device, precision=precision)
+        choose_attention(unwrap_model(model), tokens=self.task.sequence_length, device=device, precision=precision)
         hold_cast(model, precision)
         return model
 
 
-def load_saved_model(name: str, *, tag: str | None, revision: str, trust_remote_code: bool) -> SavedModel:
-    """Find a checkpoint, fetch it where it is on the Hub, and open its task; raises a TltasksError.
+def load_saved_model(
+    name: str, *, tag: str | None = None, revision: str = "main", trust_remote_code: bool = False
+) -> SavedModel:
+    """Find a model, fetch it where it is on the Hub, and open its task; raises a TltasksError.
 
     `tag` names the task where the checkpoint does not tell.
     """
     folder, run = _locate(name, revision=revision, trust_remote_code=trust_remote_code)
-    base = _base(folder, shown=name, trust_remote_code=trust_remote_code)
+    base = _find_base(folder, shown=name, trust_remote_code=trust_remote_code)
     setup = folder if (folder / "config.json").is_file() or base is None else Path(base.name)
-    recipe, plan, origin = _recorded(run) if run else (None, None, None)
+    recipe, plan, origin = _read_run(run) if run else (None, None, None)
     tag = tag or (plan.task if plan else _find_task(setup, name))
-    keys, adapter = TASKS[tag], load_adapter(tag)
+    spec, adapter = TASKS[tag], load_adapter(tag)
+    kind, stage = STAGES["zero_shot"], spec.stage(stage="zero_shot")
     if plan is None or plan.task != tag:
-        plan = StagePlan(
-            index=0,
-            name="predict",
-            kind=STAGES["zero_shot"],
-            task=tag,
-            model=keys.model(name=name),
-            data=keys.data(name=name),
-            stage=keys.stage(stage="zero_shot"),
-        )
-    plan = dataclasses.replace(plan, kind=STAGES["zero_shot"], stage=keys.stage(stage="zero_shot"))
+        plan = StagePlan(0, "predict", kind, tag, spec.model(name=name), spec.data(name=name), stage)
+    plan = dataclasses.replace(plan, kind=kind, stage=stage)
     source = Checkpoint(str(setup), trust_remote_code=trust_remote_code, display_name=name)
     task = adapter.open(plan, {}, source, seed=0)
     own = adapter.input_kind.column
     named: str = getattr(getattr(plan.data, "columns"), own)  # noqa: B009 (a key of every task's Data)
     if base is not None:
-        origin = dataclasses.replace(
-            base, display_name=_shown(_read_json(folder / "adapter_config.json", name)[_BASE_KEY])
-        )
+        origin = dataclasses.replace(base, display_name=_display_name(base.display_name))
     elif origin is not None:  # a recipe from the Hub does not decide what code is run here
         origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
     return SavedModel(task, base, folder, recipe, (named, own), plan, origin, run)
 
 
-def write_whole(trained: SavedModel, folder: Path) -> None:
+def write_merged(saved: SavedModel, folder: Path) -> None:
     """Write an adapter merged into its base, in fp32, with all that a checkpoint has beside its weights."""
-    assert trained.base is not None, "the caller looks"
-    task = trained.task.starting_from(trained.base)
-    task.save(folder, task.reload(trained.folder), adapter=False)
+    assert saved.base is not None, "the caller looks"
+    task = saved.task.starting_from(saved.base)
+    task.save(folder, task.reload(saved.folder), adapter=False)
 
 
 def _locate(name: str, *, revision: str, trust_remote_code: bool) -> tuple[Path, Path | None]:
@@ -139,12 +129,12 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _base(folder: Path, *, shown: str, trust_remote_code: bool) -> Checkpoint | None:
+def _find_base(folder: Path, *, shown: str, trust_remote_code: bool) -> Checkpoint | None:
     """The checkpoint that an adapter was trained on, at the revision that it had then."""
     if not _is_adapter(folder):
         return None
     config = _read_json(folder / "adapter_config.json", shown)
-    name, revision = config.get(_BASE_KEY), config.get("revision") or "main"
+    name, revision = config.get("base_model_name_or_path"), str(config.get("revision") or "main")
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"model {shown}: its adapter_config.json names no base model.")
     place = Path(name)
@@ -155,8 +145,8 @@ def _base(folder: Path, *, shown: str, trust_remote_code: bool) -> Checkpoint | 
     return Checkpoint(str(place), revision, trust_remote_code, display_name=name)
 
 
-def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
-    """The recipe, the stage of it that the model is of, and the checkpoint that its first training began with."""
+def _read_run(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
+    """Read the recipe, the stage that the model is of, and the checkpoint that its first training began with."""
     recipe = load_recipe(run / "recipe.yaml", check_files=False)
     try:
         result, plans = load_result(run / "result.json"), plan_stages(located(recipe))
@@ -164,30 +154,31 @@ def _recorded(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
         first = next(i for i in range(last, -1, -1) if result.stages[i].weights.start != "previous")
         place, commit = Path(plans[first].model.name), result.stages[first].weights.commit
         known = plans[first].kind.weights != "random" and (place.is_dir() or not place.is_absolute())
-        origin = Checkpoint(str(place), commit or plans[first].model.revision, display_name=_shown(str(place)))
+        origin = Checkpoint(str(place), commit or plans[first].model.revision, display_name=_display_name(str(place)))
         return recipe, plans[last], origin if known else None
     except (*_DAMAGED, StopIteration) as error:
         raise CheckpointError(f"{run / 'result.json'}: cannot be read ({error!r}).") from error
 
 
-def _shown(name: str) -> str:
+def _display_name(name: str) -> str:
     """A checkpoint's name without the folders of this machine."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def _find_task(folder: Path, shown: str) -> str:
-    architectures = _read_json(folder / "config.json", shown).get("architectures") or []
-    found = tasks_of(map(str, architectures))
+    named = _read_json(folder / "config.json", shown).get("architectures")
+    architectures = [str(name) for name in named] if isinstance(named, list) else []
+    found = tasks_of(architectures)
     if len(found) == 1:
         return found[0]
-    kind = ", ".join(map(str, architectures)) or "a model of unnamed class"
+    kind = ", ".join(architectures) or "a model of unnamed class"
     raise RecipeError(
         f"model {shown}: holds {kind}, which {'serves several tasks' if found else 'does not tell its task'}; "
         f"name it with --task: {', '.join(found or supervised_tasks())}."
     )
 
 
-def _read_json(path: Path, shown: str) -> dict[str, Any]:
+def _read_json(path: Path, shown: str) -> dict[str, object]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""What a push publishes of a results folder, and the manifest by which a later push knows its own files."""
+"""Plans of what a push publishes, and the manifest by which a later push knows its own files."""
 
 from __future__ import annotations
 
@@ -39,19 +39,24 @@ class PlannedFile:
         return {self.sha256, self.git}
 
 
+RepoKind = Literal["model", "space", "dataset"]
+
+
 @dataclass(frozen=True)
-class PushPlan:
+class UploadPlan:
     """What a push publishes, paths as in the repository; the manifest is the last."""
 
     files: tuple[PlannedFile, ...]
+    kind: RepoKind
+    """Of the repository."""
+    advice: str
+    """What to do where it cannot be published."""
     recipe_sha256: str | None = None
     """Of the run whose results these are."""
-    kind: Literal["model", "space", "dataset"] = "model"
-    """Of the repository."""
 
 
-def plan_push(output: Path, *, card: str | None = None, model: Path | None = None) -> PushPlan:
-    """The files of a results folder that a push publishes, with `card` and `model` in place of its own where given.
+def plan_results(output: Path, *, card: str | None = None, model: Path | None = None) -> UploadPlan:
+    """Plan the push of a results folder, with another card and another folder in place of its model/ where given.
 
     Raises HubError if the run has not finished.
     """
@@ -80,27 +85,34 @@ def plan_push(output: Path, *, card: str | None = None, model: Path | None = Non
         sources["README.md"] = card.encode()
     if evaluation:
         sources[EVALUATION] = evaluation
-    return PushPlan(_with_manifest(sources, recipe_sha256=result.recipe_sha256), result.recipe_sha256)
+    return UploadPlan(
+        _with_manifest(sources, recipe_sha256=result.recipe_sha256),
+        "model",
+        f"Everything is still in {output}; when that is solved: tltasks push {output}",
+        result.recipe_sha256,
+    )
 
 
-def plan_space(model: str, options: Sequence[str]) -> PushPlan:
-    """The files of a Space that serves the demo of a model on the Hub, with these options of `tltasks demo`."""
+def plan_space(model: str, options: Sequence[str]) -> UploadPlan:
+    """Plan a Space that serves the demo of a model on the Hub, with these options of `tltasks demo`."""
     name = model.rsplit("/", 1)[-1]
     about = SpaceCardData(title=name, sdk="gradio", app_file="app.py", models=[model], tags=["tltasks"])
     app = f'''"""The page of {model}, as `tltasks demo` serves it."""
 
-from tltasks.cli.commands import main
+from tltasks.cli import main
 
 main({json.dumps(["demo", model, *options])})
 '''
     card = f"---\n{about.to_yaml()}\n---\n\nThe page of [{model}](https://huggingface.co/{model}).\n"
     texts = {"README.md": card, "app.py": app, "requirements.txt": f"tltasks[demo]=={__version__}\n"}
-    return PushPlan(_with_manifest({path: text.encode() for path, text in texts.items()}), kind="space")
+    advice = "Nothing else was changed; the same command can be tried again."
+    return UploadPlan(_with_manifest({path: text.encode() for path, text in texts.items()}), "space", advice)
 
 
-def plan_data(files: dict[str, Path], card: str) -> PushPlan:
-    """The files of a data set, by their paths in the repository, and its card."""
-    return PushPlan(_with_manifest({"README.md": card.encode(), **files}), kind="dataset")
+def plan_dataset(files: dict[str, Path], card: str) -> UploadPlan:
+    """Plan a data set of files by their paths in the repository, and its card."""
+    advice = "The folder is as it was; the same command can be tried again."
+    return UploadPlan(_with_manifest({"README.md": card.encode(), **files}), "dataset", advice)
 
 
 def _with_manifest(sources: dict[str, Path | bytes], **about: str) -> tuple[PlannedFile, ...]:
@@ -149,7 +161,7 @@ def _evaluation_results(result: RunResult, recipe_path: Path) -> bytes | None:
 
 
 def read_manifest(content: bytes) -> dict[str, set[str]]:
-    """Content ids by path. What is not a manifest of ours counts as somebody else's file."""
+    """Read content ids by path. What is not a manifest of ours counts as somebody else's file."""
     try:
         files = json.loads(content)["files"]
         written = {str(path): {entry["sha256"], entry["git"]} for path, entry in files.items()}

@@ -18,7 +18,7 @@ from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import RecipeError
-from tltasks.hub.resolved_checkpoint import Start, resolve_checkpoint
+from tltasks.hub.resolved_checkpoint import ResolvedCheckpoint, resolve_checkpoint
 from tltasks.results.result import Ancestor
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
@@ -57,7 +57,7 @@ def prepare_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Rec
     """All stages, each that goes on from another opened with what that one will leave: its labels, its sizes."""
     opened: list[PreparedStage] = []
     for plan, as_written in zip(plans, plan_stages(recipe), strict=True):
-        found = Start(Checkpoint(""), [], [])
+        found = ResolvedCheckpoint(Checkpoint(""), [], [])
         with tempfile.TemporaryDirectory() as setup:
             if plan.stage.start == "previous":
                 source = opened[-1].source

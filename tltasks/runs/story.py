@@ -33,6 +33,7 @@ from tltasks.config.recipe import Recipe
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
 from tltasks.hub import client
+from tltasks.hub.upload_plan import plan_results
 from tltasks.metrics import paired_difference
 from tltasks.models.adapters import adapt, count_parameters
 from tltasks.reports import html, model_card
@@ -139,7 +140,7 @@ def run(
     # --------------------------------------------------------------------------------------------- Hub
     def publish() -> None:
         assert recipe.hub.repo is not None
-        receipt = client.push(output, recipe.hub.repo, private=recipe.hub.private)
+        receipt = client.push(plan_results(output), recipe.hub.repo, private=recipe.hub.private)
         console.print(f"pushed   {receipt.url}", soft_wrap=True)
 
     if push:

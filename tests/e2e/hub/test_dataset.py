@@ -20,7 +20,7 @@ from tests.tiny import speech
 from tests.tiny.images import picture, png, save_model
 from tests.tiny.runs import REPOSITORY
 from tltasks.cli.commands import main
-from tltasks.hub.dataset_folder import describe_folder
+from tltasks.hub.dataset import read_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
@@ -137,9 +137,9 @@ def test_recordings_have_a_text_and_a_length(server: HubServer, tmp_path: Path) 
         soundfile.write(folder / f"{i}.wav", speech.say([word] * (i + 1), RNG), 16000)
         lines.append(f"{i}.wav,{' '.join([word] * (i + 1))}")
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
-    described = describe_folder(folder)
-    assert described.kind == "audio"
-    assert described.facts["train"]["seconds"] == pytest.approx([0.4, 1.2, 2.4], abs=0.01)
+    media = read_folder(folder)
+    assert media.kind == "audio"
+    assert media.facts["train"].seconds == pytest.approx([0.4, 1.2, 2.4], abs=0.01)
     assert main(["push-data", str(folder), "--repo", "ada/clips", "--language", "en", "--public"]) == 0
     assert HfApi(endpoint=server.url).dataset_info("ada/clips").private is False
     place = fetched(server, "ada/clips", tmp_path)

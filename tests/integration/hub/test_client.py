@@ -27,8 +27,8 @@ from safetensors.numpy import save_file
 from tests.hub_server import Account, HubServer, hub_environment
 from tests.tiny.runs import traces
 from tltasks.errors import HubError
-from tltasks.hub.client import RetryPolicy, check_push, pull, push, push_space
-from tltasks.hub.upload_plan import MANIFEST, plan_push
+from tltasks.hub.client import PushReceipt, RetryPolicy, check_push, find_model, pull, push
+from tltasks.hub.upload_plan import MANIFEST, plan_results, plan_space
 from tltasks.results.result import Headline, Provenance, RunResult, Score, StageResult
 
 # The client itself uploads large files in a way that its HTTP library advises against (huggingface_hub 2.4, lfs.py).
@@ -121,8 +121,16 @@ def remote_files(server: HubServer, repo: str = REPO) -> dict[str, bytes]:
     return {path: data for path, data in server.files(repo).items() if path != ".gitattributes"}
 
 
-def do_push(server: HubServer, output: Path, repo: str = REPO, **options: Any) -> Any:
-    return push(output, repo, endpoint=server.url, patience=options.pop("patience", QUICK), **options)
+def do_push(
+    server: HubServer,
+    output: Path,
+    repo: str = REPO,
+    *,
+    card: str | None = None,
+    retries: RetryPolicy = QUICK,
+    **options: bool,
+) -> PushReceipt:
+    return push(plan_results(output, card=card), repo, endpoint=server.url, retries=retries, **options)
 
 
 def refused(act: Callable[[], object]) -> str:
@@ -139,7 +147,7 @@ def refused(act: Callable[[], object]) -> str:
 
 
 def test_plan_is_the_model_at_the_root_and_what_describes_it(output: Path) -> None:
-    plan = plan_push(output)
+    plan = plan_results(output)
     assert {f.path for f in plan.files} == PUBLISHED
     assert plan.recipe_sha256 == "5eed" * 16
     by_path = {f.path: f for f in plan.files}
@@ -157,16 +165,16 @@ def test_plan_is_the_model_at_the_root_and_what_describes_it(output: Path) -> No
 def test_plan_refuses_what_is_not_finished(output: Path) -> None:
     (output / "report.html").unlink()
     (output / "model" / "model.safetensors").unlink()
-    message = refused(lambda: plan_push(output))
+    message = refused(lambda: plan_results(output))
     assert "report.html" in message
     assert "model/*.safetensors" in message
     assert "README.md" not in message
-    assert "lacks" in refused(lambda: plan_push(output / "absent"))
+    assert "lacks" in refused(lambda: plan_results(output / "absent"))
 
 
 def test_plan_refuses_an_unreadable_result(output: Path) -> None:
     (output / "result.json").write_text('{"schema": 1}')
-    assert "result.json" in refused(lambda: plan_push(output))
+    assert "result.json" in refused(lambda: plan_results(output))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +194,7 @@ def test_evaluation_results_for_whole_splits_of_hub_data_alone(
     output: Path, data: dict[str, object], dataset: dict[str, str] | None
 ) -> None:
     (output / "recipe.yaml").write_text(yaml.safe_dump(recipe(**data)))
-    found = {f.path: f for f in plan_push(output).files}.get(".eval_results/tltasks.yaml")
+    found = {f.path: f for f in plan_results(output).files}.get(".eval_results/tltasks.yaml")
     if dataset is None:
         assert found is None
     else:
@@ -247,13 +255,12 @@ def test_repository_name_alone_is_the_users(server: HubServer, output: Path) -> 
     assert remote_files(server).keys() == PUBLISHED
 
 
-def test_dry_run_needs_neither_login_nor_network(
+def test_a_plan_needs_neither_login_nor_network(
     server: HubServer, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    receipt = do_push(server, output, dry_run=True)
-    assert (receipt.commit, set(receipt.uploaded)) == (None, PUBLISHED)
+    assert {file.path for file in plan_results(output).files} == PUBLISHED
     assert server.requests == []
 
 
@@ -261,7 +268,8 @@ def test_push_later_and_elsewhere(server: HubServer, output: Path, tmp_path: Pat
     elsewhere = tmp_path / "elsewhere"
     shutil.move(output, elsewhere / "copy")
     script = (
-        f"from pathlib import Path; from tltasks.hub.client import push; print(push(Path('copy'), '{REPO}').commit)"
+        "from pathlib import Path; from tltasks.hub.client import push; "
+        f"from tltasks.hub.upload_plan import plan_results; print(push(plan_results(Path('copy')), '{REPO}').commit)"
     )
     environment = os.environ | hub_environment(server)
     command = [sys.executable, "-c", script]
@@ -339,7 +347,7 @@ def test_the_results_of_a_recipe_are_found_by_its_digest(server: HubServer, outp
     first = do_push(server, output).commit
     repository = server.repositories["model", REPO]
     (tag,) = repository.tags
-    assert tag == f"recipe-{plan_push(output).recipe_sha256[:16]}"
+    assert tag == f"recipe-{plan_results(output).recipe_sha256[:16]}"
     assert repository.tags[tag] == first
     (output / "metrics.jsonl").write_text("{}\n")
     second = do_push(server, output).commit
@@ -356,7 +364,9 @@ def test_a_public_repository_is_no_place_for_private_results(server: HubServer, 
 
 def test_a_space_serves_the_demo_of_a_published_model(server: HubServer) -> None:
     def publish(**options: Any) -> Any:
-        return push_space(REPO, ["--top-k", "3"], "ada/page", endpoint=server.url, patience=QUICK, **options)
+        model = find_model("tiny-vit", endpoint=server.url, retries=QUICK)
+        plan = plan_space(model, ["--top-k", "3"])
+        return push(plan, "ada/page", endpoint=server.url, retries=QUICK, **options)
 
     assert f"the model {REPO} is not on the Hub" in refused(publish)
     server.add_repo(REPO, {"config.json": b"{}"})
@@ -375,7 +385,7 @@ def test_a_space_serves_the_demo_of_a_published_model(server: HubServer) -> None
     }
     assert files["requirements.txt"].startswith(b"tltasks[demo]==")
     ran: list[list[str]] = []
-    exec(files["app.py"].decode().replace("from tltasks.cli.commands import main", ""), {"main": ran.append})
+    exec(files["app.py"].decode().replace("from tltasks.cli import main", ""), {"main": ran.append})
     assert ran == [["demo", REPO, "--top-k", "3"]]
     assert publish().uploaded == (), "the same again is no commit"
     server.commit("ada/page", {"app.py": b"print()"}, type="space")
@@ -506,7 +516,7 @@ def test_every_fault_at_every_request(
         do_push(server, output, repo)
         if len(server.commits(repo)) != (3 if update else 2):
             wrong.append(f"{len(server.commits(repo))} commits: {where}")
-        expected = {f.path: f.sha256 for f in plan_push(output).files}
+        expected = {f.path: f.sha256 for f in plan_results(output).files}
         if {p: hashlib.sha256(d).hexdigest() for p, d in remote_files(server, repo).items()} != expected:
             wrong.append(f"not completed: {where}")
     assert not wrong, "\n".join(wrong)
@@ -520,16 +530,16 @@ def test_every_fault_at_every_request(
 
 def test_a_hub_that_hangs_is_given_up(server: HubServer, output: Path) -> None:
     server.delay("POST /api/repos/create", 30, times=-1)
-    patience = dataclasses.replace(QUICK, attempts=2, timeout=0.2)
+    retries = dataclasses.replace(QUICK, attempts=2, timeout=0.2)
     began = time.monotonic()
-    message = refused(lambda: do_push(server, output, patience=patience))
+    message = refused(lambda: do_push(server, output, retries=retries))
     assert "did not answer in time. Tried 2 times." in message
     assert time.monotonic() - began < 10
 
 
 def test_a_commit_whose_answer_came_too_late_is_found(server: HubServer, output: Path) -> None:
     server.delay("POST .*/commit/main", 1.0)
-    receipt = do_push(server, output, patience=dataclasses.replace(QUICK, first_wait=1.5, timeout=0.4))
+    receipt = do_push(server, output, retries=dataclasses.replace(QUICK, first_wait=1.5, timeout=0.4))
     assert len(server.commits(REPO)) == 2
     assert receipt.commit == server.commits(REPO)[0].oid
 
@@ -538,7 +548,7 @@ def test_retry_after_is_respected_up_to_a_limit(
     server: HubServer, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("tltasks.hub.client.time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr("tltasks.hub.retries.time", SimpleNamespace(sleep=waits.append))
     server.fail("POST /api/repos/create", status=429, headers={"Retry-After": "3"})
     server.fail("POST /api/repos/create", status=429, headers={"RateLimit": '"api";r=0;t=4'})
     do_push(server, output)
@@ -549,7 +559,7 @@ def test_retry_after_is_respected_up_to_a_limit(
 
 
 def test_nobody_listens(output: Path, server: HubServer) -> None:
-    message = refused(lambda: push(output, REPO, endpoint="http://127.0.0.1:9", patience=QUICK))
+    message = refused(lambda: push(plan_results(output), REPO, endpoint="http://127.0.0.1:9", retries=QUICK))
     assert "the connection to the Hub broke" in message
     assert "Tried 3 times" in message
 
@@ -568,7 +578,7 @@ def test_push_without_login_or_offline(server: HubServer, output: Path, monkeypa
 
 
 def check(server: HubServer, repo: str = REPO, **options: Any) -> None:
-    check_push(repo, endpoint=server.url, patience=QUICK, **options)
+    check_push(repo, endpoint=server.url, retries=QUICK, **options)
 
 
 def test_check_finds_nothing_wrong_and_changes_nothing(server: HubServer, output: Path) -> None:
@@ -651,7 +661,7 @@ def model(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_pull_takes_what_a_model_is_read_from(model: HubServer) -> None:
     first = model.commits(REPO)[0].oid
     model.commit(REPO, {"config.json": b"later"})
-    folder = pull(REPO, endpoint=model.url, patience=QUICK)
+    folder = pull(REPO, endpoint=model.url, retries=QUICK)
     assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "recipe.yaml"}
     assert (folder / "config.json").read_bytes() == b"later"
     assert (pull(REPO, revision=first, endpoint=model.url) / "config.json").read_bytes() == b"config.json"
@@ -660,7 +670,7 @@ def test_a_pull_takes_what_a_model_is_read_from(model: HubServer) -> None:
 
 def test_a_pull_outlasts_trouble_at_each_request(model: HubServer, tmp_path: Path) -> None:
     model.requests.clear()
-    pull(REPO, endpoint=model.url, patience=QUICK)
+    pull(REPO, endpoint=model.url, retries=QUICK)
     count = len(model.requests)
     assert count >= 4
     for i in range(count):
@@ -670,7 +680,7 @@ def test_a_pull_outlasts_trouble_at_each_request(model: HubServer, tmp_path: Pat
                 model.fail(".", status=fault, skip=i)
             else:
                 model.cut(".", skip=i, after_bytes=20)
-            folder = pull(REPO, endpoint=model.url, patience=QUICK)
+            folder = pull(REPO, endpoint=model.url, retries=QUICK)
             assert (folder / "model.safetensors").read_bytes() == b"model.safetensors", (i, fault)
             model.clear_faults()
 
@@ -678,8 +688,8 @@ def test_a_pull_outlasts_trouble_at_each_request(model: HubServer, tmp_path: Pat
 def test_a_pull_that_cannot_succeed_says_why(model: HubServer) -> None:
     for repo, revision in (("ada/none", "main"), (REPO, "gone")):
         with pytest.raises(HubError, match=rf"model {repo}: not found.*Name a model that is there") as caught:
-            pull(repo, revision=revision, endpoint=model.url, patience=QUICK)
+            pull(repo, revision=revision, endpoint=model.url, retries=QUICK)
         assert HubServer.token not in str(caught.value)
     model.fail("/resolve/", status=403, times=-1)
     with pytest.raises(HubError, match=r"model ada/tiny-vit: .*\(403\)"):
-        pull(REPO, endpoint=model.url, patience=QUICK)
+        pull(REPO, endpoint=model.url, retries=QUICK)

@@ -11,13 +11,13 @@ import transformers
 
 from tests.tiny import images, speech, texts
 from tltasks.errors import CheckpointError, RecipeError, TltasksError
-from tltasks.hub.saved_model import SavedModel, load_saved_model, write_whole
+from tltasks.hub.saved_model import SavedModel, load_saved_model, write_merged
 
 CPU = torch.device("cpu")
 
 
 def opened(folder: Path, tag: str | None = None) -> SavedModel:
-    return load_saved_model(str(folder), tag=tag, revision="main", trust_remote_code=False)
+    return load_saved_model(str(folder), tag=tag)
 
 
 def said(folder: Path, kind: type[TltasksError] = CheckpointError) -> str:
@@ -86,7 +86,7 @@ def test_an_adapter_can_be_written_out_whole(tmp_path: Path) -> None:
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "run")
     for name in ("config.json", "preprocessor_config.json"):
         shutil.copy(base / name, tmp_path / "run")
-    write_whole(opened(tmp_path / "run"), tmp_path / "whole")
+    write_merged(opened(tmp_path / "run"), tmp_path / "whole")
     adapted, whole = opened(tmp_path / "run"), opened(tmp_path / "whole")
     assert (adapted.base is None, whole.base) == (False, None)
     pixels = torch.rand(2, 3, 32, 32)

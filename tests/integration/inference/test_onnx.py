@@ -99,4 +99,4 @@ def test_what_is_generated_is_no_single_pass(tmp_path: Path, capsys: pytest.Capt
         assert main(["export", str(tmp_path / name), "--output", str(tmp_path / "out")]) == 2
         assert "generated token by token" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert load_saved_model(str(tmp_path / "t5"), tag=None, revision="main", trust_remote_code=False).task.tag
+    assert load_saved_model(str(tmp_path / "t5")).task.tag

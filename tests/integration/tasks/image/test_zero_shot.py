@@ -79,7 +79,7 @@ def tuned(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ru
 
 
 def test_texts_of_a_class_are_averaged_as_directions(zoo: Path, tuned: tuple[Path, RunResult]) -> None:
-    classifies = load_saved_model(str(tuned[0]), tag=None, revision="main", trust_remote_code=False)
+    classifies = load_saved_model(str(tuned[0]))
     tokenizer = AutoTokenizer.from_pretrained(zoo / "clip")
     model = CLIPModel.from_pretrained(zoo / "clip").eval()
     expected = []
@@ -161,7 +161,7 @@ def test_the_image_tower_takes_a_new_head(zoo: Path, name: str, stage: str, tmp_
 
 def test_a_checkpoint_alone_names_no_classes(zoo: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing names them here.*zero_shot"):
-        load_saved_model(str(zoo / "clip"), tag=None, revision="main", trust_remote_code=False)
+        load_saved_model(str(zoo / "clip"))
 
 
 def test_prompts_need_a_text_tower(zoo: Path, tmp_path: Path) -> None:
