@@ -6,6 +6,7 @@
     ├── CheckpointError      a checkpoint cannot be loaded, adapted, saved or resumed
     ├── TrainingError        training cannot go on (a loss that is not finite, memory that does not suffice)
     └── HubError             the Hub refused, or could not be reached; nothing local was lost
+    Interrupted              no error: the run was told to stop, and has saved its state
 
 A message says where, what was found, and what to do.
 """
@@ -38,6 +39,10 @@ class TrainingError(TltasksError):
 
 class HubError(TltasksError):
     """The Hub refused or could not be reached; the results folder is intact."""
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
+    """The run was told to stop and has saved its state."""
 
 
 def first_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.exceptions import UnusedCliTokensError
 
 from tltasks import __version__
-from tltasks.errors import RecipeError, TltasksError, TrainingError
+from tltasks.errors import Interrupted, RecipeError, TltasksError, TrainingError
 
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 """Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
@@ -164,7 +164,6 @@ def run(
     folder = Path(os.path.expanduser(output or resolved.output))  # noqa: PTH111 - no such user is no error
 
     from tltasks.runs import story
-    from tltasks.training.loop import Interrupted
 
     try:
         story.run(resolved, output=folder, resume=resume, push=push, dry_run=dry_run)
@@ -413,7 +412,6 @@ def compare(
         raise RecipeError("compare: --workers and --cores-per-cell are for --engine ray.")
     from tltasks.experiments import compare as comparison
     from tltasks.experiments.ray import Workers
-    from tltasks.training.loop import Interrupted
 
     ray = Workers(workers, cores_per_cell or 1) if engine == "ray" else None
     try:
@@ -438,7 +436,6 @@ def tune(
 ) -> int:
     """Search a recipe's keys for the best setting, by validation."""
     from tltasks.experiments import tune as tuning
-    from tltasks.training.loop import Interrupted
 
     try:
         failed = tuning.tune(search, list(overrides), output=output, dry_run=dry_run)

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tltasks.errors import RecipeError, first_line
+from tltasks.errors import Interrupted, RecipeError, first_line
 from tltasks.experiments.plan import PlannedCell, Record
 from tltasks.experiments.trials import Failure, carry_out
 from tltasks.runtime import devices
-from tltasks.training.loop import Interrupted
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 """Environment variable by which Ray itself finds a cluster."""

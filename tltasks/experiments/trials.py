@@ -15,12 +15,11 @@ from typing import Any
 from accelerate.state import AcceleratorState
 
 from tltasks.config.loading import load_recipe, recipe_sha256
-from tltasks.errors import RecipeError, TltasksError, first_line
+from tltasks.errors import Interrupted, RecipeError, TltasksError, first_line
 from tltasks.experiments.plan import CODE, PlannedCell, Record, cell_folder
 from tltasks.results.result import RunResult
 from tltasks.runs.story import ROW_SCORES, Watch, run
 from tltasks.runtime.files import write_json
-from tltasks.training.loop import Interrupted
 
 
 @dataclass(frozen=True)

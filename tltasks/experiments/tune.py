@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tltasks.config.loading import recipe_text
 from tltasks.config.yaml_reader import read_text
-from tltasks.errors import DataError, RecipeError
+from tltasks.errors import DataError, Interrupted, RecipeError
 from tltasks.experiments.plan import Record, cell_folder, plan_cells
 from tltasks.experiments.search_report import write_search_report
 from tltasks.experiments.search_space import Base, Range, Search, load_search, trial_cell
@@ -27,7 +27,6 @@ from tltasks.results.result import RunResult, finite
 from tltasks.runs.story import run
 from tltasks.runtime.files import locked, write_json, write_text
 from tltasks.tasks import load_adapter
-from tltasks.training.loop import Interrupted
 
 SCHEMA = 1
 

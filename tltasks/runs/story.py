@@ -31,7 +31,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.plan import StagePlan, plan_stages
 from tltasks.config.recipe import Recipe
 from tltasks.data.splits import EncodedSplit
-from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
+from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError, TltasksError
 from tltasks.hub import client
 from tltasks.hub.upload_plan import plan_results
 from tltasks.metrics import paired_difference
@@ -67,7 +67,7 @@ from tltasks.training.evaluation import (
     write_predictions,
 )
 from tltasks.training.linear_probe import Fit, cached_features, fit_probe
-from tltasks.training.loop import Interrupted, Job, measure, train
+from tltasks.training.loop import Job, measure, train
 from tltasks.training.robustness import measure_robustness
 from tltasks.training.tracking import Tracker, check_trackers, read_metrics
 from tltasks.training.weight_interpolation import interpolate

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tltasks.config.stage import Stage
 from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epoch
-from tltasks.errors import DataError, TrainingError
+from tltasks.errors import DataError, Interrupted, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
 from tltasks.runtime.devices import pass_budget
 from tltasks.tasks.base import Batch, Task
@@ -44,10 +44,6 @@ from tltasks.training.regularization import Regularization
 from tltasks.training.tracking import Tracker
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
-
-
-class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
-    """The run was told to stop and has saved its state."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ from tltasks.config.adaptation import AdaLora
 from tltasks.config.loading import load_recipe
 from tltasks.config.plan import STAGES
 from tltasks.config.tasks.image import ImageStage
-from tltasks.errors import RecipeError
+from tltasks.errors import Interrupted, RecipeError
 from tltasks.models.adalora import RankAllocation
 from tltasks.models.adapters import adapt, find_lora_targets
 from tltasks.models.loading import load_saved, save_adapter
-from tltasks.training.loop import Interrupted
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
 

@@ -19,9 +19,8 @@ from tests.tiny import speech, texts
 from tests.tiny.images import save_data, save_model, write_recipe
 from tests.tiny.runs import REPOSITORY, environment, equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.config.loading import load_recipe
-from tltasks.errors import DataError, TrainingError
+from tltasks.errors import DataError, Interrupted, TrainingError
 from tltasks.results.result import load_result
-from tltasks.training.loop import Interrupted
 from tltasks.training.tracking import read_metrics
 
 STAGE = "{stage: transfer, steps: 4, batch_size: 8, learning_rate: 1e-3, optimizer: sgd, adapt: full%s}"

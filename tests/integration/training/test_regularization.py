@@ -15,9 +15,8 @@ from tltasks.config.adaptation import Adapt, Full
 from tltasks.config.loading import load_recipe
 from tltasks.config.stage import L2Sp
 from tltasks.config.tasks.image import ImageStage
-from tltasks.errors import RecipeError
+from tltasks.errors import Interrupted, RecipeError
 from tltasks.training import loop
-from tltasks.training.loop import Interrupted
 from tltasks.training.regularization import Regularization
 
 TUNE = "{stage: transfer, steps: 8, batch_size: 8, learning_rate: 5e-2, optimizer: sgd, adapt: full%s}"

@@ -22,11 +22,10 @@ from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
 from tltasks.config.plan import plan_stages
 from tltasks.config.stage import UnlabelledStage
-from tltasks.errors import CheckpointError, RecipeError
+from tltasks.errors import CheckpointError, Interrupted, RecipeError
 from tltasks.runs.prepare import PreparedStage, prepare_stages
 from tltasks.runs.story import _can_publish_adapter
 from tltasks.tasks.image.masking import MaskedAutoencoder, SimMIM, sine_cosine_table
-from tltasks.training.loop import Interrupted
 
 PRETRAIN = "{name: objective, stage: pretrain, task: masked-image-modeling, data: *unlabelled, batch_size: 8, %s}"
 TRANSFER = "{name: task, stage: transfer, start: previous, steps: 3, batch_size: 8, learning_rate: 1e-3}"

@@ -26,13 +26,12 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.plan import plan_stages
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
-from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
+from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError, TltasksError
 from tltasks.results.result import load_result
 from tltasks.tasks.speech.asr import SpeechRecognition
 from tltasks.tasks.speech.audio import from_int16
 from tltasks.tasks.speech.ctc import CtcRecogniser, build_tokenizer
 from tltasks.tasks.speech.seq2seq import LoopCriterion, SequenceRecogniser
-from tltasks.training.loop import Interrupted
 
 CLIPS = REPOSITORY / "recipes" / "offline" / "voice_prompts"
 SGD = "{stage: %s, steps: 3, batch_size: 8, learning_rate: 1e-2, optimizer: sgd, keep: last, augment: %s}"

@@ -23,7 +23,7 @@ from tests.tiny.runs import equal, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.config.plan import plan_stages
-from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError
 from tltasks.runs.prepare import prepare_stages
 from tltasks.tasks.speech.wav2vec2_objective import (
     HEAD,
@@ -33,7 +33,6 @@ from tltasks.tasks.speech.wav2vec2_objective import (
     draw_negatives,
     perplexity,
 )
-from tltasks.training.loop import Interrupted
 
 OBJECTIVE = (
     "{name: objective, stage: %s, task: speech-pretraining, data: *unlabelled, batch_size: 4, "

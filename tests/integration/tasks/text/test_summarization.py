@@ -21,7 +21,7 @@ from tltasks.config.plan import plan_stages
 from tltasks.config.tasks.text import TextData, TextModel
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
-from tltasks.errors import DataError, RecipeError
+from tltasks.errors import DataError, Interrupted, RecipeError
 from tltasks.models.adapters import adapt, merged
 from tltasks.models.cross_entropy import mean_loss
 from tltasks.results.result import load_result
@@ -684,8 +684,6 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import contextlib
-
-    from tltasks.training.loop import Interrupted
 
     stage = "{stage: finetune, steps: 5, batch_size: 7, learning_rate: 1e-2, adapt: {lora: {rank: 2, dropout: 0.2}}}"
     path = texts.write_recipe(folder / f"resume-{name}.yaml", folder / name, folder / "data", stage=stage)
