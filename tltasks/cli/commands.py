@@ -17,13 +17,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.exceptions import UnusedCliTokensError
 
 from tltasks import __version__
 from tltasks.errors import Interrupted, RecipeError, TltasksError, TrainingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 """Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
@@ -220,7 +223,7 @@ def range_test(
     """Train briefly while the learning rate rises, and suggest one."""
     from tltasks.experiments.lr_finder import find_learning_rate
 
-    found = find_learning_rate(recipe, list(overrides), highest=highest, steps=steps, output=output)
+    found = find_learning_rate(recipe, overrides, highest=highest, steps=steps, output=output)
     _say(f"the loss falls fastest at {found.steepest:.1e}; a tenth of the rate with the least is {found.largest:.1e}")
     _say(f"figure   {output / 'range.png'}")
 
@@ -387,7 +390,7 @@ def export(
 @app.command(
     group=EXPERIMENT,
     help_epilogue="What is finished is found again: the same command goes on with an experiment that was stopped. "
-    "The exit status is 0, or 3 when single cells failed.",
+    "The exit status is 0, or 3 when single trials failed.",
 )
 def compare(
     experiment: Recipe,
@@ -395,30 +398,34 @@ def compare(
     *,
     overrides: Overrides = (),
     output: Output = None,
-    dry_run: Annotated[bool, Parameter(help="show the cells and their time, and stop")] = False,
+    dry_run: Annotated[bool, Parameter(help="show the trials and their time, and stop")] = False,
     engine: Annotated[
         Literal["here", "ray"],
-        Parameter(help="ray: cells side by side, on the cluster of RAY_ADDRESS or by processes of this machine"),
+        Parameter(help="ray: trials side by side, on the cluster of RAY_ADDRESS or by processes of this machine"),
     ] = "here",
     workers: Annotated[
-        int | None, Parameter(metavar="N", converter=_count, help="ray on this machine: cells at once")
+        int | None, Parameter(metavar="N", converter=_count, help="ray on this machine: trials at once")
     ] = None,
-    cores_per_cell: Annotated[
-        int | None, Parameter(metavar="N", converter=_count, help="ray: cores of each cell; unset: 1")
+    cores_per_trial: Annotated[
+        int | None, Parameter(metavar="N", converter=_count, help="ray: cores of each trial; unset: 1")
     ] = None,
 ) -> int:
     """Carry out an experiment, and say what transfers."""
-    if engine != "ray" and (workers or cores_per_cell):
-        raise RecipeError("compare: --workers and --cores-per-cell are for --engine ray.")
+    if engine != "ray" and (workers or cores_per_trial):
+        raise RecipeError("compare: --workers and --cores-per-trial are for --engine ray.")
     from tltasks.experiments import compare as comparison
     from tltasks.experiments.ray import Workers
 
-    ray = Workers(workers, cores_per_cell or 1) if engine == "ray" else None
+    console = _console()
+    if dry_run:
+        comparison.show_plan(console, comparison.plan_experiment(experiment, overrides, output=output), dry_run=True)
+        return 0
+    ray = Workers(workers, cores_per_trial or 1) if engine == "ray" else None
     try:
-        failed = comparison.compare(experiment, list(overrides), output=output, dry_run=dry_run, workers=ray)
+        result = comparison.compare(experiment, overrides, output=output, workers=ray, console=console)
     except (Interrupted, KeyboardInterrupt):
         return _stopped()
-    return PARTIAL if failed else 0
+    return PARTIAL if result.failed else 0
 
 
 @app.command(
@@ -436,12 +443,17 @@ def tune(
 ) -> int:
     """Search a recipe's keys for the best setting, by validation."""
     from tltasks.experiments import tune as tuning
+    from tltasks.experiments.search_space import load_search
 
+    console = _console()
+    if dry_run:
+        tuning.show_space(console, *load_search(search, overrides))
+        return 0
     try:
-        failed = tuning.tune(search, list(overrides), output=output, dry_run=dry_run)
+        result = tuning.tune(search, overrides, output=output, console=console)
     except (Interrupted, KeyboardInterrupt):
         return _stopped()
-    return PARTIAL if failed else 0
+    return PARTIAL if result.count("failed") else 0
 
 
 @app.command(group=EXPERIMENT)
@@ -455,7 +467,13 @@ def rank(
     """Rank an experiment's checkpoints for its data, before training."""
     from tltasks.experiments import rank as ranking
 
-    ranking.rank(experiment, list(overrides), output=output)
+    ranking.rank(experiment, overrides, output=output, console=_console())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
 
 
 def _stopped() -> int:

@@ -1,21 +1,20 @@
-"""From the records of finished cells to what an experiment says: scores, differences, verdicts, drops, ranks."""
+"""From the records of finished trials to what an experiment says: scores, differences, verdicts, drops, ranks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from tltasks.errors import DataError
 from tltasks.experiments.experiment import Experiment, Levels
-from tltasks.experiments.plan import PlannedCell, Record
 from tltasks.experiments.statistics import (
     Estimate,
     combine,
@@ -27,6 +26,7 @@ from tltasks.experiments.statistics import (
     moderated,
     verdict,
 )
+from tltasks.experiments.trials import PlannedTrial, TrialRecord
 
 Floats = NDArray[np.float64]
 Key = tuple[tuple[str, str], ...]
@@ -34,8 +34,8 @@ Key = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """An arm against a control on the same seeds and test rows; above zero is better, whichever way the metric goes."""
+class ControlComparison:
+    """A cell against a control on the same seeds and test rows; above zero is better, whichever way the metric goes."""
 
     control: str
     gain: Estimate
@@ -43,14 +43,14 @@ class Comparison:
     verdict: str
     """`positive`, `neutral` or `negative` transfer."""
     examples_needed: float | None
-    """Training examples with which the control would reach the arm's score, between its own measured points; None
+    """Training examples with which the control would reach the cell's score, between its own measured points; None
     where no number of them that was tried reaches it."""
     tried: tuple[int, int]
     """The fewest and the most that the control was tried with."""
 
 
 @dataclass(frozen=True)
-class Arm:
+class CellScore:
     """What one combination of levels scores on one test set, over its seeds."""
 
     levels: Levels
@@ -60,16 +60,21 @@ class Arm:
     score: Estimate
     by_seed: dict[int, float]
     missing: list[int]
-    """Seeds without a finished cell."""
+    """Seeds without a finished trial."""
     train_examples: float
     trained_parameters: int
     training_seconds: float
-    comparisons: list[Comparison] = field(default_factory=list)
+    comparisons: list[ControlComparison] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """Transfer against the first control; nothing where there is none."""
+        return self.comparisons[0].verdict if self.comparisons else ""
 
 
 @dataclass(frozen=True)
 class Drop:
-    """How much worse an arm is on another domain's test set than on that of its own; above zero is a loss."""
+    """How much worse a cell is on another domain's test set than on that of its own; above zero is a loss."""
 
     levels: Levels
     target: str
@@ -82,7 +87,7 @@ class Findings:
 
     metric: str
     higher_is_better: bool
-    arms: list[Arm]
+    cells: list[CellScore]
     drops: list[Drop]
     ranks: dict[str, float]
     """Mean rank of each level of the contrast over the contexts in which all were measured; 1 is the best."""
@@ -90,96 +95,141 @@ class Findings:
     families: dict[str, int]
     """Comparisons that were adjusted together, by control."""
 
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each cell and test set, with its comparison with each control."""
+        rows = []
+        for cell in self.cells:
+            score = cell.score
+            row: dict[str, object] = {**cell.levels, "target": cell.target, "in_domain": cell.in_domain}
+            row |= {"seeds": score.seeds, "rows": score.rows, self.metric: score.mean, "low": score.low}
+            row |= {"high": score.high, "train_examples": cell.train_examples}
+            row |= {"trained_parameters": cell.trained_parameters, "training_seconds": cell.training_seconds}
+            by_control = {one.control: one for one in cell.comparisons}
+            for control in self.families:
+                one = by_control.get(control)
+                row |= {
+                    f"gain_over_{control}": one and one.gain.mean,
+                    f"low_over_{control}": one and one.gain.low,
+                    f"high_over_{control}": one and one.gain.high,
+                    f"p_holm_{control}": one and one.p_adjusted,
+                    f"verdict_against_{control}": one and one.verdict,
+                }
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def sentences(self) -> list[tuple[str, str]]:
+        """What the experiment says in short: a kind (`better`, `worse`, `unclear`) and a sentence each."""
+        said: list[tuple[str, str]] = []
+        for control, n in self.families.items():
+            counts = Counter(c.verdict for cell in self.cells for c in cell.comparisons if c.control == control)
+            kind = "worse" if counts["negative"] else "better" if counts["positive"] else "unclear"
+            parts = ", ".join(f"{counts[v]} {v}" for v in ("positive", "neutral", "negative"))
+            text = f"Transfer against {control.replace('_', ' ')}: {parts}, of {n} comparisons adjusted together."
+            said.append((kind, text))
+        if self.ranks:
+            order = sorted(self.ranks.items(), key=lambda item: item[1])
+            ranks = ", ".join(f"{name.replace('_', ' ')} {rank:.1f}" for name, rank in order)
+            said.append(("unclear", f"Mean rank over {self.contexts} contexts, 1 is the best: {ranks}."))
+        if self.drops:
+            worse = sum(drop.loss.low > 0 for drop in self.drops)
+            text = f"Out of its domain, {worse} of {len(self.drops)} cells are worse beyond chance."
+            said.append(("worse" if worse else "better", text))
+        seeds = min(cell.score.seeds for cell in self.cells)
+        if seeds == 1:
+            said.append(("unclear", "Some cells have one seed: intervals are over test rows alone."))
+        elif seeds < 3:
+            said.append(("unclear", f"Some cells have {seeds} seeds: intervals are wide."))
+        return said
+
 
 @dataclass(frozen=True)
-class _Scores:
-    """An arm's scores by test set: for each seed the rows' values, and which rows they are."""
+class _CellRows:
+    """A cell's scores by test set: for each seed the rows' values, and which rows they are."""
 
-    records: dict[int, Record]
+    records: dict[int, TrialRecord]
     values: dict[str, dict[int, Floats]]
     bounded: dict[str, bool]
+    """Whether all values of a test set lie between 0 and 1."""
 
-    def rows(self, target: str, seed: int) -> str:
-        return str(self.records[seed]["targets"][target]["fingerprint"])
+    def fingerprint(self, target: str, seed: int) -> str:
+        return self.records[seed].targets[target].fingerprint
 
 
-def analyse(experiment: Experiment, planned: Iterable[PlannedCell], output: Path) -> Findings:
-    """What the finished cells say. Raises DataError where they cannot be compared, or there are none."""
-    by_levels: dict[Key, dict[int, Record]] = defaultdict(dict)
+def analyse(experiment: Experiment, planned: Iterable[PlannedTrial], output: Path) -> Findings:
+    """What the finished trials say. Raises DataError where they cannot be compared, or there are none."""
+    by_levels: dict[Key, dict[int, TrialRecord]] = defaultdict(dict)
     for item in planned:
         if item.record is not None:
-            by_levels[_key(item.cell.levels)][item.cell.seed] = item.record
-    records = [record for by_seed in by_levels.values() for record in by_seed.values()]
-    if not records:
-        raise DataError("no cell is finished, so there is nothing to say; the logs of those that failed tell why.")
-    kinds = {(record["metric"], record["higher_is_better"]) for record in records}
+            by_levels[_key(item.trial.levels)][item.trial.seed] = item.record
+    kinds = {(one.metric, one.higher_is_better) for by_seed in by_levels.values() for one in by_seed.values()}
+    if not kinds:
+        raise DataError("no trial is finished, so there is nothing to say; the logs of those that failed tell why.")
     if len(kinds) > 1:
-        raise DataError(f"the cells are judged by different metrics ({', '.join(sorted(name for name, _ in kinds))}).")
+        raise DataError(f"the trials are judged by different metrics ({', '.join(sorted(name for name, _ in kinds))}).")
     metric, higher_is_better = kinds.pop()
-    scores = {key: _read(by_seed, output) for key, by_seed in by_levels.items()}
-    arms = {
-        (key, target): _arm(experiment, dict(key), target, one) for key, one in scores.items() for target in one.values
+    rows = {key: _read(by_seed, output) for key, by_seed in by_levels.items()}
+    cells = {
+        (key, target): _score(experiment, dict(key), target, one) for key, one in rows.items() for target in one.values
     }
     sign = 1.0 if higher_is_better else -1.0
-    families: dict[str, int] = {}
-    for control in experiment.contrast.controls if experiment.contrast is not None else []:
-        families[control] = _compare(experiment, control, arms, scores, sign)
-    ranks, contexts = _ranks(experiment, arms, higher_is_better=higher_is_better)
-    drops = list(_drops(experiment, arms, scores, sign))
-    return Findings(metric, higher_is_better, list(arms.values()), drops, ranks, contexts, families)
+    controls = experiment.contrast.controls if experiment.contrast is not None else []
+    families = {control: _compare(experiment, control, cells, rows, sign) for control in controls}
+    ranks, contexts = _ranks(experiment, cells, higher_is_better=higher_is_better)
+    drops = list(_drops(cells, rows, sign))
+    return Findings(metric, higher_is_better, list(cells.values()), drops, ranks, contexts, families)
 
 
 def _key(levels: Levels) -> Key:
     return tuple(levels.items())
 
 
-def _read(by_seed: dict[int, Record], output: Path) -> _Scores:
+def _read(by_seed: dict[int, TrialRecord], output: Path) -> _CellRows:
     values: dict[str, dict[int, Floats]] = defaultdict(dict)
     bounded: dict[str, bool] = {}
     for seed, record in by_seed.items():
-        row_scores = load_file(output / "cells" / record["row_scores"])
-        targets = [name for name in record["targets"] if name != "validation"] or list(record["targets"])
-        for target in targets:
+        row_scores = load_file(output / "trials" / record.row_scores)
+        for target in [name for name in record.targets if name != "validation"] or list(record.targets):
             scores = row_scores[target]
             values[target][seed] = linearised(scores)
             within = bool(np.all((scores[:, 0] >= 0) & (scores[:, 0] <= scores[:, 1])))
             bounded[target] = bounded.get(target, True) and within
-    return _Scores(by_seed, dict(values), bounded)
+    return _CellRows(by_seed, dict(values), bounded)
 
 
-def _arm(experiment: Experiment, levels: Levels, target: str, scores: _Scores) -> Arm:
-    records, values = scores.records, scores.values[target]
+def _score(experiment: Experiment, levels: Levels, target: str, rows: _CellRows) -> CellScore:
+    records, seeds = rows.records, list(rows.values[target])
     own = levels[experiment.domains] if experiment.domains is not None else None
     name = own if own is not None and target == "test" else target
-    return Arm(
+    return CellScore(
         levels=levels,
         target=name,
         in_domain=None if own is None else name == own,
-        score=estimate(_table(scores, target, list(values)), bounds=(0.0, 1.0) if scores.bounded[target] else None),
-        by_seed={seed: records[seed]["targets"][target]["value"] for seed in values},
-        missing=[seed for seed in experiment.seeds if seed not in values],
-        train_examples=float(np.mean([record["train_examples"] for record in records.values()])),
-        trained_parameters=max(record["trained_parameters"] for record in records.values()),
-        training_seconds=float(np.mean([record["training_seconds"] for record in records.values()])),
+        score=estimate(_table(rows, target, seeds), bounds=(0.0, 1.0) if rows.bounded[target] else None),
+        by_seed={seed: records[seed].targets[target].value for seed in seeds},
+        missing=[seed for seed in experiment.seeds if seed not in seeds],
+        train_examples=float(np.mean([record.train_examples for record in records.values()])),
+        trained_parameters=max(record.trained_parameters for record in records.values()),
+        training_seconds=float(np.mean([record.training_seconds for record in records.values()])),
     )
 
 
-def _table(scores: _Scores, target: str, seeds: list[int], less: _Scores | None = None) -> Floats:
-    """Values [seeds, rows], less another arm's. Where each seed has rows of its own, just their means in two columns:
+def _table(rows: _CellRows, target: str, seeds: list[int], less: _CellRows | None = None) -> Floats:
+    """Values [seeds, rows], less another cell's. Where each seed has rows of its own, just their means in two columns:
     all that varies is between seeds then."""
-    by_seed = [scores.values[target][seed] - (0.0 if less is None else less.values[target][seed]) for seed in seeds]
-    if len({scores.rows(target, seed) for seed in seeds}) == 1:
+    by_seed = [rows.values[target][seed] - (0.0 if less is None else less.values[target][seed]) for seed in seeds]
+    if len({rows.fingerprint(target, seed) for seed in seeds}) == 1:
         return np.stack(by_seed)
     return np.repeat([[values.mean()] for values in by_seed], 2, axis=1)
 
 
 # ---------------------------------------------------------------------------------------- comparisons
 
+Cells = dict[tuple[Key, str], CellScore]
+"""By levels and the name that the trials know the test set by."""
 
-def _compare(
-    experiment: Experiment, control: str, arms: dict[tuple[Key, str], Arm], scores: dict[Key, _Scores], sign: float
-) -> int:
-    """Add to every arm its comparison with a control, and return how many there are.
+
+def _compare(experiment: Experiment, control: str, cells: Cells, rows: dict[Key, _CellRows], sign: float) -> int:
+    """Add to every cell its comparison with a control, and return how many there are.
 
     A control is compared with those that come before it in the list, not with those after it: that is the same
     difference the other way round.
@@ -188,75 +238,69 @@ def _compare(
     axis, controls = experiment.contrast.axis, experiment.contrast.controls
     later = set(controls[: controls.index(control) + 1])
     tables: list[Floats] = []
-    found: list[tuple[tuple[Key, str], bool, Arm]] = []
-    for (key, target), arm in arms.items():
-        other = _key({**arm.levels, axis: control})
-        if arm.levels[axis] in later or (other, target) not in arms:
+    found: list[tuple[tuple[Key, str], bool, CellScore]] = []
+    for (key, target), cell in cells.items():
+        other = _key({**cell.levels, axis: control})
+        if cell.levels[axis] in later or (other, target) not in cells:
             continue
-        ours, theirs = scores[key], scores[other]
+        ours, theirs = rows[key], rows[other]
         seeds = [
             seed
             for seed in ours.values[target]
-            if seed in theirs.values[target] and ours.rows(target, seed) == theirs.rows(target, seed)
+            if seed in theirs.values[target] and ours.fingerprint(target, seed) == theirs.fingerprint(target, seed)
         ]
         if seeds:
             tables.append(sign * _table(ours, target, seeds, less=theirs))
-            found.append(((key, target), ours.bounded[target] and theirs.bounded[target], arms[other, target]))
+            found.append(((key, target), ours.bounded[target] and theirs.bounded[target], cells[other, target]))
     spreads = moderated(tables, contexts=len({_key(other.levels) for _, _, other in found}))
     gains = [
         estimate(table, bounds=(-1.0, 1.0) if bounded else None, spread=spread)
         for table, spread, (_, bounded, _) in zip(tables, spreads, found, strict=True)
     ]
     adjusted = holm([gain.p for gain in gains])
-    for (at, _, other_arm), gain, p in zip(found, gains, adjusted, strict=True):
-        arm = arms[at]
-        curve = _curve(experiment, other_arm, arms)
-        needed = examples_to_reach(arm.score.mean, curve, higher_is_better=sign > 0)
-        examples = [round(n) for n, _ in curve]
-        comparison = Comparison(control, gain, p, verdict(gain.mean, p), needed, (min(examples), max(examples)))
-        arms[at] = dataclasses.replace(arm, comparisons=[*arm.comparisons, comparison])
+    for (at, _, other_cell), gain, p in zip(found, gains, adjusted, strict=True):
+        cell = cells[at]
+        curve = _curve(experiment, other_cell, cells)
+        needed = examples_to_reach(cell.score.mean, curve, higher_is_better=sign > 0)
+        tried = round(min(curve)[0]), round(max(curve)[0])
+        comparison = ControlComparison(control, gain, p, verdict(gain.mean, p), needed, tried)
+        cells[at] = dataclasses.replace(cell, comparisons=[*cell.comparisons, comparison])
     return len(found)
 
 
-def _curve(experiment: Experiment, arm: Arm, arms: dict[tuple[Key, str], Arm]) -> list[tuple[float, float]]:
-    """Training examples and scores of an arm and of those that differ from it in the axis of the curve alone."""
-    axis = experiment.curve
-    alike = [
-        other
-        for other in arms.values()
-        if other.target == arm.target
-        and all(other.levels[name] == arm.levels[name] for name in arm.levels if name != axis)
+def _curve(experiment: Experiment, cell: CellScore, cells: Cells) -> list[tuple[float, float]]:
+    """Training examples and scores of a cell and of those that differ from it in the axis of the curve alone."""
+    return [
+        (other.train_examples, other.score.mean)
+        for other in cells.values()
+        if other.target == cell.target
+        and all(other.levels[axis] == level for axis, level in cell.levels.items() if axis != experiment.curve)
     ]
-    return [(other.train_examples, other.score.mean) for other in alike]
 
 
-def _drops(
-    experiment: Experiment, arms: dict[tuple[Key, str], Arm], scores: dict[Key, _Scores], sign: float
-) -> Iterable[Drop]:
-    for key, one in scores.items():
-        inside = [target for target in one.values if arms[key, target].in_domain]
+def _drops(cells: Cells, rows: dict[Key, _CellRows], sign: float) -> Iterator[Drop]:
+    for key, one in rows.items():
+        inside = next((target for target in one.values if cells[key, target].in_domain), None)
         for target in one.values:
-            if not inside or arms[key, target].in_domain:
+            if inside is None or cells[key, target].in_domain:
                 continue
-            seeds = [seed for seed in one.values[target] if seed in one.values[inside[0]]]
-            if seeds:
-                parts = [_table(one, name, seeds) for name in (inside[0], target)]
-                yield Drop(dict(key), arms[key, target].target, combine(parts, [sign, -sign]))
+            if seeds := [seed for seed in one.values[target] if seed in one.values[inside]]:
+                parts = [_table(one, name, seeds) for name in (inside, target)]
+                yield Drop(dict(key), cells[key, target].target, combine(parts, [sign, -sign]))
 
 
-def _ranks(
-    experiment: Experiment, arms: dict[tuple[Key, str], Arm], *, higher_is_better: bool
-) -> tuple[dict[str, float], int]:
+def _ranks(experiment: Experiment, cells: Cells, *, higher_is_better: bool) -> tuple[dict[str, float], int]:
+    """Mean rank of each level of the contrast, and the number of contexts."""
     if experiment.contrast is None:
         return {}, 0
     axis = experiment.contrast.axis
-    contexts: dict[Any, dict[str, float]] = defaultdict(dict)
-    for (key, target), arm in arms.items():
+    contexts: dict[tuple[Key, str], dict[str, float]] = defaultdict(dict)
+    for (key, target), cell in cells.items():
         context = tuple(pair for pair in key if pair[0] != axis), target
-        contexts[context][arm.levels[axis]] = arm.score.mean
+        contexts[context][cell.levels[axis]] = cell.score.mean
     levels = [level for level in experiment.axes[axis] if any(level in one for one in contexts.values())]
     table = [[one[level] for level in levels] for one in contexts.values() if len(one) == len(levels)]
     if not table:
         return {}, 0
     ranks = mean_ranks(np.array(table), higher_is_better=higher_is_better)
-    return dict(zip(levels, map(float, ranks), strict=True)), len(table)
+    return dict(zip(levels, ranks.tolist(), strict=True)), len(table)

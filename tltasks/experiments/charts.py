@@ -1,33 +1,25 @@
-"""The figures of an experiment: heat maps, curves with bands, and what a score costs."""
+"""Figures of experiments and searches: heat maps, learning curves with bands, what a score costs, scores by setting."""
 
 from __future__ import annotations
 
-import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from tltasks.reports.charts import GREY, STYLE
+from tltasks.reports.charts import BLUE, GREY, ORANGE, chart, png, svg
 
-COLOURS = ("#1d5fb4", "#c4560c", "#137a4b", "#a8237a", "#6b4fbb", "#8a6d00", "#4b5563", "#0e7c86")
+SIZE = 5.0, 4.0
+"""Inches of a figure."""
+COLOURS = (BLUE, ORANGE, "#137a4b", "#a8237a", "#6b4fbb", "#8a6d00", "#4b5563", "#0e7c86")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""With the colours: arms that can be told apart without seeing colour."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """An arm's points along a curve, or its one point among costs: (x, score, low, high)."""
-
-    name: str
-    place: int
-    """Among all arms, which gives the same arm the same colour everywhere."""
-    points: Sequence[tuple[float, float, float, float]]
+"""With the colours: lines that can be told apart without seeing colour."""
+TRIAL_MARKS = {"finished": ("o", BLUE), "pruned": ("x", GREY)}
 
 
 @dataclass(frozen=True)
@@ -39,27 +31,41 @@ class Picture:
     figure: Figure
 
     def svg(self) -> str:
-        buffer = io.StringIO()
-        with mpl.rc_context(STYLE):
-            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        return buffer.getvalue()
+        return svg(self.figure)
 
     def png(self) -> bytes:
-        buffer = io.BytesIO()
-        with mpl.rc_context(STYLE):
-            self.figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-        return buffer.getvalue()
+        return png(self.figure)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method's points along a curve, or its one point among costs: (x, score, low, high)."""
+
+    name: str
+    place: int
+    """Among all methods, which gives the same one the same colour everywhere."""
+    points: Sequence[tuple[float, float, float, float]]
+
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.place % len(COLOURS)]
+
+    @property
+    def marker(self) -> str:
+        return MARKERS[self.place % len(MARKERS)]
+
+
+# -------------------------------------------------------------------------------------- experiments
 
 
 def draw_curve(title: str, metric: str, lines: Sequence[Line], limits: tuple[float, float]) -> Figure:
-    """Score against training examples, with each arm's 95 % band."""
-    with mpl.rc_context(STYLE):
-        figure, axes = _chart(title, "training examples", metric, limits)
+    """Score against training examples, with each line's 95 % band."""
+    with chart(title, SIZE, x_label="training examples", y_label=metric) as (figure, axes):
+        axes.set_ylim(*limits)
         for line in lines:
             x, mean, low, high = np.array(sorted(line.points)).T
-            colour = COLOURS[line.place % len(COLOURS)]
-            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-            axes.plot(x, mean, color=colour, marker=MARKERS[line.place % len(MARKERS)], linewidth=1.8, label=line.name)
+            axes.fill_between(x, low, high, color=line.colour, alpha=0.13, linewidth=0)
+            axes.plot(x, mean, color=line.colour, marker=line.marker, linewidth=1.8, label=line.name)
         examples = sorted({point[0] for line in lines for point in line.points})
         if min(examples) > 0:
             axes.set_xscale("log")
@@ -72,25 +78,23 @@ def draw_curve(title: str, metric: str, lines: Sequence[Line], limits: tuple[flo
 def draw_front(
     title: str, x_label: str, metric: str, lines: Sequence[Line], limits: tuple[float, float], *, higher_is_better: bool
 ) -> Figure:
-    """Score against a cost, and the front: the arms that no cheaper one equals."""
-    with mpl.rc_context(STYLE):
-        figure, axes = _chart(title, x_label, metric, limits)
+    """Score against a cost, and the front: the points that no cheaper one equals."""
+    with chart(title, SIZE, x_label=x_label, y_label=metric) as (figure, axes):
+        axes.set_ylim(*limits)
         points = [(line.points[0][0], line.points[0][1]) for line in lines]
         front = pareto_front(points, higher_is_better=higher_is_better)
         axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, linestyle="--", drawstyle="steps-post", zorder=1)
         for line in lines:
             x, mean, low, high = line.points[0]
-            colour = COLOURS[line.place % len(COLOURS)]
-            axes.plot([x, x], [low, high], color=colour, linewidth=1.2, alpha=0.6)
-            axes.plot([x], [mean], MARKERS[line.place % len(MARKERS)], color=colour, markersize=9, label=line.name)
-        if min(x for x, _ in points) > 0:
+            axes.plot([x, x], [low, high], color=line.colour, linewidth=1.2, alpha=0.6)
+            axes.plot([x], [mean], line.marker, color=line.colour, markersize=9, label=line.name)
+        least, most = min(points)[0], max(points)[0]
+        if least > 0:
             axes.set_xscale("log")
-            low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
-            axes.xaxis.set_major_locator(
-                LogLocator(subs=(1.0,) if high_x > 20 * low_x else (1.0, 2.0, 5.0), numticks=7)
-            )
+            subs = (1.0,) if most > 20 * least else (1.0, 2.0, 5.0)
+            axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=7))
             axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_xlim(low_x / 1.6, high_x * 1.6)
+            axes.set_xlim(least / 1.6, most * 1.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         _legend(figure, axes)
     return figure
@@ -100,15 +104,12 @@ def draw_heat_map(
     title: str, table: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str], limits: tuple[float, float]
 ) -> Figure:
     """Scores by source (rows) and target (columns); what was not measured is left white."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.9 + 1.15 * len(columns), 1.5 + 0.62 * len(rows)), facecolor="white")
-        axes = figure.add_subplot()
-        axes.set_title(title)
+    size = 1.9 + 1.15 * len(columns), 1.5 + 0.62 * len(rows)
+    with chart(title, size, x_label="tested on", y_label="trained on") as (figure, axes):
         axes.grid(visible=False)
         axes.imshow(table, cmap="Blues", vmin=limits[0], vmax=limits[1], aspect="auto")
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
-        axes.set(xlabel="tested on", ylabel="trained on")
         axes.tick_params(length=0)
         span = limits[1] - limits[0] or 1.0
         for i, j in np.argwhere(np.isfinite(table)):
@@ -132,7 +133,8 @@ def pareto_front(points: Sequence[tuple[float, float]], *, higher_is_better: boo
 
 
 def short(value: float) -> str:
-    """
+    """Three digits and a unit.
+
     >>> [short(v) for v in (0.5, 12.0, 12810, 3_400_000)]
     ['0.5', '12', '12.8k', '3.4M']
     """
@@ -142,18 +144,63 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _chart(title: str, x_label: str, y_label: str, limits: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.0, 4.0), facecolor="white")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_ylim(*limits)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    return figure, axes
-
-
 def _legend(figure: Figure, axes: Axes) -> None:
     names = axes.get_legend_handles_labels()[1]
     columns = 3 if max(map(len, names), default=0) < 14 else 2
     figure.legend(loc="outside lower center", ncols=min(columns, len(names)), fontsize=11)
+
+
+# ------------------------------------------------------------------- searches and learning rates
+
+
+def draw_progress(trials: Sequence[tuple[int, float, str]], *, higher_is_better: bool) -> Figure:
+    """Validation score by trial, and the best so far; trials are (number, score, state)."""
+    with chart("trials", SIZE, x_label="trial", y_label="validation score") as (figure, axes):
+        _scatter(axes, trials)
+        finished = [(number, score) for number, score, state in trials if state == "finished"]
+        best = itertools.accumulate((score for _, score in finished), max if higher_is_better else min)
+        axes.step([number for number, _ in finished], list(best), where="post", color=ORANGE, label="best so far")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.legend(fontsize=11)
+    return figure
+
+
+def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]]) -> Figure:
+    """Validation score by a recipe key; trials are (value, score, state)."""
+    values = [value for value, _, _ in trials]
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    names = sorted({str(value) for value in values}) if len(numbers) < len(values) else []
+    with chart(key.rpartition(".")[2], SIZE, x_label=key, y_label="validation score") as (figure, axes):
+        places = [names.index(str(value)) for value in values] if names else numbers
+        _scatter(axes, [(place, score, state) for place, (_, score, state) in zip(places, trials, strict=True)])
+        if names:
+            axes.set_xticks(range(len(names)), names)
+        elif len(set(numbers)) <= 6:
+            axes.set_xticks(sorted(set(numbers)))
+        elif min(numbers) > 0 and max(numbers) / min(numbers) >= 10:
+            _logarithmic(axes)
+    return figure
+
+
+def _scatter(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    for state, (mark, colour) in TRIAL_MARKS.items():
+        chosen = [(x, score) for x, score, its in points if its == state]
+        axes.plot(*np.array(chosen).reshape(-1, 2).T, mark, color=colour, markersize=7, label=state)
+
+
+def draw_learning_rates(rates: Sequence[float], losses: Sequence[float], marked: dict[str, float]) -> Figure:
+    """Smoothed training loss by learning rate; `marked` are rates by what they are."""
+    labels = {"x_label": "learning rate", "y_label": "training loss, smoothed"}
+    with chart("learning rate range test", (6.4, 4.2), **labels) as (figure, axes):
+        axes.plot(rates, losses, color=BLUE, linewidth=1.8)
+        _logarithmic(axes)
+        for (name, rate), colour, style in zip(marked.items(), (ORANGE, GREY), ("-", "--"), strict=True):
+            axes.axvline(rate, color=colour, linestyle=style, linewidth=1.3, label=f"{name}: {rate:.1e}")
+        axes.legend(fontsize=11)
+    return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())

@@ -3,243 +3,300 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import shutil
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
-from tltasks.config.yaml_reader import read_text
 from tltasks.errors import DataError
-from tltasks.experiments.analysis import Findings, analyse
-from tltasks.experiments.charts import Picture
-from tltasks.experiments.experiment import Experiment, load_experiment
-from tltasks.experiments.plan import PlannedCell, Record, estimate_seconds, plan_cells, to_do
+from tltasks.experiments.analysis import CellScore, Findings, analyse
+from tltasks.experiments.experiment import Experiment, Levels, load_experiment, read_source
 from tltasks.experiments.ray import Workers, run_on_ray
-from tltasks.experiments.report import draw_pictures, sentences, show_levels, write_report
-from tltasks.experiments.tables import csv_table, latex_table
-from tltasks.experiments.trials import Failure, run_cells
+from tltasks.experiments.report import (
+    Layout,
+    by_target,
+    draw_pictures,
+    evidence,
+    latex_table,
+    text_table,
+    write_page,
+)
+from tltasks.experiments.trials import (
+    Failure,
+    Outcome,
+    PlannedTrial,
+    TrialRecord,
+    estimate_seconds,
+    plan_trials,
+    run_trials,
+    to_do,
+)
 from tltasks.results.result import finite, show_duration
 from tltasks.runs.story import measure_stages
 from tltasks.runtime.files import locked, write_json, write_text
 
 SCHEMA = 1
 OVERHEAD_SECONDS = 3.0
-"""Of a cell, besides its steps, before one has been carried out: opening, evaluating, writing."""
+"""Of a trial, besides its steps, before one has been carried out: opening, evaluating, writing."""
+MARKS = {"positive": " +", "negative": " −", "neutral": "  "}
 
 
-@dataclass
-class Progress:
-    """What has become of the cells so far."""
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial that could not be carried out."""
 
-    planned: list[PlannedCell]
-    failed: dict[str, Failure] = field(default_factory=dict)
+    id: str
+    levels: Levels
+    seed: int
+    message: str
 
-    def take(self, item: PlannedCell, ended: Record | Failure) -> None:
-        """Enter the end of a cell under every combination of levels that it stands for."""
-        if isinstance(ended, Failure):
-            self.failed[item.id] = ended
-            return
-        self.planned = [dataclasses.replace(p, record=ended) if p.id == item.id else p for p in self.planned]
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What an experiment says, and the trials that it is computed from."""
+
+    name: str
+    experiment: str
+    """As it was written."""
+    seeds: list[int]
+    findings: Findings
+    trials: list[TrialRecord]
+    failed: list[FailedTrial]
+    unfinished: int
+    seconds: float
+    """Of computing, of all trials together."""
+    versions: dict[str, str]
+    hardware: list[str]
+    schema: int = SCHEMA
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each combination of levels and test set: score, costs, and comparison with each control."""
+        return self.findings.to_pandas()
+
+    def to_json(self) -> dict[str, object]:
+        """What result.json holds; versions and hardware once for all trials."""
+        trials = [dataclasses.asdict(record) for record in self.trials]
+        own = [{key: v for key, v in one.items() if key not in {"hardware", "versions"}} for one in trials]
+        tree: dict[str, object] = finite({**dataclasses.asdict(self), "trials": own})
+        return tree
+
+    def _repr_html_(self) -> str:
+        levels, cells = by_target(self.findings, show_cell, "–")
+        said = "".join(f"<li>{sentence}</li>" for _, sentence in self.findings.sentences())
+        return f"<ul>{said}</ul>{pd.concat([levels, cells], axis=1).to_html(index=False)}"
 
 
 def compare(
-    path: Path, overrides: list[str], *, output: Path | None, dry_run: bool, workers: Workers | None = None
-) -> int:
-    """Carry out an experiment, on Ray's `workers` if these are given, and return how many of its cells failed; a dry
-    run only plans.
+    experiment: Path | str | Mapping[str, object],
+    overrides: Iterable[str] = (),
+    *,
+    output: Path | str | None = None,
+    workers: Workers | None = None,
+    console: Console | None = None,
+) -> ComparisonResult:
+    """Carry out an experiment, or go on with it, and say what transfers.
 
-    Raises Interrupted when the process is told to stop, and a TltasksError for what the user can mend.
+    `experiment` is a YAML file or its keys, `overrides` such as `seeds=[0]` take the place of what it says, `output`
+    that of its results folder. `workers` spread trials by Ray; a `console` is told plan, progress and findings.
+    Raises DataError when no trial could be carried out, Interrupted or KeyboardInterrupt when told to stop, and a
+    TltasksError for what else the user can mend.
     """
-    console = Console(stderr=True, highlight=False)
-    experiment, cells = load_experiment(path, overrides)
-    output = output or Path(experiment.output).expanduser()
-    planned = plan_cells(cells, output)
-    if dry_run:
-        measured = _measure(planned, output)
-        show_plan(console, planned, measured)
-        return 0
-    _refuse_others(output)
+    console = console or Console(quiet=True)
+    source = read_source(experiment, (), "experiment")
+    design, trials = load_experiment(experiment, overrides)
+    output = Path(output or design.output).expanduser()
+    if output.is_dir() and any(output.iterdir()) and not (output / "trials").is_dir():
+        raise DataError(f"output {output}: is not empty and holds no experiment; name another folder with --output.")
+    result: ComparisonResult | None = None
     with locked(output):
-        (output / "cells").mkdir(exist_ok=True)
-        planned = plan_cells(cells, output)  # with what another process may have finished meanwhile
-        progress, left = Progress(planned), to_do(planned)
-        show_plan(console, planned, None)
-        on_end = functools.partial(_tell, console, progress, n_cells=len(left))
+        (output / "trials").mkdir(exist_ok=True)
+        progress = Progress(plan_trials(trials, output), console)
+        left = to_do(progress.planned)
+        show_plan(console, ExperimentPlan(progress.planned))
         try:
             if workers is None:
-                run_cells(left, output, keep_weights=experiment.keep_weights, on_end=on_end)
+                run_trials(left, output, keep_weights=design.keep_weights, on_end=progress.take)
             else:
-                run_on_ray(left, output, keep_weights=experiment.keep_weights, workers=workers, on_end=on_end)
+                run_on_ray(left, output, keep_weights=design.keep_weights, workers=workers, on_end=progress.take)
         finally:
             if any(item.record is not None for item in progress.planned):
-                findings = write_results(experiment, progress, output, name=path.stem, text=read_text(path))
-                show_findings(console, experiment, findings, output)
-    if progress.failed and not any(item.record is not None for item in progress.planned):
-        first = next(iter(progress.failed.values()))
+                findings = analyse(design, progress.planned, output)
+                result = describe(design, findings, progress, name=source.name, text=source.text)
+                write_results(design, result, output)
+                show_findings(console, findings, output)
+    if result is None:
+        first = next(iter(progress.failed.values()), Failure("", "it has none."))
         raise DataError(
-            f"no cell could be carried out; the first: {first.message}\nIts log: {output}/logs/{first.id}.log"
+            f"no trial could be carried out; the first: {first.message}\nIts log: {output}/logs/{first.id}.log"
         )
-    return len(progress.failed)
+    return result
 
 
-def _refuse_others(output: Path) -> None:
-    """Raise DataError for a folder that holds something else than an experiment."""
-    if output.is_dir() and any(output.iterdir()) and not (output / "cells").is_dir():
-        raise DataError(f"output {output}: is not empty and holds no experiment; name another folder with --output.")
+class Progress:
+    """What has become of the trials so far."""
 
+    def __init__(self, planned: list[PlannedTrial], console: Console) -> None:
+        self.planned, self.console = planned, console
+        self.failed: dict[str, Failure] = {}
+        self.n_trials = len(to_do(planned))
 
-def _tell(console: Console, progress: Progress, item: PlannedCell, ended: Record | Failure, *, n_cells: int) -> None:
-    progress.take(item, ended)
-    left = to_do(progress.planned)
-    done = n_cells - len(left) + len(progress.failed)
-    if isinstance(ended, Failure):
-        console.print(f"[{done}/{n_cells}] {item.cell.name}: failed: {ended.message}", soft_wrap=True, markup=False)
-        return
-    scores = ", ".join(f"{name} {score['value']:.3f}" for name, score in ended["targets"].items())
-    seconds = estimate_seconds([p for p in progress.planned if p.id not in progress.failed], {})
-    rest = f"; about {show_duration(seconds)} left" if seconds else ""
-    shown = f"[{done}/{n_cells}] {item.cell.name}: {scores} ({show_duration(ended['seconds'])}{rest})"
-    console.print(shown, soft_wrap=True, markup=False)
+    def take(self, item: PlannedTrial, outcome: Outcome) -> None:
+        """Enter the end of a trial under every combination of levels that it stands for, and tell of it."""
+        if isinstance(outcome, Failure):
+            self.failed[item.id] = outcome
+            said = f"failed: {outcome.message}"
+        else:
+            self.planned = [dataclasses.replace(p, record=outcome) if p.id == item.id else p for p in self.planned]
+            seconds = estimate_seconds([p for p in self.planned if p.id not in self.failed], {})
+            left = f"; about {show_duration(seconds)} left" if seconds else ""
+            scores = ", ".join(f"{name} {score.value:.3f}" for name, score in outcome.targets.items())
+            said = f"{scores} ({show_duration(outcome.seconds)}{left})"
+        done = self.n_trials - len(to_do(self.planned)) + len(self.failed)
+        self.console.print(f"[{done}/{self.n_trials}] {item.trial.name}: {said}", soft_wrap=True, markup=False)
 
 
 # --------------------------------------------------------------------------------------------- plan
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What two steps say of cells that nothing is known of yet."""
+class ExperimentPlan:
+    """The trials of an experiment, which are finished, and what two steps say of those that nothing is known of yet."""
 
-    seconds: dict[str, float]
-    """Of a cell, by kind."""
-    memory_bytes: int
+    trials: list[PlannedTrial]
+    measured_seconds: dict[str, float] = field(default_factory=dict)
+    """Of a trial, by kind."""
+    memory_bytes: int = 0
     """Most that any of them takes, besides evaluation."""
 
+    @property
+    def seconds(self) -> float | None:
+        """Of all trials that are to be carried out, one after another; None where that is not known."""
+        return estimate_seconds(self.trials, self.measured_seconds)
 
-def _measure(planned: list[PlannedCell], output: Path) -> Measured:
-    """By two steps of the cell of each kind with the most data, where no cell of that kind is finished."""
+
+def plan_experiment(
+    experiment: Path | str | Mapping[str, object], overrides: Iterable[str] = (), *, output: Path | str | None = None
+) -> ExperimentPlan:
+    """Look up which trials are finished, and take two steps of the trial of each other kind with the most data.
+
+    Nothing is written. Raises a TltasksError for what the user can mend.
+    """
+    design, trials = load_experiment(experiment, overrides)
+    output = Path(output or design.output).expanduser()
+    planned = plan_trials(trials, output)
     known = {item.kind for item in planned if item.record is not None}
-    kinds: dict[str, PlannedCell] = {}
+    kinds: dict[str, PlannedTrial] = {}
     for item in to_do(planned):
-        best = kinds.get(item.kind)
-        if item.kind not in known and (best is None or _shots(item) > _shots(best)):
+        if item.kind not in known and (item.kind not in kinds or _shots(item) > _shots(kinds[item.kind])):
             kinds[item.kind] = item
     seconds, memory = {}, 0
     for kind, item in kinds.items():
-        stages = measure_stages(item.cell.recipe, output)
+        stages = measure_stages(item.trial.recipe, output)
         seconds[kind] = OVERHEAD_SECONDS + sum(stage.get("seconds", 0.0) for stage in stages)
         memory = max([memory, *(stage["memory_bytes"] for stage in stages)])
-    return Measured(seconds, memory)
+    return ExperimentPlan(planned, seconds, memory)
 
 
-def _shots(item: PlannedCell) -> float:
-    data = item.cell.recipe.data
+def _shots(item: PlannedTrial) -> float:
+    data = item.trial.recipe.data
     return float("inf") if data is None or data.shots is None else data.shots
 
 
-def show_plan(console: Console, planned: list[PlannedCell], measured: Measured | None) -> None:
-    """How many cells there are along each axis, how many are finished, and what the others will take."""
-    left = to_do(planned)
-    unique = len({item.id for item in planned})
-    again = f", of which {len(planned) - unique} are the same as others" if unique < len(planned) else ""
-    console.print(f"{len(planned):,} cells{again}; {unique - len(left):,} finished, {len(left):,} to carry out")
-    if measured is not None:
-        table = Table(title="plan (nothing was trained or written)", title_justify="left", header_style="bold")
-        for name in ("axis", "level", "cells", "finished"):
-            table.add_column(name)
-        for axis in planned[0].cell.levels:
-            counts = Counter(item.cell.levels[axis] for item in planned)
-            finished = Counter(item.cell.levels[axis] for item in planned if item.record is not None)
-            for i, (level, n) in enumerate(counts.items()):
-                table.add_row(axis if i == 0 else "", level, f"{n:,}", f"{finished[level]:,}")
-        console.print(table)
-    seconds = estimate_seconds(planned, measured.seconds if measured is not None else {})
-    if left and seconds is not None:
-        memory = (
-            f", with {measured.memory_bytes / 2**30:.1f} GiB of memory" if measured and measured.memory_bytes else ""
-        )
-        console.print(f"about {show_duration(seconds)} on this machine, one after another{memory}")
+def show_plan(console: Console, plan: ExperimentPlan, *, dry_run: bool = False) -> None:
+    """How many trials there are along each axis, how many are finished, and what the others will take."""
+    left, unique = to_do(plan.trials), len({item.id for item in plan.trials})
+    same = len(plan.trials) - unique
+    again = f", of which {same} are the same as others" if same else ""
+    console.print(f"{len(plan.trials):,} trials{again}; {unique - len(left):,} finished, {len(left):,} to carry out")
+    if dry_run:
+        rows = []
+        for axis in plan.trials[0].trial.levels:
+            counts = Counter(item.trial.levels[axis] for item in plan.trials)
+            finished = Counter(item.trial.levels[axis] for item in plan.trials if item.record is not None)
+            rows += [[axis, level, f"{n:,}", f"{finished[level]:,}"] for level, n in counts.items()]
+        title = "plan (nothing was trained or written)"
+        console.print(text_table(title, ["axis", "level"], ["trials", "finished"], rows))
+    if left and plan.seconds is not None:
+        memory = f", with {plan.memory_bytes / 2**30:.1f} GiB of memory" if plan.memory_bytes else ""
+        console.print(f"about {show_duration(plan.seconds)} on this machine, one after another{memory}")
 
 
 # ------------------------------------------------------------------------------------------ results
 
 
-def write_results(experiment: Experiment, progress: Progress, output: Path, *, name: str, text: str) -> Findings:
-    """result.json, report.html, figures and tables, from the finished cells."""
-    findings = analyse(experiment, progress.planned, output)
-    result = describe(experiment, findings, progress, name=name, text=text)
-    write_json(output / "result.json", finite(result))
-    write_text(output / "table.csv", csv_table(experiment, findings))
+def write_results(experiment: Experiment, result: ComparisonResult, output: Path) -> None:
+    """result.json, report.html, figures and tables."""
+    findings, layout = result.findings, Layout(experiment, result.findings)
+    write_json(output / "result.json", result.to_json())
+    write_text(output / "table.csv", result.to_pandas().to_csv(index=False, float_format="%.6g"))
     write_text(output / "table.tex", latex_table(experiment, findings))
-    pictures = draw_pictures(experiment, findings)
-    _write_pictures([picture for section in pictures.values() for picture in section], output / "figures")
-    write_report(output / "report.html", experiment, findings, pictures, result)
-    return findings
+    pictures = draw_pictures(experiment, findings, layout)
+    shutil.rmtree(output / "figures", ignore_errors=True)
+    (output / "figures").mkdir()
+    for picture in (picture for section in pictures.values() for picture in section):
+        (output / "figures" / f"{picture.name}.png").write_bytes(picture.png())
+    write_page(
+        output / "report.html",
+        "experiment.html.jinja",
+        experiment=experiment,
+        findings=findings,
+        layout=layout,
+        pictures=pictures,
+        evidence=evidence(findings),
+        result=result,
+    )
 
 
-def _write_pictures(pictures: list[Picture], folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for picture in pictures:
-        (folder / f"{picture.name}.png").write_bytes(picture.png())
-
-
-def describe(experiment: Experiment, findings: Findings, progress: Progress, *, name: str, text: str) -> dict[str, Any]:
-    """Every number of the experiment, for result.json."""
+def describe(
+    experiment: Experiment, findings: Findings, progress: Progress, *, name: str, text: str
+) -> ComparisonResult:
+    """The findings beside what they are computed from."""
     done = {item.id: item.record for item in progress.planned if item.record is not None}
-    failed = {item.id: item for item in progress.planned if item.id in progress.failed}
-    hardware = {
-        f"{r['hardware']['device_name']}, {r['hardware']['cpu_cores']} cores, {r['hardware']['precision']}": None
-        for r in done.values()
-    }
-    versions: dict[str, str] = {}
+    failed = {item.id: item.trial for item in progress.planned if item.id in progress.failed}
+    versions: dict[str, dict[str, None]] = {}
     for record in done.values():
-        for package, version in record["versions"].items():
-            known = versions.setdefault(package, version)
-            versions[package] = known if version in known.split(", ") else f"{known}, {version}"
-    return {
-        "schema": SCHEMA,
-        "name": name,
-        "experiment": text,
-        "seeds": experiment.seeds,
-        "findings": dataclasses.asdict(findings),
-        "cells": [
-            {key: value for key, value in item.record.items() if key not in {"hardware", "versions"}}
-            | {"levels": item.cell.levels, "seed": item.cell.seed}
+        for package, version in record.versions.items():
+            versions.setdefault(package, {})[version] = None
+    hardware = [
+        f"{one.hardware['device_name']}, {one.hardware['cpu_cores']} cores, {one.hardware['precision']}"
+        for one in done.values()
+    ]
+    return ComparisonResult(
+        name=name,
+        experiment=text,
+        seeds=experiment.seeds,
+        findings=findings,
+        trials=[
+            dataclasses.replace(item.record, levels=item.trial.levels, seed=item.trial.seed)
             for item in progress.planned
             if item.record is not None
         ],
-        "failed": [
-            {"id": key, "levels": item.cell.levels, "seed": item.cell.seed, "message": progress.failed[key].message}
-            for key, item in failed.items()
+        failed=[
+            FailedTrial(key, trial.levels, trial.seed, progress.failed[key].message) for key, trial in failed.items()
         ],
-        "unfinished": len({p.id for p in progress.planned if p.record is None and p.id not in progress.failed}),
-        "seconds": sum(record["seconds"] for record in done.values()),
-        "versions": versions,
-        "hardware": list(hardware),
-    }
+        unfinished=len({item.id for item in progress.planned} - done.keys() - failed.keys()),
+        seconds=sum(record.seconds for record in done.values()),
+        versions={package: ", ".join(known) for package, known in versions.items()},
+        hardware=list(dict.fromkeys(hardware)),
+    )
 
 
-def show_findings(console: Console, experiment: Experiment, findings: Findings, output: Path) -> None:
+def show_findings(console: Console, findings: Findings, output: Path) -> None:
     """The terminal's short version of the report."""
-    targets = list(dict.fromkeys(arm.target for arm in findings.arms))
-    table = Table(title=findings.metric, title_justify="left", header_style="bold")
-    table.add_column("")
-    for target in targets:
-        table.add_column(target, justify="right")
-    by_levels: dict[str, dict[str, str]] = {}
-    marks = {"positive": " +", "negative": " −", "neutral": "  "}
-    for arm in findings.arms:
-        mark = marks[arm.comparisons[0].verdict] if arm.comparisons else ""
-        shown = f"{arm.score.mean:.3f} ({arm.score.low:.2f} to {arm.score.high:.2f}){mark}"
-        by_levels.setdefault(show_levels(arm.levels), {})[arm.target] = shown
-    for levels, scores in by_levels.items():
-        table.add_row(levels, *(scores.get(target, "–") for target in targets))
-    console.print(table)
-    for _, sentence in sentences(experiment, findings):
+    levels, cells = by_target(findings, show_cell, "–")
+    names = [", ".join(row).replace("_", " ") for row in levels.to_numpy().tolist()]
+    rows = [[name, *scores] for name, scores in zip(names, cells.to_numpy().tolist(), strict=True)]
+    console.print(text_table(findings.metric, [""], [str(target) for target in cells], rows))
+    for _, sentence in findings.sentences():
         console.print(sentence, soft_wrap=True)
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)
+
+
+def show_cell(cell: CellScore) -> str:
+    """Mean with its interval, and a mark for transfer."""
+    score = cell.score
+    return f"{score.mean:.3f} ({score.low:.2f} to {score.high:.2f}){MARKS.get(cell.verdict, '')}"

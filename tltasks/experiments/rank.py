@@ -1,31 +1,34 @@
-"""The story of `tltasks rank`: candidates by what their features say of the target's training data, before training."""
+"""The story of `tltasks rank`: checkpoints by what they tell of the target's training data, before training."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from scipy import stats
 from torch import nn
 
 from tltasks.config.plan import plan_stages
-from tltasks.config.recipe import Recipe
 from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
 from tltasks.experiments.analysis import Findings, analyse
-from tltasks.experiments.experiment import Cell, Experiment, Levels, load_experiment
-from tltasks.experiments.plan import PlannedCell, plan_cells
-from tltasks.experiments.successive_halving import LOSS_ROWS, successive_halving, zero_shot_loss
+from tltasks.experiments.experiment import Experiment, Levels, Trial, load_experiment
+from tltasks.experiments.report import text_table
+from tltasks.experiments.successive_halving import LOSS_ROWS, stage_alone, successive_halving, zero_shot_loss
 from tltasks.experiments.transferability import ESTIMATORS
+from tltasks.experiments.trials import plan_trials
+from tltasks.reports.html import words
 from tltasks.results.result import finite, show_duration
 from tltasks.runs.prepare import PreparedStage
 from tltasks.runs.story import open_recipe
@@ -40,7 +43,16 @@ SAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Judged:
+class CandidatePair:
+    """A target, a candidate, and a trial of both."""
+
+    context: Levels
+    candidate: str
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class CandidateEstimates:
     """A candidate on one target: its estimates, and what they cost."""
 
     context: Levels
@@ -48,13 +60,13 @@ class Judged:
     estimates: dict[str, float | None]
     """None where an estimator has nothing to go by: LEEP for a checkpoint that is no classifier."""
     rows: int
-    pass_seconds: float
-    """Of the features; next to nothing where the cache has them."""
-    seconds: dict[str, float]
+    feature_seconds: float
+    """Of the pass through the checkpoint; next to nothing where the cache has its features."""
+    estimator_seconds: dict[str, float]
     """Of each estimator beside that."""
-    truth: dict[str, float] = field(default_factory=dict)
-    """What fine-tuning came to, by level of the contrast, where `tltasks compare` has measured it."""
-    truth_seconds: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+    """What fine-tuning came to, by level of the contrast, where `tltasks compare` has measured it; higher is better."""
+    measured_seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,62 +85,98 @@ class Agreement:
     """Seconds of the pass and the estimator, over those of the fine-tuning that it would replace."""
 
 
-def rank(path: Path, overrides: list[str], *, output: Path | None) -> None:
-    """Judge every candidate on every target, print and write the order. Raises TltasksError for the user's mistakes."""
-    console = Console(stderr=True, highlight=False)
-    experiment, cells = load_experiment(path, overrides)
-    if experiment.candidates is None:
-        raise RecipeError(f"{path}: needs the key `candidates`, the axis whose levels are checkpoints to be ranked.")
-    output = output or Path(experiment.output).expanduser()
-    with locked(output):
-        (output / "cells").mkdir(exist_ok=True)
-        planned = plan_cells(cells, output)
-        pairs = asked(experiment, cells)
-        task = load_adapter(plan_stages(pairs[0][2].recipe)[-1].task)
-        if issubclass(task, Embeds):
-            judged = [judge(cell.recipe, context, candidate, output) for context, candidate, cell in pairs]
-        elif issubclass(task, Writes):
-            judged = judge_by_training(pairs, output)
-        else:
-            raise RecipeError(f"{path}: {task.tag} has neither features nor texts by which candidates could be ranked.")
-        for one in judged:
-            shown = ", ".join([*one.context.values(), one.candidate])
-            taken = one.pass_seconds + sum(one.seconds.values())
-            console.print(f"{shown}: {one.rows:,} rows, {show_duration(taken)}", soft_wrap=True, markup=False)
-        judged = with_truth(experiment, planned, judged, output)
-        agreements = agree(judged)
-        write_json(
-            output / "rank.json",
-            finite({"judged": [vars(j) for j in judged], "agreement": [vars(a) for a in agreements]}),
+@dataclass(frozen=True)
+class RankingResult:
+    """Candidates with their estimates, and how far to trust each estimator."""
+
+    candidates: list[CandidateEstimates]
+    agreement: list[Agreement]
+    """Nothing where `tltasks compare` has not measured what the estimates are to tell."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each candidate on each target: its levels, estimates, and what was measured."""
+        return pd.DataFrame(
+            {**one.context, "candidate": one.candidate, "rows": one.rows, **one.estimates}
+            | {f"measured_{level}": value for level, value in one.measured.items()}
+            for one in self.candidates
         )
-    show(console, judged, agreements)
+
+    def _repr_html_(self) -> str:
+        agreement = pd.DataFrame(map(dataclasses.asdict, self.agreement)).to_html(index=False)
+        return self.to_pandas().to_html(index=False) + (agreement if self.agreement else "")
+
+
+C = TypeVar("C", CandidatePair, CandidateEstimates)
+
+
+def rank(
+    experiment: Path | str | Mapping[str, object],
+    overrides: Iterable[str] = (),
+    *,
+    output: Path | str | None = None,
+    console: Console | None = None,
+) -> RankingResult:
+    """Estimate how well every candidate would transfer to every target, before training.
+
+    `experiment` is a YAML file, or its keys, that names its `candidates`; `overrides` take the place of what it says,
+    `output` that of its results folder; a `console` is told of each candidate. Raises a TltasksError for the user's
+    mistakes.
+    """
+    console = console or Console(quiet=True)
+    design, trials = load_experiment(experiment, overrides)
+    name = "rank" if isinstance(experiment, Mapping) else experiment
+    if design.candidates is None:
+        raise RecipeError(f"{name}: needs the key `candidates`, the axis whose levels are checkpoints to be ranked.")
+    output = Path(output or design.output).expanduser()
+    with locked(output):
+        (output / "trials").mkdir(exist_ok=True)
+        planned = plan_trials(trials, output)
+        pairs = candidate_pairs(design, trials)
+        task = load_adapter(plan_stages(pairs[0].trial.recipe)[-1].task)
+        if issubclass(task, Embeds):
+            estimated = [estimate_by_features(pair, output) for pair in pairs]
+        elif issubclass(task, Writes):
+            estimated = estimate_by_training(pairs, output)
+        else:
+            raise RecipeError(f"{name}: {task.tag} has neither features nor texts by which candidates could be ranked.")
+        for one in estimated:
+            shown = ", ".join([*one.context.values(), one.candidate])
+            seconds = one.feature_seconds + sum(one.estimator_seconds.values())
+            console.print(f"{shown}: {one.rows:,} rows, {show_duration(seconds)}", soft_wrap=True, markup=False)
+        if any(item.record is not None for item in planned):
+            findings = analyse(design, planned, output)
+            estimated = [with_measured(design, findings, one) for one in estimated]
+        result = RankingResult(estimated, agree(estimated))
+        write_json(output / "rank.json", finite(dataclasses.asdict(result)))
+    show_ranking(console, result)
     console.print(f"numbers  {output / 'rank.json'}", soft_wrap=True)
+    return result
 
 
-def asked(experiment: Experiment, cells: list[Cell]) -> list[tuple[Levels, str, Cell]]:
-    """Targets, candidates, and a cell of each pair: methods share their features, and one seed stands for all."""
+def candidate_pairs(experiment: Experiment, trials: list[Trial]) -> list[CandidatePair]:
+    """Every candidate on every target: methods share its features, and one seed stands for all."""
     axis = experiment.candidates
     assert axis is not None
     apart = {axis, experiment.contrast.axis if experiment.contrast is not None else None}
-    found: dict[tuple[tuple[tuple[str, str], ...], str], Cell] = {}
-    for cell in cells:
-        context = tuple((name, level) for name, level in cell.levels.items() if name not in apart)
-        found.setdefault((context, cell.levels[axis]), cell)
-    return [(dict(context), candidate, cell) for (context, candidate), cell in found.items()]
+    found: dict[str, CandidatePair] = {}
+    for trial in trials:
+        context = {name: level for name, level in trial.levels.items() if name not in apart}
+        candidate = trial.levels[axis]
+        found.setdefault(str((context, candidate)), CandidatePair(context, candidate, trial))
+    return list(found.values())
 
 
-def judge(recipe: Recipe, context: Levels, candidate: str, output: Path) -> Judged:
+def estimate_by_features(pair: CandidatePair, output: Path) -> CandidateEstimates:
     """All estimates of a checkpoint on its recipe's training data, from one pass through it."""
-    plans = plan_stages(recipe)
-    probe = TASKS[plans[-1].task].stage(stage="probe")
-    only = {"task": plans[-1].task, "model": plans[0].model, "data": plans[-1].data, "stages": [probe]}
+    recipe = pair.trial.recipe
+    probe = TASKS[plan_stages(recipe)[-1].task].stage(stage="probe")
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator, (item,) = open_recipe(recipe.model_copy(update=only), output)
+    accelerator, (item,) = open_recipe(stage_alone(recipe, probe), output)
     model = item.task.build(item.plan.kind).model
     started = time.perf_counter()
     head, split = item.task.head(model)[0], item.encoded["train"]
     features = cached_features(accelerator, item.task, model, head, split, workers=0)
-    pass_seconds = time.perf_counter() - started
+    feature_seconds = time.perf_counter() - started
     labels = np.array(item.task.references(split.rows), dtype=np.int64)
     theta = source_probabilities(item, model, head, features)
     estimates, seconds = {}, {}
@@ -136,23 +184,20 @@ def judge(recipe: Recipe, context: Levels, candidate: str, output: Path) -> Judg
         started = time.perf_counter()
         estimates[name] = estimator(features, labels, theta, recipe.seed)
         seconds[name] = time.perf_counter() - started
-    return Judged(context, candidate, estimates, len(labels), pass_seconds, seconds)
+    return CandidateEstimates(pair.context, pair.candidate, estimates, len(labels), feature_seconds, seconds)
 
 
-def judge_by_training(pairs: list[tuple[Levels, str, Cell]], output: Path) -> list[Judged]:
-    """Candidates for a task that writes, by the untouched loss and by short training."""
-    groups: dict[tuple[str, ...], list[tuple[Levels, str, Cell]]] = defaultdict(list)
-    for context, candidate, cell in pairs:
-        groups[tuple(context.values())].append((context, candidate, cell))
-    judged = []
-    for group in groups.values():
-        halved = successive_halving({candidate: cell.recipe for _, candidate, cell in group}, output)
-        for context, candidate, cell in group:
-            loss, short = zero_shot_loss(cell.recipe, output), halved[candidate]
+def estimate_by_training(pairs: list[CandidatePair], output: Path) -> list[CandidateEstimates]:
+    """Estimates for a task that writes, by the loss of the checkpoint as it is and by short training."""
+    estimated = []
+    for group in by_context(pairs):
+        halved = successive_halving({pair.candidate: pair.trial.recipe for pair in group}, output)
+        for pair in group:
+            loss, short = zero_shot_loss(pair.trial.recipe, output), halved[pair.candidate]
             estimates = {"zero_shot_loss": loss.value, "halving": short.value}
             seconds = {"zero_shot_loss": loss.seconds, "halving": short.seconds}
-            judged.append(Judged(context, candidate, estimates, LOSS_ROWS, 0.0, seconds))
-    return judged
+            estimated.append(CandidateEstimates(pair.context, pair.candidate, estimates, LOSS_ROWS, 0.0, seconds))
+    return estimated
 
 
 def source_probabilities(
@@ -175,60 +220,54 @@ def source_probabilities(
     return theta
 
 
-# -------------------------------------------------------------------------------------------- truth
+# ---------------------------------------------------------------------------------- what was measured
 
 
-def with_truth(experiment: Experiment, planned: list[PlannedCell], judged: list[Judged], output: Path) -> list[Judged]:
+def with_measured(experiment: Experiment, findings: Findings, one: CandidateEstimates) -> CandidateEstimates:
     """The same with what `compare` has measured: in the domain where there are domains, else on the first test set."""
-    if not any(item.record is not None for item in planned):
-        return judged
-    findings = analyse(experiment, planned, output)
-    return [
-        Judged(**{**vars(one), "truth": truth, "truth_seconds": seconds})
-        for one in judged
-        for truth, seconds in [_truth(experiment, findings, one)]
-    ]
-
-
-def _truth(experiment: Experiment, findings: Findings, one: Judged) -> tuple[dict[str, float], dict[str, float]]:
     sign = 1.0 if findings.higher_is_better else -1.0
-    truth: dict[str, float] = {}
+    wanted = {**one.context, str(experiment.candidates): one.candidate}
+    measured: dict[str, float] = {}
     seconds: dict[str, float] = {}
-    for arm in findings.arms:
-        wanted = {**one.context, str(experiment.candidates): one.candidate}
-        if arm.in_domain is False or any(arm.levels[axis] != level for axis, level in wanted.items()):
+    for cell in findings.cells:
+        if cell.in_domain is False or any(cell.levels[axis] != level for axis, level in wanted.items()):
             continue
-        level = arm.levels[experiment.contrast.axis] if experiment.contrast is not None else "fine-tuning"
-        if level not in truth:
-            truth[level], seconds[level] = sign * arm.score.mean, arm.training_seconds
-    return truth, seconds
+        level = cell.levels[experiment.contrast.axis] if experiment.contrast is not None else "fine-tuning"
+        if level not in measured:
+            measured[level], seconds[level] = sign * cell.score.mean, cell.training_seconds
+    return dataclasses.replace(one, measured=measured, measured_seconds=seconds)
 
 
-def agree(judged: list[Judged]) -> list[Agreement]:
+def agree(estimated: list[CandidateEstimates]) -> list[Agreement]:
     """τ of every estimator with every level of the contrast, the best first."""
-    by_context: dict[tuple[str, ...], list[Judged]] = defaultdict(list)
-    for one in judged:
-        by_context[tuple(one.context.values())].append(one)
-    levels = list(dict.fromkeys(level for one in judged for level in one.truth))
+    groups = by_context(estimated)
     found = []
-    for level in levels:
-        for name in judged[0].estimates:
+    for level in dict.fromkeys(level for one in estimated for level in one.measured):
+        for name in estimated[0].estimates:
             tables = [
-                np.array([[one.estimates[name], one.truth[level]] for one in group], dtype=np.float64)
-                for group in by_context.values()
-                if all(level in one.truth and one.estimates[name] is not None for one in group)
-                and len({one.truth[level] for one in group}) > 1  # what is all equally good has no order
+                np.array([[one.estimates[name], one.measured[level]] for one in group], dtype=np.float64)
+                for group in groups
+                if all(level in one.measured and one.estimates[name] is not None for one in group)
+                and len({one.measured[level] for one in group}) > 1  # what is all equally good has no order
             ]
             if tables:
                 costs = [
-                    (one.pass_seconds + one.seconds[name]) / one.truth_seconds[level]
-                    for one in judged
-                    if one.truth_seconds.get(level)
+                    (one.feature_seconds + one.estimator_seconds[name]) / one.measured_seconds[level]
+                    for one in estimated
+                    if one.measured_seconds.get(level)
                 ]
                 tau, low, high = mean_tau(tables)
                 pairs = sum(len(table) for table in tables)
                 found.append(Agreement(name, level, tau, low, high, pairs, float(np.mean(costs))))
     return sorted(found, key=lambda one: (one.level, -one.tau))
+
+
+def by_context(candidates: Iterable[C]) -> list[list[C]]:
+    """The candidates of each target."""
+    groups: dict[tuple[str, ...], list[C]] = defaultdict(list)
+    for one in candidates:
+        groups[tuple(one.context.values())].append(one)
+    return list(groups.values())
 
 
 def mean_tau(tables: list[Floats], *, seed: int = 0) -> tuple[float, float, float]:
@@ -257,30 +296,23 @@ def _tau(table: Floats) -> float:
     return float(stats.weightedtau(table[:, 0], table[:, 1], rank=None).statistic)
 
 
-def show(console: Console, judged: list[Judged], agreements: list[Agreement]) -> None:
+def show_ranking(console: Console, result: RankingResult) -> None:
     """Candidates by target, and how far to trust each estimator."""
-    contexts: dict[tuple[str, ...], list[Judged]] = defaultdict(list)
-    for one in judged:
-        contexts[tuple(one.context.values())].append(one)
-    for context, group in contexts.items():
-        table = Table(title=", ".join(context) or None, title_justify="left", header_style="bold")
-        table.add_column("candidate")
-        for name in group[0].estimates:
-            table.add_column(name.replace("_", " "), justify="right")
-        for level in group[0].truth:
-            table.add_column(f"measured: {level}", justify="right")
+    for group in by_context(result.candidates):
+        names = [words(name) for name in group[0].estimates]
+        names += [f"measured: {level}" for level in group[0].measured]
         first = next(iter(group[0].estimates))
+        rows = []
         for one in sorted(group, key=lambda j: -(j.estimates[first] or 0.0)):
-            values: list[Any] = [*one.estimates.values(), *one.truth.values()]
-            table.add_row(one.candidate, *("–" if value is None else f"{value:.3f}" for value in values))
-        console.print(table)
-    if not agreements:
+            values = [*one.estimates.values(), *one.measured.values()]
+            rows.append([one.candidate, *("–" if value is None else f"{value:.3f}" for value in values)])
+        console.print(text_table(", ".join(group[0].context.values()), ["candidate"], names, rows))
+    if not result.agreement:
         console.print("How far to trust these is not known here: `tltasks compare` would measure it.")
         return
-    table = Table(title="weighted Kendall's τ with what was measured", title_justify="left", header_style="bold")
-    for name in ("method", "estimator", "τ", "95 % interval", "pairs", "cost"):
-        table.add_column(name)
-    for a in agreements:
-        interval = f"{a.low:.2f} to {a.high:.2f}"
-        table.add_row(a.level, a.estimator.replace("_", " "), f"{a.tau:.2f}", interval, str(a.pairs), f"{a.cost:.1%}")
-    console.print(table)
+    rows = [
+        [a.level, words(a.estimator), f"{a.tau:.2f}", f"{a.low:.2f} to {a.high:.2f}", str(a.pairs), f"{a.cost:.1%}"]
+        for a in result.agreement
+    ]
+    title = "weighted Kendall's τ with what was measured"
+    console.print(text_table(title, ["method", "estimator"], ["τ", "95 % interval", "pairs", "cost"], rows))

@@ -1,4 +1,4 @@
-"""A search: a recipe, and the keys of it that are to be chosen by the validation score.
+"""Searches: a recipe, and the keys of it that are to be chosen by the validation score.
 
 Reading and checking one imports no torch, as with recipes.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,11 +18,13 @@ from tltasks.config.checks import read_keys
 from tltasks.config.loading import list_mistakes, read_recipe
 from tltasks.config.recipe import Recipe
 from tltasks.config.section import Name, PositiveFloat, PositiveInt, Section
-from tltasks.config.yaml_reader import Document, Issue, dotted, parse, read_text
+from tltasks.config.yaml_reader import Document, Issue, KeyPath, dotted
 from tltasks.errors import RecipeError
-from tltasks.experiments.experiment import RESERVED, Cell, set_key
+from tltasks.experiments.experiment import RESERVED, RecipeSource, Seed, Trial, read_source, set_key
 
-Choice = bool | int | float | str | None
+Value = bool | int | float | str | None
+Settings = dict[str, Value]
+"""Value by recipe key, dotted as for `--set`."""
 
 
 class Range(Section):
@@ -49,27 +51,27 @@ class Range(Section):
             raise ValueError("`log` and `step` do not go together; leave one out")
         return self
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
             return False
         steps = (value - self.low) / (self.step or (1 if self.whole else 0) or math.inf)
         return abs(steps - round(steps)) < 1e-9
 
 
-Values = Annotated[list[Choice], Field(min_length=2)]
-Space = dict[str, Range | Values]
+Choice = Range | Annotated[list[Value], Field(min_length=2)]
+Space = dict[str, Choice]
 
 
 class Search(Section):
     """A recipe and the keys that are chosen."""
 
-    recipe: Annotated[str, Field(min_length=1)] | dict[str, Any]
+    recipe: RecipeSource
     """File of the recipe, relative to this one; or the recipe itself. It names a validation split."""
     space: Annotated[Space, Field(min_length=1)]
     """Recipe keys, dotted as for `--set`, and what they may be: a range `{low, high, log, step}`, or a list."""
     trials: PositiveInt
     """Settings that are tried, the recipe's own first."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     """Of the search; the recipe has its own."""
     sampler: Literal["tpe", "random"] = "tpe"
     """tpe: where good settings are likely, by those that were tried (Bergstra et al.,
@@ -86,14 +88,17 @@ class Search(Section):
 
 
 @dataclass(frozen=True)
-class Base:
-    """The recipe that a search changes, and where its local paths start."""
+class BaseRecipe:
+    """The recipe that a search changes, and the folder that its local paths are relative to."""
 
     tree: Document
     folder: Path
 
-    def recipe(self, settings: dict[str, Any], *, tests: bool) -> tuple[Recipe | None, list[Issue]]:
-        """With keys set; without `tests` the recipe has no test set that could be looked at."""
+    def changed(self, settings: Mapping[str, Value], *, tests: bool) -> Recipe:
+        """With keys set; without `tests` the recipe has no test set that could be looked at.
+
+        Raises RecipeError for settings that do not go together.
+        """
         value = {"output": "trial", **copy.deepcopy(self.tree.value)}
         for key, chosen in settings.items():
             set_key(value, key, chosen)
@@ -103,71 +108,70 @@ class Base:
                     data["splits"] = {**(data.get("splits") or {}), "test": None}
                     for key in ("extra_test", "corruptions"):
                         data.pop(key, None)
-        return read_recipe(Document(value, self.tree.locations, self.tree.problems), self.folder, {}, check_files=True)
-
-    def own(self, space: Space) -> dict[str, Any]:
-        """The settings that the recipe has itself, by default too, as far as they are among those to choose from."""
-        found = {}
-        recipe, _ = self.recipe({}, tests=True)
-        for key, choice in space.items():
-            value = _value_at(recipe, key)
-            if choice.holds(value) if isinstance(choice, Range) else value in choice:
-                found[key] = value
-        return found
-
-
-def load_search(path: Path, overrides: Iterable[str] = ()) -> tuple[Search, Base]:
-    """Read a search. Raises RecipeError with every mistake in it, or else in its recipe, each with its place."""
-    tree = parse(read_text(path), str(path), overrides)
-    search, problems = read_keys(Search, tree)
-    if search is not None:
-        problems = sorted(_contradictions(search, tree), key=lambda problem: problem.location)
-    if search is None or problems:
-        raise RecipeError(list_mistakes(problems, "the search"))
-    if isinstance(search.recipe, str):
-        file = path.parent / search.recipe
-        base = Base(parse(read_text(file), str(file)), file.parent)
-    else:
-        inside = {keys[1:]: at for keys, at in tree.locations.items() if keys[:1] == ("recipe",)}
-        base = Base(Document(search.recipe, inside), path.parent)
-    for settings in ({}, *_corners(search.space)):
-        recipe, problems = base.recipe(settings, tests=True)
+        document = Document(value, self.tree.locations, self.tree.problems)
+        recipe, problems = read_recipe(document, self.folder, {}, check_files=True)
         if problems or recipe is None:
             shown = f" with {settings}" if settings else ""
             raise RecipeError(list_mistakes(problems, f"the search's recipe{shown}"))
-    recipe, problems = base.recipe({}, tests=False)
-    if problems or recipe is None:
+        return recipe
+
+    def own_settings(self, space: Space) -> Settings:
+        """The settings that the recipe has itself, by default too, as far as they are among those to choose from."""
+        recipe = self.changed({}, tests=True)
+        own = {key: _value_at(recipe, key) for key in space}
+        return {
+            key: value
+            for key, value in own.items()
+            if isinstance(value, Value)
+            and (choice.holds(value) if isinstance(choice := space[key], Range) else value in choice)
+        }
+
+    def trial(self, number: int, settings: Settings) -> Trial:
+        """A trial without a test set. Raises RecipeError for settings that do not go together."""
+        recipe = self.changed(settings, tests=False)
+        return Trial({"trial": str(number)}, recipe.seed, recipe)
+
+
+def load_search(given: Path | str | Mapping[str, object], overrides: Iterable[str] = ()) -> tuple[Search, BaseRecipe]:
+    """Read a search. Raises RecipeError with every mistake in it, or else in its recipe, each with its place."""
+    source = read_source(given, overrides, "search")
+    search, problems = read_keys(Search, source.tree)
+    if search is not None:
+        problems = sorted(_contradictions(search, source.tree), key=lambda problem: problem.location)
+    if search is None or problems:
+        raise RecipeError(list_mistakes(problems, "the search"))
+    base = BaseRecipe(*source.base(search.recipe))
+    for settings in ({}, *_corners(search.space)):
+        base.changed(settings, tests=True)
+    try:
+        base.changed({}, tests=False)
+    except RecipeError as error:
+        name = source.name if isinstance(given, Mapping) else given
         raise RecipeError(
-            f"{path}: its recipe has no `data.splits.validation` to choose by, and a search does not look at the test "
+            f"{name}: its recipe has no `data.splits.validation` to choose by, and a search does not look at the test "
             "set. Name a split, or a share of the training split such as 0.1."
-        )
+        ) from error
     return search, base
-
-
-def trial_cell(base: Base, number: int, settings: dict[str, Any]) -> Cell:
-    """Cell of a trial. Raises RecipeError for settings that do not go together."""
-    recipe, problems = base.recipe(settings, tests=False)
-    if problems or recipe is None:
-        raise RecipeError(list_mistakes(problems, f"the recipe of trial {number}"))
-    return Cell({"trial": str(number)}, recipe.seed, recipe)
 
 
 def _contradictions(search: Search, tree: Document) -> Iterator[Issue]:
     for key in search.space:
         if key in RESERVED or key.split(".")[0] in {"output", "hub"}:
-            place = ("space", key)
+            place: KeyPath = ("space", key)
             yield Issue(tree.location(place), dotted(place), "is no key that a score depends on; leave it out")
 
 
-def _corners(space: Space) -> Iterator[dict[str, Any]]:
+def _corners(space: Space) -> Iterator[Settings]:
     """Settings with all that may be written for each key, each beside the first of the others."""
-    ends = {key: [c.low, c.high] if isinstance(c, Range) else list(c) for key, c in space.items()}
+    ends: dict[str, list[Value]] = {
+        key: [choice.low, choice.high] if isinstance(choice, Range) else choice for key, choice in space.items()
+    }
     for key, values in ends.items():
         for value in values:
             yield {**{other: first[0] for other, first in ends.items()}, key: value}
 
 
-def _value_at(node: Any, key: str) -> Any:
+def _value_at(node: object, key: str) -> object:
     for name in key.replace("[", ".").replace("]", "").split("."):
         if isinstance(node, dict):
             node = node.get(name)

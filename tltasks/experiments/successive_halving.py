@@ -1,4 +1,4 @@
-"""Estimates for tasks that write: the untouched checkpoint's loss, and short training of ever fewer candidates."""
+"""Estimates for tasks that write: the loss of the checkpoint as it is, and short training of ever fewer candidates."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from accelerate.utils import send_to_device
 
 from tltasks.config.plan import plan_stages
 from tltasks.config.recipe import Recipe
+from tltasks.config.stage import Stage
 from tltasks.errors import DataError
-from tltasks.experiments.experiment import Cell
-from tltasks.experiments.plan import plan_cells
-from tltasks.experiments.trials import Failure, carry_out
+from tltasks.experiments.experiment import Trial
+from tltasks.experiments.trials import Failure, carry_out, plan_trials
 from tltasks.runs.story import open_recipe
 from tltasks.tasks.base import Writes
 from tltasks.training.evaluation import drawn_rows
@@ -38,13 +38,13 @@ class Estimated:
 
 
 def zero_shot_loss(recipe: Recipe, output: Path) -> Estimated:
-    """Log likelihood of the training examples' texts by the untouched checkpoint, in nats a character: (−∞, 0].
+    """Log likelihood of the training examples' texts by the checkpoint as it is, in nats a character: (−∞, 0].
 
     By characters, since checkpoints with other vocabularies cut the same text into other tokens. None for a stage
     that puts a new head on the checkpoint: there is nothing yet that could write.
     """
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator, opened = open_recipe(_last_stage_alone(recipe), output)
+    accelerator, opened = open_recipe(stage_alone(recipe), output)
     item = opened[-1]
     task = item.task
     assert isinstance(task, Writes)
@@ -69,7 +69,7 @@ def successive_halving(recipes: dict[str, Recipe], output: Path) -> dict[str, Es
 
     The estimate is how many rounds a candidate was let through, and within a round its place among those that left
     then: [0, rounds). Source: Jamieson and Talwalkar, https://arxiv.org/abs/1502.07943. Each round begins anew, so that
-    a round is a cell like any other and is found again. Raises DataError when no candidate can be trained.
+    a round is a trial like any other and is found again. Raises DataError when no candidate can be trained.
     """
     alive, spent = dict(recipes), dict.fromkeys(recipes, 0.0)
     found: dict[str, float | None] = {}
@@ -77,14 +77,13 @@ def successive_halving(recipes: dict[str, Recipe], output: Path) -> dict[str, Es
     for number in range(n_rounds):
         scores: dict[str, float] = {}
         for name, recipe in alive.items():
-            (item,) = plan_cells([Cell({"candidate": name}, recipe.seed, _short(recipe, number))], output)
-            ended = item.record or carry_out(item, output, keep_weights=False)
-            if isinstance(ended, Failure):
+            (item,) = plan_trials([Trial({"candidate": name}, recipe.seed, _short(recipe, number))], output)
+            outcome = item.record or carry_out(item, output, keep_weights=False)
+            if isinstance(outcome, Failure):
                 found[name] = None
                 continue
-            spent[name] += float(ended["training_seconds"])
-            sign = 1.0 if ended["higher_is_better"] else -1.0
-            scores[name] = sign * float(ended["targets"]["validation"]["value"])
+            spent[name] += outcome.training_seconds
+            scores[name] = (1.0 if outcome.higher_is_better else -1.0) * outcome.targets["validation"].value
         if not scores:
             raise DataError(f"no candidate could be trained; their logs are in {output}/logs.")
         order = sorted(scores, key=lambda name: scores[name])
@@ -97,19 +96,20 @@ def successive_halving(recipes: dict[str, Recipe], output: Path) -> dict[str, Es
     return {name: Estimated(found[name], spent[name]) for name in recipes}
 
 
-def _last_stage_alone(recipe: Recipe) -> Recipe:
-    """The recipe whose one stage is the last, from the checkpoint of the first."""
+def stage_alone(recipe: Recipe, stage: Stage | None = None) -> Recipe:
+    """The recipe whose one stage is the last, or another of the same task, from the checkpoint of the first."""
     plans = plan_stages(recipe)
-    last = plans[-1].stage
-    own = dict.fromkeys({"model", "data", "task"} & set(type(last).model_fields))
-    stage = last.model_copy(update={"start": "checkpoint", **own})
+    if stage is None:
+        last = plans[-1].stage
+        own = dict.fromkeys({"model", "data", "task"} & set(type(last).model_fields))
+        stage = last.model_copy(update={"start": "checkpoint", **own})
     only = {"task": plans[-1].task, "model": plans[0].model, "data": plans[-1].data, "stages": [stage]}
     return recipe.model_copy(update=only)
 
 
 def _short(recipe: Recipe, number: int) -> Recipe:
     """With the steps of a round, a validation split, and no test set that could be looked at."""
-    alone = _last_stage_alone(recipe)
+    alone = stage_alone(recipe)
     stage = alone.stages[0].model_copy(
         update={"steps": FIRST_STEPS * 2**number, "epochs": None, "keep": "last", "evaluate_every": None}
     )

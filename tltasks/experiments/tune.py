@@ -1,34 +1,42 @@
 """The story of `tltasks tune`: settings of a recipe are tried, the best by validation is tested once.
 
-Optuna (https://optuna.org) proposes and prunes; a trial is a cell of an experiment, so that none is carried out twice.
+Optuna (https://optuna.org) proposes and prunes; its trials are trials of an experiment, so that none is carried out
+twice.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from tltasks.config.loading import recipe_text
-from tltasks.config.yaml_reader import read_text
 from tltasks.errors import DataError, Interrupted, RecipeError
-from tltasks.experiments.plan import Record, cell_folder, plan_cells
-from tltasks.experiments.search_report import write_search_report
-from tltasks.experiments.search_space import Base, Range, Search, load_search, trial_cell
-from tltasks.experiments.trials import Failure, carry_out, write_journal
-from tltasks.results.result import RunResult, finite
+from tltasks.experiments.charts import Picture, draw_by_key, draw_progress
+from tltasks.experiments.experiment import read_source
+from tltasks.experiments.report import text_table, write_page
+from tltasks.experiments.search_space import BaseRecipe, Choice, Range, Search, Settings, Value, load_search
+from tltasks.experiments.trials import Failure, carry_out, plan_trials, trial_folder, write_journal
+from tltasks.results.result import Headline, finite
 from tltasks.runs.story import run
 from tltasks.runtime.files import locked, write_json, write_text
 from tltasks.tasks import load_adapter
 
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
 SCHEMA = 1
+STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 
 
 class Pruned(Interrupted):
@@ -36,58 +44,104 @@ class Pruned(Interrupted):
 
 
 @dataclass(frozen=True)
-class Trial:
+class SearchTrial:
     """A setting and what became of it."""
 
     number: int
-    settings: dict[str, Any]
+    settings: Settings
     state: str
     """`finished`, `pruned`, `failed` or `running`."""
     value: float | None
-    """Validation score; of a pruned trial, the best until then."""
+    """Validation score; of a pruned trial, the last until then."""
     curve: list[float]
     """Validation score at each evaluation."""
     message: str = ""
 
 
-def tune(path: Path, overrides: list[str], *, output: Path | None, dry_run: bool) -> int:
-    """Search, or go on with it, and return how many trials failed; a dry run only says what there is to choose.
+@dataclass(frozen=True)
+class SearchResult:
+    """The settings that were tried, and the best beside the recipe's own on the test set."""
 
-    Raises Interrupted when the process is told to stop, and a TltasksError for what the user can mend.
+    name: str
+    search: str
+    """As it was written."""
+    higher_is_better: bool
+    trials: list[SearchTrial]
+    importance: dict[str, float]
+    """Share of the spread of scores that each key explains."""
+    tested: dict[str, Headline]
+    """Of `best` and `own`; the latter is missing where it is the best."""
+    schema: int = SCHEMA
+
+    @property
+    def best(self) -> SearchTrial | None:
+        """The finished trial with the best validation score."""
+        sign = 1 if self.higher_is_better else -1
+        finished = [(sign * t.value, t) for t in self.trials if t.state == "finished" and t.value is not None]
+        return max(finished, key=lambda pair: pair[0], default=(0, None))[1]
+
+    def count(self, state: str) -> int:
+        return sum(trial.state == state for trial in self.trials)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each trial: number, state, validation score, evaluations, settings."""
+        return pd.DataFrame(
+            {"trial": t.number, "state": t.state, "value": t.value, "evaluations": len(t.curve), **t.settings}
+            for t in self.trials
+        )
+
+    def _repr_html_(self) -> str:
+        tested = "".join(f"<li>{show_tested(name, headline)}</li>" for name, headline in self.tested.items())
+        return f"<ul>{tested}</ul>{self.to_pandas().to_html(index=False)}"
+
+
+def tune(
+    search: Path | str | Mapping[str, object],
+    overrides: Iterable[str] = (),
+    *,
+    output: Path | str | None = None,
+    console: Console | None = None,
+) -> SearchResult:
+    """Search, or go on with it, and test the best setting beside the recipe's own.
+
+    `search` is a YAML file or its keys, `overrides` such as `trials=30` take the place of what it says, `output` that
+    of its results folder; a `console` is told of each trial. Raises DataError when no trial could be finished,
+    Interrupted or KeyboardInterrupt when told to stop, and a TltasksError for what else the user can mend.
     """
-    optuna = _optuna()
-    console = Console(stderr=True, highlight=False)
-    search, base = load_search(path, overrides)
-    output = output or Path(search.output).expanduser()
-    higher = load_adapter(trial_cell(base, 0, {}).recipe.task).higher_is_better
-    if dry_run:
-        _show_space(console, search, base)
-        return 0
+    console, optuna = console or Console(quiet=True), _import_optuna()
+    source = read_source(search, (), "search")
+    keys, base = load_search(search, overrides)
+    output = Path(output or keys.output).expanduser()
     if output.is_dir() and any(output.iterdir()) and not (output / "trials.jsonl").is_file():
         raise DataError(f"output {output}: is not empty and holds no search; name another folder with --output.")
     with locked(output):
-        (output / "cells").mkdir(parents=True, exist_ok=True)
-        study = _study(optuna, search, output, higher_is_better=higher)
-        _refuse_other_spaces(search, study, output)
-        if not study.trials:
-            study.enqueue_trial(base.own(search.space))
+        (output / "trials").mkdir(exist_ok=True)
+        study = SearchStudy(optuna, keys, base, output)
+
+        def write(tested: dict[str, Headline]) -> SearchResult:
+            higher, trials = study.higher_is_better, study.trials()
+            result = SearchResult(source.name, source.text, higher, trials, study.importance(), tested)
+            write_results(result, list(keys.space), output)
+            return result
+
+        result: SearchResult | None = None
         try:
-            while (number := _next(optuna, study)) < search.trials:
-                _try(optuna, console, study, search, base, output, number)
+            while (number := study.next_number()) < keys.trials:
+                settings, said = study.carry_out(number)
+                shown = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in settings.items())
+                console.print(f"[{number + 1}/{keys.trials}] {shown}: {said}", soft_wrap=True, markup=False)
         finally:
-            trials = _described(study)
-            if any(trial.state == "finished" for trial in trials):
-                _write(path, search, study, output, higher_is_better=higher, tested=None)
-        best = _best(trials, higher_is_better=higher)
-        if best is None:
-            raise DataError(f"no trial could be finished; the first: {trials[0].message}\nLogs are in {output}/logs.")
-        tested = _test(base, trials, best, output)
-        _write(path, search, study, output, higher_is_better=higher, tested=tested)
-    _show(console, trials, best, tested, output)
-    return sum(trial.state == "failed" for trial in trials)
+            if any(trial.state == "finished" for trial in study.trials()):
+                result = write({})
+        if result is None or result.best is None:
+            first = study.trials()[0].message
+            raise DataError(f"no trial could be finished; the first: {first}\nLogs are in {output}/logs.")
+        result = write(_test(base, result.trials[0], result.best, output))
+    show_result(console, result, output)
+    return result
 
 
-def _optuna() -> Any:
+def _import_optuna() -> ModuleType:
     try:
         import optuna
     except ImportError as error:
@@ -96,227 +150,213 @@ def _optuna() -> Any:
     return optuna
 
 
-def _study(optuna: Any, search: Search, output: Path, *, higher_is_better: bool) -> Any:
-    backend = optuna.storages.journal.JournalFileBackend(str(output / "trials.jsonl"))
-    pruner = (
-        optuna.pruners.MedianPruner(n_startup_trials=search.startup_trials, n_warmup_steps=search.warmup_evaluations)
-        if search.prune == "median"
-        else optuna.pruners.NopPruner()
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the journal is experimental
-        return optuna.create_study(
-            study_name="search",
-            storage=optuna.storages.JournalStorage(backend),
-            direction="maximize" if higher_is_better else "minimize",
-            pruner=pruner,
-            load_if_exists=True,
+# --------------------------------------------------------------------------------------------- trials
+
+
+class SearchStudy:
+    """Optuna's study of a search, kept in `trials.jsonl` of the results folder.
+
+    Raises DataError for a folder that holds a search in another space.
+    """
+
+    def __init__(self, optuna: ModuleType, search: Search, base: BaseRecipe, output: Path) -> None:
+        self.optuna, self.search, self.base, self.output = optuna, search, base, output
+        self.higher_is_better = load_adapter(base.trial(0, {}).recipe.task).higher_is_better
+        self.study = self._open()
+        known = {"space": search.model_dump(mode="json")["space"], "seed": search.seed, "sampler": search.sampler}
+        if self.study.user_attrs.get("search", known) != known:
+            raise DataError(
+                f"output {output}: holds a search in another space, or with another seed or sampler; name another "
+                "folder with --output."
+            )
+        self.study.set_user_attr("search", known)
+        if not self.study.trials:
+            self.study.enqueue_trial(base.own_settings(search.space))
+
+    def _open(self) -> Study:
+        optuna, search = self.optuna, self.search
+        backend = optuna.storages.journal.JournalFileBackend(str(self.output / "trials.jsonl"))
+        pruner = (
+            optuna.pruners.MedianPruner(
+                n_startup_trials=search.startup_trials, n_warmup_steps=search.warmup_evaluations
+            )
+            if search.prune == "median"
+            else optuna.pruners.NopPruner()
         )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the journal is experimental
+            study: Study = optuna.create_study(
+                study_name="search",
+                storage=optuna.storages.JournalStorage(backend),
+                direction="maximize" if self.higher_is_better else "minimize",
+                pruner=pruner,
+                load_if_exists=True,
+            )
+        return study
 
+    def next_number(self) -> int:
+        """Number of the trial to carry out: one that was cut, or a new one."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
+        return next((trial.number for trial in trials if trial.state.name == "RUNNING"), len(trials))
 
-def _refuse_other_spaces(search: Search, study: Any, output: Path) -> None:
-    known = {"space": search.model_dump(mode="json")["space"], "seed": search.seed, "sampler": search.sampler}
-    before = study.user_attrs.get("search")
-    if before is not None and before != known:
-        raise DataError(
-            f"output {output}: holds a search in another space, or with another seed or sampler; name another folder "
-            "with --output."
-        )
-    study.set_user_attr("search", known)
+    def carry_out(self, number: int) -> tuple[Settings, str]:
+        """Propose a setting, or take up the one that was cut, and carry it out; the setting, and what became of it."""
+        trial, curve = self._ask(number)
+        settings = {key: _suggest(trial, key, choice) for key, choice in self.search.space.items()}
+        try:
+            (item,) = plan_trials([self.base.trial(number, settings)], self.output)
+            last = item.trial.recipe.stages[-1].name or item.trial.recipe.stages[-1].stage
 
+            def watch(stage: str, value: float) -> None:
+                """Report an evaluation of the last stage; raises Pruned where the trial is not worth going on."""
+                if stage == last:
+                    curve.append(value)
+                    trial.report(value, len(curve))
+                    if trial.should_prune():
+                        raise Pruned("pruned")
 
-def _next(optuna: Any, study: Any) -> int:
-    """Number of the trial to carry out: one that was cut, or a new one."""
-    running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    done = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
-    return running[0].number if running else len(done)
+            outcome = item.record or carry_out(item, self.output, keep_weights=False, watch=watch)
+        except Pruned:
+            shutil.rmtree(trial_folder(self.output, item.id), ignore_errors=True)
+            self.study.tell(trial, state=self.optuna.trial.TrialState.PRUNED)
+            return settings, f"pruned after {len(curve)} evaluations at {curve[-1]:.4g}"
+        except RecipeError as error:  # keys that do not go together
+            outcome = Failure("", str(error))
+        if isinstance(outcome, Failure):
+            trial.set_user_attr("message", outcome.message)
+            self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+            return settings, f"failed: {outcome.message.splitlines()[0]}"
+        score = outcome.targets["validation"].value
+        self.study.tell(trial, score)
+        return settings, f"{outcome.metric} {score:.4g}"
 
-
-def _try(optuna: Any, console: Console, study: Any, search: Search, base: Base, output: Path, number: int) -> None:
-    """Propose a setting, or take up the one that was cut, and carry it out."""
-    cut = [t for t in study.get_trials(deepcopy=False) if t.number == number and not t.state.is_finished()]
-    cut = [t for t in cut if t.state == optuna.trial.TrialState.RUNNING]
-    if cut:
-        trial: Any = optuna.trial.Trial(study, cut[0]._trial_id)
-    else:
+    def _ask(self, number: int) -> tuple[Trial, list[float]]:
+        """A trial, and its validation scores until now where it was cut."""
+        for cut in self.study.get_trials(deepcopy=False):
+            if cut.number == number and cut.state.name == "RUNNING":
+                return self.optuna.Trial(self.study, cut._trial_id), list(cut.intermediate_values.values())
         # Each trial has a sampler of its own, so that a search that was stopped goes on as it would have.
-        drawn = int(np.random.SeedSequence((search.seed, number)).generate_state(1)[0])
-        sampler = optuna.samplers
-        study.sampler = (
-            sampler.TPESampler(seed=drawn, n_startup_trials=search.startup_trials)
-            if search.sampler == "tpe"
-            else sampler.RandomSampler(seed=drawn)
+        seed, samplers = (
+            int(np.random.SeedSequence((self.search.seed, number)).generate_state(1)[0]),
+            self.optuna.samplers,
         )
-        trial = study.ask()
-    settings = {key: _suggest(trial, key, choice) for key, choice in search.space.items()}
-    curve = list(cut[0].intermediate_values.values()) if cut else []
-    try:
-        (item,) = plan_cells([trial_cell(base, number, settings)], output)
-        last = item.cell.recipe.stages[-1].name or item.cell.recipe.stages[-1].stage
-        ended = item.record or carry_out(
-            item, output, keep_weights=False, watch=lambda stage, value: _watch(trial, curve, stage == last, value)
+        self.study.sampler = (
+            samplers.TPESampler(seed=seed, n_startup_trials=self.search.startup_trials)
+            if self.search.sampler == "tpe"
+            else samplers.RandomSampler(seed=seed)
         )
-    except Pruned:
-        shutil.rmtree(cell_folder(output, item.id), ignore_errors=True)
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        told = f"pruned after {len(curve)} evaluations at {curve[-1]:.4g}"
-    except RecipeError as error:  # keys that do not go together
-        told = _fail(optuna, study, trial, str(error))
-    else:
-        told = _tell(optuna, study, trial, ended)
-    shown = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in settings.items())
-    console.print(f"[{number + 1}/{search.trials}] {shown}: {told}", soft_wrap=True, markup=False)
+        return self.study.ask(), []
+
+    def trials(self) -> list[SearchTrial]:
+        """Every setting that was proposed, in order."""
+        found = []
+        for trial in self.study.get_trials(deepcopy=False):
+            curve = list(trial.intermediate_values.values())
+            value = next((v for v in (trial.value, *curve[-1:]) if v is not None and math.isfinite(v)), None)
+            message = trial.user_attrs.get("message", "")
+            if state := STATES.get(trial.state.name):
+                found.append(SearchTrial(trial.number, dict(trial.params), state, value, curve, message))
+        return found
+
+    def importance(self) -> dict[str, float]:
+        """How much of the spread of scores each key explains (Hutter et al.,
+        https://proceedings.mlr.press/v32/hutter14.html), where there are trials enough to tell."""
+        importance = self.optuna.importance
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                evaluator = importance.FanovaImportanceEvaluator(seed=0)
+                found = importance.get_param_importances(self.study, evaluator=evaluator)
+            except (ValueError, RuntimeError, ZeroDivisionError):
+                return {}
+        return {key: float(share) for key, share in found.items() if np.isfinite(share)}
 
 
-def _suggest(trial: Any, key: str, choice: Any) -> Any:
+def _suggest(trial: Trial, key: str, choice: Choice) -> Value:
     if not isinstance(choice, Range):
-        return trial.suggest_categorical(key, choice)
+        value: Value = trial.suggest_categorical(key, choice)
+        return value
     if choice.whole:
-        step = {} if choice.log else {"step": int(choice.step or 1)}
-        return trial.suggest_int(key, choice.low, choice.high, log=choice.log, **step)
+        step = 1 if choice.log else int(choice.step or 1)
+        return trial.suggest_int(key, int(choice.low), int(choice.high), log=choice.log, step=step)
     return trial.suggest_float(key, choice.low, choice.high, log=choice.log, step=choice.step)
 
 
-def _watch(trial: Any, curve: list[float], counts: bool, value: float) -> None:
-    """Report an evaluation of the last stage; raises Pruned where the trial is not worth going on."""
-    if not counts:
-        return
-    curve.append(value)
-    trial.report(value, len(curve))
-    if trial.should_prune():
-        raise Pruned("pruned")
-
-
-def _tell(optuna: Any, study: Any, trial: Any, ended: Record | Failure) -> str:
-    if isinstance(ended, Failure):
-        return _fail(optuna, study, trial, ended.message)
-    score = ended["targets"]["validation"]
-    study.tell(trial, score["value"])
-    return f"{ended['metric']} {score['value']:.4g}"
-
-
-def _fail(optuna: Any, study: Any, trial: Any, message: str) -> str:
-    trial.set_user_attr("message", message)
-    study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    return f"failed: {message.splitlines()[0]}"
-
-
-# -------------------------------------------------------------------------------------------- results
-
-
-def _described(study: Any) -> list[Trial]:
-    states = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed"}
-    found = []
-    for trial in study.get_trials(deepcopy=False):
-        if trial.state.name == "WAITING":
-            continue
-        values = [trial.value] if trial.value is not None else list(trial.intermediate_values.values())[-1:]
-        found.append(
-            Trial(
-                trial.number,
-                dict(trial.params),
-                states.get(trial.state.name, "running"),
-                values[0] if values else None,
-                list(trial.intermediate_values.values()),
-                trial.user_attrs.get("message", ""),
-            )
-        )
-    return found
-
-
-def _best(trials: list[Trial], *, higher_is_better: bool) -> Trial | None:
-    sign = 1 if higher_is_better else -1
-    finished = [trial for trial in trials if trial.state == "finished" and trial.value is not None]
-    return max(finished, key=lambda trial: sign * (trial.value or 0.0), default=None)
-
-
-def _test(base: Base, trials: list[Trial], best: Trial, output: Path) -> dict[str, RunResult]:
+def _test(base: BaseRecipe, own: SearchTrial, best: SearchTrial, output: Path) -> dict[str, Headline]:
     """The best setting and the recipe's own, trained again with the test set there; both stay as results folders."""
     found = {}
-    for name, trial in {"best": best, "own": trials[0]}.items():
+    for name, trial in {"best": best, "own": own}.items():
         if name == "own" and trial.settings == best.settings:
             continue
-        recipe, problems = base.recipe(trial.settings, tests=True)
-        assert recipe is not None
-        assert not problems
+        recipe = base.changed(trial.settings, tests=True)
         write_text(output / f"{name}.yaml", recipe_text(recipe.model_copy(update={"output": str(output / name)})))
         if trial.state == "failed":
             continue
         write_journal(output, name, "tested")
         result = run(recipe, output=output / name, resume=True, push=False, dry_run=False)
         assert result is not None
-        found[name] = result
+        found[name] = result.headline
     return found
 
 
-def _write(
-    path: Path,
-    search: Search,
-    study: Any,
-    output: Path,
-    *,
-    higher_is_better: bool,
-    tested: dict[str, RunResult] | None,
-) -> None:
-    trials = _described(study)
-    result = {
-        "schema": SCHEMA,
-        "name": path.stem,
-        "search": read_text(path),
-        "higher_is_better": higher_is_better,
-        "trials": [dataclasses.asdict(trial) for trial in trials],
-        "importance": _importance(study),
-        "tested": {name: dataclasses.asdict(run.headline) for name, run in (tested or {}).items()},
-    }
-    write_json(output / "result.json", finite(result))
-    write_search_report(output / "report.html", list(search.space), finite(result))
+# -------------------------------------------------------------------------------------------- results
 
 
-def _importance(study: Any) -> dict[str, float]:
-    """How much of the spread of scores each key explains (Hutter et al.,
-    https://proceedings.mlr.press/v32/hutter14.html), where there are trials enough to tell."""
-    import optuna
+def write_results(result: SearchResult, keys: list[str], output: Path) -> None:
+    """result.json and report.html."""
+    write_json(output / "result.json", finite(dataclasses.asdict(result)))
+    sign = -1 if result.higher_is_better else 1
+    scored = sorted(
+        ((sign * trial.value, trial.value, trial) for trial in result.trials if trial.value is not None),
+        key=lambda scored: (scored[2].state != "finished", scored[0]),
+    )
+    by_number = [(trial.number, value, trial.state) for _, value, trial in sorted(scored, key=lambda s: s[2].number)]
+    pictures = [
+        Picture(
+            "progress",
+            "score by trial, and the best so far",
+            draw_progress(by_number, higher_is_better=result.higher_is_better),
+        )
+    ]
+    for i, key in enumerate(keys):
+        points = [(trial.settings.get(key), value, trial.state) for _, value, trial in scored]
+        pictures.append(Picture(f"key-{i}", f"score by {key}", draw_by_key(key, points)))
+    trials = [trial for *_, trial in scored] + [trial for trial in result.trials if trial.value is None]
+    write_page(output / "report.html", "search.html.jinja", result=result, keys=keys, trials=trials, pictures=pictures)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-        except (ValueError, RuntimeError, ZeroDivisionError):
-            return {}
-    return {key: float(share) for key, share in found.items() if np.isfinite(share)}
 
-
-# ----------------------------------------------------------------------------------------------- say
-
-
-def _short(value: Any) -> str:
+def _short(value: Value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _show_space(console: Console, search: Search, base: Base) -> None:
-    table = Table(title=f"{search.trials} trials (nothing was trained or written)", title_justify="left")
-    for name in ("key", "to choose from", "the recipe's own"):
-        table.add_column(name)
-    own = base.own(search.space)
+def show_space(console: Console, search: Search, base: BaseRecipe) -> None:
+    """What there is to choose from."""
+    own = base.own_settings(search.space)
+    rows = []
     for key, choice in search.space.items():
         if isinstance(choice, Range):
             shown = f"{choice.low:g} to {choice.high:g}{', by the logarithm' if choice.log else ''}"
         else:
             shown = ", ".join(map(str, choice))
-        table.add_row(key, shown, _short(own[key]) if key in own else "none of them")
-    console.print(table)
+        rows.append([key, shown, _short(own[key]) if key in own else "none of them"])
+    title = f"{search.trials} trials (nothing was trained or written)"
+    console.print(text_table(title, ["key", "to choose from", "the recipe's own"], [], rows))
 
 
-def _show(console: Console, trials: list[Trial], best: Trial, tested: dict[str, RunResult], output: Path) -> None:
-    counts = {state: sum(trial.state == state for trial in trials) for state in ("finished", "pruned", "failed")}
+def show_result(console: Console, result: SearchResult, output: Path) -> None:
+    """The terminal's short version of the report."""
+    counts = {state: result.count(state) for state in ("finished", "pruned", "failed")}
     console.print(", ".join(f"{n} {state}" for state, n in counts.items() if n))
-    for key, value in best.settings.items():
+    for key, value in result.best.settings.items() if result.best else ():
         console.print(f"  {key}: {_short(value)}", markup=False)
-    for name, result in tested.items():
-        headline = result.headline
-        low, high = headline.ci95
-        which = "the best setting" if name == "best" else "the recipe's own"
-        interval = f"95 % interval {low:.3f} to {high:.3f}"
-        console.print(f"{which}: {headline.metric} {headline.value:.3f} on {headline.split} ({interval})")
+    for name, headline in result.tested.items():
+        console.print(show_tested(name, headline))
     console.print(f"recipe   {output / 'best.yaml'}\nreport   {output / 'report.html'}", soft_wrap=True, markup=False)
+
+
+def show_tested(name: str, headline: Headline) -> str:
+    """Score of the best setting, or of the recipe's own, on the test set."""
+    low, high = headline.ci95
+    which = "the best setting" if name == "best" else "the recipe's own"
+    interval = f"95 % interval {low:.3f} to {high:.3f}"
+    return f"{which}: {headline.metric} {headline.value:.3f} on {headline.split} ({interval})"

@@ -47,7 +47,7 @@ def draw_loss(
     train: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]], best_step: int | None
 ) -> str:
     """Loss by step: training raw and smoothed, and validation where it was measured; points are (step, loss)."""
-    with _chart("loss", (5.0, 3.1)) as (figure, axes):
+    with chart("loss", (5.0, 3.1)) as (figure, axes):
         if train:
             steps, losses = _columns(train)
             smooth, width = smoothed(losses)
@@ -57,42 +57,42 @@ def draw_loss(
             _curve(axes, validation, ORANGE, "validation")
         _mark_best(axes, best_step)
         axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def draw_metric(name: str, points: Sequence[tuple[int, float]], best_step: int | None, *, small: bool = False) -> str:
     """A validation metric by step."""
-    with _chart(f"validation {name}", (3.6, 2.4) if small else (5.0, 3.1)) as (figure, axes):
+    with chart(f"validation {name}", (3.6, 2.4) if small else (5.0, 3.1)) as (figure, axes):
         _curve(axes, points, ORANGE, None)
         _mark_best(axes, best_step)
         if best_step is not None and not small:
             axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def draw_alphas(metric: str, alphas: Sequence[float], by_split: Mapping[str, Sequence[float]], *, chosen: float) -> str:
     """A metric on each split, over the share of the way from the weights before training to those after it."""
     label = "α: 0 the start, 1 the trained weights"
-    with _chart(f"{metric} of interpolated weights", (5.0, 3.1), x_label=label) as (figure, axes):
+    with chart(f"{metric} of interpolated weights", (5.0, 3.1), x_label=label) as (figure, axes):
         for i, (name, values) in enumerate(by_split.items()):
             colour = BLUE if name == "test" else ORANGE if name == "validation" else f"C{i}"
             axes.plot(alphas, values, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
         axes.axvline(chosen, color=GREY, linewidth=1, linestyle="--", label=f"chosen, {chosen:g}")
         axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def draw_learning_rate(points: Sequence[tuple[int, float]]) -> str:
     """The learning rate by step."""
-    with _chart("learning rate", (3.6, 2.4)) as (figure, axes):
+    with chart("learning rate", (3.6, 2.4)) as (figure, axes):
         axes.plot(*thinned(*_columns(points)), color=GREY, linewidth=1.6)
         axes.set_ylim(bottom=0)
-    return _svg(figure)
+    return svg(figure)
 
 
 def draw_intervals(metric: str, arms: Sequence[tuple[str, float, tuple[float, float] | None]]) -> str:
     """Value and 95 % interval of the model, first, and of each baseline."""
-    with _chart(f"{metric} with 95 % interval", (5.0, 1.1 + 0.42 * len(arms)), x_label="") as (figure, axes):
+    with chart(f"{metric} with 95 % interval", (5.0, 1.1 + 0.42 * len(arms)), x_label="") as (figure, axes):
         for place, (_, value, interval) in enumerate(arms):
             colour = BLUE if place == 0 else GREY
             if interval is not None:
@@ -104,19 +104,19 @@ def draw_intervals(metric: str, arms: Sequence[tuple[str, float, tuple[float, fl
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.margins(x=0.08)
         axes.grid(visible=False, axis="y")
-    return _svg(figure)
+    return svg(figure)
 
 
 def draw_matrix(shares: Floats) -> str:
     """A confusion matrix with too many classes for numbers: `shares` [true, predicted], each row summing to 1."""
-    with _chart("", (5.0, 5.0), x_label="predicted class") as (figure, axes):
+    with chart("", (5.0, 5.0), x_label="predicted class") as (figure, axes):
         axes.grid(visible=False)
         # Square-rooted colours, so that a few mistakes in a hundred can be seen at all.
         axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="none")
         axes.set_ylabel("true class")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(True)
-    return _svg(figure)
+    return svg(figure)
 
 
 def smoothed(values: Floats) -> tuple[Floats, int]:
@@ -143,12 +143,15 @@ def thinned(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
 
 
 @contextmanager
-def _chart(title: str, inches: tuple[float, float], *, x_label: str = "step") -> Iterator[tuple[Figure, Axes]]:
+def chart(
+    title: str, inches: tuple[float, float], *, x_label: str = "step", y_label: str = ""
+) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with one pair of axes, to draw on in the style of all figures."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=inches, facecolor="white")
         axes = figure.add_subplot()
         axes.set_title(title)
-        axes.set_xlabel(x_label)
+        axes.set(xlabel=x_label, ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label == "step"))
         yield figure, axes
 
@@ -170,8 +173,17 @@ def _columns(points: Sequence[tuple[int, float]]) -> tuple[Floats, Floats]:
     return table[:, 0], table[:, 1]
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as a file that is the same for the same numbers."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a picture for other programs and papers."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
     return buffer.getvalue()

@@ -45,8 +45,42 @@ def write_report(
     path: Path, result: RunResult, recipe_text: str, metrics: Rows, report_examples: list[ReportExample]
 ) -> None:
     """Write the page; `metrics` are the rows of metrics.jsonl. The same arguments give the same bytes."""
+    best = result.best
+    text = (
+        page_environment()
+        .get_template("report.html.jinja")
+        .render(
+            result=result,
+            headline=result.headline,
+            best=best,
+            comparisons=compare(result.headline, best),
+            intervals_figure=_intervals_figure(result.headline, best),
+            warnings=_warnings(result.headline, best),
+            errors=describe_errors(result.headline.split, result.score.details),
+            examples=[(example, show_example(example)) for example in report_examples],
+            stages=[
+                StageView(
+                    stage,
+                    _metric_columns(stage),
+                    _facts(stage),
+                    _stage_figures(stage, metrics),
+                    _other_errors(stage, best, result),
+                    list(changes(result, stage)),
+                )
+                for stage in result.stages
+            ],
+            shown_rows=SHOWN_ROWS,
+            recipe_text=recipe_text,
+            hardware=[(words(name), _hardware_value(name, value)) for name, value in result.hardware.items()],
+        )
+    )
+    path.write_text(text, encoding="utf-8")
+
+
+def page_environment(*folders: Path) -> jinja2.Environment:
+    """Templates of pages, of further `folders` too, with the filters by which they show numbers."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -59,33 +93,9 @@ def write_report(
         "words": words,
         "baseline": baseline_name,
         "data_uri": data_uri,
+        "duration": show_duration,
     }
-    best = result.best
-    text = environment.get_template("report.html.jinja").render(
-        result=result,
-        headline=result.headline,
-        best=best,
-        comparisons=compare(result.headline, best),
-        intervals_figure=_intervals_figure(result.headline, best),
-        warnings=_warnings(result.headline, best),
-        errors=describe_errors(result.headline.split, result.score.details),
-        examples=[(example, show_example(example)) for example in report_examples],
-        stages=[
-            StageView(
-                stage,
-                _metric_columns(stage),
-                _facts(stage),
-                _stage_figures(stage, metrics),
-                _other_errors(stage, best, result),
-                list(changes(result, stage)),
-            )
-            for stage in result.stages
-        ],
-        shown_rows=SHOWN_ROWS,
-        recipe_text=recipe_text,
-        hardware=[(words(name), _hardware_value(name, value)) for name, value in result.hardware.items()],
-    )
-    path.write_text(text, encoding="utf-8")
+    return environment
 
 
 # ----------------------------------------------------------------------------------------- headline

@@ -214,7 +214,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatc
         (["predict", "m", "x.png", "--task", "cooking"], 'Invalid value "cooking" for --task. Choose from image-'),
         (["predict", "m", "x.png", "--precision", "fp8"], 'Invalid value "fp8" for --precision.'),
         (["compare", "e.yaml", "--workers", "2.5"], "--workers: 2.5 is no whole number from 1 on."),
-        (["compare", "e.yaml", "--workers", "2"], "compare: --workers and --cores-per-cell are for --engine ray."),
+        (["compare", "e.yaml", "--workers", "2"], "compare: --workers and --cores-per-trial are for --engine ray."),
         (["push-data", "folder"], 'Command "push-data" parameter --repo requires an argument.'),
         (
             ["range-test", "r.yaml", "--steps", "0", "--output", "o"],

@@ -1,6 +1,7 @@
 """Experiments as a user runs them: strictly read, planned by content, carried out once, whole after any kill."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -24,7 +25,7 @@ from tltasks.cli.commands import main
 from tltasks.errors import RecipeError, TrainingError
 from tltasks.experiments import compare, trials
 from tltasks.experiments.experiment import load_experiment
-from tltasks.experiments.plan import plan_cells, to_do
+from tltasks.experiments.trials import plan_trials, to_do
 
 EXPERIMENT = """\
 recipe:
@@ -51,7 +52,7 @@ domains: source
 curve: shots
 output: {output}
 """
-N_CELLS = 8
+N_TRIALS = 8
 
 
 def write_experiment(folder: Path, output: Path) -> Path:
@@ -79,7 +80,7 @@ def finished(place: Path) -> Path:
 
 def journal(output: Path) -> Counter[tuple[str, str]]:
     lines = [json.loads(line) for line in (output / "journal.jsonl").read_text().splitlines()]
-    return Counter((line["event"], line["cell"]) for line in lines)
+    return Counter((line["event"], line["trial"]) for line in lines)
 
 
 def numbers(output: Path) -> list[dict[str, str]]:
@@ -97,19 +98,19 @@ def mistakes(place: Path, tmp_path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_cells_are_recipes_of_every_combination(place: Path, tmp_path: Path) -> None:
+def test_trials_are_recipes_of_every_combination(place: Path, tmp_path: Path) -> None:
     experiment, found = load_experiment(write_experiment(place, tmp_path / "out"))
-    assert len(found) == N_CELLS
-    assert [cell.seed for cell in found] == [0] * 4 + [1] * 4
-    assert {cell.recipe.seed for cell in found} == {0, 1}
+    assert len(found) == N_TRIALS
+    assert [trial.seed for trial in found] == [0] * 4 + [1] * 4
+    assert {trial.recipe.seed for trial in found} == {0, 1}
     assert found[0].levels == {"source": "red", "method": "scratch", "shots": "2"}
-    assert {cell.recipe.data.shots for cell in found if cell.recipe.data} == {2, None}
+    assert {trial.recipe.data.shots for trial in found if trial.recipe.data} == {2, None}
     assert experiment.keep_weights is False
     fewer = load_experiment(
         write_experiment(place, tmp_path / "out"),
         ["skip=[{method: probe, shots: ['2', all]}, {method: scratch, shots: all}]"],
     )[1]
-    assert [cell.levels["method"] for cell in fewer] == ["scratch"] * 2
+    assert [trial.levels["method"] for trial in fewer] == ["scratch"] * 2
 
 
 def test_mistakes_have_their_place(place: Path, tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_mistakes_have_their_place(place: Path, tmp_path: Path) -> None:
     assert f"{path}:15:" in text
     assert "did you mean `probe`?" in text
     assert "did you mean `learning_rate`?" in text
-    assert text.count("learning_rat:") == 1, "once, however many cells have it"
+    assert text.count("learning_rat:") == 1, "once, however many trials have it"
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_mistakes_have_their_place(place: Path, tmp_path: Path) -> None:
     [
         ("domains=sauce", "no axis is called `sauce`; did you mean `source`?"),
         ("contrast.controls=[scrach]", "no level is called `scrach`; did you mean `scratch`?"),
-        ("axes.shots.all={seed: 3}", "`seeds` lists the seeds of all cells; leave it out"),
+        ("axes.shots.all={seed: 3}", "`seeds` lists the seeds of all trials; leave it out"),
         ("axes.shots.all={stages.3.epochs: 1}", "`stages.3.epochs`: stages is a list of 1; there is no 3"),
         ("axes.shots.all={data.shoots: 1}", "unknown key; did you mean `shots`?"),
         ("seeds=[1, 1]", "has a seed twice"),
@@ -154,21 +155,21 @@ def test_a_recipe_of_its_own_file(place: Path, tmp_path: Path) -> None:
     (place / "below").mkdir()
     path = place / "below" / "own.yaml"
     path.write_text("recipe: ../base.yaml\naxes:\n" + rest.replace("red/train", "../red/train"))
-    inline = plan_cells(load_experiment(write_experiment(place, tmp_path / "out"))[1], tmp_path)
-    assert [p.id for p in plan_cells(load_experiment(path)[1], tmp_path)] == [p.id for p in inline]
+    inline = plan_trials(load_experiment(write_experiment(place, tmp_path / "out"))[1], tmp_path)
+    assert [p.id for p in plan_trials(load_experiment(path)[1], tmp_path)] == [p.id for p in inline]
 
 
 # ----------------------------------------------------------------------------------------- planning
 
 
-def test_other_data_weights_or_recipes_are_other_cells(place: Path, tmp_path: Path) -> None:
+def test_other_data_weights_or_recipes_are_other_trials(place: Path, tmp_path: Path) -> None:
     path = write_experiment(place, tmp_path / "out")
 
     def names(*overrides: str) -> list[str]:
-        return [item.id for item in plan_cells(load_experiment(path, overrides)[1], tmp_path)]
+        return [item.id for item in plan_trials(load_experiment(path, overrides)[1], tmp_path)]
 
     before = names()
-    assert len(set(before)) == N_CELLS
+    assert len(set(before)) == N_TRIALS
     assert names("output=elsewhere") == before
     assert not set(names("recipe.data.max_bad_share=0.5")) & set(before)
     assert set(names("seeds=[1, 2]")) & set(before) == set(before[4:])
@@ -180,11 +181,11 @@ def test_other_data_weights_or_recipes_are_other_cells(place: Path, tmp_path: Pa
     assert names() == before
 
 
-def test_a_thousand_cells_are_planned_in_seconds(place: Path, tmp_path: Path) -> None:
+def test_a_thousand_trials_are_planned_in_seconds(place: Path, tmp_path: Path) -> None:
     path = write_experiment(place, tmp_path / "out")
     started = time.perf_counter()
     found = load_experiment(path, [f"seeds={list(range(250))}"])[1]
-    planned = plan_cells(found, tmp_path)
+    planned = plan_trials(found, tmp_path)
     assert len(to_do(planned)) == 1000
     assert time.perf_counter() - started < 10
 
@@ -195,7 +196,7 @@ def test_a_dry_run_says_how_many_how_long_and_how_large(
     path = write_experiment(place, tmp_path / "out")
     assert main(["compare", str(path), "--dry-run", "--set", "seeds=[0]"]) == 0
     said = capsys.readouterr().err
-    assert "4 cells; 0 finished, 4 to carry out" in said
+    assert "4 trials; 0 finished, 4 to carry out" in said
     assert re.search(r"about \d+.* one after another, with \d+\.\d GiB of memory", said)
     assert not (tmp_path / "out").exists()
 
@@ -205,35 +206,35 @@ def test_a_dry_run_says_how_many_how_long_and_how_large(
 
 def test_results_have_every_number(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
-    arms = result["findings"]["arms"]
-    assert len(arms) == 4 * 2, "each cell answers for both test sets"
-    assert {(arm["levels"]["source"] == arm["target"]) == arm["in_domain"] for arm in arms} == {True}
+    cells = result["findings"]["cells"]
+    assert len(cells) == 4 * 2, "each trial answers for both test sets"
+    assert {(cell["levels"]["source"] == cell["target"]) == cell["in_domain"] for cell in cells} == {True}
     assert result["findings"]["families"] == {"scratch": 4}
     assert len(result["findings"]["drops"]) == 4
-    assert (result["failed"], result["unfinished"], len(result["cells"])) == ([], 0, N_CELLS)
-    probe = next(arm for arm in arms if arm["levels"]["method"] == "probe")
+    assert (result["failed"], result["unfinished"], len(result["trials"])) == ([], 0, N_TRIALS)
+    probe = next(cell for cell in cells if cell["levels"]["method"] == "probe")
     assert probe["comparisons"][0]["control"] == "scratch"
-    assert not list(finished.glob("cells/*/model")), "weights are removed"
-    assert Counter(event for event, _ in journal(finished).elements()) == {"begun": N_CELLS, "finished": N_CELLS}
+    assert not list(finished.glob("trials/*/model")), "weights are removed"
+    assert Counter(event for event, _ in journal(finished).elements()) == {"begun": N_TRIALS, "finished": N_TRIALS}
 
 
 def test_gains_are_of_the_same_rows_and_seeds(finished: Path) -> None:
-    """Recomputed from the cells' own predictions."""
+    """Recomputed from the trials' own predictions."""
     result = json.loads((finished / "result.json").read_text())
     scores: dict[Any, dict[int, Any]] = {}
-    for cell in result["cells"]:
-        key = tuple(cell["levels"].values())
-        scores.setdefault(key, {})[cell["seed"]] = load_file(finished / "cells" / cell["row_scores"])
+    for trial in result["trials"]:
+        key = tuple(trial["levels"].values())
+        scores.setdefault(key, {})[trial["seed"]] = load_file(finished / "trials" / trial["row_scores"])
     compared = 0
-    for arm in result["findings"]["arms"]:
-        for one in arm["comparisons"]:
-            source, _, shots = arm["levels"].values()
+    for cell in result["findings"]["cells"]:
+        for one in cell["comparisons"]:
+            source, _, shots = cell["levels"].values()
             ours, theirs = (
-                np.stack([scores[source, m, shots][seed][arm["target"]][:, 0] for seed in (0, 1)])
-                for m in (arm["levels"]["method"], "scratch")
+                np.stack([scores[source, m, shots][seed][cell["target"]][:, 0] for seed in (0, 1)])
+                for m in (cell["levels"]["method"], "scratch")
             )
             assert one["gain"]["mean"] == pytest.approx((ours - theirs).mean(), abs=1e-12)
-            assert arm["score"]["mean"] == pytest.approx(ours.mean(), abs=1e-12)
+            assert cell["score"]["mean"] == pytest.approx(ours.mean(), abs=1e-12)
             compared += 1
     assert compared == 4
 
@@ -249,7 +250,7 @@ def test_what_is_finished_is_found_again(finished: Path, place: Path, capsys: py
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_ends_the_same(finished: Path, place: Path) -> None:
-    """SIGKILL in the middle of a cell: no finished cell again, the cut one goes on, equal numbers."""
+    """SIGKILL in the middle of a trial: no finished trial again, the cut one goes on, equal numbers."""
     output = place / "killed"
     path = write_experiment(place, output)
     process = subprocess.Popen([sys.executable, "-m", "tltasks", "compare", str(path)], env=environment())
@@ -261,20 +262,20 @@ def test_killed_and_started_again_it_ends_the_same(finished: Path, place: Path) 
             lines = (output / "journal.jsonl").read_text().splitlines()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {cell for event, cell in journal(output) if event == "finished"}
-    assert 2 <= len(done) < N_CELLS
+    done = {trial for event, trial in journal(output) if event == "finished"}
+    assert 2 <= len(done) < N_TRIALS
     assert main(["compare", str(path)]) == 0
     events = journal(output)
-    assert Counter(n for (event, _), n in events.items() if event == "finished") == {1: N_CELLS}
-    assert all(events["begun", cell] == 1 for cell in done), "a finished cell was begun again"
-    assert sum(n for (event, _), n in events.items() if event == "begun") <= N_CELLS + 1
+    assert Counter(n for (event, _), n in events.items() if event == "finished") == {1: N_TRIALS}
+    assert all(events["begun", trial] == 1 for trial in done), "a finished trial was begun again"
+    assert sum(n for (event, _), n in events.items() if event == "begun") <= N_TRIALS + 1
     assert numbers(output) == numbers(finished)
 
 
-def test_whatever_a_kill_leaves_of_a_cell_it_is_made_whole(finished: Path, place: Path) -> None:
+def test_whatever_a_kill_leaves_of_a_trial_it_is_made_whole(finished: Path, place: Path) -> None:
     """A folder without anything in it, with half a recipe, and with all but the record."""
     before = numbers(finished)
-    records = sorted(finished.glob("cells/*.json"))[:3]
+    records = sorted(finished.glob("trials/*.json"))[:3]
     for record in records:
         record.unlink()
     empty, half = (record.with_suffix("") for record in records[:2])
@@ -286,10 +287,10 @@ def test_whatever_a_kill_leaves_of_a_cell_it_is_made_whole(finished: Path, place
     assert numbers(finished) == before
 
 
-def test_a_cell_that_fails_is_told_and_does_not_stop_the_rest(
+def test_a_trial_that_fails_is_told_and_does_not_stop_the_rest(
     finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = [path for path in sorted(finished.glob("cells/*.json")) if json.loads(path.read_text())["seed"] == 1][:2]
+    records = [path for path in sorted(finished.glob("trials/*.json")) if json.loads(path.read_text())["seed"] == 1][:2]
     kept = [path.read_text() for path in records]
     for path in records:
         path.unlink()
@@ -306,7 +307,7 @@ def test_a_cell_that_fails_is_told_and_does_not_stop_the_rest(
     assert not causes
     result = json.loads((finished / "result.json").read_text())
     assert len(result["failed"]) == 2
-    assert {tuple(arm["missing"]) for arm in result["findings"]["arms"]} == {(), (1,)}
+    assert {tuple(cell["missing"]) for cell in result["findings"]["cells"]} == {(), (1,)}
     page = (finished / "report.html").read_text()
     assert "the loss is not finite." in page
     assert "(1 of 2 seeds)" in page
@@ -324,7 +325,7 @@ def test_where_all_fail_it_is_an_error(
 
     monkeypatch.setattr(trials, "run", fail)
     assert main(["compare", str(write_experiment(place, tmp_path / "out"))]) == 1
-    assert "no cell could be carried out; the first: no luck." in capsys.readouterr().err
+    assert "no trial could be carried out; the first: no luck." in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -> None:
@@ -355,14 +356,14 @@ def test_two_workers_of_ray_give_the_same_bits_and_outlive_a_failure(
     found = {}
     for name in ("here", "ray"):
         result = json.loads((tmp_path / name / "result.json").read_text())
-        assert (len(result["cells"]), len(result["failed"])) == (2, 2)
-        assert all("train.parquet" in cell["message"] for cell in result["failed"])
+        assert (len(result["trials"]), len(result["failed"])) == (2, 2)
+        assert all("train.parquet" in trial["message"] for trial in result["failed"])
         assert Counter(event for event, _ in journal(tmp_path / name).elements()) == {
             "begun": 4, "finished": 2, "failed": 2
         }  # fmt: skip
-        found[name] = {cell["id"]: cell["targets"] for cell in result["cells"]}
+        found[name] = {trial["id"]: trial["targets"] for trial in result["trials"]}
     assert found["ray"] == found["here"], "losses with all their digits"
-    assert all("loss" in target["values"] for cell in found["ray"].values() for target in cell.values())
+    assert all("loss" in target["values"] for trial in found["ray"].values() for target in trial.values())
     capsys.readouterr()
     assert main([*arguments, "--engine", "ray", "--workers", "1", "--dry-run"]) == 0
     assert "2 finished, 2 to carry out" in capsys.readouterr().err
@@ -375,24 +376,18 @@ def test_workers_are_for_ray(place: Path, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_bookkeeping_is_a_hundredth_of_the_work(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a thousand cells, 20 are carried out by a stand-in that takes no time; a real cell takes two seconds."""
-    result = json.loads(next(finished.glob("cells/*.json")).read_text())
+    """Of a thousand trials, 20 are carried out by a stand-in that takes no time; a real one takes two seconds."""
+    record = trials.read_record(finished, next(finished.glob("trials/*.json")).stem)
+    assert record is not None
     output = place / "many"
-    (output / "cells").mkdir(parents=True)
+    (output / "trials").mkdir(parents=True)
     found = load_experiment(write_experiment(place, output), [f"seeds={list(range(250))}"])[1]
-    planned = plan_cells(found, output)
-    progress = compare.Progress(planned)
+    progress = compare.Progress(plan_trials(found, output), compare.Console(file=io.StringIO()))
     monkeypatch.setattr(trials, "_run", lambda item, output, watch: None)
-    monkeypatch.setattr(trials, "describe_cell", lambda item, run, seconds: {**result, "id": item.id})
-    console = compare.Console(file=io.StringIO())
+    monkeypatch.setattr(trials, "describe_trial", lambda item, run, seconds: dataclasses.replace(record, id=item.id))
     started = time.perf_counter()
-    trials.run_cells(
-        to_do(planned)[:20],
-        output,
-        keep_weights=False,
-        on_end=lambda item, ended: compare._tell(console, progress, item, ended, n_cells=1000),
-    )
-    assert len(list(output.glob("cells/*.json"))) == 20
+    trials.run_trials(to_do(progress.planned)[:20], output, keep_weights=False, on_end=progress.take)
+    assert len(list(output.glob("trials/*.json"))) == 20
     assert (time.perf_counter() - started) / 20 < 0.02
 
 

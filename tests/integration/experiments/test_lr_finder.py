@@ -1,4 +1,3 @@
-import doctest
 import json
 from pathlib import Path
 
@@ -14,11 +13,6 @@ from tltasks.training.optimizer import learning_rate_factor
 def test_the_rate_rises_a_millionfold() -> None:
     factors = [learning_rate_factor(s, total=7, warmup=0.0, schedule="exponential") for s in range(7)]
     assert factors == pytest.approx([1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])
-
-
-def test_doctests() -> None:
-    assert doctest.testmod(lr_finder).attempted == 1
-    assert doctest.testmod(lr_finder).failed == 0
 
 
 def write(path: Path, losses: list[float]) -> Path:

@@ -59,18 +59,18 @@ def test_candidates_are_judged_before_and_after_they_are_measured(
     assert len(passes) == 3, "one for each checkpoint"
     result = experiment.parent / "out" / "rank.json"
     before = json.loads(result.read_text())
-    assert [one["candidate"] for one in before["judged"]] == ["one", "two", "three"]
-    assert all(one["rows"] == 30 and one["estimates"].keys() == ESTIMATORS.keys() for one in before["judged"])
-    assert all(one["estimates"]["leep"] < 0 for one in before["judged"]), "their own heads know five classes"
-    assert len({one["estimates"]["log_me"] for one in before["judged"]}) == 3
+    assert [one["candidate"] for one in before["candidates"]] == ["one", "two", "three"]
+    assert all(one["rows"] == 30 and one["estimates"].keys() == ESTIMATORS.keys() for one in before["candidates"])
+    assert all(one["estimates"]["leep"] < 0 for one in before["candidates"]), "their own heads know five classes"
+    assert len({one["estimates"]["log_me"] for one in before["candidates"]}) == 3
 
     assert main(["compare", str(experiment)]) == 0
-    cells = json.loads((experiment.parent / "out" / "result.json").read_text())["cells"]
+    trials = json.loads((experiment.parent / "out" / "result.json").read_text())["trials"]
     assert main(["rank", str(experiment)]) == 0
     after = json.loads(result.read_text())
-    measured = {cell["levels"]["checkpoint"]: cell["targets"]["test"]["value"] for cell in cells}
-    assert {one["candidate"]: one["truth"]["fine-tuning"] for one in after["judged"]} == measured
-    assert [one["estimates"] for one in after["judged"]] == [one["estimates"] for one in before["judged"]]
+    measured = {one["levels"]["checkpoint"]: one["targets"]["test"]["value"] for one in trials}
+    assert {one["candidate"]: one["measured"]["fine-tuning"] for one in after["candidates"]} == measured
+    assert [one["estimates"] for one in after["candidates"]] == [one["estimates"] for one in before["candidates"]]
     assert "weighted Kendall" in capsys.readouterr().err
     assert len(set(measured.values())) > 1
     assert {one["estimator"] for one in after["agreement"]} == set(ESTIMATORS)

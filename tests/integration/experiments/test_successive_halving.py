@@ -57,7 +57,7 @@ def ranked(place: Path) -> dict[str, Any]:
 
 
 def test_what_has_learnt_the_data_comes_first(ranked: dict[str, Any], place: Path) -> None:
-    by_name = {one["candidate"]: one["estimates"] for one in ranked["judged"]}
+    by_name = {one["candidate"]: one["estimates"] for one in ranked["candidates"]}
     assert set(by_name) == {"plain", "trained", "other"}
     losses = {name: estimates["zero_shot_loss"] for name, estimates in by_name.items()}
     assert max(losses, key=lambda name: losses[name]) == "trained"
@@ -65,7 +65,7 @@ def test_what_has_learnt_the_data_comes_first(ranked: dict[str, Any], place: Pat
     rounds = {name: estimates["halving"] for name, estimates in by_name.items()}
     assert max(rounds, key=lambda name: rounds[name]) == "trained"
     assert sorted(int(value) for value in rounds.values()) == [0, 1, 1], "of three, two are let through"
-    records = [json.loads(path.read_text()) for path in (place / "out").glob("cells/*.json")]
+    records = [json.loads(path.read_text()) for path in (place / "out").glob("trials/*.json")]
     assert len(records) == 5
     assert {name for record in records for name in record["targets"]} == {"validation"}
 
@@ -74,7 +74,7 @@ def test_rounds_are_found_again(ranked: dict[str, Any], place: Path, monkeypatch
     monkeypatch.setattr(successive_halving, "carry_out", lambda *_, **__: pytest.fail("a round is carried out again"))
     assert main(["rank", str(place / "e.yaml")]) == 0
     again = json.loads((place / "out" / "rank.json").read_text())
-    assert [one["estimates"] for one in again["judged"]] == [one["estimates"] for one in ranked["judged"]]
+    assert [one["estimates"] for one in again["candidates"]] == [one["estimates"] for one in ranked["candidates"]]
 
 
 def test_the_loss_is_in_nats_a_character(place: Path, tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_a_candidate_that_cannot_be_trained_has_no_estimate(place: Path, monkeyp
     plain = successive_halving.carry_out
 
     def failing(item: Any, *arguments: Any, **options: Any) -> Any:
-        if item.cell.levels["candidate"] == "plain":
+        if item.trial.levels["candidate"] == "plain":
             return Failure(item.id, "no")
         return plain(item, *arguments, **options)
 
     monkeypatch.setattr(successive_halving, "carry_out", failing)
     recipe = load_recipe(place / "r.yaml", ["data.splits.validation=null"])
-    (place / "fails" / "cells").mkdir(parents=True)
+    (place / "fails" / "trials").mkdir(parents=True)
     found = successive_halving.successive_halving({"plain": recipe, "b": recipe}, place / "fails")
     assert found["plain"].value is None
     assert found["b"].value is not None

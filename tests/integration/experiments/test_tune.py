@@ -12,7 +12,7 @@ from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.errors import RecipeError
 from tltasks.experiments import tune as tuning
-from tltasks.experiments.search_space import load_search, trial_cell
+from tltasks.experiments.search_space import load_search
 
 SEARCH = """\
 recipe:
@@ -83,7 +83,7 @@ def test_the_recipes_own_setting_is_the_first_and_the_best_wins(finished: Path) 
 
 
 def test_the_test_set_is_looked_at_after_the_search_alone(finished: Path) -> None:
-    records = [json.loads(path.read_text()) for path in finished.glob("cells/*.json")]
+    records = [json.loads(path.read_text()) for path in finished.glob("trials/*.json")]
     assert len(records) >= 3
     assert {name for record in records for name in record["targets"]} == {"validation"}
     tested = json.loads((finished / "result.json").read_text())["tested"]
@@ -173,9 +173,9 @@ def test_mistakes(change: tuple[str, str], said: str, place: Path, tmp_path: Pat
 
 def test_a_trial_has_no_test_set(place: Path, tmp_path: Path) -> None:
     search, base = load_search(write(place, tmp_path / "out"))
-    cell = trial_cell(base, 4, {"stages.0.batch_size": 4})
-    assert cell.recipe.data is not None
-    assert cell.recipe.data.splits.test is None
-    assert getattr(cell.recipe.data, "corruptions", None) is None
-    assert cell.levels == {"trial": "4"}
+    trial = base.trial(4, {"stages.0.batch_size": 4})
+    assert trial.recipe.data is not None
+    assert trial.recipe.data.splits.test is None
+    assert getattr(trial.recipe.data, "corruptions", None) is None
+    assert trial.levels == {"trial": "4"}
     assert search.space.keys() == {"stages.0.learning_rate", "stages.0.batch_size", "stages.0.weight_decay"}
