@@ -80,9 +80,9 @@ def found_in(output: Path) -> dict[str, Any]:
                 for arm, by_split in scores.items()
             },
             "parameters": [stage["trainable_parameters"], stage["total_parameters"]],
-            "robustness": stage["robustness"],
+            "robustness": stage["robustness"] or {},
             "training": {
-                k: stage["training"].get(k) for k in ("best_step", "best_value", "l2", "alpha", "alpha_curve")
+                k: (stage["training"] or {}).get(k) for k in ("best_step", "best_value", "l2", "interpolation")
             },
             "logged": logged.get(stage["name"], {}),
         }
