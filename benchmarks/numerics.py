@@ -53,8 +53,8 @@ def carry_out(recipe: Path, overrides: list[str], output: Path) -> None:
     from accelerate.state import AcceleratorState
 
     from tltasks.config.loading import load_recipe
-    from tltasks.runs.story import run
     from tltasks.errors import Interrupted
+    from tltasks.runs.story import run
 
     try:
         run(load_recipe(recipe, overrides), output=output, resume=False, push=False, dry_run=False)
