@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.tiny import texts
 from tests.tiny.runs import run_recipe, weights
-from tltasks.config.loading import load_recipe, located
+from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import plan_stages
+from tltasks.config.plan import plan_run
 from tltasks.tasks.text.summarization import Summarization
 
 FAMILIES = ("t5", "bart", "gpt2", "llama")
@@ -80,7 +80,7 @@ def encoded(recipe: Path, name: str) -> tuple[list[dict[str, list[int]]], transf
     from tltasks.data.encoding import encode_split
     from tltasks.data.loading import load_splits
 
-    plan = plan_stages(located(load_recipe(recipe)))[0]
+    plan = plan_run(load_recipe(recipe)).stages[0]
     splits = load_splits(plan.data, seed=0, label=None)
     task = Summarization.open(plan, splits, Checkpoint(plan.model.name, display_name=name), seed=0)
     split = splits["train"]

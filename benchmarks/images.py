@@ -114,12 +114,10 @@ def save_model(folder: Path) -> None:
 
 def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One stage of a recipe as `tltasks run` carries it out, without evaluation."""
-    from rich.console import Console
-
-    from tltasks.config.loading import load_recipe, located
-    from tltasks.config.plan import plan_stages
-    from tltasks.runs import prepare, story
-    from tltasks.runtime import devices
+    from tltasks.config.loading import load_recipe
+    from tltasks.config.plan import plan_run
+    from tltasks.runs import story
+    from tltasks.runs.stage import adapt_model, make_job
     from tltasks.runtime.precision import choose_attention
     from tltasks.training.loop import train
 
@@ -144,21 +142,19 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
         )
     )
     recipe = load_recipe(recipe_file, [])
-    plans = plan_stages(located(recipe))
     with tempfile.TemporaryDirectory() as output:
-        accelerator, precision = story._accelerator(recipe, Path(output), devices.init_distributed())
         started = time.perf_counter()
-        (item,) = prepare.prepare_stages(accelerator, plans, recipe)
+        context, (item,) = story.open_stages(plan_run(recipe, Path(output)))
         preparation = time.perf_counter() - started
-        context = story.Context(accelerator, recipe, Path(output), precision, Console(quiet=True), lambda: False)
-        built = item.task.build(plans[0].kind)
-        choose_attention(built.model, tokens=item.task.sequence_length, device=accelerator.device, precision=precision)
-        adapted, head = story._adapt(recipe, item, built)
+        device, precision = context.accelerator.device, context.precision
+        built = item.task.build(item.plan.kind)
+        choose_attention(built.model, tokens=item.task.sequence_length, device=device, precision=precision)
+        adapted, head = adapt_model(item, built)
         ends: list[float] = []
-        job = story._job(
+        job = make_job(
             context, item, head, on_step=lambda progress, loss: ends.append(time.perf_counter()), evaluate=None
         )
-        train(accelerator, job, adapted)
+        train(context.accelerator, job, adapted)
     return {"precision": precision, "preparation_seconds": preparation} | _throughput(options, ends)
 
 

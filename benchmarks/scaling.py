@@ -136,12 +136,10 @@ def anonymous_bytes() -> int:
 
 def run_stage(folder: Path) -> dict[str, Any]:
     """One stage of a recipe as `tltasks run` carries it out, up to the predictions."""
-    from rich.console import Console
-
-    from tltasks.config.loading import load_recipe, located
-    from tltasks.config.plan import plan_stages
-    from tltasks.runs import prepare, story
-    from tltasks.runtime import devices
+    from tltasks.config.loading import load_recipe
+    from tltasks.config.plan import plan_run
+    from tltasks.runs import story
+    from tltasks.runs.stage import adapt_model, make_job
     from tltasks.training.evaluation import predict_rows
     from tltasks.training.loop import train
 
@@ -166,12 +164,9 @@ def run_stage(folder: Path) -> dict[str, Any]:
         ),
         encoding="utf-8",
     )
-    recipe = load_recipe(recipe_file, [])
-    plans = plan_stages(located(recipe))
     output = folder / "output"
     output.mkdir()
-    accelerator, precision = story._accelerator(recipe, output, devices.init_distributed())
-    context = story.Context(accelerator, recipe, output, precision, Console(quiet=True), lambda: False)
+    plan = plan_run(load_recipe(recipe_file, []), output)
     memory = AnonymousMemory()
     phases: dict[str, dict[str, float]] = {}
 
@@ -184,15 +179,15 @@ def run_stage(folder: Path) -> dict[str, Any]:
         phases[name] = {"seconds": round(seconds, 2), "peak_anonymous_mib": round(memory.peak / MIB, 1)}
 
     with phase(PHASES[0]):
-        (item,) = prepare.prepare_stages(accelerator, plans, recipe)
+        context, (item,) = story.open_stages(plan)
     rows = item.encoded["train"].rows
     with phase(PHASES[1]):
-        model, head = story._adapt(recipe, item, item.task.build(plans[0].kind))
-        job = story._job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
-        progress = train(accelerator, job, model)
+        model, head = adapt_model(item, item.task.build(item.plan.kind))
+        job = make_job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
+        progress = train(context.accelerator, job, model)
     assert progress.examples == len(rows)
     with phase(PHASES[2]):
-        predictions = predict_rows(accelerator, item.task, model, rows, workers=0)
+        predictions = predict_rows(context.accelerator, item.task, model, rows, workers=0)
     assert len(predictions) == len(rows)
     resident = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {

@@ -105,8 +105,7 @@ def run_ours(precision: str, epochs: float) -> dict[str, float]:
     overrides = [f"stages.0.epochs={epochs}", f"precision={precision}", "data.splits.validation=null"]
     recipe = load_recipe(ROOT / "recipes" / "offline" / "voice_prompts.yaml", overrides)
     with tempfile.TemporaryDirectory() as folder:
-        result = run(recipe, output=Path(folder) / "run", resume=False, push=False, dry_run=False)
-    assert result is not None
+        result = run(recipe, output=Path(folder) / "run")
     stage = result.stages[0]
     return {
         "steps": float(stage.training.seconds),

@@ -140,7 +140,7 @@ def by_tltasks(options: argparse.Namespace) -> dict[str, Any]:
     recipe = loading.load_recipe(RECIPE, overrides)
     batch_size = recipe.stages[0].batch_size
     with tempfile.TemporaryDirectory() as scratch:
-        story.run(recipe, output=Path(scratch) / "run", resume=False, push=False, dry_run=False)
+        story.run(recipe, output=Path(scratch) / "run")
     return {"curve": curve}
 
 

@@ -32,9 +32,9 @@ RESULT = Path(__file__).parent / "results" / "window.json"
 RATES = {"distil": (1e-4, 3e-4), "full": (1e-4, 3e-4), "lora": (1e-3, 3e-3)}
 BATCH = 16
 
-from tltasks.config.loading import load_recipe, located  # noqa: E402
+from tltasks.config.loading import load_recipe  # noqa: E402
 from tltasks.config.model import Checkpoint  # noqa: E402
-from tltasks.config.plan import plan_stages  # noqa: E402
+from tltasks.config.plan import plan_run  # noqa: E402
 from tltasks.data.batching import plan_epoch, steps_per_epoch  # noqa: E402
 from tltasks.data.encoding import encode_split  # noqa: E402
 from tltasks.data.loading import load_splits  # noqa: E402
@@ -53,8 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     devices.quieten_libraries(interactive=False)
-    recipe = located(load_recipe(RECIPE, ["stages.0.adapt={lora: {rank: 16}}"]))
-    plan = plan_stages(recipe)[0]
+    recipe = load_recipe(RECIPE, ["stages.0.adapt={lora: {rank: 16}}"])
+    plan = plan_run(recipe).stages[0]
     splits = load_splits(plan.data, seed=0, label=None)
     task = SpeechRecognition.open(plan, splits, Checkpoint(plan.model.name, display_name="tiny.en"), seed=0)
     encoded = {

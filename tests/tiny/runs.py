@@ -24,10 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def run_recipe(path: Path, output: Path, *overrides: str, **flags: Any) -> RunResult:
     """Carry out a recipe here."""
-    flags = {"resume": False, "push": False, "dry_run": False} | flags
-    result = run(load_recipe(path, overrides), output=output, **flags)
-    assert result is not None
-    return result
+    return run(load_recipe(path, overrides), output=output, **flags)
 
 
 def weights(output: Path) -> dict[str, Tensor]:

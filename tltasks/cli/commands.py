@@ -169,7 +169,10 @@ def run(
     from tltasks.runs import story
 
     try:
-        story.run(resolved, output=folder, resume=resume, push=push, dry_run=dry_run)
+        if dry_run:
+            story.dry_run(resolved, output=folder, push=push)
+        else:
+            story.run(resolved, output=folder, resume=resume, push=push)
     except Interrupted as stop:
         again = [str(recipe), *(word for change in overrides for word in ("--set", change)), "--output", str(folder)]
         _say(f"{stop}; its state is saved. Go on with: tltasks run {shlex.join(again)} --resume")

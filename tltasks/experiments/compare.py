@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from tltasks.config.plan import plan_run
 from tltasks.errors import DataError
 from tltasks.experiments.analysis import CellScore, Findings, analyse
 from tltasks.experiments.experiment import Experiment, Levels, load_experiment, read_source
@@ -195,9 +196,9 @@ def plan_experiment(
             kinds[item.kind] = item
     seconds, memory = {}, 0
     for kind, item in kinds.items():
-        stages = measure_stages(item.trial.recipe, output)
-        seconds[kind] = OVERHEAD_SECONDS + sum(stage.get("seconds", 0.0) for stage in stages)
-        memory = max([memory, *(stage["memory_bytes"] for stage in stages)])
+        stages = measure_stages(plan_run(item.trial.recipe, output))
+        seconds[kind] = OVERHEAD_SECONDS + sum(stage.seconds or 0.0 for stage in stages)
+        memory = max([memory, *(stage.memory_bytes for stage in stages)])
     return ExperimentPlan(planned, seconds, memory)
 
 

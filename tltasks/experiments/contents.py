@@ -15,9 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from tltasks import __version__
 from tltasks.config.data import BUILDERS, Data, Source
-from tltasks.config.loading import located
-from tltasks.config.plan import plan_stages
-from tltasks.config.recipe import Recipe
+from tltasks.config.plan import RunPlan
 from tltasks.runtime.files import write_json
 
 CODE = ("torch", "transformers", "timm", "peft", "datasets", "accelerate")
@@ -60,11 +58,11 @@ class Contents:
         if (self.path.parent / "trials").is_dir():
             write_json(self.path, self.files)
 
-    def of(self, recipe: Recipe) -> dict[str, str]:
+    def of(self, run: RunPlan) -> dict[str, str]:
         """What a recipe names, and the digest or commit of each."""
         inputs: dict[str, str] = {}
-        for plan in plan_stages(located(recipe)):
-            if plan.stage.start == "checkpoint":
+        for plan in run.stages:
+            if not plan.continues:
                 model = plan.model
                 inputs[f"model {_shown(model.name)}"] = self._one("model", model.name, model.revision)
             for name, source in _sources(plan.data):

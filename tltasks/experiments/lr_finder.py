@@ -58,7 +58,7 @@ def find_learning_rate(
     training = output / "training"
     shutil.rmtree(training, ignore_errors=True)
     try:
-        run(_rising(recipe, highest, steps), output=training, resume=False, push=False, dry_run=False)
+        run(_rising(recipe, highest, steps), output=training)
     except TrainingError as error:
         if not (training / "metrics.jsonl").is_file():
             raise

@@ -19,7 +19,7 @@ from rich.console import Console
 from scipy import stats
 from torch import nn
 
-from tltasks.config.plan import plan_stages
+from tltasks.config.plan import plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
 from tltasks.experiments.analysis import Findings, analyse
@@ -31,7 +31,7 @@ from tltasks.experiments.trials import plan_trials
 from tltasks.reports.html import words
 from tltasks.results.result import finite, show_duration
 from tltasks.runs.prepare import PreparedStage
-from tltasks.runs.story import open_recipe
+from tltasks.runs.story import open_stages
 from tltasks.runtime.files import locked, write_json
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Embeds, Writes
@@ -132,7 +132,7 @@ def rank(
         (output / "trials").mkdir(exist_ok=True)
         planned = plan_trials(trials, output)
         pairs = candidate_pairs(design, trials)
-        task = load_adapter(plan_stages(pairs[0].trial.recipe)[-1].task)
+        task = load_adapter(plan_run(pairs[0].trial.recipe).stages[-1].task)
         if issubclass(task, Embeds):
             estimated = [estimate_by_features(pair, output) for pair in pairs]
         elif issubclass(task, Writes):
@@ -169,13 +169,13 @@ def candidate_pairs(experiment: Experiment, trials: list[Trial]) -> list[Candida
 def estimate_by_features(pair: CandidatePair, output: Path) -> CandidateEstimates:
     """All estimates of a checkpoint on its recipe's training data, from one pass through it."""
     recipe = pair.trial.recipe
-    probe = TASKS[plan_stages(recipe)[-1].task].stage(stage="probe")
+    probe = TASKS[plan_run(recipe).stages[-1].task].stage(stage="probe")
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator, (item,) = open_recipe(stage_alone(recipe, probe), output)
+    run, (item,) = open_stages(plan_run(stage_alone(recipe, probe), output))
     model = item.task.build(item.plan.kind).model
     started = time.perf_counter()
     head, split = item.task.head(model)[0], item.encoded["train"]
-    features = cached_features(accelerator, item.task, model, head, split, workers=0)
+    features = cached_features(run.accelerator, item.task, model, head, split, workers=0)
     feature_seconds = time.perf_counter() - started
     labels = np.array(item.task.references(split.rows), dtype=np.int64)
     theta = source_probabilities(item, model, head, features)

@@ -11,13 +11,13 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 
-from tltasks.config.plan import plan_stages
+from tltasks.config.plan import plan_run
 from tltasks.config.recipe import Recipe
 from tltasks.config.stage import Stage
 from tltasks.errors import DataError
 from tltasks.experiments.experiment import Trial
 from tltasks.experiments.trials import Failure, carry_out, plan_trials
-from tltasks.runs.story import open_recipe
+from tltasks.runs.story import open_stages
 from tltasks.tasks.base import Writes
 from tltasks.training.evaluation import drawn_rows
 
@@ -44,8 +44,7 @@ def zero_shot_loss(recipe: Recipe, output: Path) -> Estimated:
     that puts a new head on the checkpoint: there is nothing yet that could write.
     """
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator, opened = open_recipe(stage_alone(recipe), output)
-    item = opened[-1]
+    context, (item,) = open_stages(plan_run(stage_alone(recipe), output))
     task = item.task
     assert isinstance(task, Writes)
     if item.plan.kind.head == "new":
@@ -54,11 +53,11 @@ def zero_shot_loss(recipe: Recipe, output: Path) -> Estimated:
     split = item.encoded["train"].rows
     rows = split.select(drawn_rows(len(split), LOSS_ROWS, seed=recipe.seed))
     built = task.build(item.plan.kind)
-    task, model = built.task, built.model.to(accelerator.device).eval()
+    task, model = built.task, built.model.to(context.accelerator.device).eval()
     nats = 0.0
     for i in range(len(rows)):
-        batch = send_to_device(task.collate_train(rows, [i], epoch=0), accelerator.device)
-        with torch.inference_mode(), accelerator.autocast():
+        batch = send_to_device(task.collate_train(rows, [i], epoch=0), context.accelerator.device)
+        with torch.inference_mode(), context.accelerator.autocast():
             nats += float(task.loss(model, batch)) * float(task.num_targets(batch))
     characters = sum(map(len, task.target_texts(rows)))
     return Estimated(-nats / max(1, characters), time.perf_counter() - started)
@@ -98,7 +97,7 @@ def successive_halving(recipes: dict[str, Recipe], output: Path) -> dict[str, Es
 
 def stage_alone(recipe: Recipe, stage: Stage | None = None) -> Recipe:
     """The recipe whose one stage is the last, or another of the same task, from the checkpoint of the first."""
-    plans = plan_stages(recipe)
+    plans = plan_run(recipe).stages
     if stage is None:
         last = plans[-1].stage
         own = dict.fromkeys({"model", "data", "task"} & set(type(last).model_fields))

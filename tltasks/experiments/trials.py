@@ -17,11 +17,14 @@ from accelerate.state import AcceleratorState
 from pydantic import TypeAdapter
 
 from tltasks.config.loading import load_recipe, recipe_sha256
+from tltasks.config.plan import plan_run
 from tltasks.errors import Interrupted, RecipeError, TltasksError, first_line
 from tltasks.experiments.contents import CODE, Contents, code_versions
 from tltasks.experiments.experiment import Levels, Trial
 from tltasks.results.result import Interval, Number, RunResult
-from tltasks.runs.story import ROW_SCORES, Watch, run
+from tltasks.runs.baselines import ROW_SCORES
+from tltasks.runs.context import Watch
+from tltasks.runs.story import run
 from tltasks.runtime.files import write_text
 
 
@@ -92,8 +95,9 @@ def plan_trials(trials: Iterable[Trial], output: Path) -> list[PlannedTrial]:
     contents, code = Contents(output / "contents.json"), code_versions()
     planned = []
     for trial in trials:
-        inputs = contents.of(trial.recipe)
-        name = _digest([recipe_sha256(trial.recipe), inputs, code])[:24]
+        plan = plan_run(trial.recipe)
+        inputs = contents.of(plan)
+        name = _digest([plan.sha256, inputs, code])[:24]
         parts = [trial.recipe.model, *trial.recipe.stages]
         kind = _digest([part.model_dump(mode="json") if part is not None else None for part in parts])[:16]
         planned.append(PlannedTrial(trial, name, kind, inputs, read_record(output, name)))
@@ -190,14 +194,12 @@ def _run(item: PlannedTrial, output: Path, watch: Watch | None) -> RunResult:
     # Accelerate keeps one number format for a process (accelerate 1.15, state.py); trials may have different ones.
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        result = run(recipe, output=folder, resume=True, push=False, dry_run=False, watch=watch)
+        return run(recipe, output=folder, resume=True, watch=watch)
     except TltasksError:
         raise
     except Exception:
         traceback.print_exc()  # into the trial's log
         raise
-    assert result is not None
-    return result
 
 
 @contextmanager

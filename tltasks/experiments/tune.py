@@ -293,9 +293,7 @@ def _test(base: BaseRecipe, own: SearchTrial, best: SearchTrial, output: Path) -
         if trial.state == "failed":
             continue
         write_journal(output, name, "tested")
-        result = run(recipe, output=output / name, resume=True, push=False, dry_run=False)
-        assert result is not None
-        found[name] = result.headline
+        found[name] = run(recipe, output=output / name, resume=True).headline
     return found
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tltasks.config.loading import load_recipe, located
+from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import STAGES, StagePlan, plan_stages
+from tltasks.config.plan import STAGES, StagePlan, is_on_hub, plan_run
 from tltasks.config.recipe import Recipe
 from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.errors import CheckpointError, RecipeError
@@ -149,13 +149,13 @@ def _read_run(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
     """Read the recipe, the stage that the model is of, and the checkpoint that its first training began with."""
     recipe = load_recipe(run / "recipe.yaml", check_files=False)
     try:
-        result, plans = load_result(run / "result.json"), plan_stages(located(recipe))
-        last = next(i for i, plan in enumerate(plans) if plan.name == result.headline.stage)
-        first = next(i for i in range(last, -1, -1) if result.stages[i].weights.start != "previous")
-        place, commit = Path(plans[first].model.name), result.stages[first].weights.commit
-        known = plans[first].kind.weights != "random" and (place.is_dir() or not place.is_absolute())
-        origin = Checkpoint(str(place), commit or plans[first].model.revision, display_name=_display_name(str(place)))
-        return recipe, plans[last], origin if known else None
+        result, plan = load_result(run / "result.json"), plan_run(recipe)
+        last = next(stage for stage in plan.stages if stage.name == result.headline.stage)
+        first = plan.ancestry(last)[0]
+        name, commit = first.model.name, result.stages[first.index].weights.commit
+        known = first.kind.weights != "random" and (is_on_hub(name) or Path(name).is_dir())
+        origin = Checkpoint(name, commit or first.model.revision, display_name=_display_name(name))
+        return recipe, last, origin if known else None
     except (*_DAMAGED, StopIteration) as error:
         raise CheckpointError(f"{run / 'result.json'}: cannot be read ({error!r}).") from error
 

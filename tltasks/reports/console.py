@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tltasks.results.result import RunResult, Score, show_duration
+from tltasks.results.result import RunResult, Score, StageMeasurement, show_duration
 
 
 def show_result(console: Console, result: RunResult, output: Path) -> None:
@@ -54,21 +53,20 @@ def show_checks(console: Console, stage: str, checks: dict[str, dict[str, float]
             console.print(f"{stage}: {split}: {', '.join(odd)}")
 
 
-def show_plan(console: Console, plans: list[dict[str, Any]], output: str) -> None:
+def show_plan(console: Console, stages: list[StageMeasurement], output: Path) -> None:
     """What a dry run found: data, size, steps and the time that they would take here."""
     table = Table(title="plan (nothing was trained or written)", title_justify="left", header_style="bold")
     for name in ("stage", "data", "trains", "steps", "time", "memory"):
         table.add_column(name)
-    for plan in plans:
-        data = ", ".join(f"{k} {n:,}{f' ({bad} unreadable)' if bad else ''}" for k, (n, bad) in plan["splits"].items())
-        seconds, memory = plan.get("seconds"), plan.get("memory_bytes")
+    for it in stages:
+        trains = it.steps is not None
         table.add_row(
-            plan["stage"],
-            data,
-            f"{plan['trainable']:,} of {plan['total']:,}" if "steps" in plan else "nothing",
-            f"{plan['steps']:,}" if "steps" in plan else "–",
-            f"about {show_duration(seconds)}" if seconds is not None else "–",
-            f"{memory / 2**30:.1f} GiB" if memory else "–",
+            it.stage,
+            ", ".join(f"{k} {n:,}{f' ({bad} unreadable)' if bad else ''}" for k, (n, bad) in it.splits.items()),
+            f"{it.trainable_parameters:,} of {it.total_parameters:,}" if trains else "nothing",
+            f"{it.steps:,}" if trains else "–",
+            f"about {show_duration(it.seconds)}" if it.seconds is not None else "–",
+            f"{it.memory_bytes / 2**30:.1f} GiB" if it.memory_bytes else "–",
         )
     console.print(table)
     console.print(f"results would go to {output}", soft_wrap=True)

@@ -23,9 +23,9 @@ from pydantic import BaseModel
 
 from tltasks.config.adaptation import Adapt, Head
 from tltasks.config.data import BUILDERS, Data, Source
-from tltasks.config.loading import located, recipe_text
+from tltasks.config.loading import recipe_text
 from tltasks.config.model import FROZEN_TRANSFORMER
-from tltasks.config.plan import STAGES, StagePlan, plan_stages
+from tltasks.config.plan import RunPlan, StagePlan, is_on_hub, plan_run
 from tltasks.config.recipe import Emissions, Recipe
 from tltasks.config.tasks import TASKS
 from tltasks.results.comparison import changes
@@ -51,16 +51,16 @@ def card_for_repo(output: Path, recipe: Recipe, repo: str, *, merged: bool = Fal
     """
     result = load_result(output / "result.json")
     adapter = result.best.weights.adapter and not merged
-    return render_card(result, recipe, adapter=adapter, repo=repo)
+    return render_card(result, plan_run(recipe), adapter=adapter, repo=repo)
 
 
-def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str | None) -> str:
+def render_card(result: RunResult, plan: RunPlan, *, adapter: bool, repo: str | None) -> str:
     """README.md: front matter and text. Without a repository its snippet loads ./model of the results folder."""
-    stage = result.best
-    plans = plan_stages(located(recipe))
-    lineage = _lineage(result, result.stages.index(stage))
-    trained = [i for i in lineage if STAGES[plans[i].stage.stage].trains]
-    base = _base(plans[lineage[0]], result.stages[lineage[0]])
+    stage, recipe = result.best, plan.recipe
+    own = next(it for it in plan.stages if it.name == stage.name)
+    lineage = plan.ancestry(own)
+    trained = [it for it in lineage if it.kind.trains]
+    base = _base(lineage[0], result.stages[lineage[0].index])
     title = repo.rsplit("/", 1)[-1] if repo else Path(recipe.output).name
     shared_recipe = _without_folders(recipe)
     stated = recipe.hub.emissions
@@ -77,18 +77,18 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
             "stage": stage,
             "stages": result.stages,
             "base": base,
-            "bases": [_base(plan, it) for plan, it in zip(plans, result.stages, strict=True)],
-            "method": _method(plans[lineage[-1]]),
-            "methods": [_method(plan) for plan in plans],
-            "lineage": [result.stages[i] for i in lineage],
-            "trained_on": list(dict.fromkeys(_place(plans[i].data) for i in trained)),
+            "bases": [_base(*both) for both in zip(plan.stages, result.stages, strict=True)],
+            "method": _method(own),
+            "methods": [_method(it) for it in plan.stages],
+            "lineage": lineage,
+            "trained_on": list(dict.fromkeys(_place(it.data) for it in trained)),
             "chosen_by_validation": stage.training is not None
             and stage.training.best_step is not None
-            and plans[lineage[-1]].stage.keep == "best",
+            and own.stage.keep == "best",
             "comparisons": list(_comparisons(result, stage)),
             "shifts": list(_shifts(result, stage)),
             "forgotten": [change.sentence for change in changes(result, stage)],
-            "trust": ", trust_remote_code=True" if plans[lineage[0]].model.trust_remote_code else "",
+            "trust": ", trust_remote_code=True" if lineage[0].model.trust_remote_code else "",
             "timm": stage.weights.model_type == "timm_wrapper",
             "hardware": result.hardware,
             "total_seconds": sum(it.seconds for it in result.stages),
@@ -103,7 +103,7 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
         }
     )
     metrics: dict[str, dict[str, Any]] = page.metrics  # type: ignore[attr-defined]
-    datasets = [place.path for place in dict.fromkeys(_place(plans[i].data) for i in trained) if place.on_hub]
+    datasets = [place.path for place in dict.fromkeys(_place(it.data) for it in trained) if place.on_hub]
     carbon: dict[str, Any] = {} if stated is None else {"co2_eq_emissions": _emissions(stated, result)}
     data = ModelCardData(
         base_model=base.name if base.on_hub and not base.random else None,
@@ -115,8 +115,8 @@ def render_card(result: RunResult, recipe: Recipe, *, adapter: bool, repo: str |
         datasets=[path.removeprefix("datasets/") for path in datasets] or None,
         metrics=_measured(stage, metrics),
         model_name=title,
-        eval_results=list(_evaluations(plans[lineage[-1]], stage, metrics)),
-        tags=["tltasks", *([plans[lineage[-1]].stage.adapt.method] if adapter else [])],
+        eval_results=list(_evaluations(own, stage, metrics)),
+        tags=["tltasks", *([own.stage.adapt.method] if adapter else [])],
         **carbon,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{str(page).strip()}\n"
@@ -161,18 +161,9 @@ def _emissions(stated: Emissions, result: RunResult) -> dict[str, Any]:
     }
 
 
-def _lineage(result: RunResult, index: int) -> list[int]:
-    """The stage and those that its weights went through, the first one first."""
-    chain = [index]
-    while result.stages[chain[0]].weights.start == "previous":
-        chain.insert(0, chain[0] - 1)
-    return chain
-
-
 def _base(plan: StagePlan, stage: StageResult) -> Base:
-    """`plan` has local folders as absolute paths."""
     name = plan.model.name
-    on_hub = re.fullmatch(r"([\w.-]+/)?[\w.-]+", name) is not None
+    on_hub = is_on_hub(name)
     revision = stage.weights.commit or plan.model.revision
     shown = name if on_hub else Path(name).name
     return Base(shown, on_hub, name if on_hub else "", revision, random=plan.kind.weights == "random")
@@ -186,15 +177,11 @@ def _relation(base: Base, *, adapter: bool, trained: bool) -> str | None:
 
 def _place(data: Source) -> Place:
     name = data.name or ""
-    if _is_dataset_id(name):
+    if is_on_hub(name):
         return Place(f"{name} ({data.config})" if data.config else name, True, f"datasets/{name}")
     if name in BUILDERS:
         return Place(Path(data.dir).name if data.dir else f"{name} files", False)
     return Place(Path(name).name, False)
-
-
-def _is_dataset_id(name: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
 
 
 def _method(plan: StagePlan) -> str:
@@ -321,14 +308,14 @@ def _evaluations(plan: StagePlan, stage: StageResult, metrics: dict[str, dict[st
     for split, score in stage.metrics.items():
         data, spec = _evaluated_on(plan.data, split)
         name, shown = data.name or "", _place(data).name
-        on_hub = _is_dataset_id(name) and not data.dir and not data.files and spec is not None
+        on_hub = is_on_hub(name) and not data.dir and not data.files and spec is not None
         revision = data.revision if on_hub and re.fullmatch(r"[0-9a-f]{40}", data.revision or "") else None
         for key, about in metrics.items():
             if "hub" in about and _is_number(value := score.values.get(key)):
                 yield EvalResult(
                     task_type=stage.task,
                     task_name=stage.task.replace("-", " ").capitalize(),
-                    dataset_type=name if _is_dataset_id(name) or name in BUILDERS else "local",
+                    dataset_type="local" if Path(name).is_absolute() else name,
                     dataset_name=shown if on_hub or shown == split else f"{shown} ({split})",
                     dataset_config=data.config if on_hub else None,
                     # Of local data our own name of the split: theirs may be alike for several test sets.

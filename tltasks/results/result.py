@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import Base64Bytes, BeforeValidator, TypeAdapter
 
 SCHEMA = 1
 
@@ -209,8 +209,24 @@ class ReportExample:
     kind: Literal["image", "audio", "texts"]
     title: str
     caption: str
-    content: bytes
+    content: Base64Bytes
     """PNG, FLAC, or several texts by name, as JSON, which are shown side by side."""
+
+
+@dataclass(frozen=True)
+class StageMeasurement:
+    """What a dry run finds of a stage."""
+
+    stage: str
+    splits: dict[str, tuple[int, int]]
+    """Examples that can be read and that cannot, by split."""
+    trainable_parameters: int
+    total_parameters: int
+    memory_bytes: int
+    steps: int | None = None
+    """None where the loop does not train."""
+    seconds: float | None = None
+    """Of all steps, by one of them."""
 
 
 def lineage_after(stage: StageResult, recipe_sha256: str) -> list[Ancestor]:
@@ -254,11 +270,21 @@ class RunResult:
 
 _STAGE = TypeAdapter(StageResult)
 _RUN = TypeAdapter(RunResult)
+_EXAMPLES = TypeAdapter(list[ReportExample])
 
 
 def load_result(path: Path) -> RunResult:
     """Read result.json of a results folder. Raises ValueError for a file that holds no result."""
     return _RUN.validate_json(path.read_bytes())
+
+
+def examples_to_json(examples: list[ReportExample]) -> str:
+    return _EXAMPLES.dump_json(examples, indent=1).decode() + "\n"
+
+
+def examples_from_json(text: str | bytes) -> list[ReportExample]:
+    """Raises ValueError for a text that holds no examples."""
+    return _EXAMPLES.validate_json(text)
 
 
 def finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The stages of a recipe, opened: data loaded and encoded, checkpoints found and checked; no weights yet."""
+"""Stages before training: data loaded and encoded, checkpoints found and checked; no weights yet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from tltasks.config.loading import written_at
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import StagePlan, plan_stages
+from tltasks.config.plan import RunPlan, StagePlan
 from tltasks.config.recipe import Recipe
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
@@ -53,58 +53,54 @@ class PreparedStage:
         return {name: self.encoded[name] for name in names if name in self.encoded and name != "train"}
 
 
-def prepare_stages(accelerator: Accelerator, plans: list[StagePlan], recipe: Recipe) -> list[PreparedStage]:
+def prepare_stages(accelerator: Accelerator, plan: RunPlan) -> list[PreparedStage]:
     """All stages, each that goes on from another opened with what that one will leave: its labels, its sizes."""
-    opened: list[PreparedStage] = []
-    for plan, as_written in zip(plans, plan_stages(recipe), strict=True):
+    prepared: list[PreparedStage] = []
+    for stage in plan.stages:
         found = ResolvedCheckpoint(Checkpoint(""), [], [])
         with tempfile.TemporaryDirectory() as setup:
-            if plan.stage.start == "previous":
-                source = opened[-1].source
-                opened[-1].task.save_setup(Path(setup))
+            if stage.continues:
+                source = prepared[-1].source
+                prepared[-1].task.save_setup(Path(setup))
                 start = dataclasses.replace(source, name=setup, revision="main")
             else:
-                model = plan.model
-                named = Checkpoint(
-                    model.name, model.revision, model.trust_remote_code, display_name=as_written.model.name
-                )
                 with accelerator.local_main_process_first():
-                    found = resolve_checkpoint(named, tag=plan.task)
+                    found = resolve_checkpoint(stage.checkpoint, tag=stage.task)
                 source = start = found.checkpoint
-            item = _open(accelerator, plan, recipe, source=source, start=start)
-            opened.append(dataclasses.replace(item, lineage=found.lineage, notes=found.notes))
-    return opened
+            item = _prepare(accelerator, plan.recipe, stage, source=source, start=start)
+            prepared.append(dataclasses.replace(item, lineage=found.lineage, notes=found.notes))
+    return prepared
 
 
-def _open(
-    accelerator: Accelerator, plan: StagePlan, recipe: Recipe, *, source: Checkpoint, start: Checkpoint
+def _prepare(
+    accelerator: Accelerator, recipe: Recipe, stage: StagePlan, *, source: Checkpoint, start: Checkpoint
 ) -> PreparedStage:
     """Load and encode the stage's data and read the configuration that it starts from; no weights."""
-    adapter = load_adapter(plan.task)
-    if plan.kind.cached and not issubclass(adapter, Embeds):
-        raise RecipeError(f"stages[{plan.index}]: {plan.task} has no head that a probe could fit; use `transfer`.")
+    adapter = load_adapter(stage.task)
+    if stage.kind.cached and not issubclass(adapter, Embeds):
+        raise RecipeError(f"stages[{stage.index}]: {stage.task} has no head that a probe could fit; use `transfer`.")
     with accelerator.local_main_process_first():
         splits = load_splits(
-            plan.data, seed=recipe.seed, label=adapter.label, train=plan.kind.trains, locate=_locate(recipe, plan)
+            stage.data, seed=recipe.seed, label=adapter.label, train=stage.kind.trains, locate=_locate(recipe, stage)
         )
-        task = adapter.open(plan, splits, start, seed=recipe.seed)
-        extra_metrics = load_extra_metrics(plan.stage.metrics, task)
+        task = adapter.open(stage, splits, start, seed=recipe.seed)
+        extra_metrics = load_extra_metrics(stage.stage.metrics, task)
         encoded = {
             name: encode_split(
                 split,
                 task.preprocess(split),
                 task.features,
                 key=task.cache_key,
-                max_bad_share=plan.data.max_bad_share,
+                max_bad_share=stage.data.max_bad_share,
                 processes=devices.cores(),
             )
             for name, split in splits.items()
         }
-    return PreparedStage(plan, task, source, encoded, task.data_checks(encoded), extra_metrics)
+    return PreparedStage(stage, task, source, encoded, task.data_checks(encoded), extra_metrics)
 
 
-def _locate(recipe: Recipe, plan: StagePlan) -> Callable[[str], str]:
+def _locate(recipe: Recipe, stage: StagePlan) -> Callable[[str], str]:
     """Where the recipe says a key of the stage's data, which is its own or the whole recipe's."""
-    own = getattr(recipe.stages[plan.index], "data", None) is not None
-    prefix = f"stages[{plan.index}].data" if own else "data"
+    own = recipe.stages[stage.index].data is not None
+    prefix = f"stages[{stage.index}].data" if own else "data"
     return lambda key: f"{written_at(recipe, f'{prefix}.{key}')}  {prefix}.{key}"

@@ -20,10 +20,10 @@ from PIL import Image
 import tltasks.reports.model_card
 from tests.hub_server import HubServer, hub_environment
 from tests.tiny.images import save_data, save_model, write_recipe
-from tltasks.config.loading import load_recipe, located
+from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import plan_stages
-from tltasks.config.recipe import Emissions, Recipe
+from tltasks.config.plan import RunPlan, plan_run
+from tltasks.config.recipe import Emissions
 from tltasks.config.stage import UnlabelledStage
 from tltasks.config.tasks import TASKS
 from tltasks.data.loading import load_splits
@@ -57,10 +57,10 @@ hub: {repo: ada/vit-cifar10-lora, licence: apache-2.0, language: [en]}
 """
 
 
-def recipe_of(folder: Path, text: str = HUB_RECIPE) -> Recipe:
+def plan_of(folder: Path, text: str = HUB_RECIPE) -> RunPlan:
     path = folder / "recipe.yaml"
     path.write_text(text)
-    return load_recipe(path, check_files=False)
+    return plan_run(load_recipe(path, check_files=False))
 
 
 def score(
@@ -354,7 +354,7 @@ def continued(task: str, folder: Path) -> str:
         "  - {stage: finetune, epochs: 10, batch_size: 32, learning_rate: 1e-4}\n"
         "output: outputs/objective\nhub: {repo: ada/objective, licence: apache-2.0}\n"
     )
-    return render_card(result, recipe_of(folder, text), adapter=False, repo="ada/objective")
+    return render_card(result, plan_of(folder, text), adapter=False, repo="ada/objective")
 
 
 def printed(task: str, folder: Path, *, adapter: bool = True) -> str:
@@ -362,16 +362,16 @@ def printed(task: str, folder: Path, *, adapter: bool = True) -> str:
     if task in OBJECTIVES:
         return continued(task, folder)
     if task == "image-classification":
-        return render_card(usual(), recipe_of(folder), adapter=adapter, repo="ada/vit-cifar10-lora")
+        return render_card(usual(), plan_of(folder), adapter=adapter, repo="ada/vit-cifar10-lora")
     if task == "masked-image-modeling":
-        return render_card(pretrained(), recipe_of(folder, MASKED_RECIPE), adapter=False, repo="ada/mae-cifar10")
+        return render_card(pretrained(), plan_of(folder, MASKED_RECIPE), adapter=False, repo="ada/mae-cifar10")
     if task == "summarization":
-        return render_card(result_of(written()), recipe_of(folder, TEXT_RECIPE), adapter=adapter, repo="ada/t5-xsum")
+        return render_card(result_of(written()), plan_of(folder, TEXT_RECIPE), adapter=adapter, repo="ada/t5-xsum")
     result = result_of(spoken(family="sequence-to-sequence"))
     result = dataclasses.replace(
         result, headline=dataclasses.replace(result.headline, metric="wer", higher_is_better=False)
     )
-    return render_card(result, recipe_of(folder, SPEECH_RECIPE), adapter=adapter, repo="ada/whisper-hindi")
+    return render_card(result, plan_of(folder, SPEECH_RECIPE), adapter=adapter, repo="ada/whisper-hindi")
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -386,14 +386,15 @@ def test_snapshot(task: str, tmp_path: Path) -> None:
 def test_carbon_is_what_the_recipe_states_and_time_gives(tmp_path: Path) -> None:
     result = usual()
     result = dataclasses.replace(result, stages=[dataclasses.replace(it, seconds=1800) for it in result.stages])
-    plain = render_card(result, recipe_of(tmp_path), adapter=True, repo="ada/x")
+    plain = render_card(result, plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "Its energy was not measured." in plain
     assert "co2_eq_emissions" not in plain
-    recipe = recipe_of(tmp_path)
+    plan = plan_of(tmp_path)
     stated = Emissions(watts=400.0, grams_per_kwh=56.0, location="France")
-    recipe = recipe.model_copy(update={"hub": recipe.hub.model_copy(update={"emissions": stated})})
+    hub = plan.recipe.hub.model_copy(update={"emissions": stated})
+    plan = dataclasses.replace(plan, recipe=plan.recipe.model_copy(update={"hub": hub}))
     n_stages = len(result.stages)
-    card = render_card(result, recipe, adapter=True, repo="ada/x")
+    card = render_card(result, plan, adapter=True, repo="ada/x")
     grams = n_stages * 0.5 * 0.4 * 56
     assert "With 400 W a device and 56 g of CO₂-equivalent for each kilowatt-hour (France), as" in card
     assert f"that is about {grams:.2g} g.\n" in card
@@ -403,7 +404,7 @@ def test_carbon_is_what_the_recipe_states_and_time_gives(tmp_path: Path) -> None
 
 
 def test_baselines_are_judged_by_the_interval_of_the_difference(tmp_path: Path) -> None:
-    card = render_card(usual(), recipe_of(tmp_path), adapter=True, repo="ada/x")
+    card = render_card(usual(), plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "- On test, it beats always naming the most frequent class.\n" in card
     assert "- On test, it does neither clearly better nor clearly worse than nearest neighbours by" in card
     assert "- On test, it does worse than the untouched checkpoint.\n" in card
@@ -420,14 +421,14 @@ def test_baselines_are_judged_by_the_interval_of_the_difference(tmp_path: Path) 
 def test_lower_is_better_turns_every_verdict(tmp_path: Path) -> None:
     result = usual()
     turned = dataclasses.replace(result, headline=dataclasses.replace(result.headline, higher_is_better=False))
-    card = render_card(turned, recipe_of(tmp_path), adapter=True, repo="ada/x")
+    card = render_card(turned, plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "- On test, it does worse than always naming the most frequent class.\n" in card
     assert "- On test, it beats the untouched checkpoint.\n" in card
     assert "- On stl10 it does better than on test.\n" in card
 
 
 def test_shift_is_told_beside_test(tmp_path: Path) -> None:
-    card = render_card(usual(), recipe_of(tmp_path), adapter=True, repo="ada/x")
+    card = render_card(usual(), plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "- On stl10 it does worse than on test.\n" in card
     assert "- On sketches it does about as well as on test, as far as these sets can tell (their intervals" in card
     (shift,) = [rows for rows in tables(card) if rows[0][0] == "test set"]
@@ -436,7 +437,7 @@ def test_shift_is_told_beside_test(tmp_path: Path) -> None:
 
 
 def test_the_five_weakest_classes(tmp_path: Path) -> None:
-    card = render_card(usual(), recipe_of(tmp_path), adapter=True, repo="ada/x")
+    card = render_card(usual(), plan_of(tmp_path), adapter=True, repo="ada/x")
     (by_class,) = [rows for rows in tables(card) if rows[0][0] == "class"]
     assert [row[0] for row in by_class[1:]] == ["horse", "deer", "automobile", "ship", "dog"]
     assert {row[4] for row in by_class[1:]} == {"100"}
@@ -446,7 +447,7 @@ def test_classes_that_were_hardly_or_never_tested_are_told(tmp_path: Path) -> No
     best = score(0.9)
     best.details["per_class"][0]["support"] = 0
     best.details["per_class"][1]["support"] = 3
-    card = render_card(result_of(stage({"test": best})), recipe_of(tmp_path), adapter=True, repo="ada/x")
+    card = render_card(result_of(stage({"test": best})), plan_of(tmp_path), adapter=True, repo="ada/x")
     (by_class,) = [rows for rows in tables(card) if rows[0][0] == "class"]
     assert "airplane" not in [row[0] for row in by_class]
     assert "1 of the 10 classes has fewer than 20 examples" in card
@@ -455,11 +456,11 @@ def test_classes_that_were_hardly_or_never_tested_are_told(tmp_path: Path) -> No
 
 def test_without_a_test_split_the_headline_is_called_optimistic(tmp_path: Path) -> None:
     result = result_of(stage({"validation": score(0.978)}), judged="validation")
-    card = render_card(result, recipe_of(tmp_path), adapter=True, repo="ada/x")
+    card = render_card(result, plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "There was no test split. The headline is on validation, which also chose the weights" in card
     assert "- On validation, it beats" in card
     assert "how it does on another domain was not measured" in card
-    tested = render_card(usual(), recipe_of(tmp_path), adapter=True, repo="ada/x")
+    tested = render_card(usual(), plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "There was no test split" not in tested
     assert "on another domain was not measured" not in tested
 
@@ -469,8 +470,8 @@ def test_numbers_that_are_not_finite_are_dashes_and_never_in_the_front_matter(tm
     best.values.update(ece=float("nan"), macro_f1=float("inf"))
     result = result_of(stage({"test": best}))
     result.save(tmp_path / "result.json")
-    card = card_for_repo(tmp_path, recipe_of(tmp_path), "ada/x")
-    assert card == render_card(result, recipe_of(tmp_path), adapter=True, repo="ada/x")
+    card = card_for_repo(tmp_path, plan_of(tmp_path).recipe, "ada/x")
+    assert card == render_card(result, plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "nan" not in card.lower().replace("finance", "")
     assert "| **0.900** (– to –) |" in card
     assert [(e.metric_type, e.metric_value) for e in evaluations(card)] == [("accuracy", 0.9)]
@@ -479,11 +480,11 @@ def test_numbers_that_are_not_finite_are_dashes_and_never_in_the_front_matter(tm
 def test_an_interval_without_width_is_not_sold_as_certainty(tmp_path: Path) -> None:
     few = {"data": {"test": split(24)}}
     perfect = render_card(
-        result_of(stage({"test": score(1.0, half=0.0)}, **few)), recipe_of(tmp_path), adapter=True, repo="ada/x"
+        result_of(stage({"test": score(1.0, half=0.0)}, **few)), plan_of(tmp_path), adapter=True, repo="ada/x"
     )
     assert "Test has 24 examples, which is few: the interval is 0.000 wide. Every resample scored alike" in perfect
     usual_one = render_card(
-        result_of(stage({"test": score(0.9)}, **few)), recipe_of(tmp_path), adapter=True, repo="ada/x"
+        result_of(stage({"test": score(0.9)}, **few)), plan_of(tmp_path), adapter=True, repo="ada/x"
     )
     assert "Test has 24 examples, which is few: the interval is 0.040 wide.\n" in usual_one
 
@@ -491,9 +492,9 @@ def test_an_interval_without_width_is_not_sold_as_certainty(tmp_path: Path) -> N
 def test_metrics_that_were_not_measured_have_no_column(tmp_path: Path) -> None:
     best = score(0.9)
     del best.values["top5_accuracy"]
-    card = render_card(result_of(stage({"test": best})), recipe_of(tmp_path), adapter=True, repo="ada/x")
+    card = render_card(result_of(stage({"test": best})), plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "Top-5" not in card
-    assert "Top-5" in render_card(usual(), recipe_of(tmp_path), adapter=True, repo="ada/x")
+    assert "Top-5" in render_card(usual(), plan_of(tmp_path), adapter=True, repo="ada/x")
 
 
 def test_several_stages(tmp_path: Path) -> None:
@@ -516,7 +517,7 @@ def test_several_stages(tmp_path: Path) -> None:
     )
     result = result_of(first, third, second)
     result = dataclasses.replace(result, stages=[first, second, third])
-    card = render_card(result, recipe_of(tmp_path, text), adapter=False, repo="ada/x")
+    card = render_card(result, plan_of(tmp_path, text), adapter=False, repo="ada/x")
     data = ModelCard(card).data
     assert data.base_model == "google/vit-base-patch16-224-in21k"
     assert data.datasets == ["ada/first", "uoft-cs/cifar10"]
@@ -534,7 +535,7 @@ def test_several_stages(tmp_path: Path) -> None:
 def test_random_weights_and_untouched_checkpoints_are_called_so(tmp_path: Path) -> None:
     pretrained = render_card(
         result_of(stage({"test": score(0.4)}, name="pretrain", kind="pretrain")),
-        recipe_of(tmp_path, re.sub(r"stage: transfer(.*), adapt.*", r"stage: pretrain\1}", HUB_RECIPE)),
+        plan_of(tmp_path, re.sub(r"stage: transfer(.*), adapt.*", r"stage: pretrain\1}", HUB_RECIPE)),
         adapter=False,
         repo="ada/x",
     )
@@ -543,7 +544,7 @@ def test_random_weights_and_untouched_checkpoints_are_called_so(tmp_path: Path) 
     assert "by its data, its biases" not in pretrained
     untouched = render_card(
         result_of(stage({"test": score(0.4)}, name="zero_shot", kind="zero_shot", training=None)),
-        recipe_of(tmp_path, re.sub(r"- {stage: transfer.*", "- {stage: zero_shot}", HUB_RECIPE)),
+        plan_of(tmp_path, re.sub(r"- {stage: transfer.*", "- {stage: zero_shot}", HUB_RECIPE)),
         adapter=False,
         repo="ada/x",
     )
@@ -560,7 +561,7 @@ def evaluations(card: str) -> list[Any]:
 
 
 def test_front_matter_survives_the_client(tmp_path: Path) -> None:
-    card = render_card(usual(), recipe_of(tmp_path), adapter=True, repo="ada/vit-cifar10-lora")
+    card = render_card(usual(), plan_of(tmp_path), adapter=True, repo="ada/vit-cifar10-lora")
     read = ModelCard(card)
     assert str(read) == card
     data = read.data
@@ -578,7 +579,7 @@ def test_front_matter_survives_the_client(tmp_path: Path) -> None:
 
 
 def test_full_and_merged_models_are_finetunes(tmp_path: Path) -> None:
-    merged = render_card(usual(), recipe_of(tmp_path), adapter=False, repo="ada/x")
+    merged = render_card(usual(), plan_of(tmp_path), adapter=False, repo="ada/x")
     assert ModelCard(merged).data.base_model_relation == "finetune"
     assert ModelCard(merged).data.library_name == "transformers"
     assert "fine-tuned with LoRA (merged into its weights) on" in merged
@@ -586,7 +587,7 @@ def test_full_and_merged_models_are_finetunes(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     text = HUB_RECIPE.replace("hub: {repo: ada/vit-cifar10-lora, licence: apache-2.0, language: [en]}", "")
-    card = render_card(usual(), recipe_of(tmp_path, text), adapter=False, repo=None)
+    card = render_card(usual(), plan_of(tmp_path, text), adapter=False, repo=None)
     head = card.split("---")[1]
     assert "license" not in head
     assert "language" not in head
@@ -604,7 +605,7 @@ def test_local_folders_are_known_by_their_names_alone(tmp_path: Path) -> None:
         .replace("output: outputs/cifar10", f"output: {secret / 'runs' / 'pets'}")
     )
     for repo in ("ada/x", None):
-        card = render_card(usual(), recipe_of(tmp_path, text), adapter=False, repo=repo)
+        card = render_card(usual(), plan_of(tmp_path, text), adapter=False, repo=repo)
         assert "/home" not in card
         assert str(tmp_path) not in card
         data = ModelCard(card).data
@@ -624,7 +625,7 @@ def test_relative_folders_are_local_too(tmp_path: Path) -> None:
     (tmp_path / "weights" / "tiny").mkdir(parents=True)
     for name in ("weights/tiny", "./weights/tiny", "../elsewhere/tiny"):
         text = HUB_RECIPE.replace("google/vit-base-patch16-224-in21k", name)
-        card = render_card(usual(), recipe_of(tmp_path, text), adapter=False, repo="ada/x")
+        card = render_card(usual(), plan_of(tmp_path, text), adapter=False, repo="ada/x")
         assert ModelCard(card).data.get("base_model") is None
         assert "“tiny” (local)" in card
         assert "elsewhere" not in card
@@ -633,7 +634,7 @@ def test_relative_folders_are_local_too(tmp_path: Path) -> None:
 def test_several_local_test_sets_of_one_kind_stay_apart(tmp_path: Path) -> None:
     text = HUB_RECIPE.replace("name: uoft-cs/cifar10", "name: parquet\n  files: {train: a.parquet, test: b.parquet}")
     text = text.replace("stl10: {name: jxie/stl10, split: test}", "stl10: {files: c.parquet, split: train}")
-    card = render_card(usual(), recipe_of(tmp_path, text), adapter=True, repo="ada/x")
+    card = render_card(usual(), plan_of(tmp_path, text), adapter=True, repo="ada/x")
     assert {(e.dataset_type, e.dataset_split) for e in evaluations(card)} == {
         ("parquet", "test"),
         ("parquet", "validation"),
@@ -666,7 +667,7 @@ HOSTILE = [
 def test_hostile_class_names_stay_text(tmp_path: Path) -> None:
     for start in range(0, len(HOSTILE), 5):
         names = HOSTILE[start : start + 5]
-        card = render_card(result_of(stage({"test": score(0.9, names)})), recipe_of(tmp_path), adapter=True, repo="a/x")
+        card = render_card(result_of(stage({"test": score(0.9, names)})), plan_of(tmp_path), adapter=True, repo="a/x")
         (by_class,) = [rows for rows in tables(card) if rows[0][0] == "class"]
         assert sorted(row[0] for row in by_class[1:]) == sorted(" ".join(name.split()) for name in names)
         assert {len(row) for row in by_class} == {5}
@@ -685,11 +686,11 @@ def test_hostile_names_everywhere_else_stay_text(tmp_path: Path) -> None:
         versions={bad: bad},
         hardware={**result.hardware, "device_name": bad},
     )
-    recipe = recipe_of(
+    plan = plan_of(
         tmp_path,
         HUB_RECIPE.replace("  splits:", '  class_names: ["````\\n</details>", b]\n  splits:'),
     )
-    card = render_card(hostile, recipe, adapter=True, repo="ada/x")
+    card = render_card(hostile, plan, adapter=True, repo="ada/x")
     (sources,) = [rows for rows in tables(card) if rows[0][2:3] == ["source"]]
     assert {row[2] for row in sources[1:]} == {bad}
     assert {len(row) for row in sources} == {5}
@@ -714,7 +715,7 @@ def trained(folder: Path, architecture: str, *, adapter: bool) -> tuple[Path, Pa
     method = "{lora: {rank: 4}}" if adapter else "full"
     line = f"{{stage: transfer, epochs: 1, learning_rate: 5e-3, adapt: {method}}}"
     recipe = load_recipe(write_recipe(folder / "tiny.yaml", base, save_data(folder / "data"), stage=line))
-    (plan,) = plan_stages(located(recipe))
+    (plan,) = plan_run(recipe).stages
     splits = load_splits(plan.data, seed=0, label="label")
     task = ImageClassification.open(plan, splits, Checkpoint(str(base), display_name="ada/tiny"), seed=0)
     model = task.build(plan.kind).model
@@ -758,7 +759,7 @@ def test_snippet_runs_as_printed(tmp_path: Path, architecture: str, adapter: boo
             server.add_repo(repo, files(saved))
         made = stage({"test": score(0.9)})
         made = dataclasses.replace(made, weights=Provenance("ada/tiny", commit=commit.oid, adapter=True))
-        card = render_card(result_of(made), recipe_of(tmp_path, text), adapter=adapter, repo=repo)
+        card = render_card(result_of(made), plan_of(tmp_path, text), adapter=adapter, repo=repo)
         run = subprocess.run(
             [sys.executable, "-c", snippet(card)],
             env={**os.environ, **hub_environment(server), "OMP_NUM_THREADS": "1"},
@@ -785,10 +786,10 @@ def test_snippet_says_what_to_install(task: str, tmp_path: Path) -> None:
 def test_snippet_of_a_timm_model_says_what_to_install(tmp_path: Path) -> None:
     timm = usual(weights=dataclasses.replace(usual().best.weights, model_type="timm_wrapper"))
     assert "`pip install peft transformers torch pillow`" in render_card(
-        usual(), recipe_of(tmp_path), adapter=True, repo="ada/x"
+        usual(), plan_of(tmp_path), adapter=True, repo="ada/x"
     )
     assert "`pip install transformers torch pillow timm`" in render_card(
-        timm, recipe_of(tmp_path), adapter=False, repo="ada/x"
+        timm, plan_of(tmp_path), adapter=False, repo="ada/x"
     )
 
 
@@ -796,7 +797,7 @@ def test_snippet_literals_are_python(tmp_path: Path) -> None:
     text = HUB_RECIPE.replace("in21k}", "in21k, revision: 'it\"s', trust_remote_code: true}")
     result = usual(weights=dataclasses.replace(usual().best.weights, commit=None))
     for adapter, times in ((True, 2), (False, 1)):
-        code = snippet(render_card(result, recipe_of(tmp_path, text), adapter=adapter, repo="ada/x"))
+        code = snippet(render_card(result, plan_of(tmp_path, text), adapter=adapter, repo="ada/x"))
         compile(code, "snippet", "exec")
         assert code.count("trust_remote_code=True") == times
         assert (json.dumps('it"s') in code) == adapter

@@ -14,7 +14,8 @@ from tests.tiny.tables import save_metric
 from tltasks.config.loading import load_recipe
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.results.result import load_result
-from tltasks.runs.story import _alike, run
+from tltasks.runs.stage import _alike
+from tltasks.runs.story import dry_run
 from tltasks.training.tracking import read_metrics
 
 FIRST = "{name: first, stage: %s, steps: 2, batch_size: 8, learning_rate: 1e-3, adapt: full}"
@@ -96,7 +97,8 @@ def test_a_dry_run_shows_a_plan_and_writes_nothing(
     monkeypatch.setenv("COLUMNS", "200")
     recipe = load_recipe(tiny / "recipe.yaml")
     before = content(tiny)
-    assert run(recipe, output=tmp_path / "run", resume=False, push=False, dry_run=True) is None
+    (measured,) = dry_run(recipe, output=tmp_path / "run")
+    assert (measured.stage, measured.steps, measured.splits["train"]) == ("transfer", 12, (48, 0))
     assert not (tmp_path / "run").exists()
     assert content(tiny) == before
     shown = capsys.readouterr().err
@@ -108,7 +110,7 @@ def test_a_dry_run_shows_a_plan_and_writes_nothing(
 def test_a_dry_run_of_a_finished_recipe_is_allowed(tiny: Path, finished: Path) -> None:
     before = content(finished)
     recipe = load_recipe(tiny / "chain.yaml")
-    assert run(recipe, output=finished, resume=False, push=False, dry_run=True) is None
+    assert len(dry_run(recipe, output=finished)) == 2
     assert content(finished) == before
 
 

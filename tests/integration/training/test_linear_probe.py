@@ -13,7 +13,7 @@ from torch.nn import functional
 from tests.tiny.images import save_data, save_model, write_recipe
 from tests.tiny.runs import run_recipe, weights
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import plan_stages
+from tltasks.config.plan import plan_run
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.runs.prepare import prepare_stages
 from tltasks.training import linear_probe
@@ -48,7 +48,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return prepare_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)[0]
+    return prepare_stages(Accelerator(cpu=True), plan_run(loaded))[0]
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])

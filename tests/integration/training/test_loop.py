@@ -210,7 +210,11 @@ def test_sigterm_saves_and_ends_and_the_rest_gives_the_same_bits(runner: Runner)
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(tiny: Path, tmp_path: Path, monkeypatch: Any) -> None:
     save_data(tmp_path / "data")
     recipe = write_recipe(tmp_path / "r.yaml", tiny / "vit", Path("data"))
-    monkeypatch.setattr("tltasks.runs.story._heed_stop", lambda context, text: (_ for _ in ()).throw(Interrupted(text)))
+
+    def stop(self: object, text: str) -> None:
+        raise Interrupted(text)
+
+    monkeypatch.setattr("tltasks.runs.context.Context.heed_stop", stop)
     with pytest.raises(Interrupted):
         run_recipe(recipe, tmp_path / "run", "stages.0.epochs=1")
     monkeypatch.undo()

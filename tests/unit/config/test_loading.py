@@ -27,7 +27,7 @@ from tltasks.config.loading import (
     write_recipe,
     written_at,
 )
-from tltasks.config.plan import plan_stages
+from tltasks.config.plan import plan_run
 from tltasks.config.recipe import Recipe
 from tltasks.config.schema import DIALECT, json_schema
 from tltasks.config.stage import JointStage
@@ -75,7 +75,7 @@ def test_shipped_recipes_are_in_order_anywhere(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     loaded = [load_recipe(path) for path in copy_shipped(tmp_path / "elsewhere")]
     assert len(loaded) >= 5
-    assert {plan.task for recipe in loaded for plan in plan_stages(recipe)} == set(TASKS)
+    assert {plan.task for recipe in loaded for plan in plan_run(recipe).stages} == set(TASKS)
 
 
 def test_shipped_recipes_refer_to_the_schema_in_their_first_line() -> None:

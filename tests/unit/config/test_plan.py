@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import STAGES, plan_stages, stage_names
+from tltasks.config.plan import STAGES, is_on_hub, plan_run, stage_names
 from tltasks.config.stage import StageName
 
 TRAINED = "epochs: 1, learning_rate: 1e-3"
@@ -14,7 +14,7 @@ HEAD = "task: image-classification\nmodel: {name: a/shared}\ndata: {name: b/shar
 def plans(tmp_path: Path, stages: str, head: str = HEAD):  # type: ignore[no-untyped-def]
     path = tmp_path / "r.yaml"
     path.write_text(head + stages)
-    return plan_stages(load_recipe(path))
+    return plan_run(load_recipe(path)).stages
 
 
 def test_every_stage_has_its_row() -> None:
@@ -79,3 +79,36 @@ def test_names_are_unique(tmp_path: Path, given: list[str], expected: list[str])
     planned = plans(tmp_path, stages)
     assert [plan.name for plan in planned] == expected
     assert stage_names(load_recipe(tmp_path / "r.yaml")) == expected
+
+
+CHAIN = (
+    f"  - {{stage: pretrain, {TRAINED}}}\n"
+    f"  - {{stage: transfer, start: previous, {TRAINED}}}\n"
+    f"  - {{stage: finetune, adapt: lora, {TRAINED}}}\n"
+    "  - {stage: zero_shot}\n"
+)
+
+
+def test_a_run_knows_what_feeds_what(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(HEAD + CHAIN)
+    plan = plan_run(load_recipe(tmp_path / "r.yaml"), tmp_path / "out")
+    first, second, tuned, untouched = plan.stages
+    assert plan.final is tuned, "zero_shot trains nothing"
+    assert [plan.feeds_next(stage) for stage in plan.stages] == [True, False, False, False]
+    assert plan.ancestry(second) == [first, second]
+    assert plan.ancestry(untouched) == [untouched]
+    assert [stage.may_publish_adapter for stage in plan.stages] == [False, False, True, False]
+    assert plan.output == tmp_path / "out"
+
+
+def test_names_are_shown_as_written_and_located_once(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    head = HEAD.replace("a/shared", "./weights")
+    (plan,) = plans(tmp_path, f"  - {{stage: finetune, adapt: lora, {TRAINED}}}\n", head)
+    assert (plan.checkpoint.name, plan.checkpoint.display_name) == (str(tmp_path / "weights"), "./weights")
+    assert not plan.may_publish_adapter, "its base is nowhere but here"
+
+
+def test_only_a_repository_is_on_the_hub() -> None:
+    names = {"google/vit": True, "gpt2": True, "/data/pets": False, "imagefolder": False, None: False}
+    assert {name: is_on_hub(name) for name in names} == names

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from tltasks.reports.console import show_checks, show_plan, show_result
-from tltasks.results.result import Headline, Provenance, RunResult, Score, SplitSummary, StageResult
+from tltasks.results.result import Headline, Provenance, RunResult, Score, SplitSummary, StageMeasurement, StageResult
 
 
 def console() -> Console:
@@ -74,17 +74,9 @@ def test_checks_tell_what_there_is_to_tell() -> None:
 
 def test_a_plan_of_a_stage_that_trains_and_of_one_that_does_not() -> None:
     out = console()
-    trains = {
-        "stage": "transfer",
-        "splits": {"train": (1000, 2), "test": (50, 0)},
-        "trainable": 10,
-        "total": 2000,
-        "steps": 1234,
-        "seconds": 100.0,
-        "memory_bytes": 3 * 2**30,
-    }
-    looks = {"stage": "zero_shot", "splits": {"test": (50, 0)}, "trainable": 2000, "total": 2000, "memory_bytes": 0}
-    show_plan(out, [trains, looks], "results")
+    trains = StageMeasurement("transfer", {"train": (1000, 2), "test": (50, 0)}, 10, 2000, 3 * 2**30, 1234, 100.0)
+    looks = StageMeasurement("zero_shot", {"test": (50, 0)}, 2000, 2000, 0)
+    show_plan(out, [trains, looks], Path("results"))
     printed = text(out)
     assert row(printed, "transfer") == [
         "transfer",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.reports.test_model_card import recipe_of, result_of, score, stage, usual
+from tests.integration.reports.test_model_card import plan_of, result_of, score, stage, usual
 from tltasks.reports.html import write_report
 from tltasks.reports.model_card import render_card
 from tltasks.results.comparison import changes
@@ -80,5 +80,5 @@ def test_report_and_card_say_it(tmp_path: Path) -> None:
     sentence = "Something was forgotten on old: accuracy was 0.950 with stage cifar10 and is 0.900 after this stage"
     write_report(tmp_path / "report.html", result(last), "", [], [])
     assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
-    card = render_card(usual(), recipe_of(tmp_path), adapter=True, repo="ada/x")
+    card = render_card(usual(), plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "### What was forgotten\n\n- Something was forgotten on " in card

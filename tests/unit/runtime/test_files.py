@@ -8,7 +8,7 @@ import pytest
 from tests.unit.config.test_recipe import BASE
 from tltasks.config.loading import load_recipe, recipe_sha256, write_recipe
 from tltasks.errors import RecipeError
-from tltasks.runs.output_folder import refuse_occupied
+from tltasks.runs.context import refuse_occupied
 from tltasks.runtime.files import locked, whole_folder, write_json, write_text
 
 

@@ -112,7 +112,7 @@ def test_a_published_adapter_gives_the_recorded_predictions(zoo: Path, tmp_path:
     """As a user loads it: the base by its name, the adapter on top, labels from the adapter's own config."""
     checkpoint(zoo, "vit")
     recipe = write_recipe(zoo / "adapter.yaml", Path("vit"), Path("data"))
-    monkeypatch.setattr("tltasks.runs.story._can_publish_adapter", lambda recipe, item: True)
+    monkeypatch.setattr("tltasks.runs.stage.can_publish_adapter", lambda stage, provenance: True)
     output = tmp_path / "run"
     run_recipe(recipe, output)
     folder = output / "model"

@@ -19,12 +19,10 @@ from tests.tiny.images import png, save_data, save_mae, save_model
 from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.config.model import Checkpoint
-from tltasks.config.plan import plan_stages
+from tltasks.config.plan import plan_run
 from tltasks.config.stage import UnlabelledStage
 from tltasks.errors import CheckpointError, Interrupted, RecipeError
-from tltasks.runs.prepare import PreparedStage, prepare_stages
-from tltasks.runs.story import _can_publish_adapter
+from tltasks.runs.prepare import prepare_stages
 from tltasks.tasks.image.masking import MaskedAutoencoder, SimMIM, sine_cosine_table
 
 PRETRAIN = "{name: objective, stage: pretrain, task: masked-image-modeling, data: *unlabelled, batch_size: 8, %s}"
@@ -58,7 +56,7 @@ def write_chain(path: Path, zoo: Path, *stages: str, model: str = "architecture"
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return prepare_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return prepare_stages(Accelerator(cpu=True), plan_run(loaded))
 
 
 # ---------------------------------------------------------------------------------------------- losses
@@ -285,14 +283,12 @@ def test_an_adapter_is_merged_so_that_the_encoder_is_whole(
     """Also where the recipe would publish an adapter, which is the default: the card has code for a whole encoder."""
     stage = PRETRAIN.replace("stage: pretrain", "stage: finetune") % "steps: 1, learning_rate: 1e-3, adapt: lora"
     recipe = load_recipe(write_chain(tmp_path / "r.yaml", zoo, stage, model="mae"))
-    source = Checkpoint("ada/mae")
-    task = type("Plain", (), {"weights": lambda self: {}})()
-    (plan,) = plan_stages(recipe)
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": "ada/mae"})})
     assert recipe.hub.publish == "adapter"
-    assert not _can_publish_adapter(recipe, PreparedStage(plan, task, source, {}, {}))
+    assert not plan_run(recipe).final.may_publish_adapter
     with monkeypatch.context() as usual:
         usual.setattr(UnlabelledStage, "publishes_whole", False)
-        assert _can_publish_adapter(recipe, PreparedStage(plan, task, source, {}, {}))
+        assert plan_run(recipe).final.may_publish_adapter
     run_recipe(tmp_path / "r.yaml", tmp_path / "run")
     assert not any("lora" in name for name in weights(tmp_path / "run"))
     assert "fine-tuned with LoRA (merged into its weights)" in (tmp_path / "run" / "README.md").read_text()

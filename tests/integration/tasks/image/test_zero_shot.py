@@ -22,7 +22,7 @@ from tltasks.errors import CheckpointError, RecipeError
 from tltasks.hub.saved_model import load_saved_model
 from tltasks.inference.predict import predict
 from tltasks.results.result import RunResult
-from tltasks.runs.story import run
+from tltasks.runs.story import dry_run
 from tltasks.tasks.image.zero_shot import FAMILIES, PromptClassifier
 
 PIPELINES = "This is a photo of {}."
@@ -212,5 +212,5 @@ def test_the_cards_code_runs_and_its_task_is_zero_shot(tuned: tuple[Path, RunRes
 def test_a_dry_run_measures_every_stage(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tune = "{stage: finetune, start: previous, steps: 1, batch_size: 6, learning_rate: 1e-3}"
     recipe = write_recipe(tmp_path / "recipe.yaml", zoo / "clip", zoo / "data", stage=f"{ZERO_SHOT}\n  - {tune}")
-    assert run(load_recipe(recipe), output=tmp_path / "run", resume=False, push=False, dry_run=True) is None
+    assert dry_run(load_recipe(recipe), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()

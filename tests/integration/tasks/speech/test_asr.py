@@ -21,9 +21,9 @@ import tltasks.tasks.speech.seq2seq
 from tests.integration.models.test_frozen_transformer import save_language_model
 from tests.tiny import speech
 from tests.tiny.runs import REPOSITORY, equal, in_processes, largest_difference, run_recipe, weights
-from tltasks.config.loading import load_recipe, located
+from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import plan_stages
+from tltasks.config.plan import plan_run
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
 from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError, TltasksError
@@ -166,7 +166,7 @@ def pipeline_texts(output: Path) -> tuple[list[str], list[str]]:
     path = next((output / "predictions").glob("*-test.parquet"))
     ours = pq.read_table(path).column("prediction").to_pylist()
     recipe = load_recipe(output / "recipe.yaml")
-    plan = plan_stages(located(recipe))[0]
+    plan = plan_run(recipe).stages[0]
     splits = load_splits(plan.data, seed=0, label=None)
     source = Checkpoint(plan.model.name, display_name="m")
     task = SpeechRecognition.open(plan, splits, source, seed=0)
@@ -228,7 +228,7 @@ def test_what_is_saved_says_the_same_in_the_pipeline(spoken: Path, family: str, 
 def test_lora_reaches_both_halves_and_the_adapter_reloads(spoken: Path, tmp_path: Path) -> None:
     stage = "{stage: finetune, steps: 2, batch_size: 4, learning_rate: 1e-2, adapt: {lora: {rank: 4}}}"
     recipe = recipe_of(spoken, "whisper", tmp_path, stage)
-    plan = plan_stages(located(load_recipe(recipe)))[0]
+    plan = plan_run(load_recipe(recipe)).stages[0]
     task = SpeechRecognition.open(plan, load_splits(plan.data, seed=0, label=None), Checkpoint(plan.model.name), seed=0)
     targets = task.lora_targets(task.build(plan.kind).model)
     assert len(targets) == 6 + 10
@@ -242,7 +242,7 @@ def test_lora_reaches_both_halves_and_the_adapter_reloads(spoken: Path, tmp_path
 
 def test_the_baseline_of_a_fitted_encoder_hears_its_own_window(spoken: Path, tmp_path: Path) -> None:
     recipe = recipe_of(spoken, "whisper", tmp_path, model_keys="language: es, audio_window: fit")
-    plan = plan_stages(located(load_recipe(recipe)))[0]
+    plan = plan_run(load_recipe(recipe)).stages[0]
     task = SpeechRecognition.open(plan, load_splits(plan.data, seed=0, label=None), Checkpoint(plan.model.name), seed=0)
     assert task.recogniser.window_seconds == 2
     built = task.build(plan.kind)
@@ -317,7 +317,7 @@ def test_long_audio_is_trained_on_by_its_timestamps(spoken: Path, tmp_path: Path
         datasets.Dataset.from_list([short, long]).to_json(data / f"{split}.jsonl")
     recipe = speech.write_recipe(tmp_path / "r.yaml", spoken / "whisper", data, model_keys="language: en")
     overrides = [f"data.files={{train: {data}/train.jsonl, test: {data}/test.jsonl}}", "data.splits.validation=null"]
-    plan = plan_stages(load_recipe(recipe, [*overrides, "data.name=json", "data.columns.segments=segments"]))[0]
+    plan = plan_run(load_recipe(recipe, [*overrides, "data.name=json", "data.columns.segments=segments"])).stages[0]
     splits = load_splits(plan.data, seed=0, label=None)
     task = SpeechRecognition.open(plan, splits, Checkpoint(str(spoken / "whisper")), seed=0)
     rows = encode_split(

@@ -19,7 +19,7 @@ from tests.tiny import texts
 from tests.tiny.runs import largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import plan_stages
+from tltasks.config.plan import plan_run
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.runs.prepare import prepare_stages
 from tltasks.tasks.text.objectives import CausalLanguage, Frame, Infilling, MaskedLanguage, SpanCorruption
@@ -60,7 +60,7 @@ def write(path: Path, zoo: Path, name: str, *stages: str, task: str = "", keys: 
 
 def opened(recipe: Path) -> Any:
     loaded = load_recipe(recipe)
-    return prepare_stages(Accelerator(cpu=True), plan_stages(loaded), loaded)
+    return prepare_stages(Accelerator(cpu=True), plan_run(loaded))
 
 
 @pytest.fixture
@@ -364,7 +364,7 @@ def test_refusals_say_what_to_do(
 def test_too_many_tokens_are_refused(zoo: Path, tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path / "r.yaml", zoo, "bert"), ["data.max_tokens=200"])
     with pytest.raises(RecipeError, match="reads at most 128 tokens, and this asks for 200"):
-        prepare_stages(Accelerator(cpu=True), plan_stages(recipe), recipe)
+        prepare_stages(Accelerator(cpu=True), plan_run(recipe))
 
 
 def test_empty_texts_are_named(zoo: Path, tmp_path: Path) -> None:

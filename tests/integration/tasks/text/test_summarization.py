@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from tests.tiny import texts
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
-from tltasks.config.loading import load_recipe, located
+from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import plan_stages
+from tltasks.config.plan import plan_run
 from tltasks.config.tasks.text import TextData, TextModel
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
@@ -50,7 +50,7 @@ class PreparedStage:
     def __init__(self, folder: Path, name: str, **keys: Any) -> None:
         path = texts.write_recipe(folder / f"{name}.yaml", folder / name, folder / "data", **keys)
         self.recipe = load_recipe(path)
-        self.plan = plan_stages(located(self.recipe))[0]
+        self.plan = plan_run(self.recipe).stages[0]
         splits = load_splits(self.plan.data, seed=0, label=None)
         self.task = Summarization.open(self.plan, splits, Checkpoint(self.plan.model.name, display_name=name), seed=0)
         built = self.task.build(self.plan.kind)
@@ -443,7 +443,7 @@ def test_a_run_reports_split_documents(folder: Path, tmp_path: Path) -> None:
 def test_fp16_is_refused_where_it_is_known_to_overflow(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tltasks.runs.story.choose_precision", lambda requested, device: requested)  # as on a GPU
+    monkeypatch.setattr("tltasks.runs.context.choose_precision", lambda requested, device: requested)  # as on a GPU
     for name, refused in (("t5", True), ("mt5", True), ("longt5", True), ("pegasus", True), ("bart", False)):
         path = texts.write_recipe(folder / "half.yaml", folder / name, folder / "data", precision="fp16")
         AcceleratorState._reset_state(reset_partial_state=True)

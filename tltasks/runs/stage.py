@@ -1,0 +1,455 @@
+"""One stage of a run, top to bottom: build, adapt, train, evaluate, save, score."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import set_seed
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from torch import nn
+from tqdm import tqdm
+
+from tltasks.config.model import Checkpoint
+from tltasks.config.plan import StagePlan
+from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.models.adapters import adapt, count_parameters
+from tltasks.results.result import (
+    Interpolation,
+    Provenance,
+    ReportExample,
+    Robustness,
+    Score,
+    SplitSummary,
+    StageMeasurement,
+    StageResult,
+    TrainingSummary,
+    examples_from_json,
+    examples_to_json,
+    lineage_after,
+)
+from tltasks.runs.baselines import ROW_SCORES, baseline_predictions, scores_of_earlier_stages
+from tltasks.runs.context import Context
+from tltasks.runs.prepare import PreparedStage
+from tltasks.runtime import devices
+from tltasks.runtime.files import whole_folder, write_text
+from tltasks.runtime.precision import choose_attention
+from tltasks.tasks.base import BuiltModel, Prediction, Task
+from tltasks.training.checkpoint import Checkpoints, Progress
+from tltasks.training.evaluation import drawn_rows, predict_rows, score_beside_baselines, write_predictions
+from tltasks.training.linear_probe import Fit, fit_probe
+from tltasks.training.loop import Job, measure, train
+from tltasks.training.robustness import measure_robustness
+from tltasks.training.tracking import Tracker
+from tltasks.training.weight_interpolation import Predict, interpolate
+
+BySplit = dict[str, list[Prediction]]
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage's result, and examples of the split that decides, for the report."""
+
+    result: StageResult
+    examples: list[ReportExample]
+
+
+def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]) -> FinishedStage:
+    """Carry out a stage; or read back one that an earlier run has finished."""
+    plan, folder = stage.plan, context.folder(stage.plan)
+    if (folder / "result.json").is_file():
+        return _read_finished(context, stage, folder)
+    # ------------------------------------------------------------------------------ build, adapt, train
+    started = time.perf_counter()
+    stage, built = _build(context, stage)
+    model, progress, fit = _train(context, stage, built)
+    provenance, trains = built.provenance, plan.kind.trains
+    del built
+    context.heed_stop(f"stage {plan.name}: stopped after training, before evaluation")
+    trained, total = count_parameters(model)
+    # ----------------------------------------------------------------------------------------- evaluate
+    predict = partial(predict_rows, context.accelerator, stage.task, workers=context.workers(plan))
+    model, interpolation, baselines = _interpolate(context, stage, model, predict)
+    predictions = {name: predict(model, split.rows) for name, split in stage.evaluated.items()}
+    robustness = _measure_robustness(context, stage, model, predictions, predict)
+    # --------------------------------------------------------------------------------------------- save
+    adapter = trains and plan.index == context.plan.final.index and can_publish_adapter(stage, provenance)
+    _save(context, stage, model, predictions, adapter=adapter)
+    del model
+    context.accelerator.free_memory()
+    # -------------------------------------------------------------------------------------------- score
+    scores, beside, examples = _score(context, stage, predictions, baselines, earlier)
+    result = StageResult(
+        kind=plan.stage.stage,
+        name=plan.name,
+        task=plan.task,
+        metrics=scores,
+        baselines=beside,
+        seconds=time.perf_counter() - started,
+        examples_per_second=progress.examples / progress.seconds if progress.seconds else 0.0,
+        peak_memory_bytes=devices.peak_memory_bytes(context.accelerator.device),
+        trainable_parameters=trained if trains else 0,
+        total_parameters=total,
+        weights=_describe_weights(provenance, plan, adapter=adapter),
+        data=_describe_splits(stage),
+        training=_describe_training(context, stage, progress, fit, interpolation) if trains else None,
+        robustness=robustness,
+        lineage=lineage_after(earlier[-1], context.plan.sha256) if plan.continues else stage.lineage,
+    )
+    if context.writes:
+        write_text(folder / "result.json", result.to_json())
+        shutil.rmtree(context.plan.output / "checkpoints" / plan.name, ignore_errors=True)
+    context.accelerator.wait_for_everyone()
+    return FinishedStage(result, examples)
+
+
+def _read_finished(context: Context, stage: PreparedStage, folder: Path) -> FinishedStage:
+    result = StageResult.from_json((folder / "result.json").read_bytes())
+    changed = [n for n, split in stage.encoded.items() if split.fingerprint != result.data[n].fingerprint]
+    if changed:
+        raise DataError(
+            f"output {context.plan.output}: stage {result.name} was carried out on other data than there is now "
+            f"({', '.join(changed)}). Name another folder with --output."
+        )
+    return FinishedStage(result, examples_from_json((folder / "examples.json").read_bytes()))
+
+
+def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
+    """Size of a stage, and time and memory of its steps by one of them; nothing is written."""
+    plan = stage.plan
+    set_seed(context.seed)
+    # A stage that continues has no weights to go on from yet, and time does not depend on them.
+    built = stage.task.build(dataclasses.replace(plan.kind, weights="random") if plan.continues else plan.kind)
+    stage, model = dataclasses.replace(stage, task=built.task), built.model
+    steps = seconds = None
+    if plan.kind.trains and not plan.kind.cached:
+        model, head = adapt_model(stage, built)
+        job = make_job(context, stage, head, on_step=lambda progress, loss: None, evaluate=None)
+        steps = job.total_steps
+        seconds = measure(context.accelerator, job, model) * steps
+    trainable, total = count_parameters(model)
+    splits = {name: (len(split.rows), len(split.skipped)) for name, split in stage.encoded.items()}
+    memory = devices.peak_memory_bytes(context.accelerator.device)
+    return StageMeasurement(plan.name, splits, trainable, total, memory, steps, seconds)
+
+
+# --------------------------------------------------------------------------------- build, adapt, train
+
+
+def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, BuiltModel[Task]]:
+    plan = stage.plan
+    if plan.continues:
+        before = context.folder(context.plan.stages[plan.index - 1]) / "model"
+        source = Checkpoint(str(before), display_name=stage.source.display_name)
+        stage = dataclasses.replace(stage, source=source, task=stage.task.starting_from(source))
+    set_seed(context.seed)
+    built = stage.task.build(plan.kind)
+    stage = dataclasses.replace(stage, task=built.task)
+    device, tokens = context.accelerator.device, stage.task.sequence_length
+    choose_attention(built.model, tokens=tokens, device=device, precision=context.precision)
+    return stage, built
+
+
+def _train(context: Context, stage: PreparedStage, built: BuiltModel[Task]) -> tuple[nn.Module, Progress, Fit | None]:
+    """The model after the loop, or after a probe's fit; as it was built where nothing is trained."""
+    if stage.plan.kind.cached:
+        progress, fit = _probe(context, stage, built.model)
+        return built.model, progress, fit
+    if not stage.plan.kind.trains:
+        return built.model, Progress(), None
+    model, head = adapt_model(stage, built)
+    return model, _loop(context, stage, model, head), None
+
+
+def _probe(context: Context, stage: PreparedStage, model: nn.Module) -> tuple[Progress, Fit]:
+    """Fit the head to the frozen rest's features."""
+    plan, task = stage.plan, stage.task
+    workers = context.workers(plan)
+    progress, fit = fit_probe(
+        context.accelerator, task, model, task.head(model), plan.stage, stage.encoded, workers=workers
+    )
+    context.say(
+        plan,
+        f"fitted the head to {progress.examples:,} rows of features in {progress.seconds:.1f} s "
+        f"(l2 {fit.l2:g}, {fit.iterations} iterations)",
+    )
+    return progress, fit
+
+
+def adapt_model(stage: PreparedStage, built: BuiltModel[Task]) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model with what is to be trained set free, and the names of its head's modules."""
+    task, keys, model = built.task, stage.plan.stage, built.model
+    if keys.adapt.is_virtual and not can_publish_adapter(stage, built.provenance):
+        raise RecipeError(
+            f"adapt.{keys.adapt.method}: virtual tokens cannot be merged into weights, so the run saves an adapter: "
+            "the checkpoint must be one of the Hub, `hub.publish: adapter`, the task one that answers, and no weights "
+            "interpolated."
+        )
+    if keys.gradient_checkpointing:
+        try:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise CheckpointError(f"gradient_checkpointing: {type(model).__name__} does not support it.") from error
+    head = task.head(model)
+    adapted = adapt(
+        model,
+        keys,
+        stage.plan.kind,
+        head=head,
+        targets=task.lora_targets(model),
+        shown_name=stage.source.display_name,
+        revision=str(built.provenance.get("commit") or stage.source.revision),  # what a branch holds may change
+    )
+    return adapted, tuple(head)
+
+
+def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[str, ...]) -> Progress:
+    """Train with a progress bar on a terminal, and a line for each evaluation elsewhere."""
+    plan, accelerator = stage.plan, context.accelerator
+    bar = tqdm(desc=plan.name, unit=" steps", disable=None if context.writes else True, dynamic_ncols=True)
+
+    def on_step(progress: Progress, loss: float) -> None:
+        bar.update(progress.step - bar.n)
+        bar.set_postfix_str(f"loss {loss:.3f}, {progress.examples / progress.seconds:.0f} examples/s", refresh=False)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        score = _validate(context, stage, model)
+        with bar.external_write_mode(file=sys.stderr):
+            _say_validation(context, stage, score)
+        if context.watch is not None:
+            context.watch(plan.name, score.value)
+        return score.values
+
+    job = make_job(context, stage, head, on_step=on_step, evaluate=evaluate if "validation" in stage.encoded else None)
+    bar.total = job.total_steps
+    trained, total = count_parameters(model)
+    context.say(
+        plan,
+        f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}); {len(job.rows):,} examples, "
+        f"{job.total_steps:,} steps of {plan.stage.batch_size}; {context.precision} on {accelerator.device.type}"
+        + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""),
+    )
+    try:
+        return train(accelerator, job, model)
+    finally:
+        bar.close()
+
+
+def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score:
+    """The score on validation, or on the rows of it that evaluations during training look at."""
+    rows, most = stage.encoded["validation"].rows, stage.plan.stage.evaluate_rows
+    rows = rows.select(drawn_rows(len(rows), most, seed=context.seed))
+    workers = context.workers(stage.plan)
+    predictions = predict_rows(context.accelerator, stage.task, model, rows, workers=workers)
+    return stage.task.score(predictions, stage.task.references(rows), intervals=False)
+
+
+def _say_validation(context: Context, stage: PreparedStage, score: Score) -> None:
+    values = score.values
+    told = values if len(values) <= 3 else dict.fromkeys((score.headline, "loss"))
+    shown = ", ".join(f"{name} {values[name]:.3f}" for name in told if name in values)
+    for line in (f"validation {shown}", *score.notes):
+        context.say(stage.plan, line)
+
+
+def make_job(
+    context: Context,
+    stage: PreparedStage,
+    head: tuple[str, ...],
+    *,
+    on_step: Callable[[Progress, float], None],
+    evaluate: Callable[[nn.Module], dict[str, float]] | None,
+) -> Job:
+    """What the loop trains."""
+    plan, keys, output = stage.plan, stage.plan.stage, context.plan.output
+    train_rows = stage.encoded["train"]
+    logger = context.accelerator if context.plan.recipe.trackers else None
+    from_checkpoint = plan.kind.weights != "random"
+    return Job(
+        name=plan.name,
+        task=stage.task,
+        rows=train_rows.rows,
+        fingerprint=train_rows.fingerprint,
+        stage=keys,
+        seed=context.seed,
+        head=head,
+        frozen_batch_norm=keys.batch_norm == "frozen" or (keys.batch_norm == "auto" and from_checkpoint),
+        workers=context.workers(plan),
+        evaluate=evaluate,
+        checkpoints=Checkpoints(output / "checkpoints" / plan.name, keep=keys.keep_checkpoints),
+        tracker=Tracker(output / "metrics.jsonl" if context.writes else None, logger),
+        stop_requested=context.stop_requested,
+        on_step=on_step,
+        new_head=plan.kind.head == "new",
+    )
+
+
+# ---------------------------------------------------------------------------------------------- evaluate
+
+
+def _interpolate(
+    context: Context, stage: PreparedStage, model: nn.Module, predict: Predict
+) -> tuple[nn.Module, Interpolation | None, dict[str, BySplit]]:
+    """The model between its start and its end where the recipe asks for it, and the baselines that this gives."""
+    plan = stage.plan
+    if plan.stage.interpolate is None:
+        return model, None, {}
+    start = stage.task.build(plan.kind).model
+    between, found, trained = interpolate(stage.task, start, model, plan.stage.interpolate, stage.evaluated, predict)
+    context.say(plan, f"interpolated to alpha {found.alpha:g}")
+    return between, found, {"not_interpolated": trained}
+
+
+def _measure_robustness(
+    context: Context, stage: PreparedStage, model: nn.Module, predictions: BySplit, predict: Predict
+) -> Robustness | None:
+    keys = getattr(stage.plan.data, "corruptions", None)
+    if keys is None:
+        return None
+    name, split = next(iter(stage.evaluated.items()))
+    found = measure_robustness(stage.task, model, split, predictions[name], keys, predict, seed=context.seed)
+    context.say(stage.plan, f"{found.metric} on {name} {found.clean:.3f}, corrupted {found.mean:.3f}")
+    return found
+
+
+# -------------------------------------------------------------------------------------------------- save
+
+
+def can_publish_adapter(stage: PreparedStage, provenance: Mapping[str, object]) -> bool:
+    """Whether an adapter can stand alone: its base is one that everyone can fetch, used as it is."""
+    return (
+        stage.plan.may_publish_adapter
+        and not Path(stage.source.name).is_dir()  # an earlier run, or an adapter merged into its base
+        and not provenance.get("interpolated")
+        and not provenance.get("prompts")  # the classes that texts name are not in an adapter
+    )
+
+
+def _save(context: Context, stage: PreparedStage, model: nn.Module, predictions: BySplit, *, adapter: bool) -> None:
+    """Save the model where the run, or the next stage, takes it from, and see that it is the same when loaded again."""
+    plan, run = stage.plan, context.plan
+    folders = [run.output] * (plan.index == run.final.index) + [context.folder(plan)] * run.feeds_next(plan)
+    for folder in folders:
+        if context.writes:
+            with whole_folder(folder / "model") as place:
+                stage.task.save(place, model, adapter=adapter)
+        context.accelerator.wait_for_everyone()
+        _check_saved(context, stage, folder / "model", predictions)
+
+
+def _check_saved(context: Context, stage: PreparedStage, folder: Path, predictions: BySplit) -> None:
+    """Load what was saved and compare; the commonest fault of published models is a head that did not come along."""
+    name, expected = next(iter(predictions.items()))
+    rows = stage.encoded[name].rows.select(range(min(64, len(expected))))
+    again = predict_rows(context.accelerator, stage.task, stage.task.reload(folder), rows, workers=0)
+    differing = sum(not _alike(a["prediction"], b["prediction"]) for a, b in zip(again, expected, strict=False))
+    # Merging rounds differently, which may turn a tie; a lost head or adapter changes most predictions.
+    if differing > max(1, len(again) // 10):
+        raise CheckpointError(
+            f"{folder}: loaded again, the saved model answers {differing} of {len(again)} examples differently. "
+            "It is not to be trusted; checkpoints/ still holds the trained state."
+        )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Equal; numbers, such as an objective's losses, as far as 16 bits and another kernel for attention leave them."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=0.02)
+    return bool(a == b)
+
+
+# ------------------------------------------------------------------------------------------------- score
+
+
+def _score(
+    context: Context,
+    stage: PreparedStage,
+    predictions: BySplit,
+    baselines: dict[str, BySplit],
+    earlier: list[StageResult],
+) -> tuple[dict[str, Score], dict[str, dict[str, Score]], list[ReportExample]]:
+    """Scores by split, baselines by name and split, and examples of the first split; what rows gave is written."""
+    task, folder = stage.task, context.folder(stage.plan)
+    baselines = baseline_predictions(context, stage) | baselines
+    scores: dict[str, Score] = {}
+    beside: dict[str, dict[str, Score]] = {}
+    row_scores: dict[str, NDArray[np.float64]] = {}
+    examples: list[ReportExample] = []
+    for name, predicted in predictions.items():
+        rows = stage.encoded[name].rows
+        references = task.references(rows)
+        row_scores[name] = task.row_scores(predicted, references)
+        theirs = {baseline: by_split[name] for baseline, by_split in baselines.items()}
+        scores[name], found = score_beside_baselines(
+            task, predicted, references, theirs, seed=context.seed, extra=stage.extra_metrics
+        )
+        for baseline, score in found.items():
+            beside.setdefault(baseline, {})[name] = score
+        if context.writes:
+            path = context.plan.output / "predictions" / f"{stage.plan.name}-{name}.parquet"
+            write_predictions(path, task, rows, predicted, references)
+        if context.writes and len(scores) == 1:
+            examples = task.report_examples(rows, predicted, references)
+            write_text(folder / "examples.json", examples_to_json(examples))
+    if context.writes:
+        save_file(row_scores, folder / ROW_SCORES)
+    return scores, beside | scores_of_earlier_stages(context, stage, row_scores, earlier), examples
+
+
+# ---------------------------------------------------------------------------------------------- describe
+
+
+def _describe_weights(found: Mapping[str, Any], plan: StagePlan, *, adapter: bool) -> Provenance:
+    own = {key.name for key in dataclasses.fields(Provenance)}
+    settings = {key: value for key, value in found.items() if key not in own}
+    known = {key: value for key, value in found.items() if key in own}
+    return Provenance(**known, start=plan.stage.start, adapter=adapter, settings=settings)
+
+
+def _describe_splits(stage: PreparedStage) -> dict[str, SplitSummary]:
+    return {
+        name: SplitSummary(
+            examples=len(split.rows),
+            skipped=len(split.skipped),
+            skipped_rows={str(row): reason for row, reason in list(split.skipped.items())[:100]},
+            source=split.origin,
+            fingerprint=split.fingerprint,
+            checks=stage.checks.get(name, {}),
+        )
+        for name, split in stage.encoded.items()
+    }
+
+
+def _describe_training(
+    context: Context, stage: PreparedStage, progress: Progress, fit: Fit | None, interpolation: Interpolation | None
+) -> TrainingSummary:
+    keys = stage.plan.stage
+    summary = TrainingSummary(
+        steps=progress.step,
+        ended=progress.ended,
+        seconds=round(progress.seconds, 3),
+        method="head" if fit else keys.adapt.method,
+        precision=context.precision,
+        best_step=progress.best_step,
+        best_value=progress.best_value,
+        halvings=progress.halvings,
+        learning_rate=keys.learning_rate,
+        keep=keys.keep,
+        l2=fit.l2 if fit else None,
+        interpolation=interpolation,
+    )
+    if fit:
+        return summary
+    per_epoch = -(-len(stage.encoded["train"].rows) // keys.batch_size)
+    epochs = round(progress.step / per_epoch, 3)
+    return dataclasses.replace(summary, epochs=epochs, batch_size=keys.batch_size, micro_batch=keys.micro_batch)
