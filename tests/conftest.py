@@ -19,10 +19,11 @@ os.environ |= {
 """Set before any library reads them; a test that speaks to the stand-in Hub turns offline mode off again."""
 
 ALL_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-if ALL_CORES and "PYTEST_XDIST_WORKER" in os.environ:
+if ALL_CORES:
     # Tiny models gain nothing from a second thread, and two pytest workers with two threads each on two cores slow each
-    # other several-fold. The library takes its threads from the cores that it may use, as do subprocesses.
-    worker = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    # other several-fold. The library takes its threads from the cores that it may use, as do subprocesses. Without
+    # workers any core will do: several runs of pytest beside each other should not share one.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{os.getpid()}").removeprefix("gw"))
     os.sched_setaffinity(0, {ALL_CORES[worker % len(ALL_CORES)]})
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0"}
