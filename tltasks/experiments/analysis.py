@@ -22,15 +22,12 @@ from tltasks.experiments.statistics import (
     examples_to_reach,
     holm,
     linearised,
-    mean_ranks,
     moderated,
     verdict,
 )
-from tltasks.experiments.trials import PlannedTrial, TrialRecord
+from tltasks.experiments.trials import TrialRecord
 
 Floats = NDArray[np.float64]
-Key = tuple[tuple[str, str], ...]
-"""Levels as something that can be looked up by."""
 
 
 @dataclass(frozen=True)
@@ -143,92 +140,90 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class _CellRows:
-    """A cell's scores by test set: for each seed the rows' values, and which rows they are."""
+class _Rows:
+    """Scores of a trial on a test set, whose mean is the metric, and which rows they are of."""
 
-    records: dict[int, TrialRecord]
-    values: dict[str, dict[int, Floats]]
-    bounded: dict[str, bool]
-    """Whether all values of a test set lie between 0 and 1."""
-
-    def fingerprint(self, target: str, seed: int) -> str:
-        return self.records[seed].targets[target].fingerprint
+    values: Floats
+    fingerprint: str
+    bounded: bool
+    """Whether each is between 0 and 1."""
 
 
-def analyse(experiment: Experiment, planned: Iterable[PlannedTrial], output: Path) -> Findings:
-    """What the finished trials say. Raises DataError where they cannot be compared, or there are none."""
-    by_levels: dict[Key, dict[int, TrialRecord]] = defaultdict(dict)
-    for item in planned:
-        if item.record is not None:
-            by_levels[_key(item.trial.levels)][item.trial.seed] = item.record
+Place = tuple[tuple[str, ...], str]
+"""A combination of levels, and the name that its trials know a test set by."""
+Cells = dict[Place, CellScore]
+Scores = dict[Place, dict[int, _Rows]]
+"""By place and seed."""
+
+
+def analyse(experiment: Experiment, records: Iterable[TrialRecord], output: Path) -> Findings:
+    """What finished trials say. Raises DataError where they cannot be compared, or there are none."""
+    by_levels: dict[tuple[str, ...], dict[int, TrialRecord]] = defaultdict(dict)
+    scores: Scores = defaultdict(dict)
+    for record in records:
+        levels = tuple(record.levels.values())
+        by_levels[levels][record.seed] = record
+        for target, rows in _read(record, output):
+            scores[levels, target][record.seed] = rows
     kinds = {(one.metric, one.higher_is_better) for by_seed in by_levels.values() for one in by_seed.values()}
     if not kinds:
         raise DataError("no trial is finished, so there is nothing to say; the logs of those that failed tell why.")
     if len(kinds) > 1:
         raise DataError(f"the trials are judged by different metrics ({', '.join(sorted(name for name, _ in kinds))}).")
     metric, higher_is_better = kinds.pop()
-    rows = {key: _read(by_seed, output) for key, by_seed in by_levels.items()}
-    cells = {
-        (key, target): _score(experiment, dict(key), target, one) for key, one in rows.items() for target in one.values
-    }
     sign = 1.0 if higher_is_better else -1.0
+    ordered = sorted(scores, key=lambda at: list(by_levels).index(at[0]))
+    cells = {at: _score(experiment, at, scores[at], by_levels[at[0]]) for at in ordered}
     controls = experiment.contrast.controls if experiment.contrast is not None else []
-    families = {control: _compare(experiment, control, cells, rows, sign) for control in controls}
+    families = {control: _compare(experiment, control, cells, scores, sign) for control in controls}
     ranks, contexts = _ranks(experiment, cells, higher_is_better=higher_is_better)
-    drops = list(_drops(cells, rows, sign))
+    drops = list(_drops(cells, scores, sign))
     return Findings(metric, higher_is_better, list(cells.values()), drops, ranks, contexts, families)
 
 
-def _key(levels: Levels) -> Key:
-    return tuple(levels.items())
+def _read(record: TrialRecord, output: Path) -> Iterator[tuple[str, _Rows]]:
+    """Scores by test set; by validation split where there is no other."""
+    row_scores = load_file(output / "trials" / record.row_scores)
+    for target in [name for name in record.targets if name != "validation"] or list(record.targets):
+        scores = row_scores[target]
+        bounded = bool(np.all((scores[:, 0] >= 0) & (scores[:, 0] <= scores[:, 1])))
+        yield target, _Rows(linearised(scores), record.targets[target].fingerprint, bounded)
 
 
-def _read(by_seed: dict[int, TrialRecord], output: Path) -> _CellRows:
-    values: dict[str, dict[int, Floats]] = defaultdict(dict)
-    bounded: dict[str, bool] = {}
-    for seed, record in by_seed.items():
-        row_scores = load_file(output / "trials" / record.row_scores)
-        for target in [name for name in record.targets if name != "validation"] or list(record.targets):
-            scores = row_scores[target]
-            values[target][seed] = linearised(scores)
-            within = bool(np.all((scores[:, 0] >= 0) & (scores[:, 0] <= scores[:, 1])))
-            bounded[target] = bounded.get(target, True) and within
-    return _CellRows(by_seed, dict(values), bounded)
-
-
-def _score(experiment: Experiment, levels: Levels, target: str, rows: _CellRows) -> CellScore:
-    records, seeds = rows.records, list(rows.values[target])
+def _score(experiment: Experiment, at: Place, rows: dict[int, _Rows], records: dict[int, TrialRecord]) -> CellScore:
+    levels, target = dict(zip(experiment.axes, at[0], strict=True)), at[1]
     own = levels[experiment.domains] if experiment.domains is not None else None
     name = own if own is not None and target == "test" else target
     return CellScore(
         levels=levels,
         target=name,
         in_domain=None if own is None else name == own,
-        score=estimate(_table(rows, target, seeds), bounds=(0.0, 1.0) if rows.bounded[target] else None),
-        by_seed={seed: records[seed].targets[target].value for seed in seeds},
-        missing=[seed for seed in experiment.seeds if seed not in seeds],
+        score=estimate(_table(rows, list(rows)), bounds=(0.0, 1.0) if _bounded(rows) else None),
+        by_seed={seed: records[seed].targets[target].value for seed in rows},
+        missing=[seed for seed in experiment.seeds if seed not in rows],
         train_examples=float(np.mean([record.train_examples for record in records.values()])),
         trained_parameters=max(record.trained_parameters for record in records.values()),
         training_seconds=float(np.mean([record.training_seconds for record in records.values()])),
     )
 
 
-def _table(rows: _CellRows, target: str, seeds: list[int], less: _CellRows | None = None) -> Floats:
+def _bounded(*rows: dict[int, _Rows]) -> bool:
+    return all(one.bounded for by_seed in rows for one in by_seed.values())
+
+
+def _table(rows: dict[int, _Rows], seeds: list[int], less: dict[int, _Rows] | None = None) -> Floats:
     """Values [seeds, rows], less another cell's. Where each seed has rows of its own, just their means in two columns:
     all that varies is between seeds then."""
-    by_seed = [rows.values[target][seed] - (0.0 if less is None else less.values[target][seed]) for seed in seeds]
-    if len({rows.fingerprint(target, seed) for seed in seeds}) == 1:
+    by_seed = [rows[seed].values - (0.0 if less is None else less[seed].values) for seed in seeds]
+    if len({rows[seed].fingerprint for seed in seeds}) == 1:
         return np.stack(by_seed)
     return np.repeat([[values.mean()] for values in by_seed], 2, axis=1)
 
 
 # ---------------------------------------------------------------------------------------- comparisons
 
-Cells = dict[tuple[Key, str], CellScore]
-"""By levels and the name that the trials know the test set by."""
 
-
-def _compare(experiment: Experiment, control: str, cells: Cells, rows: dict[Key, _CellRows], sign: float) -> int:
+def _compare(experiment: Experiment, control: str, cells: Cells, scores: Scores, sign: float) -> int:
     """Add to every cell its comparison with a control, and return how many there are.
 
     A control is compared with those that come before it in the list, not with those after it: that is the same
@@ -237,35 +232,28 @@ def _compare(experiment: Experiment, control: str, cells: Cells, rows: dict[Key,
     assert experiment.contrast is not None
     axis, controls = experiment.contrast.axis, experiment.contrast.controls
     later = set(controls[: controls.index(control) + 1])
-    tables: list[Floats] = []
-    found: list[tuple[tuple[Key, str], bool, CellScore]] = []
-    for (key, target), cell in cells.items():
-        other = _key({**cell.levels, axis: control})
-        if cell.levels[axis] in later or (other, target) not in cells:
+    tables: dict[Place, Floats] = {}
+    others: dict[Place, Place] = {}
+    for at, cell in cells.items():
+        other = tuple({**cell.levels, axis: control}.values()), at[1]
+        if cell.levels[axis] in later or other not in cells:
             continue
-        ours, theirs = rows[key], rows[other]
-        seeds = [
-            seed
-            for seed in ours.values[target]
-            if seed in theirs.values[target] and ours.fingerprint(target, seed) == theirs.fingerprint(target, seed)
-        ]
+        ours, theirs = scores[at], scores[other]
+        seeds = [s for s, rows in ours.items() if s in theirs and rows.fingerprint == theirs[s].fingerprint]
         if seeds:
-            tables.append(sign * _table(ours, target, seeds, less=theirs))
-            found.append(((key, target), ours.bounded[target] and theirs.bounded[target], cells[other, target]))
-    spreads = moderated(tables, contexts=len({_key(other.levels) for _, _, other in found}))
+            tables[at], others[at] = sign * _table(ours, seeds, less=theirs), other
+    spreads = moderated(list(tables.values()), contexts=len({levels for levels, _ in others.values()}))
     gains = [
-        estimate(table, bounds=(-1.0, 1.0) if bounded else None, spread=spread)
-        for table, spread, (_, bounded, _) in zip(tables, spreads, found, strict=True)
+        estimate(table, bounds=(-1.0, 1.0) if _bounded(scores[at], scores[others[at]]) else None, spread=spread)
+        for (at, table), spread in zip(tables.items(), spreads, strict=True)
     ]
-    adjusted = holm([gain.p for gain in gains])
-    for (at, _, other_cell), gain, p in zip(found, gains, adjusted, strict=True):
-        cell = cells[at]
-        curve = _curve(experiment, other_cell, cells)
+    for at, gain, p in zip(tables, gains, holm([gain.p for gain in gains]), strict=True):
+        cell, curve = cells[at], _curve(experiment, cells[others[at]], cells)
         needed = examples_to_reach(cell.score.mean, curve, higher_is_better=sign > 0)
         tried = round(min(curve)[0]), round(max(curve)[0])
         comparison = ControlComparison(control, gain, p, verdict(gain.mean, p), needed, tried)
         cells[at] = dataclasses.replace(cell, comparisons=[*cell.comparisons, comparison])
-    return len(found)
+    return len(tables)
 
 
 def _curve(experiment: Experiment, cell: CellScore, cells: Cells) -> list[tuple[float, float]]:
@@ -278,29 +266,23 @@ def _curve(experiment: Experiment, cell: CellScore, cells: Cells) -> list[tuple[
     ]
 
 
-def _drops(cells: Cells, rows: dict[Key, _CellRows], sign: float) -> Iterator[Drop]:
-    for key, one in rows.items():
-        inside = next((target for target in one.values if cells[key, target].in_domain), None)
-        for target in one.values:
-            if inside is None or cells[key, target].in_domain:
-                continue
-            if seeds := [seed for seed in one.values[target] if seed in one.values[inside]]:
-                parts = [_table(one, name, seeds) for name in (inside, target)]
-                yield Drop(dict(key), cells[key, target].target, combine(parts, [sign, -sign]))
+def _drops(cells: Cells, scores: Scores, sign: float) -> Iterator[Drop]:
+    own = {at[0]: scores[at] for at, cell in reversed(cells.items()) if cell.in_domain}
+    for at, cell in cells.items():
+        inside = own.get(at[0], {})
+        if not cell.in_domain and (seeds := [seed for seed in scores[at] if seed in inside]):
+            parts = [_table(inside, seeds), _table(scores[at], seeds)]
+            yield Drop(cell.levels, cell.target, combine(parts, [sign, -sign]))
 
 
 def _ranks(experiment: Experiment, cells: Cells, *, higher_is_better: bool) -> tuple[dict[str, float], int]:
-    """Mean rank of each level of the contrast, and the number of contexts."""
+    """Mean rank of each level of the contrast, ties sharing one, and the contexts that have all levels."""
     if experiment.contrast is None:
         return {}, 0
     axis = experiment.contrast.axis
-    contexts: dict[tuple[Key, str], dict[str, float]] = defaultdict(dict)
-    for (key, target), cell in cells.items():
-        context = tuple(pair for pair in key if pair[0] != axis), target
-        contexts[context][cell.levels[axis]] = cell.score.mean
-    levels = [level for level in experiment.axes[axis] if any(level in one for one in contexts.values())]
-    table = [[one[level] for level in levels] for one in contexts.values() if len(one) == len(levels)]
-    if not table:
-        return {}, 0
-    ranks = mean_ranks(np.array(table), higher_is_better=higher_is_better)
-    return dict(zip(levels, ranks.tolist(), strict=True)), len(table)
+    contexts: dict[object, dict[str, float]] = defaultdict(dict)
+    for at, cell in cells.items():
+        contexts[at[1], *({**cell.levels, axis: ""}.values())][cell.levels[axis]] = cell.score.mean
+    table = pd.DataFrame(contexts.values(), columns=list(experiment.axes[axis])).dropna(axis="columns", how="all")
+    ranks = table.dropna().rank(axis="columns", ascending=not higher_is_better)
+    return {str(level): float(rank) for level, rank in ranks.mean().dropna().items()}, len(ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from tltasks.config.plan import plan_run
 from tltasks.errors import DataError
 from tltasks.experiments.analysis import CellScore, Findings, analyse
-from tltasks.experiments.experiment import Experiment, Levels, load_experiment, read_source
+from tltasks.experiments.experiment import Experiment, Given, Source, load_experiment, read_source
 from tltasks.experiments.ray import Workers, run_on_ray
 from tltasks.experiments.report import (
     Layout,
@@ -32,28 +32,20 @@ from tltasks.experiments.trials import (
     PlannedTrial,
     TrialRecord,
     estimate_seconds,
+    finished,
     plan_trials,
+    results_folder,
     run_trials,
     to_do,
 )
-from tltasks.results.result import finite, show_duration
+from tltasks.results.result import show_duration
 from tltasks.runs.story import measure_stages
-from tltasks.runtime.files import locked, write_json, write_text
+from tltasks.runtime.files import write_json, write_text
 
 SCHEMA = 1
 OVERHEAD_SECONDS = 3.0
 """Of a trial, besides its steps, before one has been carried out: opening, evaluating, writing."""
 MARKS = {"positive": " +", "negative": " −", "neutral": "  "}
-
-
-@dataclass(frozen=True)
-class FailedTrial:
-    """A trial that could not be carried out."""
-
-    id: str
-    levels: Levels
-    seed: int
-    message: str
 
 
 @dataclass(frozen=True)
@@ -63,10 +55,9 @@ class ComparisonResult:
     name: str
     experiment: str
     """As it was written."""
-    seeds: list[int]
     findings: Findings
     trials: list[TrialRecord]
-    failed: list[FailedTrial]
+    failed: list[Failure]
     unfinished: int
     seconds: float
     """Of computing, of all trials together."""
@@ -78,13 +69,6 @@ class ComparisonResult:
         """A row for each combination of levels and test set: score, costs, and comparison with each control."""
         return self.findings.to_pandas()
 
-    def to_json(self) -> dict[str, object]:
-        """What result.json holds; versions and hardware once for all trials."""
-        trials = [dataclasses.asdict(record) for record in self.trials]
-        own = [{key: v for key, v in one.items() if key not in {"hardware", "versions"}} for one in trials]
-        tree: dict[str, object] = finite({**dataclasses.asdict(self), "trials": own})
-        return tree
-
     def _repr_html_(self) -> str:
         levels, cells = by_target(self.findings, show_cell, "–")
         said = "".join(f"<li>{sentence}</li>" for _, sentence in self.findings.sentences())
@@ -92,7 +76,7 @@ class ComparisonResult:
 
 
 def compare(
-    experiment: Path | str | Mapping[str, object],
+    experiment: Given,
     overrides: Iterable[str] = (),
     *,
     output: Path | str | None = None,
@@ -110,11 +94,8 @@ def compare(
     source = read_source(experiment, (), "experiment")
     design, trials = load_experiment(experiment, overrides)
     output = Path(output or design.output).expanduser()
-    if output.is_dir() and any(output.iterdir()) and not (output / "trials").is_dir():
-        raise DataError(f"output {output}: is not empty and holds no experiment; name another folder with --output.")
     result: ComparisonResult | None = None
-    with locked(output):
-        (output / "trials").mkdir(exist_ok=True)
+    with results_folder(output, "trials", "experiment"):
         progress = Progress(plan_trials(trials, output), console)
         left = to_do(progress.planned)
         show_plan(console, ExperimentPlan(progress.planned))
@@ -124,13 +105,12 @@ def compare(
             else:
                 run_on_ray(left, output, keep_weights=design.keep_weights, workers=workers, on_end=progress.take)
         finally:
-            if any(item.record is not None for item in progress.planned):
-                findings = analyse(design, progress.planned, output)
-                result = describe(design, findings, progress, name=source.name, text=source.text)
+            if records := finished(progress.planned):
+                result = describe(source, analyse(design, records, output), records, progress)
                 write_results(design, result, output)
-                show_findings(console, findings, output)
+                show_findings(console, result.findings, output)
     if result is None:
-        first = next(iter(progress.failed.values()), Failure("", "it has none."))
+        first = next(iter(progress.failed.values()))
         raise DataError(
             f"no trial could be carried out; the first: {first.message}\nIts log: {output}/logs/{first.id}.log"
         )
@@ -180,7 +160,7 @@ class ExperimentPlan:
 
 
 def plan_experiment(
-    experiment: Path | str | Mapping[str, object], overrides: Iterable[str] = (), *, output: Path | str | None = None
+    experiment: Given, overrides: Iterable[str] = (), *, output: Path | str | None = None
 ) -> ExperimentPlan:
     """Look up which trials are finished, and take two steps of the trial of each other kind with the most data.
 
@@ -232,7 +212,7 @@ def show_plan(console: Console, plan: ExperimentPlan, *, dry_run: bool = False) 
 def write_results(experiment: Experiment, result: ComparisonResult, output: Path) -> None:
     """result.json, report.html, figures and tables."""
     findings, layout = result.findings, Layout(experiment, result.findings)
-    write_json(output / "result.json", result.to_json())
+    write_json(output / "result.json", result)
     write_text(output / "table.csv", result.to_pandas().to_csv(index=False, float_format="%.6g"))
     write_text(output / "table.tex", latex_table(experiment, findings))
     pictures = draw_pictures(experiment, findings, layout)
@@ -252,36 +232,23 @@ def write_results(experiment: Experiment, result: ComparisonResult, output: Path
     )
 
 
-def describe(
-    experiment: Experiment, findings: Findings, progress: Progress, *, name: str, text: str
-) -> ComparisonResult:
-    """The findings beside what they are computed from."""
-    done = {item.id: item.record for item in progress.planned if item.record is not None}
-    failed = {item.id: item.trial for item in progress.planned if item.id in progress.failed}
-    versions: dict[str, dict[str, None]] = {}
-    for record in done.values():
-        for package, version in record.versions.items():
-            versions.setdefault(package, {})[version] = None
+def describe(source: Source, findings: Findings, records: list[TrialRecord], progress: Progress) -> ComparisonResult:
+    """The findings beside the trials that they are computed from."""
+    unique = {record.id: record for record in records}
     hardware = [
         f"{one.hardware['device_name']}, {one.hardware['cpu_cores']} cores, {one.hardware['precision']}"
-        for one in done.values()
+        for one in unique.values()
     ]
+    versions = pd.DataFrame([record.versions for record in unique.values()])
     return ComparisonResult(
-        name=name,
-        experiment=text,
-        seeds=experiment.seeds,
+        name=source.name,
+        experiment=source.text,
         findings=findings,
-        trials=[
-            dataclasses.replace(item.record, levels=item.trial.levels, seed=item.trial.seed)
-            for item in progress.planned
-            if item.record is not None
-        ],
-        failed=[
-            FailedTrial(key, trial.levels, trial.seed, progress.failed[key].message) for key, trial in failed.items()
-        ],
-        unfinished=len({item.id for item in progress.planned} - done.keys() - failed.keys()),
-        seconds=sum(record.seconds for record in done.values()),
-        versions={package: ", ".join(known) for package, known in versions.items()},
+        trials=records,
+        failed=list(progress.failed.values()),
+        unfinished=len({item.id for item in progress.planned} - unique.keys() - progress.failed.keys()),
+        seconds=sum(record.seconds for record in unique.values()),
+        versions={str(package): ", ".join(found.dropna().unique()) for package, found in versions.items()},
         hardware=list(dict.fromkeys(hardware)),
     )
 

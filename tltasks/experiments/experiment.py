@@ -41,6 +41,8 @@ Changes = Annotated[dict[Name, object], BeforeValidator(lambda value: {} if valu
 """Recipe keys, dotted as for `--set`, and their values; a level that changes nothing may be left empty."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 RecipeSource = Annotated[str, Field(min_length=1)] | dict[str, object]
+Given = Path | str | Mapping[str, object]
+"""A YAML file, or its keys, whose local paths then start at the working directory."""
 Levels = dict[str, str]
 """Level by axis, in the order of the axes."""
 
@@ -112,11 +114,8 @@ class Source:
         return Document(recipe, inside), self.folder
 
 
-def read_source(given: Path | str | Mapping[str, object], overrides: Iterable[str], name: str) -> Source:
-    """Read a YAML file, or take its keys from a mapping, which is called `name` and starts at the working directory.
-
-    Raises RecipeError for text that is no plain mapping.
-    """
+def read_source(given: Given, overrides: Iterable[str], name: str) -> Source:
+    """Read an experiment or a search; one of plain keys is called `name`. Raises RecipeError for what is no mapping."""
     if isinstance(given, Mapping):
         text = dump(dict(given))
         return Source(parse(text, name, overrides), text, name, Path())
@@ -125,9 +124,7 @@ def read_source(given: Path | str | Mapping[str, object], overrides: Iterable[st
     return Source(parse(text, str(path), overrides), text, path.stem, path.parent)
 
 
-def load_experiment(
-    given: Path | str | Mapping[str, object], overrides: Iterable[str] = ()
-) -> tuple[Experiment, list[Trial]]:
+def load_experiment(given: Given, overrides: Iterable[str] = ()) -> tuple[Experiment, list[Trial]]:
     """Read an experiment and the recipes of all its trials, the first seed's first.
 
     Raises RecipeError with every mistake in the experiment, or else in its recipes, each with its place.
@@ -141,6 +138,8 @@ def load_experiment(
     trials, problems = _read_trials(experiment, source)
     if problems:
         raise RecipeError(list_mistakes(problems, "the experiment's recipes"))
+    if not trials:
+        raise RecipeError(f"{source.tree.location(('skip',))}  skip: leaves out every trial.")
     return experiment, trials
 
 

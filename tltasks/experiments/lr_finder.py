@@ -67,7 +67,7 @@ def find_learning_rate(
         ended = ""
     found = read_range(training / "metrics.jsonl", ended)
     shutil.rmtree(training)
-    write_json(output / "range.json", vars(found))
+    write_json(output / "range.json", found)
     marked = {"steepest": found.steepest, "minimum / 10": found.largest}
     (output / "range.png").write_bytes(png(draw_learning_rates(found.rates, found.losses, marked)))
     return found

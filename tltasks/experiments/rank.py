@@ -23,16 +23,16 @@ from tltasks.config.plan import plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
 from tltasks.experiments.analysis import Findings, analyse
-from tltasks.experiments.experiment import Experiment, Levels, Trial, load_experiment
+from tltasks.experiments.experiment import Experiment, Given, Levels, Trial, load_experiment
 from tltasks.experiments.report import text_table
 from tltasks.experiments.successive_halving import LOSS_ROWS, stage_alone, successive_halving, zero_shot_loss
 from tltasks.experiments.transferability import ESTIMATORS
-from tltasks.experiments.trials import plan_trials
+from tltasks.experiments.trials import finished, plan_trials, results_folder
 from tltasks.reports.html import words
-from tltasks.results.result import finite, show_duration
+from tltasks.results.result import show_duration
 from tltasks.runs.prepare import PreparedStage
 from tltasks.runs.story import open_stages
-from tltasks.runtime.files import locked, write_json
+from tltasks.runtime.files import write_json
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Embeds, Writes
 from tltasks.training.linear_probe import cached_features
@@ -110,7 +110,7 @@ C = TypeVar("C", CandidatePair, CandidateEstimates)
 
 
 def rank(
-    experiment: Path | str | Mapping[str, object],
+    experiment: Given,
     overrides: Iterable[str] = (),
     *,
     output: Path | str | None = None,
@@ -128,8 +128,7 @@ def rank(
     if design.candidates is None:
         raise RecipeError(f"{name}: needs the key `candidates`, the axis whose levels are checkpoints to be ranked.")
     output = Path(output or design.output).expanduser()
-    with locked(output):
-        (output / "trials").mkdir(exist_ok=True)
+    with results_folder(output, "trials", "experiment"):
         planned = plan_trials(trials, output)
         pairs = candidate_pairs(design, trials)
         task = load_adapter(plan_run(pairs[0].trial.recipe).stages[-1].task)
@@ -143,11 +142,11 @@ def rank(
             shown = ", ".join([*one.context.values(), one.candidate])
             seconds = one.feature_seconds + sum(one.estimator_seconds.values())
             console.print(f"{shown}: {one.rows:,} rows, {show_duration(seconds)}", soft_wrap=True, markup=False)
-        if any(item.record is not None for item in planned):
-            findings = analyse(design, planned, output)
+        if records := finished(planned):
+            findings = analyse(design, records, output)
             estimated = [with_measured(design, findings, one) for one in estimated]
         result = RankingResult(estimated, agree(estimated))
-        write_json(output / "rank.json", finite(dataclasses.asdict(result)))
+        write_json(output / "rank.json", result)
     show_ranking(console, result)
     console.print(f"numbers  {output / 'rank.json'}", soft_wrap=True)
     return result

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from tltasks.errors import Interrupted, RecipeError, first_line
-from tltasks.experiments.trials import Failure, Outcome, PlannedTrial, carry_out
+from tltasks.experiments.trials import Outcome, PlannedTrial, carry_out
 from tltasks.runtime import devices
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _ray(workers: Workers) -> Iterator[ModuleType]:
 def _carry_out(item: PlannedTrial, output: str, directory: str, keep_weights: bool, cores: int) -> Outcome:
     """In a process of Ray's, perhaps on another machine."""
     if not (Path(output) / "trials").is_dir():
-        return Failure(item.id, f"{output} is not seen on {os.uname().nodename}; name a folder that all machines share")
+        return item.failure(f"{output} is not seen on {os.uname().nodename}; name a folder that all machines share")
     if Path(directory).is_dir():
         os.chdir(directory)  # where relative names start
     os.environ[devices.CORES_VARIABLE] = str(cores)
@@ -115,7 +115,7 @@ def _outcome(ray: ModuleType, done: ObjectRef[Outcome], item: PlannedTrial) -> O
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, (Interrupted, KeyboardInterrupt)):
             raise Interrupted(str(error.cause)) from error
-        return Failure(item.id, first_line(error.cause or error))
+        return item.failure(first_line(error.cause or error))
     except ray.exceptions.RayError as error:  # a machine or process that is gone
-        return Failure(item.id, first_line(error))
+        return item.failure(first_line(error))
     return outcome

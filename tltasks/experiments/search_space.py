@@ -20,7 +20,7 @@ from tltasks.config.recipe import Recipe
 from tltasks.config.section import Name, PositiveFloat, PositiveInt, Section
 from tltasks.config.yaml_reader import Document, Issue, KeyPath, dotted
 from tltasks.errors import RecipeError
-from tltasks.experiments.experiment import RESERVED, RecipeSource, Seed, Trial, read_source, set_key
+from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, Trial, read_source, set_key
 
 Value = bool | int | float | str | None
 Settings = dict[str, Value]
@@ -132,7 +132,7 @@ class BaseRecipe:
         return Trial({"trial": str(number)}, recipe.seed, recipe)
 
 
-def load_search(given: Path | str | Mapping[str, object], overrides: Iterable[str] = ()) -> tuple[Search, BaseRecipe]:
+def load_search(given: Given, overrides: Iterable[str] = ()) -> tuple[Search, BaseRecipe]:
     """Read a search. Raises RecipeError with every mistake in it, or else in its recipe, each with its place."""
     source = read_source(given, overrides, "search")
     search, problems = read_keys(Search, source.tree)

@@ -1,6 +1,6 @@
 """Intervals and tests over seeds and test rows at once.
 
-A score of an arm is a mean over seeds, drawn from all that there could be, and over test rows, drawn from all that
+A cell's score is a mean over seeds, drawn from all that there could be, and over test rows, drawn from all that
 there could be; every seed is tested on the same rows. Both vary, so an interval has to hold both. It is the design of
 readers × cases in diagnostic radiology (Dorfman, Berbaum and Metz, Investigative Radiology 27 (1992) 723–731),
 
@@ -12,7 +12,7 @@ where the variance of the mean of S seeds and R rows has two parts, estimated by
     from rows   V_r = max(MS_rows − MS_rest, 0) / (S·R)   R − 1 degrees of freedom
 
 The half width of the interval is √(t²(S − 1)·V_s + t²(R − 1)·V_r), with the quantiles of Student's t: exact where one
-part prevails, and a little wide between (Banerjee, Sankhyā 22 (1960) 357–358). Differences between two arms are
+part prevails, and a little wide between (Banerjee, Sankhyā 22 (1960) 357–358). Differences between two cells are
 analysed in the same way, row by row and seed by seed, which is what pairs them.
 
 A bootstrap over three seeds would be too narrow: it takes the variance between seeds for two thirds of what it is, and
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,7 +137,7 @@ def _row_variance(values: Floats) -> float:
 
 
 def moderated(tables: Sequence[Floats], *, contexts: int) -> list[Spread | None]:
-    """The spreads between seeds of many differences [seeds, rows], each drawn towards what they have in common.
+    """Spreads between seeds of many differences [seeds, rows], each drawn towards what they have in common.
 
     Two or three seeds say little of their own spread: alone, Student's t would need an enormous difference, the more
     so the more comparisons there are. The variances are taken as draws from one scaled inverse χ² distribution, whose
@@ -146,32 +145,30 @@ def moderated(tables: Sequence[Floats], *, contexts: int) -> list[Spread | None]
 
     Differences from the same control are not independent of each other, so what is lent is at most what the controls of
     other `contexts` have, and at most `MOST_LENT`, which kept false calls of a family below 5 % in simulations where
-    the spreads of arms differ up to twentyfold. None for a table of one seed.
+    the spreads of cells differ up to twentyfold. None for a table of one seed.
     Source: Smyth, Statistical Applications in Genetics and Molecular Biology 3 (2004) 3, §§4 and 6.2.
     """
-    own = {i: float(table.mean(1).var(ddof=1)) for i, table in enumerate(tables) if len(table) > 1}
-    positive = [variance for variance in own.values() if variance > 0]
-    degrees = {i: len(tables[i]) - 1 for i in own}
+    own = [Spread(float(table.mean(1).var(ddof=1)), len(table) - 1) if len(table) > 1 else None for table in tables]
+    known = [spread for spread in own if spread is not None]
+    positive = [spread.variance for spread in known if spread.variance > 0]
     if len(positive) < 2:
-        return [Spread(own[i], degrees[i]) if i in own else None for i in range(len(tables))]
-    # Equal arms have no variance at all; the logarithm takes the least that others have.
-    logs = np.log([max(variance, min(positive)) for variance in own.values()])
-    half = np.array(list(degrees.values())) / 2
+        return own
+    # Equal cells have no variance at all; the logarithm takes the least that others have.
+    logs = np.log([max(spread.variance, min(positive)) for spread in known])
+    half = np.array([spread.degrees for spread in known]) / 2
     centred = logs - special.digamma(half) + np.log(half)
     beyond = float(centred.var(ddof=1) - special.polygamma(1, half).mean())
     prior = 2 * _inverse_trigamma(beyond) if beyond > 0 else np.inf
     common = float(np.exp(centred.mean()))
     if np.isfinite(prior):
         common *= float(np.exp(special.digamma(prior / 2) - np.log(prior / 2)))
-    found: list[Spread | None] = []
-    for i in range(len(tables)):
-        if i not in own:
-            found.append(None)
-            continue
-        lent = min(prior, MOST_LENT, degrees[i] * (contexts - 1))
-        variance = (lent * common + degrees[i] * own[i]) / (lent + degrees[i])
-        found.append(Spread(variance, lent + degrees[i]))
-    return found
+
+    def moderate(own: Spread) -> Spread:
+        lent = min(prior, MOST_LENT, own.degrees * (contexts - 1))
+        variance = (lent * common + own.degrees * own.variance) / (lent + own.degrees)
+        return Spread(variance, lent + own.degrees)
+
+    return [None if spread is None else moderate(spread) for spread in own]
 
 
 def _inverse_trigamma(value: float) -> float:
@@ -194,11 +191,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     [0.03, 0.06, 0.06]
     """
     order = np.argsort(p_values, kind="stable")
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order.tolist()):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
-    return adjusted
+    adjusted = np.empty(len(order))
+    scaled = np.minimum(1.0, np.arange(len(order), 0, -1) * np.asarray(p_values)[order])
+    adjusted[order] = np.maximum.accumulate(scaled)
+    return adjusted.tolist()
 
 
 def verdict(difference: float, p_adjusted: float) -> str:
@@ -206,17 +202,6 @@ def verdict(difference: float, p_adjusted: float) -> str:
     if p_adjusted >= LEVEL or difference == 0:
         return "neutral"
     return "positive" if difference > 0 else "negative"
-
-
-def mean_ranks(scores: Floats, *, higher_is_better: bool) -> Floats:
-    """Mean rank of each arm, 1 for the best, over contexts; scores are [contexts, arms], ties share a rank.
-
-    >>> mean_ranks(np.array([[0.9, 0.5, 0.5], [0.2, 0.4, 0.3]]), higher_is_better=True)
-    array([2.  , 1.75, 2.25])
-    """
-    ranks: Any = stats.rankdata(-scores if higher_is_better else scores, axis=1)
-    means: Floats = ranks.mean(0)
-    return means
 
 
 def examples_to_reach(score: float, curve: Sequence[tuple[float, float]], *, higher_is_better: bool) -> float | None:

@@ -10,7 +10,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
@@ -18,14 +18,14 @@ from pydantic import TypeAdapter
 
 from tltasks.config.loading import load_recipe, recipe_sha256
 from tltasks.config.plan import plan_run
-from tltasks.errors import Interrupted, RecipeError, TltasksError, first_line
+from tltasks.errors import DataError, Interrupted, RecipeError, TltasksError, first_line
 from tltasks.experiments.contents import CODE, Contents, code_versions
 from tltasks.experiments.experiment import Levels, Trial
 from tltasks.results.result import Interval, Number, RunResult
 from tltasks.runs.baselines import ROW_SCORES
 from tltasks.runs.context import Watch
 from tltasks.runs.story import run
-from tltasks.runtime.files import write_text
+from tltasks.runtime.files import locked, write_json
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Failure:
     """Why a trial could not be carried out."""
 
     id: str
+    levels: Levels
+    seed: int
     message: str
 
 
@@ -88,6 +90,9 @@ class PlannedTrial:
     """Trials of the same model and stages are of one kind: a step takes them about the same time."""
     inputs: dict[str, str]
     record: TrialRecord | None
+
+    def failure(self, message: str) -> Failure:
+        return Failure(self.id, self.trial.levels, self.trial.seed, message)
 
 
 def plan_trials(trials: Iterable[Trial], output: Path) -> list[PlannedTrial]:
@@ -109,6 +114,16 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+@contextmanager
+def results_folder(output: Path, marker: str, what: str) -> Iterator[None]:
+    """Lock the results folder of an experiment or a search; DataError for one that holds something else."""
+    if output.is_dir() and any(output.iterdir()) and not (output / marker).exists():
+        raise DataError(f"output {output}: is not empty and holds no {what}; name another folder with --output.")
+    with locked(output):
+        (output / "trials").mkdir(exist_ok=True)
+        yield
+
+
 def trial_folder(output: Path, name: str) -> Path:
     """The results folder of a trial's run."""
     return output / "trials" / name
@@ -125,6 +140,15 @@ def read_record(output: Path, name: str) -> TrialRecord | None:
 def to_do(planned: Iterable[PlannedTrial]) -> list[PlannedTrial]:
     """The trials that are to be carried out, each once however many combinations of levels come to the same recipe."""
     return list({item.id: item for item in planned if item.record is None}.values())
+
+
+def finished(planned: Iterable[PlannedTrial]) -> list[TrialRecord]:
+    """Records of finished trials, one for each combination of levels that comes to the same recipe."""
+    return [
+        replace(item.record, levels=item.trial.levels, seed=item.trial.seed)
+        for item in planned
+        if item.record is not None
+    ]
 
 
 def estimate_seconds(planned: list[PlannedTrial], measured: dict[str, float]) -> float | None:
@@ -172,13 +196,13 @@ def carry_out(item: PlannedTrial, output: Path, *, keep_weights: bool, watch: Wa
     except Exception as error:  # whatever ends one trial must not end the others
         message = str(error) if isinstance(error, TltasksError) else f"{type(error).__name__}: {first_line(error)}"
         write_journal(output, item.id, "failed", message=message)
-        return Failure(item.id, message)
+        return item.failure(message)
     if not keep_weights:
         folder = trial_folder(output, item.id)
         for weights in [folder / "model", *folder.glob("stages/*/model")]:
             shutil.rmtree(weights, ignore_errors=True)
     record = describe_trial(item, result, time.perf_counter() - started)
-    write_text(output / "trials" / f"{item.id}.json", _RECORD.dump_json(record, indent=1).decode() + "\n")
+    write_json(output / "trials" / f"{item.id}.json", record)
     write_journal(output, item.id, "finished", seconds=round(record.seconds, 3))
     return record
 

@@ -6,11 +6,10 @@ twice.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +22,13 @@ from rich.console import Console
 from tltasks.config.loading import recipe_text
 from tltasks.errors import DataError, Interrupted, RecipeError
 from tltasks.experiments.charts import Picture, draw_by_key, draw_progress
-from tltasks.experiments.experiment import read_source
+from tltasks.experiments.experiment import Given, read_source
 from tltasks.experiments.report import text_table, write_page
 from tltasks.experiments.search_space import BaseRecipe, Choice, Range, Search, Settings, Value, load_search
-from tltasks.experiments.trials import Failure, carry_out, plan_trials, trial_folder, write_journal
-from tltasks.results.result import Headline, finite
+from tltasks.experiments.trials import Failure, carry_out, plan_trials, results_folder, trial_folder, write_journal
+from tltasks.results.result import Headline
 from tltasks.runs.story import run
-from tltasks.runtime.files import locked, write_json, write_text
+from tltasks.runtime.files import write_json, write_text
 from tltasks.tasks import load_adapter
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ class SearchResult:
 
 
 def tune(
-    search: Path | str | Mapping[str, object],
+    search: Given,
     overrides: Iterable[str] = (),
     *,
     output: Path | str | None = None,
@@ -112,10 +111,7 @@ def tune(
     source = read_source(search, (), "search")
     keys, base = load_search(search, overrides)
     output = Path(output or keys.output).expanduser()
-    if output.is_dir() and any(output.iterdir()) and not (output / "trials.jsonl").is_file():
-        raise DataError(f"output {output}: is not empty and holds no search; name another folder with --output.")
-    with locked(output):
-        (output / "trials").mkdir(exist_ok=True)
+    with results_folder(output, "trials.jsonl", "search"):
         study = SearchStudy(optuna, keys, base, output)
 
         def write(tested: dict[str, Headline]) -> SearchResult:
@@ -221,14 +217,17 @@ class SearchStudy:
             self.study.tell(trial, state=self.optuna.trial.TrialState.PRUNED)
             return settings, f"pruned after {len(curve)} evaluations at {curve[-1]:.4g}"
         except RecipeError as error:  # keys that do not go together
-            outcome = Failure("", str(error))
+            return settings, self._fail(trial, str(error))
         if isinstance(outcome, Failure):
-            trial.set_user_attr("message", outcome.message)
-            self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
-            return settings, f"failed: {outcome.message.splitlines()[0]}"
+            return settings, self._fail(trial, outcome.message)
         score = outcome.targets["validation"].value
         self.study.tell(trial, score)
         return settings, f"{outcome.metric} {score:.4g}"
+
+    def _fail(self, trial: Trial, message: str) -> str:
+        trial.set_user_attr("message", message)
+        self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+        return f"failed: {message.splitlines()[0]}"
 
     def _ask(self, number: int) -> tuple[Trial, list[float]]:
         """A trial, and its validation scores until now where it was cut."""
@@ -302,7 +301,7 @@ def _test(base: BaseRecipe, own: SearchTrial, best: SearchTrial, output: Path) -
 
 def write_results(result: SearchResult, keys: list[str], output: Path) -> None:
     """result.json and report.html."""
-    write_json(output / "result.json", finite(dataclasses.asdict(result)))
+    write_json(output / "result.json", result)
     sign = -1 if result.higher_is_better else 1
     scored = sorted(
         ((sign * trial.value, trial.value, trial) for trial in result.trials if trial.value is not None),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Base64Bytes, BeforeValidator, TypeAdapter
 
@@ -285,17 +285,6 @@ def examples_to_json(examples: list[ReportExample]) -> str:
 def examples_from_json(text: str | bytes) -> list[ReportExample]:
     """Raises ValueError for a text that holds no examples."""
     return _EXAMPLES.validate_json(text)
-
-
-def finite(value: Any) -> Any:
-    """A tree of JSON values with null for every number that is not finite."""
-    if isinstance(value, dict):
-        return {str(k): finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
-        return None
-    return value
 
 
 def show_duration(seconds: float) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic_core import to_json
 
 from tltasks.errors import RecipeError
 
@@ -56,5 +55,6 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: object) -> None:
+    """Write plain values and dataclasses; numbers that are not finite become null."""
+    write_text(path, to_json(value, indent=1, inf_nan_mode="null").decode() + "\n")
