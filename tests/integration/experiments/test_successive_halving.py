@@ -10,7 +10,6 @@ from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.experiments import successive_halving
-from tltasks.experiments.trials import Failure
 
 EXPERIMENT = """\
 recipe:
@@ -107,7 +106,7 @@ def test_a_candidate_that_cannot_be_trained_has_no_estimate(place: Path, monkeyp
 
     def failing(item: Any, *arguments: Any, **options: Any) -> Any:
         if item.trial.levels["candidate"] == "plain":
-            return Failure(item.id, "no")
+            return item.failure("no")
         return plain(item, *arguments, **options)
 
     monkeypatch.setattr(successive_halving, "carry_out", failing)

@@ -124,7 +124,7 @@ def test_a_trial_that_fails_does_not_end_the_search(
 
     def failing(item: Any, *arguments: Any, **options: Any) -> Any:
         if next(numbers) == 1:
-            return tuning.Failure(item.id, "no memory")
+            return item.failure("no memory")
         return plain(item, *arguments, **options)
 
     monkeypatch.setattr(tuning, "carry_out", failing)
