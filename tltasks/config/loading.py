@@ -1,7 +1,7 @@
-"""A recipe's file: read it strictly, write it as resolved, find what it names, and tell it from others.
+"""A recipe, read strictly from a file or a mapping, with its local paths found; and written again.
 
-Names of local folders and files are relative to the recipe's own folder, so that it works from anywhere; those that
-an override gives are relative to the working directory, where they were typed.
+Local folders and files are relative to the recipe's own folder, so that it works from anywhere; those that an override
+or a mapping gives are relative to the working directory, where they were typed. They are made absolute once, here.
 """
 
 from __future__ import annotations
@@ -10,203 +10,126 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel
 
 from tltasks.config.checks import validate
-from tltasks.config.data import BUILDERS, Data, Source
-from tltasks.config.model import Model
+from tltasks.config.data import BUILDERS, Files, Source
+from tltasks.config.document import (
+    DOTTED_KEY,
+    Document,
+    Issue,
+    KeyPath,
+    Origin,
+    clip,
+    from_python,
+    list_mistakes,
+)
 from tltasks.config.recipe import Recipe
+from tltasks.config.section import Named, Section
 from tltasks.config.stage import Stage
-from tltasks.config.yaml_reader import Document, Issue, KeyPath, clip, dotted, dump, parse, read_text
+from tltasks.config.yaml_reader import dump, parse, parse_value, read_text
 from tltasks.errors import RecipeError
 
-M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+Overrides = Mapping[str, object] | Iterable[str]
+"""Values by dotted keys (`{"stages.0.epochs": 1}`), or as they are typed at a shell (`["stages.0.epochs=1"]`)."""
+Kind = Literal["repository", "folder", "file"]
+"""What may be local: a name that else stands for a Hub repository, a folder, a file or pattern of files."""
+Change = Callable[[str, KeyPath, Kind], str]
 
 FILE_KEYS = ("output", "hub", "trackers")
 """Keys that say where results go; all others decide what they are."""
 
 
-def load_recipe(path: Path, overrides: Iterable[str] = (), *, check_files: bool = True) -> Recipe:
-    """Read and check a recipe, with `overrides` such as `stages.0.epochs=1` in place of what it says.
+def load_recipe(
+    source: Path | str | Mapping[str, object], overrides: Overrides = (), *, check_files: bool = True
+) -> Recipe:
+    """Read and check a recipe from its file or from a mapping, with `overrides` in place of what it says.
 
-    Local paths of the file are relative to its folder; those of overrides, typed at a shell, to the working directory.
-    Raises RecipeError with every mistake, each with its line, what was found and what is allowed. With `check_files`,
+    Raises RecipeError with every mistake, each with its place, what was found and what is allowed. With `check_files`,
     local folders and files that are not there are mistakes too.
+
+    >>> load_recipe({"task": "summarization"}, {"seed": 1.5})
+    Traceback (most recent call last):
+    tltasks.errors.RecipeError: 3 mistakes in the recipe; nothing was loaded.
+    needs the key `output`
+    needs the key `stages`, a list of at least one stage
+    overrides['seed']  seed: expected a whole number, found the number 1.5
     """
-    tree = parse(read_text(path), str(path), overrides)
-    typed_in = {keys: Path.cwd() for keys, at in tree.locations.items() if at.is_override}
-    recipe, problems = read_recipe(tree, path.parent, typed_in, check_files=check_files)
+    recipe, problems = read_recipe(open_document(source, overrides), check_files=check_files)
     if recipe is None or problems:
         raise RecipeError(list_mistakes(problems, "the recipe"))
     return recipe
 
 
-def read_recipe(
-    tree: Document, folder: Path, folders: dict[KeyPath, Path], *, check_files: bool
-) -> tuple[Recipe | None, list[Issue]]:
-    """The recipe that a tree holds, where it can be told, and every mistake in it.
+def open_document(source: Path | str | Mapping[str, object], overrides: Overrides = ()) -> Document:
+    """What a file or a mapping says, with overrides in it; raises RecipeError for what cannot be read or followed."""
+    if isinstance(source, Mapping):
+        tree = from_python(source, Origin("", Path.cwd()))
+    else:
+        tree = parse(read_text(Path(source)), Origin(str(source), Path(source).parent))
+    return override(tree, overrides)
 
-    Its local paths start at `folder`, but those below a key of `folders` at another.
-    """
+
+def override(tree: Document, overrides: Overrides) -> Document:
+    """A document with other values in it. Raises RecipeError for keys that lead nowhere and values that are no YAML."""
+    for key, part in _parts(overrides):
+        try:
+            tree = tree.replaced(key, part)
+        except ValueError as error:
+            raise RecipeError(f"{part.location(())}: {error}.") from error
+    return tree
+
+
+def _parts(overrides: Overrides) -> Iterator[tuple[str, Document]]:
+    """Dotted keys and what is to stand there."""
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            yield key, from_python(value, Origin(f"overrides[{clip(key)!r}]", Path.cwd(), is_override=True))
+        return
+    for typed in overrides:
+        key, equals, text = typed.partition("=")
+        origin = Origin(f"--set {clip(typed)}", Path.cwd(), is_override=True)
+        if not equals or not DOTTED_KEY.fullmatch(key.strip()):
+            raise RecipeError(f"{origin.name}: write it as KEY=VALUE, e.g. `--set stages.0.epochs=1`.")
+        yield key.strip(), parse_value(text, origin)
+
+
+def read_recipe(tree: Document, *, check_files: bool) -> tuple[Recipe | None, list[Issue]]:
+    """The recipe that a tree holds, where it can be told, its paths absolute; and every mistake in it."""
     recipe, problems = validate(tree)
-    if recipe is not None:
-        recipe._folder, recipe._locations = folder, {k: str(v) for k, v in tree.locations.items()}
-        recipe._typed_in = folders
-        if check_files:
-            missing = [Issue(tree.location(keys), dotted(keys), text) for keys, text in _missing_files(recipe)]
-            problems = sorted(missing, key=lambda problem: problem.location)
-    return recipe, problems
+    if recipe is None:
+        return None, problems
+    written: dict[str, str] = {}
+
+    def locate(text: str, keys: KeyPath, kind: Kind) -> str:
+        at = tree.location(keys)
+        if "://" in text or (kind == "repository" and not is_local(text, at.folder)):
+            return text
+        # os.path rather than pathlib: a user who does not exist is no error, and a link keeps its own name.
+        path = os.path.abspath(at.folder / os.path.expanduser(text))  # noqa: PTH100, PTH111
+        written[path] = text
+        if check_files and not (_is_file(path) if kind == "file" else os.path.isdir(path)):  # noqa: PTH112
+            what = "file" if kind == "file" else "folder"
+            problems.append(tree.issue(keys, f"there is no {what} {clip(text)}{_beside(at.folder, tree)}"))
+        return path
+
+    recipe = map_paths(recipe, locate)
+    recipe._written, recipe._places = written, {keys: str(at) for keys, at in tree.locations.items()}
+    return recipe, sorted(problems, key=lambda problem: problem.location)
 
 
-def list_mistakes(problems: list[Issue], where: str) -> str:
-    """One line for each mistake, what is allowed once after the first mistake that it answers."""
-    lines: list[str] = []
-    listed: set[tuple[str, ...]] = set()
-    for problem in problems:
-        at = f"{problem.where}: " if problem.where else ""
-        lines.append(f"{problem.location}  {at}{problem.text}")
-        if problem.allowed and problem.allowed not in listed:
-            listed.add(problem.allowed)
-            lines.append(f"    allowed: {', '.join(problem.allowed)}")
-    n = len(problems)
-    return f"{n} mistake{'s' if n > 1 else ''} in {where}; nothing was loaded.\n" + "\n".join(lines)
-
-
-# --------------------------------------------------------------------------------------------- places
-
-
-def located(recipe: Recipe) -> Recipe:
-    """The recipe with every local folder and file as an absolute path, symbolic links unresolved."""
-    return _map_paths(recipe, lambda path, keys: _absolute(path, _start(recipe, keys)))
-
-
-def _absolute(path: str, folder: Path) -> str:
-    # os.path rather than pathlib: a user who does not exist is no error, and a link keeps its own name.
-    return os.path.abspath(folder / os.path.expanduser(path))  # noqa: PTH100, PTH111
-
-
-def _start(recipe: Recipe, keys: KeyPath) -> Path:
-    """The folder that a local path is relative to."""
-    while keys and keys not in recipe._locations:
-        keys = keys[:-1]
-    return recipe._typed_in.get(keys, recipe._folder)
-
-
-def written_at(recipe: Recipe, keys: str) -> str:
-    """Where the recipe says something, as `file:line:column`; for what it does not say, where its parent stands."""
-    steps: list[str | int] = [int(k) if k.isdigit() else k for k in keys.replace("[", ".").replace("]", "").split(".")]
-    while tuple(steps) not in recipe._locations and steps:
-        steps.pop()
-    return recipe._locations.get(tuple(steps), str(recipe._folder))
+# ---------------------------------------------------------------------------------------------- places
 
 
 def is_local(name: str, folder: Path) -> bool:
     """Whether a name stands for a folder on this machine rather than for a Hub repository."""
     there = os.path.isdir(folder / name)  # noqa: PTH112 - Path.is_dir raises for an overlong name (3.13 and before)
     return name.startswith((".", "/", "~")) or Path(name).is_absolute() or there
-
-
-def _on_hub(name: str | None, folder: Path) -> bool:
-    """Whether data are of a Hub repository, where folders and files are places in it."""
-    return name is not None and name not in BUILDERS and not is_local(name, folder)
-
-
-def _map_paths(recipe: Recipe, change: Callable[[str, KeyPath], str]) -> Recipe:
-    """A copy of the recipe with `change` applied to every local folder and file that it names, and to its keys."""
-
-    def named(name: str, keys: KeyPath) -> str:
-        return change(name, keys) if name not in BUILDERS and is_local(name, _start(recipe, keys)) else name
-
-    def files(value: Any, keys: KeyPath) -> Any:
-        if isinstance(value, dict):
-            return {key: files(names, (*keys, key)) for key, names in value.items()}
-        if isinstance(value, list):
-            return [files(name, (*keys, i)) for i, name in enumerate(value)]
-        return value if not value or "://" in value else change(value, keys)
-
-    def source(data: Source, keys: KeyPath, among: str | None = None) -> Source:
-        """`among` is the repository or builder that a further test set takes over."""
-        owner = data.name or among
-        update: dict[str, Any] = {"name": named(data.name, (*keys, "name")) if data.name else data.name}
-        if not _on_hub(owner, _start(recipe, (*keys, "name"))):  # there both are places in the repository
-            update["dir"] = change(data.dir, (*keys, "dir")) if data.dir else data.dir
-            update["files"] = files(data.files, (*keys, "files"))
-        if isinstance(data, Data):
-            extra_keys = (*keys, "extra_test")
-            update["extra_test"] = {
-                key: source(extra, (*extra_keys, key), data.name) for key, extra in data.extra_test.items()
-            }
-        return _updated(data, update)
-
-    def both(owner: Recipe | Stage, keys: KeyPath) -> dict[str, Any]:
-        model: Model | None = getattr(owner, "model", None)
-        data: Data | None = getattr(owner, "data", None)
-        update: dict[str, Any] = {}
-        if model is not None:
-            update["model"] = _updated(model, {"name": named(model.name, (*keys, "model", "name"))})
-        if data is not None:
-            update["data"] = source(data, (*keys, "data"))
-        if isinstance(owner, Stage):
-            update["metrics"] = [
-                _updated(metric, {"name": named(metric.name, (*keys, "metrics", i, "name"))})
-                for i, metric in enumerate(owner.metrics)
-            ]
-        return update
-
-    stages = [_updated(stage, both(stage, ("stages", i))) for i, stage in enumerate(recipe.stages)]
-    return recipe.model_copy(update={**both(recipe, ()), "stages": stages})
-
-
-def _updated(model: M, update: dict[str, Any]) -> M:
-    """A copy in which only keys that change count as given."""
-    return model.model_copy(update={k: v for k, v in update.items() if v != getattr(model, k)})
-
-
-def _missing_files(recipe: Recipe) -> list[tuple[KeyPath, str]]:
-    found: list[tuple[KeyPath, str]] = []
-    there = located(recipe)
-
-    def check_model(model: Model | None, resolved: Model | None, keys: KeyPath) -> None:
-        if model is None or resolved is None:
-            return
-        if _is_missing_folder(resolved.name):
-            found.append(((*keys, "name"), f"there is no folder {clip(model.name)}{_from(recipe, (*keys, 'name'))}"))
-
-    def check_data(data: Source | None, resolved: Source | None, keys: KeyPath) -> None:
-        if data is None or resolved is None:
-            return
-        for key in ("name", "dir"):
-            if _is_missing_folder(getattr(resolved, key)):
-                at = (*keys, key)
-                found.append((at, f"there is no folder {clip(getattr(data, key))}{_from(recipe, at)}"))
-        for (at, name), (_, said) in zip(
-            _each_file(resolved.files, (*keys, "files")), _each_file(data.files, (*keys, "files")), strict=True
-        ):
-            if Path(name).is_absolute() and not _is_file(name):  # others are in a Hub repository
-                found.append((at, f"there is no file {clip(said)}{_from(recipe, at)}"))
-        for name, extra in getattr(data, "extra_test", {}).items():
-            check_data(extra, getattr(resolved, "extra_test")[name], (*keys, "extra_test", name))  # noqa: B009
-
-    for owner, resolved, keys in (
-        (recipe, there, ()),
-        *((s, r, ("stages", i)) for i, (s, r) in enumerate(zip(recipe.stages, there.stages, strict=True))),
-    ):
-        check_model(getattr(owner, "model", None), getattr(resolved, "model", None), (*keys, "model"))
-        check_data(getattr(owner, "data", None), getattr(resolved, "data", None), (*keys, "data"))
-    for i, (stage, absolute) in enumerate(zip(recipe.stages, there.stages, strict=True)):
-        for j, (said, metric) in enumerate(zip(stage.metrics, absolute.metrics, strict=True)):
-            if _is_missing_folder(metric.name):
-                at = ("stages", i, "metrics", j)
-                found.append((at, f"there is no folder {clip(said.name)}{_from(recipe, at)}"))
-    return found
-
-
-def _is_missing_folder(name: str | None) -> bool:
-    return name is not None and Path(name).is_absolute() and not os.path.isdir(name)  # noqa: PTH112
 
 
 def _is_file(name: str) -> bool:
@@ -216,22 +139,62 @@ def _is_file(name: str) -> bool:
     return any(os.path.isfile(found) for found in glob.iglob(name, recursive=True))  # noqa: PTH113, PTH207
 
 
-def _from(recipe: Recipe, keys: KeyPath) -> str:
-    folder = _start(recipe, keys)
-    if folder == recipe._folder:
-        return f" beside the recipe (in {folder})"
-    return f" in the working directory ({folder})" if folder == Path.cwd() else f" (in {folder})"
+def _beside(folder: Path, tree: Document) -> str:
+    if folder == Path.cwd():
+        return f" in the working directory ({folder})"
+    return f" beside the recipe (in {folder})" if folder == tree.location(()).folder else f" (in {folder})"
 
 
-def _each_file(files: Any, keys: KeyPath) -> Iterable[tuple[KeyPath, str]]:
-    if isinstance(files, dict):
-        for key, value in files.items():
-            yield from _each_file(value, (*keys, key))
-    elif isinstance(files, list):
-        for i, value in enumerate(files):
-            yield from _each_file(value, (*keys, i))
-    elif files:
-        yield keys, str(files)
+def map_paths(value: T, change: Change, keys: KeyPath = (), among: str = "") -> T:
+    """A copy of a recipe with `change` applied to every name and path that may be local, and to its keys.
+
+    `among` is the repository or builder that a further test set takes over.
+    """
+    if isinstance(value, list):
+        return cast(T, [map_paths(item, change, (*keys, i), among) for i, item in enumerate(value)])
+    if isinstance(value, dict):
+        return cast(T, {key: map_paths(item, change, (*keys, key), among) for key, item in value.items()})
+    if not isinstance(value, Section):
+        return value
+    update: dict[str, object] = {}
+    name = value.name or "" if isinstance(value, Named) else ""
+    if name and name not in BUILDERS:
+        update["name"] = name = change(name, (*keys, "name"), "repository")
+    owner = name or among
+    if isinstance(value, Source) and (owner in BUILDERS or Path(owner).is_absolute()):  # else places in the repository
+        update["dir"] = value.dir and change(value.dir, (*keys, "dir"), "folder")
+        update["files"] = _map_files(value.files, change, (*keys, "files"))
+    for key in type(value).model_fields.keys() - update.keys():
+        update[key] = map_paths(getattr(value, key), change, (*keys, key), owner)
+    # only keys that change count as given
+    return value.model_copy(update={k: v for k, v in update.items() if v != getattr(value, k)})
+
+
+def _map_files(value: Files, change: Change, keys: KeyPath) -> Files:
+    if isinstance(value, dict):
+        return {key: _map_files(names, change, (*keys, key)) for key, names in value.items()}  # type: ignore[misc]
+    if isinstance(value, list):
+        return [change(name, (*keys, i), "file") for i, name in enumerate(value)]
+    return change(value, keys, "file") if value else value
+
+
+def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    """A copy of the recipe with every local path changed."""
+    return map_paths(recipe, lambda text, *_: change(text) if Path(text).is_absolute() else text)
+
+
+def as_written(recipe: Recipe) -> Recipe:
+    """The recipe with its local paths as they were written: for people, never to open anything by."""
+    return _with_paths(recipe, lambda path: recipe._written.get(path, path))
+
+
+def written_at(recipe: Recipe, keys: str) -> str:
+    """A key and where the recipe says it, as `file:line:column  key`; for what it does not say, where its parent is."""
+    steps: list[str | int] = [int(k) if k.isdigit() else k for k in keys.replace("[", ".").replace("]", "").split(".")]
+    while steps and tuple(steps) not in recipe._places:
+        steps.pop()
+    place = recipe._places.get(tuple(steps), "")
+    return f"{place}  {keys}" if place else keys
 
 
 # --------------------------------------------------------------------------------------------- written
@@ -239,15 +202,15 @@ def _each_file(files: Any, keys: KeyPath) -> Iterable[tuple[KeyPath, str]]:
 
 def recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out; reading it back gives the same recipe."""
-    return dump(_resolved(recipe))
+    return dump(_resolved(as_written(recipe)))
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe as resolved, its local paths relative to where it is written to."""
     folder = path.parent.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = _map_paths(located(recipe), lambda name, _: _relative(name, folder))
-    path.write_text(recipe_text(there), encoding="utf-8")
+    there = _with_paths(recipe, lambda name: _relative(name, folder))
+    path.write_text(dump(_resolved(there)), encoding="utf-8")
 
 
 def _relative(name: str, folder: Path) -> str:
@@ -275,7 +238,7 @@ def _resolved(value: Any) -> Any:
 
 def recipe_sha256(recipe: Recipe) -> str:
     """Digest of all that decides the results, wherever the recipe and the files that it names may lie."""
-    tree = _resolved(_map_paths(located(recipe), lambda path, _: Path(path).name))
+    tree = _resolved(_with_paths(recipe, lambda path: Path(path).name))
     for key in FILE_KEYS:
         tree.pop(key, None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

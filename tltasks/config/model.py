@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tltasks.config.section import Name, Section
+from tltasks.config.section import Name, Named
 
 FROZEN_TRANSFORMER = "frozen-transformer"
 As = Literal["frozen-transformer", "transformer"]
 """How a language checkpoint's transformer blocks are used for other input: as they are, or trained."""
 
 
-class Model(Section):
+class Model(Named):
     name: Name
     """Hub id (`google/vit-base-patch16-224-in21k`) or local folder (`./weights/vit`, relative to the recipe)."""
     revision: str = "main"

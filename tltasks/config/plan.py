@@ -13,7 +13,7 @@ from typing import Generic, Literal
 from typing_extensions import TypeVar
 
 from tltasks.config.data import BUILDERS
-from tltasks.config.loading import located, recipe_sha256
+from tltasks.config.loading import as_written, recipe_sha256
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import Recipe
 from tltasks.config.stage import DataT, ModelT, Stage, StageName
@@ -79,7 +79,6 @@ class RunPlan:
     """A recipe, resolved: all that later steps need of it."""
 
     recipe: Recipe
-    """As it is written."""
     sha256: str
     """Digest of all that decides the results."""
     output: Path
@@ -104,12 +103,10 @@ class RunPlan:
 
 def plan_run(recipe: Recipe, output: Path | None = None) -> RunPlan:
     """Resolve a recipe: its paths, its digest, its results folder, and each stage's own or the recipe's sections."""
-    there = located(recipe)
+    plain = as_written(recipe)
     stages: list[StagePlan] = []
-    for index, (name, stage, as_written) in enumerate(
-        zip(stage_names(recipe), there.stages, recipe.stages, strict=True)
-    ):
-        model, data, written = stage.model or there.model, stage.data or there.data, as_written.model or recipe.model
+    for index, (name, stage, said) in enumerate(zip(stage_names(recipe), recipe.stages, plain.stages, strict=True)):
+        model, data, written = stage.model or recipe.model, stage.data or recipe.data, said.model or plain.model
         assert model is not None and data is not None and written is not None, "the recipe's check guarantees all"  # noqa: PT018
         kind = STAGES[stage.stage]
         if stage.start == "previous":  # a stage that goes on never begins at random

@@ -6,7 +6,6 @@ Pure data. Reading and checking a recipe imports neither torch nor any Hub libra
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr, SerializeAsAny
@@ -63,9 +62,7 @@ class Recipe(Section):
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = []
     """Where metrics go besides metrics.jsonl."""
 
-    _folder: Path = PrivateAttr(default=Path())
-    """Where local paths start: the folder of the recipe's file."""
-    _locations: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+    _places: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
     """`file:line:column` of each key that was written."""
-    _typed_in: dict[tuple[str | int, ...], Path] = PrivateAttr(default_factory=dict)
-    """For keys that were set on the command line, the working directory: where their local paths start."""
+    _written: dict[str, str] = PrivateAttr(default_factory=dict)
+    """Local paths as they were written, by the absolute ones that they have become."""

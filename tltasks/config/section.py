@@ -46,3 +46,9 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
     )
+
+
+class Named(Section):
+    """A section that is called by the name of a Hub repository, or by a local folder."""
+
+    name: Name | None = None

@@ -10,7 +10,7 @@ from typing_extensions import TypeVar
 from tltasks.config.adaptation import Adapt, AdaptMethod, Full, _method_by_name
 from tltasks.config.data import Data
 from tltasks.config.model import Model
-from tltasks.config.section import FileName, Name, PositiveFloat, PositiveInt, Section, Share
+from tltasks.config.section import FileName, Name, Named, PositiveFloat, PositiveInt, Section, Share
 
 
 class L2Sp(Section):
@@ -46,7 +46,7 @@ def _interpolate_or_not(value: object) -> object:
     return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
 
 
-class Metric(Section):
+class Metric(Named):
     """A metric of the evaluate library, beside the task's own scores."""
 
     name: Name

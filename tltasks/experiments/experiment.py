@@ -5,11 +5,10 @@ Reading and checking one imports no torch, as with recipes.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import itertools
 import math
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,20 +16,11 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from tltasks.config.checks import read_keys
-from tltasks.config.loading import list_mistakes, read_recipe
+from tltasks.config.document import DOTTED_KEY, Document, Issue, KeyPath, dotted, list_mistakes
+from tltasks.config.loading import Overrides, open_document, read_recipe
 from tltasks.config.recipe import Recipe
 from tltasks.config.section import FileName, Name, Section
-from tltasks.config.yaml_reader import (
-    Document,
-    Issue,
-    KeyPath,
-    Location,
-    describe,
-    dotted,
-    dump,
-    parse,
-    read_text,
-)
+from tltasks.config.yaml_reader import dump, read_text
 from tltasks.errors import RecipeError, did_you_mean
 
 MOST_TRIALS = 100_000
@@ -98,33 +88,28 @@ class Trial:
 
 @dataclass(frozen=True)
 class Source:
-    """An experiment or a search as it was written: its keys, its text, its name, and where local paths start."""
+    """An experiment or a search as it was written: its keys, its text, its name, and the folder of its file."""
 
     tree: Document
     text: str
     name: str
     folder: Path
 
-    def base(self, recipe: RecipeSource) -> tuple[Document, Path]:
-        """The recipe that is changed, and the folder that its local paths are relative to."""
-        if isinstance(recipe, str):
-            file = self.folder / recipe
-            return parse(read_text(file), str(file)), file.parent
-        inside = {keys[1:]: at for keys, at in self.tree.locations.items() if keys[:1] == ("recipe",)}
-        return Document(recipe, inside), self.folder
+    def base(self) -> Document:
+        """The recipe that is changed: in a file of its own, or in this one."""
+        recipe = self.tree.value["recipe"]
+        return open_document(self.folder / recipe) if isinstance(recipe, str) else self.tree.below(("recipe",))
 
 
-def read_source(given: Given, overrides: Iterable[str], name: str) -> Source:
+def read_source(given: Given, overrides: Overrides, name: str) -> Source:
     """Read an experiment or a search; one of plain keys is called `name`. Raises RecipeError for what is no mapping."""
+    tree = open_document(given, overrides)
     if isinstance(given, Mapping):
-        text = dump(dict(given))
-        return Source(parse(text, name, overrides), text, name, Path())
-    path = Path(given)
-    text = read_text(path)
-    return Source(parse(text, str(path), overrides), text, path.stem, path.parent)
+        return Source(tree, dump(open_document(given).value), name, Path())
+    return Source(tree, read_text(Path(given)), Path(given).stem, Path(given).parent)
 
 
-def load_experiment(given: Given, overrides: Iterable[str] = ()) -> tuple[Experiment, list[Trial]]:
+def load_experiment(given: Given, overrides: Overrides = ()) -> tuple[Experiment, list[Trial]]:
     """Read an experiment and the recipes of all its trials, the first seed's first.
 
     Raises RecipeError with every mistake in the experiment, or else in its recipes, each with its place.
@@ -150,12 +135,9 @@ def _contradictions(experiment: Experiment, tree: Document) -> Iterator[Issue]:
     """Keys that are each in order, but not together."""
     axes = experiment.axes
 
-    def issue(keys: KeyPath, text: str, allowed: Iterable[str] = ()) -> Issue:
-        return Issue(tree.location(keys), dotted(keys), text, tuple(allowed))
-
     def unknown(keys: KeyPath, kind: str, name: str | None, known: Collection[str]) -> Iterator[Issue]:
         if name is not None and name not in known:
-            yield issue(keys, f"no {kind} is called `{name}`{did_you_mean(name, known)}", known)
+            yield tree.issue(keys, f"no {kind} is called `{name}`{did_you_mean(name, known)}", known)
 
     yield from unknown(("domains",), "axis", experiment.domains, axes)
     yield from unknown(("curve",), "axis", experiment.curve, axes)
@@ -172,14 +154,14 @@ def _contradictions(experiment: Experiment, tree: Document) -> Iterator[Issue]:
     for axis, changes in axes.items():
         for level, key in ((level, key) for level, keys in changes.items() for key in keys):
             if key in RESERVED:
-                yield issue(("axes", axis, level, key), f"{RESERVED[key]}; leave it out")
-            elif not re.fullmatch(r"[\w-]+(\.[\w-]+|\[\d+\])*", key):
-                yield issue(("axes", axis, level, key), "write recipe keys as `data.shots` or `stages.0.epochs`")
+                yield tree.issue(("axes", axis, level, key), f"{RESERVED[key]}; leave it out")
+            elif not DOTTED_KEY.fullmatch(key):
+                yield tree.issue(("axes", axis, level, key), "write recipe keys as `data.shots` or `stages.0.epochs`")
     if len(set(experiment.seeds)) < len(experiment.seeds):
-        yield issue(("seeds",), "has a seed twice; a trial is carried out once with each")
+        yield tree.issue(("seeds",), "has a seed twice; a trial is carried out once with each")
     n_trials = len(experiment.seeds) * math.prod(map(len, axes.values()))
     if n_trials > MOST_TRIALS:
-        yield issue(("axes",), f"{n_trials:,} trials; an experiment has at most {MOST_TRIALS:,}")
+        yield tree.issue(("axes",), f"{n_trials:,} trials; an experiment has at most {MOST_TRIALS:,}")
 
 
 def _listed(levels: str | list[str]) -> list[str]:
@@ -191,16 +173,13 @@ def _listed(levels: str | list[str]) -> list[str]:
 
 def _read_trials(experiment: Experiment, source: Source) -> tuple[list[Trial], list[Issue]]:
     """The trials in order, and every mistake in their recipes once."""
-    base, base_folder = source.base(experiment.recipe)
+    base = source.base()
+    base = dataclasses.replace(base, value={"output": "trial", **base.value})
     problems: dict[Issue, None] = {}
     read: list[tuple[Levels, Recipe]] = []
     for levels in _combinations(experiment):
-        changed = _changed(experiment, source.tree, base, levels, problems)
-        if changed is None:
-            continue
-        own, at = changed
-        starts = {keys: Path.cwd() if at[keys].is_override else source.folder for keys in at}
-        recipe, found = read_recipe(own, base_folder, starts, check_files=True)
+        changed, unfit = _changed(experiment, source.tree, base, levels)
+        recipe, found = (None, unfit) if unfit else read_recipe(changed, check_files=True)
         problems |= dict.fromkeys(found)
         if recipe is not None and not found:
             read.append((levels, recipe))
@@ -219,48 +198,14 @@ def _combinations(experiment: Experiment) -> Iterator[Levels]:
             yield chosen
 
 
-def _changed(
-    experiment: Experiment, tree: Document, base: Document, levels: Levels, problems: dict[Issue, None]
-) -> tuple[Document, dict[KeyPath, Location]] | None:
-    """The recipe of a combination of levels, and where the experiment's file (or an override) says what in it."""
-    value = {"output": "trial", **copy.deepcopy(base.value)}
-    locations = {(): tree.location(("recipe",)), **base.locations}
-    ours = {keys: at for keys, at in base.locations.items() if at.is_override}
-    sound = True
+def _changed(experiment: Experiment, tree: Document, base: Document, levels: Levels) -> tuple[Document, list[Issue]]:
+    """The recipe of a combination of levels, and the changes that do not fit it."""
+    unfit = []
     for axis, level in levels.items():
-        for key, new in experiment.axes[axis][level].items():
+        for key in experiment.axes[axis][level]:
             place = ("axes", axis, level, key)
             try:
-                keys = set_key(value, key, copy.deepcopy(new))
+                base = base.replaced(key, tree.below(place))
             except ValueError as error:
-                problems[Issue(tree.location(place), dotted(place[:-1]), f"`{key}`: {error}")] = None
-                sound = False
-                continue
-            for known in (locations, ours):
-                for below in [k for k in known if k[: len(keys)] == keys]:
-                    del known[below]
-            moved = {(*keys, *k[4:]): at for k, at in tree.locations.items() if k[:4] == place}
-            locations |= moved
-            ours |= moved
-    return (Document(value, locations, base.problems), ours) if sound else None
-
-
-def set_key(tree: dict[str, object], key: str, value: object) -> KeyPath:
-    """Set a dotted key of a tree and return its steps; ValueError for a step that leads nowhere."""
-    node: object = tree
-    keys: KeyPath = ()
-    names = re.findall(r"[\w-]+", key)
-    for name, last in zip(names, [False] * (len(names) - 1) + [True], strict=True):
-        if isinstance(node, list):
-            if not re.fullmatch(r"[0-9]{1,9}", name) or int(name) >= len(node):
-                raise ValueError(f"{dotted(keys)} is a list of {len(node)}; there is no {name}")
-            keys = (*keys, int(name))
-            node[int(name)] = value if last else node[int(name)]
-            node = node[int(name)]
-        elif isinstance(node, dict):
-            keys = (*keys, name)
-            node[name] = value if last else {} if node.get(name) is None else node[name]
-            node = node[name]
-        else:
-            raise ValueError(f"{dotted(keys)} is {describe(node)} and has no keys; set it as a whole")
-    return keys
+                unfit.append(Issue(tree.location(place), dotted(place[:-1]), f"`{key}`: {error}"))
+    return base, unfit

@@ -6,21 +6,21 @@ Reading and checking one imports no torch, as with recipes.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tltasks.config.checks import read_keys
-from tltasks.config.loading import list_mistakes, read_recipe
+from tltasks.config.document import Document, Issue, KeyPath, dotted, list_mistakes
+from tltasks.config.loading import Overrides, read_recipe
 from tltasks.config.recipe import Recipe
 from tltasks.config.section import Name, PositiveFloat, PositiveInt, Section
-from tltasks.config.yaml_reader import Document, Issue, KeyPath, dotted
 from tltasks.errors import RecipeError
-from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, Trial, read_source, set_key
+from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, Trial, read_source
 
 Value = bool | int | float | str | None
 Settings = dict[str, Value]
@@ -89,27 +89,26 @@ class Search(Section):
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """The recipe that a search changes, and the folder that its local paths are relative to."""
+    """The recipe that a search changes."""
 
     tree: Document
-    folder: Path
 
     def changed(self, settings: Mapping[str, Value], *, tests: bool) -> Recipe:
         """With keys set; without `tests` the recipe has no test set that could be looked at.
 
         Raises RecipeError for settings that do not go together.
         """
-        value = {"output": "trial", **copy.deepcopy(self.tree.value)}
+        document = dataclasses.replace(self.tree, value={"output": "trial", **copy.deepcopy(self.tree.value)})
         for key, chosen in settings.items():
-            set_key(value, key, chosen)
+            document = document.replaced(key, Document(chosen, {}))
+        value = document.value
         if not tests:
             for data in [value.get("data"), *(stage.get("data") for stage in value.get("stages") or [])]:
                 if isinstance(data, dict):
                     data["splits"] = {**(data.get("splits") or {}), "test": None}
                     for key in ("extra_test", "corruptions"):
                         data.pop(key, None)
-        document = Document(value, self.tree.locations, self.tree.problems)
-        recipe, problems = read_recipe(document, self.folder, {}, check_files=True)
+        recipe, problems = read_recipe(document, check_files=True)
         if problems or recipe is None:
             shown = f" with {settings}" if settings else ""
             raise RecipeError(list_mistakes(problems, f"the search's recipe{shown}"))
@@ -132,7 +131,7 @@ class BaseRecipe:
         return Trial({"trial": str(number)}, recipe.seed, recipe)
 
 
-def load_search(given: Given, overrides: Iterable[str] = ()) -> tuple[Search, BaseRecipe]:
+def load_search(given: Given, overrides: Overrides = ()) -> tuple[Search, BaseRecipe]:
     """Read a search. Raises RecipeError with every mistake in it, or else in its recipe, each with its place."""
     source = read_source(given, overrides, "search")
     search, problems = read_keys(Search, source.tree)
@@ -140,7 +139,7 @@ def load_search(given: Given, overrides: Iterable[str] = ()) -> tuple[Search, Ba
         problems = sorted(_contradictions(search, source.tree), key=lambda problem: problem.location)
     if search is None or problems:
         raise RecipeError(list_mistakes(problems, "the search"))
-    base = BaseRecipe(*source.base(search.recipe))
+    base = BaseRecipe(source.base())
     for settings in ({}, *_corners(search.space)):
         base.changed(settings, tests=True)
     try:

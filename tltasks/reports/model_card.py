@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from tltasks.config.adaptation import Adapt, Head
 from tltasks.config.data import BUILDERS, Data, Source
-from tltasks.config.loading import recipe_text
+from tltasks.config.loading import as_written, recipe_text
 from tltasks.config.model import FROZEN_TRANSFORMER
 from tltasks.config.plan import RunPlan, StagePlan, is_on_hub, plan_run
 from tltasks.config.recipe import Emissions, Recipe
@@ -62,7 +62,8 @@ def render_card(result: RunResult, plan: RunPlan, *, adapter: bool, repo: str | 
     trained = [it for it in lineage if it.kind.trains]
     base = _base(lineage[0], result.stages[lineage[0].index])
     title = repo.rsplit("/", 1)[-1] if repo else Path(recipe.output).name
-    shared_recipe = _without_folders(recipe)
+    written = as_written(recipe)
+    shared_recipe = _without_folders(written)
     stated = recipe.hub.emissions
     template = templates().get_template(TASKS[stage.task].card_template)
     page = template.make_module(
@@ -97,7 +98,7 @@ def render_card(result: RunResult, plan: RunPlan, *, adapter: bool, repo: str | 
             "versions": result.versions,
             "recipe_sha256": result.recipe_sha256,
             "recipe_block": _fenced(recipe_text(shared_recipe), "yaml"),
-            "shortened": shared_recipe != recipe,
+            "shortened": shared_recipe != written,
             "seed": recipe.seed,
             "licence": recipe.hub.licence,
         }

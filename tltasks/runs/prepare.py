@@ -103,4 +103,4 @@ def _locate(recipe: Recipe, stage: StagePlan) -> Callable[[str], str]:
     """Where the recipe says a key of the stage's data, which is its own or the whole recipe's."""
     own = recipe.stages[stage.index].data is not None
     prefix = f"stages[{stage.index}].data" if own else "data"
-    return lambda key: f"{written_at(recipe, f'{prefix}.{key}')}  {prefix}.{key}"
+    return lambda key: written_at(recipe, f"{prefix}.{key}")

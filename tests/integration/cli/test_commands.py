@@ -340,7 +340,7 @@ def test_run_py_is_run(launch: list[str], recipe: Path) -> None:
 
 
 def test_doctests_of_recipe_reading() -> None:
-    names = [f"config.{name}" for name in ("yaml_reader", "recipe", "checks", "loading", "schema", "plan")] + [
+    names = [f"config.{name}" for name in ("document", "recipe", "checks", "loading", "schema", "plan")] + [
         "runtime.files"
     ]
     results = [doctest.testmod(importlib.import_module(f"tltasks.{name}")) for name in names]

@@ -132,7 +132,7 @@ def test_mistakes_have_their_place(place: Path, tmp_path: Path) -> None:
         ("domains=sauce", "no axis is called `sauce`; did you mean `source`?"),
         ("contrast.controls=[scrach]", "no level is called `scrach`; did you mean `scratch`?"),
         ("axes.shots.all={seed: 3}", "`seeds` lists the seeds of all trials; leave it out"),
-        ("axes.shots.all={stages.3.epochs: 1}", "`stages.3.epochs`: stages is a list of 1; there is no 3"),
+        ("axes.shots.all={stages.3.epochs: 1}", "`stages.3.epochs`: stages has one item, 0; there is no 3"),
         ("axes.shots.all={data.shoots: 1}", "unknown key; did you mean `shots`?"),
         ("seeds=[1, 1]", "has a seed twice"),
         ("skip=[{method: prob}]", "no level is called `prob`; did you mean `probe`?"),

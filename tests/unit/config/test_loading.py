@@ -1,4 +1,5 @@
 import copy
+import doctest
 import functools
 import json
 import os
@@ -15,12 +16,14 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
+import tltasks.config.loading
+from tests.unit.config.test_document import parse
 from tests.unit.config.test_recipe import BASE, EVERYTHING, MISTAKES, marked
 from tltasks.config.loading import (
+    as_written,
     describe_recipes,
     is_local,
     load_recipe,
-    located,
     recipe_folder,
     recipe_sha256,
     recipe_text,
@@ -32,7 +35,7 @@ from tltasks.config.recipe import Recipe
 from tltasks.config.schema import DIALECT, json_schema
 from tltasks.config.stage import JointStage
 from tltasks.config.tasks import TASKS
-from tltasks.config.yaml_reader import dump, parse
+from tltasks.config.yaml_reader import dump
 from tltasks.errors import RecipeError
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -45,7 +48,7 @@ def copy_shipped(folder: Path) -> list[Path]:
     shutil.copytree(RECIPES, folder / "recipes")
     paths = [folder / path.relative_to(RECIPES.parent) for path in SHIPPED]
     for path in paths:
-        there = located(load_recipe(path, check_files=False))
+        there = load_recipe(path, check_files=False)
         for owner in (there, *there.stages):
             model = getattr(owner, "model", None)
             if model is not None and Path(model.name).is_absolute():
@@ -139,7 +142,7 @@ def test_schema_describes_keys() -> None:
 def test_schema_accepts_shipped_recipes_and_what_is_written_of_them() -> None:
     for path in SHIPPED:
         for text in (path.read_text(encoding="utf-8"), recipe_text(load_recipe(path, check_files=False))):
-            validator().validate(parse(text, str(path)).value)
+            validator().validate(parse(text).value)
 
 
 BEYOND_A_SCHEMA = {
@@ -157,11 +160,11 @@ def test_schema_rejects_mistakes() -> None:
     accepted = set()
     for name, (old, new, _, _) in MISTAKES.items():
         text = marked(BASE.replace(old, new.removeprefix("HERE")))[0]
-        if validator().is_valid(parse(text, name).value):
+        if validator().is_valid(parse(text).value):
             accepted.add(name)
     assert accepted <= BEYOND_A_SCHEMA, accepted - BEYOND_A_SCHEMA
     assert len(MISTAKES) - len(accepted) >= 60
-    assert not validator().is_valid(parse(EVERYTHING, "r").value)
+    assert not validator().is_valid(parse(EVERYTHING).value)
 
 
 # ---------------------------------------------------------------------------------------------- fuzz
@@ -266,8 +269,8 @@ def test_mutated_recipes_are_recipes_or_have_placed_mistakes(tmp_path: Path) -> 
     rng = random.Random(0)
     path = tmp_path / "r.yaml"
     texts = [path.read_text(encoding="utf-8") for path in SHIPPED]
-    trees = [parse(text, "r.yaml").value for text in texts]
-    full = [parse(recipe_text(load_recipe(p, check_files=False)), "r.yaml").value for p in SHIPPED]
+    trees = [parse(text).value for text in texts]
+    full = [parse(recipe_text(load_recipe(p, check_files=False))).value for p in SHIPPED]
     n_right = n_wrong = 0
     for n in range(600):
         tree = mutated_tree(rng.choice(trees + full), rng)
@@ -396,7 +399,7 @@ def test_shipped_recipes_survive_being_written(tmp_path: Path) -> None:
         recipe = load_recipe(path, check_files=False)
         text = recipe_text(recipe)
         again = load_recipe(write(tmp_path / path.name, text), check_files=False)
-        assert without_private(again) == without_private(recipe)
+        assert without_private(as_written(again)) == without_private(as_written(recipe))
         assert recipe_text(again) == text
 
 
@@ -415,7 +418,7 @@ def test_every_key_survives_being_written(tmp_path: Path) -> None:
 
 def test_defaults_are_written_out(tmp_path: Path) -> None:
     text = recipe_text(load_recipe(write(tmp_path / "r.yaml", BASE)))
-    found = parse(text, "r.yaml").value
+    found = parse(text).value
     assert found["precision"] == "auto"
     assert found["stages"][0]["weight_decay"] == 0.01
     assert found["stages"][0]["adapt"] == {
@@ -431,7 +434,7 @@ def test_written_elsewhere_a_recipe_finds_the_same_files(tmp_path: Path, monkeyp
         write_recipe(recipe, written)
         monkeypatch.chdir(tmp_path / "outputs")
         again = load_recipe(written)
-        assert without_private(located(again)) == without_private(located(recipe))
+        assert without_private(again) == without_private(recipe)
         assert recipe_sha256(again) == recipe_sha256(recipe)
         assert str(tmp_path) not in written.read_text(encoding="utf-8")
 
@@ -442,7 +445,8 @@ def test_written_beside_its_files_a_name_stays_local(tmp_path: Path) -> None:
     write_recipe(recipe, tmp_path / "out" / "r.yaml")
     again = load_recipe(tmp_path / "out" / "r.yaml")
     assert again.model is not None
-    assert again.model.name == "./vit"
+    assert as_written(again).model.name == "./vit"  # type: ignore[union-attr]
+    assert again.model.name == str(tmp_path / "out" / "vit")
     (tmp_path / "out" / "vit").rmdir()
     with pytest.raises(RecipeError, match=r"there is no folder \./vit"):
         load_recipe(tmp_path / "out" / "r.yaml")
@@ -455,9 +459,8 @@ def test_links_keep_their_own_names(tmp_path: Path) -> None:
     (tmp_path / "train.csv").symlink_to(tmp_path / "store" / "77.blob")
     text = BASE.replace("google/vit", "./vit").replace("org/pictures", "csv\n  files: train.csv")
     recipe = load_recipe(write(tmp_path / "r.yaml", text))
-    there = located(recipe)
-    assert there.data is not None
-    assert there.data.files == str(tmp_path / "train.csv")
+    assert recipe.data is not None
+    assert recipe.data.files == str(tmp_path / "train.csv")
     write_recipe(recipe, tmp_path / "out" / "r.yaml")
     assert recipe_sha256(load_recipe(tmp_path / "out" / "r.yaml")) == recipe_sha256(recipe)
 
@@ -636,7 +639,7 @@ def test_digest_is_the_same_wherever_and_however_a_recipe_is_written(tmp_path: P
 
     variants = {
         "comments": "# x\n" + text.replace("\n", "  # y\n"),
-        "order": dump(reordered(parse(text, "r").value)),
+        "order": dump(reordered(parse(text).value)),
         "defaults": recipe_text(recipe),
         "output": text.replace("outputs/x", "z"),
         "hub": re.sub(r"hub: [^}]*\}\}", "hub: {}", text),
@@ -686,7 +689,7 @@ def local(tmp_path: Path) -> Path:
 def test_paths_start_at_the_recipe(local: Path, monkeypatch: pytest.MonkeyPatch, stand: str, relative: bool) -> None:
     lab = local.parent
     monkeypatch.chdir(lab.parent / stand)
-    there = located(load_recipe(Path(os.path.relpath(local)) if relative else local))
+    there = load_recipe(Path(os.path.relpath(local)) if relative else local)
     stage: Any = there.stages[0]
     assert there.model is not None
     assert there.data is not None
@@ -726,7 +729,7 @@ def test_paths_that_are_typed_start_at_the_working_directory(
     typed = ["model.name=weights/mine", "data.files.test=[mine.parquet]", "stages.0.model.name=./weights/mine"]
     recipe = load_recipe(local, typed)
     monkeypatch.chdir(tmp_path)
-    there = located(recipe)
+    there = recipe
     stage: Any = there.stages[0]
     assert there.model is not None
     assert there.data is not None
@@ -736,7 +739,7 @@ def test_paths_that_are_typed_start_at_the_working_directory(
         "test": [str(shell / "mine.parquet")],
     }
     write_recipe(recipe, tmp_path / "out" / "r.yaml")
-    assert without_private(located(load_recipe(tmp_path / "out" / "r.yaml"))) == without_private(there)
+    assert without_private(load_recipe(tmp_path / "out" / "r.yaml")) == without_private(there)
 
 
 def test_missing_paths_that_are_typed(local: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -752,12 +755,12 @@ def test_missing_paths_that_are_typed(local: Path, monkeypatch: pytest.MonkeyPat
 
 def test_hub_ids_are_folders_only_where_there_is_one(tmp_path: Path) -> None:
     path = write(tmp_path / "r.yaml", BASE)
-    there = located(load_recipe(path))
+    there = load_recipe(path)
     assert there.model is not None
     assert there.data is not None
     assert (there.model.name, there.data.name) == ("google/vit", "org/pictures")
     (tmp_path / "google" / "vit").mkdir(parents=True)
-    there = located(load_recipe(path))
+    there = load_recipe(path)
     assert there.model is not None
     assert there.model.name == str(tmp_path / "google" / "vit")
 
@@ -766,7 +769,7 @@ def test_hub_ids_are_folders_only_where_there_is_one(tmp_path: Path) -> None:
 def test_builders_are_not_folders(tmp_path: Path, builder: str) -> None:
     (tmp_path / builder).mkdir()
     (tmp_path / "x").touch()
-    there = located(load_recipe(write(tmp_path / "r.yaml", BASE.replace("org/pictures", f"{builder}\n  files: x"))))
+    there = load_recipe(write(tmp_path / "r.yaml", BASE.replace("org/pictures", f"{builder}\n  files: x")))
     assert there.data is not None
     assert there.data.name == builder
 
@@ -791,7 +794,7 @@ def test_patterns_of_files(tmp_path: Path, pattern: str) -> None:
 
 def test_addresses_are_not_files(tmp_path: Path) -> None:
     text = BASE.replace("org/pictures", 'csv\n  files: {train: "https://host/a.csv", test: ["hf://x/b.csv"]}')
-    there = located(load_recipe(write(tmp_path / "r.yaml", text)))
+    there = load_recipe(write(tmp_path / "r.yaml", text))
     assert there.data is not None
     assert there.data.files == {"train": "https://host/a.csv", "test": ["hf://x/b.csv"]}
 
@@ -803,7 +806,7 @@ def test_folders_and_files_of_a_hub_id_are_places_in_its_repository(tmp_path: Pa
         "org/pictures\n  dir: hi\n  extra_test:\n    en: {dir: en}\n    own: {name: csv, files: here.csv}",
     )
     path = write(tmp_path / "r.yaml", text)
-    there = located(load_recipe(path, check_files=False))
+    there = load_recipe(path, check_files=False)
     assert there.data is not None
     assert (there.data.dir, there.data.extra_test["en"].dir) == ("hi", "en")
     assert there.data.extra_test["own"].files == str(tmp_path / "here.csv")
@@ -814,14 +817,52 @@ def test_folders_and_files_of_a_hub_id_are_places_in_its_repository(tmp_path: Pa
 def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "vit").mkdir()
-    there = located(load_recipe(write(tmp_path / "lab" / "r.yaml", BASE.replace("google/vit", "~/vit"))))
+    there = load_recipe(write(tmp_path / "lab" / "r.yaml", BASE.replace("google/vit", "~/vit")))
     assert there.model is not None
     assert there.model.name == str(tmp_path / "vit")
 
 
 def test_where_something_was_written(local: Path) -> None:
     recipe = load_recipe(local, ["seed=3"])
-    assert written_at(recipe, "data.files.test[0]") == f"{local}:5:45"
-    assert written_at(recipe, "stages.0.data.columns.label") == f"{local}:8:52"
-    assert written_at(recipe, "seed") == "--set seed=3"
-    assert written_at(recipe, "hub.repo") == f"{local}:1:1"
+    assert written_at(recipe, "data.files.test[0]") == f"{local}:5:45  data.files.test[0]"
+    assert written_at(recipe, "stages[0].data.columns.label") == f"{local}:8:52  stages[0].data.columns.label"
+    assert written_at(recipe, "seed") == "--set seed=3  seed"
+    assert written_at(recipe, "hub.repo") == f"{local}:1:1  hub.repo"
+
+
+# -------------------------------------------------------------------------------------------- in Python
+
+
+def test_a_mapping_is_a_recipe(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(local.parent)
+    recipe = load_recipe(parse(LOCAL).value, {"stages.0.name": "shot", "model.name": Path("weights") / "vit"})
+    same = load_recipe(str(local), ["stages.0.name=shot", "model.name=weights/vit"])
+    assert without_private(recipe) == without_private(same)
+    assert recipe_sha256(recipe) == recipe_sha256(same)
+    assert written_at(recipe, "data.name") == "data.name"
+
+
+def test_mistakes_of_a_mapping_have_its_keys_for_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = parse(BASE).value | {"modle": {}, "seed": -1}
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(keys, {"stages.0.epochs": "three", "model.name": "./vit"})
+    lines = [line for line in str(caught.value).splitlines() if "allowed: " not in line]
+    assert lines == [
+        "3 mistakes in the recipe; nothing was loaded.",
+        "seed: expected a number of at least 0, found the number -1",
+        "modle: unknown key; did you mean `model`?",
+        "overrides['stages.0.epochs']  stages[0].epochs: expected a number, found the text 'three'",
+    ]
+    with pytest.raises(
+        RecipeError, match=r"overrides\['model.name'\]  model.name: there is no folder ./vit in the wor"
+    ):
+        load_recipe(parse(BASE).value, {"model.name": "./vit"})
+    with pytest.raises(RecipeError, match=r"^3 mistakes in the recipe; nothing was loaded.\nneeds the key `output`"):
+        load_recipe({})
+
+
+def test_doctests() -> None:
+    result = doctest.testmod(tltasks.config.loading)
+    assert result.attempted >= 1
+    assert result.failed == 0

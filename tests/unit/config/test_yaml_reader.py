@@ -1,4 +1,3 @@
-import doctest
 import math
 import os
 import random
@@ -8,25 +7,20 @@ from typing import Any
 import pytest
 import yaml
 
-import tltasks.config.yaml_reader
-from tltasks.config.yaml_reader import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dotted, dump, parse, read_text
+from tests.unit.config.test_document import parse
+from tltasks.config.document import MAX_DEPTH, dotted
+from tltasks.config.yaml_reader import MAX_BYTES, MAX_VALUES, dump, read_text
 from tltasks.errors import RecipeError
 
 
-def test_doctests() -> None:
-    result = doctest.testmod(tltasks.config.yaml_reader)
-    assert result.attempted >= 2
-    assert result.failed == 0
-
-
-def refused(text: str, *overrides: str) -> str:
+def refused(text: str) -> str:
     with pytest.raises(RecipeError) as caught:
-        parse(text, "r.yaml", overrides)
+        parse(text)
     return str(caught.value)
 
 
 def value(text: str) -> Any:
-    return parse(f"key: {text}\n", "r.yaml").value["key"]
+    return parse(f"key: {text}\n").value["key"]
 
 
 # ------------------------------------------------------------------------------------------ scalars
@@ -79,14 +73,14 @@ def test_not_a_number() -> None:
 
 
 def test_keys_that_look_like_truth_are_text() -> None:
-    assert parse("on: 1\nno: 2\ny: 3\n", "r.yaml").value == {"on": 1, "no": 2, "y": 3}
+    assert parse("on: 1\nno: 2\ny: 3\n").value == {"on": 1, "no": 2, "y": 3}
 
 
 # ------------------------------------------------------------------------------------------- places
 
 
 def test_places_of_keys_and_items() -> None:
-    tree = parse("a: 1\nb:\n  - c: 2\n    d: {e: 3}\n  - f\n", "r.yaml")
+    tree = parse("a: 1\nb:\n  - c: 2\n    d: {e: 3}\n  - f\n")
     at = {dotted(keys): str(location) for keys, location in tree.locations.items()}
     assert at == {
         "": "r.yaml:1:1",
@@ -106,7 +100,7 @@ def test_places_of_keys_and_items() -> None:
 def test_line_ends_and_byte_order_mark(tmp_path: Path, newline: str, mark: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes((mark + newline.join(["a: 1", "b: zwölf", ""])).encode())
-    tree = parse(read_text(path), "r.yaml")
+    tree = parse(read_text(path))
     assert tree.value == {"a": 1, "b": "zwölf"}
     assert str(tree.location(("b",))) == "r.yaml:2:1"
 
@@ -200,7 +194,7 @@ def test_empty(text: str) -> None:
 
 def test_depth() -> None:
     at_most = "a: " + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
-    assert parse(at_most, "r.yaml").value["a"]
+    assert parse(at_most).value["a"]
     for opening in ("[" * MAX_DEPTH, "[" * 50_000, "{a: " * 50_000):
         assert f"nested more than {MAX_DEPTH} levels deep" in refused(f"a: {opening}")
 
@@ -210,7 +204,7 @@ def test_many_values() -> None:
 
 
 def test_aliases_are_copies() -> None:
-    tree = parse("a: &x {k: [1]}\nb: *x\n", "r.yaml").value
+    tree = parse("a: &x {k: [1]}\nb: *x\n").value
     assert tree == {"a": {"k": [1]}, "b": {"k": [1]}}
     assert tree["a"]["k"] is not tree["b"]["k"]
 
@@ -234,86 +228,9 @@ def test_alias_bomb() -> None:
     ],
 )
 def test_mistakes_of_writing_leave_the_rest_readable(text: str, place: str, expected: str) -> None:
-    tree = parse(text, "r.yaml")
+    tree = parse(text)
     assert [(str(p.location), p.text) for p in tree.problems] == [(f"r.yaml:{place}", expected)]
     assert tree.value
-
-
-# ---------------------------------------------------------------------------------------- overrides
-
-TREE = "a: 1\nlist:\n  - {b: 2, keep: 3}\n  - x\nempty: null\n"
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("a=2", {"a": 2}),
-        ("a=", {"a": None}),
-        ("a=x=y", {"a": "x=y"}),
-        (" a =2", {"a": 2}),
-        ("a=[1, {b: no}]", {"a": [1, {"b": "no"}]}),
-        ("a=5e-4", {"a": 5e-4}),
-        ("a='5'", {"a": "5"}),
-        ("list.0.b=9", {"list": [{"b": 9, "keep": 3}, "x"]}),
-        ("list[0].b=9", {"list": [{"b": 9, "keep": 3}, "x"]}),
-        ("list.1=y", {"list": [{"b": 2, "keep": 3}, "y"]}),
-        ("list=[]", {"list": []}),
-        ("new.deep.er=1", {"new": {"deep": {"er": 1}}}),
-        ("empty.deep=1", {"empty": {"deep": 1}}),
-        ("list.0.new.deep=1", {"list": [{"b": 2, "keep": 3, "new": {"deep": 1}}, "x"]}),
-    ],
-)
-def test_overrides(override: str, expected: dict[str, Any]) -> None:
-    before = parse(TREE, "r.yaml").value
-    assert parse(TREE, "r.yaml", [override]).value == before | expected
-
-
-def test_places_of_overrides() -> None:
-    tree = parse(TREE, "r.yaml", ["list.0={b: {c: 1}}", "new.deep=1", "a=0", "a=2"])
-    shown = {dotted(keys): str(location) for keys, location in tree.locations.items() if location.is_override}
-    first = "--set list.0={b: {c: 1}}"
-    new = "--set new.deep=1"
-    assert shown == {"list[0]": first, "list[0].b": first, "list[0].b.c": first, "new": new, "new.deep": new} | {
-        "a": "--set a=2"
-    }
-    assert str(tree.location(("list", 1))) == "r.yaml:4:5"
-    assert ("list", 0, "keep") not in tree.locations
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("a", "write it as KEY=VALUE, e.g. `--set stages.0.epochs=1`."),
-        ("=1", "write it as KEY=VALUE"),
-        ("", "write it as KEY=VALUE"),
-        ("a..b=1", "write it as KEY=VALUE"),
-        ("a b=1", "write it as KEY=VALUE"),
-        ("list[x]=1", "write it as KEY=VALUE"),
-        ("list.x=1", "list is a list; name an item by its number, as in list[0]."),
-        ("list.-1=1", "list is a list; name an item by its number, as in list[0]."),
-        ("list.²=1", "list is a list; name an item by its number, as in list[0]."),
-        (f"list.{'1' * 5000}=1", "list is a list; name an item by its number, as in list[0]."),
-        ("list.2=1", "list has 2 items, 0 to 1; there is no 2."),
-        ("a.b=1", "a is the number 1 and has no keys; set it as a whole."),
-        ("list.1.b=1", "list[1] is the text 'x' and has no keys; set it as a whole."),
-        (f"{'x.' * MAX_DEPTH}x=1", f"nested more than {MAX_DEPTH} levels deep."),
-        ("a=[1", " the list `[`"),
-        ("a=!!python/name:os.system", " the tag `!!python/name:os.system`"),
-        ("a=\x07", " the character U+0007"),
-        ("a=b: c: d", " a second `: `"),
-    ],
-)
-def test_overrides_that_cannot_be_followed(override: str, expected: str) -> None:
-    message = refused(TREE, override)
-    assert message.startswith("--set ")
-    assert f"{expected}" in message
-    assert len(message) < 300
-
-
-def test_override_with_a_duplicate_key() -> None:
-    (problem,) = parse(TREE, "r.yaml", ["a={b: 1, b: 2}"]).problems
-    assert str(problem.location) == "--set a={b: 1, b: 2}"
-    assert "already there" in problem.text
 
 
 # ------------------------------------------------------------------------------------------ writing
@@ -334,7 +251,7 @@ def test_what_is_written_is_read_back(item: Any) -> None:
     if isinstance(item, str) and item != "<<":
         tree[item] = 1
     text = dump(tree)
-    found = parse(text, "r.yaml")
+    found = parse(text)
     assert found.value == tree
     assert type(found.value["plain"]) is type(item)
     if not isinstance(item, float):  # of which YAML 1.1 wants a dot
@@ -356,7 +273,7 @@ def test_random_trees_are_read_back() -> None:
 
     for _ in range(100):
         wanted = {"root": tree(5)}
-        assert parse(dump(wanted), "r.yaml").value == wanted
+        assert parse(dump(wanted)).value == wanted
 
 
 def test_what_is_written_has_no_aliases() -> None:
