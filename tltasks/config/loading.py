@@ -164,10 +164,11 @@ def map_paths(value: T, change: Change, keys: KeyPath = (), among: str = "") -> 
     if isinstance(value, Source) and (owner in BUILDERS or Path(owner).is_absolute()):  # else places in the repository
         update["dir"] = value.dir and change(value.dir, (*keys, "dir"), "folder")
         update["files"] = _map_files(value.files, change, (*keys, "files"))
-    for key in type(value).model_fields.keys() - update.keys():
+    section = cast(Section, value)
+    for key in [key for key in type(section).model_fields if key not in update]:
         update[key] = map_paths(getattr(value, key), change, (*keys, key), owner)
-    # only keys that change count as given
-    return value.model_copy(update={k: v for k, v in update.items() if v != getattr(value, k)})
+    changed = {k: v for k, v in update.items() if v != getattr(value, k)}  # others do not count as given
+    return cast(T, section.model_copy(update=changed))
 
 
 def _map_files(value: Files, change: Change, keys: KeyPath) -> Files:
