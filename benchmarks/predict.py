@@ -124,24 +124,17 @@ Arm = Callable[[list[str]], Iterator[dict[str, float]]]
 
 
 def tltasks_arm(model: Path, precision: str, classes: int) -> Arm:
-    """What `tltasks.inference.predict.predict` does between opening the model and writing answers."""
+    """What `tltasks predict` does between opening the model and writing outputs."""
     import torch
-    from accelerate.state import AcceleratorState
 
     from tltasks.hub.saved_model import load_saved_model
-    from tltasks.inference.inputs import Inputs
-    from tltasks.inference.predict import Predictor
+    from tltasks.inference.predictor import Predictor
 
-    trained = load_saved_model(str(model))
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # one for each process, with one format: the arm before ends
-    predictor = Predictor.load(trained, torch.device("cpu"), precision=precision)
+    predictor = Predictor.load(load_saved_model(str(model)), torch.device("cpu"), precision=precision)
 
     def run(files: list[str]) -> Iterator[dict[str, float]]:
-        inputs = Inputs(files, trained.task.input_kind, trained.columns)
-        for found, _ in predictor.answers(inputs, top_k=classes):
-            yield from ({entry["label"]: entry["probability"] for entry in answer["top"]} for answer in found)
+        for output in predictor(iter(files), top_k=classes):
+            yield {entry["label"]: entry["probability"] for entry in output["top"]}
 
     return run
 

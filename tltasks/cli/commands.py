@@ -255,10 +255,10 @@ def predict(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> int:
     """Answer for files, folders and tables, by a trained model."""
-    from tltasks.inference import predict as prediction
+    from tltasks.inference.predict import predict as predict_all
 
     try:
-        count = prediction.predict(
+        counts = predict_all(
             model,
             ["-" if one == STANDARD_INPUT else one for one in inputs],
             output=output,
@@ -276,8 +276,8 @@ def predict(
             raise
         _say(f"stopped; what was predicted is in {output}. The same command with --resume completes it.")
         return INTERRUPTED
-    prediction.say(prediction.console(), count, output)
-    return PARTIAL if count.failed else 0
+    counts.show(output)
+    return PARTIAL if counts.failed else 0
 
 
 @app.command(group=USE)

@@ -1,16 +1,14 @@
-"""The page of `tltasks demo`, in Gradio. Everything that it loads comes from the server that shows it."""
+"""Page of `tltasks demo`, in Gradio. Everything that it loads comes from the server that shows it."""
 
 from __future__ import annotations
 
 import html
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
 import gradio
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
@@ -19,26 +17,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tltasks.config.tasks import TASKS
 from tltasks.config.tasks.spec import Input
 from tltasks.errors import RecipeError, TltasksError
-from tltasks.inference.demo import Demo, Respondent, sentence
-from tltasks.inference.prediction_writer import Answer
+from tltasks.inference.demo import Demo, sentence
+from tltasks.inference.predictor import Output
 
 CSS = """
-.said { padding: 0.75rem 1rem; border-radius: 0.5rem; background: #fef2f2; color: #991b1b; }
-.dark .said { background: #450a0a; color: #fecaca; }
-.pieces table { width: 100%; border-collapse: collapse; }
-.pieces td, .pieces th { padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-.pieces td:first-child { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.problem p { padding: 0.75rem 1rem; border-radius: 0.5rem; background: #fef2f2; color: #991b1b; }
+.dark .problem p { background: #450a0a; color: #fecaca; }
+.segments table { width: 100%; border-collapse: collapse; }
+.segments td, .segments th { padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
+.segments td:first-child { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .card table { display: block; overflow-x: auto; max-width: 100%; border: none; }
 .card td, .card th { word-break: normal; overflow-wrap: normal; }
 """
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 """No page, whatever a card holds, makes a browser fetch from elsewhere."""
 
-Updates = list[Any]
 
-
-class _Inward:
-    """Adds the policy to every answer of the server."""
+class _WithPolicy:
+    """Adds the policy to every response of the server."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -55,97 +51,88 @@ class _Inward:
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def _ask_picture(wording: Input) -> Any:
-    picture = gradio.Image(type="filepath", image_mode=None, label=wording.label, height=320, buttons=["fullscreen"])
+def _input_field(given: Input) -> gradio.components.Component:
+    """What a visitor gives, by the kind of input that a task is given."""
+    if given.kind == "text":
+        return gradio.Textbox(label=given.label, lines=10, max_lines=24, placeholder=given.placeholder)
+    if given.kind == "audio":
+        return gradio.Audio(type="filepath", label=given.label, buttons=[])
+    picture = gradio.Image(type="filepath", image_mode=None, label=given.label, height=320, buttons=["fullscreen"])
     # Its own would decode the file, and fail without a word to the visitor where it is none. A class of one's own would
     # make Gradio write a file beside this one (gradio 6.31, component_meta.py, create_or_modify_pyi).
-    picture.preprocess = _path
+    picture.preprocess = lambda payload: payload and str(payload.path)
     return picture
-
-
-def _path(payload: Any) -> str | None:
-    """Where Gradio keeps a file as it was dropped."""
-    return payload and str(payload.path)
-
-
-def _ask_recording(wording: Input) -> Any:
-    return gradio.Audio(type="filepath", label=wording.label, buttons=[])
-
-
-def _ask_text(wording: Input) -> Any:
-    return gradio.Textbox(label=wording.label, lines=10, max_lines=24, placeholder=wording.placeholder)
-
-
-FIELDS: dict[str, Callable[[Input], Any]] = {"image": _ask_picture, "audio": _ask_recording, "text": _ask_text}
-"""By the kind of input that a task is given."""
 
 
 @dataclass(frozen=True)
 class _View:
-    """A part of an answer: how it is laid out, and what is put there."""
+    """A part of an output: how it is laid out, and what is put there."""
 
-    make: Callable[[], Any]
-    value: Callable[[Answer], Any]
-
-
-def _pieces(answer: Answer) -> str:
-    rows = [
-        f"<tr><td>{_clock(p['start'])} – {_clock(p['end'])}</td><td>{_plain(p['text'])}</td></tr>"
-        for p in answer["pieces"]
-    ]
-    return f"<div class='pieces'><table><tr><th>Time</th><th>Text</th></tr>{''.join(rows)}</table></div>"
+    make: Callable[[], gradio.components.Component]
+    value: Callable[[Output], object]
 
 
-def _loop(answer: Answer) -> str | None:
-    return "Decoding went round in circles, so this text is not to be trusted." if answer["looped"] else None
+def _segments(output: Output) -> str:
+    rows = "".join(
+        f"<tr><td>{_clock(one['start'])} – {_clock(one['end'])}</td><td>{_escape(one['text'])}</td></tr>"
+        for one in output["segments"]
+    )
+    return f"<div class='segments'><table><tr><th>Time</th><th>Text</th></tr>{rows}</table></div>"
+
+
+def _loop(output: Output) -> str | None:
+    looped = output["repetition_loop"]
+    return "Decoding went round in circles, so this text is not to be trusted." if looped else None
 
 
 VIEWS: dict[str, _View] = {
     "top": _View(
         lambda: gradio.Label(label="Probabilities"),
-        lambda answer: {each["label"]: each["probability"] for each in answer["top"]},
+        lambda output: {each["label"]: each["probability"] for each in output["top"]},
     ),
     "prediction": _View(
         lambda: gradio.Textbox(label="Answer", lines=6, max_lines=20, interactive=False, buttons=["copy"]),
-        lambda answer: answer["prediction"],
+        lambda output: output["prediction"],
     ),
-    "looped": _View(lambda: gradio.Markdown(visible=False), _loop),
-    "pieces": _View(lambda: gradio.HTML(), _pieces),
+    "repetition_loop": _View(lambda: gradio.Markdown(visible=False), _loop),
+    "segments": _View(lambda: gradio.HTML(), _segments),
 }
-"""By the columns of an answer, in the order of the page."""
+"""By the keys of an output, in the order of the page."""
 
 
-def _shown_columns(answers: datasets.Features) -> list[str]:
-    return [name for name in VIEWS if name in answers and not (name == "prediction" and "top" in answers)]
+def _shown_keys(features: Iterable[str]) -> list[str]:
+    keys = set(features)
+    return [name for name in VIEWS if name in keys and not (name == "prediction" and "top" in keys)]
 
 
 class _Panel:
-    """Where one model's answer stands, or the sentence that says why there is none."""
+    """One model's output, or the sentence that says why there is none."""
 
-    def __init__(self, columns: Sequence[str], heading: str, css_class: str) -> None:
-        self.views = [VIEWS[name] for name in columns]
+    def __init__(self, keys: list[str], heading: str, css_class: str) -> None:
+        self.views = [VIEWS[name] for name in keys]
         gradio.Markdown(f"**{heading}**")
-        self.said = gradio.HTML(visible=False, elem_classes=[f"{css_class}-said"])
+        self.error = gradio.HTML(visible=False, elem_classes=[f"{css_class}-problem"])
         self.parts = [view.make() for view in self.views]
-        for part, name in zip(self.parts, columns, strict=True):
+        for part, name in zip(self.parts, keys, strict=True):
             part.elem_classes = [f"{css_class}-{name}"]
 
     @property
-    def components(self) -> list[Any]:
-        return [self.said, *self.parts]
+    def components(self) -> list[gradio.components.Component]:
+        return [self.error, *self.parts]
 
-    def updates(self, answer: Answer | None, said: str | None = None) -> Updates:
-        found: Updates = [gradio.update(value=said and f"<div class='said'>{_plain(said)}</div>", visible=bool(said))]
+    def updates(self, output: Output | None, error: str | None = None) -> list[object]:
+        shown = error and f"<div class='problem'><p>{_escape(error)}</p></div>"
+        found = [gradio.update(value=shown, visible=bool(error))]
         for view, part in zip(self.views, self.parts, strict=True):
-            value = view.value(answer) if answer else None
+            value = view.value(output) if output else None
             hides = isinstance(part, gradio.Markdown)
             found.append(gradio.update(value=value, visible=bool(value)) if hides else gradio.update(value=value))
         return found
 
-    def ask(self, respondent: Callable[[], Respondent], value: str) -> Updates:
+    def predict(self, demo: Demo, value: str, *, pretrained: bool) -> list[object]:
         try:
-            answer = respondent().answer(value)
-            return self.updates(answer, None if answer["prediction"] else "The model had nothing to say to this.")
+            output = demo.predict(value, pretrained=pretrained)
+            return self.updates(output, None if output["prediction"] else "The model had nothing to say to this.")
         except TltasksError as error:
             return self.updates(None, sentence(error))
 
@@ -153,14 +140,12 @@ class _Panel:
 # ------------------------------------------------------------------------------------------------- page
 
 
-def build(demo: Demo, examples: list[str]) -> Any:
-    """The page, not yet served."""
-    task = demo.trained.task
-    given, columns = TASKS[task.tag].input, _shown_columns(task.output_features)
+def build(demo: Demo, examples: list[str]) -> gradio.Blocks:
+    """Lay out the page, which is not yet served."""
     with gradio.Blocks(title=demo.title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown(f"# {demo.title}\n\n{demo.summary()}")
         with gradio.Tab("Try it"):
-            _lay_out_trial(demo, given, columns, examples)
+            _lay_out_trial(demo, examples)
         with gradio.Tab("About the model"):
             quality, card = demo.quality(), demo.card()
             if quality:
@@ -169,28 +154,31 @@ def build(demo: Demo, examples: list[str]) -> Any:
     return page
 
 
-def _lay_out_trial(demo: Demo, given: Input, columns: list[str], examples: list[str]) -> None:
+def _lay_out_trial(demo: Demo, examples: list[str]) -> None:
+    task = demo.saved.task
+    given, keys = TASKS[task.tag].input, _shown_keys(task.output_features)
+    is_text = given.kind == "text"
     with gradio.Row():
         with gradio.Column(min_width=300):
-            entry = FIELDS[given.kind](given)
+            entry = _input_field(given)
             entry.elem_classes = ["entry"]
-            button = gradio.Button("Answer", variant="primary") if given.kind == "text" else None
+            button = gradio.Button("Answer", variant="primary") if is_text else None
             both = gradio.Checkbox(
                 label=f"Compare with the untouched checkpoint ({demo.origin})", visible=demo.origin is not None
             )
         with gradio.Column(min_width=300):
-            own = _Panel(columns, "This model", "own")
+            own = _Panel(keys, "This model", "own")
         with gradio.Column(min_width=300, visible=False) as side:
-            other = _Panel(columns, f"Untouched checkpoint ({demo.origin})", "other")
+            other = _Panel(keys, f"Untouched checkpoint ({demo.origin})", "other")
     if examples:
         gradio.Examples([[each] for each in examples], entry, cache_examples=False, label="From the test set")
 
-    def answer(value: str | None, compared: bool) -> Updates:
+    def answer(value: str | None, compared: bool) -> list[object]:
         if value is None or not value.strip():
-            said = "Enter a text first." if given.kind == "text" else None
-            return [gradio.update(visible=compared), *own.updates(None, said), *other.updates(None)]
-        theirs = other.ask(lambda: demo.untouched, value) if compared else other.updates(None)
-        return [gradio.update(visible=compared), *own.ask(lambda: demo.model, value), *theirs]
+            error = "Enter a text first." if is_text else None
+            return [gradio.update(visible=compared), *own.updates(None, error), *other.updates(None)]
+        theirs = other.predict(demo, value, pretrained=True) if compared else other.updates(None)
+        return [gradio.update(visible=compared), *own.predict(demo, value, pretrained=False), *theirs]
 
     gradio.on(
         [button.click if button else entry.change, both.change],
@@ -203,7 +191,7 @@ def _lay_out_trial(demo: Demo, given: Input, columns: list[str], examples: list[
     )
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """A text as HTML; Gradio's own placeholders, `${…}` and `{{…}}`, have no meaning in it either."""
     return html.escape(text).replace("$", "&#36;").replace("{", "&#123;")
 
@@ -221,17 +209,17 @@ def _clock(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedPage:
     """A page that can be visited."""
 
-    page: Any
+    page: gradio.Blocks
     url: str
 
     def close(self) -> None:
         self.page.close(verbose=False)
 
 
-def launch(demo: Demo, *, host: str | None, port: int | None) -> Served:
+def launch(demo: Demo, *, host: str | None, port: int | None) -> ServedPage:
     """Serve the page in threads of this process; on loopback unless told otherwise."""
     with tempfile.TemporaryDirectory(prefix="tltasks-") as folder:  # Gradio copies what it shows
         page = build(demo, demo.examples(Path(folder)))
@@ -248,13 +236,13 @@ def launch(demo: Demo, *, host: str | None, port: int | None) -> Served:
                 pwa=False,
                 theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
                 css=CSS,
-                app_kwargs={"middleware": [Middleware(_Inward)]},
+                app_kwargs={"middleware": [Middleware(_WithPolicy)]},
             )
         except OSError as error:
             raise RecipeError(f"demo: cannot serve there ({error}); name another --port or --host.") from error
-    return Served(page, url)
+    return ServedPage(page, url)
 
 
 def wait() -> None:
-    """Until Ctrl-C."""
+    """Wait for Ctrl-C."""
     threading.Event().wait()

@@ -1,4 +1,4 @@
-"""What is to be predicted: files, folders, globs, tables and lists, as a stream that is never held as a whole."""
+"""Inputs of predictions: files, folders, globs, tables, lists and URLs, as a stream that is never held as a whole."""
 
 from __future__ import annotations
 
@@ -7,32 +7,44 @@ import glob
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tltasks.errors import DataError, RecipeError, first_line
-from tltasks.inference.fetching import Address, fetch, is_url, is_web
-from tltasks.tasks.base import InputKind
+
+if TYPE_CHECKING:  # arguments are checked before anything heavy is imported
+    from tltasks.tasks.base import InputKind
 
 STDIN = "-"
 TABLES = (".parquet", ".csv", ".jsonl")
 """Suffixes of files that hold one input a row."""
+MOST_BYTES = 256 * 2**20
+"""Of one file from the web; what is larger is no single picture, clip or document."""
+TIMEOUT_SECONDS = 30.0
+"""Without a byte."""
+_UNREADABLE = (OSError, ValueError, pa.ArrowException, csv.Error)
+"""Errors of a table that is none."""
+
+
+class Address(str):
+    """URL of a file on the web."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One input: `value` is a path, encoded bytes, `{bytes, path}`, a text or an Address; None beside an `error`."""
+    """One input: `value` is an Address, or whatever the task's kind of input is read from; None beside an `error`."""
 
-    name: str
+    name: str = ""
     row: int | None = None
     """Row of a table, or line of a list of texts, from 0."""
-    value: Any = None
+    value: object = None
     error: str | None = None
 
     @property
@@ -48,13 +60,13 @@ class Item:
                 return 0
         return len(value) if isinstance(value, (bytes, str)) else 0
 
-    def read(self, kind: InputKind) -> Any:
+    def read(self, kind: InputKind) -> object:
         """The value as a task encodes it; raises DataError for what cannot be."""
         if self.error is not None:
             raise DataError(self.error)
         value = fetch(self.value) if isinstance(self.value, Address) else self.value
         if kind.is_text:
-            text = _text_of(value) if isinstance(value, (Path, bytes)) else str(value or "")
+            text = _read_text(value) if isinstance(value, (Path, bytes)) else str(value or "")
             return text.encode("utf-8", "replace").decode()  # JSON may hold halves of characters
         return str(value) if isinstance(value, Path) else value
 
@@ -82,14 +94,8 @@ def _fault(argument: str, *, fetches: bool) -> str | None:
     return "not found"
 
 
-def _fault_of_url(url: str, *, fetches: bool) -> str | None:
-    if not is_web(url):
-        return "is a URL that is not of the web; download it and name the file"
-    return None if fetches else "is a URL, and nothing is fetched from outside without --fetch"
-
-
 class Inputs:
-    """The inputs that arguments name, in their order; `columns` are names to look for in tables, the likeliest first.
+    """Iterator over what arguments name, in their order; `columns` of tables are looked for, the likeliest first.
 
     Raises RecipeError for a table without such a column, and for a folder without a file of the kind.
     """
@@ -125,7 +131,7 @@ class Inputs:
                 if path in self._column_of:
                     yield from self._rows(path, self._column_of[path])
                 else:
-                    yield Item(_shown(path), value=path)
+                    yield Item(_printable(path), value=path)
 
     def _paths(self, *arguments: str) -> Iterator[Path]:
         for argument in arguments or self._local:
@@ -149,7 +155,7 @@ class Inputs:
             if not self.kind.is_text:
                 yield self._file(text, text, None, Path())
                 continue
-            value: Any = text
+            value: object = text
             if text.startswith("{"):
                 try:
                     found = json.loads(text)
@@ -163,7 +169,7 @@ class Inputs:
     def _find_column(self, path: Path) -> str:
         try:
             names = _column_names(path)
-        except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
+        except _UNREADABLE as error:
             raise RecipeError(f"predict {path}: cannot be read as a table ({first_line(error)}).") from error
         for column in self._columns:
             if column in names:
@@ -173,23 +179,19 @@ class Inputs:
         )
 
     def _rows(self, path: Path, column: str) -> Iterator[Item]:
-        row, name = -1, _shown(path)
+        row, name = -1, _printable(path)
         try:
             for row, value in enumerate(_column_values(path, column)):
-                if isinstance(value, _Fault):
+                if isinstance(value, DataError):
                     yield Item(name, row, error=str(value))
-                elif self.kind.is_text or isinstance(value, bytes):
-                    yield Item(name, row, value)
-                elif isinstance(value, dict) and not value.get("bytes"):
-                    yield self._file(value.get("path"), name, row, path.parent)
-                elif isinstance(value, dict):
+                elif self.kind.is_text or isinstance(value, bytes) or (isinstance(value, dict) and value.get("bytes")):
                     yield Item(name, row, value)
                 else:
-                    yield self._file(value, name, row, path.parent)
-        except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
+                    yield self._file(value.get("path") if isinstance(value, dict) else value, name, row, path.parent)
+        except _UNREADABLE as error:
             yield Item(name, row + 1, error=f"the table cannot be read from here on ({first_line(error)})")
 
-    def _file(self, value: Any, name: str, row: int | None, folder: Path) -> Item:
+    def _file(self, value: object, name: str, row: int | None, folder: Path) -> Item:
         """A file that a list or table names, relative to where that is, or of the web."""
         if not isinstance(value, str) or not value:
             return Item(name, row, error=f"has no {self.kind.column}")
@@ -199,13 +201,9 @@ class Inputs:
         return Item(name, row, folder / Path(value).expanduser())
 
 
-def _shown(path: Path) -> str:
+def _printable(path: Path) -> str:
     """A name that any file can hold, of a file whose name need not be text."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-class _Fault(str):
-    """Why a row of a table has no value."""
 
 
 def _column_names(path: Path) -> list[str]:
@@ -220,7 +218,8 @@ def _column_names(path: Path) -> list[str]:
     return list(first)
 
 
-def _column_values(path: Path, column: str) -> Iterator[Any]:
+def _column_values(path: Path, column: str) -> Iterator[object]:
+    """Values of a column, a DataError in place of one that a row does not have."""
     if path.suffix.lower() == ".parquet":
         with pq.ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=64, columns=[column]):
@@ -237,12 +236,12 @@ def _column_values(path: Path, column: str) -> Iterator[Any]:
                 yield _json_value(line, column)
 
 
-def _json_value(line: str, column: str) -> Any:
+def _json_value(line: str, column: str) -> object:
     try:
         found = json.loads(line)
     except ValueError as error:
-        return _Fault(f"is not JSON ({error})")
-    return found[column] if isinstance(found, dict) and column in found else _Fault(f"has no `{column}`")
+        return DataError(f"is not JSON ({error})")
+    return found[column] if isinstance(found, dict) and column in found else DataError(f"has no `{column}`")
 
 
 def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
@@ -254,7 +253,7 @@ def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
                 yield Path(root) / name
 
 
-def _text_of(file: Path | bytes) -> str:
+def _read_text(file: Path | bytes) -> str:
     try:
         content = file.read_bytes() if isinstance(file, Path) else file
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
@@ -262,3 +261,34 @@ def _text_of(file: Path | bytes) -> str:
         raise DataError(f"is not UTF-8 text (byte 0x{error.object[error.start]:02x} at {error.start:,})") from error
     except OSError as error:
         raise DataError(f"cannot be opened: {error.strerror}") from error
+
+
+# --------------------------------------------------------------------------------------------- the web
+
+
+def is_url(name: str) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
+
+
+def _fault_of_url(url: str, *, fetches: bool) -> str | None:
+    if not re.match(r"https?://", url, re.IGNORECASE):  # `file://` and `s3://` name what is not the web's
+        return "is a URL that is not of the web; download it and name the file"
+    return None if fetches else "is a URL, and nothing is fetched from outside without --fetch"
+
+
+def fetch(address: Address) -> bytes:
+    """Get a file from the web, without any login; raises DataError for what cannot be had."""
+    import httpx2
+
+    content = bytearray()
+    try:
+        with httpx2.stream("GET", str(address), follow_redirects=True, timeout=TIMEOUT_SECONDS) as answer:
+            if answer.is_error:
+                raise DataError(f"cannot be fetched: {answer.status_code} {answer.reason_phrase}".rstrip())
+            for part in answer.iter_bytes():
+                content += part
+                if len(content) > MOST_BYTES:
+                    raise DataError(f"is larger than {MOST_BYTES >> 20} MiB; download it and name the file")
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+        raise DataError(f"cannot be fetched: {first_line(error)}") from error
+    return bytes(content)

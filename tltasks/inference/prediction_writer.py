@@ -6,48 +6,48 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tltasks.errors import RecipeError
 
-Answer = dict[str, Any]
+Row = Mapping[str, object]
 """`input`, `row` where it is one of a table, and what was predicted or `error`."""
 
 
 class PredictionWriter(Protocol):
-    """Where answers go, a few at a time."""
+    """A file that takes predictions, a few at a time."""
 
     done: set[int]
     """Of `key`: inputs that an earlier run has written."""
 
-    def write(self, answers: list[Answer]) -> None: ...
+    def write(self, rows: list[Row]) -> None: ...
 
     def close(self) -> None:
         """Leave a valid file, whether or not all was written."""
         ...
 
 
-def key(name: str, row: int | None) -> int:
-    """Stands for an input among those that are done, in little memory."""
+def key(name: object, row: object) -> int:
+    """A number for an input among those that are done, which takes little memory.
+
+    >>> key("a.csv", 1) == key("a.csv", 1) != key("a.csv", 2)
+    True
+    """
     return hash((name, row))
 
 
-def open_answers(path: Path | None, schema: pa.Schema, *, resume: bool) -> PredictionWriter:
-    """The file at `path`, or standard output. Raises RecipeError for one that is there, unless it is resumed."""
+def open_writer(path: Path | None, schema: pa.Schema, *, resume: bool) -> PredictionWriter:
+    """Open a file, or standard output. Raises RecipeError for one that is there, unless it is resumed."""
     if path is None:
         return _JsonLines(sys.stdout.buffer, set())
-    kind = check_output(path, resume=resume)
+    check_output(path, resume=resume)
     try:
-        if kind is _Parquet:
-            return _Parquet(path, schema)
-        if kind is _Csv:
-            return _Csv.opened(path, schema)
-        return _JsonLines.opened(path)
+        return _OPENERS[path.suffix.lower()](path, schema)
     except OSError as error:
         raise RecipeError(f"--output {path}: cannot be written to ({error.strerror}).") from error
     except (ValueError, KeyError, TypeError, pa.ArrowException, csv.Error) as error:
@@ -56,15 +56,33 @@ def open_answers(path: Path | None, schema: pa.Schema, *, resume: bool) -> Predi
         ) from error
 
 
-def check_output(path: Path, *, resume: bool) -> type[PredictionWriter]:
-    """How the file is written, by its suffix. Raises RecipeError for another, and for one that must not be touched."""
-    if path.suffix.lower() not in _KINDS:
-        raise RecipeError(f"--output {path}: name a file that ends in {', '.join(_KINDS)}.")
+def check_output(path: Path, *, resume: bool) -> None:
+    """Raise RecipeError for a suffix that says no format, and for a file that must not be touched."""
+    if path.suffix.lower() not in _OPENERS:
+        raise RecipeError(f"--output {path}: name a file that ends in {', '.join(_OPENERS)}.")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise RecipeError(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder is not there'}.")
     if path.exists() and not resume:
         raise RecipeError(f"--output {path}: is there already. Complete it with --resume, or name another file.")
-    return _KINDS[path.suffix.lower()]
+
+
+Records = Iterator[tuple[int | None, int]]
+"""Whole records of a file: the key of each, None where it is no prediction, and the byte behind it."""
+
+
+def _open_behind(path: Path, records: Callable[[BinaryIO], Records]) -> tuple[BinaryIO, set[int]]:
+    """Open a file behind its last whole record, and tell the keys it has; ValueError where it has other content."""
+    done, end = set(), 0
+    with path.open("a+b") as file:
+        file.seek(0)
+        for found, behind in records(file):
+            end = behind
+            if found is not None:
+                done.add(found)
+        if end == 0 and file.seek(0, io.SEEK_END):
+            raise ValueError("no whole record")
+        file.truncate(end)
+    return path.open("ab", buffering=0), done
 
 
 class _JsonLines:
@@ -72,26 +90,18 @@ class _JsonLines:
         self.file, self.done = file, done
 
     @classmethod
-    def opened(cls, path: Path) -> _JsonLines:
-        """Goes on behind the last whole line."""
-        done, end = set(), 0
-        with path.open("a+b") as file:
-            file.seek(0)
+    def open(cls, path: Path, schema: pa.Schema) -> _JsonLines:
+        def records(file: BinaryIO) -> Records:
+            end = 0
             for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                answer = json.loads(line)
-                done.add(key(answer["input"], answer.get("row")))
-                end += len(line)
-            if end == 0 and file.tell():
-                raise ValueError("no whole line")
-            file.truncate(end)
-        return cls(path.open("ab", buffering=0), done)
+                if line.endswith(b"\n"):
+                    row, end = json.loads(line), end + len(line)
+                    yield key(row["input"], row.get("row")), end
 
-    def write(self, answers: list[Answer]) -> None:
-        lines = (
-            json.dumps({k: v for k, v in answer.items() if v is not None}, ensure_ascii=False) for answer in answers
-        )
+        return cls(*_open_behind(path, records))
+
+    def write(self, rows: list[Row]) -> None:
+        lines = (json.dumps({k: v for k, v in row.items() if v is not None}, ensure_ascii=False) for row in rows)
         self.file.write("".join(f"{line}\n" for line in lines).encode("utf-8", errors="surrogateescape"))
         self.file.flush()
 
@@ -103,35 +113,31 @@ class _JsonLines:
 class _Csv:
     """Lists are JSON within their cell."""
 
-    def __init__(self, file: BinaryIO, schema: pa.Schema, done: set[int]) -> None:
-        self.file, self.names, self.done = file, schema.names, done
+    def __init__(self, file: BinaryIO, done: set[int], names: list[str]) -> None:
+        self.file, self.done, self.names = file, done, names
 
     @classmethod
-    def opened(cls, path: Path, schema: pa.Schema) -> _Csv:
-        """Goes on behind the last whole row, which may have line breaks within its cells."""
-        done, end = set(), 0
-        with path.open("a+b") as file:
-            file.seek(0)
-            for row, behind in _csv_rows(file, len(schema.names)):
-                if end == 0 and row != schema.names:
+    def open(cls, path: Path, schema: pa.Schema) -> _Csv:
+        names: list[str] = schema.names
+
+        def records(file: BinaryIO) -> Records:
+            for i, (row, end) in enumerate(_csv_rows(file, len(names))):
+                if i == 0 and row != names:
                     raise ValueError("another header")
-                if end:
-                    done.add(key(row[0], int(row[1]) if row[1] else None))
-                end = behind
-            if end == 0 and file.tell():
-                raise ValueError("no header")
-            file.truncate(end)
-        made = cls(path.open("ab", buffering=0), schema, done)
-        if end == 0:
-            made._write_rows([schema.names])
-        return made
+                yield key(row[0], int(row[1]) if row[1] else None) if i else None, end
 
-    def write(self, answers: list[Answer]) -> None:
-        self._write_rows([[_cell(answer.get(name)) for name in self.names] for answer in answers])
+        file, done = _open_behind(path, records)
+        writer = cls(file, done, names)
+        if not path.stat().st_size:
+            writer._write_lines([names])
+        return writer
 
-    def _write_rows(self, rows: list[list[str]]) -> None:
+    def write(self, rows: list[Row]) -> None:
+        self._write_lines([[_cell(row.get(name)) for name in self.names] for row in rows])
+
+    def _write_lines(self, lines: list[list[str]]) -> None:
         text = io.StringIO()
-        csv.writer(text).writerows(rows)
+        csv.writer(text).writerows(lines)
         self.file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
 
     def close(self) -> None:
@@ -139,7 +145,7 @@ class _Csv:
 
 
 def _csv_rows(file: BinaryIO, width: int) -> Iterator[tuple[list[str], int]]:
-    """Whole rows and where in the file each ends."""
+    """Whole rows, which may have line breaks within their cells, and where in the file each ends."""
     behind = 0
 
     def lines() -> Iterator[str]:
@@ -159,7 +165,7 @@ def _csv_rows(file: BinaryIO, width: int) -> Iterator[tuple[list[str], int]]:
         return
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict, bool)) else str(value)
@@ -179,14 +185,18 @@ class _Parquet:
                 for batch in earlier.iter_batches(batch_size=1024):
                     self.writer.write_batch(batch)
                     names, rows = batch.column("input").to_pylist(), batch.column("row").to_pylist()
-                    self.done.update(key(name, row) for name, row in zip(names, rows, strict=True))
+                    self.done.update(map(key, names, rows))
 
-    def write(self, answers: list[Answer]) -> None:
-        self.writer.write_table(pa.Table.from_pylist(answers, self.schema))
+    def write(self, rows: list[Row]) -> None:
+        self.writer.write_table(pa.Table.from_pylist(rows, self.schema))
 
     def close(self) -> None:
         self.writer.close()
         self.temporary.replace(self.path)
 
 
-_KINDS: dict[str, type[PredictionWriter]] = {".jsonl": _JsonLines, ".csv": _Csv, ".parquet": _Parquet}
+_OPENERS: dict[str, Callable[[Path, pa.Schema], PredictionWriter]] = {
+    ".jsonl": _JsonLines.open,
+    ".csv": _Csv.open,
+    ".parquet": _Parquet,
+}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
@@ -30,6 +30,18 @@ NEIGHBOUR_ROWS = 5000
 """Training rows that the nearest-neighbour baseline looks at; more would cost as much as an epoch."""
 
 
+class Processes(Protocol):
+    """The part of an Accelerator that predictions need."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def process_index(self) -> int: ...
+    @property
+    def num_processes(self) -> int: ...
+    def autocast(self) -> AbstractContextManager[object]: ...
+
+
 class _Pieces(Dataset[Batch]):
     def __init__(self, task: Task, rows: datasets.Dataset, pieces: list[Rows]) -> None:
         self.task, self.rows, self.pieces = task, rows, pieces
@@ -42,7 +54,7 @@ class _Pieces(Dataset[Batch]):
 
 
 def _for_each_row(
-    accelerator: Accelerator,
+    accelerator: Processes,
     task: Task,
     model: nn.Module,
     rows: datasets.Dataset,
@@ -86,14 +98,14 @@ def _for_each_row(
 
 
 def predict_rows(
-    accelerator: Accelerator, task: Task, model: nn.Module, rows: datasets.Dataset, *, workers: int
+    accelerator: Processes, task: Task, model: nn.Module, rows: datasets.Dataset, *, workers: int
 ) -> list[Prediction]:
     """One prediction for each row, in order."""
     return _for_each_row(accelerator, task, model, rows, lambda batch: task.predict(model, batch), workers=workers)
 
 
 def embed_rows(
-    accelerator: Accelerator, task: Task, model: nn.Module, rows: datasets.Dataset, *, workers: int
+    accelerator: Processes, task: Task, model: nn.Module, rows: datasets.Dataset, *, workers: int
 ) -> NDArray[np.float32]:
     """The representation of each row by a task that has one, [rows, width]."""
     assert isinstance(task, Embeds)

@@ -94,7 +94,9 @@ def take_pictures(page: Any, folder: Path, name: str) -> None:
     for width in (1280, 400):
         page.set_viewport_size({"width": width, "height": 900})
         page.screenshot(path=folder / f"{name}-{width}.png", full_page=True, animations="disabled")
-        right = "[...document.querySelectorAll('.block, .card, .pieces tr')].map(e => e.getBoundingClientRect().right)"
+        right = (
+            "[...document.querySelectorAll('.block, .card, .segments tr')].map(e => e.getBoundingClientRect().right)"
+        )
         assert max(page.evaluate(right)) <= width
     page.set_viewport_size(DESKTOP)
 
@@ -144,13 +146,13 @@ def test_pictures(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
         clear(page)
         page.locator(".own-top .confidence-set").first.wait_for(state="detached")
         drop(page, other)
-        assert "This image cannot be used: not an image" in said(page)
+        assert "This image cannot be used: not an image" in problem(page)
         clear(page)
         page.locator(".gallery-item img").first.wait_for()
         page.locator(".gallery-item").first.click()
         other.write_bytes(pq.read_table(tmp_path / "data" / "test.parquet")["image"][0]["bytes"].as_py())
         assert probabilities(page, "own") == expected(predicted(capsys, tmp_path / "output", other))
-        assert not page.locator(".own-said").is_visible()
+        assert not page.locator(".own-problem").is_visible()
 
 
 def test_what_is_not_at_hand_is_left_out(tmp_path: Path) -> None:
@@ -189,8 +191,8 @@ def expected(answer: Row) -> list[list[str]]:
     return [[top["label"], f"{round(100 * top['probability'])}%"] for top in answer["top"]]
 
 
-def said(page: Any) -> str:
-    place = page.locator(".own-said .said")
+def problem(page: Any) -> str:
+    place = page.locator(".own-problem .problem p")
     place.wait_for()
     return str(place.inner_text())
 
@@ -203,23 +205,23 @@ def test_recordings(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[
     with visited(browser, model, tmp_path) as page:
         drop(page, long)
         answer = predicted(capsys, model, long)
-        page.locator(".pieces tr").first.wait_for()
+        page.locator(".segments tr").first.wait_for()
         assert written(page) == answer["prediction"]
-        rows = [row.locator("td").all_inner_texts() for row in page.locator(".pieces tr").all()[1:]]
-        assert [text for _, text in rows] == [piece["text"] for piece in answer["pieces"]]
+        rows = [row.locator("td").all_inner_texts() for row in page.locator(".segments tr").all()[1:]]
+        assert [text for _, text in rows] == [piece["text"] for piece in answer["segments"]]
         assert rows[0][0].startswith("0:00.00 – 0:0")
         assert rows[-1][0].endswith(" – 0:04.00")
         take_pictures(page, tmp_path, "recording")
         clear(page)
-        page.locator(".pieces tr").first.wait_for(state="detached")
+        page.locator(".segments tr").first.wait_for(state="detached")
         drop(page, silent)
-        assert said(page) == "This audio is silent."
+        assert problem(page) == "This audio is silent."
         clear(page)
         page.get_by_label("Record audio").click()
         page.get_by_role("button", name="Record", exact=True).click()
         page.wait_for_timeout(800)
         page.get_by_role("button", name="Stop").first.click()
-        page.locator(".pieces tr").first.wait_for()
+        page.locator(".segments tr").first.wait_for()
         assert not page.get_by_role("checkbox").is_visible(), "nothing is known to compare with"
         page.get_by_role("tab", name="About").click()
         page.get_by_text("came without the results of a run").wait_for()
@@ -240,11 +242,11 @@ def test_texts(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     document.write_text("the cats said {of} a $5 train\nwas in the rain <b>")
     with visited(browser, tmp_path / "output", tmp_path) as page:
         page.get_by_role("button", name="Answer").click()
-        assert said(page) == "Enter a text first."
+        assert problem(page) == "Enter a text first."
         page.locator(".entry textarea").fill(document.read_text())
         page.get_by_role("button", name="Answer").click()
         assert written(page) == predicted(capsys, tmp_path / "output", document)["prediction"].replace("\r", "\n")
-        assert not page.locator(".own-said").is_visible()
+        assert not page.locator(".own-problem").is_visible()
         page.get_by_role("checkbox").check()
         page.wait_for_function("() => document.querySelector('.other-prediction textarea')?.value")
         theirs = page.locator(".other-prediction textarea").input_value()

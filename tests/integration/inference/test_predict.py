@@ -59,10 +59,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object, status: int 
     return shown.err
 
 
-# -------------------------------------------------------------------------------------------- answers
+# -------------------------------------------------------------------------------------------- outputs
 
 
-def test_answers_are_those_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_are_those_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = recorded(run / "output")
     for model in (run / "output", run / "output" / "model"):
         rows = predicted(capsys, model, run / "data" / "test.parquet", "--top-k", 2)
@@ -256,7 +256,7 @@ print(json.dumps(peaks))
 # -------------------------------------------------------------------------------------- speech and text
 
 
-def test_long_audio_comes_in_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_audio_comes_in_segments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import soundfile
 
     folder = speech.save_whisper(tmp_path / "whisper", seconds=2, multilingual=False)
@@ -264,13 +264,13 @@ def test_long_audio_comes_in_pieces(tmp_path: Path, capsys: pytest.CaptureFixtur
     soundfile.write(tmp_path / "long.wav", speech.say(["red", "blue"] * 5, rng), 16000)
     soundfile.write(tmp_path / "short.wav", speech.say(["red"], rng), 16000)
     long, short = predicted(capsys, folder, tmp_path / "long.wav", tmp_path / "short.wav", "--precision", "fp32")
-    assert len(long["pieces"]) > 1
-    assert long["pieces"][0]["start"] == 0
-    assert long["pieces"][-1]["end"] == 4.0
-    for a, b in zip(long["pieces"], long["pieces"][1:], strict=False):
+    assert len(long["segments"]) > 1
+    assert long["segments"][0]["start"] == 0
+    assert long["segments"][-1]["end"] == 4.0
+    for a, b in zip(long["segments"], long["segments"][1:], strict=False):
         assert a["end"] == b["start"]
         assert 0 < b["end"] - b["start"] <= 2
-    assert short["pieces"] == [{"start": 0.0, "end": 0.4, "text": short["prediction"]}]
+    assert short["segments"] == [{"start": 0.0, "end": 0.4, "text": short["prediction"]}]
 
 
 def test_texts_come_from_files_and_lines(

@@ -102,7 +102,7 @@ def site(folder: Path) -> Iterator[str]:
 
 
 def test_urls_are_fetched_on_request(site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tltasks.inference.fetching.MOST_BYTES", 2**20)
+    monkeypatch.setattr("tltasks.inference.inputs.MOST_BYTES", 2**20)
     addresses = [f"{site}/{name}" for name in ("b.png", "old", "gone.png", "large")]
     check_arguments(addresses, fetches=True)
     with pytest.raises(RecipeError, match="not of the web"):

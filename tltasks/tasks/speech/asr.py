@@ -70,8 +70,8 @@ class SpeechRecognition:
     output_features: ClassVar[datasets.Features] = datasets.Features(
         {
             "prediction": datasets.Value("string"),
-            "looped": datasets.Value("bool"),
-            "pieces": datasets.List(
+            "repetition_loop": datasets.Value("bool"),
+            "segments": datasets.List(
                 {
                     "start": datasets.Value("float64"),
                     "end": datasets.Value("float64"),
@@ -346,10 +346,14 @@ class SpeechRecognition:
         return predictions
 
     def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
-        pieces = [
+        segments = [
             {"start": round(start, 3), "end": round(end, 3), "text": text} for start, end, text in prediction["pieces"]
         ]
-        return {"prediction": prediction["prediction"], "looped": prediction["looped"], "pieces": pieces}
+        return {
+            "prediction": prediction["prediction"],
+            "repetition_loop": prediction["looped"],
+            "segments": segments,
+        }
 
     def onnx_input(self) -> OnnxInput | None:
         recogniser = self.recogniser

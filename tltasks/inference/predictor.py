@@ -1,0 +1,291 @@
+"""A trained model that answers: one input, a list of them, or a stream, a few at a time.
+
+The command line, the demo and Python programs all predict through it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, TypeVar, cast, overload
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from tltasks.config.tasks import TASKS
+from tltasks.data.splits import Columns, Split
+from tltasks.errors import DataError, RecipeError
+from tltasks.hub.saved_model import SavedModel, load_saved_model
+from tltasks.inference.inputs import Item, is_url
+from tltasks.runtime import devices
+from tltasks.runtime.precision import choose_precision
+from tltasks.tasks.base import Task
+from tltasks.training.evaluation import predict_rows
+
+TOP_K = 5
+CHUNK_ROWS = 64
+"""Inputs that are read and predicted together: enough to put those of like length into one pass."""
+CHUNK_BYTES = 2**25
+"""Of files; sound and pictures are several times as large when they are decoded."""
+
+Input: TypeAlias = "str | PathLike[str] | Image.Image | NDArray[Any] | tuple[NDArray[Any], int] | Mapping[str, object]"
+"""A path, or the text itself where the task is of texts; a PIL image or an array [height, width(, channels)]; sound as
+`(samples, sampling_hz)` or `{"array", "sampling_rate"}`; a file's content as `{"bytes"}`; or a row of a data set."""
+
+
+class LabelScore(TypedDict):
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
+class Segment(TypedDict):
+    """What was said between two times, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+class Output(TypedDict, total=False):
+    """One answer; it has the keys of its task, or `error` alone."""
+
+    prediction: str | float
+    """The class, the transcript or the summary; of an objective its loss."""
+    probability: float
+    """Of the class."""
+    top: list[LabelScore]
+    """The likeliest classes, the likeliest first."""
+    segments: list[Segment]
+    """Of a transcript."""
+    repetition_loop: bool
+    """Whether decoding went round in circles, so that a transcript is not to be trusted."""
+    error: str
+    """Why there is no answer."""
+
+
+AnyInput = TypeVar("AnyInput", bound=Input)
+
+
+def load(
+    name: str | PathLike[str],
+    *,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    task: str | None = None,
+    precision: str | None = None,
+) -> Predictor:
+    """Load a run's results folder, a folder with a model, or a model of the Hub, to predict with it.
+
+    `task` is the Hub pipeline tag, where the model does not tell it; `precision` is that of the training unless it is
+    named. Raises a TltasksError.
+
+        classify = load("results/cats")
+        classify("photo.jpg")["prediction"]
+    """
+    with _quiet():
+        saved = load_saved_model(str(name), tag=task, revision=revision, trust_remote_code=trust_remote_code)
+        return Predictor.load(saved, devices.init_distributed().device, precision=precision)
+
+
+@dataclass(frozen=True, repr=False)
+class Predictor:
+    """A model on its device. Values are returned, and nothing is printed.
+
+    One input gives one Output, or raises DataError where it cannot be read. A list gives a list, and any other iterable
+    an iterator that reads ahead by a chunk at most; in these an input that cannot be read has an Output with `error`
+    alone, so that one bad file among thousands loses no others.
+
+        predictor("photo.jpg")
+        predictor(["a.wav", (samples, 16_000)])
+        for output in predictor(Path("photos").glob("*.jpg")): ...
+    """
+
+    saved: SavedModel
+    model: nn.Module
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def load(cls, saved: SavedModel, device: torch.device, *, precision: str | None = None) -> Predictor:
+        """Load the weights, in the number format of the training unless another is named."""
+        precision = choose_precision(precision or saved.precision(device), device)
+        return cls(saved, saved.build(device=device, precision=precision), device, precision)
+
+    @property
+    def task(self) -> Task:
+        return self.saved.task
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.task.tag}, {self.device.type}, {self.precision})"
+
+    @overload
+    def __call__(self, inputs: list[AnyInput], *, top_k: int = TOP_K) -> list[Output]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, inputs: Input, *, top_k: int = TOP_K) -> Output: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, inputs: Iterable[Input], *, top_k: int = TOP_K) -> Iterator[Output]: ...
+    def __call__(
+        self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K
+    ) -> Output | list[Output] | Iterator[Output]:
+        """Predict one input, a list, or a stream; classes come with the `top_k` likeliest."""
+        if top_k < 1:
+            raise RecipeError(f"top_k {top_k}: name at least one class.")
+        if not isinstance(inputs, Iterable) or isinstance(
+            inputs, (str, bytes, PathLike, Image.Image, np.ndarray, tuple, Mapping)
+        ):
+            item = self._item(inputs)
+            output = self.predict_one(item, top_k=top_k)
+            if "error" in output:
+                raise DataError(f"{item.name or self.task.input_kind.column}: {output['error']}")
+            return output
+        items = map(self._item, inputs)
+        outputs = (output for chunk in self.stream(items, top_k=top_k) for _, output in chunk)
+        return list(outputs) if isinstance(inputs, Sequence) else outputs
+
+    def predict_one(self, item: Item, *, top_k: int) -> Output:
+        """Predict in this process alone."""
+        (((_, output),),) = self.stream([item], top_k=top_k, workers=0)
+        return output
+
+    def stream(
+        self, items: Iterable[Item], *, top_k: int, workers: int | None = None
+    ) -> Iterator[list[tuple[Item, Output]]]:
+        """Predict in order, a chunk at a time."""
+        chunks = _chunks(items, devices.pass_budget(self.device, CHUNK_ROWS))
+        workers = devices.loader_workers(self.device, 1, workers)
+        # The sampler runs here and hands each chunk to a worker: standard input has one reader, and order is kept.
+        loader: DataLoader[_Encoded] = DataLoader(
+            _Encoding(self.task),
+            sampler=chunks,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_unchanged,  # type: ignore[arg-type]
+        )
+        for chunk, encoded in loader:
+            outputs: list[Output] = [{"error": reason} for reason in encoded["error"]]
+            good = [i for i, reason in enumerate(encoded["error"]) if reason is None]
+            for i, output in zip(good, self._predict(encoded, good, top_k=top_k), strict=True):
+                outputs[i] = output
+            yield list(zip(chunk, outputs, strict=True))
+
+    def _predict(self, encoded: Columns, good: list[int], *, top_k: int) -> list[Output]:
+        """Outputs of the encoded rows that are good."""
+        if not good:
+            return []
+        task = self.task
+        columns = {name: [encoded[name][i] for i in good] for name in task.features}
+        # Objectives hide parts of a row by its number: with one for all, no answer depends on the others.
+        columns["row"] = [0] * len(good)
+        features = datasets.Features({**task.features, "row": datasets.Value("int64")})
+        rows = datasets.Dataset.from_dict(columns, features=features)
+        with _quiet():
+            predictions = predict_rows(_OneProcess(self.device, self.precision), task, self.model, rows, workers=0)
+        return [cast("Output", task.to_output(prediction, top_k=top_k)) for prediction in predictions]
+
+    def _item(self, value: object) -> Item:
+        """An input of a program as one of the command line."""
+        kind = TASKS[self.task.tag].input.kind
+        if isinstance(value, Mapping):
+            value = next((value[name] for name in self.saved.columns if name in value), value)
+        if isinstance(value, PathLike) or (isinstance(value, str) and kind != "text"):
+            name = str(value)
+            if is_url(name):
+                return Item(name, error="is a URL; download it and name the file")
+            return Item(name, value=Path(name).expanduser())
+        if kind == "audio" and isinstance(value, tuple) and len(value) == 2:
+            return Item(value={"array": value[0], "sampling_rate": value[1]})
+        if kind == "audio" and isinstance(value, np.ndarray):
+            return Item(error="has samples without their rate: give (samples, sampling_hz)")
+        return Item(value=value)
+
+
+@dataclass(frozen=True)
+class _OneProcess:
+    """The part of an Accelerator that predictions need. One of its own would be a state of the whole process, with one
+    number format for good."""
+
+    device: torch.device
+    precision: str
+    process_index: int = 0
+    num_processes: int = 1
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+
+# -------------------------------------------------------------------------------------------- reading
+
+_Encoded = tuple[list[Item], Columns]
+"""A chunk, and the columns of its rows."""
+
+
+def _chunks(items: Iterable[Item], most_rows: int) -> Iterator[list[Item]]:
+    chunk: list[Item] = []
+    size = 0
+    for item in items:
+        if chunk and (len(chunk) >= most_rows or size + item.size > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += item.size
+    if chunk:
+        yield chunk
+
+
+class _Encoding(Dataset[_Encoded]):
+    """Reads and encodes a chunk, in whichever process it is."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        rows = datasets.Dataset.from_dict({task.input_kind.column: []})
+        self.split = Split("predict", rows, origin="", folder=None, place="")
+
+    def __getitem__(self, chunk: list[Item]) -> _Encoded:
+        values, errors = [], {}
+        for i, item in enumerate(chunk):
+            try:
+                values.append(item.read(self.task.input_kind))
+            except DataError as reason:
+                values.append(None)
+                errors[i] = str(reason)
+        batch: Columns = {self.task.input_kind.column: values, "row": list(range(len(values)))}
+        encoded = self.task.preprocess(self.split)(batch)
+        for i, error in errors.items():
+            encoded["error"][i] = error
+        return chunk, encoded
+
+
+def _unchanged(encoded: _Encoded) -> _Encoded:
+    return encoded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep libraries from printing; what their users have set is theirs again afterwards."""
+    logging = transformers.utils.logging
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), disable_progress_bars():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")  # theirs to mend
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
