@@ -57,7 +57,7 @@ def carry_out(recipe: Path, overrides: list[str], output: Path) -> None:
     from tltasks.runs.story import run
 
     try:
-        run(load_recipe(recipe, overrides), output=output, resume=False, push=False, dry_run=False)
+        run(load_recipe(recipe, overrides), output=output)
     except Interrupted as error:
         raise KeyboardInterrupt from error
     finally:  # accelerate keeps one state for each process

@@ -41,7 +41,7 @@ class RankAllocation:
         """Take what is least important away after step `step`, the first being 1, while gradients are there."""
         self._tuner.update_and_allocate(step)
 
-    def settled(self, step: int) -> bool:
+    def ranks_final(self, step: int) -> bool:
         """Whether the ranks after so many steps are those of the end."""
         return step >= int(self._config.total_step - self._config.tfinal)
 

@@ -7,14 +7,13 @@ under its name only when it is complete; whatever a kill leaves behind is never 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tltasks.errors import CheckpointError
+from tltasks.runtime.files import whole_folder
+
+Tensors = dict[str, Tensor]
 
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError)
 """What reading a manifest raises that is not JSON, not text, or not of our making."""
@@ -44,10 +46,32 @@ class Progress:
     ended: str = ""
     """Why training ended; empty while it goes on."""
 
+    def improve(self, value: float, loss: float, *, higher_is_better: bool) -> bool:
+        """Take note of an evaluation; whether it is the best so far, by its value and then by its loss."""
+        sign, best = 1 if higher_is_better else -1, (self.best_value, self.best_loss)
+        better = best[0] is None or best[1] is None or (sign * value, -loss) > (sign * best[0], -best[1])
+        self.evaluations_without_gain = 0 if better else self.evaluations_without_gain + 1
+        if better:
+            self.best_value, self.best_loss, self.best_step = value, loss, self.step
+        return better
 
-def model_state(model: nn.Module) -> dict[str, Tensor]:
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that a stage goes on from."""
+
+    tensors: dict[str, Tensors]
+    """By group, such as `model` and `optimizer`, and name."""
+    progress: Progress
+    data: str
+    """Digest of the rows that it was trained on."""
+    scaler: dict[str, float] | None = None
+    """Of gradients in fp16."""
+
+
+def model_state(model: nn.Module) -> Tensors:
     """What training can change: trained weights and floating-point buffers such as running statistics."""
-    changed: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    changed: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
     changed |= {name: b for name, b in model.named_buffers() if _is_saved_buffer(model, name)}
     return {name: tensor.detach() for name, tensor in changed.items()}
 
@@ -57,7 +81,7 @@ def _is_saved_buffer(model: nn.Module, name: str) -> bool:
     return leaf not in model.get_submodule(module)._non_persistent_buffers_set
 
 
-def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+def load_model_state(model: nn.Module, state: Tensors) -> None:
     """Put back what `model_state` gave; raises CheckpointError when it is of another model or adaptation."""
     own = model_state(model)
     if own.keys() != state.keys():
@@ -68,7 +92,7 @@ def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
             tensor.copy_(state[name])
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
     """Tensors of the optimiser by weight name, `weight/quantity`."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
@@ -79,7 +103,8 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     }
 
 
-def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
+def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: Tensors) -> None:
+    """Put back what `optimizer_state` gave."""
     by_name = dict(model.named_parameters())
     for key, tensor in state.items():
         name, _, quantity = key.rpartition("/")
@@ -95,23 +120,33 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, name: str, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
+    def save(self, name: str, state: TrainingState) -> None:
         """Write under `name`, which appears only when it is complete; a damaged one of that name is replaced."""
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        digests = {}
-        for group, state in tensors.items():
-            path = temporary / f"{group}.safetensors"
-            save_file({k: v.contiguous().cpu().clone() for k, v in state.items()}, path)
-            digests[group] = _digest(path)
-            _flush(path)
-        manifest = temporary / "manifest.json"
-        manifest.write_text(json.dumps({"digests": digests, "values": values}), encoding="utf-8")
-        _flush(manifest)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        temporary.rename(self.folder / name)
-        _flush(self.folder)
+        with whole_folder(self.folder / name) as folder:
+            for group, tensors in state.tensors.items():
+                save_file({k: v.contiguous().cpu().clone() for k, v in tensors.items()}, _group_file(folder, group))
+            manifest = {
+                "digests": {group: _digest(_group_file(folder, group)) for group in state.tensors},
+                "progress": dataclasses.asdict(state.progress),
+                "data": state.data,
+                "scaler": state.scaler,
+            }
+            (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+    def load(self, name: str) -> TrainingState:
+        """Read a checkpoint. Raises CheckpointError for a damaged one."""
+        folder = self.folder / name
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            tensors = {}
+            for group, digest in manifest["digests"].items():
+                path = _group_file(folder, group)
+                if _digest(path) != digest:
+                    raise CheckpointError(f"{path}: its content is damaged.")
+                tensors[group] = load_file(path)
+            return TrainingState(tensors, Progress(**manifest["progress"]), manifest["data"], manifest["scaler"])
+        except (OSError, *_DAMAGED, SafetensorError) as error:
+            raise CheckpointError(f"{folder}: the checkpoint cannot be read ({error}).") from error
 
     def prune(self) -> None:
         """Drop all but the newest `step-*`, and the `best-*` that none of those refers to."""
@@ -122,36 +157,21 @@ class Checkpoints:
         for name in steps[-self.keep :]:
             with suppress(*_DAMAGED):  # one that training has passed over refers to nothing
                 manifest = json.loads((self.folder / name / "manifest.json").read_text(encoding="utf-8"))
-                referred.add(best_name(manifest["values"]["progress"]["best_step"]))
+                referred.add(best_name(manifest["progress"]["best_step"]))
         for stale in [*self.folder.glob("best-*"), *self.folder.glob(".*.tmp")]:
             if stale.name not in referred:
                 shutil.rmtree(stale, ignore_errors=True)
-
-    def load(self, name: str) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """Tensors by group, and values. Raises CheckpointError for a damaged checkpoint."""
-        folder = self.folder / name
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            tensors = {}
-            for group, digest in manifest["digests"].items():
-                path = folder / f"{group}.safetensors"
-                if _digest(path) != digest:
-                    raise CheckpointError(f"{path}: its content is damaged.")
-                tensors[group] = load_file(path)
-            return tensors, manifest["values"]
-        except (OSError, *_DAMAGED, SafetensorError) as error:
-            raise CheckpointError(f"{folder}: the checkpoint cannot be read ({error}).") from error
 
     def steps(self) -> list[str]:
         """Names of complete checkpoints, the oldest first."""
         return sorted(p.name for p in self.folder.glob("step-*") if (p / "manifest.json").is_file())
 
-    def newest(self) -> tuple[str, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """The newest checkpoint that is whole; a damaged one is passed over for the one before."""
+    def newest(self) -> tuple[str, TrainingState] | None:
+        """The newest checkpoint that is whole, by its name; a damaged one is passed over for the one before."""
         damaged = []
         for name in reversed(self.steps()):
             try:
-                return name, *self.load(name)
+                return name, self.load(name)
             except CheckpointError as error:
                 damaged.append(str(error))
         if damaged:
@@ -160,22 +180,19 @@ class Checkpoints:
 
 
 def step_name(step: int) -> str:
+    """Name of the checkpoint after so many steps; names sort by step."""
     return f"step-{step:09d}"
 
 
 def best_name(step: int | None) -> str:
+    """Name of the checkpoint of the best weights, which are those of this step."""
     return f"best-{step or 0:09d}"
+
+
+def _group_file(folder: Path, group: str) -> Path:
+    return folder / f"{group}.safetensors"
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """To the disk, so that the rename that follows cannot overtake the content in a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

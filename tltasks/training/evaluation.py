@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,14 +17,15 @@ from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
-from tltasks.data.batching import Rows, micro_batches
+from tltasks.data.batching import micro_batches
 from tltasks.errors import TrainingError
 from tltasks.metrics import paired_difference
 from tltasks.results.result import Score
 from tltasks.runtime.devices import pass_budget
+from tltasks.runtime.files import whole_file
 from tltasks.tasks.base import Batch, Embeds, Prediction, Task
+from tltasks.training.batches import read_batches
 from tltasks.training.extra_metrics import ExtraMetric
 
 NEIGHBOUR_ROWS = 5000
@@ -40,17 +42,6 @@ class Processes(Protocol):
     @property
     def num_processes(self) -> int: ...
     def autocast(self) -> AbstractContextManager[object]: ...
-
-
-class _Pieces(Dataset[Batch]):
-    def __init__(self, task: Task, rows: datasets.Dataset, pieces: list[Rows]) -> None:
-        self.task, self.rows, self.pieces = task, rows, pieces
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def __getitem__(self, i: int) -> Batch:
-        return self.task.collate_eval(self.rows, self.pieces[i].tolist())
 
 
 def _for_each_row(
@@ -71,10 +62,10 @@ def _for_each_row(
     done = np.zeros(len(rows), bool)
     while len(left):
         pieces = micro_batches(left, world=1, rank=0, max_rows=len(left), lengths=lengths, budget=budget)
-        loader = DataLoader(_Pieces(task, rows, pieces), batch_size=None, num_workers=workers)
+        batches = read_batches(partial(task.collate_eval, rows), pieces, workers=workers)
         piece = pieces[0]
         try:
-            for piece, batch in zip(pieces, loader, strict=True):
+            for piece, batch in zip(pieces, batches, strict=True):
                 with torch.inference_mode(), accelerator.autocast():
                     values = function(send_to_device(batch, accelerator.device))
                 for row, value in zip(piece.tolist(), values, strict=True):
@@ -157,9 +148,7 @@ def score_beside_baselines(
 def write_predictions(
     path: Path, task: Task, rows: datasets.Dataset, predictions: list[Prediction], references: list[Any]
 ) -> None:
-    """One line a row: row, prediction, reference, and what else the task knows of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a line for each row: row, prediction, reference, and what else the task knows of it."""
     table = pa.table({"row": list(rows["row"]), **task.columns(predictions, references)})
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

@@ -7,7 +7,6 @@ chosen on validation: Radford et al., https://arxiv.org/abs/2103.00020, appendix
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from torch.nn import functional
 from tltasks.config.stage import Stage
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError
+from tltasks.runtime.files import whole_file
 from tltasks.tasks.base import Task
 from tltasks.training.checkpoint import Progress
 from tltasks.training.evaluation import embed_rows
@@ -128,10 +128,8 @@ def cached_features(
         accelerator.reduce(known, "sum")
     features = embed_rows(accelerator, task, model, split.rows, workers=workers)
     if accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file({"features": np.ascontiguousarray(features)}, temporary)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            save_file({"features": np.ascontiguousarray(features)}, temporary)
     accelerator.wait_for_everyone()
     return features
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tltasks.config.stage import Stage
 
@@ -68,7 +70,7 @@ def layer_scales(names: list[str], decay: float, *, head: tuple[str, ...] = ()) 
 
 
 def blocks_above(names: list[str], *, head: tuple[str, ...] = ()) -> dict[str, int]:
-    """How many blocks, the head among them, stand above each parameter: 0 for the head, 1 for the topmost block.
+    """Number of blocks, the head among them, above each parameter: 0 for the head, 1 for the topmost block.
 
     >>> blocks_above(["emb.w", "layer.0.w", "layer.1.w", "classifier.w"], head=("classifier",))
     {'emb.w': 3, 'layer.0.w': 2, 'layer.1.w': 1, 'classifier.w': 0}
@@ -89,7 +91,7 @@ def blocks_above(names: list[str], *, head: tuple[str, ...] = ()) -> dict[str, i
 
 
 DECADES = 6
-"""That an exponential schedule rises over."""
+"""Powers of ten that an exponential schedule rises over."""
 
 
 def learning_rate_factor(step: int, *, total: int, warmup: float, schedule: str) -> float:
@@ -113,30 +115,41 @@ def learning_rate_factor(step: int, *, total: int, warmup: float, schedule: str)
 
 
 class MovingAverage:
-    """Exponential moving average of the trained weights, held beside them.
+    """Exponential moving average of the trained weights, held beside them; without `decay` of none.
 
     Starts with a shorter memory, min(decay, (1 + n) / (10 + n)) after n updates, so that the first weights do not
     linger. Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's ExponentialMovingAverage.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float | None) -> None:
         self.decay = decay
-        self.weights = {name: p.detach().clone() for name, p in trained(model)}
+        self.weights = {} if decay is None else {name: p.detach().clone() for name, p in trained(model)}
 
     def update(self, model: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        now = [p.detach() for _, p in trained(model)]
-        torch._foreach_lerp_(list(self.weights.values()), now, 1 - decay)
+        """Take in the weights after `step` updates."""
+        if self.decay is not None:
+            move = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+            move(list(self.weights.values()), [p.detach() for _, p in trained(model)], None)
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Go on from saved weights, which come in another order."""
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])
 
+    @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the model's weights with the average; a second call puts them back."""
-        with torch.no_grad():
-            for name, p in trained(model):
-                kept = p.detach().clone()
-                p.copy_(self.weights[name])
-                self.weights[name].copy_(kept)
+        weights = dict(trained(model))
+        for name, average in self.weights.items():
+            kept = weights[name].detach().clone()
+            weights[name].copy_(average)
+            average.copy_(kept)
+
+    @contextmanager
+    def in_place_of_weights(self, model: nn.Module) -> Iterator[None]:
+        """The average as the model's weights, for as long as the block lasts."""
+        self.swap(model)
+        try:
+            yield
+        finally:
+            self.swap(model)

@@ -1,4 +1,4 @@
-"""What acts on training besides the loss: L2-SP, blocks that are unfrozen one by one, ranks that are taken away."""
+"""Regularisation besides the loss: L2-SP, blocks that are unfrozen one by one, ranks that are taken away."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tltasks.training.optimizer import blocks_above, trained
 
 
 class Regularization:
-    """Made of a model as it starts; what it does later is a function of weights, gradients, step and `state`."""
+    """Regularisation of one stage: a function of the model's start, weights, gradients, step and `state`."""
 
     def __init__(
         self, model: nn.Module, stage: Stage, *, head: Iterable[str] = (), new_head: bool, total_steps: int
     ) -> None:
         named, head = trained(model), tuple(head)
-        self._keys, self._pairs, self._fresh = stage.l2_sp, [], []
+        self._l2_sp, self._held, self._new_head = stage.l2_sp, [], []
         if stage.l2_sp is not None:
             for name, p in named:
                 if new_head and any(name.startswith(f"{module}.") for module in head):
-                    self._fresh.append(p)
+                    self._new_head.append(p)
                 else:
-                    self._pairs.append((p, p.detach().clone()))
+                    self._held.append((p, p.detach().clone()))
         adalora = stage.adapt.adalora
         self._ranks = None if adalora is None else RankAllocation(model, adalora, total_steps=total_steps)
         self._waiting: list[tuple[float, nn.Parameter]] = []
@@ -39,14 +39,14 @@ class Regularization:
 
         Source: Li et al., https://arxiv.org/abs/1802.01483, equation 2.
         """
-        if self._keys is None:
+        if self._l2_sp is None:
             return None if self._ranks is None else self._ranks.penalty()
-        drift = torch.stack([(p - start).square().sum() for p, start in self._pairs]).sum()
-        fresh = torch.stack([p.square().sum() for p in self._fresh]).sum() if self._fresh else drift.new_zeros(())
-        return self._keys.alpha / 2 * drift + self._keys.beta / 2 * fresh
+        drift = torch.stack([(p - start).square().sum() for p, start in self._held]).sum()
+        size = torch.stack([p.square().sum() for p in self._new_head]).sum() if self._new_head else drift.new_zeros(())
+        return self._l2_sp.alpha / 2 * drift + self._l2_sp.beta / 2 * size
 
-    def hold(self, epoch: float) -> None:
-        """Take the gradients from blocks whose time has not come: the optimiser passes over them.
+    def mask_gradients(self, epoch: float) -> None:
+        """Take the gradients from blocks that are not unfrozen yet: the optimiser passes over them.
 
         Source: Howard and Ruder, https://arxiv.org/abs/1801.06146, §3.3.
         """
@@ -55,18 +55,19 @@ class Regularization:
                 p.grad = None
 
     def after_step(self, step: int) -> None:
-        """After the optimiser's step `step`, the first being 1, while its gradients are there."""
+        """Take ranks away after the optimiser's step `step`, the first being 1, while its gradients are there."""
         if self._ranks is not None:
             self._ranks.after_step(step)
 
-    def settled(self, step: int) -> bool:
-        """Whether weights after so many steps may be kept as the best."""
-        return self._ranks is None or self._ranks.settled(step)
+    def ranks_final(self, step: int) -> bool:
+        """Whether no rank is taken away after so many steps, so that weights may be kept as the best."""
+        return self._ranks is None or self._ranks.ranks_final(step)
 
     def state(self) -> dict[str, Tensor]:
-        """For the checkpoint."""
+        """What a resumed run goes on from besides the weights."""
         return {} if self._ranks is None else self._ranks.state()
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave."""
         if self._ranks is not None:
             self._ranks.load(state)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tltasks.errors import RecipeError
+from tltasks.runtime.files import write_text
 
 
 class Logger(Protocol):
@@ -45,9 +46,7 @@ class Tracker:
         if self._path is None or not self._path.exists():
             return
         kept = [row for row in read_metrics(self._path) if row["stage"] != stage or row["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(self._path)
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def test_ranks_fall_to_the_budget_and_stay(tiny: Path) -> None:
         steered.after_step(step)
         totals.append(sum(ranks(model)))
         masks.append([bool(v) for name, p in model.named_parameters() if "lora_E" in name for v in p])
-        assert steered.settled(step) == (step >= 9)
+        assert steered.ranks_final(step) == (step >= 9)
     assert totals[:3] == [4 * layers] * 3
     assert totals[3:9] == sorted(totals[3:9], reverse=True)
     assert totals[8:] == [2 * layers] * 4

@@ -352,11 +352,11 @@ def test_early_stopping_and_the_best_weights(tiny: Path, tmp_path: Path) -> None
         "stages.0.adapt=full",
     )
     training = result.stages[0].training
-    assert "no gain in 2 evaluations" in training["ended"]
-    assert training["steps"] < 30 * 6
+    assert "no gain in 2 evaluations" in training.ended
+    assert training.steps < 30 * 6
     evaluated = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["split"] == "validation"]
     best = max(evaluated, key=lambda row: (row["accuracy"], -row["loss"]))
-    assert training["best_step"] == best["step"]
+    assert training.best_step == best["step"]
     assert result.stages[0].metrics["validation"].values["loss"] == pytest.approx(best["loss"], abs=1e-5)
 
 

@@ -67,7 +67,7 @@ def test_blocks_are_unfrozen_from_the_top() -> None:
     for epoch in (0.0, 0.49, 0.5, 1.0, 1.5):
         for p in model.parameters():
             p.grad = torch.ones(1, 1)
-        held.hold(epoch)
+        held.mask_gradients(epoch)
         seen.append([name.removesuffix(".weight") for name, p in model.named_parameters() if p.grad is not None])
     head, top = ["classifier"], ["layer.1", "classifier"]
     assert seen == [head, head, top, ["layer.0", *top], ["embeddings", "layer.0", *top]]
@@ -78,7 +78,7 @@ def test_without_a_head_the_topmost_block_begins() -> None:
     held = Regularization(model, stage(unfreeze_epochs=1.0), new_head=False, total_steps=4)
     for p in model.parameters():
         p.grad = torch.ones(1, 1)
-    held.hold(0.0)
+    held.mask_gradients(0.0)
     assert [name for name, p in model.named_parameters() if p.grad is not None] == [
         "layer.1.weight",
         "classifier.weight",
@@ -133,15 +133,15 @@ def test_resuming_gives_the_same_bits(tiny: Path, keys: str, tmp_path: Path, mon
     text = f"{{stage: transfer, steps: 8, batch_size: 8, learning_rate: 1e-2, checkpoint_every: 1, {keys}}}"
     path = write_recipe(tiny / "resumed.yaml", Path("vit"), Path("data"), stage=text)
     run_recipe(path, tmp_path / "whole")
-    plain = loop._log_step
+    log = loop._Training.log
 
-    def stopping(job: Any, progress: Any, *rest: Any) -> None:
-        plain(job, progress, *rest)
-        if progress.step == 5:
+    def stopping(training: loop._Training, split: str, **values: float) -> None:
+        log(training, split, **values)
+        if split == "train" and training.progress.step == 5:
             raise Interrupted("here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_log_step", stopping)
+        patch.setattr(loop._Training, "log", stopping)
         with pytest.raises(Interrupted):
             run_recipe(path, tmp_path / "cut")
     run_recipe(path, tmp_path / "cut", resume=True)

@@ -12,6 +12,7 @@ from tltasks.errors import CheckpointError
 from tltasks.training.checkpoint import (
     Checkpoints,
     Progress,
+    TrainingState,
     best_name,
     load_model_state,
     load_optimizer_state,
@@ -23,8 +24,8 @@ from tltasks.training.checkpoint import (
 
 def write(checkpoints: Checkpoints, step: int, *, best: int | None = None) -> str:
     name = step_name(step)
-    values = {"progress": vars(Progress(step=step, best_step=best))}
-    checkpoints.save(name, {"model": {"w": torch.full((200,), float(step))}, "optimizer": {}}, values)
+    tensors: dict[str, dict[str, Tensor]] = {"model": {"w": torch.full((200,), float(step))}, "optimizer": {}}
+    checkpoints.save(name, TrainingState(tensors, Progress(step=step, best_step=best), "digest"))
     return name
 
 
@@ -79,13 +80,14 @@ def test_training_goes_on_to_the_bit_through_a_file(checkpoints: Checkpoints, op
     frozen = {k: v.clone() for k, v in straight.state_dict().items()}
     own = make(straight)
     steps(straight, own, range(3))
-    checkpoints.save("x", {"model": model_state(straight), "optimizer": optimizer_state(straight, own)}, {})
+    tensors = {"model": model_state(straight), "optimizer": optimizer_state(straight, own)}
+    checkpoints.save("x", TrainingState(tensors, Progress(), ""))
     steps(straight, own, range(3, 6))
 
     resumed = Net()
     resumed.load_state_dict(frozen)
     again = make(resumed)
-    tensors, _ = checkpoints.load("x")
+    tensors = checkpoints.load("x").tensors
     load_model_state(resumed, tensors["model"])
     load_optimizer_state(resumed, again, tensors["optimizer"])
     steps(resumed, again, range(3, 6))
@@ -108,12 +110,14 @@ def test_state_of_another_adaptation_is_refused_with_what_differs() -> None:
 def test_values_and_tensors_come_back(checkpoints: Checkpoints) -> None:
     strided = torch.arange(6.0).view(2, 3).T
     shared = torch.ones(4)
-    checkpoints.save("a", {"m": {"strided": strided, "x": shared, "y": shared[:2]}, "none": {}}, {"k": [1, None]})
-    tensors, values = checkpoints.load("a")
-    assert values == {"k": [1, None]}
-    assert tensors["none"] == {}
-    assert torch.equal(tensors["m"]["strided"], strided)
-    assert tensors["m"]["y"].tolist() == [1, 1]
+    tensors = {"m": {"strided": strided, "x": shared, "y": shared[:2]}, "none": {}}
+    progress = Progress(step=3, best_value=0.5, seconds=1 / 3, ended="all steps done")
+    checkpoints.save("a", TrainingState(tensors, progress, "digest", {"scale": 1024.0}))
+    found = checkpoints.load("a")
+    assert (found.progress, found.data, found.scaler) == (progress, "digest", {"scale": 1024.0})
+    assert found.tensors["none"] == {}
+    assert torch.equal(found.tensors["m"]["strided"], strided)
+    assert found.tensors["m"]["y"].tolist() == [1, 1]
 
 
 def test_newest_is_the_newest(checkpoints: Checkpoints) -> None:
@@ -122,10 +126,10 @@ def test_newest_is_the_newest(checkpoints: Checkpoints) -> None:
         write(checkpoints, step)
     found = checkpoints.newest()
     assert found is not None
-    name, tensors, values = found
+    name, state = found
     assert name == step_name(100)
-    assert tensors["model"]["w"][0] == 100
-    assert values["progress"]["step"] == 100
+    assert state.tensors["model"]["w"][0] == 100
+    assert state.progress.step == 100
     assert checkpoints.steps() == [step_name(9), step_name(10), step_name(100)]
 
 
@@ -144,7 +148,7 @@ def test_a_save_that_fails_leaves_the_one_before(checkpoints: Checkpoints, monke
     assert saves == ["model.safetensors"]
     monkeypatch.undo()
     assert checkpoints.steps() == [step_name(1)]
-    assert list(checkpoints.folder.glob(".*.tmp")), "it was left half-written"
+    assert not list(checkpoints.folder.glob(".*.tmp")), "nothing is left half-written"
     found = checkpoints.newest()
     assert found is not None
     assert found[0] == step_name(1)
@@ -191,8 +195,8 @@ DAMAGE = {
     "a manifest of zeros": lambda folder: (folder / "manifest.json").write_bytes(bytes(100)),
     "a manifest of noise": lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x80"),
     "a manifest of another kind": lambda folder: (folder / "manifest.json").write_text("null"),
-    "a manifest without values": lambda folder: (folder / "manifest.json").write_text('{"digests": {}}'),
-    "a list for digests": lambda folder: (folder / "manifest.json").write_text('{"digests": [], "values": {}}'),
+    "a manifest without progress": lambda folder: (folder / "manifest.json").write_text('{"digests": {}}'),
+    "a list for digests": lambda folder: (folder / "manifest.json").write_text('{"digests": [], "progress": {}}'),
 }
 
 
@@ -230,7 +234,7 @@ def test_when_all_are_damaged_each_is_named(checkpoints: Checkpoints) -> None:
 def test_a_damaged_one_of_the_same_name_is_replaced(checkpoints: Checkpoints) -> None:
     _truncate(checkpoints.folder / write(checkpoints, 1))
     write(checkpoints, 1)
-    assert checkpoints.load(step_name(1))[0]["model"]["w"][0] == 1
+    assert checkpoints.load(step_name(1)).tensors["model"]["w"][0] == 1
 
 
 # ---------------------------------------------------------------------------------------------- pruning
@@ -238,7 +242,7 @@ def test_a_damaged_one_of_the_same_name_is_replaced(checkpoints: Checkpoints) ->
 
 def test_pruning_keeps_the_newest_and_the_best_that_they_refer_to(checkpoints: Checkpoints) -> None:
     for best in (1, 2, 3):
-        checkpoints.save(best_name(best), {"model": {}}, {})
+        checkpoints.save(best_name(best), TrainingState({"model": {}}, Progress(), ""))
     for step, best in ((1, 1), (2, 2), (3, 2), (4, 3)):
         write(checkpoints, step, best=best)
     (checkpoints.folder / ".step-000000005.77.tmp").mkdir()
@@ -257,5 +261,5 @@ def test_pruning_before_there_is_a_best(checkpoints: Checkpoints) -> None:
 def test_no_pickle_is_written(checkpoints: Checkpoints) -> None:
     folder = checkpoints.folder / write(checkpoints, 1)
     assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
-    assert json.loads((folder / "manifest.json").read_text())["values"]["progress"]["step"] == 1
+    assert json.loads((folder / "manifest.json").read_text())["progress"]["step"] == 1
     shutil.rmtree(folder)

@@ -1,0 +1,30 @@
+"""Batches in the order of a plan, read by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from torch.utils.data import DataLoader, Dataset
+
+from tltasks.data.batching import Rows
+from tltasks.tasks.base import Batch
+
+Collate = Callable[[list[int]], Batch]
+
+
+class _Pieces(Dataset[Batch]):
+    def __init__(self, collate: Collate, pieces: Sequence[Rows]) -> None:
+        self.collate, self.pieces = collate, pieces
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, i: int) -> Batch:
+        return self.collate(self.pieces[i].tolist())
+
+
+def read_batches(
+    collate: Collate, pieces: Sequence[Rows], *, workers: int, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """One batch for each piece, in order; `collate` is pickled where workers do not fork."""
+    return iter(DataLoader(_Pieces(collate, pieces), batch_size=None, num_workers=workers, pin_memory=pin_memory))
