@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tltasks.config.loading import load_recipe
     from tltasks.config.recipe import Recipe
     from tltasks.errors import CheckpointError, DataError, HubError, RecipeError, TltasksError, TrainingError
+    from tltasks.inference.predictor import Predictor, load
     from tltasks.results.result import RunResult
     from tltasks.runs.story import run
 
@@ -18,19 +19,23 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "HubError",
+    "Predictor",
     "Recipe",
     "RecipeError",
     "RunResult",
     "TltasksError",
     "TrainingError",
     "__version__",
+    "load",
     "load_recipe",
     "run",
 ]
 
 _MODULES = {
+    "Predictor": "inference.predictor",
     "Recipe": "config.recipe",
     "RunResult": "results.result",
+    "load": "inference.predictor",
     "load_recipe": "config.loading",
     "run": "runs.story",
 }

@@ -13,7 +13,7 @@ import tltasks
 
 ROOT = Path(tltasks.__file__).parents[1]
 ERRORS = {"TltasksError", "RecipeError", "DataError", "CheckpointError", "TrainingError", "HubError"}
-MEMBERS = ERRORS | {"__version__", "Recipe", "RunResult", "load_recipe", "run"}
+MEMBERS = ERRORS | {"__version__", "Predictor", "Recipe", "RunResult", "load", "load_recipe", "run"}
 
 
 def python(code: str) -> str:

@@ -14,6 +14,7 @@ import soundfile
 from PIL import Image
 
 from tests.tiny import images, speech, texts
+from tests.tiny.runs import REPOSITORY
 from tltasks.cli import main
 from tltasks.errors import DataError, RecipeError
 from tltasks.inference import Output, Predictor, load
@@ -143,3 +144,23 @@ def test_two_number_formats_in_one_process(classifier: Predictor, picture: Path)
     other = load(classifier.saved.folder, precision="bf16")
     assert other(picture)["top"] != classifier(picture)["top"]
     assert other(picture)["prediction"] == classifier(picture)["prediction"]
+
+
+def test_the_documentation_runs_as_printed(
+    classifier: Predictor,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = (REPOSITORY / "docs" / "predict.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    Path("results/cats").symlink_to(classifier.saved.folder)
+    for name in ("photo.jpg", "a.jpg"):
+        Path(name).symlink_to(picture)
+    exec(code, {})
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.split()[0] == classifier(picture)["prediction"]
+    assert "'label'" in second
+    assert third.startswith("file not found")
