@@ -25,7 +25,7 @@ from tests.tiny import texts
 from tests.tiny.runs import run_recipe, weights
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.tasks.text.summarization import Summarization
 
 FAMILIES = ("t5", "bart", "gpt2", "llama")

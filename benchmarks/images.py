@@ -115,7 +115,7 @@ def save_model(folder: Path) -> None:
 def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One stage of a recipe as `tltasks run` carries it out, without evaluation."""
     from tltasks.config.loading import load_recipe
-    from tltasks.config.plan import plan_run
+    from tltasks.config.recipe import plan_run
     from tltasks.runs import story
     from tltasks.runs.stage import adapt_model, make_job
     from tltasks.runtime.precision import choose_attention

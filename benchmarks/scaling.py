@@ -137,7 +137,7 @@ def anonymous_bytes() -> int:
 def run_stage(folder: Path) -> dict[str, Any]:
     """One stage of a recipe as `tltasks run` carries it out, up to the predictions."""
     from tltasks.config.loading import load_recipe
-    from tltasks.config.plan import plan_run
+    from tltasks.config.recipe import plan_run
     from tltasks.runs import story
     from tltasks.runs.stage import adapt_model, make_job
     from tltasks.training.evaluation import predict_rows

@@ -34,7 +34,7 @@ BATCH = 16
 
 from tltasks.config.loading import load_recipe  # noqa: E402
 from tltasks.config.model import Checkpoint  # noqa: E402
-from tltasks.config.plan import plan_run  # noqa: E402
+from tltasks.config.recipe import plan_run  # noqa: E402
 from tltasks.data.batching import plan_epoch, steps_per_epoch  # noqa: E402
 from tltasks.data.encoding import encode_split  # noqa: E402
 from tltasks.data.loading import load_splits  # noqa: E402

@@ -7,17 +7,11 @@ or a mapping gives are relative to the working directory, where they were typed.
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
-
-from pydantic import BaseModel
 
 from tltasks.config.checks import validate
-from tltasks.config.data import BUILDERS, Files, Source
 from tltasks.config.document import (
     DOTTED_KEY,
     Document,
@@ -28,21 +22,12 @@ from tltasks.config.document import (
     from_python,
     list_mistakes,
 )
-from tltasks.config.recipe import Recipe
-from tltasks.config.section import Named, Section
-from tltasks.config.stage import Stage
+from tltasks.config.recipe import Kind, Recipe, as_written, map_paths, to_tree, with_paths
 from tltasks.config.yaml_reader import dump, parse, parse_value, read_text
 from tltasks.errors import RecipeError
 
-T = TypeVar("T")
 Overrides = Mapping[str, object] | Iterable[str]
 """Values by dotted keys (`{"stages.0.epochs": 1}`), or as they are typed at a shell (`["stages.0.epochs=1"]`)."""
-Kind = Literal["repository", "folder", "file"]
-"""What may be local: a name that else stands for a Hub repository, a folder, a file or pattern of files."""
-Change = Callable[[str, KeyPath, Kind], str]
-
-FILE_KEYS = ("output", "hub", "trackers")
-"""Keys that say where results go; all others decide what they are."""
 
 
 def load_recipe(
@@ -145,104 +130,26 @@ def _beside(folder: Path, tree: Document) -> str:
     return f" beside the recipe (in {folder})" if folder == tree.location(()).folder else f" (in {folder})"
 
 
-def map_paths(value: T, change: Change, keys: KeyPath = (), among: str = "") -> T:
-    """A copy of a recipe with `change` applied to every name and path that may be local, and to its keys.
-
-    `among` is the repository or builder that a further test set takes over.
-    """
-    if isinstance(value, list):
-        return cast(T, [map_paths(item, change, (*keys, i), among) for i, item in enumerate(value)])
-    if isinstance(value, dict):
-        return cast(T, {key: map_paths(item, change, (*keys, key), among) for key, item in value.items()})
-    if not isinstance(value, Section):
-        return value
-    update: dict[str, object] = {}
-    name = value.name or "" if isinstance(value, Named) else ""
-    if name and name not in BUILDERS:
-        update["name"] = name = change(name, (*keys, "name"), "repository")
-    owner = name or among
-    if isinstance(value, Source) and (owner in BUILDERS or Path(owner).is_absolute()):  # else places in the repository
-        update["dir"] = value.dir and change(value.dir, (*keys, "dir"), "folder")
-        update["files"] = _map_files(value.files, change, (*keys, "files"))
-    section = cast(Section, value)
-    for key in [key for key in type(section).model_fields if key not in update]:
-        update[key] = map_paths(getattr(value, key), change, (*keys, key), owner)
-    changed = {k: v for k, v in update.items() if v != getattr(value, k)}  # others do not count as given
-    return cast(T, section.model_copy(update=changed))
-
-
-def _map_files(value: Files, change: Change, keys: KeyPath) -> Files:
-    if isinstance(value, dict):
-        return {key: _map_files(names, change, (*keys, key)) for key, names in value.items()}  # type: ignore[misc]
-    if isinstance(value, list):
-        return [change(name, (*keys, i), "file") for i, name in enumerate(value)]
-    return change(value, keys, "file") if value else value
-
-
-def _with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
-    """A copy of the recipe with every local path changed."""
-    return map_paths(recipe, lambda text, *_: change(text) if Path(text).is_absolute() else text)
-
-
-def as_written(recipe: Recipe) -> Recipe:
-    """The recipe with its local paths as they were written: for people, never to open anything by."""
-    return _with_paths(recipe, lambda path: recipe._written.get(path, path))
-
-
-def written_at(recipe: Recipe, keys: str) -> str:
-    """A key and where the recipe says it, as `file:line:column  key`; for what it does not say, where its parent is."""
-    steps: list[str | int] = [int(k) if k.isdigit() else k for k in keys.replace("[", ".").replace("]", "").split(".")]
-    while steps and tuple(steps) not in recipe._places:
-        steps.pop()
-    place = recipe._places.get(tuple(steps), "")
-    return f"{place}  {keys}" if place else keys
-
-
 # --------------------------------------------------------------------------------------------- written
 
 
 def recipe_text(recipe: Recipe) -> str:
     """The recipe as YAML with every default written out; reading it back gives the same recipe."""
-    return dump(_resolved(as_written(recipe)))
+    return dump(to_tree(as_written(recipe)))
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe as resolved, its local paths relative to where it is written to."""
     folder = path.parent.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = _with_paths(recipe, lambda name: _relative(name, folder))
-    path.write_text(dump(_resolved(there)), encoding="utf-8")
+    there = with_paths(recipe, lambda name: _relative(name, folder))
+    path.write_text(dump(to_tree(there)), encoding="utf-8")
 
 
 def _relative(name: str, folder: Path) -> str:
     """The path from a folder, written so that it cannot be taken for a Hub id."""
     relative = os.path.relpath(name, folder)
     return relative if relative.startswith(".") else os.path.join(".", relative)  # noqa: PTH118
-
-
-def _resolved(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        tree = {}
-        for key, field in type(value).model_fields.items():
-            own = getattr(value, key)
-            silent = own is None and not field.is_required() and field.default is None
-            without_effect = isinstance(value, Stage) and key not in value.effective_keys
-            if not silent and not without_effect:
-                tree[field.alias or key] = _resolved(own)
-        return tree | dict(value.model_extra or {})
-    if isinstance(value, list):
-        return [_resolved(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _resolved(item) for key, item in value.items()}
-    return value
-
-
-def recipe_sha256(recipe: Recipe) -> str:
-    """Digest of all that decides the results, wherever the recipe and the files that it names may lie."""
-    tree = _resolved(_with_paths(recipe, lambda path: Path(path).name))
-    for key in FILE_KEYS:
-        tree.pop(key, None)
-    return hashlib.sha256(json.dumps(tree, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- shipped

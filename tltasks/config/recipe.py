@@ -1,4 +1,4 @@
-"""The recipe: what to do, as a frozen tree read from one YAML file.
+"""The recipe: what to do, as a frozen tree; its plan, resolved once and passed on; and its digest.
 
 Pure data. Reading and checking a recipe imports neither torch nor any Hub library, so that
 `tltasks check` answers at once. What a task adds to the shared keys is one row of `tltasks.config.tasks`.
@@ -6,14 +6,29 @@ Pure data. Reading and checking a recipe imports neither torch nor any Hub libra
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import Field, PrivateAttr, SerializeAsAny
+from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny
 
-from tltasks.config.data import Data
+from tltasks.config.data import BUILDERS, Data, Files, Source
+from tltasks.config.document import KeyPath
 from tltasks.config.model import Model
-from tltasks.config.section import Name, RepoName, Section
-from tltasks.config.stage import Stage
+from tltasks.config.section import Name, Named, RepoName, Section
+from tltasks.config.stage import STAGES, Stage, StagePlan
+
+T = TypeVar("T")
+Kind = Literal["repository", "folder", "file"]
+"""What may be local: a name that else stands for a Hub repository, a folder, a file or pattern of files."""
+Change = Callable[[str, KeyPath, Kind], str]
+
+FILE_KEYS = ("output", "hub", "trackers")
+"""Keys that say where results go; all others decide what they are."""
 
 
 class Emissions(Section):
@@ -66,3 +81,164 @@ class Recipe(Section):
     """`file:line:column` of each key that was written."""
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
     """Local paths as they were written, by the absolute ones that they have become."""
+
+
+# ---------------------------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A recipe, resolved: all that later steps need of it."""
+
+    recipe: Recipe
+    sha256: str
+    """Digest of all that decides the results."""
+    output: Path
+    stages: list[StagePlan]
+
+    @property
+    def final(self) -> StagePlan:
+        """The stage whose model is the run's, and by which it is judged: the last that trains, or the last."""
+        return next((stage for stage in reversed(self.stages) if stage.kind.trains), self.stages[-1])
+
+    def feeds_next(self, stage: StagePlan) -> bool:
+        """Whether the stage after it goes on from its weights."""
+        return any(later.continues for later in self.stages[stage.index + 1 : stage.index + 2])
+
+    def ancestry(self, stage: StagePlan) -> list[StagePlan]:
+        """The stage and those that its weights went through, the first one first."""
+        chain = [stage]
+        while chain[0].continues:
+            chain.insert(0, self.stages[chain[0].index - 1])
+        return chain
+
+
+def plan_run(recipe: Recipe, output: Path | None = None) -> RunPlan:
+    """Resolve a recipe: its paths, its digest, its results folder, and each stage's own or the recipe's sections."""
+    plain = as_written(recipe)
+    stages: list[StagePlan] = []
+    for index, (name, stage, said) in enumerate(zip(stage_names(recipe), recipe.stages, plain.stages, strict=True)):
+        model, data, written = stage.model or recipe.model, stage.data or recipe.data, said.model or plain.model
+        assert model is not None and data is not None and written is not None, "the recipe's check guarantees all"  # noqa: PT018
+        kind = STAGES[stage.stage]
+        if stage.start == "previous":  # a stage that goes on never begins at random
+            kind = replace(kind, weights="checkpoint")
+        alone = stage.adapt.stands_alone and not stage.publishes_whole and stage.start == "checkpoint"
+        stages.append(
+            StagePlan(
+                index=index,
+                name=name,
+                kind=kind,
+                task=stage.task or recipe.task,
+                model=model,
+                data=data,
+                stage=stage,
+                display_name=written.name,
+                may_publish_adapter=alone and recipe.hub.publish == "adapter" and is_on_hub(model.name),
+            )
+        )
+    # os.path: a user who does not exist is no error
+    folder = output or Path(os.path.expanduser(recipe.output))  # noqa: PTH111
+    return RunPlan(recipe, recipe_sha256(recipe), folder, stages)
+
+
+def is_on_hub(name: str | None) -> bool:
+    """Whether the name of a plan's model or data set is a Hub repository's: local ones are absolute paths.
+
+    >>> is_on_hub("google/vit"), is_on_hub("gpt2"), is_on_hub("/weights/vit"), is_on_hub("imagefolder")
+    (True, True, False, False)
+    """
+    return name is not None and name not in BUILDERS and not Path(name).is_absolute()
+
+
+def stage_names(recipe: Recipe) -> list[str]:
+    """A unique name for each stage: its own, or the kind of stage, numbered from its second use."""
+    names: list[str] = []
+    for stage in recipe.stages:
+        name, n = stage.name or stage.stage, 2
+        while name in names:
+            name, n = f"{stage.name or stage.stage}-{n}", n + 1
+        names.append(name)
+    return names
+
+
+# -------------------------------------------------------------------------------- paths and digest
+
+
+def map_paths(value: T, change: Change, keys: KeyPath = (), among: str = "") -> T:
+    """A copy of a recipe with `change` applied to every name and path that may be local, and to its keys.
+
+    `among` is the repository or builder that a further test set takes over.
+    """
+    if isinstance(value, list):
+        return cast(T, [map_paths(item, change, (*keys, i), among) for i, item in enumerate(value)])
+    if isinstance(value, dict):
+        return cast(T, {key: map_paths(item, change, (*keys, key), among) for key, item in value.items()})
+    if not isinstance(value, Section):
+        return value
+    update: dict[str, object] = {}
+    name = value.name or "" if isinstance(value, Named) else ""
+    if name and name not in BUILDERS:
+        update["name"] = name = change(name, (*keys, "name"), "repository")
+    owner = name or among
+    if isinstance(value, Source) and (owner in BUILDERS or Path(owner).is_absolute()):  # else places in the repository
+        update["dir"] = value.dir and change(value.dir, (*keys, "dir"), "folder")
+        update["files"] = _map_files(value.files, change, (*keys, "files"))
+    section = cast(Section, value)
+    for key in [key for key in type(section).model_fields if key not in update]:
+        update[key] = map_paths(getattr(value, key), change, (*keys, key), owner)
+    changed = {k: v for k, v in update.items() if v != getattr(value, k)}  # others do not count as given
+    return cast(T, section.model_copy(update=changed))
+
+
+def _map_files(value: Files, change: Change, keys: KeyPath) -> Files:
+    if isinstance(value, dict):
+        return {key: _map_files(names, change, (*keys, key)) for key, names in value.items()}  # type: ignore[misc]
+    if isinstance(value, list):
+        return [change(name, (*keys, i), "file") for i, name in enumerate(value)]
+    return change(value, keys, "file") if value else value
+
+
+def with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
+    """A copy of the recipe with every local path changed."""
+    return map_paths(recipe, lambda text, *_: change(text) if Path(text).is_absolute() else text)
+
+
+def as_written(recipe: Recipe) -> Recipe:
+    """The recipe with its local paths as they were written: for people, never to open anything by."""
+    return with_paths(recipe, lambda path: recipe._written.get(path, path))
+
+
+def written_at(recipe: Recipe, keys: str) -> str:
+    """A key and where the recipe says it, as `file:line:column  key`; for what it does not say, where its parent is."""
+    steps: list[str | int] = [int(k) if k.isdigit() else k for k in keys.replace("[", ".").replace("]", "").split(".")]
+    while steps and tuple(steps) not in recipe._places:
+        steps.pop()
+    place = recipe._places.get(tuple(steps), "")
+    return f"{place}  {keys}" if place else keys
+
+
+def to_tree(value: Any) -> Any:
+    """A recipe as mappings and lists, with defaults, but without keys that are silent or have no effect."""
+    if isinstance(value, BaseModel):
+        tree = {}
+        for key, field in type(value).model_fields.items():
+            own = getattr(value, key)
+            silent = own is None and not field.is_required() and field.default is None
+            without_effect = isinstance(value, Stage) and key not in value.effective_keys
+            if not silent and not without_effect:
+                tree[field.alias or key] = to_tree(own)
+        return tree | dict(value.model_extra or {})
+    if isinstance(value, list):
+        return [to_tree(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_tree(item) for key, item in value.items()}
+    return value
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """Digest of all that decides the results, wherever the recipe and the files that it names may lie."""
+    tree = to_tree(with_paths(recipe, lambda path: Path(path).name))
+    for key in FILE_KEYS:
+        tree.pop(key, None)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,7 +1,11 @@
-"""What a recipe says of a stage, for every task."""
+"""A stage: what a recipe says of it, for every task; the table of kinds; and a stage as it is planned.
+
+A kind is a row: where its weights come from, what happens to the head, what is trained.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Generic, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
@@ -9,7 +13,7 @@ from typing_extensions import TypeVar
 
 from tltasks.config.adaptation import Adapt, AdaptMethod, Full, _method_by_name
 from tltasks.config.data import Data
-from tltasks.config.model import Model
+from tltasks.config.model import Checkpoint, Model
 from tltasks.config.section import FileName, Name, Named, PositiveFloat, PositiveInt, Section, Share
 
 
@@ -269,3 +273,60 @@ class JointStage(UnlabelledStage[ModelT, DataT]):
         if self.loops and self.group is not None and self.batch_size % self.group:
             found.append(f"`batch_size` {self.batch_size} is not a multiple of `group` {self.group}")
         return found
+
+
+# ------------------------------------------------------------------------------------------- planned
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """How a stage begins."""
+
+    weights: Literal["checkpoint", "random"]
+    head: Literal["kept", "new"]
+    trains: bool
+    cached: bool = False
+    """Whether the head is fitted on features that the frozen rest gives once, rather than by the loop."""
+
+
+STAGES: dict[StageName, StageKind] = {
+    "pretrain": StageKind(weights="random", head="new", trains=True),
+    "finetune": StageKind(weights="checkpoint", head="kept", trains=True),
+    "transfer": StageKind(weights="checkpoint", head="new", trains=True),
+    "probe": StageKind(weights="checkpoint", head="new", trains=True, cached=True),
+    "zero_shot": StageKind(weights="checkpoint", head="kept", trains=False),
+}
+
+StageT = TypeVar("StageT", bound=Stage, default=Stage, covariant=True)
+
+
+@dataclass(frozen=True)
+class StagePlan(Generic[ModelT, DataT, StageT]):
+    """One stage with everything it needs, whether said by the stage or by the recipe.
+
+    An adapter names the sections of its task: `StagePlan[ImageModel, ImageData, ImageStage]`.
+    """
+
+    index: int
+    name: str
+    kind: StageKind
+    task: str
+    model: ModelT
+    """Local folders and files are absolute paths, here and in `data`."""
+    data: DataT
+    stage: StageT
+    display_name: str = ""
+    """Name of the model as the recipe writes it."""
+    may_publish_adapter: bool = False
+    """Whether an adapter can stand alone, as far as the recipe tells: for a base that everyone can fetch, as it is."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether the stage goes on from the one before."""
+        return self.stage.start == "previous"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What the recipe has the stage start from."""
+        model = self.model
+        return Checkpoint(model.name, model.revision, model.trust_remote_code, display_name=self.display_name)

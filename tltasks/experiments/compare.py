@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.errors import DataError
 from tltasks.experiments.analysis import CellScore, Findings, analyse
 from tltasks.experiments.experiment import Experiment, Given, Source, load_experiment, read_source

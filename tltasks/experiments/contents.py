@@ -15,7 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from tltasks import __version__
 from tltasks.config.data import BUILDERS, Data, Source
-from tltasks.config.plan import RunPlan
+from tltasks.config.recipe import RunPlan
 from tltasks.runtime.files import write_json
 
 CODE = ("torch", "transformers", "timm", "peft", "datasets", "accelerate")

@@ -19,7 +19,7 @@ from rich.console import Console
 from scipy import stats
 from torch import nn
 
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
 from tltasks.experiments.analysis import Findings, analyse

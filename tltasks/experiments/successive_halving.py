@@ -11,8 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 
-from tltasks.config.plan import plan_run
-from tltasks.config.recipe import Recipe
+from tltasks.config.recipe import Recipe, plan_run
 from tltasks.config.stage import Stage
 from tltasks.errors import DataError
 from tltasks.experiments.experiment import Trial

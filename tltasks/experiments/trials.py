@@ -16,8 +16,8 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 from pydantic import TypeAdapter
 
-from tltasks.config.loading import load_recipe, recipe_sha256
-from tltasks.config.plan import plan_run
+from tltasks.config.loading import load_recipe
+from tltasks.config.recipe import plan_run, recipe_sha256
 from tltasks.errors import DataError, Interrupted, RecipeError, TltasksError, first_line
 from tltasks.experiments.contents import CODE, Contents, code_versions
 from tltasks.experiments.experiment import Levels, Trial

@@ -13,8 +13,8 @@ from torch import nn
 
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import STAGES, StagePlan, is_on_hub, plan_run
-from tltasks.config.recipe import Recipe
+from tltasks.config.recipe import Recipe, is_on_hub, plan_run
+from tltasks.config.stage import STAGES, StagePlan
 from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.hub import client

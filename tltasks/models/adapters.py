@@ -18,8 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import Adapt, Lora
-from tltasks.config.plan import StageKind
-from tltasks.config.stage import Stage
+from tltasks.config.stage import Stage, StageKind
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
 
 

@@ -22,8 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput
 
 from tltasks.config.model import FROZEN_TRANSFORMER
-from tltasks.config.plan import StageKind
-from tltasks.config.stage import Stage
+from tltasks.config.stage import Stage, StageKind
 from tltasks.config.tasks.image import ImageModel
 from tltasks.config.tasks.speech import SpeechModel
 from tltasks.errors import CheckpointError, RecipeError

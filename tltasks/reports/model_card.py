@@ -23,10 +23,10 @@ from pydantic import BaseModel
 
 from tltasks.config.adaptation import Adapt, Head
 from tltasks.config.data import BUILDERS, Data, Source
-from tltasks.config.loading import as_written, recipe_text
+from tltasks.config.loading import recipe_text
 from tltasks.config.model import FROZEN_TRANSFORMER
-from tltasks.config.plan import RunPlan, StagePlan, is_on_hub, plan_run
-from tltasks.config.recipe import Emissions, Recipe
+from tltasks.config.recipe import Emissions, Recipe, RunPlan, as_written, is_on_hub, plan_run
+from tltasks.config.stage import StagePlan
 from tltasks.config.tasks import TASKS
 from tltasks.results.comparison import changes
 from tltasks.results.result import RunResult, Score, StageResult, load_result, show_duration

@@ -13,8 +13,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from tltasks.config.loading import load_recipe, recipe_sha256
-from tltasks.config.plan import RunPlan, StagePlan
+from tltasks.config.loading import load_recipe
+from tltasks.config.recipe import RunPlan, recipe_sha256
+from tltasks.config.stage import StagePlan
 from tltasks.errors import Interrupted, RecipeError, TltasksError
 from tltasks.runtime import devices
 from tltasks.runtime.files import locked

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tltasks.config.loading import written_at
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import RunPlan, StagePlan
-from tltasks.config.recipe import Recipe
+from tltasks.config.recipe import Recipe, RunPlan, written_at
+from tltasks.config.stage import StagePlan
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
 from tltasks.data.splits import EncodedSplit

@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import StagePlan
+from tltasks.config.stage import StagePlan
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import adapt, count_parameters
 from tltasks.results.result import (

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tltasks.config.loading import write_recipe
-from tltasks.config.plan import RunPlan, plan_run
-from tltasks.config.recipe import Recipe
+from tltasks.config.recipe import Recipe, RunPlan, plan_run
 from tltasks.errors import RecipeError
 from tltasks.hub import client
 from tltasks.hub.upload_plan import plan_results

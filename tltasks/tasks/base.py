@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.stage import StageKind, StagePlan
 from tltasks.data.splits import Columns as Columns
 from tltasks.data.splits import EncodedSplit, Split
 from tltasks.results.result import ReportExample, Score

@@ -340,9 +340,7 @@ def test_run_py_is_run(launch: list[str], recipe: Path) -> None:
 
 
 def test_doctests_of_recipe_reading() -> None:
-    names = [f"config.{name}" for name in ("document", "recipe", "checks", "loading", "schema", "plan")] + [
-        "runtime.files"
-    ]
+    names = [f"config.{name}" for name in ("document", "recipe", "checks", "loading", "schema")] + ["runtime.files"]
     results = [doctest.testmod(importlib.import_module(f"tltasks.{name}")) for name in names]
     assert sum(result.attempted for result in results) >= 3
     assert sum(result.failed for result in results) == 0

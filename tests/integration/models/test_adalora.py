@@ -13,7 +13,7 @@ from tests.tiny.images import write_recipe
 from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.config.adaptation import AdaLora
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import STAGES
+from tltasks.config.stage import STAGES
 from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import Interrupted, RecipeError
 from tltasks.models.adalora import RankAllocation

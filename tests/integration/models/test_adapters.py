@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 from tests.tiny.images import CONFIGS, SIZE
-from tltasks.config.plan import STAGES
+from tltasks.config.stage import STAGES
 from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import (

@@ -22,8 +22,7 @@ from tests.hub_server import HubServer, hub_environment
 from tests.tiny.images import save_data, save_model, write_recipe
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import RunPlan, plan_run
-from tltasks.config.recipe import Emissions
+from tltasks.config.recipe import Emissions, RunPlan, plan_run
 from tltasks.config.stage import UnlabelledStage
 from tltasks.config.tasks import TASKS
 from tltasks.data.loading import load_splits

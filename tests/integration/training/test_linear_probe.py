@@ -13,7 +13,7 @@ from torch.nn import functional
 from tests.tiny.images import save_data, save_model, write_recipe
 from tests.tiny.runs import run_recipe, weights
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.runs.prepare import prepare_stages
 from tltasks.training import linear_probe

@@ -19,19 +19,8 @@ from pydantic import BaseModel
 import tltasks.config.loading
 from tests.unit.config.test_document import parse
 from tests.unit.config.test_recipe import BASE, EVERYTHING, MISTAKES, marked
-from tltasks.config.loading import (
-    as_written,
-    describe_recipes,
-    is_local,
-    load_recipe,
-    recipe_folder,
-    recipe_sha256,
-    recipe_text,
-    write_recipe,
-    written_at,
-)
-from tltasks.config.plan import plan_run
-from tltasks.config.recipe import Recipe
+from tltasks.config.loading import describe_recipes, is_local, load_recipe, recipe_folder, recipe_text, write_recipe
+from tltasks.config.recipe import Recipe, as_written, plan_run, recipe_sha256, written_at
 from tltasks.config.schema import DIALECT, json_schema
 from tltasks.config.stage import JointStage
 from tltasks.config.tasks import TASKS

@@ -24,7 +24,7 @@ from transformers import (
 
 from tltasks import metrics
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.stage import StageKind, StagePlan
 from tltasks.config.tasks.image import ImageData, ImageModel, ImageStage
 from tltasks.data.corruptions import corrupt_image, generator
 from tltasks.data.splits import EncodedSplit, Split

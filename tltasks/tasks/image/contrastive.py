@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, PretrainedConfig
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.stage import StageKind, StagePlan
 from tltasks.config.tasks.image import ContrastiveStage, ImageModel, UnlabelledImageData
 from tltasks.data.splits import EncodedSplit, Split
 from tltasks.errors import CheckpointError

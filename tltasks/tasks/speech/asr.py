@@ -20,7 +20,7 @@ from transformers import PretrainedConfig
 
 from tltasks import metrics
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.stage import StageKind, StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, generator
 from tltasks.data.splits import EncodedSplit, Split

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.stage import StageKind, StagePlan
 from tltasks.config.tasks.text import (
     CausalLanguageStage,
     MaskedLanguageStage,

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import StageKind, StagePlan
+from tltasks.config.stage import StageKind, StagePlan
 from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_text, generator
 from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_batch, padded

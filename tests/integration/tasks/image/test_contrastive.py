@@ -18,7 +18,7 @@ from tests.tiny.images import save_data, save_mae, save_model
 from tests.tiny.runs import in_processes, largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.config.tasks.image import Views
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.runs.prepare import prepare_stages

@@ -19,7 +19,7 @@ from tests.tiny.images import png, save_data, save_mae, save_model
 from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.config.stage import UnlabelledStage
 from tltasks.errors import CheckpointError, Interrupted, RecipeError
 from tltasks.runs.prepare import prepare_stages

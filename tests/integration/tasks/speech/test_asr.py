@@ -23,7 +23,7 @@ from tests.tiny import speech
 from tests.tiny.runs import REPOSITORY, equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
 from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError, TltasksError

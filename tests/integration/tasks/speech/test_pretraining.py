@@ -22,7 +22,7 @@ from tests.tiny import speech
 from tests.tiny.runs import equal, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError
 from tltasks.runs.prepare import prepare_stages
 from tltasks.tasks.speech.wav2vec2_objective import (

@@ -19,7 +19,7 @@ from tests.tiny import texts
 from tests.tiny.runs import largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.runs.prepare import prepare_stages
 from tltasks.tasks.text.objectives import CausalLanguage, Frame, Infilling, MaskedLanguage, SpanCorruption

@@ -17,7 +17,7 @@ from tests.tiny import texts
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.plan import plan_run
+from tltasks.config.recipe import plan_run
 from tltasks.config.tasks.text import TextData, TextModel
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits

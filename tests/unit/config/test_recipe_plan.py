@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from tltasks.config.loading import load_recipe
-from tltasks.config.plan import STAGES, is_on_hub, plan_run, stage_names
-from tltasks.config.stage import StageName
+from tltasks.config.recipe import is_on_hub, plan_run, stage_names
+from tltasks.config.stage import STAGES, StageName
 
 TRAINED = "epochs: 1, learning_rate: 1e-3"
 HEAD = "task: image-classification\nmodel: {name: a/shared}\ndata: {name: b/shared}\noutput: x\nstages:\n"
