@@ -23,7 +23,7 @@ from tltasks.experiments.statistics import (
     holm,
     linearised,
     moderated,
-    verdict,
+    transfer_verdict,
 )
 from tltasks.experiments.trials import TrialRecord
 
@@ -251,7 +251,7 @@ def _compare(experiment: Experiment, control: str, cells: Cells, scores: Scores,
         cell, curve = cells[at], _curve(experiment, cells[others[at]], cells)
         needed = examples_to_reach(cell.score.mean, curve, higher_is_better=sign > 0)
         tried = round(min(curve)[0]), round(max(curve)[0])
-        comparison = ControlComparison(control, gain, p, verdict(gain.mean, p), needed, tried)
+        comparison = ControlComparison(control, gain, p, transfer_verdict(gain.mean, p), needed, tried)
         cells[at] = dataclasses.replace(cell, comparisons=[*cell.comparisons, comparison])
     return len(tables)
 

@@ -38,7 +38,7 @@ from tltasks.experiments.trials import (
     run_trials,
     to_do,
 )
-from tltasks.results.result import show_duration
+from tltasks.reports.formatting import show_duration
 from tltasks.runs.story import measure_stages
 from tltasks.runtime.files import write_json, write_text
 

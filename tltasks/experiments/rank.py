@@ -28,8 +28,7 @@ from tltasks.experiments.report import text_table
 from tltasks.experiments.successive_halving import LOSS_ROWS, stage_alone, successive_halving, zero_shot_loss
 from tltasks.experiments.transferability import ESTIMATORS
 from tltasks.experiments.trials import finished, plan_trials, results_folder
-from tltasks.reports.html import words
-from tltasks.results.result import show_duration
+from tltasks.reports.formatting import show_duration, words
 from tltasks.runs.prepare import PreparedStage
 from tltasks.runs.story import open_stages
 from tltasks.runtime.files import write_json

@@ -14,7 +14,8 @@ from rich.table import Table
 from tltasks.experiments.analysis import CellScore, ControlComparison, Findings
 from tltasks.experiments.charts import Line, Picture, draw_curve, draw_front, draw_heat_map
 from tltasks.experiments.experiment import Experiment, Levels
-from tltasks.reports.html import page_environment, words
+from tltasks.reports.formatting import words
+from tltasks.reports.templates import page_environment
 
 MOST_PANELS = 12
 """Contexts whose figures are drawn; the tables have all."""

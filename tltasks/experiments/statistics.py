@@ -28,8 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from tltasks.results.comparison import verdict
+
 Floats = NDArray[np.float64]
 LEVEL = 0.05
+TRANSFER = {"better": "positive", "unclear": "neutral", "worse": "negative"}
 MOST_LENT = 4.0
 """Degrees of freedom that other comparisons may add to what a comparison's own seeds say of their spread."""
 SMALLEST_POWER = -12
@@ -197,11 +200,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def verdict(difference: float, p_adjusted: float) -> str:
-    """`positive` or `negative` transfer where chance is ruled out, otherwise `neutral`; a gain is above zero."""
-    if p_adjusted >= LEVEL or difference == 0:
-        return "neutral"
-    return "positive" if difference > 0 else "negative"
+def transfer_verdict(gain: float, p_adjusted: float) -> str:
+    """`positive` or `negative` transfer where chance is ruled out, otherwise `neutral`."""
+    return TRANSFER[verdict(gain, shown=p_adjusted < LEVEL)]
 
 
 def examples_to_reach(score: float, curve: Sequence[tuple[float, float]], *, higher_is_better: bool) -> float | None:

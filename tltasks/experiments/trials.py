@@ -245,7 +245,7 @@ def describe_trial(item: PlannedTrial, result: RunResult, seconds: float) -> Tri
         seed=item.trial.seed,
         inputs=item.inputs,
         metric=result.headline.metric,
-        higher_is_better=result.headline.higher_is_better,
+        higher_is_better=result.best.higher_is_better,
         row_scores=f"{item.id}/stages/{stage.name}/{ROW_SCORES}",
         targets={
             split: TargetScore(

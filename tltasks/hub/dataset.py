@@ -25,7 +25,7 @@ from tltasks.data.loading import load_tables
 from tltasks.errors import DataError, first_line
 from tltasks.hub import client
 from tltasks.hub.upload_plan import plan_dataset
-from tltasks.reports.model_card import templates
+from tltasks.reports.templates import card_environment
 from tltasks.tasks.image import decoding
 from tltasks.tasks.speech import audio
 
@@ -231,7 +231,7 @@ def render_card(media: MediaFolder, repo: str, *, license_id: str | None, langua
         configs=[{"config_name": "default", "data_files": files}],
     )
     page = (
-        templates()
+        card_environment()
         .get_template("dataset.md.jinja")
         .render(
             title=title,

@@ -24,8 +24,9 @@ from tltasks.hub.resolved_checkpoint import resolve_checkpoint
 from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Item
 from tltasks.inference.predictor import Output, Predictor
-from tltasks.reports.html import baseline_name, compare, show_interval, show_number, words
+from tltasks.reports.formatting import show_interval, show_number, words
 from tltasks.reports.model_card import card_for_repo
+from tltasks.results.comparison import compare_headline
 from tltasks.results.result import RunResult, load_result
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
@@ -89,12 +90,10 @@ class Demo:
         if self.result is None:
             return None
         best, stage = self.result.headline, self.result.best
-        data = stage.data[best.split]
+        data, comparisons = stage.data[best.split], compare_headline(self.result)
         rows = [("**this model**", best.value, best.ci95)]
-        for name, by_split in stage.baselines.items():
-            if (other := by_split.get(best.split)) is not None:
-                rows.append((baseline_name(name).replace("|", "\\|"), other.values[best.metric], other.ci95))
-        better = "higher" if best.higher_is_better else "lower"
+        rows += [(it.name, it.theirs.value, it.theirs.ci95) for it in comparisons]
+        better = "higher" if stage.higher_is_better else "lower"
         lines = [
             f"Measured on {data.examples:,} examples of {words(best.split)} ({data.source}); {better} is better.",
             "",
@@ -102,7 +101,7 @@ class Demo:
             "|---|---|---|",
             *(f"| {name} | {show_number(value)} | {show_interval(interval)} |" for name, value, interval in rows),
             "",
-            *(f"- This model is {comparison.sentence}." for comparison in compare(best, stage)),
+            *(f"- This model is {comparison.sentence}." for comparison in comparisons),
             *(f"- {note}" for note in self.result.score.notes),
         ]
         return "\n".join(lines)

@@ -90,13 +90,12 @@ def draw_learning_rate(points: Sequence[tuple[int, float]]) -> str:
     return svg(figure)
 
 
-def draw_intervals(metric: str, arms: Sequence[tuple[str, float, tuple[float, float] | None]]) -> str:
+def draw_intervals(metric: str, arms: Sequence[tuple[str, float, tuple[float, float]]]) -> str:
     """Value and 95 % interval of the model, first, and of each baseline."""
     with chart(f"{metric} with 95 % interval", (5.0, 1.1 + 0.42 * len(arms)), x_label="") as (figure, axes):
         for place, (_, value, interval) in enumerate(arms):
             colour = BLUE if place == 0 else GREY
-            if interval is not None:
-                axes.plot(interval, [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
+            axes.plot(interval, [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.plot([value], [place], "o", color=colour, markersize=7)
             axes.annotate(f"{value:.3f}", (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=11)
         axes.set_yticks(range(len(arms)), [name for name, _, _ in arms])

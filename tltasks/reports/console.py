@@ -7,7 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tltasks.results.result import RunResult, Score, StageMeasurement, show_duration
+from tltasks.reports.formatting import show_duration
+from tltasks.results.comparison import compare_headline
+from tltasks.results.result import RunResult, Score, StageMeasurement
 
 
 def show_result(console: Console, result: RunResult, output: Path) -> None:
@@ -33,6 +35,8 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
     best = result.headline
     low, high = best.ci95
     console.print(f"[bold]{best.metric} {best.value:.3f}[/] on {best.split} (95 % interval {low:.3f} to {high:.3f})")
+    for comparison in compare_headline(result):
+        console.print(f"  {comparison.sentence}", soft_wrap=True)
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)
     console.print(f"model    {output / 'model'}", soft_wrap=True)
 

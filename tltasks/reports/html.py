@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from tltasks.reports import charts
-from tltasks.results.comparison import Change, changes
-from tltasks.results.result import (
-    CorruptedScore,
-    Headline,
-    ReportExample,
-    RunResult,
-    Score,
-    StageResult,
-    TrainingSummary,
-    show_duration,
+from tltasks.reports.formatting import data_uri, show_duration, words
+from tltasks.reports.templates import page_environment
+from tltasks.results.comparison import (
+    Comparison,
+    compare_headline,
+    compare_with_baselines,
+    compare_with_before,
+    describe_forgetting,
 )
+from tltasks.results.result import CorruptedScore, ReportExample, RunResult, Score, StageResult, TrainingSummary
 
 LARGEST_MATRIX = 30
 """Classes up to which a confusion matrix is a table that can be read."""
 SHOWN_ROWS = 20
 """Confused pairs, and classes of a long table, that are shown at once."""
-MEDIA_TYPES = {"image": "image/png", "audio": "audio/flac", "svg": "image/svg+xml"}
-BASELINE_NAMES = {
-    "mean_patch": "predicting flat patches",
-    "majority_class": "the majority class",
-    "checkpoint": "the untouched checkpoint",
-    "not_interpolated": "the fine-tuned weights, not interpolated",
-    "checkpoint_knn": "nearest neighbours in the untouched checkpoint's features",
-}
 Rows = list[dict[str, Any]]
 
 
@@ -45,30 +34,20 @@ def write_report(
     path: Path, result: RunResult, recipe_text: str, metrics: Rows, report_examples: list[ReportExample]
 ) -> None:
     """Write the page; `metrics` are the rows of metrics.jsonl. The same arguments give the same bytes."""
-    best = result.best
+    beside = compare_headline(result)
     text = (
         page_environment()
         .get_template("report.html.jinja")
         .render(
             result=result,
             headline=result.headline,
-            best=best,
-            comparisons=compare(result.headline, best),
-            intervals_figure=_intervals_figure(result.headline, best),
-            warnings=_warnings(result.headline, best),
+            best=result.best,
+            comparisons=beside,
+            intervals_figure=_intervals_figure(result.score, beside),
+            warnings=_warnings(result, beside),
             errors=describe_errors(result.headline.split, result.score.details),
             examples=[(example, show_example(example)) for example in report_examples],
-            stages=[
-                StageView(
-                    stage,
-                    _metric_columns(stage),
-                    _facts(stage),
-                    _stage_figures(stage, metrics),
-                    _other_errors(stage, best, result),
-                    list(changes(result, stage)),
-                )
-                for stage in result.stages
-            ],
+            stages=[_view(stage, result, metrics) for stage in result.stages],
             shown_rows=SHOWN_ROWS,
             recipe_text=recipe_text,
             hardware=[(words(name), _hardware_value(name, value)) for name, value in result.hardware.items()],
@@ -77,92 +56,25 @@ def write_report(
     path.write_text(text, encoding="utf-8")
 
 
-def page_environment(*folders: Path) -> jinja2.Environment:
-    """Templates of pages, of further `folders` too, with the filters by which they show numbers."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([Path(__file__).parent, *folders]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": show_number,
-        "interval": show_interval,
-        "signed": show_signed,
-        "words": words,
-        "baseline": baseline_name,
-        "data_uri": data_uri,
-        "duration": show_duration,
-    }
-    return environment
-
-
 # ----------------------------------------------------------------------------------------- headline
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How the model stands beside a baseline on the same rows."""
-
-    verdict: str
-    """`better`, `worse` or `unclear`."""
-    sentence: str
-
-
-def compare(headline: Headline, stage: StageResult) -> list[Comparison]:
-    """One sentence for each baseline of the headline's split, which hides nothing that speaks against the model."""
-    return [
-        _compare(headline, name, by_split[headline.split])
-        for name, by_split in stage.baselines.items()
-        if headline.split in by_split
-    ]
-
-
-def _compare(headline: Headline, name: str, baseline: Score) -> Comparison:
-    other = baseline_name(name)
-    sign = 1 if headline.higher_is_better else -1
-    gain = sign * (headline.value - baseline.values[headline.metric])
-    interval = known_interval(baseline.difference_ci95)
-    if interval is None:
-        return Comparison(
-            "unclear", f"{show_signed(gain)} against {other}, without an interval: chance is not ruled out"
-        )
-    low, high = sorted(sign * end for end in interval)
-    if low > 0:
-        return Comparison(
-            "better", f"better than {other} by {gain:.2f} (95\u00a0% interval {show_interval((low, high), 2)})"
-        )
-    if high < 0:
-        worse = show_interval((-high, -low), 2)
-        return Comparison("worse", f"worse than {other} by {-gain:.2f} (95\u00a0% interval {worse})")
-    return Comparison(
-        "unclear",
-        f"not shown to be better than {other}: the difference of {show_signed(gain, 2)} has a 95\u00a0% interval "
-        f"of {show_interval((low, high), 2)}, which contains zero",
-    )
-
-
-def _warnings(headline: Headline, stage: StageResult) -> list[str]:
-    found = []
-    if headline.split == "validation" and stage.training is not None and stage.training.best_step is not None:
+def _warnings(result: RunResult, beside: list[Comparison]) -> list[str]:
+    found, stage, split = [], result.best, result.headline.split
+    if split == "validation" and stage.training is not None and stage.training.best_step is not None:
         found.append("Training was steered by this very split, so the number may be optimistic; name a test split.")
-    if not any(headline.split in by_split for by_split in stage.baselines.values()):
+    if not beside:
         found.append("There is no baseline to compare with.")
-    found += stage.metrics[headline.split].notes
-    skipped = stage.data[headline.split].skipped if headline.split in stage.data else 0
-    if skipped:
+    found += result.score.notes
+    if split in stage.data and (skipped := stage.data[split].skipped):
         found.append(f"{skipped} examples of this split could not be read and do not count.")
     return found
 
 
-def _intervals_figure(headline: Headline, stage: StageResult) -> str | None:
-    arms = [("this model", headline.value, known_interval(headline.ci95))]
-    for name, by_split in stage.baselines.items():
-        if headline.split in by_split:
-            score = by_split[headline.split]
-            arms.append((words(name), score.values[headline.metric], known_interval(score.ci95)))
-    return charts.draw_intervals(words(headline.metric), arms) if len(arms) > 1 else None
+def _intervals_figure(score: Score, beside: list[Comparison]) -> str | None:
+    bars = [("this model", score.value, score.ci95)]
+    bars += [(words(it.against), it.theirs.value, it.theirs.ci95) for it in beside]
+    return charts.draw_intervals(words(score.headline), bars) if beside else None
 
 
 # ------------------------------------------------------------------------------------------- errors
@@ -223,15 +135,6 @@ def _most_confused(
     return [(names[i], names[j], int(counts[i, j]), float(shares[i, j])) for i, j in pairs if mistakes[i, j]]
 
 
-def _other_errors(stage: StageResult, best: StageResult, result: RunResult) -> list[Errors]:
-    found = [
-        describe_errors(split, score.details)
-        for split, score in stage.metrics.items()
-        if (stage.name, split) != (best.name, result.headline.split)
-    ]
-    return [errors for errors in found if errors is not None]
-
-
 # ------------------------------------------------------------------------------------------- stages
 
 
@@ -245,7 +148,9 @@ class StageView:
     figures: list[tuple[str, str, bool]]
     """What it shows, SVG, and whether it is a small one."""
     other_errors: list[Errors]
-    changes: list[Change]
+    comparisons: list[Comparison]
+    forgetting: list[tuple[str, str]]
+    """Verdicts and sentences."""
 
     @property
     def corrupted(self) -> dict[str, list[CorruptedScore]]:
@@ -258,6 +163,23 @@ class StageView:
     @property
     def levels(self) -> list[float]:
         return list(dict.fromkeys(line.level for lines in self.corrupted.values() for line in lines))
+
+
+def _view(stage: StageResult, result: RunResult, metrics: Rows) -> StageView:
+    errors = [
+        describe_errors(split, score.details)
+        for split, score in stage.metrics.items()
+        if (stage.name, split) != (result.headline.stage, result.headline.split)
+    ]
+    return StageView(
+        result=stage,
+        columns=_metric_columns(stage),
+        facts=_facts(stage),
+        figures=_stage_figures(stage, metrics),
+        other_errors=[found for found in errors if found is not None],
+        comparisons=compare_with_baselines(stage),
+        forgetting=[(it.verdict, describe_forgetting(it)) for it in compare_with_before(result, stage)],
+    )
 
 
 def _metric_columns(stage: StageResult) -> list[str]:
@@ -342,62 +264,6 @@ def _points(rows: Rows, name: str) -> list[tuple[int, float]]:
     return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
-# --------------------------------------------------------------------------------- numbers as text
-
-
-def show_number(value: float | None) -> str:
-    """
-    >>> [show_number(v) for v in (0.84321, 12345.6, 0.00012, 0.0, None, float("nan"))]
-    ['0.843', '12,345.6', '1.2e-04', '0.000', '–', '–']
-    """
-    if value is None or not math.isfinite(value):
-        return "–"
-    if value and abs(value) < 0.0005:
-        return f"{value:.1e}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.3f}"
-
-
-def show_signed(value: float, digits: int = 3) -> str:
-    """
-    >>> show_signed(0.5), show_signed(-0.25, 2)
-    ('+0.500', '−0.25')
-    """
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def known_interval(interval: Any) -> tuple[float, float] | None:
-    """The interval, unless it was not computed: NaN, which result.json holds as null."""
-    if interval is None or any(end is None or not math.isfinite(end) for end in interval):
-        return None
-    low, high = interval
-    return low, high
-
-
-def show_interval(interval: Any, digits: int = 3) -> str:
-    """
-    >>> show_interval((0.461, 0.62), 2), show_interval((-0.02, 0.04), 2), show_interval(None)
-    ('0.46–0.62', '−0.02 to +0.04', 'no interval')
-    """
-    known = known_interval(interval)
-    if known is None:
-        return "no interval"
-    if min(known) < 0:
-        return " to ".join(show_signed(end, digits) for end in known)
-    return "–".join(f"{end:.{digits}f}" for end in known)
-
-
-def words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def baseline_name(name: str) -> str:
-    """
-    >>> baseline_name("majority_class"), baseline_name("lead_3")
-    ('the majority class', 'lead 3')
-    """
-    return BASELINE_NAMES.get(name, words(name))
-
-
 def _plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         shown = ", ".join(map(str, value[:8]))
@@ -411,17 +277,9 @@ def _hardware_value(name: str, value: Any) -> str:
     return f"{value / 2**30:.1f} GiB" if name.endswith("_bytes") else _plain(value)
 
 
-# ------------------------------------------------------------------------------------------- media
-
-
-def data_uri(content: bytes | str, kind: str) -> str:
-    raw = content.encode() if isinstance(content, str) else content
-    return f"data:{MEDIA_TYPES[kind]};base64,{base64.b64encode(raw).decode()}"
-
-
-def show_example(exhibit: ReportExample) -> str | dict[str, str]:
+def show_example(example: ReportExample) -> str | dict[str, str]:
     """What the page puts in its place: the texts by name, or a data URI."""
-    if exhibit.kind == "texts":
-        texts: dict[str, str] = json.loads(exhibit.content)
+    if example.kind == "texts":
+        texts: dict[str, str] = json.loads(example.content)
         return texts
-    return data_uri(exhibit.content, exhibit.kind)
+    return data_uri(example.content, example.kind)

@@ -1,61 +1,179 @@
-"""What a stage has cost on tests that are not its own: the score before it and after it."""
+"""Which of two scores is better, by how much, and whether chance is ruled out: every verdict, in one wording.
+
+One sign rule holds for all of them: a gain is above zero for the better, whichever way the metric goes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from tltasks.results.result import RunResult, StageResult
+from tltasks.results.result import UNKNOWN, Interval, RunResult, Score, StageResult
 
-OWN = {"train", "validation", "test"}
+OWN_SPLITS = {"train", "validation", "test"}
 """Splits of a stage's own data; its further test sets are those of other domains, or of what was learnt before."""
+NAMES = {
+    "chance": "guessing",
+    "checkpoint": "the untouched checkpoint",
+    "checkpoint_knn": "nearest neighbours by the untouched checkpoint's features",
+    "majority_class": "always naming the most frequent class",
+    "mean_patch": "predicting flat patches",
+    "not_interpolated": "the fine-tuned weights before interpolation",
+    "token_frequencies": "guessing by how often each token comes up in these texts",
+}
+"""Baselines whose name in result.json does not say what they are."""
+
+Verdict = Literal["better", "worse", "unclear"]
+
+
+def verdict(gain: float, *, shown: bool) -> Verdict:
+    """A verdict by the sign of a gain, where chance is ruled out.
+
+    >>> verdict(0.1, shown=True), verdict(-0.1, shown=True), verdict(0.1, shown=False)
+    ('better', 'worse', 'unclear')
+    """
+    return "unclear" if not shown or gain == 0 else "better" if gain > 0 else "worse"
 
 
 @dataclass(frozen=True)
-class Change:
-    """One further test set, before and after a stage, on the same rows."""
+class Comparison:
+    """A score beside another: a baseline's on the same rows, or the model's own on another test set."""
 
     split: str
-    before_name: str
-    """A stage, or `the checkpoint`."""
-    metric: str
-    before: float
-    after: float
+    against: str
+    """Baseline, such as `majority_class` or `stage_pretrain`; or test set."""
+    ours: Score
+    theirs: Score
     gain: float
-    """Above zero for the better, whichever way the metric goes."""
-    ci95: tuple[float, float]
-    """Of `gain`, which excludes zero where something is shown to be lost or won."""
+    """NaN where a score is."""
+    ci95: Interval
+    """Of the gain; NaN where it was not computed."""
 
     @property
-    def verdict(self) -> str:
-        """`worse`, `better` or `unclear`."""
-        return "worse" if self.ci95[1] < 0 else "better" if self.ci95[0] > 0 else "unclear"
+    def name(self) -> str:
+        """The other's name in a sentence."""
+        return baseline_name(self.against)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an interval."""
+        return all(map(math.isfinite, self.ci95))
+
+    @property
+    def verdict(self) -> Verdict:
+        low, high = self.ci95
+        return verdict(low, shown=self.is_known and not low <= 0 <= high)
 
     @property
     def sentence(self) -> str:
-        gain, low, high = (f"{value:+.3f}".replace("-", "−") for value in (self.gain, *self.ci95))
-        before = f"{self.metric.replace('_', ' ')} was {self.before:.3f} with {self.before_name}"
-        change = f"change for the better {gain}, 95 % interval {low} to {high}"
-        said = {
-            "worse": "Something was forgotten",
-            "better": "Nothing was forgotten, more was learnt",
-            "unclear": "Nothing is shown to be forgotten or learnt",
-        }[self.verdict]
-        return f"{said} on {self.split}: {before} and is {self.after:.3f} after this stage ({change})."
+        """What can be said of the model, to follow `it is`; hides nothing that speaks against it."""
+        if not math.isfinite(self.gain):
+            return f"not comparable with {self.name}: a score is not a number"
+        if not self.is_known:
+            return f"not shown to be better or worse than {self.name}: {signed(self.gain)}, without an interval"
+        low, high = self.ci95
+        digits = decimals(self.gain, low, high)
+        if self.verdict == "unclear":
+            gain, low_end, high_end = (signed(value, digits) for value in (self.gain, low, high))
+            interval = f"95 % interval {low_end} to {high_end}, which contains zero"
+            return f"not shown to be better or worse than {self.name}: {gain}, {interval}"
+        size, *ends = abs(self.gain), *sorted((abs(low), abs(high)))
+        by, nearest, farthest = (f"{value:,.{digits}f}" for value in (size, *ends))
+        return f"{self.verdict} than {self.name} by {by} (95 % interval {nearest} to {farthest})"
 
 
-def changes(result: RunResult, stage: StageResult) -> Iterator[Change]:
-    """Each further test set of a stage whose score before it is known; none for a stage of another task."""
-    if stage.task != result.best.task or not stage.training:
+def compare_with_baselines(stage: StageResult) -> list[Comparison]:
+    """A stage beside each of its baselines, on every split that both have been scored on."""
+    return [
+        _paired(stage, split, ours, name, by_split[split])
+        for split, ours in stage.metrics.items()
+        for name, by_split in stage.baselines.items()
+        if split in by_split
+    ]
+
+
+def compare_headline(result: RunResult) -> list[Comparison]:
+    """The run's headline beside its baselines."""
+    return [it for it in compare_with_baselines(result.best) if it.split == result.headline.split]
+
+
+def compare_test_sets(stage: StageResult, split: str) -> list[Comparison]:
+    """Each further test set beside the split of the headline: other rows, so judged by whether intervals overlap."""
+    found, theirs = [], stage.metrics[split]
+    for name, ours in stage.metrics.items():
+        if name not in OWN_SPLITS and name != split:
+            # The widest difference that values within both intervals can have, either way.
+            ends = ours.ci95[0] - theirs.ci95[1], ours.ci95[1] - theirs.ci95[0]
+            found.append(_compare(stage, name, ours, split, theirs, ends))
+    return found
+
+
+def compare_with_before(result: RunResult, stage: StageResult) -> Iterator[Comparison]:
+    """Each further test set of a stage beside its score before the stage; none for a stage of another task."""
+    if stage.task != result.best.task or stage.training is None:
         return
     came_from = stage.lineage[-1].stage if stage.weights.start == "previous" and stage.lineage else None
-    arm, name = ("checkpoint", "the checkpoint") if came_from is None else (f"stage_{came_from}", f"stage {came_from}")
-    sign = 1 if result.headline.higher_is_better else -1
-    for split, before in stage.baselines.get(arm, {}).items():
-        interval = before.difference_ci95
-        if split in OWN or split not in stage.metrics or interval is None or not all(map(math.isfinite, interval)):
-            continue
-        was, now = before.value, stage.metrics[split].values[before.headline]
-        low, high = sorted(sign * end for end in interval)
-        yield Change(split, name, before.headline, was, now, sign * (now - was), (low, high))
+    name = "checkpoint" if came_from is None else f"stage_{came_from}"
+    for split, before in stage.baselines.get(name, {}).items():
+        if split not in OWN_SPLITS and split in stage.metrics:
+            found = _paired(stage, split, stage.metrics[split], name, before)
+            if found.is_known:
+                yield found
+
+
+def describe_forgetting(comparison: Comparison) -> str:
+    """Whether something was forgotten or learnt on a test set that is not a stage's own."""
+    said = {
+        "worse": "Something was forgotten",
+        "better": "Nothing was forgotten, more was learnt",
+        "unclear": "Nothing is shown to be forgotten or learnt",
+    }[comparison.verdict]
+    metric, before, after = comparison.ours.headline.replace("_", " "), comparison.theirs.value, comparison.ours.value
+    values = f"{metric} was {before:.3f} and is {after:.3f} after this stage"
+    return f"{said} on {comparison.split}: {comparison.sentence}; {values}."
+
+
+def _paired(stage: StageResult, split: str, ours: Score, against: str, theirs: Score) -> Comparison:
+    return _compare(stage, split, ours, against, theirs, theirs.difference_ci95 or UNKNOWN)
+
+
+def _compare(
+    stage: StageResult, split: str, ours: Score, against: str, theirs: Score, difference: Interval
+) -> Comparison:
+    sign = 1 if stage.higher_is_better else -1
+    low, high = sorted(sign * end for end in difference)
+    gain = sign * (ours.value - theirs.values.get(ours.headline, float("nan")))
+    return Comparison(split, against, ours, theirs, gain, (low, high))
+
+
+# ----------------------------------------------------------------------------------------------- wording
+
+
+def baseline_name(name: str) -> str:
+    """
+    >>> baseline_name("majority_class"), baseline_name("lead_3"), baseline_name("stage_first_one")
+    ('always naming the most frequent class', 'lead 3', 'stage first_one')
+    """
+    if name.startswith("stage_"):
+        return f"stage {name.removeprefix('stage_')}"
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """
+    >>> signed(0.5), signed(-0.25, 2)
+    ('+0.500', '−0.25')
+    """
+    return f"{value:+,.{digits}f}".replace("-", "−")
+
+
+def decimals(*values: float) -> int:
+    """Digits after the point by which no value that is not zero looks like zero: three, or as many more as it takes.
+
+    >>> decimals(0.5, 0.46, 0.54), decimals(0.01, 0.0004, 0.02), decimals(12.0, 0.0, 15.0)
+    (3, 4, 3)
+    """
+    smallest = min((abs(value) for value in values if value), default=1.0)
+    return min(6, max(3, math.ceil(-math.log10(2 * smallest))))

@@ -27,7 +27,6 @@ class Headline:
     metric: str
     value: Number
     ci95: Interval
-    higher_is_better: bool
     stage: str
     split: str
 
@@ -177,6 +176,8 @@ class StageResult:
     """The recipe's `stage`, such as `transfer`."""
     name: str
     task: str
+    higher_is_better: bool
+    """Of the headline metric of all its scores."""
     metrics: dict[str, Score]
     baselines: dict[str, dict[str, Score]]
     seconds: float
@@ -285,17 +286,3 @@ def examples_to_json(examples: list[ReportExample]) -> str:
 def examples_from_json(text: str | bytes) -> list[ReportExample]:
     """Raises ValueError for a text that holds no examples."""
     return _EXAMPLES.validate_json(text)
-
-
-def show_duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> [show_duration(s) for s in (0.42, 9.96, 100, 3599.6, 5000)]
-    ['0.4 s', '10 s', '1 min 40 s', '1 h 0 min', '1 h 23 min']
-    """
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -93,6 +93,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         kind=plan.stage.stage,
         name=plan.name,
         task=plan.task,
+        higher_is_better=stage.task.higher_is_better,
         metrics=scores,
         baselines=beside,
         seconds=time.perf_counter() - started,

@@ -19,7 +19,6 @@ from tltasks.runs.stage import FinishedStage, measure_stage, run_stage
 from tltasks.runtime import devices
 from tltasks.runtime.files import write_text
 from tltasks.runtime.precision import check_architecture
-from tltasks.tasks import load_adapter
 from tltasks.training.tracking import check_trackers, read_metrics
 
 
@@ -122,10 +121,10 @@ def _conclude(context: Context, stages: list[StageResult]) -> RunResult:
     """The run's result, judged by its final stage on the first split that there is."""
     best, accelerator = stages[context.plan.final.index], context.accelerator
     split = next(name for name in (*DECIDING, *best.metrics) if name in best.metrics)
-    score, higher = best.metrics[split], load_adapter(best.task).higher_is_better
+    score = best.metrics[split]
     return RunResult(
         recipe_sha256=context.plan.sha256,
-        headline=Headline(score.headline, score.value, score.ci95, higher, best.name, split),
+        headline=Headline(score.headline, score.value, score.ci95, best.name, split),
         stages=stages,
         versions=devices.versions(),
         hardware=devices.hardware(accelerator.device, accelerator.num_processes, context.precision),

@@ -138,7 +138,7 @@ def test_pictures(browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[st
         page.get_by_text("Measured quality").wait_for()
         text = page.locator("body").inner_text()
         assert f"{result.headline.value:.3f}" in text
-        assert "the majority class" in text
+        assert "always naming the most frequent class" in text
         assert "How to use" in text
         assert "license:" not in text, "front matter"
         take_pictures(page, tmp_path, "card")

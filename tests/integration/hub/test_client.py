@@ -89,6 +89,7 @@ def output(tmp_path: Path) -> Path:
         kind="transfer",
         name="transfer",
         task="image-classification",
+        higher_is_better=True,
         metrics={"test": score},
         baselines={},
         seconds=1.0,
@@ -99,7 +100,7 @@ def output(tmp_path: Path) -> Path:
         weights=Provenance("ada/vit"),
         data={},
     )
-    headline = Headline("accuracy", 0.75, (0.7, 0.8), True, "transfer", "test")
+    headline = Headline("accuracy", 0.75, (0.7, 0.8), "transfer", "test")
     RunResult("5eed" * 16, headline, [stage], {}, {}).save(folder / "result.json")
     return folder
 

@@ -35,6 +35,7 @@ def stage(**more: Any) -> StageResult:
             "kind": "transfer",
             "name": "one",
             "task": "image-classification",
+            "higher_is_better": True,
             "metrics": {"test": test, "val": validation},
             "baselines": {"majority_class": majority},
             "seconds": 1.0,
@@ -51,7 +52,7 @@ def stage(**more: Any) -> StageResult:
 
 def test_scores_stand_beside_their_baselines() -> None:
     out = console()
-    headline = Headline("accuracy", 0.8123, (0.75, 0.86), True, "one", "test")
+    headline = Headline("accuracy", 0.8123, (0.75, 0.86), "one", "test")
     show_result(out, RunResult("x", headline, [stage(), stage(name="two")], {}, {}), Path("results"))
     printed = text(out)
     first = printed.split("two")[0]

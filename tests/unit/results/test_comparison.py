@@ -12,11 +12,11 @@ import pytest
 from tests.integration.reports.test_model_card import plan_of, result_of, score, stage, usual
 from tltasks.reports.html import write_report
 from tltasks.reports.model_card import render_card
-from tltasks.results.comparison import changes
+from tltasks.results.comparison import compare_with_before, describe_forgetting
 from tltasks.results.result import Ancestor, Provenance, RunResult, StageResult
 
 
-def tuned(interval: list[float | None] | None, **changed: Any) -> StageResult:
+def tuned(interval: tuple[float, float] | None, **changed: Any) -> StageResult:
     """A stage after `cifar10`, tested on `old` as that one was, where it scores 0.9."""
     metrics = {"test": score(0.8), "old": score(0.9)}
     before = {"stage_cifar10": {split: score(0.95, difference=interval) for split in metrics}}
@@ -33,26 +33,24 @@ def result(last: StageResult) -> RunResult:
 @pytest.mark.parametrize(
     ("interval", "verdict", "said"),
     [
-        ([-0.08, -0.02], "worse", "Something was forgotten on old"),
-        ([-0.08, 0.01], "unclear", "Nothing is shown to be forgotten or learnt on old"),
-        ([0.01, 0.02], "better", "Nothing was forgotten, more was learnt on old"),
+        ((-0.08, -0.02), "worse", "Something was forgotten on old"),
+        ((-0.08, 0.01), "unclear", "Nothing is shown to be forgotten or learnt on old"),
+        ((0.01, 0.02), "better", "Nothing was forgotten, more was learnt on old"),
     ],
 )
-def test_the_sentence_goes_by_the_interval(interval: list[float], verdict: str, said: str) -> None:
+def test_the_sentence_goes_by_the_interval(interval: tuple[float, float], verdict: str, said: str) -> None:
     last = tuned(interval)
-    (change,) = changes(result(last), last)
+    (change,) = compare_with_before(result(last), last)
     assert change.verdict == verdict
-    assert change.sentence.startswith(said)
-    assert "accuracy was 0.950 with stage cifar10 and is 0.900 after this stage" in change.sentence
-    assert "(change for the better −0.050, 95 % interval " in change.sentence
+    sentence = describe_forgetting(change)
+    assert sentence.startswith(f"{said}: ")
+    assert "than stage cifar10" in sentence
+    assert sentence.endswith("; accuracy was 0.950 and is 0.900 after this stage.")
 
 
 def test_an_error_rate_is_worse_when_it_rises() -> None:
-    last = tuned([0.02, 0.08])
-    run = result(last)
-    (change,) = changes(
-        dataclasses.replace(run, headline=dataclasses.replace(run.headline, higher_is_better=False)), last
-    )
+    last = dataclasses.replace(tuned((0.02, 0.08)), higher_is_better=False)
+    (change,) = compare_with_before(result(last), last)
     assert (change.verdict, change.ci95) == ("worse", (-0.08, -0.02))
     assert change.gain == pytest.approx(0.05)
 
@@ -60,24 +58,24 @@ def test_an_error_rate_is_worse_when_it_rises() -> None:
 def test_from_a_checkpoint_the_checkpoint_is_what_was_before() -> None:
     metrics = {"test": score(0.8), "sketches": score(0.9)}
     last = stage(metrics)
-    (change,) = changes(result_of(last), last)
-    assert (change.split, change.before_name, change.before) == ("sketches", "the checkpoint", 0.99)
+    (change,) = compare_with_before(result_of(last), last)
+    assert (change.split, change.name, change.theirs.value) == ("sketches", "the untouched checkpoint", 0.99)
 
 
 def test_without_a_score_from_before_nothing_is_said() -> None:
     for last in (
         tuned(None),
         tuned((nan, nan)),
-        tuned([-0.1, -0.05], task="masked-image-modeling"),
-        tuned([0.1, 0.2], training=None),
+        tuned((-0.1, -0.05), task="masked-image-modeling"),
+        tuned((0.1, 0.2), training=None),
     ):
-        run = result(tuned([0.0, 0.0]))
-        assert list(changes(run, last)) == []
+        run = result(tuned((0.0, 0.0)))
+        assert list(compare_with_before(run, last)) == []
 
 
 def test_report_and_card_say_it(tmp_path: Path) -> None:
-    last = tuned([-0.08, -0.02])
-    sentence = "Something was forgotten on old: accuracy was 0.950 with stage cifar10 and is 0.900 after this stage"
+    last = tuned((-0.08, -0.02))
+    sentence = "Something was forgotten on old: worse than stage cifar10 by 0.050 (95 % interval 0.020 to 0.080)"
     write_report(tmp_path / "report.html", result(last), "", [], [])
     assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
     card = render_card(usual(), plan_of(tmp_path), adapter=True, repo="ada/x")

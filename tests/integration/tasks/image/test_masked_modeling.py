@@ -268,7 +268,7 @@ def test_pretraining_goes_on_from_a_checkpoint(zoo: Path, tmp_path: Path) -> Non
     untouched, ours = (it["test"].values["loss"] for it in (kept.baselines["checkpoint"], kept.metrics))
     assert untouched == pytest.approx(ours, abs=1e-3)  # its special tokens of zero are scaled up by layer norms
     assert result.headline.metric == "loss"
-    assert not result.headline.higher_is_better
+    assert not result.best.higher_is_better
     card = (tmp_path / "run" / "README.md").read_text()
     assert "pipeline_tag: image-feature-extraction" in card
     with pytest.raises(CheckpointError, match=r"no weights for its decoder .*`stage: transfer`"):

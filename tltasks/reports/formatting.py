@@ -1,0 +1,76 @@
+"""Numbers, names and media as people read them."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from typing import TypeGuard
+
+from tltasks.results.comparison import signed
+
+UNKNOWN = "–"
+MEDIA_TYPES = {"image": "image/png", "audio": "audio/flac", "svg": "image/svg+xml"}
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite number; those that are not are null in result.json."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def show_number(value: float | None, digits: int | None = None) -> str:
+    """
+    >>> [show_number(v) for v in (0.84321, 12345.6, 0.00012, 0.0, None, float("nan"))]
+    ['0.843', '12,345.6', '1.2e-04', '0.000', '–', '–']
+    """
+    if not is_number(value):
+        return UNKNOWN
+    if digits is not None:
+        return f"{value:,.{digits}f}"
+    if value and abs(value) < 0.0005:
+        return f"{value:.1e}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.3f}"
+
+
+def show_signed(value: float | None) -> str:
+    """
+    >>> show_signed(0.5), show_signed(float("nan"))
+    ('+0.500', '–')
+    """
+    return signed(value) if is_number(value) else UNKNOWN
+
+
+def show_interval(interval: Sequence[float | None] | None, digits: int = 3) -> str:
+    """
+    >>> show_interval((0.461, 0.62), 2), show_interval((-0.02, 0.04), 2), show_interval(None)
+    ('0.46–0.62', '−0.02 to +0.04', 'no interval')
+    """
+    known = [end for end in interval or () if is_number(end)]
+    if len(known) < 2:
+        return "no interval"
+    if min(known) < 0:
+        return " to ".join(signed(end, digits) for end in known)
+    return "–".join(f"{end:.{digits}f}" for end in known)
+
+
+def show_duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> [show_duration(s) for s in (0.42, 9.96, 100, 3599.6, 5000)]
+    ['0.4 s', '10 s', '1 min 40 s', '1 h 0 min', '1 h 23 min']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def data_uri(content: bytes | str, kind: str) -> str:
+    raw = content.encode() if isinstance(content, str) else content
+    return f"data:{MEDIA_TYPES[kind]};base64,{base64.b64encode(raw).decode()}"

@@ -1,0 +1,96 @@
+"""The set-up of templates: of pages in HTML, and of cards in Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from tltasks.reports.formatting import (
+    UNKNOWN,
+    data_uri,
+    is_number,
+    show_duration,
+    show_interval,
+    show_number,
+    show_signed,
+    words,
+)
+from tltasks.results.comparison import baseline_name
+
+HERE = Path(__file__).parent
+
+
+def page_environment(*folders: Path) -> jinja2.Environment:
+    """Templates of pages, of further `folders` too."""
+    environment = _environment([HERE, *folders], trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"interval": show_interval, "data_uri": data_uri}
+    return environment
+
+
+def card_environment() -> jinja2.Environment:
+    """Templates of cards: of the checkout, or inside the installed package."""
+    package = HERE.parent
+    beside = package.parent / "hub_cards"
+    folder = beside if beside.is_dir() else package / "hub_cards"
+    environment = _environment([folder], finalize=_finalize, keep_trailing_newline=True)
+    environment.filters |= {
+        "interval": lambda ends: " to ".join(map(show_number, ends)),
+        "width": lambda ends: ends[1] - ends[0] if all(map(is_number, ends)) else None,
+        "given": lambda value: UNKNOWN if value is None else value,
+        "grams": lambda n: f"{n / 1000:.2g} kg" if n >= 1000 else f"{n:.2g} g",
+        "some": lambda rows: ", ".join(rows[:10]) + (f" and {len(rows) - 10:,} more" if len(rows) > 10 else ""),
+        "python": lambda text: Markup(json.dumps(text, ensure_ascii=False)),  # noqa: S704 (a literal, in a code block)
+    }
+    return environment
+
+
+def _environment(folders: list[Path], **options: object) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,  # so that what macros return is Markup, and not cleaned again
+        **options,  # type: ignore[arg-type]
+    )
+    environment.filters |= {
+        "baseline": baseline_name,
+        "count": lambda n: f"{n:,}",
+        "duration": show_duration,
+        "gibibytes": lambda n: f"{n / 2**30:.1f} GiB",
+        "number": show_number,
+        "signed": show_signed,
+        "words": words,
+    }
+    return environment
+
+
+def _finalize(value: object) -> object:
+    return value if isinstance(value, (Markup, int, float)) else clean(str(value))
+
+
+def clean(text: str) -> Markup:
+    """Data as one line of plain text wherever it stands in Markdown: no markup, HTML, link, table cell or code of it.
+
+    >>> str(clean("a|b\\n*c* <img>"))
+    'a&#124;b &#42;c&#42; &#60;img&#62;'
+    """
+    joiners = "\u200c\u200d"  # which Persian, Indic scripts and emoji need; other invisible characters can deceive
+    line = " ".join("".join(c if c.isprintable() or c in joiners else " " for c in text).split())
+    special = r"[&<>\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\."
+    return Markup(re.sub(special, lambda found: f"&#{ord(found.group())};", line))  # noqa: S704 (what this function is for)
+
+
+def fenced(text: str, language: str) -> Markup:
+    """A code block whose fence is longer than any in the text.
+
+    >>> print(fenced("```", "yaml"))
+    ````yaml
+    ```
+    ````
+    """
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")  # noqa: S704 (as above)
