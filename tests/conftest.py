@@ -50,6 +50,10 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     yield
+    if "tests.tiny.host" in sys.modules:
+        from tests.tiny.host import close_shared_host
+
+        close_shared_host()
     datasets.config.HF_DATASETS_CACHE = before
 
 

@@ -17,13 +17,11 @@ import yaml
 
 from tests.hub_server import HubServer, hub_environment
 from tests.tiny import images, speech, texts
-from tests.tiny.host import Host
+from tests.tiny.host import Host, environment
 from tests.tiny.hub import DATA, MODELS, fill
-from tests.tiny.runs import REPOSITORY, environment, traces
+from tests.tiny.runs import REPOSITORY, traces
 from tltasks.config.loading import load_recipe
 from tltasks.results.result import load_result
-
-pytestmark = pytest.mark.slow
 
 RECIPES = sorted(p for p in (REPOSITORY / "recipes").rglob("*.yaml") if p.parent.name != "experiments")
 BIN = Path(sys.executable).parent

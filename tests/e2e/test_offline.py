@@ -255,7 +255,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.real
+@pytest.mark.exhaustive
 def test_checkpoint_recognises_photographs(checkpoint: Path) -> None:
     from sklearn.datasets import load_sample_images
     from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -277,7 +277,7 @@ def test_checkpoint_recognises_photographs(checkpoint: Path) -> None:
     assert seen == {"china.jpg": "palace", "flower.jpg": "daisy"}
 
 
-@pytest.mark.real
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)  # about two minutes on two idle cores
 def test_recipe_reaches_its_accuracy(checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tltasks", "run", str(RECIPE), "--output", str(tmp_path / "run")]

@@ -17,13 +17,10 @@ from markdown_it import MarkdownIt
 
 from tests.hub_server import HubServer, hub_environment
 from tests.tiny import images, speech, texts
-from tests.tiny.host import Host
+from tests.tiny.host import Host, environment
 from tests.tiny.hub import files_of
-from tests.tiny.runs import environment
 from tltasks.config.stage import UnlabelledStage
 from tltasks.config.tasks import TASKS
-
-pytestmark = pytest.mark.slow
 
 FINETUNE = (
     "{stage: finetune, steps: %d, batch_size: 8, learning_rate: %g, adapt: {lora: {rank: 32}}, keep: last, "

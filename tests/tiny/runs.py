@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
-import os
-import subprocess
-import sys
+import contextlib
+import gc
+import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.tiny.host import start_command
 from tltasks.config.loading import load_recipe
 from tltasks.results.result import RunResult
 from tltasks.runs.story import run
@@ -21,10 +24,15 @@ from tltasks.training.tracking import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+gc.collect()
+gc.freeze()
+"""Accelerate collects garbage at the end of each run; what was imported before need not be gone through each time."""
 
-def run_recipe(path: Path, output: Path, *overrides: str, **flags: Any) -> RunResult:
-    """Carry out a recipe here."""
-    return run(load_recipe(path, overrides), output=output, **flags)
+
+def run_recipe(path: Path, output: Path, *overrides: str, figures: bool = False, **flags: Any) -> RunResult:
+    """Carry out a recipe here; without figures its report is written as ever but for drawing them, half of the time."""
+    with contextlib.nullcontext() if figures else mock.patch("tltasks.reports.charts.svg", return_value="<svg/>"):
+        return run(load_recipe(path, overrides), output=output, **flags)
 
 
 def weights(output: Path) -> dict[str, Tensor]:
@@ -56,35 +64,34 @@ def traces(secret: str, *places: Path | bytes | str) -> list[str]:
     return found
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Variables for a subprocess: one thread, the caches of this test session, the package from this checkout."""
-    import datasets
+def in_processes(count: int, recipe: Path, output: Path, *flags: object, stop_at_step: int | None = None) -> str:
+    """`tltasks run` in `count` processes that talk over gloo: what they said; ended by an error, it is one.
 
-    return os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE),
-        "PYTHONPATH": str(REPOSITORY),
-        **more,
-    }
-
-
-def in_processes(
-    count: int, *arguments: object, stop_at_step: int | None = None, timeout: float = 240
-) -> subprocess.CompletedProcess[str]:
-    """`tltasks run` in `count` processes that talk over gloo; told to stop once it has made so many steps."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-    command += ["--module", "tltasks.run", *map(str, arguments)]
-    process = subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY
-    )
+    Told to stop once they have made so many steps, they are to end with a status.
+    """
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    world["LOCAL_WORLD_SIZE"] = str(count)
+    jobs = [
+        start_command(
+            output.with_name(f"{output.name}-{rank}{'-resumed' * output.exists()}.log"),
+            *("run", recipe, "--output", output, *flags),
+            variables={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(count)
+    ]
     if stop_at_step is not None:
-        metrics = Path(str(arguments[arguments.index("--output") + 1])) / "metrics.jsonl"
-        while process.poll() is None and len(read_metrics(metrics)) < stop_at_step:
+        metrics = output / "metrics.jsonl"
+        while len(read_metrics(metrics)) < stop_at_step:
             time.sleep(0.02)
-        process.terminate()  # torchrun passes it on to its processes
-    out, err = process.communicate(timeout=timeout)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+        for job in jobs:
+            job.signal(signal.SIGTERM)
+    statuses = [job.wait() for job in jobs]
+    said = "".join(job.said() for job in jobs)
+    assert all((status == 0) == (stop_at_step is None) for status in statuses), said[-3000:]
+    return said
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -153,7 +153,6 @@ def test_recordings_have_a_text_and_a_length(server: HubServer, tmp_path: Path) 
     assert plain[1]["audio"]["bytes"] == (folder / "1.wav").read_bytes()
 
 
-@pytest.mark.slow
 def test_a_recipe_reads_it_by_its_id(server: HubServer, pictures: Path, tmp_path: Path) -> None:
     assert main(["push-data", str(pictures), "--repo", REPO]) == 0
     save_model(tmp_path / "vit")

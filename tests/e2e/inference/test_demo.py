@@ -22,7 +22,6 @@ from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
 
 pytestmark = [
-    pytest.mark.slow,
     # Gradio asks pandas for what it calls deprecated (gradio 6.31, queueing.py, _get_df).
     pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"),
     # It leaves the pictures of its examples open (image_utils.py, preprocess_image).

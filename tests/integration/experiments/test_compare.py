@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.tiny.host import environment
 from tests.tiny.images import save_data, save_model
-from tests.tiny.runs import environment
 from tltasks.cli.commands import main
 from tltasks.errors import RecipeError, TrainingError
 from tltasks.experiments import compare, trials
@@ -248,7 +248,6 @@ def test_what_is_finished_is_found_again(finished: Path, place: Path, capsys: py
     assert (finished / "report.html").read_bytes() == report
 
 
-@pytest.mark.slow
 def test_killed_and_started_again_it_ends_the_same(finished: Path, place: Path) -> None:
     """SIGKILL in the middle of a trial: no finished trial again, the cut one goes on, equal numbers."""
     output = place / "killed"
@@ -334,7 +333,6 @@ def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.slow
 def test_two_workers_of_ray_give_the_same_bits_and_outlive_a_failure(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,8 @@ import pytest
 
 from tests.hub_server import HubServer, hub_environment
 from tests.tiny import images, speech, texts
-from tests.tiny.runs import REPOSITORY, environment, run_recipe
+from tests.tiny.host import environment
+from tests.tiny.runs import REPOSITORY, run_recipe
 from tltasks.cli.commands import INTERRUPTED, MISUSED, PARTIAL, RAISED, main
 
 Row = dict[str, Any]
@@ -200,7 +201,6 @@ def test_another_file_is_not_touched(
     assert other.read_bytes() == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_a_stop_leaves_a_valid_part(run: Path, tmp_path: Path, suffix: str) -> None:
     many = tmp_path / "many"
@@ -228,7 +228,6 @@ def test_a_stop_leaves_a_valid_part(run: Path, tmp_path: Path, suffix: str) -> N
     assert rows[: len(part)] == part
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_inputs(run: Path, tmp_path: Path) -> None:
     """Two thousand pictures of 400 px, of which one takes half a megabyte when decoded, beside two hundred."""
     picture = images.png(images.picture("red", RNG, 400))
@@ -369,7 +368,6 @@ def launch(hub: HubServer, body: str, *words: object) -> subprocess.CompletedPro
     return done
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUND_TRIPS)
 def test_what_was_pushed_predicts_as_recorded(hub: HubServer, tmp_path: Path, name: str) -> None:
     """Train, push, delete everything local, the base moves on: the same answers, and those of transformers and PEFT."""

@@ -15,12 +15,12 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from tests.hub_server import HubServer, hub_environment
 from tests.tiny import texts
-from tests.tiny.host import Host
+from tests.tiny.host import Host, environment
 from tests.tiny.hub import files_of
 from tests.tiny.images import save_data as save_pictures
 from tests.tiny.images import save_model as save_vit
 from tests.tiny.images import write_recipe as write_image_recipe
-from tests.tiny.runs import environment, run_recipe
+from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
 from tltasks.errors import RecipeError
 

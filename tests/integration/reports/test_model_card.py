@@ -729,10 +729,10 @@ def files(folder: Path) -> dict[str, bytes]:
     ("architecture", "adapter", "repo"),
     [
         ("vit", True, "ada/tiny-lora"),
-        ("vit", False, "ada/tiny-full"),
-        pytest.param("timm-vit", True, None, marks=pytest.mark.slow),
-        pytest.param("timm-efficientnet", True, "ada/lite", marks=pytest.mark.slow),
-        pytest.param("timm-efficientnet", False, None, marks=pytest.mark.slow),
+        ("timm-efficientnet", False, None),
+        pytest.param("vit", False, "ada/tiny-full", marks=pytest.mark.exhaustive),
+        pytest.param("timm-vit", True, None, marks=pytest.mark.exhaustive),
+        pytest.param("timm-efficientnet", True, "ada/lite", marks=pytest.mark.exhaustive),
     ],
 )
 def test_snippet_runs_as_printed(tmp_path: Path, architecture: str, adapter: bool, repo: str | None) -> None:

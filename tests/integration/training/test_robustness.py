@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import speech, texts
 from tests.tiny.images import write_recipe
-from tests.tiny.runs import in_processes, run_recipe
+from tests.tiny.runs import run_recipe
 from tltasks.config.loading import load_recipe
 from tltasks.errors import RecipeError
 
@@ -59,15 +59,6 @@ def test_report_and_card_have_the_table(ran: Path) -> None:
     assert len(re.findall(r"<th class=.name.>(?:contrast|gaussian noise)</th>", page)) == 2
     assert "### Lower quality" in card
     assert re.search(r"^\| gaussian noise \| 0?\.?\d", card, re.MULTILINE)
-
-
-@pytest.mark.slow
-def test_two_processes_measure_the_same(ran: Path, tiny: Path, tmp_path: Path) -> None:
-    keys = "data.corruptions={kinds: [contrast, gaussian_noise], severities: [5, 1], rows: 9}"
-    done = in_processes(2, tiny / "robust.yaml", "--output", tmp_path / "run", "--set", keys)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ours, theirs = robustness(tmp_path / "run"), robustness(ran)
-    assert [line["value"] for line in ours["table"]] == [line["value"] for line in theirs["table"]]
 
 
 def test_clips_get_noise(tmp_path: Path) -> None:

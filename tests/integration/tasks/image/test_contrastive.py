@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification
 
 from tests.tiny.images import save_data, save_mae, save_model
-from tests.tiny.runs import in_processes, largest_difference, run_recipe, weights
+from tests.tiny.runs import largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import plan_run
@@ -143,18 +143,6 @@ def test_negatives_are_those_of_the_group(zoo: Path, opener: Callable[..., Any])
     assert task.score(predictions, [None] * 12, intervals=False).values["loss"] == pytest.approx(scores[:, 0].mean())
     assert task.baselines([], list(range(12)))["chance"][0]["loss"] == pytest.approx(math.log(15))
     assert task.baselines([], list(range(5)))["chance"][0]["loss"] == pytest.approx(math.log(9))
-
-
-@pytest.mark.slow
-def test_groups_do_not_depend_on_the_number_of_processes(zoo: Path, tmp_path: Path) -> None:
-    more = "steps: 3, learning_rate: 1e-1, optimizer: sgd, keep: last, group: 4"
-    recipe = write_chain(tmp_path / "r.yaml", zoo, OBJECTIVE % ("transfer", more))
-    run_recipe(recipe, tmp_path / "one")
-    done = in_processes(2, recipe, "--output", tmp_path / "two")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-6
-    run_recipe(recipe, tmp_path / "other", "stages.0.group=8")
-    assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "other")) > 1e-5
 
 
 # -------------------------------------------------------------------------------------------- learning

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.tiny import texts
-from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
+from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import plan_run
@@ -663,20 +663,6 @@ def test_a_step_does_not_depend_on_its_micro_batches(folder: Path, name: str, mi
     whole = weights(tmp_path / "whole")
     assert largest_difference(whole, weights(tmp_path / "parts")) < 1e-6
     assert largest_difference(whole, weights(tmp_path / "other")) > 1e-4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["t5", "gpt2"])
-def test_two_processes_take_the_same_steps(folder: Path, name: str, tmp_path: Path) -> None:
-    stage = "{stage: finetune, steps: 2, batch_size: 7, learning_rate: 1e-2, optimizer: sgd, adapt: full, keep: last}"
-    path = texts.write_recipe(folder / f"ranks-{name}.yaml", folder / name, folder / "data", stage=stage)
-    run_recipe(path, tmp_path / "one")
-    done = in_processes(2, path, "--output", tmp_path / "two")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert load_result(tmp_path / "two" / "result.json").hardware["processes"] == 2
-    assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "two")) < 1e-6
-    one, two = (load_result(tmp_path / key / "result.json").stages[0] for key in ("one", "two"))
-    assert one.metrics["test"].values == pytest.approx(two.metrics["test"].values, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["t5", "llama"])
