@@ -28,7 +28,7 @@ def examine() -> int:
     rows = [
         ("device", f"{facts['device']}: {facts['device_name']}"),
         ("devices of that kind", str(torch.cuda.device_count()) if device.type == "cuda" else "1"),
-        ("cores, memory", f"{facts['cpu_cores']} cores, {facts['memory_bytes'] / 2**30:.1f} GiB"),
+        ("cores, memory", f"{facts['cpu_cores']} cores, {int(facts['memory_bytes']) / 2**30:.1f} GiB"),
         ("precision: auto", f"{facts['precision']} (fast formats: {', '.join(fast_formats(device)) or 'fp32 alone'})"),
         ("versions", ", ".join(f"{name} {version}" for name, version in devices.versions().items())),
         ("Hub", f"{constants.ENDPOINT}: {_login()}"),

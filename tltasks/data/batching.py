@@ -1,4 +1,4 @@
-"""Which rows each optimiser step reads, as pure functions of (seed, epoch).
+"""The rows that each optimiser step reads, as pure functions of (seed, epoch).
 
 Nothing here depends on earlier draws, on worker processes or on how many devices take part: a resumed run and a
 run on another number of devices read the same rows in the same steps.

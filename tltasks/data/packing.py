@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 
 def pack(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
-    """Which examples share a row: first-fit decreasing, no row longer than `capacity`.
+    """Examples that share a row: first-fit decreasing, no row longer than `capacity`.
 
     >>> pack([5, 9, 3, 4], capacity=9)
     [[1], [0, 3], [2]]
@@ -68,7 +68,7 @@ def padded(rows: Sequence[Sequence[int]], *, fill: int, left: bool = False) -> N
 
 
 def attention_mask(segments: Tensor, model: PreTrainedModel) -> Tensor:
-    """Who sees whom, [rows, 1, length, length]: earlier tokens of the same example, in the form that the model takes.
+    """The tokens that each sees, [rows, 1, length, length]: earlier ones of its example, in the form of the model.
 
     Padding sees the padding before it, since attention to nothing is not a number.
     """
@@ -82,7 +82,7 @@ def attention_mask(segments: Tensor, model: PreTrainedModel) -> Tensor:
 
 
 def keeps_examples_apart(model: PreTrainedModel) -> bool:
-    """Whether the model takes packed rows: the same logits for two examples in one row as in two, by trying."""
+    """Return whether the model takes packed rows: the same logits for two examples in one row as in two, by trying."""
     examples = [np.array([3, 5, 4]), np.array([5, 3, 4])]
     trained = model.training
     with torch.inference_mode():

@@ -27,7 +27,7 @@ def normaliser(name: str) -> Normaliser:
 
 
 def _evened(text: str) -> str:
-    """No more than what cannot be heard nor seen: one form of each character, one space between words."""
+    """Even out what can be neither heard nor seen: one form of each character, one space between words."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

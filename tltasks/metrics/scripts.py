@@ -17,12 +17,12 @@ _UNSPACED_LETTER = regex.compile(rf"[[{UNSPACED}]&&\p{{L}}]", regex.V1)
 
 
 def is_unspaced(character: str) -> bool:
-    """Whether the character is a letter of a script that puts no spaces between words."""
+    """Return whether the character is a letter of a script that puts no spaces between words."""
     return _UNSPACED_LETTER.match(character) is not None
 
 
 def writes_without_spaces(texts: Sequence[str]) -> bool:
-    """Whether a language puts no spaces between words, by the script of most letters of its texts.
+    """Return whether a language puts no spaces between words, by the script of most letters of its texts.
 
     >>> writes_without_spaces(["今天天气很好", "OK"]), writes_without_spaces(["Guten Tag", "안녕 하세요"])
     (True, False)

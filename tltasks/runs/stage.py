@@ -46,12 +46,12 @@ from tltasks.runtime.files import whole_folder, write_text
 from tltasks.runtime.precision import choose_attention
 from tltasks.tasks.base import BuiltModel, Prediction, Task
 from tltasks.training.checkpoint import Checkpoints, Progress
-from tltasks.training.evaluation import drawn_rows, predict_rows, score_beside_baselines, write_predictions
+from tltasks.training.evaluation import Predict, drawn_rows, predict_rows, score_beside_baselines, write_predictions
 from tltasks.training.linear_probe import Fit, fit_probe
 from tltasks.training.loop import Job, measure, train
 from tltasks.training.robustness import measure_robustness
 from tltasks.training.tracking import Tracker
-from tltasks.training.weight_interpolation import Predict, interpolate
+from tltasks.training.weight_interpolation import interpolate
 
 BySplit = dict[str, list[Prediction]]
 

@@ -1,10 +1,9 @@
-"""What the run learns of, and asks from, the machine it is on."""
+"""The machine: processes, cores, memory, signals, and what stands in a result of it."""
 
 from __future__ import annotations
 
 import os
 import platform
-import resource
 import signal
 import sys
 import threading
@@ -12,8 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from types import FrameType
-from typing import Any
 
 import datasets
 import psutil
@@ -25,8 +22,7 @@ from accelerate.utils import parse_flag_from_env
 from tltasks.errors import RecipeError
 
 PACKAGES = ("tltasks", "torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm")
-
-
+"""Whose versions results depend on."""
 CORES_VARIABLE = "TLTASKS_CORES"
 """Environment variable with the most cores to use, where others compute on the same machine."""
 
@@ -62,7 +58,7 @@ def set_num_threads(processes: int) -> None:
 
 
 def quieten_libraries(*, interactive: bool) -> None:
-    """What libraries have to say is for their users; progress bars are for a terminal."""
+    """Turn off what libraries say to their own users, and progress bars where there is no terminal."""
     (datasets.enable_progress_bars if interactive else datasets.disable_progress_bars)()
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")  # theirs to mend
     transformers.utils.logging.set_verbosity_error()
@@ -85,12 +81,15 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory used so far: of the device where it counts it, otherwise of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes * (1 if sys.platform == "darwin" else 1024)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # of POSIX alone
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what results depend on."""
+    """Versions of Python and of `PACKAGES`, as they are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -100,8 +99,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware(device: torch.device, processes: int, precision: str) -> dict[str, Any]:
-    """What the run was computed on."""
+def hardware(device: torch.device, processes: int, precision: str) -> dict[str, str | int]:
+    """The device and the machine that a run was computed on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "device": device.type,
@@ -127,22 +126,15 @@ def processor_name() -> str:
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and the first Ctrl-C into a request that the loop heeds after its step; a second one kills."""
-    asked: list[int] = []
+    asked: list[bool] = []
 
-    def request(number: int, frame: FrameType | None) -> None:
+    def request() -> None:
         if asked:
             raise KeyboardInterrupt
-        asked.append(number)
+        asked.append(True)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _handling_signals(request):
         yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -150,7 +142,7 @@ def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Turn SIGTERM, like Ctrl-C, into KeyboardInterrupt at once, but never within a block of the context it yields."""
     held, asked = False, False
 
-    def request(number: int, frame: FrameType | None) -> None:
+    def request() -> None:
         nonlocal asked
         asked = True
         if not held:
@@ -167,12 +159,19 @@ def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         if asked:
             raise KeyboardInterrupt
 
+    with _handling_signals(request):
+        yield hold
+
+
+@contextmanager
+def _handling_signals(handle: Callable[[], None]) -> Iterator[None]:
+    """Call `handle` at SIGTERM and Ctrl-C; outside the main thread, which alone may ask for them, at nothing."""
     if threading.current_thread() is not threading.main_thread():
-        yield hold
+        yield
         return
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: handle()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield hold
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

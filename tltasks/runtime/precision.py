@@ -1,8 +1,6 @@
-"""Which number format a device computes in, and how it attends."""
+"""Number formats of a device, and its way to attend."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +95,7 @@ def _attend(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     """Attention of [rows, heads, tokens, width] each, as [rows, tokens, heads, width].
 

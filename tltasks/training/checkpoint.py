@@ -70,7 +70,7 @@ class TrainingState:
 
 
 def model_state(model: nn.Module) -> Tensors:
-    """What training can change: trained weights and floating-point buffers such as running statistics."""
+    """The tensors that training can change: trained weights and floating-point buffers such as running statistics."""
     changed: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
     changed |= {name: b for name, b in model.named_buffers() if _is_saved_buffer(model, name)}
     return {name: tensor.detach() for name, tensor in changed.items()}

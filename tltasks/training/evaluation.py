@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import datasets
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tltasks.data.batching import micro_batches
+from tltasks.data.splits import Columns
 from tltasks.errors import TrainingError
 from tltasks.metrics import paired_difference
 from tltasks.results.result import Score
@@ -26,10 +27,14 @@ from tltasks.runtime.devices import pass_budget
 from tltasks.runtime.files import whole_file
 from tltasks.tasks.base import Batch, Embeds, Prediction, Task
 from tltasks.training.batches import read_batches
-from tltasks.training.extra_metrics import ExtraMetric
 
 NEIGHBOUR_ROWS = 5000
 """Training rows that the nearest-neighbour baseline looks at; more would cost as much as an epoch."""
+
+T = TypeVar("T")
+Predict = Callable[[nn.Module, datasets.Dataset], list[Prediction]]
+Rescore = Callable[[Score, Columns], Score]
+"""Adds to a score, given the columns that are kept of the predictions."""
 
 
 class Processes(Protocol):
@@ -49,16 +54,17 @@ def _for_each_row(
     task: Task,
     model: nn.Module,
     rows: datasets.Dataset,
-    function: Callable[[Batch], Iterable[Any]],
+    function: Callable[[Batch], Iterable[T]],
     *,
     workers: int,
-) -> list[Any]:
-    """`function` of every row, in order of rows and on every process; each row is computed by one process only."""
+) -> list[T]:
+    """Apply `function` to every row: in their order, on every process, and each row computed by one process only."""
     model.to(accelerator.device).eval()
     lengths, rank = task.lengths(rows), accelerator.process_index
     budget = pass_budget(accelerator.device, task.cpu_batch_budget)
     left = np.arange(rank, len(rows), accelerator.num_processes)
-    found: list[Any] = [None] * len(rows)  # one place a row: what is kept beside it would grow with the data
+    # One place a row: what is kept beside it would grow with the data.
+    found: list[T] = [None] * len(rows)  # type: ignore[list-item]
     done = np.zeros(len(rows), bool)
     while len(left):
         pieces = micro_batches(left, world=1, rank=0, max_rows=len(left), lengths=lengths, budget=budget)
@@ -79,12 +85,9 @@ def _for_each_row(
             budget = (budget + 1) // 2
             torch.cuda.empty_cache()
         left = left[~done[left]]
-    if accelerator.num_processes == 1:
-        return found
-    world = accelerator.num_processes
-    shares = gather_object([found[rank::world]])
-    for i, share in enumerate(shares):
-        found[i::world] = share
+    if (world := accelerator.num_processes) > 1:
+        for i, share in enumerate(gather_object([found[rank::world]])):
+            found[i::world] = share
     return found
 
 
@@ -118,22 +121,22 @@ def drawn_rows(n_rows: int, most: int | None, *, seed: int) -> list[int]:
 def score_beside_baselines(
     task: Task,
     predictions: list[Prediction],
-    references: list[Any],
+    references: list[object],
     baselines: dict[str, list[Prediction]],
     *,
     seed: int,
-    extra: Sequence[ExtraMetric] = (),
+    extra: Sequence[Rescore] = (),
 ) -> tuple[Score, dict[str, Score]]:
     """The score, and that of each baseline with the interval of the paired difference on the same rows.
 
-    All have the `extra` metrics among their values.
+    All have passed through `extra`, which adds metrics to their values.
     """
 
     def scored(predicted: list[Prediction]) -> Score:
         score = task.score(predicted, references, intervals=True)
         columns = task.columns(predicted, references) if extra else {}
-        for metric in extra:
-            score = metric.add_to(score, columns)
+        for rescore in extra:
+            score = rescore(score, columns)
         return score
 
     ours = task.row_scores(predictions, references)
@@ -146,7 +149,7 @@ def score_beside_baselines(
 
 
 def write_predictions(
-    path: Path, task: Task, rows: datasets.Dataset, predictions: list[Prediction], references: list[Any]
+    path: Path, task: Task, rows: datasets.Dataset, predictions: list[Prediction], references: list[object]
 ) -> None:
     """Write a line for each row: row, prediction, reference, and what else the task knows of it."""
     table = pa.table({"row": list(rows["row"]), **task.columns(predictions, references)})

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -18,12 +19,12 @@ from tltasks.results.result import Score
 from tltasks.tasks.base import Task
 
 HUB_PREFIX = "evaluate/"
-SCORES = "prediction_scores"
-"""The column that metrics of rankings, such as evaluate/roc_auc, want in place of `predictions`."""
+Supply = Callable[[Columns], Sequence[object]]
+"""A column of a metric, from those of `Task.columns`."""
 
 
 class EvaluationModule(Protocol):
-    """What `evaluate.load` returns."""
+    """A metric as `evaluate.load` returns it."""
 
     features: datasets.Features | list[datasets.Features]
 
@@ -32,21 +33,18 @@ class EvaluationModule(Protocol):
 
 @dataclass(frozen=True)
 class ExtraMetric:
-    """One metric, and what it is computed from."""
+    """One metric, and where its columns come from."""
 
     name: str
     """`evaluate/NAME`, or the folder's name."""
     module: EvaluationModule
-    features: datasets.Features
-    """Columns that it takes."""
+    columns: Mapping[str, Supply]
     options: Mapping[str, object]
     """Further arguments of its `compute`."""
-    class_names: Sequence[str]
-    """By whose order labels become numbers, where it takes numbers."""
 
-    def add_to(self, score: Score, columns: Columns) -> Score:
-        """The score with this metric's numbers, computed from `task.columns`; with a note where it fails."""
-        given = {key: self._column(key, feature, columns) for key, feature in self.features.items()}
+    def __call__(self, score: Score, columns: Columns) -> Score:
+        """The score with this metric's numbers, computed from `Task.columns`; with a note where it fails."""
+        given = {key: supply(columns) for key, supply in self.columns.items()}
         try:
             found = self.module.compute(**given, **self.options)
         except Exception as error:
@@ -59,20 +57,9 @@ class ExtraMetric:
                 values[self.name if alone else f"{self.name}/{key}"] = float(value)
         return dataclasses.replace(score, values=values)
 
-    def _column(self, key: str, feature: object, columns: Columns) -> list[object]:
-        """A column in the type that the metric wants: texts, labels' numbers, or probabilities; in lists of one."""
-        nested = isinstance(feature, datasets.List)
-        if key == SCORES:
-            return [row if nested else row[1] for row in columns["probabilities"]]
-        values: list[object] = columns[key.removesuffix("s")]
-        if _type_of(feature) != "string":
-            numbers: dict[object, int] = {name: i for i, name in enumerate(self.class_names)}
-            values = [numbers[value] for value in values]
-        return [[value] for value in values] if nested else values
-
 
 def load_extra_metrics(wanted: Sequence[Metric], task: Task) -> list[ExtraMetric]:
-    """The metrics that a stage names.
+    """Load the metrics that a stage names.
 
     Raises RecipeError for one that is not found, that does not fit the task, or whose script is the Hub's and which
     the user has not said may run.
@@ -84,11 +71,11 @@ def _load(metric: Metric, task: Task) -> ExtraMetric:
     import evaluate  # takes seconds, and few recipes want it
 
     local = Path(metric.name).is_dir()
-    where = f"metrics: {Path(metric.name).name if local else metric.name}"
+    name = Path(metric.name).name if local else metric.name
     if not local and not metric.trust_remote_code:
         raise RecipeError(
-            f"{where}: would run a script of the Hub. Look at it there, then say so: "
-            f"`{{name: {metric.name}, trust_remote_code: true}}`, best with the `revision` that you have seen; "
+            f"metrics: {name}: would run a script of the Hub. Look at it there, then say so: "
+            f"`{{name: {name}, trust_remote_code: true}}`, best with the `revision` that you have seen; "
             "a folder on this machine needs no say-so."
         )
     try:
@@ -97,33 +84,46 @@ def _load(metric: Metric, task: Task) -> ExtraMetric:
         )
     except Exception as error:
         raise RecipeError(
-            f"{where}: cannot be loaded: {first_line(error)}. Name `evaluate/NAME`, or a folder with a script of its "
-            "own name, ./NAME/NAME.py."
+            f"metrics: {name}: cannot be loaded: {first_line(error)}. Name `evaluate/NAME`, or a folder with a script "
+            "of its own name, ./NAME/NAME.py."
         ) from error
-    class_names: list[str] = getattr(task, "class_names", [])
+    supplies = _supplies(task)
     choices = module.features if isinstance(module.features, list) else [module.features]
-    fitting = [features for features in choices if _fits(features, task, class_names)]
-    if not fitting:
-        wants = " or ".join(", ".join(f"{key} ({_type_of(f)})" for key, f in choice.items()) for choice in choices)
-        raise RecipeError(f"{where}: wants {wants}, which {task.tag} does not have; leave it out.")
-    return ExtraMetric(
-        Path(metric.name).name if local else metric.name, module, fitting[0], metric.options, class_names
-    )
+    for features in choices:
+        wants = {key: (key, _type_of(feature)) for key, feature in features.items()}
+        if wants.items() and all(want in supplies for want in wants.values()):
+            return ExtraMetric(name, module, {key: supplies[want] for key, want in wants.items()}, metric.options)
+    described = " or ".join(", ".join(f"{key} ({_type_of(f)})" for key, f in choice.items()) for choice in choices)
+    raise RecipeError(f"metrics: {name}: wants {described}, which {task.tag} does not have; leave it out.")
 
 
-def _fits(features: datasets.Features, task: Task, class_names: list[str]) -> bool:
-    answers_texts = getattr(task.output_features["prediction"], "dtype", "") == "string"
-    return answers_texts and all(
-        (key == SCORES and len(class_names) > 0 and (isinstance(feature, datasets.List) or len(class_names) == 2))
-        or (
-            key in {"predictions", "references"}
-            and (_type_of(feature) == "string" or (len(class_names) > 0 and _type_of(feature).startswith("int")))
-        )
-        for key, feature in features.items()
-    )
+def _supplies(task: Task) -> dict[tuple[str, str], Supply]:
+    """The columns that a task has for a metric, by name and type: texts, numbers of labels, probabilities."""
+    if getattr(task.output_features["prediction"], "dtype", "") != "string":
+        return {}
+    sources = {"predictions": itemgetter("prediction"), "references": itemgetter("reference")}
+    found: dict[tuple[str, str], Supply] = {(key, "string"): source for key, source in sources.items()}
+    if class_names := getattr(task, "class_names", []):
+        found |= {(key, "int"): _numbered(source, class_names) for key, source in sources.items()}
+        if len(class_names) == 2:
+            found["prediction_scores", "float"] = lambda columns: [row[1] for row in columns["probabilities"]]
+    found |= {(key, f"list of {kind}"): _in_lists(supply) for (key, kind), supply in found.items()}
+    if class_names:
+        found["prediction_scores", "list of float"] = itemgetter("probabilities")
+    return found
+
+
+def _numbered(labels: Supply, class_names: list[str]) -> Supply:
+    numbers: dict[object, int] = {name: i for i, name in enumerate(class_names)}
+    return lambda columns: [numbers[label] for label in labels(columns)]
+
+
+def _in_lists(values: Supply) -> Supply:
+    return lambda columns: [[value] for value in values(columns)]
 
 
 def _type_of(feature: object) -> str:
-    """The type of a column's values, in a list or not."""
-    inner = feature.feature if isinstance(feature, datasets.List) else feature
-    return str(getattr(inner, "dtype", "") or type(inner).__name__)
+    """The type of a column without its width: `string`, `int`, `list of float`."""
+    if isinstance(feature, datasets.List):
+        return f"list of {_type_of(feature.feature)}"
+    return str(getattr(feature, "dtype", "") or type(feature).__name__).rstrip("0123456789")

@@ -106,7 +106,7 @@ def fit_probe(
 def cached_features(
     accelerator: Accelerator, task: Task, model: nn.Module, head: str, split: EncodedSplit, *, workers: int
 ) -> Features:
-    """What the head receives for each row, [rows, width]: from the cache, or computed once and put there.
+    """The features that the head receives, [rows, width]: from the cache, or computed once and put there.
 
     The key is the content of the weights below the head and of the rows, and what they are encoded and computed with.
     """

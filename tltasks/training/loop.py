@@ -50,7 +50,7 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Job:
-    """What one stage trains, and where it reports; nothing here changes."""
+    """One stage to be trained, and where it reports; nothing here changes."""
 
     name: str
     task: Task

@@ -60,11 +60,11 @@ class Regularization:
             self._ranks.after_step(step)
 
     def ranks_final(self, step: int) -> bool:
-        """Whether no rank is taken away after so many steps, so that weights may be kept as the best."""
+        """Return whether ranks stay as they are after so many steps, so that weights may be kept as the best."""
         return self._ranks is None or self._ranks.ranks_final(step)
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run goes on from besides the weights."""
+        """Tensors that a resumed run goes on from besides the weights."""
         return {} if self._ranks is None else self._ranks.state()
 
     def load(self, state: dict[str, Tensor]) -> None:

@@ -1,9 +1,8 @@
-"""How a model bears test examples of lower quality: each kind of corruption at each level, on the same rows."""
+"""Robustness to test examples of lower quality: each kind of corruption at each level, on the same rows."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 
 import datasets
 import numpy as np
@@ -14,11 +13,10 @@ from tltasks.data.splits import EncodedSplit
 from tltasks.metrics import paired_difference
 from tltasks.results.result import CorruptedScore, Robustness
 from tltasks.tasks.base import Corrupts, Prediction, Task
-from tltasks.training.evaluation import drawn_rows
+from tltasks.training.evaluation import Predict, drawn_rows
 
 ROWS_AT_ONCE = 256
 """Corrupted rows are held in memory, and nowhere else."""
-Predict = Callable[[nn.Module, datasets.Dataset], list[Prediction]]
 
 
 def measure_robustness(

@@ -14,9 +14,9 @@ from tltasks.runtime.files import write_text
 
 
 class Logger(Protocol):
-    """What an Accelerator offers to trackers."""
+    """The part of an Accelerator that trackers need."""
 
-    def log(self, values: dict[str, Any], step: int | None = None) -> None: ...
+    def log(self, values: dict[str, float], step: int | None = None) -> None: ...
 
 
 def check_trackers(names: list[str]) -> None:
@@ -27,19 +27,19 @@ def check_trackers(names: list[str]) -> None:
 
 
 class Tracker:
-    """Appends one JSON object a line, flushed at once, so that a killed run has all it measured."""
+    """A file with one JSON object a line, flushed at once, so that a killed run has all it measured."""
 
     def __init__(self, path: Path | None, logger: Logger | None = None) -> None:
         self._path, self._logger = path, logger
 
-    def log(self, stage: str, split: str, step: int, **values: Any) -> None:
-        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
+    def log(self, stage: str, split: str, step: int, **values: float) -> None:
+        """Add a line; a number that is not finite is null in it, and is not sent."""
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"stage": stage, "split": split, "step": step, **finite}) + "\n")
         if self._logger is not None:
-            numbers = {f"{stage}/{split}/{k}": v for k, v in finite.items() if isinstance(v, (int, float))}
-            self._logger.log(numbers, step=step)
+            self._logger.log({f"{stage}/{split}/{k}": v for k, v in finite.items() if v is not None}, step=step)
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop what a resumed stage will measure again: its lines after `step`, and a line cut off by a kill."""
@@ -52,9 +52,7 @@ class Tracker:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a metrics.jsonl."""
     rows: list[dict[str, Any]] = []
-    if not path.exists():
-        return rows
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

@@ -5,9 +5,6 @@ Source: Wortsman et al., https://arxiv.org/abs/2109.01903, equation 1: (1 − α
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import datasets
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,8 +15,7 @@ from tltasks.errors import CheckpointError
 from tltasks.models.adapters import merged
 from tltasks.results.result import Interpolation
 from tltasks.tasks.base import Prediction, Task
-
-Predict = Callable[[nn.Module, datasets.Dataset], list[Prediction]]
+from tltasks.training.evaluation import Predict
 
 
 def interpolate(
@@ -38,8 +34,8 @@ def interpolate(
     """
     model = merged(trained)
     ends = _copy(start), _copy(model)
-    if [(k, t.shape) for k, t in ends[0].items()] != [(k, t.shape) for k, t in ends[1].items()]:
-        odd = sorted(k for k in ends[0].keys() | ends[1].keys() if _shape(ends[0], k) != _shape(ends[1], k))
+    shapes = [{name: tensor.shape for name, tensor in end.items()} for end in ends]
+    if odd := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
         raise CheckpointError(f"interpolate: the weights before and after training differ in shape ({odd[0]}, …).")
     sign = 1 if task.higher_is_better else -1
     alphas = sorted({0.0, *keys.alphas, 1.0})
@@ -62,10 +58,6 @@ def interpolate(
 
 def _copy(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().cpu().clone() for name, t in model.state_dict().items() if t.is_floating_point()}
-
-
-def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
-    return state[name].shape if name in state else None
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ def test_texts_and_the_numbers_of_labels(make: Make) -> None:
         features = f"{{'predictions': {kind}, 'references': datasets.Sequence({kind})}}"
         share = "sum([p] == r for p, r in zip(predictions, references)) / 3"
         found = f"{{'share': {share}, 'known': predictions[1] == {expected!r}}}"
-        after = make(found, features, task).add_to(before, COLUMNS)
+        after = make(found, features, task)(before, COLUMNS)
         assert after.values == {"accuracy": 0.5, "mine/share": pytest.approx(2 / 3), "mine/known": 1.0}
         assert (after.headline, before.values) == ("accuracy", {"accuracy": 0.5})
 
@@ -57,25 +57,25 @@ def test_the_first_form_that_fits_is_taken(make: Make) -> None:
     forms = [f"datasets.Features({{'predictions': {kind}, 'references': {kind}}})" for kind in (NUMBER, TEXT)]
     features = f"[{', '.join(forms)}]"
     metric = make("{'first': float(predictions[0] == 'red')}", features, WRITER)
-    assert metric.add_to(Score({}, "x"), COLUMNS).values == {"mine/first": 1.0}
+    assert metric(Score({}, "x"), COLUMNS).values == {"mine/first": 1.0}
 
 
 def test_probabilities_of_the_second_of_two_classes(make: Make) -> None:
     features = f"{{'prediction_scores': datasets.Value('float'), 'references': {NUMBER}}}"
     metric = make("{'sum': sum(prediction_scores), 'labels': sum(references)}", features)
-    assert metric.add_to(Score({}, "x"), COLUMNS).values == pytest.approx({"mine/sum": 1.5, "mine/labels": 1})
+    assert metric(Score({}, "x"), COLUMNS).values == pytest.approx({"mine/sum": 1.5, "mine/labels": 1})
 
 
 def test_options_reach_it_and_what_is_no_number_is_left_out(make: Make) -> None:
     features = f"{{'predictions': {TEXT}, 'references': {TEXT}}}"
     metric = make("{'mine': more, 'list': [1.0], 'text': 'x'}", features, more=3)
-    assert metric.add_to(Score({}, "x"), COLUMNS).values == {"mine": 3.0}
-    assert metric.add_to(Score({"mine": 1.0}, "mine"), COLUMNS).values == {"mine": 1.0, "mine/mine": 3.0}
+    assert metric(Score({}, "x"), COLUMNS).values == {"mine": 3.0}
+    assert metric(Score({"mine": 1.0}, "mine"), COLUMNS).values == {"mine": 1.0, "mine/mine": 3.0}
 
 
 def test_one_that_fails_is_a_note(make: Make) -> None:
     metric = make("{'mine': 1 / 0}", f"{{'predictions': {TEXT}, 'references': {TEXT}}}")
-    score = metric.add_to(Score({"accuracy": 1.0}, "accuracy", notes=["before"]), COLUMNS)
+    score = metric(Score({"accuracy": 1.0}, "accuracy", notes=["before"]), COLUMNS)
     assert score.values == {"accuracy": 1.0}
     assert score.notes == ["before", "mine could not be computed: division by zero"]
 
@@ -83,7 +83,7 @@ def test_one_that_fails_is_a_note(make: Make) -> None:
 @pytest.mark.parametrize(
     ("features", "task", "said"),
     [
-        (f"{{'predictions': {NUMBER}, 'references': {NUMBER}}}", WRITER, r"wants predictions \(int32\), references"),
+        (f"{{'predictions': {NUMBER}, 'references': {NUMBER}}}", WRITER, r"wants predictions \(int\), references"),
         (
             f"{{'predictions': {TEXT}, 'references': {TEXT}}}",
             OBJECTIVE,

@@ -25,14 +25,13 @@ def test_each_line_is_there_at_once_and_is_json(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     tracker = Tracker(path)
     for step in (1, 2):
-        tracker.log("transfer", "train", step, loss=0.5 / step, note="é")
+        tracker.log("transfer", "train", step, loss=0.5 / step)
         assert len(path.read_text().splitlines()) == step
     assert json.loads(path.read_text().splitlines()[1]) == {
         "stage": "transfer",
         "split": "train",
         "step": 2,
         "loss": 0.25,
-        "note": "é",
     }
 
 
@@ -47,7 +46,7 @@ def test_what_is_not_finite_is_null_and_not_sent(tmp_path: Path, value: float) -
 
 def test_trackers_get_numbers_under_stage_and_split() -> None:
     recorder = Recorder()
-    Tracker(None, recorder).log("s", "validation", 7, accuracy=0.5, n=3, note="text")
+    Tracker(None, recorder).log("s", "validation", 7, accuracy=0.5, n=3)
     assert recorder.logged == [({"s/validation/accuracy": 0.5, "s/validation/n": 3}, 7)]
 
 
