@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from tltasks.config.section import PositiveFloat, PositiveInt, Section, Share
+from tltasks.config.section import Conflict, PositiveFloat, PositiveInt, Section, Share
 
 
 class Lora(Section):
@@ -49,15 +50,13 @@ class AdaLora(Section):
     orthogonality: Annotated[float, Field(ge=0)] = 0.5
     """Weight of the penalty on singular vectors that are not at right angles."""
 
-    @model_validator(mode="after")
-    def _shrinks(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.rank >= self.initial_rank:
-            raise ValueError(
+            yield Conflict(
                 f"`rank` {self.rank} is not below `initial_rank` {self.initial_rank}: none could be taken away"
             )
         if self.initial_share + self.final_share >= 1:
-            raise ValueError("`initial_share` and `final_share` leave no steps in which ranks are taken away")
-        return self
+            yield Conflict("`initial_share` and `final_share` leave no steps in which ranks are taken away")
 
 
 class Ia3(Section):
@@ -110,17 +109,15 @@ class Adapt(Section):
     prompt: PromptTuning | None = None
     peft: Peft | None = None
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
         if len(self.model_fields_set) != 1:
             names = ", ".join(f"`{name}`" for name in type(self).model_fields)
-            raise ValueError(f"takes exactly one of {names}")
-        return self
+            yield Conflict(f"takes exactly one of {names}")
 
     @property
     def method(self) -> str:
         """Name of the one key that is set."""
-        return next(iter(self.model_fields_set))
+        return next((name for name in type(self).model_fields if name in self.model_fields_set), "full")
 
     @property
     def is_peft(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import types
 import typing
@@ -12,17 +11,18 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tltasks.config.data import BUILDERS, Data
-from tltasks.config.document import Document, Issue, KeyPath, describe
+from tltasks.config.data import Data
+from tltasks.config.document import Document, Issue, describe
+from tltasks.config.model import Model
 from tltasks.config.recipe import Recipe
-from tltasks.config.section import FORMS
+from tltasks.config.section import FORMS, KeyPath, Section
 from tltasks.config.stage import Stage
 from tltasks.config.tasks import TASKS
-from tltasks.config.tasks.spec import TaskSpec
 from tltasks.errors import closest, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
-_ANY_STAGE = Stage(stage="zero_shot")
+_UNREAD = Stage(stage="zero_shot", model=Model(name="unread"), data=Data(name="unread"))
+"""Stands for stages that are not looked at, or cannot be read."""
 
 
 def read_keys(model: type[M], tree: Document) -> tuple[M | None, list[Issue]]:
@@ -35,13 +35,12 @@ def validate(tree: Document) -> tuple[Recipe | None, list[Issue]]:
     """The recipe that a tree holds, and every mistake in it; the recipe is None when there are any."""
     given, reading = tree.value, _Reading(tree)
     shared = {key: value for key, value in given.items() if key not in {"model", "data", "stages"}}
-    reading.read(Recipe, {**shared, "task": "", "stages": [_ANY_STAGE]}, ())
+    reading.read(Recipe, {**shared, "task": "", "stages": [_UNREAD]}, ())
     if given.get("task") not in list(TASKS):
         reading.unknown_task(("task",), given)
-    parts = _Parts(reading, given, _likely_task(given, tree))
-    parts.conclude()
-    sound = {"model": parts.model, "data": parts.data, "stages": [stage for _, stage in parts.stages]}
-    return reading.finish(None if reading.issues else Recipe.model_validate({**shared, **sound}))
+    parts = _read_parts(reading, given, _likely_task(given, tree))
+    reading.tell(Recipe.model_construct(task="", output="", **parts), ())
+    return reading.finish(None if reading.issues else Recipe.model_validate({**shared, **parts}))
 
 
 def _likely_task(given: dict[str, Any], tree: Document) -> str | None:
@@ -52,10 +51,37 @@ def _likely_task(given: dict[str, Any], tree: Document) -> str | None:
 
     def n_mistakes(task: str) -> int:
         reading = _Reading(tree)
-        _Parts(reading, given, task)
+        _read_parts(reading, given, task)
         return len(reading.issues)
 
     return min(TASKS, key=n_mistakes)
+
+
+def _read_parts(reading: _Reading, given: dict[str, Any], task: str | None) -> dict[str, Any]:
+    """Model, data and stages by the classes of their task; None for a model or data that cannot be read."""
+    own = TASKS[task] if task is not None else None
+    parts = {
+        key: reading.read(getattr(own, key), given[key], (key,)) if own and given.get(key) is not None else None
+        for key in ("model", "data")
+    }
+    items = given.get("stages")
+    if "stages" not in given:
+        reading.missing((), "stages", ", a list of at least one stage")
+    elif not isinstance(items, list) or not items:
+        reading.add(("stages",), f"expected a list of at least one stage, found {describe(items)}")
+        items = None
+    stages: list[Stage] = []
+    for i, value in enumerate(items or []):
+        spec = own
+        if isinstance(value, dict) and isinstance(name := value.get("task"), str):
+            spec = TASKS.get(closest(name, TASKS) or "")
+            if name not in TASKS:
+                reading.unknown_task(("stages", i, "task"), value)
+        stage = reading.read(spec.stage, value, ("stages", i)) if spec else None
+        if stage is None:
+            reading.unsound.add(("stages", i))
+        stages.append(stage or _UNREAD)
+    return {**parts, "stages": stages}
 
 
 class _Reading:
@@ -63,7 +89,7 @@ class _Reading:
 
     def __init__(self, tree: Document) -> None:
         self.tree = tree
-        self.issues: list[Issue] = []
+        self.issues: dict[Issue, None] = {}
         self.unsound: set[KeyPath] = set()
         """Keys that could not be used, or that an unknown key was meant for: nothing is to be concluded from them."""
 
@@ -72,12 +98,16 @@ class _Reading:
         return (None if problems else value), problems
 
     def add(self, keys: KeyPath, text: str, allowed: Iterable[str] = ()) -> None:
-        self.issues.append(self.tree.issue(keys, text, tuple(allowed)))
+        self.issues[self.tree.issue(keys, text, tuple(allowed))] = None
 
-    def conclude(self, keys: KeyPath, text: str, *grounds: KeyPath) -> None:
-        """Add what follows from its grounds, unless one of these could not be used."""
-        if not any(map(self.doubts, grounds)):
-            self.add(keys, text)
+    def tell(self, found: BaseModel, keys: KeyPath) -> None:
+        """Add the conflicts of a section and of those in it that do not follow from what could not be used."""
+        for at, section in _sections(found, keys):
+            for text, place, grounds in section.conflicts():
+                named = [at, *((*at, name) for name in re.findall(r"`(\w+)", text))]
+                others = [(*at, *ground) for ground in grounds or [place] if ground]
+                if self.unsound.isdisjoint(named) and not any(map(self.doubts, others)):
+                    self.add((*at, *place), text)
 
     def doubts(self, keys: KeyPath) -> bool:
         """Whether something at, above or below these keys could not be used."""
@@ -97,70 +127,91 @@ class _Reading:
 
     def read(self, model: type[M], value: object, keys: KeyPath) -> M | None:
         """What a mapping holds besides its mistakes, which are noted; None when that cannot be told."""
-        contradictions: list[str] = []
         try:
-            read = model.model_validate(value, context=contradictions)
+            return model.model_validate(value)
         except ValidationError as error:
-            mistakes, value = error.errors(include_url=False), copy.deepcopy(value)
-            self._note(mistakes, model, value, keys)
-            return self.read(model, value, keys) if self._mend(mistakes, value, keys) else None
-        for text in contradictions:
-            self.conclude(keys, text, *((*keys, name) for name in re.findall(r"`(\w+)", text)))
-        return read
+            self._note(error.errors(include_url=False), model, value, keys)
+        try:
+            found = model.model_validate(value, context=_mend)
+        except ValidationError:
+            return None
+        self.tell(found, keys)
+        return found
 
     def _note(self, mistakes: list[ErrorDetails], model: type[BaseModel], value: Any, keys: KeyPath) -> None:
         """One mistake for each key; where a key may take several forms, the complaint of each form is joined."""
         expected: dict[KeyPath, list[str]] = {}
         for item in sorted(mistakes, key=lambda item: item["type"] == "missing"):
+            kind, context = item["type"], item.get("ctx", {})
             loc = _in_tree(item["loc"], value)
             at = (*keys, *loc)
-            match item["type"]:
-                case "extra_forbidden" if loc and loc[-1] == item["loc"][-1]:
-                    known = tuple(_keys_at(model, loc[:-1]))
-                    self.add(at, f"unknown key{did_you_mean(str(loc[-1]), known)}", known)
-                    if meant := closest(str(loc[-1]), known):
-                        self.unsound.add((*at[:-1], meant))
-                case "extra_forbidden":  # text that stands for a key, as in `adapt: lora`
-                    known, given = tuple(_keys_at(model, loc)), _at(value, loc)
-                    self.add(at, f"unknown: {describe(given)}{did_you_mean(str(given), known)}", known)
-                case "missing":
-                    self.missing(at, str(item["loc"][-1]))
-                case "value_error":
-                    for text in str(item["ctx"]["error"]).splitlines():
-                        self.add(at, text)
-                case _ if item["loc"][-1:] == ("[key]",):
-                    self.add(at, f"a name is {_expectation(item)}")
-                case _:
-                    expected.setdefault(loc, []).append(_expectation(item))
+            if kind == "conflict":
+                inside = len(item["loc"]) - len(context["keys"])
+                self.add((*keys, *_in_tree(item["loc"][:inside], value), *context["keys"]), context["text"])
+                continue
+            if kind == "missing":
+                self.missing(at, str(item["loc"][-1]))
+                self.unsound.add(at if loc else (*at, item["loc"][-1]))
+                continue
+            if not _word_meant(item, _at(value, loc)):
+                self.unsound.add(at)
+            if kind == "extra_forbidden" and loc[-1:] == item["loc"][-1:]:
+                known = tuple(_keys_at(model, loc[:-1]))
+                self.add(at, f"unknown key{did_you_mean(str(loc[-1]), known)}", known)
+                if meant := closest(str(loc[-1]), known):
+                    self.unsound.add((*at[:-1], meant))
+            elif kind == "extra_forbidden":  # text that stands for a key, as in `adapt: lora`
+                known, given = tuple(_keys_at(model, loc)), _at(value, loc)
+                self.add(at, f"unknown: {describe(given)}{did_you_mean(str(given), known)}", known)
+            elif kind == "value_error":
+                self.add(at, str(context["error"]))
+            elif item["loc"][-1:] == ("[key]",):
+                self.add(at, f"a name is {_expectation(item)}")
+            else:
+                expected.setdefault(loc, []).append(_expectation(item))
         for loc, forms in expected.items():
             if any(len(other) > len(loc) and other[: len(loc)] == loc for other in expected):
                 continue  # it has one of its forms, but for what is in it
             given, close = _at(value, loc), ""
             if isinstance(given, str):
-                close = did_you_mean(given, [word for form in forms for word in re.findall(r"'([^']*)'", form)])
+                close = did_you_mean(given, [word for form in forms for word in _quoted(form)])
             mapping = not isinstance(given, dict) and "a mapping of keys" in forms
             text = f"expected {' or '.join(dict.fromkeys(forms))}, found {describe(given)}{close}"
             self.add((*keys, *loc), text, _keys_at(model, loc) if mapping else ())
 
-    def _mend(self, mistakes: list[ErrorDetails], value: Any, keys: KeyPath) -> bool:
-        """Take what is mistaken out of a value, or put in what was meant; False when the whole is mistaken."""
-        for item in mistakes:
-            loc = _in_tree(item["loc"], value)
-            while loc and isinstance(loc[-1], int):  # a list without one of its items would be another list
-                loc = loc[:-1]
-            if not loc:
-                return False
-            parent, given = _at(value, loc[:-1]), _at(value, loc)
-            said = re.findall(r"'([^']*)'", str(item["ctx"]["expected"])) if item["type"] == "literal_error" else []
-            if isinstance(given, str) and (meant := closest(given, said)):
-                parent[loc[-1]] = meant
-                continue
-            self.unsound.add((*keys, *loc))
-            del parent[loc[-1]]
-            while len(loc) > 1 and not _at(value, loc[:-1]) and not isinstance(loc[-2], int):
-                loc = loc[:-1]
-                del _at(value, loc[:-1])[loc[-1]]
-        return True
+
+def _mend(value: object, error: ValidationError) -> object:
+    """A mapping without the keys that are mistaken, or with words that were meant. Raises for what is no mapping."""
+    if not isinstance(value, dict):
+        raise error
+    kept = dict(value)
+    for item in error.errors(include_url=False):
+        key = item["loc"][0]
+        meant = _word_meant(item, value.get(key)) if len(item["loc"]) == 1 else None
+        if meant is not None:
+            kept[key] = meant
+        else:
+            kept.pop(key, None)
+    return kept
+
+
+def _word_meant(item: ErrorDetails, given: object) -> str | None:
+    """The word that was meant by another."""
+    literal = item["type"] == "literal_error" and isinstance(given, str)
+    return closest(str(given), _quoted(item["ctx"]["expected"])) if literal else None
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
+
+
+def _sections(section: BaseModel, keys: KeyPath) -> Iterator[tuple[KeyPath, Section]]:
+    """A section and those in it."""
+    if isinstance(section, Section):
+        yield keys, section
+    for name, field in type(section).model_fields.items():
+        if isinstance(inner := getattr(section, name), Section):
+            yield from _sections(inner, (*keys, field.alias or name))
 
 
 EXPECTED = {
@@ -222,100 +273,3 @@ def _keys_at(annotation: Any, loc: KeyPath) -> Iterator[str]:
     elif origin in (typing.Union, types.UnionType, typing.Annotated):
         for argument in arguments:
             yield from _keys_at(argument, loc)
-
-
-# -------------------------------------------------------------------------------- the parts of a recipe
-
-
-class _Parts:
-    """Model, data and stages by the keys of their task; None for what is not there or cannot be read."""
-
-    def __init__(self, reading: _Reading, given: dict[str, Any], task: str | None) -> None:
-        self.reading, self.given = reading, given
-        own = TASKS[task] if task is not None else None
-        self.model, self.data = (
-            reading.read(getattr(own, key), given[key], (key,)) if own and given.get(key) is not None else None
-            for key in ("model", "data")
-        )
-        self.stages: list[tuple[TaskSpec | None, Stage | None]] = []
-        items = given.get("stages")
-        if "stages" not in given:
-            reading.missing((), "stages", ", a list of at least one stage")
-        elif not isinstance(items, list) or not items:
-            reading.add(("stages",), f"expected a list of at least one stage, found {describe(items)}")
-            items = None
-        for i, value in enumerate(items or []):
-            spec = own
-            if isinstance(value, dict) and isinstance(name := value.get("task"), str):
-                spec = TASKS.get(closest(name, TASKS) or "")
-                if name not in TASKS:
-                    reading.unknown_task(("stages", i, "task"), value)
-            self.stages.append((spec, reading.read(spec.stage, value, ("stages", i)) if spec else None))
-
-    def conclude(self) -> None:
-        """Keys that are each in order, but not together."""
-        data_seen: set[KeyPath] = set()
-        for i, (spec, stage) in enumerate(self.stages):
-            if spec is None or stage is None:
-                continue
-            self._start(i, stage)
-            for key in ("model", "data"):
-                shared, here = getattr(self, key), ("stages", i, key)
-                if self.given.get(key) is None and self.given["stages"][i].get(key) is None:
-                    text = f"needs the key `{key}`, here or for the whole recipe"
-                    self.reading.conclude(here[:2], text, (key,), here)
-                if getattr(stage, key) is None and shared is not None and not isinstance(shared, getattr(spec, key)):
-                    text = f"needs a `{key}` of its own: the recipe's is of another task"
-                    self.reading.conclude(here[:2], text, here)
-            here, data = ("stages", i, "data"), stage.data or self.data
-            at = here if stage.data else ("data",)
-            if data is None or (at != here and self.reading.doubts(here)):
-                continue
-            if at not in data_seen:
-                data_seen.add(at)
-                self._data(data, at)
-            self._splits(i, stage, data, (*at, "splits"))
-
-    def _start(self, i: int, stage: Stage) -> None:
-        at, (_, before) = ("stages", i, "start"), self.stages[i - 1]
-        if stage.start != "previous":
-            return
-        if i == 0:
-            self.reading.add(at, "the first stage has no previous one; use `start: checkpoint`")
-        elif before is not None and before.adapt.is_virtual:
-            what = f"virtual tokens (stage {i - 1}, adapt: prompt), which cannot be merged into weights"
-            self.reading.add(at, f"goes on from {what}")
-
-    def _data(self, data: Data, at: KeyPath) -> None:
-        """What is wrong with data whatever stage they are for."""
-        add, splits, extra = self.reading.conclude, (*at, "splits"), (*at, "extra_test")
-        shares = [share for share in (data.splits.validation, data.splits.test) if isinstance(share, float)]
-        if sum(shares) >= 1:
-            add(splits, f"shares of {sum(shares):g} in all leave nothing to train on", splits)
-        if shares and data.splits.train is None:
-            add((*splits, "train"), "a share is held out of train, so train needs a split", splits)
-        if data.splits.validation is None and data.splits.test is None and not data.extra_test:
-            add(splits, "nothing to evaluate on: set `test`, `validation` or `extra_test`", splits, extra)
-        if data.name in BUILDERS and not data.dir and not data.files:
-            text = f"the builder `{data.name}` needs `dir` or `files`"
-            add((*at, "name"), text, (*at, "dir"), (*at, "files"))
-        for name in sorted(data.extra_test.keys() & {"train", "validation", "test"}):
-            add((*extra, name), f"`{name}` is the name of a split; choose another")
-
-    def _splits(self, i: int, stage: Stage, data: Data, at: KeyPath) -> None:
-        """What a stage needs of its data's splits and does not find there."""
-        lacks: dict[str, str] = {}
-        if data.splits.validation is None:
-            needs = "needs a validation split: set data.splits.validation"
-            lacks = {key: needs for key in ("early_stopping", "evaluate_every") if getattr(stage, key) is not None}
-            if stage.interpolate and len(stage.interpolate.alphas) > 1:
-                lacks["interpolate"] = (
-                    "needs a validation split to choose by (set data.splits.validation), or one of `alphas` alone"
-                )
-            if isinstance(stage.l2, list) and len(stage.l2) > 1:
-                lacks["l2"] = "several need a validation split to choose by: set data.splits.validation"
-        for key, text in lacks.items():
-            self.reading.conclude(("stages", i, key), text, at)
-        if stage.trains and data.splits.train is None:
-            text = f"stage {i} ({stage.stage}) trains and needs a split to train on"
-            self.reading.conclude((*at, "train"), text, at)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tltasks.config.section import FileName, HeldOut, Name, Named, PositiveInt, Section, Share
+from tltasks.config.section import Conflict, FileName, HeldOut, Name, Named, PositiveInt, Section, Share
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
 """Names of data sets that are read from local files by the datasets library."""
@@ -69,6 +69,21 @@ class Data(Source):
     """Share of a split's examples that may be unreadable; they are named, counted and left out. More is an error."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes per device. Unset: none on a CPU, up to 8 beside an accelerator."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        splits = self.splits
+        shares = [share for share in (splits.validation, splits.test) if isinstance(share, float)]
+        if sum(shares) >= 1:
+            yield Conflict(f"shares of {sum(shares):g} in all leave nothing to train on", ("splits",))
+        if shares and splits.train is None:
+            yield Conflict("a share is held out of train, so train needs a split", ("splits", "train"))
+        if splits.validation is None and splits.test is None and not self.extra_test:
+            text = "nothing to evaluate on: set `test`, `validation` or `extra_test`"
+            yield Conflict(text, ("splits",))
+        if self.name in BUILDERS and not self.dir and not self.files:
+            yield Conflict(f"the builder `{self.name}` needs `dir` or `files`", ("name",))
+        for name in sorted(self.extra_test.keys() & {"train", "validation", "test"}):
+            yield Conflict(f"`{name}` is the name of a split; choose another", ("extra_test", name))
 
     def source_of(self, extra: ExtraTest) -> Source:
         """Where an extra test set comes from: what it does not say is said here."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tltasks.config.section import KeyPath
 from tltasks.errors import RecipeError
 
-KeyPath = tuple[str | int, ...]
 DOTTED_KEY = re.compile(r"[\w-]+(\.[\w-]+|\[\d+\])*")
 """`stages.0.epochs`, or `stages[0].epochs`."""
 MAX_DEPTH = 32

@@ -16,13 +16,13 @@ from tltasks.config.document import (
     DOTTED_KEY,
     Document,
     Issue,
-    KeyPath,
     Origin,
     clip,
     from_python,
     list_mistakes,
 )
 from tltasks.config.recipe import Kind, Recipe, as_written, map_paths, to_tree, with_paths
+from tltasks.config.section import KeyPath
 from tltasks.config.yaml_reader import dump, parse, parse_value, read_text
 from tltasks.errors import RecipeError
 

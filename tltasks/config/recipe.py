@@ -9,17 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny
 
 from tltasks.config.data import BUILDERS, Data, Files, Source
-from tltasks.config.document import KeyPath
 from tltasks.config.model import Model
-from tltasks.config.section import Name, Named, RepoName, Section
+from tltasks.config.section import Conflict, KeyPath, Name, Named, RepoName, Section
 from tltasks.config.stage import STAGES, Stage, StagePlan
 
 T = TypeVar("T")
@@ -81,6 +80,51 @@ class Recipe(Section):
     """`file:line:column` of each key that was written."""
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
     """Local paths as they were written, by the absolute ones that they have become."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for i, stage in enumerate(self.stages):
+            at, before = ("stages", i), self.stages[i - 1] if i else None
+            if stage.start == "previous" and before is None:
+                yield Conflict("the first stage has no previous one; use `start: checkpoint`", (*at, "start"))
+            if stage.start == "previous" and before is not None and before.adapt.is_virtual:
+                what = f"virtual tokens (stage {i - 1}, adapt: prompt), which cannot be merged into weights"
+                yield Conflict(f"goes on from {what}", (*at, "start"))
+            for key in ("model", "data"):
+                shared, own = getattr(self, key), getattr(stage, key)
+                if own is None and shared is None:
+                    text = f"needs the key `{key}`, here or for the whole recipe"
+                    yield Conflict(text, at, ((key,), (*at, key)))
+                elif own is None and not isinstance(shared, _class_of(stage, key)):
+                    text = f"needs a `{key}` of its own: the recipe's is of another task"
+                    yield Conflict(text, at, ((*at, key),))
+            yield from self._of_splits(stage, at)
+
+    def _of_splits(self, stage: Stage, at: KeyPath) -> Iterator[Conflict]:
+        """What the stage needs of its data's splits and does not find there."""
+        data, place = (self.data, ("data",)) if stage.data is None else (stage.data, (*at, "data"))
+        if data is None:
+            return
+        grounds = ((*place, "splits"), (*at, "data"), (*at, "stage"))
+        if data.splits.validation is None:
+            needs = "needs a validation split: set data.splits.validation"
+            for key in ("early_stopping", "evaluate_every"):
+                if getattr(stage, key) is not None:
+                    yield Conflict(needs, (*at, key), grounds)
+            if stage.interpolate and len(stage.interpolate.alphas) > 1:
+                text = "needs a validation split to choose by (set data.splits.validation), or one of `alphas` alone"
+                yield Conflict(text, (*at, "interpolate"), grounds)
+            if isinstance(stage.l2, list) and len(stage.l2) > 1:
+                text = "several need a validation split to choose by: set data.splits.validation"
+                yield Conflict(text, (*at, "l2"), grounds)
+        if stage.trains and data.splits.train is None:
+            text = f"stage {at[1]} ({stage.stage}) trains and needs a split to train on"
+            yield Conflict(text, (*place, "splits", "train"), grounds)
+
+
+def _class_of(stage: Stage, key: str) -> type[Section]:
+    """The class of a stage's model or data, which its task decides."""
+    found: type[Section] = get_args(type(stage).model_fields[key].annotation)[0]
+    return getattr(found, "__bound__", found)
 
 
 # ---------------------------------------------------------------------------------------------- plan

@@ -5,16 +5,17 @@ A kind is a row: where its weights come from, what happens to the head, what is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal, Self
+from typing import Annotated, Generic, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field
 from typing_extensions import TypeVar
 
 from tltasks.config.adaptation import Adapt, AdaptMethod, Full, _method_by_name
 from tltasks.config.data import Data
 from tltasks.config.model import Checkpoint, Model
-from tltasks.config.section import FileName, Name, Named, PositiveFloat, PositiveInt, Section, Share
+from tltasks.config.section import Conflict, FileName, Name, Named, PositiveFloat, PositiveInt, Section, Share
 
 
 class L2Sp(Section):
@@ -188,59 +189,52 @@ class Stage(Section, Generic[ModelT, DataT]):
         useless = {"l2", *({"momentum"} if self.optimizer != "sgd" else ()), *({"weight_decay"} if self.l2_sp else ())}
         return set(type(self).model_fields) - useless
 
-    def contradictions(self) -> list[str]:
-        """Keys that are each in order, but not together."""
-        found = []
+    def conflicts(self) -> Iterator[Conflict]:
         given = self.model_fields_set
         if not self.loops:
             extra = given - self.effective_keys
             why = "zero_shot trains nothing" if self.stage == "zero_shot" else "probe fits the head in one go"
             if extra:
-                found.append(f"{why}, so these keys have no effect: {', '.join(sorted(extra))}")
+                yield Conflict(f"{why}, so these keys have no effect: {', '.join(sorted(extra))}")
         else:
             if "l2" in given:
-                found.append("`l2` is a key of `stage: probe`; the loop has `weight_decay`")
+                yield Conflict("`l2` is a key of `stage: probe`; the loop has `weight_decay`")
             if self.epochs is None and self.steps is None:
-                found.append("needs `epochs` or `steps`")
+                yield Conflict("needs `epochs` or `steps`")
             if self.epochs is not None and self.steps is not None:
-                found.append("has both `epochs` and `steps`; keep one")
+                yield Conflict("has both `epochs` and `steps`; keep one")
             if self.learning_rate is None:
-                found.append("needs `learning_rate` (a start: 5e-4 for lora, 5e-5 for full with adamw, 1e-3 with sgd)")
+                yield Conflict(
+                    "needs `learning_rate` (a start: 5e-4 for lora, 5e-5 for full with adamw, 1e-3 with sgd)"
+                )
         if self.loops and "momentum" in given and self.optimizer != "sgd":
-            found.append("`momentum` is a key of `optimizer: sgd`")
+            yield Conflict("`momentum` is a key of `optimizer: sgd`")
         if self.micro_batch != "auto" and self.micro_batch > self.batch_size:
-            found.append(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
+            yield Conflict(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
         if self.adapt.method != "full" and self.freeze:
-            found.append(f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else")
+            yield Conflict(f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else")
         if self.l2_sp and "weight_decay" in given:
-            found.append("`l2_sp` takes the place of `weight_decay`; keep one")
+            yield Conflict("`l2_sp` takes the place of `weight_decay`; keep one")
         if self.l2_sp and self.adapt.method != "full":
-            found.append(f"`l2_sp` is of all weights; `adapt: {self.adapt.method}` leaves the checkpoint's alone")
+            yield Conflict(f"`l2_sp` is of all weights; `adapt: {self.adapt.method}` leaves the checkpoint's alone")
         if self.l2_sp and self.stage == "pretrain" and self.start == "checkpoint":
-            found.append("`l2_sp` holds weights to a checkpoint's, and pretrain starts from random ones")
+            yield Conflict("`l2_sp` holds weights to a checkpoint's, and pretrain starts from random ones")
         if self.unfreeze_epochs and self.adapt.method == "head":
-            found.append("`unfreeze_epochs` has nothing to unfreeze with `adapt: head`")
+            yield Conflict("`unfreeze_epochs` has nothing to unfreeze with `adapt: head`")
         if self.adapt.is_virtual and self.start == "previous":
-            found.append(f"`adapt: {self.adapt.method}` starts from a checkpoint of the Hub, of which it is an adapter")
+            yield Conflict(
+                f"`adapt: {self.adapt.method}` starts from a checkpoint of the Hub, of which it is an adapter"
+            )
         if self.adapt.is_virtual and self.gradient_checkpointing:
-            found.append(f"`adapt: {self.adapt.method}` does not go with `gradient_checkpointing`")
+            yield Conflict(f"`adapt: {self.adapt.method}` does not go with `gradient_checkpointing`")
         if self.ema and self.adapt.adalora:
-            found.append("`ema` averages over ranks that `adapt: adalora` takes away; leave one of them out")
+            yield Conflict("`ema` averages over ranks that `adapt: adalora` takes away; leave one of them out")
         if self.interpolate and self.stage != "finetune":
-            found.append(f"`interpolate` is a key of `stage: finetune`: {self.stage} begins with a head that is random")
+            yield Conflict(
+                f"`interpolate` is a key of `stage: finetune`: {self.stage} begins with a head that is random"
+            )
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
-            found.append(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
-        return found
-
-    @model_validator(mode="after")
-    def _consistent(self, info: ValidationInfo) -> Self:
-        """Raise ValueError with all contradictions; a list that is given as context takes them instead."""
-        found = self.contradictions()
-        if isinstance(info.context, list):
-            info.context.extend(found)
-        elif found:
-            raise ValueError("\n".join(found))
-        return self
+            yield Conflict(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
 
 
 class UnlabelledStage(Stage[ModelT, DataT]):
@@ -266,13 +260,12 @@ class JointStage(UnlabelledStage[ModelT, DataT]):
     def effective_keys(self) -> set[str]:
         return super().effective_keys - {"micro_batch"}
 
-    def contradictions(self) -> list[str]:
-        found = super().contradictions()
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
         if self.loops and "micro_batch" in self.model_fields_set:
-            found.append("`micro_batch` has no effect: a forward pass takes a `group`, whose rows share their loss")
+            yield Conflict("`micro_batch` has no effect: a forward pass takes a `group`, whose rows share their loss")
         if self.loops and self.group is not None and self.batch_size % self.group:
-            found.append(f"`batch_size` {self.batch_size} is not a multiple of `group` {self.group}")
-        return found
+            yield Conflict(f"`batch_size` {self.batch_size} is not a multiple of `group` {self.group}")
 
 
 # ------------------------------------------------------------------------------------------- planned

@@ -15,7 +15,8 @@ from typing import Protocol
 
 import yaml
 
-from tltasks.config.document import MAX_DEPTH, Document, Issue, KeyPath, Location, Origin, clip, describe, dotted
+from tltasks.config.document import MAX_DEPTH, Document, Issue, Location, Origin, clip, describe, dotted
+from tltasks.config.section import KeyPath
 from tltasks.errors import RecipeError, closest
 
 MAX_BYTES = 1_000_000
@@ -75,6 +76,8 @@ def parse_value(text: str, origin: Origin) -> Document:
         raise RecipeError(f"{at}  the character U+{ord(text[error.position]):04X} is not allowed.") from error
     except yaml.MarkedYAMLError as error:
         raise RecipeError(f"{reader.at(error.problem_mark)}  {_rephrase(error)}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{origin.at(1, 1)}  nested more than {MAX_DEPTH} levels deep.") from error
     except ValueError as error:  # chr() of "\U00110000" in yaml/scanner.py (6.0.4)
         raise RecipeError(f"{origin.at(1, 1)}  cannot be read as YAML: {error}.") from error
     reader.locations[()] = origin.at(1, 1)
@@ -103,35 +106,21 @@ CONVERT: dict[str, Callable[[str], object]] = {
 
 
 class _Loader(yaml.SafeLoader):
-    """No octal or sexagesimal numbers, no dates, no truth in yes and no; neither tags nor second documents.
-
-    These, great size and depth are refused as they are come by, before anything is built of them.
-    """
+    """No octal or sexagesimal numbers, no dates, no truth in yes and no; and no tags."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
     def __init__(self, text: str, reader: _Reader) -> None:
         super().__init__(text)
-        self._reader, self._depth, self._n_events, self._n_documents = reader, 0, 0, 0
+        self._reader = reader
 
-    def get_event(self) -> yaml.Event:
-        event: yaml.Event = super().get_event()  # type: ignore[no-untyped-call]
-        self._n_events += 1
-        self._n_documents += isinstance(event, yaml.DocumentStartEvent)
-        self._depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        text = None
-        if self._n_events > MAX_VALUES:
-            text = f"too large: more than {MAX_VALUES:,} values."
-        elif self._n_documents > 1:
-            text = "a second document (`---`); a recipe is one."
-        elif self._depth > MAX_DEPTH:
-            text = f"nested more than {MAX_DEPTH} levels deep."
-        elif (tag := getattr(event, "tag", None)) is not None:
-            short = clip(tag.replace("tag:yaml.org,2002:", "!!", 1))
-            text = f"the tag `{short}`: tags are not allowed; a recipe holds plain text, numbers, lists and mappings."
-        if text:
-            raise RecipeError(f"{self._reader.at(event.start_mark)}  {text}")
-        return event
+    def fetch_tag(self) -> None:
+        token = self.scan_tag()
+        tag = clip("".join(part or "" for part in token.value))
+        raise RecipeError(
+            f"{self._reader.at(token.start_mark)}  the tag `{tag}`: tags are not allowed; a recipe holds plain text, "
+            "numbers, lists and mappings."
+        )
 
 
 for _kind, _pattern, _first in SCALARS:
@@ -161,11 +150,11 @@ class _Reader:
     def plain(self, node: yaml.Node, keys: KeyPath, inside: frozenset[int]) -> object:
         """The value of a node; an alias is a copy of what it stands for."""
         self.n_values += 1
-        if self.n_values > MAX_VALUES or len(keys) > MAX_DEPTH:
-            raise RecipeError(
-                f"{self.at(node.start_mark)}  too large: more than {MAX_VALUES:,} values, or aliases"
-                f" that expand to more, or more than {MAX_DEPTH} levels."
-            )
+        if self.n_values > MAX_VALUES:
+            text = f"too large: more than {MAX_VALUES:,} values, or aliases that expand to more."
+            raise RecipeError(f"{self.at(node.start_mark)}  {text}")
+        if len(keys) >= MAX_DEPTH and isinstance(node, yaml.CollectionNode):
+            raise RecipeError(f"{self.at(node.start_mark)}  nested more than {MAX_DEPTH} levels deep.")
         if id(node) in inside:
             raise RecipeError(f"{self.at(node.start_mark)}  contains itself through an alias.")
         inside |= {id(node)}
@@ -214,6 +203,7 @@ class _Reader:
 
 
 REPHRASED = (
+    (r"expected a single document", "a second document (`---`); a recipe is one"),
     (r"character '\\t'", "a tab; indent with spaces"),
     (r"mapping values are not allowed", "a second `: ` on the line; put such text in quotes, or mend the indentation"),
     (r"expected the node content.*stream end", "ends in the middle of a list or mapping"),

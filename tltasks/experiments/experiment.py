@@ -16,10 +16,10 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from tltasks.config.checks import read_keys
-from tltasks.config.document import DOTTED_KEY, Document, Issue, KeyPath, dotted, list_mistakes
+from tltasks.config.document import DOTTED_KEY, Document, Issue, dotted, list_mistakes
 from tltasks.config.loading import Overrides, open_document, read_recipe
 from tltasks.config.recipe import Recipe
-from tltasks.config.section import FileName, Name, Section
+from tltasks.config.section import FileName, KeyPath, Name, Section
 from tltasks.config.yaml_reader import dump, read_text
 from tltasks.errors import RecipeError, did_you_mean
 

@@ -10,15 +10,15 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tltasks.config.checks import read_keys
-from tltasks.config.document import Document, Issue, KeyPath, dotted, list_mistakes
+from tltasks.config.document import Document, Issue, dotted, list_mistakes
 from tltasks.config.loading import Overrides, read_recipe
 from tltasks.config.recipe import Recipe
-from tltasks.config.section import Name, PositiveFloat, PositiveInt, Section
+from tltasks.config.section import Conflict, KeyPath, Name, PositiveFloat, PositiveInt, Section
 from tltasks.errors import RecipeError
 from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, Trial, read_source
 
@@ -41,15 +41,13 @@ class Range(Section):
     def whole(self) -> bool:
         return isinstance(self.low, int) and isinstance(self.high, int) and not isinstance(self.step, float)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.low >= self.high:
-            raise ValueError(f"`low` {self.low} is not below `high` {self.high}")
+            yield Conflict(f"`low` {self.low} is not below `high` {self.high}")
         if self.log and self.low <= 0:
-            raise ValueError(f"`log` needs numbers above 0, and `low` is {self.low}")
+            yield Conflict(f"`log` needs numbers above 0, and `low` is {self.low}")
         if self.log and self.step is not None:
-            raise ValueError("`log` and `step` do not go together; leave one out")
-        return self
+            yield Conflict("`log` and `step` do not go together; leave one out")
 
     def holds(self, value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:

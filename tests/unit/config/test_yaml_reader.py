@@ -195,8 +195,8 @@ def test_empty(text: str) -> None:
 def test_depth() -> None:
     at_most = "a: " + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
     assert parse(at_most).value["a"]
-    for opening in ("[" * MAX_DEPTH, "[" * 50_000, "{a: " * 50_000):
-        assert f"nested more than {MAX_DEPTH} levels deep" in refused(f"a: {opening}")
+    for deep in ("[" * MAX_DEPTH + "]" * MAX_DEPTH, "[" * 50_000, "{a: " * 50_000):
+        assert f"nested more than {MAX_DEPTH} levels deep" in refused(f"a: {deep}")
 
 
 def test_many_values() -> None:

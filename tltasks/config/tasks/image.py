@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import As, Model
-from tltasks.config.section import FileName, PositiveFloat, PositiveInt, Prompt, Section, Share
+from tltasks.config.section import Conflict, FileName, PositiveFloat, PositiveInt, Prompt, Section, Share
 from tltasks.config.stage import JointStage, Stage, UnlabelledStage
 from tltasks.config.tasks.spec import IMAGE, TaskSpec
 
@@ -29,18 +30,14 @@ class ImageModel(Model):
     patch_size: PositiveInt | None = None
     """With `as`: side in pixels of the squares that the image is cut into."""
 
-    @model_validator(mode="after")
-    def _has_patches(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.as_ is None:
             if self.patch_size is not None:
-                raise ValueError(
-                    "`patch_size` is a key of language models under `as`; other checkpoints have their own"
-                )
+                yield Conflict("`patch_size` is a key of language models under `as`; other checkpoints have their own")
         elif self.image_size is None or self.patch_size is None:
-            raise ValueError("`as` needs `image_size` and `patch_size`: a language checkpoint has none")
+            yield Conflict("`as` needs `image_size` and `patch_size`: a language checkpoint has none")
         elif self.image_size % self.patch_size:
-            raise ValueError(f"`patch_size` {self.patch_size} does not divide `image_size` {self.image_size}")
-        return self
+            yield Conflict(f"`patch_size` {self.patch_size} does not divide `image_size` {self.image_size}")
 
 
 ImageCorruption = Literal[

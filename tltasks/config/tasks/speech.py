@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import As, Model
-from tltasks.config.section import PositiveFloat, PositiveInt, Section
+from tltasks.config.section import Conflict, PositiveFloat, PositiveInt, Section
 from tltasks.config.stage import JointStage, Stage
 from tltasks.config.tasks.spec import AUDIO, TaskSpec
 
@@ -31,11 +32,9 @@ class SpeechModel(Model):
     frame_ms: Annotated[int, Field(ge=20, le=200, multiple_of=20)] | None = None
     """With `as`: milliseconds of sound in the place of a word, a multiple of 20. Unset: 40."""
 
-    @model_validator(mode="after")
-    def _has_frames(self) -> Self:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.as_ is None and self.frame_ms is not None:
-            raise ValueError("`frame_ms` is a key of language models under `as`; other checkpoints have their own")
-        return self
+            yield Conflict("`frame_ms` is a key of language models under `as`; other checkpoints have their own")
 
 
 class SpeechCorruptions(Corruptions):
