@@ -26,6 +26,7 @@ machine do to a few steps does not count. Ratios are of neighbours in one round.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -151,8 +152,8 @@ def train_with_tltasks(options: argparse.Namespace, folder: Path) -> dict[str, A
         choose_attention(built.model, tokens=item.task.sequence_length, device=device, precision=precision)
         adapted, head = adapt_model(item, built)
         ends: list[float] = []
-        job = make_job(
-            context, item, head, on_step=lambda progress, loss: ends.append(time.perf_counter()), evaluate=None
+        job = dataclasses.replace(
+            make_job(context, item, head), on_step=lambda progress, loss: ends.append(time.perf_counter())
         )
         train(context.accelerator, job, adapted)
     return {"precision": precision, "preparation_seconds": preparation} | _throughput(options, ends)

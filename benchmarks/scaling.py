@@ -183,7 +183,7 @@ def run_stage(folder: Path) -> dict[str, Any]:
     rows = item.encoded["train"].rows
     with phase(PHASES[1]):
         model, head = adapt_model(item, item.task.build(item.plan.kind))
-        job = make_job(context, item, head, on_step=lambda progress, loss: None, evaluate=None)
+        job = make_job(context, item, head)
         progress = train(context.accelerator, job, model)
     assert progress.examples == len(rows)
     with phase(PHASES[2]):

@@ -23,7 +23,7 @@ from tltasks.experiments.contents import CODE, Contents, code_versions
 from tltasks.experiments.experiment import Levels, Trial
 from tltasks.results.result import Interval, Number, RunResult
 from tltasks.runs.baselines import ROW_SCORES
-from tltasks.runs.context import Watch
+from tltasks.runs.callbacks import OnEvaluation
 from tltasks.runs.story import run
 from tltasks.runtime.files import locked, write_json
 
@@ -183,13 +183,15 @@ def run_trials(
         on_end(item, carry_out(item, output, keep_weights=keep_weights))
 
 
-def carry_out(item: PlannedTrial, output: Path, *, keep_weights: bool, watch: Watch | None = None) -> Outcome:
+def carry_out(
+    item: PlannedTrial, output: Path, *, keep_weights: bool, on_evaluation: OnEvaluation | None = None
+) -> Outcome:
     """One trial, its record or why there is none; raises Interrupted or KeyboardInterrupt when told to stop."""
     write_journal(output, item.id, "begun")
     started = time.perf_counter()
     try:
         with _log_file(output / "logs" / f"{item.id}.log"):
-            result = _run(item, output, watch)
+            result = _run(item, output, on_evaluation)
     except (Interrupted, KeyboardInterrupt):
         write_journal(output, item.id, "interrupted")
         raise
@@ -207,7 +209,7 @@ def carry_out(item: PlannedTrial, output: Path, *, keep_weights: bool, watch: Wa
     return record
 
 
-def _run(item: PlannedTrial, output: Path, watch: Watch | None) -> RunResult:
+def _run(item: PlannedTrial, output: Path, on_evaluation: OnEvaluation | None) -> RunResult:
     folder, recipe = trial_folder(output, item.id), item.trial.recipe
     try:  # what a kill has left of a folder that was only begun is no run to go on with
         whole = recipe_sha256(load_recipe(folder / "recipe.yaml", check_files=False)) == recipe_sha256(recipe)
@@ -218,7 +220,7 @@ def _run(item: PlannedTrial, output: Path, watch: Watch | None) -> RunResult:
     # Accelerate keeps one number format for a process (accelerate 1.15, state.py); trials may have different ones.
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        return run(recipe, output=folder, resume=True, watch=watch)
+        return run(recipe, output=folder, resume=True, on_evaluation=on_evaluation)
     except TltasksError:
         raise
     except Exception:

@@ -27,6 +27,7 @@ from tltasks.experiments.report import text_table, write_page
 from tltasks.experiments.search_space import BaseRecipe, Choice, Range, Search, Settings, Value, load_search
 from tltasks.experiments.trials import Failure, carry_out, plan_trials, results_folder, trial_folder, write_journal
 from tltasks.results.result import Headline
+from tltasks.runs.callbacks import EvaluationInfo
 from tltasks.runs.story import run
 from tltasks.runtime.files import write_json, write_text
 from tltasks.tasks import load_adapter
@@ -203,15 +204,15 @@ class SearchStudy:
             (item,) = plan_trials([self.base.trial(number, settings)], self.output)
             last = item.trial.recipe.stages[-1].name or item.trial.recipe.stages[-1].stage
 
-            def watch(stage: str, value: float) -> None:
+            def on_evaluation(found: EvaluationInfo) -> None:
                 """Report an evaluation of the last stage; raises Pruned where the trial is not worth going on."""
-                if stage == last:
-                    curve.append(value)
-                    trial.report(value, len(curve))
+                if found.stage == last:
+                    curve.append(found.value)
+                    trial.report(found.value, len(curve))
                     if trial.should_prune():
                         raise Pruned("pruned")
 
-            outcome = item.record or carry_out(item, self.output, keep_weights=False, watch=watch)
+            outcome = item.record or carry_out(item, self.output, keep_weights=False, on_evaluation=on_evaluation)
         except Pruned:
             shutil.rmtree(trial_folder(self.output, item.id), ignore_errors=True)
             self.study.tell(trial, state=self.optuna.trial.TrialState.PRUNED)

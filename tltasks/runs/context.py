@@ -17,12 +17,10 @@ from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import RunPlan, recipe_sha256
 from tltasks.config.stage import StagePlan
 from tltasks.errors import Interrupted, RecipeError, TltasksError
+from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runtime import devices
 from tltasks.runtime.files import locked
 from tltasks.runtime.precision import choose_precision
-
-Watch = Callable[[str, float], None]
-"""Told of each evaluation on validation: the stage and the headline metric. What it raises ends the run."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,8 @@ class Context:
     precision: str
     console: Console
     stop_requested: Callable[[], bool] = lambda: False
-    watch: Watch | None = None
+    on_step: OnStep | None = None
+    on_evaluation: OnEvaluation | None = None
 
     @property
     def seed(self) -> int:

@@ -7,11 +7,11 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from accelerate.utils import set_seed
@@ -39,6 +39,7 @@ from tltasks.results.result import (
     lineage_after,
 )
 from tltasks.runs.baselines import ROW_SCORES, baseline_predictions, scores_of_earlier_stages
+from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.context import Context
 from tltasks.runs.prepare import PreparedStage
 from tltasks.runtime import devices
@@ -54,6 +55,15 @@ from tltasks.training.tracking import Tracker
 from tltasks.training.weight_interpolation import interpolate
 
 BySplit = dict[str, list[Prediction]]
+
+
+class _Place(TypedDict):
+    """What callbacks are told of a step, whichever they are."""
+
+    stage: str
+    step: int
+    total_steps: int
+    epoch: float
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
     steps = seconds = None
     if plan.kind.trains and not plan.kind.cached:
         model, head = adapt_model(stage, built)
-        job = make_job(context, stage, head, on_step=lambda progress, loss: None, evaluate=None)
+        job = make_job(context, stage, head)
         steps = job.total_steps
         seconds = measure(context.accelerator, job, model) * steps
     trainable, total = count_parameters(model)
@@ -219,19 +229,31 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
     plan, accelerator = stage.plan, context.accelerator
     bar = tqdm(desc=plan.name, unit=" steps", disable=None if context.writes else True, dynamic_ncols=True)
 
-    def on_step(progress: Progress, loss: float) -> None:
+    def on_step(progress: Progress, loss: float) -> bool | None:
         bar.update(progress.step - bar.n)
         bar.set_postfix_str(f"loss {loss:.3f}, {progress.examples / progress.seconds:.0f} examples/s", refresh=False)
+        return context.on_step and context.on_step(
+            StepInfo(**_place(job, progress), loss=loss, examples=progress.examples, seconds=progress.seconds)
+        )
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         score = _validate(context, stage, model)
         with bar.external_write_mode(file=sys.stderr):
             _say_validation(context, stage, score)
-        if context.watch is not None:
-            context.watch(plan.name, score.value)
         return score.values
 
-    job = make_job(context, stage, head, on_step=on_step, evaluate=evaluate if "validation" in stage.encoded else None)
+    def on_evaluation(progress: Progress, values: dict[str, float]) -> bool | None:
+        headline, best = stage.task.headline, progress.best_step
+        return context.on_evaluation and context.on_evaluation(
+            EvaluationInfo(**_place(job, progress), metrics=values, headline=headline, best_step=best)
+        )
+
+    job = dataclasses.replace(
+        make_job(context, stage, head),
+        on_step=on_step,
+        on_evaluation=on_evaluation,
+        evaluate=evaluate if "validation" in stage.encoded else None,
+    )
     bar.total = job.total_steps
     trained, total = count_parameters(model)
     context.say(
@@ -244,6 +266,11 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
         return train(accelerator, job, model)
     finally:
         bar.close()
+
+
+def _place(job: Job, progress: Progress) -> _Place:
+    epoch = progress.step / job.steps_per_epoch
+    return _Place(stage=job.name, step=progress.step, total_steps=job.total_steps, epoch=epoch)
 
 
 def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score:
@@ -263,15 +290,8 @@ def _say_validation(context: Context, stage: PreparedStage, score: Score) -> Non
         context.say(stage.plan, line)
 
 
-def make_job(
-    context: Context,
-    stage: PreparedStage,
-    head: tuple[str, ...],
-    *,
-    on_step: Callable[[Progress, float], None],
-    evaluate: Callable[[nn.Module], dict[str, float]] | None,
-) -> Job:
-    """What the loop trains."""
+def make_job(context: Context, stage: PreparedStage, head: tuple[str, ...]) -> Job:
+    """What the loop trains, telling nobody of it."""
     plan, keys, output = stage.plan, stage.plan.stage, context.plan.output
     train_rows = stage.encoded["train"]
     logger = context.accelerator if context.plan.recipe.trackers else None
@@ -286,11 +306,11 @@ def make_job(
         head=head,
         frozen_batch_norm=keys.batch_norm == "frozen" or (keys.batch_norm == "auto" and from_checkpoint),
         workers=context.workers(plan),
-        evaluate=evaluate,
+        evaluate=None,
         checkpoints=Checkpoints(output / "checkpoints" / plan.name, keep=keys.keep_checkpoints),
         tracker=Tracker(output / "metrics.jsonl" if context.writes else None, logger),
         stop_requested=context.stop_requested,
-        on_step=on_step,
+        on_step=lambda progress, loss: None,
         new_head=plan.kind.head == "new",
     )
 

@@ -13,7 +13,8 @@ from tltasks.hub.upload_plan import plan_results
 from tltasks.reports import html, model_card
 from tltasks.reports.console import show_checks, show_plan, show_result
 from tltasks.results.result import Headline, ReportExample, RunResult, StageMeasurement, StageResult
-from tltasks.runs.context import Context, Watch, on_main_process, open_context, refuse_occupied, sole_writer
+from tltasks.runs.callbacks import OnEvaluation, OnStep
+from tltasks.runs.context import Context, on_main_process, open_context, refuse_occupied, sole_writer
 from tltasks.runs.prepare import DECIDING, PreparedStage, prepare_stages
 from tltasks.runs.stage import FinishedStage, measure_stage, run_stage
 from tltasks.runtime import devices
@@ -23,19 +24,29 @@ from tltasks.training.tracking import check_trackers, read_metrics
 
 
 def run(
-    recipe: Recipe, *, output: Path | None = None, resume: bool = False, push: bool = False, watch: Watch | None = None
+    recipe: Recipe,
+    *,
+    output: Path | str | None = None,
+    resume: bool = False,
+    push: bool = False,
+    on_step: OnStep | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> RunResult:
-    """Carry out a recipe, into its own results folder or `output`.
+    """Carry out a recipe, into its own results folder or `output`; `resume` goes on with the run that is there.
+
+    `on_step` is called after each step of training, `on_evaluation` after each evaluation on validation. Where one
+    returns True, the stage's training ends there, as by early stopping, and the run goes on with the weights that
+    `keep` chooses. What one raises ends the run, which `resume` can go on with from the last checkpoint.
 
     Raises a TltasksError for whatever the user can mend, in order of cost and before anything is written; and
     Interrupted, with its state saved, when the process is told to stop.
     """
     # ------------------------------------------------------------------------------------- resolve
-    plan = plan_run(recipe, output)
+    plan = plan_run(recipe, None if output is None else Path(output))
     _refuse_at_once(plan, push=push)
     state = devices.init_distributed()
     on_main_process(state, lambda: _refuse(plan, resume=resume, push=push))
-    context = replace(open_context(plan, state), watch=watch)
+    context = replace(open_context(plan, state), on_step=on_step, on_evaluation=on_evaluation)
 
     # ------------------------------------------------------------------------------------- prepare
     prepared = _prepare(context)
@@ -64,12 +75,12 @@ def run(
     return result
 
 
-def dry_run(recipe: Recipe, *, output: Path | None = None, push: bool = False) -> list[StageMeasurement]:
+def dry_run(recipe: Recipe, *, output: Path | str | None = None, push: bool = False) -> list[StageMeasurement]:
     """Open data and checkpoints and measure a step of each stage, as `run` would begin; nothing is written.
 
     Raises a TltasksError for whatever the user can mend.
     """
-    plan = plan_run(recipe, output)
+    plan = plan_run(recipe, None if output is None else Path(output))
     _refuse_at_once(plan, push=push)
     context = open_context(plan, devices.init_distributed())
     measured = [measure_stage(context, stage) for stage in _prepare(context)]

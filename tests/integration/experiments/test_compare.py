@@ -381,7 +381,7 @@ def test_bookkeeping_is_a_hundredth_of_the_work(finished: Path, place: Path, mon
     (output / "trials").mkdir(parents=True)
     found = load_experiment(write_experiment(place, output), [f"seeds={list(range(250))}"])[1]
     progress = compare.Progress(plan_trials(found, output), compare.Console(file=io.StringIO()))
-    monkeypatch.setattr(trials, "_run", lambda item, output, watch: None)
+    monkeypatch.setattr(trials, "_run", lambda item, output, on_evaluation: None)
     monkeypatch.setattr(trials, "describe_trial", lambda item, run, seconds: dataclasses.replace(record, id=item.id))
     started = time.perf_counter()
     trials.run_trials(to_do(progress.planned)[:20], output, keep_weights=False, on_end=progress.take)

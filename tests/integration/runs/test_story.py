@@ -14,6 +14,7 @@ from tests.tiny.tables import save_metric
 from tltasks.config.loading import load_recipe
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.results.result import load_result
+from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.stage import _alike
 from tltasks.runs.story import dry_run
 from tltasks.training.tracking import read_metrics
@@ -251,3 +252,58 @@ def test_metrics_of_the_evaluate_library_stand_beside_the_task_s_own(tiny: Path,
     with pytest.raises(RecipeError, match="would run a script of the Hub"):
         run_recipe(path, tmp_path / "other", "stages.0.metrics=[evaluate/f1]")
     assert not (tmp_path / "other" / "result.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------- callbacks
+
+
+def test_callbacks_are_told_of_steps_and_evaluations(tiny: Path, tmp_path: Path) -> None:
+    steps: list[StepInfo] = []
+    evaluations: list[EvaluationInfo] = []
+    result = run_recipe(
+        tiny / "recipe.yaml",
+        tmp_path / "run",
+        "stages.0.epochs=2",
+        on_step=steps.append,
+        on_evaluation=evaluations.append,
+    )
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [(it.step, it.loss, it.epoch) for it in steps] == [
+        (row["step"], row["loss"], row["epoch"]) for row in rows if row["split"] == "train"
+    ]
+    assert {(it.stage, it.total_steps) for it in steps} == {("transfer", 12)}
+    assert [(it.step, it.value) for it in evaluations] == [
+        (row["step"], row["accuracy"]) for row in rows if row["split"] == "validation"
+    ]
+    assert result.best.training is not None
+    assert evaluations[-1].best_step == result.best.training.best_step
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "steps"),
+    [
+        ({"on_step": lambda info: info.step == 4}, 4),
+        ({"on_evaluation": lambda info: info.value >= 0}, 6),
+    ],
+)
+def test_a_callback_may_end_the_training(tiny: Path, tmp_path: Path, callbacks: dict[str, Any], steps: int) -> None:
+    result = run_recipe(tiny / "recipe.yaml", tmp_path / "run", "stages.0.epochs=2", **callbacks)
+    training = result.best.training
+    assert training is not None
+    assert (training.steps, training.ended) == (steps, "asked to stop")
+    assert training.best_step == steps, "where it ends, it is evaluated"
+    assert (tmp_path / "run" / "README.md").is_file()
+
+
+def test_what_a_callback_raises_ends_a_run_that_can_go_on(tiny: Path, tmp_path: Path) -> None:
+    def give_up(info: EvaluationInfo) -> None:
+        if info.step == 12:
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        run_recipe(tiny / "recipe.yaml", tmp_path / "run", "stages.0.epochs=2", on_evaluation=give_up)
+    seen: list[StepInfo] = []
+    result = run_recipe(tiny / "recipe.yaml", tmp_path / "run", "stages.0.epochs=2", resume=True, on_step=seen.append)
+    assert [it.step for it in seen] == list(range(7, 13))
+    assert result.best.training is not None
+    assert result.best.training.steps == 12
