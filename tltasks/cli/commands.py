@@ -415,7 +415,7 @@ def compare(
     if engine != "ray" and (workers or cores_per_trial):
         raise RecipeError("compare: --workers and --cores-per-trial are for --engine ray.")
     from tltasks.experiments import compare as comparison
-    from tltasks.experiments.ray import Workers
+    from tltasks.experiments.execution import Workers
 
     console = _console()
     if dry_run:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from tltasks.errors import DataError
-from tltasks.experiments.experiment import Experiment, Levels
+from tltasks.experiments.experiment import Experiment
 from tltasks.experiments.statistics import (
     Estimate,
     combine,
@@ -25,7 +25,7 @@ from tltasks.experiments.statistics import (
     moderated,
     transfer_verdict,
 )
-from tltasks.experiments.trials import TrialRecord
+from tltasks.experiments.trials import Levels, TrialRecord
 
 Floats = NDArray[np.float64]
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from tltasks.config.recipe import plan_run
 from tltasks.errors import DataError
 from tltasks.experiments.analysis import CellScore, Findings, analyse
+from tltasks.experiments.execution import Workers, run_on_ray, run_trials
 from tltasks.experiments.experiment import Experiment, Given, Source, load_experiment, read_source
-from tltasks.experiments.ray import Workers, run_on_ray
 from tltasks.experiments.report import (
     Layout,
     by_target,
@@ -35,7 +35,6 @@ from tltasks.experiments.trials import (
     finished,
     plan_trials,
     results_folder,
-    run_trials,
     to_do,
 )
 from tltasks.reports.formatting import show_duration

@@ -22,6 +22,7 @@ from tltasks.config.recipe import Recipe
 from tltasks.config.section import FileName, KeyPath, Name, Section
 from tltasks.config.yaml_reader import dump, read_text
 from tltasks.errors import RecipeError, did_you_mean
+from tltasks.experiments.trials import Levels, Trial
 
 MOST_TRIALS = 100_000
 RESERVED = {"seed": "`seeds` lists the seeds of all trials", "output": "each trial has a folder of its own"}
@@ -33,8 +34,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 RecipeSource = Annotated[str, Field(min_length=1)] | dict[str, object]
 Given = Path | str | Mapping[str, object]
 """A YAML file, or its keys, whose local paths then start at the working directory."""
-Levels = dict[str, str]
-"""Level by axis, in the order of the axes."""
 
 
 class Contrast(Section):
@@ -71,19 +70,6 @@ class Experiment(Section):
     """Keep the trained weights of each trial. Off: they are removed when the trial is finished."""
     output: Name
     """Results folder, relative to the working directory."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One recipe of an experiment or a search."""
-
-    levels: Levels
-    seed: int
-    recipe: Recipe
-
-    @property
-    def name(self) -> str:
-        return ", ".join([*self.levels.values(), f"seed {self.seed}"])
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,16 @@ from rich.console import Console
 from scipy import stats
 from torch import nn
 
-from tltasks.config.recipe import plan_run
+from tltasks.config.recipe import Recipe, plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
 from tltasks.experiments.analysis import Findings, analyse
-from tltasks.experiments.experiment import Experiment, Given, Levels, Trial, load_experiment
+from tltasks.experiments.execution import carry_out
+from tltasks.experiments.experiment import Experiment, Given, load_experiment
 from tltasks.experiments.report import text_table
 from tltasks.experiments.successive_halving import LOSS_ROWS, stage_alone, successive_halving, zero_shot_loss
 from tltasks.experiments.transferability import ESTIMATORS
-from tltasks.experiments.trials import finished, plan_trials, results_folder
+from tltasks.experiments.trials import Levels, Outcome, Trial, finished, plan_trials, results_folder
 from tltasks.reports.formatting import show_duration, words
 from tltasks.runs.prepare import PreparedStage
 from tltasks.runs.story import open_stages
@@ -187,9 +188,14 @@ def estimate_by_features(pair: CandidatePair, output: Path) -> CandidateEstimate
 
 def estimate_by_training(pairs: list[CandidatePair], output: Path) -> list[CandidateEstimates]:
     """Estimates for a task that writes, by the loss of the checkpoint as it is and by short training."""
+
+    def train(candidate: str, recipe: Recipe) -> Outcome:
+        (item,) = plan_trials([Trial({"candidate": candidate}, recipe.seed, recipe)], output)
+        return item.record or carry_out(item, output, keep_weights=False)
+
     estimated = []
     for group in by_context(pairs):
-        halved = successive_halving({pair.candidate: pair.trial.recipe for pair in group}, output)
+        halved = successive_halving({pair.candidate: pair.trial.recipe for pair in group}, train, logs=output / "logs")
         for pair in group:
             loss, short = zero_shot_loss(pair.trial.recipe, output), halved[pair.candidate]
             estimates = {"zero_shot_loss": loss.value, "halving": short.value}

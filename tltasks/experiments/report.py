@@ -13,7 +13,8 @@ from rich.table import Table
 
 from tltasks.experiments.analysis import CellScore, ControlComparison, Findings
 from tltasks.experiments.charts import Line, Picture, draw_curve, draw_front, draw_heat_map
-from tltasks.experiments.experiment import Experiment, Levels
+from tltasks.experiments.experiment import Experiment
+from tltasks.experiments.trials import Levels
 from tltasks.reports.formatting import words
 from tltasks.reports.templates import page_environment
 

@@ -20,7 +20,8 @@ from tltasks.config.loading import Overrides, read_recipe
 from tltasks.config.recipe import Recipe
 from tltasks.config.section import Conflict, KeyPath, Name, PositiveFloat, PositiveInt, Section
 from tltasks.errors import RecipeError
-from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, Trial, read_source
+from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, read_source
+from tltasks.experiments.trials import Trial
 
 Value = bool | int | float | str | None
 Settings = dict[str, Value]

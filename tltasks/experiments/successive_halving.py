@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from accelerate.utils import send_to_device
 from tltasks.config.recipe import Recipe, plan_run
 from tltasks.config.stage import Stage
 from tltasks.errors import DataError
-from tltasks.experiments.experiment import Trial
-from tltasks.experiments.trials import Failure, carry_out, plan_trials
+from tltasks.experiments.trials import Failure, Outcome
 from tltasks.runs.story import open_stages
 from tltasks.tasks.base import Writes
 from tltasks.training.evaluation import drawn_rows
@@ -62,12 +62,15 @@ def zero_shot_loss(recipe: Recipe, output: Path) -> Estimated:
     return Estimated(-nats / max(1, characters), time.perf_counter() - started)
 
 
-def successive_halving(recipes: dict[str, Recipe], output: Path) -> dict[str, Estimated]:
+def successive_halving(
+    recipes: dict[str, Recipe], train: Callable[[str, Recipe], Outcome], *, logs: Path
+) -> dict[str, Estimated]:
     """Train all candidates for a few steps, the better half for twice as many, and so on until one is left.
 
     The estimate is how many rounds a candidate was let through, and within a round its place among those that left
     then: [0, rounds). Source: Jamieson and Talwalkar, https://arxiv.org/abs/1502.07943. Each round begins anew, so that
-    a round is a trial like any other and is found again. Raises DataError when no candidate can be trained.
+    a round is a trial like any other, which `train` carries out or finds again. Raises DataError, which names the
+    folder of `logs`, when no candidate can be trained.
     """
     alive, spent = dict(recipes), dict.fromkeys(recipes, 0.0)
     found: dict[str, float | None] = {}
@@ -75,15 +78,14 @@ def successive_halving(recipes: dict[str, Recipe], output: Path) -> dict[str, Es
     for number in range(n_rounds):
         scores: dict[str, float] = {}
         for name, recipe in alive.items():
-            (item,) = plan_trials([Trial({"candidate": name}, recipe.seed, _short(recipe, number))], output)
-            outcome = item.record or carry_out(item, output, keep_weights=False)
+            outcome = train(name, _short(recipe, number))
             if isinstance(outcome, Failure):
                 found[name] = None
                 continue
             spent[name] += outcome.training_seconds
             scores[name] = (1.0 if outcome.higher_is_better else -1.0) * outcome.targets["validation"].value
         if not scores:
-            raise DataError(f"no candidate could be trained; their logs are in {output}/logs.")
+            raise DataError(f"no candidate could be trained; their logs are in {logs}.")
         order = sorted(scores, key=lambda name: scores[name])
         last = number == n_rounds - 1
         leaving = order if last else order[: len(order) - math.ceil(len(order) / 2)]

@@ -1,31 +1,38 @@
-"""Trials: each known by its content, carried out once through the runner, and found again by its record."""
+"""Trials: each known by its content, and found again by the record of its results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import time
-import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accelerate.state import AcceleratorState
 from pydantic import TypeAdapter
 
-from tltasks.config.loading import load_recipe
-from tltasks.config.recipe import plan_run, recipe_sha256
-from tltasks.errors import DataError, Interrupted, RecipeError, TltasksError, first_line
-from tltasks.experiments.contents import CODE, Contents, code_versions
-from tltasks.experiments.experiment import Levels, Trial
-from tltasks.results.result import Interval, Number, RunResult
-from tltasks.runs.baselines import ROW_SCORES
-from tltasks.runs.callbacks import OnEvaluation
-from tltasks.runs.story import run
-from tltasks.runtime.files import locked, write_json
+from tltasks.config.recipe import Recipe, plan_run
+from tltasks.errors import DataError
+from tltasks.experiments.contents import Contents, code_versions
+from tltasks.results.result import Interval, Number
+from tltasks.runtime.files import locked
+
+Levels = dict[str, str]
+"""Level by axis, in the order of the axes."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe of an experiment or a search."""
+
+    levels: Levels
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return ", ".join([*self.levels.values(), f"seed {self.seed}"])
 
 
 @dataclass(frozen=True)
@@ -162,111 +169,6 @@ def estimate_seconds(planned: list[PlannedTrial], measured: dict[str, float]) ->
             by_kind[item.kind].append(item.record.seconds)
     seconds = [by_levels[str(item.trial.levels)] or by_kind[item.kind] or known[item.kind] for item in to_do(planned)]
     return sum(sum(some) / len(some) for some in seconds) if all(seconds) else None
-
-
-# -------------------------------------------------------------------------------------- carrying out
-
-
-def run_trials(
-    trials: list[PlannedTrial],
-    output: Path,
-    *,
-    keep_weights: bool,
-    on_end: Callable[[PlannedTrial, Outcome], None],
-) -> None:
-    """Carry out trials; one that fails is handed to `on_end` as a Failure and the next one goes on.
-
-    A trial that an earlier process was killed in goes on from its last checkpoint. Raises Interrupted when the process
-    is told to stop; what is finished is kept.
-    """
-    for item in trials:
-        on_end(item, carry_out(item, output, keep_weights=keep_weights))
-
-
-def carry_out(
-    item: PlannedTrial, output: Path, *, keep_weights: bool, on_evaluation: OnEvaluation | None = None
-) -> Outcome:
-    """One trial, its record or why there is none; raises Interrupted or KeyboardInterrupt when told to stop."""
-    write_journal(output, item.id, "begun")
-    started = time.perf_counter()
-    try:
-        with _log_file(output / "logs" / f"{item.id}.log"):
-            result = _run(item, output, on_evaluation)
-    except (Interrupted, KeyboardInterrupt):
-        write_journal(output, item.id, "interrupted")
-        raise
-    except Exception as error:  # whatever ends one trial must not end the others
-        message = str(error) if isinstance(error, TltasksError) else f"{type(error).__name__}: {first_line(error)}"
-        write_journal(output, item.id, "failed", message=message)
-        return item.failure(message)
-    if not keep_weights:
-        folder = trial_folder(output, item.id)
-        for weights in [folder / "model", *folder.glob("stages/*/model")]:
-            shutil.rmtree(weights, ignore_errors=True)
-    record = describe_trial(item, result, time.perf_counter() - started)
-    write_json(output / "trials" / f"{item.id}.json", record)
-    write_journal(output, item.id, "finished", seconds=round(record.seconds, 3))
-    return record
-
-
-def _run(item: PlannedTrial, output: Path, on_evaluation: OnEvaluation | None) -> RunResult:
-    folder, recipe = trial_folder(output, item.id), item.trial.recipe
-    try:  # what a kill has left of a folder that was only begun is no run to go on with
-        whole = recipe_sha256(load_recipe(folder / "recipe.yaml", check_files=False)) == recipe_sha256(recipe)
-    except RecipeError:
-        whole = False
-    if not whole:
-        shutil.rmtree(folder, ignore_errors=True)
-    # Accelerate keeps one number format for a process (accelerate 1.15, state.py); trials may have different ones.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        return run(recipe, output=folder, resume=True, on_evaluation=on_evaluation)
-    except TltasksError:
-        raise
-    except Exception:
-        traceback.print_exc()  # into the trial's log
-        raise
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """What a trial has to say goes into a file of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file, redirect_stderr(file), redirect_stdout(file):
-        yield
-
-
-def describe_trial(item: PlannedTrial, result: RunResult, seconds: float) -> TrialRecord:
-    """The record of a run."""
-    stage = result.best
-    trained = [one for one in result.stages if one.training is not None]
-    return TrialRecord(
-        id=item.id,
-        recipe_sha256=result.recipe_sha256,
-        levels=item.trial.levels,
-        seed=item.trial.seed,
-        inputs=item.inputs,
-        metric=result.headline.metric,
-        higher_is_better=result.best.higher_is_better,
-        row_scores=f"{item.id}/stages/{stage.name}/{ROW_SCORES}",
-        targets={
-            split: TargetScore(
-                value=score.value,
-                ci95=score.ci95,
-                rows=stage.data[split].examples,
-                fingerprint=stage.data[split].fingerprint,
-                values=score.values,
-            )
-            for split, score in stage.metrics.items()
-        },
-        train_examples=stage.data["train"].examples if "train" in stage.data else 0,
-        trained_parameters=max((one.trainable_parameters for one in trained), default=0),
-        total_parameters=stage.total_parameters,
-        training_seconds=sum(one.training.seconds for one in result.stages if one.training is not None),
-        seconds=seconds,
-        versions={name: v for name, v in result.versions.items() if name in {"tltasks", *CODE}},
-        hardware=result.hardware,
-    )
 
 
 def write_journal(output: Path, name: str, event: str, **more: object) -> None:

@@ -23,9 +23,9 @@ from tests.tiny.host import environment
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.errors import RecipeError, TrainingError
-from tltasks.experiments import compare, trials
+from tltasks.experiments import compare, execution
 from tltasks.experiments.experiment import load_experiment
-from tltasks.experiments.trials import plan_trials, to_do
+from tltasks.experiments.trials import plan_trials, read_record, to_do
 
 EXPERIMENT = """\
 recipe:
@@ -298,7 +298,7 @@ def test_a_trial_that_fails_is_told_and_does_not_stop_the_rest(
     def fail(recipe: Any, **flags: Any) -> None:
         raise causes.pop(0)
 
-    monkeypatch.setattr(trials, "run", fail)
+    monkeypatch.setattr(execution, "run", fail)
     assert main(["compare", str(write_experiment(place, finished))]) == 3
     said = capsys.readouterr().err
     assert "failed: the loss is not finite." in said
@@ -322,7 +322,7 @@ def test_where_all_fail_it_is_an_error(
     def fail(recipe: Any, **flags: Any) -> None:
         raise TrainingError("no luck.")
 
-    monkeypatch.setattr(trials, "run", fail)
+    monkeypatch.setattr(execution, "run", fail)
     assert main(["compare", str(write_experiment(place, tmp_path / "out"))]) == 1
     assert "no trial could be carried out; the first: no luck." in capsys.readouterr().err
 
@@ -375,16 +375,16 @@ def test_workers_are_for_ray(place: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_bookkeeping_is_a_hundredth_of_the_work(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a thousand trials, 20 are carried out by a stand-in that takes no time; a real one takes two seconds."""
-    record = trials.read_record(finished, next(finished.glob("trials/*.json")).stem)
+    record = read_record(finished, next(finished.glob("trials/*.json")).stem)
     assert record is not None
     output = place / "many"
     (output / "trials").mkdir(parents=True)
     found = load_experiment(write_experiment(place, output), [f"seeds={list(range(250))}"])[1]
     progress = compare.Progress(plan_trials(found, output), compare.Console(file=io.StringIO()))
-    monkeypatch.setattr(trials, "_run", lambda item, output, on_evaluation: None)
-    monkeypatch.setattr(trials, "describe_trial", lambda item, run, seconds: dataclasses.replace(record, id=item.id))
+    monkeypatch.setattr(execution, "_run", lambda item, output, on_evaluation: None)
+    monkeypatch.setattr(execution, "describe_trial", lambda item, run, seconds: dataclasses.replace(record, id=item.id))
     started = time.perf_counter()
-    trials.run_trials(to_do(progress.planned)[:20], output, keep_weights=False, on_end=progress.take)
+    execution.run_trials(to_do(progress.planned)[:20], output, keep_weights=False, on_end=progress.take)
     assert len(list(output.glob("trials/*.json"))) == 20
     assert (time.perf_counter() - started) / 20 < 0.02
 

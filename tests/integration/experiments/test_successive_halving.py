@@ -9,7 +9,10 @@ from tests.tiny import texts
 from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.experiments import successive_halving
+from tltasks.config.recipe import Recipe
+from tltasks.errors import DataError
+from tltasks.experiments import rank, successive_halving
+from tltasks.experiments.trials import Failure, Outcome, TargetScore, TrialRecord
 
 EXPERIMENT = """\
 recipe:
@@ -70,7 +73,7 @@ def test_what_has_learnt_the_data_comes_first(ranked: dict[str, Any], place: Pat
 
 
 def test_rounds_are_found_again(ranked: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(successive_halving, "carry_out", lambda *_, **__: pytest.fail("a round is carried out again"))
+    monkeypatch.setattr(rank, "carry_out", lambda *_, **__: pytest.fail("a round is carried out again"))
     assert main(["rank", str(place / "e.yaml")]) == 0
     again = json.loads((place / "out" / "rank.json").read_text())
     assert [one["estimates"] for one in again["candidates"]] == [one["estimates"] for one in ranked["candidates"]]
@@ -101,17 +104,41 @@ def test_the_loss_is_in_nats_a_character(place: Path, tmp_path: Path) -> None:
     assert found.value == pytest.approx(-nats / characters, rel=1e-3)
 
 
-def test_a_candidate_that_cannot_be_trained_has_no_estimate(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = successive_halving.carry_out
+def outcome(score: float) -> TrialRecord:
+    """A finished trial with a score on its validation split."""
+    target = TargetScore(score, (score, score), 8, "", {})
+    return TrialRecord(
+        *("", "", {}, 0, {}, "accuracy", True, "", {"validation": target}, 8, 0, 0),
+        training_seconds=2.0,
+        seconds=3.0,
+        versions={},
+        hardware={},
+    )
 
-    def failing(item: Any, *arguments: Any, **options: Any) -> Any:
-        if item.trial.levels["candidate"] == "plain":
-            return item.failure("no")
-        return plain(item, *arguments, **options)
 
-    monkeypatch.setattr(successive_halving, "carry_out", failing)
+def test_the_better_half_is_trained_for_twice_as_long(place: Path) -> None:
+    """And a candidate that cannot be trained has no estimate."""
     recipe = load_recipe(place / "r.yaml", ["data.splits.validation=null"])
-    (place / "fails" / "trials").mkdir(parents=True)
-    found = successive_halving.successive_halving({"plain": recipe, "b": recipe}, place / "fails")
-    assert found["plain"].value is None
-    assert found["b"].value is not None
+    rounds: list[tuple[str, int | None]] = []
+
+    def train(name: str, short: Recipe) -> Outcome:
+        rounds.append((name, short.stages[0].steps))
+        assert short.data is not None
+        assert short.data.splits.test is None
+        return Failure("", {}, 0, "no") if name == "fails" else outcome(float(name))
+
+    found = successive_halving.successive_halving(
+        dict.fromkeys(["0.1", "0.4", "fails", "0.3", "0.2"], recipe), train, logs=place
+    )
+    assert [name for name, steps in rounds if steps == 8] == ["0.1", "0.4", "fails", "0.3", "0.2"]
+    assert [name for name, steps in rounds if steps == 16] == ["0.3", "0.4"]
+    assert [name for name, steps in rounds if steps == 32] == ["0.4"]
+    values = {name: one.value for name, one in found.items()}
+    assert values == {"0.1": 0.0, "0.2": 0.25, "0.3": 1.0, "0.4": 2.0, "fails": None}
+    assert {name: one.seconds for name, one in found.items()}["0.4"] == 6.0
+
+
+def test_that_none_can_be_trained_is_an_error(place: Path) -> None:
+    recipe = load_recipe(place / "r.yaml")
+    with pytest.raises(DataError, match="no candidate could be trained; their logs are in"):
+        successive_halving.successive_halving({"a": recipe}, lambda *_: Failure("", {}, 0, "no"), logs=place)

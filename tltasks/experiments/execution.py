@@ -1,0 +1,246 @@
+"""Trials carried out through the runner, one after another or on a Ray cluster: https://docs.ray.io.
+
+Ray places, queues and isolates; nothing of that is done here. A trial is carried out as it is without Ray, in a folder
+that all machines see.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from accelerate.state import AcceleratorState
+
+from tltasks.config.loading import load_recipe
+from tltasks.config.recipe import recipe_sha256
+from tltasks.errors import Interrupted, RecipeError, TltasksError, first_line
+from tltasks.experiments.contents import CODE
+from tltasks.experiments.trials import (
+    Outcome,
+    PlannedTrial,
+    TargetScore,
+    TrialRecord,
+    trial_folder,
+    write_journal,
+)
+from tltasks.results.result import RunResult
+from tltasks.runs.baselines import ROW_SCORES
+from tltasks.runs.callbacks import OnEvaluation
+from tltasks.runs.story import run
+from tltasks.runtime import devices
+from tltasks.runtime.files import write_json
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+"""Environment variable by which Ray itself finds a cluster."""
+
+
+def run_trials(
+    trials: list[PlannedTrial],
+    output: Path,
+    *,
+    keep_weights: bool,
+    on_end: Callable[[PlannedTrial, Outcome], None],
+) -> None:
+    """Carry out trials; one that fails is handed to `on_end` as a Failure and the next one goes on.
+
+    A trial that an earlier process was killed in goes on from its last checkpoint. Raises Interrupted when the process
+    is told to stop; what is finished is kept.
+    """
+    for item in trials:
+        on_end(item, carry_out(item, output, keep_weights=keep_weights))
+
+
+def carry_out(
+    item: PlannedTrial, output: Path, *, keep_weights: bool, on_evaluation: OnEvaluation | None = None
+) -> Outcome:
+    """One trial, its record or why there is none; raises Interrupted or KeyboardInterrupt when told to stop."""
+    write_journal(output, item.id, "begun")
+    started = time.perf_counter()
+    try:
+        with _log_file(output / "logs" / f"{item.id}.log"):
+            result = _run(item, output, on_evaluation)
+    except (Interrupted, KeyboardInterrupt):
+        write_journal(output, item.id, "interrupted")
+        raise
+    except Exception as error:  # whatever ends one trial must not end the others
+        message = str(error) if isinstance(error, TltasksError) else f"{type(error).__name__}: {first_line(error)}"
+        write_journal(output, item.id, "failed", message=message)
+        return item.failure(message)
+    if not keep_weights:
+        folder = trial_folder(output, item.id)
+        for weights in [folder / "model", *folder.glob("stages/*/model")]:
+            shutil.rmtree(weights, ignore_errors=True)
+    record = describe_trial(item, result, time.perf_counter() - started)
+    write_json(output / "trials" / f"{item.id}.json", record)
+    write_journal(output, item.id, "finished", seconds=round(record.seconds, 3))
+    return record
+
+
+def _run(item: PlannedTrial, output: Path, on_evaluation: OnEvaluation | None) -> RunResult:
+    folder, recipe = trial_folder(output, item.id), item.trial.recipe
+    try:  # what a kill has left of a folder that was only begun is no run to go on with
+        whole = recipe_sha256(load_recipe(folder / "recipe.yaml", check_files=False)) == recipe_sha256(recipe)
+    except RecipeError:
+        whole = False
+    if not whole:
+        shutil.rmtree(folder, ignore_errors=True)
+    # Accelerate keeps one number format for a process (accelerate 1.15, state.py); trials may have different ones.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        return run(recipe, output=folder, resume=True, on_evaluation=on_evaluation)
+    except TltasksError:
+        raise
+    except Exception:
+        traceback.print_exc()  # into the trial's log
+        raise
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[None]:
+    """What a trial has to say goes into a file of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, redirect_stderr(file), redirect_stdout(file):
+        yield
+
+
+def describe_trial(item: PlannedTrial, result: RunResult, seconds: float) -> TrialRecord:
+    """The record of a run."""
+    stage = result.best
+    trained = [one for one in result.stages if one.training is not None]
+    return TrialRecord(
+        id=item.id,
+        recipe_sha256=result.recipe_sha256,
+        levels=item.trial.levels,
+        seed=item.trial.seed,
+        inputs=item.inputs,
+        metric=result.headline.metric,
+        higher_is_better=result.best.higher_is_better,
+        row_scores=f"{item.id}/stages/{stage.name}/{ROW_SCORES}",
+        targets={
+            split: TargetScore(
+                value=score.value,
+                ci95=score.ci95,
+                rows=stage.data[split].examples,
+                fingerprint=stage.data[split].fingerprint,
+                values=score.values,
+            )
+            for split, score in stage.metrics.items()
+        },
+        train_examples=stage.data["train"].examples if "train" in stage.data else 0,
+        trained_parameters=max((one.trainable_parameters for one in trained), default=0),
+        total_parameters=stage.total_parameters,
+        training_seconds=sum(one.training.seconds for one in result.stages if one.training is not None),
+        seconds=seconds,
+        versions={name: v for name, v in result.versions.items() if name in {"tltasks", *CODE}},
+        hardware=result.hardware,
+    )
+
+
+# --------------------------------------------------------------------------------------------- on Ray
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How trials are spread."""
+
+    at_once: int | None = None
+    """Trials at once on this machine, where there is no cluster. Unset: one for each core."""
+    cores_each: int = 1
+    """Cores of a trial."""
+
+
+def run_on_ray(
+    trials: list[PlannedTrial],
+    output: Path,
+    *,
+    keep_weights: bool,
+    workers: Workers,
+    on_end: Callable[[PlannedTrial, Outcome], None],
+) -> None:
+    """As `run_trials`, with as many at once as there is room for, each with a GPU of its own where there are any.
+
+    Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine. Raises RecipeError without Ray, and
+    Interrupted or KeyboardInterrupt when told to stop: running trials save their state.
+    """
+    if not trials:
+        return
+    with _ray(workers) as ray, devices.interruptible():
+        n_gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        remote = ray.remote(num_cpus=workers.cores_each, num_gpus=n_gpus, max_retries=0)(_carry_out)
+        place = (str(output.resolve()), str(Path.cwd()), keep_weights, workers.cores_each)
+        running = {remote.remote(item, *place): item for item in trials}
+        try:
+            while running:
+                (done, *_), _ = ray.wait(list(running))
+                item = running.pop(done)
+                on_end(item, _outcome(ray, done, item))
+        finally:
+            for left in running:
+                ray.cancel(left)  # a KeyboardInterrupt where it runs: the loop saves its state after the step
+            ray.wait(list(running), num_returns=len(running), timeout=60) if running else None
+
+
+@contextmanager
+def _ray(workers: Workers) -> Iterator[ModuleType]:
+    try:
+        import ray
+    except ImportError as error:
+        raise RecipeError(
+            "compare --engine ray: needs Ray, which is not installed: pip install 'tltasks[ray]'"
+        ) from error
+    joins = bool(os.environ.get(ADDRESS_VARIABLE))
+    n_cores = (workers.at_once or max(1, devices.cores() // workers.cores_each)) * workers.cores_each
+    try:
+        ray.init(
+            address=None if joins else "local",
+            num_cpus=None if joins else n_cores,
+            include_dashboard=None if joins else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise RecipeError(
+            f"compare --engine ray: the cluster cannot be joined ({first_line(error)}); {ADDRESS_VARIABLE} is "
+            f"{os.environ.get(ADDRESS_VARIABLE) or 'unset'}."
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _carry_out(item: PlannedTrial, output: str, directory: str, keep_weights: bool, cores: int) -> Outcome:
+    """In a process of Ray's, perhaps on another machine."""
+    if not (Path(output) / "trials").is_dir():
+        return item.failure(f"{output} is not seen on {os.uname().nodename}; name a folder that all machines share")
+    if Path(directory).is_dir():
+        os.chdir(directory)  # where relative names start
+    os.environ[devices.CORES_VARIABLE] = str(cores)
+    return carry_out(item, Path(output), keep_weights=keep_weights)
+
+
+def _outcome(ray: ModuleType, done: ObjectRef[Outcome], item: PlannedTrial) -> Outcome:
+    try:
+        outcome: Outcome = ray.get(done)
+    except ray.exceptions.TaskCancelledError:
+        raise
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, (Interrupted, KeyboardInterrupt)):
+            raise Interrupted(str(error.cause)) from error
+        return item.failure(first_line(error.cause or error))
+    except ray.exceptions.RayError as error:  # a machine or process that is gone
+        return item.failure(first_line(error))
+    return outcome
