@@ -15,6 +15,7 @@ from rich.console import Console
 from tltasks.config.recipe import plan_run
 from tltasks.errors import DataError
 from tltasks.experiments.analysis import CellScore, Findings, analyse
+from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import Workers, run_on_ray, run_trials
 from tltasks.experiments.experiment import Experiment, Given, Source, load_experiment, read_source
 from tltasks.experiments.report import (
@@ -33,7 +34,6 @@ from tltasks.experiments.trials import (
     TrialRecord,
     estimate_seconds,
     finished,
-    plan_trials,
     results_folder,
     to_do,
 )

@@ -1,10 +1,10 @@
-"""What a recipe is computed from, by its content: digests of files, commits of repositories, versions of code."""
+"""Identity of a trial by what it is computed from: digests of files, commits of repositories, versions of code."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,8 @@ from huggingface_hub.file_download import repo_folder_name
 
 from tltasks import __version__
 from tltasks.config.data import BUILDERS, Data, Source
-from tltasks.config.recipe import RunPlan
+from tltasks.config.recipe import RunPlan, plan_run
+from tltasks.experiments.trials import PlannedTrial, Trial, read_record
 from tltasks.runtime.files import write_json
 
 CODE = ("torch", "transformers", "timm", "peft", "datasets", "accelerate")
@@ -134,3 +135,22 @@ def _files(path: Path) -> list[Path]:
 
 def _shown(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
+
+
+def plan_trials(trials: Iterable[Trial], output: Path) -> list[PlannedTrial]:
+    """Identify every trial by its content and look it up among those that are finished."""
+    contents, code = Contents(output / "contents.json"), code_versions()
+    planned = []
+    for trial in trials:
+        plan = plan_run(trial.recipe)
+        inputs = contents.of(plan)
+        name = _digest([plan.sha256, inputs, code])[:24]
+        parts = [trial.recipe.model, *trial.recipe.stages]
+        kind = _digest([part.model_dump(mode="json") if part is not None else None for part in parts])[:16]
+        planned.append(PlannedTrial(trial, name, kind, inputs, read_record(output, name)))
+    contents.save()
+    return planned
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -23,12 +23,13 @@ from tltasks.config.recipe import Recipe, plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
 from tltasks.experiments.analysis import Findings, analyse
+from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import carry_out
 from tltasks.experiments.experiment import Experiment, Given, load_experiment
 from tltasks.experiments.report import text_table
 from tltasks.experiments.successive_halving import LOSS_ROWS, stage_alone, successive_halving, zero_shot_loss
 from tltasks.experiments.transferability import ESTIMATORS
-from tltasks.experiments.trials import Levels, Outcome, Trial, finished, plan_trials, results_folder
+from tltasks.experiments.trials import Levels, Outcome, Trial, finished, results_folder
 from tltasks.reports.formatting import show_duration, words
 from tltasks.runs.prepare import PreparedStage
 from tltasks.runs.story import open_stages

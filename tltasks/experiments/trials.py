@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -12,9 +11,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from tltasks.config.recipe import Recipe, plan_run
+from tltasks.config.recipe import Recipe
 from tltasks.errors import DataError
-from tltasks.experiments.contents import Contents, code_versions
 from tltasks.results.result import Interval, Number
 from tltasks.runtime.files import locked
 
@@ -100,25 +98,6 @@ class PlannedTrial:
 
     def failure(self, message: str) -> Failure:
         return Failure(self.id, self.trial.levels, self.trial.seed, message)
-
-
-def plan_trials(trials: Iterable[Trial], output: Path) -> list[PlannedTrial]:
-    """Identify every trial by its content and look it up among those that are finished."""
-    contents, code = Contents(output / "contents.json"), code_versions()
-    planned = []
-    for trial in trials:
-        plan = plan_run(trial.recipe)
-        inputs = contents.of(plan)
-        name = _digest([plan.sha256, inputs, code])[:24]
-        parts = [trial.recipe.model, *trial.recipe.stages]
-        kind = _digest([part.model_dump(mode="json") if part is not None else None for part in parts])[:16]
-        planned.append(PlannedTrial(trial, name, kind, inputs, read_record(output, name)))
-    contents.save()
-    return planned
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -22,11 +22,12 @@ from rich.console import Console
 from tltasks.config.loading import recipe_text
 from tltasks.errors import DataError, Interrupted, RecipeError
 from tltasks.experiments.charts import Picture, draw_by_key, draw_progress
+from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import carry_out
 from tltasks.experiments.experiment import Given, read_source
 from tltasks.experiments.report import text_table, write_page
 from tltasks.experiments.search_space import BaseRecipe, Choice, Range, Search, Settings, Value, load_search
-from tltasks.experiments.trials import Failure, plan_trials, results_folder, trial_folder, write_journal
+from tltasks.experiments.trials import Failure, results_folder, trial_folder, write_journal
 from tltasks.results.result import Headline
 from tltasks.runs.callbacks import EvaluationInfo
 from tltasks.runs.story import run

@@ -24,8 +24,9 @@ from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.errors import RecipeError, TrainingError
 from tltasks.experiments import compare, execution
+from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.experiment import load_experiment
-from tltasks.experiments.trials import plan_trials, read_record, to_do
+from tltasks.experiments.trials import read_record, to_do
 
 EXPERIMENT = """\
 recipe:
