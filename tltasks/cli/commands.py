@@ -24,6 +24,7 @@ from cyclopts.exceptions import UnusedCliTokensError
 
 from tltasks import __version__
 from tltasks.errors import Interrupted, RecipeError, TltasksError, TrainingError
+from tltasks.runtime.startup import without_collection
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -255,7 +256,8 @@ def predict(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> int:
     """Answer for files, folders and tables, by a trained model."""
-    from tltasks.inference.predict import predict as predict_all
+    with without_collection():
+        from tltasks.inference.predict import predict as predict_all
 
     try:
         counts = predict_all(

@@ -17,6 +17,7 @@ from tltasks.inference.inputs import Inputs, Item, check_arguments
 from tltasks.inference.prediction_writer import check_output, key, open_writer
 from tltasks.inference.predictor import Output, Predictor
 from tltasks.runtime import devices
+from tltasks.runtime.startup import without_collection
 from tltasks.tasks.base import Task
 
 SHOWN_ERRORS = 10
@@ -84,10 +85,11 @@ def predict(
         raise RecipeError("predict runs in one process; start it without a launcher, on a part of the inputs each.")
     devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
-    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
-    kind = saved.task.input_kind
-    inputs = Inputs(arguments, kind, [column] if column else saved.columns, fetches=fetches)
-    predictor = Predictor.load(saved, state.device, precision=precision)
+    with without_collection():
+        saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
+        kind = saved.task.input_kind
+        inputs = Inputs(arguments, kind, [column] if column else saved.columns, fetches=fetches)
+        predictor = Predictor.load(saved, state.device, precision=precision)
 
     writer = open_writer(output, _schema(saved.task), resume=resume)
     counts = Counts()

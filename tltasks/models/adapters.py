@@ -7,11 +7,9 @@ import dataclasses
 import fnmatch
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PretrainedConfig, PreTrainedModel
@@ -20,6 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from tltasks.config.adaptation import Adapt, Lora
 from tltasks.config.stage import Stage, StageKind
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
+from tltasks.models.cross_entropy import is_adapted
+
+if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
+    import peft
 
 
 def adapt(
@@ -40,6 +42,8 @@ def adapt(
     if method.is_virtual:
         _check_virtual(model)
     if method.is_peft:
+        import peft
+
         config = _peft_config(method, head=head if kind.head == "new" else [], targets=targets)
         config.revision = revision
         if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
@@ -128,6 +132,8 @@ def _belongs(name: str, modules: Iterable[str]) -> bool:
 
 def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
     """PEFT's configuration. No task type is set: PEFT's wrappers for them assume token inputs (peft issue 1988)."""
+    import peft
+
     shared = {"modules_to_save": head or None, "inference_mode": False}
     for key in ("lora", "dora"):
         lora: Lora | None = getattr(method, key)
@@ -167,7 +173,7 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
         chosen = targets if method.ia3.targets == "auto" else method.ia3.targets
         return peft.IA3Config(target_modules=chosen, feedforward_modules=[], **shared)
     assert method.peft is not None
-    known = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    known = {str(kind.value): config for kind, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     name = method.peft.type.upper()
     if name not in known:
         hint = did_you_mean(name, known) or "."
@@ -266,7 +272,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 def merged(model: nn.Module) -> PreTrainedModel:
     """The plain transformers model with any adapter merged into a copy of its weights, in fp32."""
-    if isinstance(model, peft.PeftModel):
+    if is_adapted(model):
         if model.active_peft_config.is_prompt_learning:
             raise CheckpointError(
                 "virtual tokens (adapt: prompt) cannot be merged into weights; they are used as an adapter."

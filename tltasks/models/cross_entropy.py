@@ -7,14 +7,16 @@ head is applied to the hidden states of the targets alone, some at a time, and a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 LOGITS_AT_ONCE = 2**24
 """64 MiB in fp32."""
@@ -25,10 +27,15 @@ def unwrap_model(model: nn.Module) -> PreTrainedModel:
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
+def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
+    """Tell whether PEFT has wrapped the model, without the half second that importing PEFT takes."""
+    return hasattr(model, "active_peft_config")
+
+
 def writer(model: nn.Module) -> Any:
     """What generates: the transformers model, or around it the adapter that puts virtual tokens before its input."""
     for module in model.modules():
-        if isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning:
+        if is_adapted(module) and module.active_peft_config.is_prompt_learning:
             return module
     return unwrap_model(model)
 

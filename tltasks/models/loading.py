@@ -7,9 +7,8 @@ import math
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
@@ -18,6 +17,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
+
+if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
+    from peft import PeftModel
 
 LARGEST_SHARE_NEW = 0.1
 """A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
@@ -189,7 +191,7 @@ def _resize_relative(old: Tensor, new: nn.Parameter | Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------- saving
 
 
-def save_adapter(model: peft.PeftModel, folder: Path) -> None:
+def save_adapter(model: PeftModel, folder: Path) -> None:
     """The adapter with its new head, without PEFT's own README."""
     with warnings.catch_warnings():
         # AdaLoRA leaves layers without a rank, which PEFT takes for lost shards (peft 0.21, utils/save_and_load.py).
@@ -208,10 +210,12 @@ def load_saved(auto_class: Any, folder: Path, *, base: str, config: PretrainedCo
         plain = auto_class.from_pretrained(
             base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True, **arguments
         )
+        from peft import PeftModel
+
         with warnings.catch_warnings():
             # AdaLoRA's pattern of ranks is taken for LoRA's, which has other keys (peft 0.21, tuners_utils.py).
             warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
-            adapted: nn.Module = peft.PeftModel.from_pretrained(plain, folder)
+            adapted: nn.Module = PeftModel.from_pretrained(plain, folder)
         return adapted
     except _LOADING as error:
         raise CheckpointError(f"{folder}: its weights cannot be loaded: {first_line(error)}") from error

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import peft
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from transformers import AutoModelForMaskedImageModeling, AutoModelForPreTrainin
 from tltasks.config.tasks.image import Masking
 from tltasks.data.seeding import draw_seed
 from tltasks.errors import CheckpointError, RecipeError
+from tltasks.models.cross_entropy import unwrap_model
 
 HEAD = "decoder"
 """What the objective's models put on the encoder, in all classes of transformers."""
@@ -161,7 +161,7 @@ class MaskedAutoencoder:
         return (errors * hidden).sum(1) / hidden.sum(1)
 
     def features(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        plain = _plain(model)
+        plain = unwrap_model(model)
         with _nothing_hidden(plain.config):
             order = torch.arange(self.side**2, device=pixels.device, dtype=torch.float32).expand(len(pixels), -1)
             hidden: Tensor = plain.base_model(pixel_values=pixels, noise=order).last_hidden_state
@@ -237,7 +237,7 @@ class SimMIM:
         return grid.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
 
     def features(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        hidden: Tensor = _plain(model).base_model(pixel_values=pixels).last_hidden_state
+        hidden: Tensor = unwrap_model(model).base_model(pixel_values=pixels).last_hidden_state
         return hidden.float().mean(1)
 
     def initialise(self, model: PreTrainedModel, *, encoder: bool) -> None:
@@ -262,12 +262,6 @@ def _patches(pixels: Tensor, patch: int) -> Tensor:
     """[rows, 3, height, width] to [rows, patches, patch² × 3], as transformers' `patchify`."""
     grid = pixels.unfold(2, patch, patch).unfold(3, patch, patch)
     return grid.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
-
-
-def _plain(model: nn.Module) -> PreTrainedModel:
-    plain = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    assert isinstance(plain, PreTrainedModel)
-    return plain
 
 
 def _parameter(module: nn.Module, name: str) -> nn.Parameter:
