@@ -91,6 +91,12 @@ class Data(Source):
         elsewhere = {"dir", "files", "config", "revision"} if own.keys() & {"name", "dir", "files"} else set()
         return self.model_copy(update={**dict.fromkeys(elsewhere), **own})
 
+    def evaluated_on(self, split: str) -> tuple[Source, str | None]:
+        """Source of a set of examples and its split there; None for a share held out of another split."""
+        extra = self.extra_test.get(split)
+        spec = (extra.split or self.splits.test) if extra else getattr(self.splits, split)
+        return self.source_of(extra) if extra else self, spec if isinstance(spec, str) else None
+
 
 class Corruptions(Section):
     """The test set made worse, to see what the model bears."""

@@ -145,6 +145,9 @@ class RunPlan:
         """The stage whose model is the run's, and by which it is judged: the last that trains, or the last."""
         return next((stage for stage in reversed(self.stages) if stage.kind.trains), self.stages[-1])
 
+    def stage(self, name: str) -> StagePlan:
+        return next(stage for stage in self.stages if stage.name == name)
+
     def feeds_next(self, stage: StagePlan) -> bool:
         """Whether the stage after it goes on from its weights."""
         return any(later.continues for later in self.stages[stage.index + 1 : stage.index + 2])
@@ -251,6 +254,17 @@ def with_paths(recipe: Recipe, change: Callable[[str], str]) -> Recipe:
 def as_written(recipe: Recipe) -> Recipe:
     """The recipe with its local paths as they were written: for people, never to open anything by."""
     return with_paths(recipe, lambda path: recipe._written.get(path, path))
+
+
+def shareable(recipe: Recipe) -> Recipe:
+    """The recipe as it may be published: of folders and files that are not below its own folder, the names alone."""
+
+    def shortened(path: str) -> str:
+        written = recipe._written.get(path, path)
+        away = written.startswith(("~", "..")) or Path(written).is_absolute()
+        return Path(written).name if away else written
+
+    return with_paths(recipe, shortened).model_copy(update={"output": shortened(recipe.output)})
 
 
 def written_at(recipe: Recipe, keys: str) -> str:

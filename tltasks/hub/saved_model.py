@@ -150,7 +150,7 @@ def _read_run(run: Path) -> tuple[Recipe, StagePlan, Checkpoint | None]:
     recipe = load_recipe(run / "recipe.yaml", check_files=False)
     try:
         result, plan = load_result(run / "result.json"), plan_run(recipe)
-        last = next(stage for stage in plan.stages if stage.name == result.headline.stage)
+        last = plan.stage(result.headline.stage)
         first = plan.ancestry(last)[0]
         name, commit = first.model.name, result.stages[first.index].weights.commit
         known = first.kind.weights != "random" and (is_on_hub(name) or Path(name).is_dir())

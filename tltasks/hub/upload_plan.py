@@ -14,7 +14,9 @@ import yaml
 from huggingface_hub import EvalResultEntry, SpaceCardData, constants, eval_result_entries_to_yaml
 
 from tltasks import __version__
-from tltasks.errors import HubError
+from tltasks.config.loading import load_recipe
+from tltasks.config.recipe import RunPlan, is_on_hub, plan_run
+from tltasks.errors import HubError, RecipeError
 from tltasks.results.result import RunResult, load_result
 
 MANIFEST = ".tltasks.json"
@@ -55,10 +57,18 @@ class UploadPlan:
     """Of the run whose results these are."""
 
 
-def plan_results(output: Path, *, card: str | None = None, model: Path | None = None) -> UploadPlan:
+def plan_results(
+    output: Path,
+    result: RunResult | None = None,
+    run: RunPlan | None = None,
+    *,
+    card: str | None = None,
+    model: Path | None = None,
+) -> UploadPlan:
     """Plan the push of a results folder, with another card and another folder in place of its model/ where given.
 
-    Raises HubError if the run has not finished.
+    `result` and `run` are what the folder holds, and read from it where they are not given. Raises HubError if the run
+    has not finished.
     """
     model = model or output / "model"
     missing = [name for name in BESIDE_MODEL if not (output / name).is_file()]
@@ -72,9 +82,9 @@ def plan_results(output: Path, *, card: str | None = None, model: Path | None = 
             "Name the folder of a finished run, or finish it with --resume."
         )
     try:
-        result = load_result(output / "result.json")
-        evaluation = _evaluation_results(result, output / "recipe.yaml")
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        result = result or load_result(output / "result.json")
+        run = run or plan_run(load_recipe(output / "recipe.yaml", check_files=False))
+    except (ValueError, RecipeError) as error:
         raise HubError(f"{output}: result.json or recipe.yaml cannot be read ({error!r}).") from error
     sources: dict[str, Path | bytes] = {}
     for path in sorted(p for p in model.rglob("*") if p.is_file()):
@@ -83,7 +93,7 @@ def plan_results(output: Path, *, card: str | None = None, model: Path | None = 
     sources |= {name: output / name for name in BESIDE_MODEL}
     if card is not None:
         sources["README.md"] = card.encode()
-    if evaluation:
+    if evaluation := _evaluation_results(result, run):
         sources[EVALUATION] = evaluation
     return UploadPlan(
         _with_manifest(sources, recipe_sha256=result.recipe_sha256),
@@ -137,25 +147,23 @@ def _planned(path: str, content: Path | bytes) -> PlannedFile:
     return PlannedFile(path, content, size, sha256.hexdigest(), git.hexdigest())
 
 
-def _evaluation_results(result: RunResult, recipe_path: Path) -> bytes | None:
+def _evaluation_results(result: RunResult, run: RunPlan) -> bytes | None:
     """The headline in the Hub's own format, if it was measured on a whole split of a Hub data set.
 
     Source: https://huggingface.co/docs/hub/eval-results.
     """
-    recipe = yaml.safe_load(recipe_path.read_text(encoding="utf-8"))
-    index = [stage.name for stage in result.stages].index(result.headline.stage)
-    data = recipe["stages"][index].get("data") or recipe["data"]
-    split = (data.get("splits") or {}).get(result.headline.split, result.headline.split)
-    on_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", data["name"]) and not data.get("dir") and not data.get("files")
-    if not on_hub or not isinstance(split, str) or not re.fullmatch(r"\w+", split):
+    headline = result.headline
+    data, split = run.stage(headline.stage).data.evaluated_on(headline.split)
+    is_whole = split is not None and re.fullmatch(r"\w+", split) and not data.dir and not data.files
+    if data.name is None or not is_on_hub(data.name) or not is_whole:
         return None
-    revision = data.get("revision") or ""
+    revision = data.revision or ""
     entry = EvalResultEntry(
-        dataset_id=data["name"],
-        task_id=data.get("config") or "default",
-        value=result.headline.value,
+        dataset_id=data.name,
+        task_id=data.config or "default",
+        value=headline.value,
         dataset_revision=revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None,
-        notes=f"{result.headline.metric} on split {split}",
+        notes=f"{headline.metric} on split {split}",
     )
     return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode()
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from pydantic import BaseModel
 
 from tltasks.config.adaptation import Adapt, Head
-from tltasks.config.data import BUILDERS, Data, Source
+from tltasks.config.data import BUILDERS, Source
 from tltasks.config.loading import recipe_text
 from tltasks.config.model import FROZEN_TRANSFORMER
-from tltasks.config.recipe import Emissions, Recipe, RunPlan, as_written, is_on_hub, plan_run
+from tltasks.config.recipe import Emissions, Recipe, RunPlan, as_written, is_on_hub, plan_run, shareable
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks import TASKS
 from tltasks.reports.formatting import is_number
@@ -62,7 +61,7 @@ def card_for_repo(output: Path, recipe: Recipe, repo: str, *, merged: bool = Fal
 
 def render_card(result: RunResult, plan: RunPlan, *, adapter: bool, repo: str | None) -> str:
     """README.md: front matter and text. Without a repository its snippet loads ./model of the results folder."""
-    own = next(stage for stage in plan.stages if stage.name == result.best.name)
+    own = plan.stage(result.best.name)
     title = repo.rsplit("/", 1)[-1] if repo else Path(plan.recipe.output).name
     template = card_environment().get_template(TASKS[own.task].card_template)
     named = {"title": title, "where": repo or "./model", "local": repo is None, "adapter": adapter}
@@ -95,8 +94,7 @@ def _about_stage(result: RunResult, plan: RunPlan, own: StagePlan) -> dict[str, 
 
 def _about_run(result: RunResult, plan: RunPlan) -> dict[str, object]:
     """Variables of the template: all stages, what they were computed with, and how to repeat it."""
-    recipe, written = plan.recipe, as_written(plan.recipe)
-    shared_recipe, stated = _without_folders(written), recipe.hub.emissions
+    recipe, shared, stated = plan.recipe, shareable(plan.recipe), plan.recipe.hub.emissions
     return {
         "headline": result.headline,
         "stages": result.stages,
@@ -108,8 +106,8 @@ def _about_run(result: RunResult, plan: RunPlan) -> dict[str, object]:
         "grams": None if stated is None else _grams(stated, result),
         "versions": result.versions,
         "recipe_sha256": result.recipe_sha256,
-        "recipe_block": fenced(recipe_text(shared_recipe), "yaml"),
-        "shortened": shared_recipe != written,
+        "recipe_block": fenced(recipe_text(shared), "yaml"),
+        "shortened": shared != as_written(recipe),
         "seed": recipe.seed,
         "licence": recipe.hub.licence,
     }
@@ -162,7 +160,7 @@ def _emissions(stated: Emissions, result: RunResult) -> dict[str, object]:
 
 
 def _evaluations(plan: StagePlan, stage: StageResult, split: str, metrics: Metrics) -> Iterator[EvalResult]:
-    data, spec = _evaluated_on(plan.data, split)
+    data, spec = plan.data.evaluated_on(split)
     name, shown = data.name or "", _place(data).name
     on_hub = is_on_hub(name) and not data.dir and not data.files and spec is not None
     revision = data.revision if on_hub and re.fullmatch(r"[0-9a-f]{40}", data.revision or "") else None
@@ -182,16 +180,6 @@ def _evaluations(plan: StagePlan, stage: StageResult, split: str, metrics: Metri
                 metric_args=about.get("args"),
                 metric_value=round(value, 6),
             )
-
-
-def _evaluated_on(data: Data, split: str) -> tuple[Source, str | None]:
-    """Source and split of a set of examples; None for a share held out of another split."""
-    if split in {"test", "validation"}:
-        spec = getattr(data.splits, split)
-        return data, spec if isinstance(spec, str) else None
-    extra = data.extra_test[split]
-    spec = extra.split or data.splits.test
-    return data.source_of(extra), spec if isinstance(spec, str) else None
 
 
 # ------------------------------------------------------------------------------------------- described
@@ -243,26 +231,3 @@ def _method(plan: StagePlan) -> str:
     if getattr(plan.model, "as_", None) == FROZEN_TRANSFORMER and adapt.method == "full":
         return "the input layer, normalisation layers, positions and the head"
     return METHODS.get(adapt.method) or (adapt.peft.type if adapt.peft else adapt.method)
-
-
-def _without_folders(recipe: Recipe) -> Recipe:
-    """The recipe with the name alone of every folder and file that is not relative to it."""
-
-    def shortened(value: Any, *, is_path: bool) -> Any:
-        if isinstance(value, BaseModel):
-            changes = {
-                key: new
-                for key in value.model_fields_set
-                if (new := shortened(own := getattr(value, key), is_path=key in {"name", "dir", "files", "output"}))
-                != own
-            }
-            return value.model_copy(update=changes)
-        if isinstance(value, list):
-            return [shortened(item, is_path=is_path) for item in value]
-        if isinstance(value, dict):
-            return {key: shortened(item, is_path=is_path) for key, item in value.items()}
-        away = is_path and isinstance(value, str) and (value.startswith(("~", "..")) or Path(value).is_absolute())
-        return Path(value).name if away else value
-
-    short: Recipe = shortened(recipe, is_path=False)
-    return short

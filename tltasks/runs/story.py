@@ -70,7 +70,7 @@ def run(
 
     # ---------------------------------------------------------------------------------------- push
     if push:
-        on_main_process(state, lambda: _publish(context))
+        on_main_process(state, lambda: _publish(context, result))
     context.accelerator.end_training()  # also takes the processes apart, so nothing that joins them may follow
     return result
 
@@ -152,8 +152,8 @@ def write_results(plan: RunPlan, result: RunResult, examples: list[ReportExample
     write_text(output / "README.md", card)
 
 
-def _publish(context: Context) -> None:
-    output, hub = context.plan.output, context.plan.recipe.hub
+def _publish(context: Context, result: RunResult) -> None:
+    plan, hub = context.plan, context.plan.recipe.hub
     assert hub.repo is not None
-    receipt = client.push(plan_results(output), hub.repo, private=hub.private)
+    receipt = client.push(plan_results(plan.output, result, plan), hub.repo, private=hub.private)
     context.console.print(f"pushed   {receipt.url}", soft_wrap=True)

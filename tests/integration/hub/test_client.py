@@ -107,7 +107,8 @@ def output(tmp_path: Path) -> Path:
 
 def recipe(**data: object) -> dict[str, object]:
     own = {"name": "uoft-cs/cifar10", "splits": {"train": "train", "test": "test"}} | data
-    return {"task": "image-classification", "data": own, "stages": [{"stage": "transfer"}]}
+    stage = {"stage": "transfer", "epochs": 1, "learning_rate": 1e-3}
+    return {"task": "image-classification", "model": {"name": "ada/vit"}, "data": own, "stages": [stage], "output": "x"}
 
 
 def digest(folder: Path) -> dict[str, str]:
