@@ -233,7 +233,7 @@ image-dora:
   stages: [{stage: transfer, adapt: {dora: {rank: 2}}, augment: {cutmix: 1.0}}]
 image-adalora:
   model: {name: vit}
-  stages: [{stage: transfer, adapt: {adalora: {rank: 2, initial_rank: 4}}, steps: 8}]
+  stages: [{stage: transfer, adapt: {adalora: {target_r: 2, init_r: 4}}, steps: 8}]
 image-ia3:
   model: {name: vit-3}
   stages: [{stage: finetune, adapt: ia3, learning_rate: 0.05}]
@@ -318,10 +318,10 @@ image-simmim-lora:
 image-simmim-adalora:
   task: masked-image-modeling
   model: {name: vit}
-  stages: [{stage: transfer, adapt: {adalora: {rank: 2, initial_rank: 4}}, steps: 8}]
+  stages: [{stage: transfer, adapt: {adalora: {target_r: 2, init_r: 4}}, steps: 8}]
 image-contrastive-chain:
   model: {name: vit}
-  stages: [{stage: transfer, name: views, task: contrastive-image, group: 4,
+  stages: [{stage: transfer, name: views, task: contrastive-image, loss_group: 4,
             data: {like: pictures, columns: {label: label}}},
            {stage: transfer, start: previous, adapt: {dora: {rank: 2}}}, {stage: probe, start: previous, l2: 0.1}]
 image-contrastive-pretrain:
@@ -335,7 +335,7 @@ image-contrastive-lora:
 image-contrastive-bitfit:
   task: contrastive-image
   model: {name: vit}
-  stages: [{stage: transfer, adapt: bitfit, ema: 0.8, group: 8, batch_size: 16}]
+  stages: [{stage: transfer, adapt: bitfit, ema: 0.8, loss_group: 8, batch_size: 16}]
 image-contrastive-finetune:
   task: contrastive-image
   model: {name: vit}
@@ -372,7 +372,7 @@ speech-dora-interpolate:
   stages: [{stage: finetune, batch_size: 4, adapt: {dora: {rank: 2}}, interpolate: {alphas: [0.5, 0.75]}}]
 speech-adalora:
   model: {name: whisper, language: es}
-  stages: [{stage: finetune, batch_size: 4, steps: 8, adapt: {adalora: {rank: 2, initial_rank: 4}}}]
+  stages: [{stage: finetune, batch_size: 4, steps: 8, adapt: {adalora: {target_r: 2, init_r: 4}}}]
 speech-ia3:
   model: {name: speech_to_text}
   stages: [{stage: finetune, batch_size: 4, adapt: ia3, learning_rate: 0.05}]
@@ -409,7 +409,7 @@ speech-ctc-dora:
   stages: [{stage: transfer, batch_size: 4, adapt: {dora: {rank: 2}}}]
 speech-ctc-adalora:
   model: {name: wav2vec2}
-  stages: [{stage: transfer, batch_size: 4, steps: 8, adapt: {adalora: {rank: 2, initial_rank: 4}}}]
+  stages: [{stage: transfer, batch_size: 4, steps: 8, adapt: {adalora: {target_r: 2, init_r: 4}}}]
 speech-ctc-ia3:
   model: {name: wav2vec2}
   stages: [{stage: transfer, batch_size: 4, adapt: ia3}]
@@ -435,22 +435,23 @@ speech-language-full:
 speech-contrast-chain:
   model: {name: wav2vec2-objective}
   stages: [{stage: pretrain, name: objective, task: speech-pretraining, data: {like: clips, columns: {label: text}},
-            batch_size: 4, group: 2, mask: {start_share: 0.1, span_frames: 4}, negatives: 5},
+            batch_size: 4, loss_group: 2, mask: {mask_time_prob: 0.4, mask_time_length: 4}, negatives: 5},
            {stage: transfer, start: previous, batch_size: 4, adapt: {lora: {rank: 2}}}]
 speech-contrast-finetune:
   task: speech-pretraining
   model: {name: wav2vec2-objective}
-  stages: [{stage: finetune, batch_size: 4, mask: {start_share: 0.1, span_frames: 4}, negatives: 5, crop_seconds: 0.8,
-            gumbel: {start: 1.0, decay: 0.9}, diversity_weight: 0.3, ema: 0.8}]
+  stages: [{stage: finetune, batch_size: 4, mask: {mask_time_prob: 0.4, mask_time_length: 4}, negatives: 5,
+            crop_seconds: 0.8, gumbel: {start: 1.0, decay: 0.9}, diversity_weight: 0.3, ema: 0.8}]
 speech-contrast-lora:
   task: speech-pretraining
   model: {name: wav2vec2-objective}
-  stages: [{stage: finetune, batch_size: 4, mask: {start_share: 0.1, span_frames: 4}, negatives: 5,
+  stages: [{stage: finetune, batch_size: 4, mask: {mask_time_prob: 0.4, mask_time_length: 4}, negatives: 5,
             adapt: {lora: {rank: 2}}}]
 speech-contrast-transfer:
   task: speech-pretraining
   model: {name: wav2vec2-layer-norm}
-  stages: [{stage: transfer, batch_size: 4, mask: {start_share: 0.1, span_frames: 4}, negatives: 5, layer_decay: 0.8}]
+  stages: [{stage: transfer, batch_size: 4, mask: {mask_time_prob: 0.4, mask_time_length: 4}, negatives: 5,
+            layer_decay: 0.8}]
 speech-contrast-zero-shot:
   task: speech-pretraining
   model: {name: wav2vec2-objective}
@@ -492,7 +493,7 @@ text-dora:
   stages: [{stage: finetune, adapt: {dora: {rank: 2}}}]
 text-adalora:
   model: {name: t5}
-  stages: [{stage: finetune, steps: 8, adapt: {adalora: {rank: 2, initial_rank: 4}}}]
+  stages: [{stage: finetune, steps: 8, adapt: {adalora: {target_r: 2, init_r: 4}}}]
 text-ia3-corruptions:
   model: {name: t5}
   data: {corruptions: {rates: [0.1], kinds: [typos, drop], rows: 4}}
@@ -534,7 +535,7 @@ text-decoder-dora:
   stages: [{stage: finetune, adapt: {dora: {rank: 2}}}]
 text-decoder-adalora:
   model: {name: qwen3}
-  stages: [{stage: finetune, steps: 8, adapt: {adalora: {rank: 2, initial_rank: 4}}}]
+  stages: [{stage: finetune, steps: 8, adapt: {adalora: {target_r: 2, init_r: 4}}}]
 text-decoder-ia3:
   model: {name: gpt2, generation: {num_beams: 2}}
   stages: [{stage: finetune, adapt: ia3, micro_batch: 3}]
@@ -609,7 +610,7 @@ full: full
 head: head
 lora: {lora: {rank: 2, dropout: 0.1}}
 dora: {dora: {rank: 2}}
-adalora: {adalora: {rank: 2, initial_rank: 4}}
+adalora: {adalora: {target_r: 2, init_r: 4}}
 ia3: ia3
 bitfit: bitfit
 loha: {peft: {type: LOHA, r: 2}}
@@ -630,7 +631,7 @@ speech-letters: {model: {name: wav2vec2}, stages: [{stage: transfer, batch_size:
 speech-codes:
   task: speech-pretraining
   model: {name: wav2vec2-objective}
-  stages: [{stage: finetune, batch_size: 4, mask: {start_share: 0.1, span_frames: 4}, negatives: 5}]
+  stages: [{stage: finetune, batch_size: 4, mask: {mask_time_prob: 0.4, mask_time_length: 4}, negatives: 5}]
 text-t5: {model: {name: t5}, stages: [{stage: finetune}]}
 text-bart: {model: {name: bart}, stages: [{stage: finetune}]}
 text-gpt2: {model: {name: gpt2}, stages: [{stage: finetune}]}

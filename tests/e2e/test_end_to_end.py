@@ -271,8 +271,8 @@ def test_every_recipe_runs_two_steps(host: Host, recipe: Path, tmp_path: Path) -
         data = f"stages.{i}.data" if getattr(stage, "data", None) else "data"
         if hasattr(getattr(stage, "data", None) or load_recipe(recipe, overrides).data, "max_tokens"):
             overrides += [f"{data}.max_tokens=64", f"{data}.revision=main"]
-        if getattr(stage, "group", None):
-            overrides.append(f"stages.{i}.group=4")
+        if getattr(stage, "loss_group", None):
+            overrides.append(f"stages.{i}.loss_group=4")
         if stage.loops:
             overrides += [f"stages.{i}.steps=2", f"stages.{i}.epochs=null", f"stages.{i}.batch_size=8"]
     output = tmp_path / "run"

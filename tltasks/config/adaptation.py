@@ -32,12 +32,12 @@ class AdaLora(Section):
     """Low-rank adaptation whose ranks go to the layers that need them. Source: Zhang et al.,
     https://arxiv.org/abs/2303.10512."""
 
-    rank: PositiveInt = 8
+    target_r: PositiveInt = 8
     """Of a layer at the end, on average."""
-    initial_rank: PositiveInt = 12
+    init_r: PositiveInt = 12
     """Of every layer at the start."""
     alpha: PositiveFloat | None = None
-    """Scale of the update is alpha / initial_rank. Unset: twice the initial rank."""
+    """Scale of the update is alpha / init_r. Unset: twice the initial rank."""
     dropout: Share = 0.0
     targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
     """As for LoRA."""
@@ -51,10 +51,8 @@ class AdaLora(Section):
     """Weight of the penalty on singular vectors that are not at right angles."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        if self.rank >= self.initial_rank:
-            yield Conflict(
-                f"`rank` {self.rank} is not below `initial_rank` {self.initial_rank}: none could be taken away"
-            )
+        if self.target_r >= self.init_r:
+            yield Conflict(f"`target_r` {self.target_r} is not below `init_r` {self.init_r}: none could be taken away")
         if self.initial_share + self.final_share >= 1:
             yield Conflict("`initial_share` and `final_share` leave no steps in which ranks are taken away")
 

@@ -52,7 +52,7 @@ class Hub(Section):
     publish: Literal["adapter", "merged"] = "adapter"
     """For PEFT: the adapter alone, or merged into the checkpoint's weights. Full fine-tuning and objectives
     without labels always publish all."""
-    licence: str | None = None
+    license: str | None = None
     """Licence of the published weights, a Hub identifier such as apache-2.0. Unset: the base model's, where known."""
     language: list[str] = []
     """Language codes for the card."""

@@ -163,7 +163,7 @@ class Stage(Section, Generic[ModelT, DataT]):
         return self.stage not in {"probe", "zero_shot"}
 
     @property
-    def together(self) -> int | None:
+    def rows_per_loss(self) -> int | None:
         """Rows of a step whose loss is a joint one, so that one forward pass takes them whatever the devices."""
         return None
 
@@ -248,13 +248,13 @@ class UnlabelledStage(Stage[ModelT, DataT]):
 class JointStage(UnlabelledStage[ModelT, DataT]):
     """A stage whose loss is over several rows at once."""
 
-    group: PositiveInt | None = None
+    loss_group: PositiveInt | None = None
     """Rows that one loss is over; they share a forward pass, on however many devices. Part of the experiment, unlike
     `micro_batch`, and a divisor of `batch_size`, which it is when unset."""
 
     @property
-    def together(self) -> int | None:
-        return self.group or self.batch_size
+    def rows_per_loss(self) -> int | None:
+        return self.loss_group or self.batch_size
 
     @property
     def effective_keys(self) -> set[str]:
@@ -263,9 +263,11 @@ class JointStage(UnlabelledStage[ModelT, DataT]):
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()
         if self.loops and "micro_batch" in self.model_fields_set:
-            yield Conflict("`micro_batch` has no effect: a forward pass takes a `group`, whose rows share their loss")
-        if self.loops and self.group is not None and self.batch_size % self.group:
-            yield Conflict(f"`batch_size` {self.batch_size} is not a multiple of `group` {self.group}")
+            yield Conflict(
+                "`micro_batch` has no effect: a forward pass takes a `loss_group`, whose rows share their loss"
+            )
+        if self.loops and self.loss_group is not None and self.batch_size % self.loss_group:
+            yield Conflict(f"`batch_size` {self.batch_size} is not a multiple of `loss_group` {self.loss_group}")
 
 
 # ------------------------------------------------------------------------------------------- planned

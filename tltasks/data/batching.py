@@ -56,25 +56,25 @@ def micro_batches(
     max_rows: int,
     lengths: Sequence[int] | None = None,
     budget: int | None = None,
-    together: int | None = None,
+    rows_per_loss: int | None = None,
 ) -> list[Rows]:
     """The forward passes in which one of `world` processes takes its part of a step's rows.
 
     With `lengths`, rows alike in length share a micro-batch, dealt so that all ranks get alike work. `budget` bounds a
-    micro-batch's rows × longest length, or its rows where there are no lengths. With `together`, so many rows always
-    share one, the same ones for any number of ranks, whatever the other limits. May be empty when there is less to do
-    than there are processes.
+    micro-batch's rows × longest length, or its rows where there are no lengths. With `rows_per_loss`, so many rows
+    always share one, the same ones for any number of ranks, whatever the other limits. May be empty when there is less
+    to do than there are processes.
 
     >>> [b.tolist() for b in micro_batches(np.arange(5), world=2, rank=0, max_rows=2)]
     [[0, 2], [4]]
     >>> [b.tolist() for b in micro_batches(np.arange(4), world=1, rank=0, max_rows=4, lengths=[9, 1, 8, 2], budget=18)]
     [[0, 2], [3, 1]]
-    >>> [micro_batches(np.arange(5), world=2, rank=r, max_rows=1, together=2) for r in (0, 1)]
+    >>> [micro_batches(np.arange(5), world=2, rank=r, max_rows=1, rows_per_loss=2) for r in (0, 1)]
     [[array([0, 1]), array([4])], [array([2, 3])]]
     """
-    if together is not None:
+    if rows_per_loss is not None:
         order = rows if lengths is None else rows[np.argsort(-np.asarray(lengths, np.int64)[rows], kind="stable")]
-        return [order[i : i + together] for i in range(0, len(order), together)][rank::world]
+        return [order[i : i + rows_per_loss] for i in range(0, len(order), rows_per_loss)][rank::world]
     if lengths is None:
         mine, max_rows = rows[rank::world], min(max_rows, budget or max_rows)
         return [mine[i : i + max_rows] for i in range(0, len(mine), max_rows)]

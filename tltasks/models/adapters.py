@@ -109,7 +109,7 @@ def _check_merging(model: peft.PeftModel, kind: str) -> None:
 
 
 _UNFIT = {
-    "ADALORA": "has a key of its own, `adapt: {adalora: {rank: 8}}`; `peft` would leave its ranks where they start",
+    "ADALORA": "has a key of its own, `adapt: {adalora: {target_r: 8}}`; `peft` would leave its ranks where they start",
     "PROMPT_TUNING": "has a key of its own, `adapt: {prompt: {tokens: 20}}`, for encoder-decoders",
     "PREFIX_TUNING": "is left out by transformers 5 when it generates (peft 0.21, transformers 5.24)",
     **dict.fromkeys(
@@ -151,9 +151,9 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
     if method.adalora is not None:
         keys = method.adalora
         return peft.AdaLoraConfig(
-            target_r=keys.rank,
-            init_r=keys.initial_rank,
-            lora_alpha=keys.alpha if keys.alpha is not None else 2 * keys.initial_rank,
+            target_r=keys.target_r,
+            init_r=keys.init_r,
+            lora_alpha=keys.alpha if keys.alpha is not None else 2 * keys.init_r,
             lora_dropout=keys.dropout,
             target_modules=targets if keys.targets == "auto" else keys.targets,
             deltaT=keys.interval,

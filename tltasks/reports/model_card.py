@@ -109,7 +109,7 @@ def _about_run(result: RunResult, plan: RunPlan) -> dict[str, object]:
         "recipe_block": fenced(recipe_text(shared), "yaml"),
         "shortened": shared != as_written(recipe),
         "seed": recipe.seed,
-        "licence": recipe.hub.licence,
+        "license": recipe.hub.license,
     }
 
 
@@ -131,7 +131,7 @@ def _front_matter(
         base_model_relation=relation if is_known and _trained_on(lineage) else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag=tag,
-        license=hub.licence,
+        license=hub.license,
         language=hub.language or None,
         datasets=[path.removeprefix("datasets/") for path in datasets] or None,
         metrics=list(dict.fromkeys(about["hub"] for key, about in on_hub.items() if key in measured)),

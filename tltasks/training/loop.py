@@ -216,7 +216,7 @@ class _Training:
         """Put the gradient of the step's mean loss into the weights; this process's part of that loss, in fp32."""
         accelerator, job = self.accelerator, self.job
         # A rank without rows repeats one for nothing.
-        weight = 1.0 if len(rows) > accelerator.process_index * (job.stage.together or 1) else 0.0
+        weight = 1.0 if len(rows) > accelerator.process_index * (job.stage.rows_per_loss or 1) else 0.0
         counts = torch.stack([job.task.num_targets(batch) for batch in batches]).to(accelerator.device) * weight
         targets = accelerator.reduce(counts.sum().float(), reduction="sum")
         total = torch.zeros((), device=accelerator.device)
@@ -247,9 +247,9 @@ class _Training:
         """
         where = f"stage {self.job.name}: out of memory at step {self.progress.step + 1}"
         smaller = "or gradient_checkpointing: true, or make examples smaller (image_size, or the longest length)."
-        if (together := self.job.stage.together) is not None:
+        if (n_rows := self.job.stage.rows_per_loss) is not None:
             raise TrainingError(
-                f"{where}, with {together} examples that share a loss. Set a smaller `group` (results depend on it) "
+                f"{where}, with {n_rows} examples that share a loss. Set a smaller `loss_group` (results depend on it) "
                 + smaller
             )
         if self.accelerator.num_processes > 1 or not can_halve:
@@ -358,7 +358,7 @@ def _divider(accelerator: Accelerator, job: Job, *, halvings: int) -> Callable[[
         max_rows=max_rows,
         lengths=job.task.lengths(job.rows),
         budget=budget if stage.micro_batch == "auto" else None,
-        together=stage.together,
+        rows_per_loss=stage.rows_per_loss,
     )
 
 

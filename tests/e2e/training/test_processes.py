@@ -29,7 +29,7 @@ def contrast(folder: Path) -> Path:
     model, data = images.save_model(folder / "model"), images.save_data(folder / "data")
     files = {split: str(data / f"{split}.parquet") for split in ("train", "validation", "test")}
     unlabelled = json.dumps({"name": "parquet", "files": files, "splits": {"validation": "validation"}})
-    objective = SGD % ("transfer", f", task: contrastive-image, group: 4, data: {unlabelled}")
+    objective = SGD % ("transfer", f", task: contrastive-image, loss_group: 4, data: {unlabelled}")
     last = "{name: task, stage: transfer, start: previous, steps: 1, batch_size: 8, learning_rate: 1e-9}"
     stages = objective.replace("batch_size: 7", "batch_size: 8") + f"\n  - {last}"
     return images.write_recipe(folder / "recipe.yaml", model, data, stage=stages)

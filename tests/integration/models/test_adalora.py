@@ -22,7 +22,7 @@ from tltasks.models.loading import load_saved, save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
 
-KEYS = "adalora: {rank: 2, initial_rank: 4, initial_share: 0.25, final_share: 0.25}"
+KEYS = "adalora: {target_r: 2, init_r: 4, initial_share: 0.25, final_share: 0.25}"
 STAGE = f"{{stage: transfer, steps: 12, batch_size: 8, learning_rate: 1e-2, adapt: {{{KEYS}}}, %s}}"
 
 
@@ -42,8 +42,8 @@ def ranks(model: Any) -> list[int]:
 
 
 def test_the_penalty_is_that_of_peft(tiny: Path) -> None:
-    model = wrapped(tiny, rank=2, initial_rank=4, orthogonality=0.3)
-    steered = RankAllocation(model, AdaLora(rank=2, initial_rank=4, orthogonality=0.3), total_steps=10)
+    model = wrapped(tiny, target_r=2, init_r=4, orthogonality=0.3)
+    steered = RankAllocation(model, AdaLora(target_r=2, init_r=4, orthogonality=0.3), total_steps=10)
 
     class Loss:
         loss = torch.zeros(())
@@ -55,7 +55,7 @@ def test_the_penalty_is_that_of_peft(tiny: Path) -> None:
 
 
 def test_ranks_fall_to_the_budget_and_stay(tiny: Path) -> None:
-    keys = {"rank": 2, "initial_rank": 4, "initial_share": 0.25, "final_share": 0.25}
+    keys = {"target_r": 2, "init_r": 4, "initial_share": 0.25, "final_share": 0.25}
     model = wrapped(tiny, **keys)
     steered = RankAllocation(model, AdaLora.model_validate(keys), total_steps=12)
     layers = len(ranks(model))
@@ -96,7 +96,7 @@ def test_what_is_saved_is_merged_and_says_the_same(ran: Path) -> None:
 
 
 def test_an_adapter_has_the_ranks_of_the_budget(tiny: Path, tmp_path: Path) -> None:
-    keys = {"rank": 1, "initial_rank": 3, "initial_share": 0.0, "final_share": 0.5}
+    keys = {"target_r": 1, "init_r": 3, "initial_share": 0.0, "final_share": 0.5}
     model = wrapped(tiny, **keys)
     steered = RankAllocation(model, AdaLora.model_validate(keys), total_steps=4)
     for step in range(1, 5):
@@ -147,7 +147,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(tiny: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ("adapt: {adalora: {rank: 8, initial_rank: 8}}", "8 is not below `initial_rank` 8"),
+        ("adapt: {adalora: {target_r: 8, init_r: 8}}", "8 is not below `init_r` 8"),
         ("adapt: {adalora: {initial_share: 0.6, final_share: 0.4}}", "leave no steps"),
         ("adapt: adalora, ema: 0.9", "`ema` averages over ranks"),
     ],

@@ -51,7 +51,7 @@ data:
 stages:
   - {stage: transfer, epochs: 3, batch_size: 64, learning_rate: 5e-4, adapt: {lora: {rank: 8}}}
 output: outputs/cifar10
-hub: {repo: ada/vit-cifar10-lora, licence: apache-2.0, language: [en]}
+hub: {repo: ada/vit-cifar10-lora, license: apache-2.0, language: [en]}
 """
 
 
@@ -187,7 +187,7 @@ data:
 stages:
   - {stage: finetune, epochs: 3, batch_size: 16, learning_rate: 1e-3, adapt: {lora: {}}}
 output: outputs/hindi
-hub: {repo: ada/whisper-hindi, licence: apache-2.0, language: [hi]}
+hub: {repo: ada/whisper-hindi, license: apache-2.0, language: [hi]}
 """
 TEXT_RECIPE = """
 task: summarization
@@ -199,7 +199,7 @@ data:
 stages:
   - {stage: finetune, epochs: 1, batch_size: 16, learning_rate: 1e-3, adapt: {lora: {}}}
 output: outputs/xsum
-hub: {repo: ada/t5-xsum, licence: apache-2.0, language: [en]}
+hub: {repo: ada/t5-xsum, license: apache-2.0, language: [en]}
 """
 
 
@@ -261,7 +261,7 @@ data: {name: uoft-cs/cifar10, columns: {image: img, label: label}}
 stages:
   - {stage: pretrain, epochs: 400, batch_size: 256, learning_rate: 1.5e-4, weight_decay: 0.05}
 output: outputs/mae
-hub: {repo: ada/mae-cifar10, licence: apache-2.0}
+hub: {repo: ada/mae-cifar10, license: apache-2.0}
 """
 
 
@@ -291,7 +291,7 @@ OBJECTIVES: dict[str, tuple[str, str, dict[str, float], dict[str, Any]]] = {
         "microsoft/resnet-50",
         "uoft-cs/cifar10, columns: {image: img, label: label}",
         {"views_matched": 0.93, "knn_accuracy": 0.41, "feature_spread": 0.31},
-        {"objective": "SimCLR", "group": 256, "model_type": "resnet"},
+        {"objective": "SimCLR", "loss_group": 256, "model_type": "resnet"},
     ),
     "speech-pretraining": (
         "facebook/wav2vec2-base",
@@ -343,7 +343,7 @@ def continued(task: str, folder: Path) -> str:
     text = (
         f"task: {task}\nmodel: {{name: {base}}}\ndata: {{name: {data}}}\nstages:\n"
         "  - {stage: finetune, epochs: 10, batch_size: 32, learning_rate: 1e-4}\n"
-        "output: outputs/objective\nhub: {repo: ada/objective, licence: apache-2.0}\n"
+        "output: outputs/objective\nhub: {repo: ada/objective, license: apache-2.0}\n"
     )
     return render_card(result, plan_of(folder, text), adapter=False, repo="ada/objective")
 
@@ -572,7 +572,7 @@ def test_full_and_merged_models_are_finetunes(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
-    text = HUB_RECIPE.replace("hub: {repo: ada/vit-cifar10-lora, licence: apache-2.0, language: [en]}", "")
+    text = HUB_RECIPE.replace("hub: {repo: ada/vit-cifar10-lora, license: apache-2.0, language: [en]}", "")
     card = render_card(usual(), plan_of(tmp_path, text), adapter=False, repo=None)
     head = card.split("---")[1]
     assert "license" not in head

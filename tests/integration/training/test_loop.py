@@ -192,7 +192,7 @@ def test_checkpoints_go_when_the_stage_is_done(tiny: Path, tmp_path: Path) -> No
         {"freeze": ["vit.embeddings*"], "adapt": "full"},
         {"adapt": "head"},
         {"adapt": {"dora": {"rank": 2}}},
-        {"adapt": {"adalora": {"rank": 1, "initial_rank": 2}}},
+        {"adapt": {"adalora": {"target_r": 1, "init_r": 2}}},
         {"adapt": {"ia3": {}}},
         {"adapt": {"lora": {"rank": 2, "init": "pissa"}}},
         {"adapt": "bitfit"},

@@ -364,7 +364,7 @@ stages:
   - {stage: transfer, adapt: {peft: {type: OFT, r: 8, extra: null, nested: {a: [1, null]}}}, steps: 3, learning_rate: 1}
   - {stage: transfer, adapt: {dora: null}, steps: 3, learning_rate: 1}
   - stage: transfer
-    adapt: {adalora: {rank: 2, initial_rank: 3, initial_share: 0.2, final_share: 0.2, interval: 2, orthogonality: 0.1}}
+    adapt: {adalora: {target_r: 2, init_r: 3, initial_share: 0.2, final_share: 0.2, interval: 2, orthogonality: 0.1}}
     steps: 3
     learning_rate: 1
   - {stage: transfer, adapt: {ia3: {targets: [a]}}, steps: 3, learning_rate: 1}
@@ -376,7 +376,7 @@ stages:
 seed: 5
 precision: fp32
 output: outputs/x
-hub: {repo: me/mine, private: false, publish: merged, licence: mit, language: [en, "no"],
+hub: {repo: me/mine, private: false, publish: merged, license: mit, language: [en, "no"],
       emissions: {watts: 300, grams_per_kwh: 56.5, location: "no"}}
 trackers: [wandb]
 """
@@ -498,7 +498,7 @@ CHANGED = {
     "model.config": "{hidden_size: 3}",
     **dict.fromkeys(("initial_share", "final_share", "orthogonality"), "0.375"),
     **dict.fromkeys(("interval", "rows"), "3"),
-    "initial_rank": "14",
+    "init_r": "14",
     "tokens": "3",
     "severities": "[2]",
     "snr_db": "[7.5]",
@@ -511,9 +511,9 @@ CHANGED = {
     "options": "{average: macro}",
     "square_pixels": "3",
     **dict.fromkeys(("temperature", "colour", "grey", "blur", "crop_seconds", "diversity_weight"), "0.375"),
-    **dict.fromkeys(("start_share", "end", "decay", "gumbel.start", "mask_ratio"), "0.375"),
-    **dict.fromkeys(("projection", "negatives", "span_frames"), "3"),
-    **dict.fromkeys(("group", "max_tokens"), "16"),
+    **dict.fromkeys(("mask_time_prob", "end", "decay", "gumbel.start", "mask_ratio"), "0.375"),
+    **dict.fromkeys(("projection", "negatives", "mask_time_length"), "3"),
+    **dict.fromkeys(("loss_group", "max_tokens"), "16"),
     "span_tokens": "2.5",
     "views.flip": "false",
     **dict.fromkeys(("l2", "ratio"), "0.375"),

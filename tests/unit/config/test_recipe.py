@@ -58,7 +58,7 @@ MISTAKES = {
                "allowed: full, head, lora, dora, adalora, ia3, bitfit, prompt, peft"),
     "method as text": ("adapt: lora", "§adapt: loraa",
                        "stages[0].adapt: unknown: the text 'loraa'; did you mean `lora`?", "allowed: full, head, lora"),
-    "hub": ("seed: 0", "hub: {§license: mit}", "hub.license: unknown key; did you mean `licence`?", "allowed: repo,"),
+    "hub": ("seed: 0", "hub: {§licence: mit}", "hub.licence: unknown key; did you mean `license`?", "allowed: repo,"),
     "extra test": ("  splits:", "  extra_test: {a: {§nam: x}}\n  splits:",
                    "data.extra_test.a.nam: unknown key; did you mean `name`?", "allowed: name, config"),
     "stage's own data": ("    epochs", "    data: {name: a/b, §nme: x}\n    epochs",

@@ -156,7 +156,7 @@ class Views(Section):
 
 
 class ContrastiveStage(JointStage[ImageModel, UnlabelledImageData]):
-    """Keys of SimCLR, which are the paper's where they are unset; `group` is the images that are each other's
+    """Keys of SimCLR, which are the paper's where they are unset; `loss_group` is the images that are each other's
     negatives. Source: Chen et al., https://arxiv.org/abs/2002.05709."""
 
     views: Views = Views()

@@ -107,9 +107,9 @@ class SpeechStage(Stage[SpeechModel, SpeechData]):
 class SpeechMasking(Section):
     """Which frames of a clip (20 ms each in the usual checkpoints) are hidden."""
 
-    start_share: Annotated[float, Field(gt=0, lt=1)] = 0.065
-    """Share of the frames at which a hidden stretch begins; stretches may overlap."""
-    span_frames: Annotated[int, Field(ge=2)] = 10
+    mask_time_prob: Annotated[float, Field(gt=0, le=1)] = 0.65
+    """Share of the frames that would be hidden if stretches did not overlap, as in transformers: about half are."""
+    mask_time_length: Annotated[int, Field(ge=2)] = 10
     """Frames of a stretch."""
 
 
@@ -123,8 +123,8 @@ class GumbelTemperature(Section):
 
 
 class SpeechObjectiveStage(JointStage[SpeechModel, UnlabelledSpeechData]):
-    """Keys of wav2vec 2.0's objective, which are the paper's where they are unset; `group` is the clips among which the
-    diversity of codes is measured. Source: Baevski et al., https://arxiv.org/abs/2006.11477."""
+    """Keys of wav2vec 2.0's objective, which are the paper's where they are unset; `loss_group` is the clips among
+    which the diversity of codes is measured. Source: Baevski et al., https://arxiv.org/abs/2006.11477."""
 
     mask: SpeechMasking = SpeechMasking()
     negatives: PositiveInt = 100

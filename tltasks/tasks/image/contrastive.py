@@ -39,10 +39,10 @@ DEFAULT_WIDTH = 128
 class ContrastiveImage:
     """One stage's view of SimCLR, over the backbone of any image classifier.
 
-    The negatives of an image are the other images of its `group`, on however many devices. The headline is the loss on
-    images held out, in groups of as many rows in their order (the last one filled up with rows before it), under views
-    that are always the same. Beside it stand how often both views of an image are each other's nearest, how well
-    features tell apart labels that the data may have, and how far features of different images spread.
+    The negatives of an image are the other images of its `loss_group`, on however many devices. The headline is the
+    loss on images held out, in groups of as many rows in their order (the last one filled up with rows before it),
+    under views that are always the same. Beside it stand how often both views of an image are each other's nearest, how
+    well features tell apart labels that the data may have, and how far features of different images spread.
     Source: Chen et al., https://arxiv.org/abs/2002.05709.
     """
 
@@ -123,7 +123,7 @@ class ContrastiveImage:
             "revision": self.source.revision,
             "model_type": self.config.model_type,
             "objective": "SimCLR",
-            "group": self.stage.together,
+            "loss_group": self.stage.rows_per_loss,
             **loaded,
             "loaded_share": share,
         }
@@ -262,8 +262,8 @@ class ContrastiveImage:
         return judged
 
     def _group(self, n_rows: int) -> int:
-        assert self.stage.together is not None
-        return min(self.stage.together, n_rows)
+        assert self.stage.rows_per_loss is not None
+        return min(self.stage.rows_per_loss, n_rows)
 
     def references(self, rows: datasets.Dataset) -> list[str | None]:
         return list(rows["label"])

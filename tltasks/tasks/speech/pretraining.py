@@ -114,10 +114,10 @@ class SpeechPretraining:
         config.diversity_loss_weight = stage.diversity_weight
         extractor = open_feature_extractor(source.name, shown=source.display_name, **source.arguments())
         made = cls(source, config, extractor, stage, seed)
-        if output_frames(config, made._longest) < stage.mask.span_frames:
+        if output_frames(config, made._longest) < stage.mask.mask_time_length:
             raise RecipeError(
                 f"crop_seconds: {stage.crop_seconds:g} s are {output_frames(config, made._longest)} frames, fewer than "
-                f"mask.span_frames {stage.mask.span_frames}."
+                f"mask.mask_time_length {stage.mask.mask_time_length}."
             )
         return made
 
@@ -216,7 +216,7 @@ class SpeechPretraining:
 
     @property
     def cache_key(self) -> str:
-        shortest = (self.config.conv_kernel, self.config.conv_stride, self.stage.mask.span_frames)
+        shortest = (self.config.conv_kernel, self.config.conv_stride, self.stage.mask.mask_time_length)
         return hashlib.sha256(repr((self.tag, self._hz, shortest)).encode()).hexdigest()
 
     @property
@@ -234,10 +234,10 @@ class SpeechPretraining:
                 try:
                     samples = audio.decode_audio(located(value, split.folder), self._hz)
                     frames = output_frames(self.config, len(samples))
-                    if frames < self.stage.mask.span_frames:
+                    if frames < self.stage.mask.mask_time_length:
                         raise DataError(
                             f"is {len(samples) / self._hz:.2f} s long, which is {frames} frames; a hidden stretch "
-                            f"alone takes {self.stage.mask.span_frames}"
+                            f"alone takes {self.stage.mask.mask_time_length}"
                         )
                     content, n_samples = audio.to_int16(samples), len(samples)
                 except DataError as reason:

@@ -1,7 +1,7 @@
 """wav2vec 2.0's objective: which frames of a clip are hidden, which code each of them has, and how well it is told.
 
 A clip's masks, negatives and the noise of its codes are drawn from (seed, epoch, row) alone. The diversity of codes is
-that of all clips of a pass, as it has to be; the recipe says how many these are (`group`).
+that of all clips of a pass, as it has to be; the recipe says how many these are (`loss_group`).
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ HEAD = ("quantizer", "project_hid", "project_q")
 
 
 def draw_mask(
-    frames: int, *, start_share: float, span_frames: int, seed: int, epoch: int, row: int
+    frames: int, *, mask_time_prob: float, mask_time_length: int, seed: int, epoch: int, row: int
 ) -> NDArray[np.bool_]:
     """Which of a clip's frames are hidden: stretches from distinct random starts, which may overlap.
 
-    A share of the frames are starts, rounded by chance, one at least. With the paper's numbers about half of a long
-    clip is hidden. Source: Baevski et al., https://arxiv.org/abs/2006.11477, §3.1 and §4.2.
+    One start in `mask_time_length / mask_time_prob` frames, rounded by chance, one at least. With the paper's numbers
+    about half of a long clip is hidden. Source: Baevski et al., https://arxiv.org/abs/2006.11477, §3.1 and §4.2.
     """
     rng = np.random.default_rng(draw_seed("speech mask", seed, epoch, row))
-    places = frames - span_frames + 1
-    n_starts = min(max(1, int(start_share * frames + rng.random())), places)
+    places = frames - mask_time_length + 1
+    n_starts = min(max(1, int(mask_time_prob * frames / mask_time_length + rng.random())), places)
     starts = rng.choice(places, n_starts, replace=False)
     hidden = np.zeros(frames, dtype=bool)
-    hidden[(starts[:, None] + np.arange(span_frames)).ravel()] = True
+    hidden[(starts[:, None] + np.arange(mask_time_length)).ravel()] = True
     return hidden
 
 

@@ -132,7 +132,7 @@ def test_each_change_does_what_it_says() -> None:
 
 def test_negatives_are_those_of_the_group(zoo: Path, opener: Callable[..., Any]) -> None:
     """Twelve rows in groups of eight: the last group is filled up with four rows before it."""
-    task = opener(more=ONCE + ", group: 8").task
+    task = opener(more=ONCE + ", loss_group: 8").task
     rng = np.random.default_rng(0)
     predictions = [{"prediction": 0.0, "views": rng.normal(size=(2, 4)).astype(np.float32)} for _ in range(12)]
     views = torch.from_numpy(np.stack([p["views"] for p in predictions]))
@@ -250,7 +250,7 @@ def test_collapse_is_said(opener: Callable[..., Any]) -> None:
     [
         ("finetune", ONCE, CheckpointError, r"no weights for its projection .*`stage: transfer`"),
         ("transfer", ONCE + ", micro_batch: 2", RecipeError, "`micro_batch` has no effect"),
-        ("transfer", ONCE + ", group: 3", RecipeError, "`batch_size` 8 is not a multiple of `group` 3"),
+        ("transfer", ONCE + ", loss_group: 3", RecipeError, "`batch_size` 8 is not a multiple of `loss_group` 3"),
     ],
 )
 def test_refusals_say_what_to_do(zoo: Path, tmp_path: Path, kind: str, more: str, error: Any, said: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining, Wav2Vec2ForPreTraining
 
@@ -36,7 +37,7 @@ from tltasks.tasks.speech.wav2vec2_objective import (
 
 OBJECTIVE = (
     "{name: objective, stage: %s, task: speech-pretraining, data: *unlabelled, batch_size: 4, "
-    "mask: {start_share: 0.1, span_frames: 4}, negatives: 5, %s}"
+    "mask: {mask_time_prob: 0.4, mask_time_length: 4}, negatives: 5, %s}"
 )
 CTC = "{name: ctc, stage: transfer, start: previous, steps: 1, batch_size: 4, learning_rate: 1e-9, optimizer: sgd}"
 ONCE = "steps: 1, learning_rate: 1e-3"
@@ -173,15 +174,19 @@ def test_codes_in_training_are_those_of_gumbel_softmax(opener: Callable[..., Any
 def test_masks_hide_what_the_paper_says() -> None:
     """Half of a clip of 15.6 s; a hand-counted clip; short ones."""
     frames = 780
-    masks = [draw_mask(frames, start_share=0.065, span_frames=10, seed=0, epoch=0, row=row) for row in range(200)]
+
+    def draw(frames: int, prob: float, length: int, row: int) -> NDArray[np.bool_]:
+        return draw_mask(frames, mask_time_prob=prob, mask_time_length=length, seed=0, epoch=0, row=row)
+
+    masks = [draw(frames, 0.65, 10, row) for row in range(200)]
     assert 0.46 < np.mean(masks) < 0.51
     lengths = [len(run) for mask in masks for run in "".join("x" if m else " " for m in mask).split()]
     assert min(lengths) >= 10
     assert 13.5 < np.mean(lengths) < 16
-    assert {int(draw_mask(100, start_share=0.02, span_frames=1, seed=0, epoch=0, row=r).sum()) for r in range(9)} == {2}
-    starts = {int(draw_mask(10, start_share=0.25, span_frames=1, seed=0, epoch=0, row=row).sum()) for row in range(40)}
+    assert {int(draw(100, 0.02, 1, row).sum()) for row in range(9)} == {2}
+    starts = {int(draw(10, 0.25, 1, row).sum()) for row in range(40)}
     assert starts == {2, 3}, "two and a half starts are two or three"
-    assert draw_mask(10, start_share=0.065, span_frames=10, seed=0, epoch=0, row=0).all()
+    assert draw(10, 0.65, 10, 0).all()
 
 
 def test_negatives_are_other_hidden_frames_of_the_clip() -> None:
@@ -239,7 +244,7 @@ def chain(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     stage = OBJECTIVE % (
         "pretrain",
-        "steps: 100, learning_rate: 5e-3, weight_decay: 0, schedule: constant, evaluate_every: 100, group: 2, "
+        "steps: 100, learning_rate: 5e-3, weight_decay: 0, schedule: constant, evaluate_every: 100, loss_group: 2, "
         "gumbel: {start: 1.0, end: 0.1, decay: 0.97}",
     )
     run_recipe(
@@ -353,7 +358,13 @@ def test_collapse_is_said(opener: Callable[..., Any]) -> None:
         ("finetune", "hubert", ONCE, CheckpointError, "not for hubert"),
         ("finetune", "ctc", ONCE, CheckpointError, "no weights for the objective's codes.*`stage: transfer`"),
         ("finetune", "layer-norm", ONCE + ", micro_batch: 2", RecipeError, "`micro_batch` has no effect"),
-        ("finetune", "layer-norm", ONCE + ", group: 3", RecipeError, "`batch_size` 4 is not a multiple of `group` 3"),
+        (
+            "finetune",
+            "layer-norm",
+            ONCE + ", loss_group: 3",
+            RecipeError,
+            "`batch_size` 4 is not a multiple of `loss_group` 3",
+        ),
         ("finetune", "layer-norm", ONCE + ", crop_seconds: 0.02", RecipeError, "crop_seconds: .* fewer than"),
         ("probe", "layer-norm", "", RecipeError, "no effect|no head that a probe"),
     ],
@@ -371,7 +382,7 @@ def test_clips_without_a_stretch_to_hide_are_left_out(zoo: Path, tmp_path: Path)
     with (data / "train.csv").open("a", newline="") as file:
         csv.writer(file).writerow(["clips/short.wav", "red"])
     stage = OBJECTIVE % ("finetune", ONCE)
-    stage = stage.replace("span_frames: 4", "span_frames: 8")
+    stage = stage.replace("mask_time_length: 4", "mask_time_length: 8")
     recipe = write_chain(tmp_path / "r.yaml", tmp_path, stage, model=str(zoo / "layer-norm"))
     with pytest.raises(DataError, match=r"row 8: is 0\.06 s long, which is \d frames; a hidden stretch alone takes 8"):
         opened(recipe)
