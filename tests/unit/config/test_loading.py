@@ -499,6 +499,7 @@ CHANGED = {
     **dict.fromkeys(("initial_share", "final_share", "orthogonality"), "0.375"),
     **dict.fromkeys(("interval", "rows"), "3"),
     "init_r": "14",
+    "target_r": "3",
     "tokens": "3",
     "severities": "[2]",
     "snr_db": "[7.5]",
