@@ -31,12 +31,12 @@ from tltasks.experiments.successive_halving import LOSS_ROWS, stage_alone, succe
 from tltasks.experiments.transferability import ESTIMATORS
 from tltasks.experiments.trials import Levels, Outcome, Trial, finished, results_folder
 from tltasks.reports.formatting import show_duration, words
-from tltasks.runs.prepare import PreparedStage
+from tltasks.runs.context import PreparedStage
 from tltasks.runs.story import open_stages
 from tltasks.runtime.files import write_json
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Embeds, Writes
-from tltasks.training.linear_probe import cached_features
+from tltasks.training.evaluation import cached_features
 
 Floats = NDArray[np.float64]
 SAMPLES = 2000

@@ -11,11 +11,9 @@ from safetensors.numpy import load_file
 from tltasks.data.splits import EncodedSplit
 from tltasks.metrics import paired_difference
 from tltasks.results.result import Score, StageResult
-from tltasks.runs.context import Context
-from tltasks.runs.prepare import PreparedStage
+from tltasks.runs.context import Context, PreparedStage
 from tltasks.tasks.base import Embeds, Prediction
-from tltasks.training.evaluation import NEIGHBOUR_ROWS, drawn_rows, predict_rows
-from tltasks.training.linear_probe import cached_features
+from tltasks.training.evaluation import NEIGHBOUR_ROWS, cached_features, drawn_rows, predict_rows
 
 ROW_SCORES = "row_scores.safetensors"
 """What each row of a split contributes to the headline, by which later stages are compared with a stage."""

@@ -1,11 +1,11 @@
-"""The state that all stages of a run share: its plan, the devices, the results folder and whom to tell."""
+"""The state that all stages of a run share: its plan, the devices and whom to tell; and a stage that is prepared."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,14 +13,21 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
-from tltasks.config.loading import load_recipe
-from tltasks.config.recipe import RunPlan, recipe_sha256
+from tltasks.config.model import Checkpoint
+from tltasks.config.recipe import RunPlan
 from tltasks.config.stage import StagePlan
-from tltasks.errors import Interrupted, RecipeError, TltasksError
+from tltasks.data.splits import EncodedSplit
+from tltasks.errors import Interrupted, TltasksError
+from tltasks.results.result import Ancestor
 from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runtime import devices
 from tltasks.runtime.files import locked
 from tltasks.runtime.precision import choose_precision
+from tltasks.tasks.base import Task
+from tltasks.training.extra_metrics import ExtraMetric
+
+DECIDING = ("test", "validation")
+"""Splits that a headline may stand on, the better first."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,30 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
     return Context(plan, accelerator, precision, console)
 
 
+@dataclass(frozen=True)
+class PreparedStage:
+    """A stage whose data and checkpoint have been found to be in order."""
+
+    plan: StagePlan
+    task: Task
+    source: Checkpoint
+    encoded: dict[str, EncodedSplit]
+    checks: dict[str, dict[str, float]]
+    """What the task found odd about each split."""
+    extra_metrics: list[ExtraMetric] = field(default_factory=list)
+    """Beside the task's own."""
+    lineage: list[Ancestor] = field(default_factory=list)
+    """Of the run that the checkpoint is of."""
+    notes: list[str] = field(default_factory=list)
+    """What its user should know of the checkpoint."""
+
+    @property
+    def evaluated(self) -> dict[str, EncodedSplit]:
+        """The splits that are predicted, the deciding one first."""
+        names = dict.fromkeys([*DECIDING, *self.encoded])
+        return {name: self.encoded[name] for name in names if name in self.encoded and name != "train"}
+
+
 # --------------------------------------------------------------------------------------- processes
 
 
@@ -100,28 +131,3 @@ def sole_writer(state: PartialState, output: Path) -> Iterator[None]:
     with ExitStack() as stack:
         on_main_process(state, lambda: stack.enter_context(locked(output)))
         yield
-
-
-# ------------------------------------------------------------------------------- the results folder
-
-
-def refuse_occupied(output: Path, sha256: str, *, resume: bool) -> None:
-    """Raise RecipeError when the folder holds something that this run would overwrite, or cannot be resumed from."""
-    if output.exists() and not output.is_dir():
-        raise RecipeError(f"output {output}: is a file; name a folder with --output.")
-    occupied = output.is_dir() and any(entry.name != ".lock" for entry in output.iterdir())
-    if occupied and not resume:
-        raise RecipeError(
-            f"output {output}: is not empty. Go on with that run with --resume, or name another folder with --output."
-        )
-    recipe = output / "recipe.yaml"
-    if not resume or not occupied:
-        return
-    if not recipe.is_file():
-        raise RecipeError(f"output {output}: holds no run to resume (no recipe.yaml). Name another folder.")
-    earlier = recipe_sha256(load_recipe(recipe, check_files=False))
-    if earlier != sha256:
-        raise RecipeError(
-            f"output {output}: was begun with another recipe ({earlier[:12]}, now {sha256[:12]}). "
-            f"Resume with {recipe}, or name another folder with --output."
-        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -15,41 +14,13 @@ from tltasks.config.recipe import Recipe, RunPlan, written_at
 from tltasks.config.stage import StagePlan
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
-from tltasks.data.splits import EncodedSplit
 from tltasks.errors import RecipeError
 from tltasks.hub.resolved_checkpoint import ResolvedCheckpoint, resolve_checkpoint
-from tltasks.results.result import Ancestor
+from tltasks.runs.context import PreparedStage
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
-from tltasks.tasks.base import Embeds, Task
-from tltasks.training.extra_metrics import ExtraMetric, load_extra_metrics
-
-DECIDING = ("test", "validation")
-"""Splits that a headline may stand on, the better first."""
-
-
-@dataclass(frozen=True)
-class PreparedStage:
-    """A stage whose data and checkpoint have been found to be in order."""
-
-    plan: StagePlan
-    task: Task
-    source: Checkpoint
-    encoded: dict[str, EncodedSplit]
-    checks: dict[str, dict[str, float]]
-    """What the task found odd about each split."""
-    extra_metrics: list[ExtraMetric] = field(default_factory=list)
-    """Beside the task's own."""
-    lineage: list[Ancestor] = field(default_factory=list)
-    """Of the run that the checkpoint is of."""
-    notes: list[str] = field(default_factory=list)
-    """What its user should know of the checkpoint."""
-
-    @property
-    def evaluated(self) -> dict[str, EncodedSplit]:
-        """The splits that are predicted, the deciding one first."""
-        names = dict.fromkeys([*DECIDING, *self.encoded])
-        return {name: self.encoded[name] for name in names if name in self.encoded and name != "train"}
+from tltasks.tasks.base import Embeds
+from tltasks.training.extra_metrics import load_extra_metrics
 
 
 def prepare_stages(accelerator: Accelerator, plan: RunPlan) -> list[PreparedStage]:

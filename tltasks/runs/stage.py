@@ -40,8 +40,7 @@ from tltasks.results.result import (
 )
 from tltasks.runs.baselines import ROW_SCORES, baseline_predictions, scores_of_earlier_stages
 from tltasks.runs.callbacks import EvaluationInfo, StepInfo
-from tltasks.runs.context import Context
-from tltasks.runs.prepare import PreparedStage
+from tltasks.runs.context import Context, PreparedStage
 from tltasks.runtime import devices
 from tltasks.runtime.files import whole_folder, write_text
 from tltasks.runtime.precision import choose_attention

@@ -14,8 +14,9 @@ from tltasks.reports import html, model_card
 from tltasks.reports.console import show_checks, show_plan, show_result
 from tltasks.results.result import Headline, ReportExample, RunResult, StageMeasurement, StageResult
 from tltasks.runs.callbacks import OnEvaluation, OnStep
-from tltasks.runs.context import Context, on_main_process, open_context, refuse_occupied, sole_writer
-from tltasks.runs.prepare import DECIDING, PreparedStage, prepare_stages
+from tltasks.runs.context import DECIDING, Context, PreparedStage, on_main_process, open_context, sole_writer
+from tltasks.runs.output_folder import refuse_occupied
+from tltasks.runs.prepare import prepare_stages
 from tltasks.runs.stage import FinishedStage, measure_stage, run_stage
 from tltasks.runtime import devices
 from tltasks.runtime.files import write_text

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from tltasks.data.batching import Rows
-from tltasks.tasks.base import Batch
 
-Collate = Callable[[list[int]], Batch]
+Batch = TypeVar("Batch", covariant=True)
 
 
 class _Pieces(Dataset[Batch]):
-    def __init__(self, collate: Collate, pieces: Sequence[Rows]) -> None:
+    def __init__(self, collate: Callable[[list[int]], Batch], pieces: Sequence[Rows]) -> None:
         self.collate, self.pieces = collate, pieces
 
     def __len__(self) -> int:
@@ -24,7 +24,7 @@ class _Pieces(Dataset[Batch]):
 
 
 def read_batches(
-    collate: Collate, pieces: Sequence[Rows], *, workers: int, pin_memory: bool = False
+    collate: Callable[[list[int]], Batch], pieces: Sequence[Rows], *, workers: int, pin_memory: bool = False
 ) -> Iterator[Batch]:
     """One batch for each piece, in order; `collate` is pickled where workers do not fork."""
     return iter(DataLoader(_Pieces(collate, pieces), batch_size=None, num_workers=workers, pin_memory=pin_memory))

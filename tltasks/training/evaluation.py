@@ -1,7 +1,8 @@
-"""The evaluation loop: predictions by row, however many devices take part, and scores with their baselines."""
+"""The evaluation loop: predictions and features by row, however many devices take part, and scores with baselines."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from tltasks.data.batching import micro_batches
-from tltasks.data.splits import Columns
+from tltasks.data.splits import Columns, EncodedSplit
 from tltasks.errors import TrainingError
 from tltasks.metrics import paired_difference
 from tltasks.results.result import Score
@@ -32,6 +36,8 @@ NEIGHBOUR_ROWS = 5000
 """Training rows that the nearest-neighbour baseline looks at; more would cost as much as an epoch."""
 
 T = TypeVar("T")
+Features = NDArray[np.float32]
+"""[rows, width]."""
 Predict = Callable[[nn.Module, datasets.Dataset], list[Prediction]]
 Rescore = Callable[[Score, Columns], Score]
 """Adds to a score, given the columns that are kept of the predictions."""
@@ -109,6 +115,46 @@ def embed_rows(
         return vectors
 
     return np.stack(_for_each_row(accelerator, task, model, rows, embed, workers=workers))
+
+
+def cached_features(
+    accelerator: Accelerator, task: Task, model: nn.Module, head: str, split: EncodedSplit, *, workers: int
+) -> Features:
+    """The features that the head receives, [rows, width]: from the cache, or computed once and put there.
+
+    The key is the content of the weights below the head and of the rows, and what they are encoded and computed with.
+    """
+    key = hashlib.sha256()
+    for part in (type(model).__name__, task.cache_key, split.fingerprint, accelerator.mixed_precision):
+        key.update(f"{part}\0".encode())
+    key.update(accelerator.device.type.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith(f"{head}."):
+            key.update(name.encode())
+            key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-features" / f"{key.hexdigest()[:32]}.safetensors"
+    found = _read(path)
+    # All processes have to agree, since computing takes all of them.
+    known = torch.tensor(float(found is not None), device=accelerator.device)
+    if found is not None and float(accelerator.reduce(known, "sum")) == accelerator.num_processes:
+        return found
+    if found is None:
+        accelerator.reduce(known, "sum")
+    features = embed_rows(accelerator, task, model, split.rows, workers=workers)
+    if accelerator.is_main_process:
+        with whole_file(path) as temporary:
+            save_file({"features": np.ascontiguousarray(features)}, temporary)
+    accelerator.wait_for_everyone()
+    return features
+
+
+def _read(path: Path) -> Features | None:
+    """A damaged file is as good as none."""
+    try:
+        features: Features = load_file(path)["features"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return features
 
 
 def drawn_rows(n_rows: int, most: int | None, *, seed: int) -> list[int]:

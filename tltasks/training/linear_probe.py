@@ -6,31 +6,23 @@ chosen on validation: Radford et al., https://arxiv.org/abs/2103.00020, appendix
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tltasks.config.stage import Stage
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError
-from tltasks.runtime.files import whole_file
 from tltasks.tasks.base import Task
 from tltasks.training.checkpoint import Progress
-from tltasks.training.evaluation import embed_rows
-
-Features = NDArray[np.float32]
+from tltasks.training.evaluation import Features, cached_features
 
 PENALTIES = tuple(10.0**power for power in range(-6, 1))
 """Tried where the recipe names none and there is a validation split."""
@@ -98,49 +90,6 @@ def fit_probe(
     )
     model.eval()
     return progress, best
-
-
-# ----------------------------------------------------------------------------------------- features
-
-
-def cached_features(
-    accelerator: Accelerator, task: Task, model: nn.Module, head: str, split: EncodedSplit, *, workers: int
-) -> Features:
-    """The features that the head receives, [rows, width]: from the cache, or computed once and put there.
-
-    The key is the content of the weights below the head and of the rows, and what they are encoded and computed with.
-    """
-    key = hashlib.sha256()
-    for part in (type(model).__name__, task.cache_key, split.fingerprint, accelerator.mixed_precision):
-        key.update(f"{part}\0".encode())
-    key.update(accelerator.device.type.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith(f"{head}."):
-            key.update(name.encode())
-            key.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-features" / f"{key.hexdigest()[:32]}.safetensors"
-    found = _read(path)
-    # All processes have to agree, since computing takes all of them.
-    known = torch.tensor(float(found is not None), device=accelerator.device)
-    if found is not None and float(accelerator.reduce(known, "sum")) == accelerator.num_processes:
-        return found
-    if found is None:
-        accelerator.reduce(known, "sum")
-    features = embed_rows(accelerator, task, model, split.rows, workers=workers)
-    if accelerator.is_main_process:
-        with whole_file(path) as temporary:
-            save_file({"features": np.ascontiguousarray(features)}, temporary)
-    accelerator.wait_for_everyone()
-    return features
-
-
-def _read(path: Path) -> Features | None:
-    """A damaged file is as good as none."""
-    try:
-        features: Features = load_file(path)["features"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-    return features
 
 
 # ---------------------------------------------------------------------------------------------- fit

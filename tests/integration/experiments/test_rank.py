@@ -11,7 +11,7 @@ from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.experiments.rank import mean_tau
 from tltasks.experiments.transferability import ESTIMATORS
-from tltasks.training import linear_probe
+from tltasks.training import evaluation
 
 EXPERIMENT = """\
 recipe:
@@ -47,13 +47,13 @@ def test_candidates_are_judged_before_and_after_they_are_measured(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     passes: list[int] = []
-    embed = linear_probe.embed_rows
+    embed = evaluation.embed_rows
 
     def counted(*arguments: object, workers: int) -> object:
         passes.append(1)
         return embed(*arguments, workers=workers)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(linear_probe, "embed_rows", counted)
+    monkeypatch.setattr(evaluation, "embed_rows", counted)
     assert main(["rank", str(experiment)]) == 0
     assert "would measure it" in capsys.readouterr().err
     assert len(passes) == 3, "one for each checkpoint"

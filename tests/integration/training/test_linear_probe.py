@@ -16,7 +16,7 @@ from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import plan_run
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.runs.prepare import prepare_stages
-from tltasks.training import linear_probe
+from tltasks.training import evaluation, linear_probe
 from tltasks.training.evaluation import predict_rows
 
 STAGES = (
@@ -36,13 +36,13 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each call of the backbone by the probe."""
     seen: list[int] = []
-    embed = linear_probe.embed_rows
+    embed = evaluation.embed_rows
 
     def counted(accelerator: Any, task: Any, model: Any, rows: Any, *, workers: int) -> Any:
         seen.append(len(rows))
         return embed(accelerator, task, model, rows, workers=workers)
 
-    monkeypatch.setattr(linear_probe, "embed_rows", counted)
+    monkeypatch.setattr(evaluation, "embed_rows", counted)
     return seen
 
 
@@ -72,9 +72,7 @@ def test_the_head_on_the_cache_is_the_head_through_the_backbone(
     batch = item.task.collate_eval(item.encoded["train"].rows, range(len(item.encoded["train"].rows)))
     pixels = item.task.preprocessing.normalise(batch["pixels"]).double()
     with torch.no_grad():
-        scale = linear_probe.cached_features(accelerator, item.task, again, head, item.encoded["train"], workers=0).std(
-            0
-        )
+        scale = evaluation.cached_features(accelerator, item.task, again, head, item.encoded["train"], workers=0).std(0)
     logits = through(pixel_values=pixels).logits
     penalty = 0.05 * (linear.weight * torch.from_numpy(scale)).square().sum()
     value = functional.cross_entropy(logits, batch["labels"]) + penalty
@@ -96,7 +94,7 @@ def test_probabilities_from_the_cache_are_those_through_the_backbone(zoo: Path, 
     (head,) = item.task.head(model)
     _, fit = linear_probe.fit_probe(accelerator, item.task, model, [head], item.plan.stage, item.encoded, workers=0)
     rows = item.encoded["validation"].rows
-    features = linear_probe.cached_features(accelerator, item.task, model, head, item.encoded["validation"], workers=0)
+    features = evaluation.cached_features(accelerator, item.task, model, head, item.encoded["validation"], workers=0)
     from_cache = (torch.from_numpy(features).double() @ fit.weight.T + fit.bias).softmax(1).numpy()
     through = np.stack([p["probabilities"] for p in predict_rows(accelerator, item.task, model, rows, workers=0)])
     np.testing.assert_allclose(from_cache, through, atol=1e-5)
@@ -109,7 +107,7 @@ def test_other_weights_or_rows_are_other_features(zoo: Path, monkeypatch: pytest
     (head,) = item.task.head(model)
 
     def look(split: str = "train") -> None:
-        linear_probe.cached_features(accelerator, item.task, model, head, item.encoded[split], workers=0)
+        evaluation.cached_features(accelerator, item.task, model, head, item.encoded[split], workers=0)
 
     look(), look("test")
     before = len(seen)

@@ -1,0 +1,31 @@
+"""The results folder of a run, looked at before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tltasks.config.loading import load_recipe
+from tltasks.config.recipe import recipe_sha256
+from tltasks.errors import RecipeError
+
+
+def refuse_occupied(output: Path, sha256: str, *, resume: bool) -> None:
+    """Raise RecipeError when the folder holds something that this run would overwrite, or cannot be resumed from."""
+    if output.exists() and not output.is_dir():
+        raise RecipeError(f"output {output}: is a file; name a folder with --output.")
+    occupied = output.is_dir() and any(entry.name != ".lock" for entry in output.iterdir())
+    if occupied and not resume:
+        raise RecipeError(
+            f"output {output}: is not empty. Go on with that run with --resume, or name another folder with --output."
+        )
+    recipe = output / "recipe.yaml"
+    if not resume or not occupied:
+        return
+    if not recipe.is_file():
+        raise RecipeError(f"output {output}: holds no run to resume (no recipe.yaml). Name another folder.")
+    earlier = recipe_sha256(load_recipe(recipe, check_files=False))
+    if earlier != sha256:
+        raise RecipeError(
+            f"output {output}: was begun with another recipe ({earlier[:12]}, now {sha256[:12]}). "
+            f"Resume with {recipe}, or name another folder with --output."
+        )
