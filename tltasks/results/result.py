@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Base64Bytes, BeforeValidator, TypeAdapter
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 1
 
@@ -263,6 +266,41 @@ class RunResult:
     def score(self) -> Score:
         """Of the headline's stage on the headline's split."""
         return self.best.metrics[self.headline.split]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each number: `stage, split, model, metric, value, low, high`, of the model and of its baselines.
+
+        `low` and `high` are the ends of the 95 % interval, which the metric that decides has.
+        """
+        import pandas as pd
+
+        columns = ("stage", "split", "model", "metric", "value", "low", "high")
+        rows = [
+            (stage.name, split, model, metric, value, *(score.ci95 if metric == score.headline else UNKNOWN))
+            for stage in self.stages
+            for model, by_split in {"this model": stage.metrics, **stage.baselines}.items()
+            for split, score in by_split.items()
+            for metric, value in score.values.items()
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _repr_html_(self) -> str:
+        """The deciding metric of each stage by split, with its interval, beside its baselines; for notebooks."""
+        import pandas as pd
+
+        rows = [
+            {
+                "stage": stage.name,
+                "split": split,
+                "metric": score.headline,
+                "value": f"{score.value:.3f} [{score.ci95[0]:.3f}, {score.ci95[1]:.3f}]",
+                **{name: f"{theirs[split].value:.3f}" for name, theirs in stage.baselines.items() if split in theirs},
+            }
+            for stage in self.stages
+            for split, score in stage.metrics.items()
+        ]
+        table: str = pd.DataFrame(rows).to_html(index=False, na_rep="", border=0)
+        return table
 
     def save(self, path: Path) -> None:
         """Write JSON; numbers that are not finite become null."""

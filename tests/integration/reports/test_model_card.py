@@ -103,9 +103,7 @@ def stage(metrics: dict[str, Score], *, name: str = "transfer", kind: str = "tra
         task="image-classification",
         higher_is_better=True,
         metrics=metrics,
-        baselines={
-            arm: {key: score(value, difference=list(ends)) for key in metrics} for arm, (value, ends) in low.items()
-        },
+        baselines={arm: {key: score(value, difference=ends) for key in metrics} for arm, (value, ends) in low.items()},
         seconds=4000.4,
         examples_per_second=128.04,
         peak_memory_bytes=3 * 2**30,
