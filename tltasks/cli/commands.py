@@ -416,7 +416,7 @@ def compare(
     """Carry out an experiment, and say what transfers."""
     if engine != "ray" and (workers or cores_per_trial):
         raise RecipeError("compare: --workers and --cores-per-trial are for --engine ray.")
-    from tltasks.experiments import compare as comparison
+    from tltasks.experiments import comparison
     from tltasks.experiments.execution import Workers
 
     console = _console()
@@ -445,7 +445,7 @@ def tune(
     dry_run: Annotated[bool, Parameter(help="show what there is to choose from, and stop")] = False,
 ) -> int:
     """Search a recipe's keys for the best setting, by validation."""
-    from tltasks.experiments import tune as tuning
+    from tltasks.experiments import tuning
     from tltasks.experiments.search_space import load_search
 
     console = _console()
@@ -468,7 +468,7 @@ def rank(
     output: Output = None,
 ) -> None:
     """Rank an experiment's checkpoints for its data, before training."""
-    from tltasks.experiments import rank as ranking
+    from tltasks.experiments import ranking
 
     ranking.rank(experiment, overrides, output=output, console=_console())
 

@@ -1,1 +1,52 @@
-"""Experiments over recipes: which checkpoint, which method, does it transfer, and how sure is that."""
+"""Experiments: which source, method or checkpoint transfers, and how sure that is; searches of a recipe's settings.
+
+Names are imported when they are first used: experiments and searches are checked before anything heavy is.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tltasks.experiments.comparison import ComparisonResult, ExperimentPlan, compare, plan_experiment
+    from tltasks.experiments.execution import Workers
+    from tltasks.experiments.experiment import Experiment, load_experiment
+    from tltasks.experiments.lr_finder import LearningRateRange, find_learning_rate
+    from tltasks.experiments.ranking import RankingResult, rank
+    from tltasks.experiments.search_space import Search, load_search
+    from tltasks.experiments.tuning import SearchResult, tune
+
+__all__ = [
+    "ComparisonResult",
+    "Experiment",
+    "ExperimentPlan",
+    "LearningRateRange",
+    "RankingResult",
+    "Search",
+    "SearchResult",
+    "Workers",
+    "compare",
+    "find_learning_rate",
+    "load_experiment",
+    "load_search",
+    "plan_experiment",
+    "rank",
+    "tune",
+]
+
+_MODULES = {
+    "comparison": ("ComparisonResult", "ExperimentPlan", "compare", "plan_experiment"),
+    "execution": ("Workers",),
+    "experiment": ("Experiment", "load_experiment"),
+    "lr_finder": ("LearningRateRange", "find_learning_rate"),
+    "ranking": ("RankingResult", "rank"),
+    "search_space": ("Search", "load_search"),
+    "tuning": ("SearchResult", "tune"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            value: object = getattr(import_module(f"{__name__}.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

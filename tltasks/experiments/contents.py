@@ -66,6 +66,8 @@ class Contents:
             if not plan.continues:
                 model = plan.model
                 inputs[f"model {_shown(model.name)}"] = self._one("model", model.name, model.revision)
+            for metric in plan.stage.metrics:
+                inputs[f"metric {_shown(metric.name)}"] = self._one("space", metric.name, metric.revision or "main")
             for name, source in _sources(plan.data):
                 for kind, what, revision in _parts(source):
                     key = f"{name} {_shown(what)}"  # which several files may share

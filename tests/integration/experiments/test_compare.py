@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from tests.tiny.host import environment
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.errors import RecipeError, TrainingError
-from tltasks.experiments import compare, execution
+from tltasks.experiments import compare, comparison, execution, plan_experiment
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.experiment import load_experiment
 from tltasks.experiments.trials import read_record, to_do
@@ -219,6 +220,26 @@ def test_results_have_every_number(finished: Path) -> None:
     assert Counter(event for event, _ in journal(finished).elements()) == {"begun": N_TRIALS, "finished": N_TRIALS}
 
 
+def test_in_python_it_is_a_value(finished: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = compare(write_experiment(place, finished))
+    assert capsys.readouterr().err == ""
+    frame = result.to_pandas()
+    assert len(frame) == len(result.findings.cells) == 8
+    assert frame.columns[:4].tolist() == ["source", "method", "shots", "target"]
+    assert frame["accuracy"].tolist() == [cell.score.mean for cell in result.findings.cells]
+    assert result._repr_html_().count("<tr") == 1 + 4
+    assert len(result.trials) == N_TRIALS
+
+
+def test_an_experiment_of_plain_keys_is_the_same_one(
+    finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its paths start at the working directory."""
+    monkeypatch.chdir(place)
+    keys = yaml.safe_load(write_experiment(place, finished).read_text().replace("1e-3", "0.001"))
+    assert plan_experiment(keys, {"seeds": [0]}).seconds == 0.0, "all are finished"
+
+
 def test_gains_are_of_the_same_rows_and_seeds(finished: Path) -> None:
     """Recomputed from the trials' own predictions."""
     result = json.loads((finished / "result.json").read_text())
@@ -381,7 +402,7 @@ def test_bookkeeping_is_a_hundredth_of_the_work(finished: Path, place: Path, mon
     output = place / "many"
     (output / "trials").mkdir(parents=True)
     found = load_experiment(write_experiment(place, output), [f"seeds={list(range(250))}"])[1]
-    progress = compare.Progress(plan_trials(found, output), compare.Console(file=io.StringIO()))
+    progress = comparison.Progress(plan_trials(found, output), comparison.Console(file=io.StringIO()))
     monkeypatch.setattr(execution, "_run", lambda item, output, on_evaluation: None)
     monkeypatch.setattr(execution, "describe_trial", lambda item, run, seconds: dataclasses.replace(record, id=item.id))
     started = time.perf_counter()

@@ -9,7 +9,7 @@ from scipy import stats
 
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
-from tltasks.experiments.rank import mean_tau
+from tltasks.experiments.ranking import mean_tau
 from tltasks.experiments.transferability import ESTIMATORS
 from tltasks.training import evaluation
 

@@ -11,7 +11,7 @@ from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import Recipe
 from tltasks.errors import DataError
-from tltasks.experiments import rank, successive_halving
+from tltasks.experiments import ranking, successive_halving
 from tltasks.experiments.trials import Failure, Outcome, TargetScore, TrialRecord
 
 EXPERIMENT = """\
@@ -73,7 +73,7 @@ def test_what_has_learnt_the_data_comes_first(ranked: dict[str, Any], place: Pat
 
 
 def test_rounds_are_found_again(ranked: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank, "carry_out", lambda *_, **__: pytest.fail("a round is carried out again"))
+    monkeypatch.setattr(ranking, "carry_out", lambda *_, **__: pytest.fail("a round is carried out again"))
     assert main(["rank", str(place / "e.yaml")]) == 0
     again = json.loads((place / "out" / "rank.json").read_text())
     assert [one["estimates"] for one in again["candidates"]] == [one["estimates"] for one in ranked["candidates"]]

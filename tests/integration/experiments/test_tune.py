@@ -11,7 +11,7 @@ from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.errors import RecipeError
-from tltasks.experiments import tune as tuning
+from tltasks.experiments import tuning
 from tltasks.experiments.search_space import load_search
 
 SEARCH = """\
