@@ -98,6 +98,13 @@ class Data(Source):
         return self.source_of(extra) if extra else self, spec if isinstance(spec, str) else None
 
 
+class ClassData(Data):
+    """Data whose rows have a class each."""
+
+    class_names: Annotated[list[str], Field(min_length=2)] | None = None
+    """Names of integer labels 0, 1, …, where the data set has none."""
+
+
 class Corruptions(Section):
     """The test set made worse, to see what the model bears."""
 

@@ -237,6 +237,13 @@ class Stage(Section, Generic[ModelT, DataT]):
             yield Conflict(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
 
 
+class ClassStage(Stage[ModelT, DataT]):
+    """A stage of a task that gives each row a class."""
+
+    label_smoothing: Share = 0.0
+    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+
+
 class UnlabelledStage(Stage[ModelT, DataT]):
     """A stage that trains an encoder for later stages, with an objective that needs no labels."""
 

@@ -42,3 +42,11 @@ class EncodedSplit:
     """Original row → why it was left out."""
     fingerprint: str
     """Digest of the encoded content: equal on every machine for equal data."""
+
+
+def located(value: object, folder: Path | None) -> object:
+    """A file's path, bytes or `{path, bytes}`, whose path is relative to the file of rows in `folder`."""
+    path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
+    if isinstance(path, str) and folder is not None and not Path(path).is_absolute():
+        return str(folder / path)
+    return value

@@ -18,11 +18,11 @@ from tltasks.config.stage import STAGES, StagePlan
 from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.hub import client
-from tltasks.models.cross_entropy import unwrap_model
+from tltasks.models.adapters import unwrap_model
 from tltasks.results.result import load_result
 from tltasks.runtime.precision import choose_attention, fast_formats, hold_cast
 from tltasks.tasks import load_adapter, tasks_of
-from tltasks.tasks.base import Task
+from tltasks.tasks.base import TaskBase
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -32,7 +32,7 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 class SavedModel:
     """A model that has been found to be in order; its weights are not loaded yet."""
 
-    task: Task
+    task: TaskBase
     base: Checkpoint | None
     """What an adapter is put on: the folder, and under `display_name` and `revision` what the adapter names."""
     folder: Path

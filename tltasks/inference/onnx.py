@@ -23,7 +23,7 @@ from tltasks.inference.inputs import Inputs, check_arguments
 from tltasks.models.adapters import merged
 from tltasks.runtime import devices
 from tltasks.runtime.files import whole_folder, write_json, write_text
-from tltasks.tasks.base import Exports, OnnxInput
+from tltasks.tasks.base import OnnxInput
 
 FILE = "model.onnx"
 TOLERANCE = 1e-3
@@ -71,7 +71,7 @@ def export(
     devices.quieten_libraries(interactive=False)
     trained = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
     task = trained.task
-    if not isinstance(task, Exports) or (about := task.onnx_input()) is None:
+    if (about := task.onnx_input()) is None:
         raise RecipeError(
             f"export {name}: its answers are generated token by token, which is no single pass that a file could hold. "
             "Image classification and CTC speech recognition can be exported."

@@ -18,7 +18,7 @@ from tltasks.inference.prediction_writer import check_output, key, open_writer
 from tltasks.inference.predictor import Output, Predictor
 from tltasks.runtime import devices
 from tltasks.runtime.startup import without_collection
-from tltasks.tasks.base import Task
+from tltasks.tasks.base import TaskBase
 
 SHOWN_ERRORS = 10
 
@@ -119,6 +119,6 @@ def predict(
     return counts
 
 
-def _schema(task: Task) -> pa.Schema:
+def _schema(task: TaskBase) -> pa.Schema:
     first = [pa.field("input", pa.string()), pa.field("row", pa.int64())]
     return pa.schema([*first, *task.output_features.arrow_schema, pa.field("error", pa.string())])

@@ -30,7 +30,7 @@ from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Item, is_url
 from tltasks.runtime import devices
 from tltasks.runtime.precision import choose_precision
-from tltasks.tasks.base import Task
+from tltasks.tasks.base import TaskBase
 from tltasks.training.evaluation import predict_rows
 
 TOP_K = 5
@@ -125,7 +125,7 @@ class Predictor:
         return cls(saved, saved.build(device=device, precision=precision), device, precision)
 
     @property
-    def task(self) -> Task:
+    def task(self) -> TaskBase:
         return self.saved.task
 
     def __repr__(self) -> str:
@@ -250,7 +250,7 @@ def _chunks(items: Iterable[Item], most_rows: int) -> Iterator[list[Item]]:
 class _Encoding(Dataset[_Encoded]):
     """Reads and encodes a chunk, in whichever process it is."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: TaskBase) -> None:
         self.task = task
         rows = datasets.Dataset.from_dict({task.input_kind.column: []})
         self.split = Split("predict", rows, origin="", folder=None, place="")

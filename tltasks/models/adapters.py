@@ -1,4 +1,4 @@
-"""What is trained: freeze, PEFT, head; and how a model is taken apart to decide it."""
+"""Adaptation of a model: what of it is frozen, what PEFT puts into it, and how it is taken apart to decide that."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import copy
 import dataclasses
 import fnmatch
 import warnings
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tltasks.config.adaptation import Adapt, Lora
+from tltasks.config.adaptation import AdaLora, Adapt
 from tltasks.config.stage import Stage, StageKind
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
-from tltasks.models.cross_entropy import is_adapted
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     import peft
@@ -31,46 +30,60 @@ def adapt(
     *,
     head: list[str],
     targets: list[str],
-    shown_name: str,
+    display_name: str,
     revision: str,
 ) -> nn.Module:
     """Freeze the model and wrap it as `stage.adapt` says. A new head is always trained.
 
-    `shown_name` and `revision` are what a published adapter names as its base.
+    `display_name` and `revision` are what a published adapter names as its base.
     """
-    method = stage.adapt
-    if method.is_virtual:
+    if stage.adapt.is_virtual:
         _check_virtual(model)
-    if method.is_peft:
-        import peft
+    if stage.adapt.is_peft:
+        config = _peft_config(stage.adapt, head=head if kind.head == "new" else [], targets=targets)
+        adapted: nn.Module = _wrapped(model, stage.adapt, config, display_name=display_name, revision=revision)
+    else:
+        _freeze(model, stage, kind, head=head)
+        adapted = model
+    return adapted
 
-        config = _peft_config(method, head=head if kind.head == "new" else [], targets=targets)
-        config.revision = revision
-        if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
-            config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
-        try:
-            wrapped = peft.get_peft_model(model, config)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            if "Unknown initialization" in str(error):  # peft 0.21, tuners/lora/layer.py, for convolutions
-                raise CheckpointError(
-                    f"adapt.{method.method}.init: only linear layers can start so, and {type(model).__name__} has "
-                    "convolutions among its targets; leave `init` out, or name linear layers as `targets`."
-                ) from error
+
+def _wrapped(
+    model: PreTrainedModel, method: Adapt, config: peft.PeftConfig, *, display_name: str, revision: str
+) -> peft.PeftModel:
+    """The model with an adapter in it."""
+    import peft
+
+    config.revision = revision
+    if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
+        config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+    try:
+        wrapped = peft.get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        if "Unknown initialization" in str(error):  # peft 0.21, tuners/lora/layer.py, for convolutions
             raise CheckpointError(
-                f"adapt.{method.method}: PEFT cannot adapt {type(model).__name__} so: {first_line(error)}"
+                f"adapt.{method.method}.init: only linear layers can start so, and {type(model).__name__} has "
+                "convolutions among its targets; leave `init` out, or name linear layers as `targets`."
             ) from error
-        # peft.get_peft_model (0.21, tuners_utils.py) overwrites both from the model's own name.
-        wrapped.peft_config["default"].base_model_name_or_path = shown_name
-        if method.peft is not None:
-            _check_merging(wrapped, method.peft.type)
-        adapted: nn.Module = wrapped
-        return adapted
-    if method.method in {"head", "bitfit"}:
-        whole = head if method.method == "head" or kind.head == "new" else []
+        raise CheckpointError(
+            f"adapt.{method.method}: PEFT cannot adapt {type(model).__name__} so: {first_line(error)}"
+        ) from error
+    # peft.get_peft_model (0.21, tuners_utils.py) overwrites both from the model's own name.
+    wrapped.peft_config["default"].base_model_name_or_path = display_name
+    if method.peft is not None:
+        _check_merging(wrapped, method.peft.type)
+    return wrapped
+
+
+def _freeze(model: PreTrainedModel, stage: Stage, kind: StageKind, *, head: list[str]) -> None:
+    """Leave in training the head or the biases alone, or all that `freeze` does not name."""
+    method = stage.adapt.method
+    if method in {"head", "bitfit"}:
+        whole = head if method == "head" or kind.head == "new" else []
         for name, parameter in model.named_parameters():
-            is_bias = method.method == "bitfit" and name.rpartition(".")[2] == "bias"
+            is_bias = method == "bitfit" and name.rpartition(".")[2] == "bias"
             parameter.requires_grad_(is_bias or _belongs(name, whole))
-        if method.method == "bitfit" and not any(n.endswith("bias") for n, _ in model.named_parameters()):
+        if method == "bitfit" and not any(n.endswith("bias") for n, _ in model.named_parameters()):
             raise RecipeError(f"adapt.bitfit: {type(model).__name__} has no biases to train; use lora or ia3.")
     for pattern in stage.freeze:
         hit = [p for name, p in model.named_parameters() if _matches(name, pattern)]
@@ -81,8 +94,6 @@ def adapt(
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise RecipeError(f"freeze: {', '.join(stage.freeze)} leaves no weight to train.")
-    plain: nn.Module = model
-    return plain
 
 
 def _check_virtual(model: PreTrainedModel) -> None:
@@ -122,7 +133,7 @@ _UNFIT = {
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """A pattern names weights, or modules with all that is in them."""
+    """Match weights that a pattern names, or that are in modules that it names."""
     return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}.*")
 
 
@@ -130,26 +141,23 @@ def _belongs(name: str, modules: Iterable[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
+def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> peft.PeftConfig:
     """PEFT's configuration. No task type is set: PEFT's wrappers for them assume token inputs (peft issue 1988)."""
     import peft
 
     shared = {"modules_to_save": head or None, "inference_mode": False}
-    for key in ("lora", "dora"):
-        lora: Lora | None = getattr(method, key)
-        if lora is not None:
-            return peft.LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.rank,
-                lora_dropout=lora.dropout,
-                target_modules=targets if lora.targets == "auto" else lora.targets,
-                use_rslora=lora.rslora,
-                init_lora_weights=True if lora.init == "zero" else lora.init,
-                use_dora=key == "dora",
-                **shared,
-            )
-    if method.adalora is not None:
-        keys = method.adalora
+    if lora := method.lora or method.dora:
+        return peft.LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha if lora.alpha is not None else 2 * lora.rank,
+            lora_dropout=lora.dropout,
+            target_modules=targets if lora.targets == "auto" else lora.targets,
+            use_rslora=lora.rslora,
+            init_lora_weights=True if lora.init == "zero" else lora.init,
+            use_dora=method.dora is not None,
+            **shared,
+        )
+    if keys := method.adalora:
         return peft.AdaLoraConfig(
             target_r=keys.target_r,
             init_r=keys.init_r,
@@ -158,7 +166,7 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
             target_modules=targets if keys.targets == "auto" else keys.targets,
             deltaT=keys.interval,
             orth_reg_weight=keys.orthogonality,
-            total_step=1,  # `rank_allocation.py` says how many there are
+            total_step=1,  # `RankAllocation` says how many there are
             **shared,
         )
     if method.prompt is not None:
@@ -173,27 +181,64 @@ def _peft_config(method: Adapt, *, head: list[str], targets: list[str]) -> Any:
         chosen = targets if method.ia3.targets == "auto" else method.ia3.targets
         return peft.IA3Config(target_modules=chosen, feedforward_modules=[], **shared)
     assert method.peft is not None
-    known = {str(kind.value): config for kind, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    name = method.peft.type.upper()
+    return _any_peft_config(method.peft.type, dict(method.peft.model_extra or {}), targets=targets, shared=shared)
+
+
+def _any_peft_config(
+    kind: str, keys: dict[str, object], *, targets: list[str], shared: Mapping[str, object]
+) -> peft.PeftConfig:
+    """The configuration of a method by PEFT's own name and keys. Raises RecipeError for those that it does not have."""
+    import peft
+
+    known = {str(it.value): config for it, config in peft.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    name = kind.upper()
     if name not in known:
         hint = did_you_mean(name, known) or "."
-        raise RecipeError(f"adapt.peft.type: PEFT has no {method.peft.type}{hint} It has: {', '.join(sorted(known))}.")
+        raise RecipeError(f"adapt.peft.type: PEFT has no {kind}{hint} It has: {', '.join(sorted(known))}.")
     if name in _UNFIT:
         raise RecipeError(f"adapt.peft.type: {name} {_UNFIT[name]}. Use lora, dora, adalora, ia3 or another method.")
     fields = {f.name for f in dataclasses.fields(known[name]) if f.init}
-    extra = dict(method.peft.model_extra or {})
-    for key in extra.keys() - fields:
+    for key in keys.keys() - fields:
         hint = did_you_mean(key, fields) or "."
         raise RecipeError(f"adapt.peft.{key}: {known[name].__name__} has no such key{hint}")
     if "target_modules" in fields:
-        extra.setdefault("target_modules", targets)
+        keys.setdefault("target_modules", targets)
     try:
-        return known[name](**{**{k: v for k, v in shared.items() if k in fields}, **extra})
+        return known[name](**{**{k: v for k, v in shared.items() if k in fields}, **keys})
     except (TypeError, ValueError) as error:
         raise RecipeError(f"adapt.peft: {known[name].__name__} refuses its keys: {error}") from error
 
 
-# ------------------------------------------------------------------------------ looking at the model
+# -------------------------------------------------------------------------------------- looking at the model
+
+
+def unwrap_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside whatever wraps it, with any adapter's layers in place."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+
+
+def is_adapted(model: nn.Module) -> TypeGuard[peft.PeftModel]:
+    """Tell whether PEFT has wrapped the model, without the half second that importing PEFT takes."""
+    return hasattr(model, "active_peft_config")
+
+
+def generating_model(model: nn.Module) -> PreTrainedModel | peft.PeftModel:
+    """The model that generates: transformers' own, or around it the adapter with virtual tokens before its input."""
+    for module in model.modules():
+        if is_adapted(module) and module.active_peft_config.is_prompt_learning:
+            return module
+    return unwrap_model(model)
+
+
+def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What a module receives while `run` runs the model that it is part of."""
+    received: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+    try:
+        run()
+    finally:
+        hook.remove()
+    return received[0]
 
 
 def find_head(model: PreTrainedModel) -> list[str]:
@@ -295,3 +340,66 @@ def relabel(config: PretrainedConfig, class_names: list[str]) -> None:
         # timm_wrapper keeps the names that it was read with, and saves those (transformers 5.24,
         # configuration_timm_wrapper.py, to_dict)
         config.label_names = list(class_names)
+
+
+# -------------------------------------------------------------------------------------------- AdaLoRA
+
+
+_AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
+"""Of PEFT's allocator: the smoothed importance of each weight, and how uncertain that is."""
+
+
+class RankAllocation:
+    """AdaLoRA on one model, over a number of optimiser steps that is known when it begins.
+
+    Singular values are taken from the layers that need them least, until the average rank is as asked. PEFT has the
+    layers and the rule (peft 0.21, tuners/adalora); here it is told when, and its state is kept for resuming.
+    Source: Zhang et al., https://arxiv.org/abs/2303.10512.
+    """
+
+    def __init__(self, model: peft.PeftModel, keys: AdaLora, *, total_steps: int) -> None:
+        self._tuner = model.base_model
+        self._config = model.peft_config["default"]
+        self._config.total_step = total_steps
+        self._config.tinit = int(keys.initial_share * total_steps)
+        self._config.tfinal = int(keys.final_share * total_steps)
+        self._vectors = {name: p for name, p in self._tuner.model.named_parameters() if _is_vectors(name)}
+
+    def penalty(self) -> Tensor:
+        """Mean distance of the singular vectors' products from the identity (equation 4, as PEFT weighs it)."""
+        distances = []
+        for name, p in self._vectors.items():
+            product = p @ p.T if "lora_A" in name else p.T @ p
+            distances.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=p.device)))
+        weight: float = self._config.orth_reg_weight
+        return weight * torch.stack(distances).mean()
+
+    def after_step(self, step: int) -> None:
+        """Take what is least important away after step `step`, the first being 1, while gradients are there."""
+        self._tuner.update_and_allocate(step)
+
+    def ranks_final(self, step: int) -> bool:
+        """Whether the ranks after so many steps are those of the end."""
+        return step >= int(self._config.total_step - self._config.tfinal)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next steps depend on besides weights and gradients."""
+        allocator = self._tuner.rankallocator
+        kept = {f"{group}/{name}": t for group in _AVERAGES for name, t in getattr(allocator, group).items()}
+        pattern = self._config.rank_pattern or {}
+        return kept | {f"pattern/{name}": torch.tensor(mask) for name, mask in pattern.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        allocator, device = self._tuner.rankallocator, next(iter(self._vectors.values())).device
+        groups: dict[str, dict[str, Tensor]] = {group: {} for group in (*_AVERAGES, "pattern")}
+        for key, tensor in state.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
+        for group in _AVERAGES:
+            setattr(allocator, group, {name: tensor.to(device) for name, tensor in groups[group].items()})
+        allocator.ipt = {name: torch.zeros_like(t) for name, t in allocator.exp_avg_ipt.items()}
+        self._config.rank_pattern = {name: mask.tolist() for name, mask in groups["pattern"].items()} or None
+
+
+def _is_vectors(name: str) -> bool:
+    return "lora_A." in name or "lora_B." in name

@@ -6,6 +6,7 @@ https://arxiv.org/abs/2103.05247. Importing this module makes the model known to
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -45,10 +46,10 @@ OFFSET_POSITIONS = {"camembert", "mpnet", "roberta", "xlm-roberta"}
 class _BlocksConfig(PretrainedConfig):  # type: ignore[misc]
     """The language model's configuration."""
 
-    sub_configs: ClassVar[dict[str, Any]] = {"backbone_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {"backbone_config": AutoConfig}
 
     def __init__(
-        self, backbone_config: dict[str, Any] | PretrainedConfig | None = None, frozen: bool = True, **others: Any
+        self, backbone_config: dict[str, object] | PretrainedConfig | None = None, frozen: bool = True, **others: object
     ) -> None:
         given = {"model_type": "bert"} if backbone_config is None else backbone_config
         self.backbone_config: PretrainedConfig = AutoConfig.for_model(**given) if isinstance(given, dict) else given
@@ -58,7 +59,7 @@ class _BlocksConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 class FrozenTransformerConfig(_BlocksConfig):
-    """What is put around the blocks for images."""
+    """The layers around the blocks for images."""
 
     model_type = "frozen-transformer"
 
@@ -79,7 +80,7 @@ class FrozenTransformerConfig(_BlocksConfig):
 
 
 class FrozenTransformerCtcConfig(_BlocksConfig):
-    """What is put around the blocks for speech."""
+    """The layers around the blocks for speech."""
 
     model_type = "frozen-transformer-ctc"
 
@@ -106,7 +107,7 @@ class FrozenTransformerCtcConfig(_BlocksConfig):
 
 
 class _Blocks(PreTrainedModel):  # type: ignore[misc]
-    """The blocks of a language model in `backbone`, and what is new around them."""
+    """The blocks of a language model in `backbone`, and new layers around them."""
 
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
@@ -121,7 +122,9 @@ class _Blocks(PreTrainedModel):  # type: ignore[misc]
         self.backbone = _without_words(backbone)
 
     @classmethod
-    def from_pretrained(cls, name: Any, *arguments: Any, config: Any = None, **options: Any) -> Any:
+    def from_pretrained(
+        cls, name: str | Path, *arguments: object, config: PretrainedConfig | None = None, **options: object
+    ) -> PreTrainedModel:
         """The model as it was saved; or, where `name` is a language checkpoint, its blocks in a model of `config`."""
         tells = options.pop("output_loading_info", False)
         where = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
@@ -166,7 +169,7 @@ class FrozenTransformerForImageClassification(_Blocks):
         self.post_init()
         self._freeze()
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **others: Any) -> ImageClassifierOutput:
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **others: object) -> ImageClassifierOutput:
         """Logits [images, labels] of pixels [images, channels, image_size, image_size]."""
         patches = self.patch_embeddings(pixel_values).flatten(2).transpose(1, 2)
         hidden = self.backbone(inputs_embeds=patches).last_hidden_state
@@ -190,7 +193,7 @@ class FrozenTransformerForCTC(_Blocks):
         self.post_init()
         self._freeze()
 
-    def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **others: Any) -> CausalLMOutput:
+    def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **others: object) -> CausalLMOutput:
         """Logits [clips, positions, vocabulary] of features [clips, steps, feature_size], zero where they are padding.
 
         The last position of a clip is filled up with zeros.
@@ -225,7 +228,7 @@ def _adapts(module: nn.Module) -> bool:
 
 
 def wrap_for_images(
-    config: PretrainedConfig, keys: ImageModel, stage: Stage, kind: StageKind, *, shown: str
+    config: PretrainedConfig, keys: ImageModel, stage: Stage, kind: StageKind, *, display_name: str
 ) -> PretrainedConfig:
     """The configuration of a model of its blocks, by the recipe's `as`; one that is such a model's stays so.
 
@@ -235,13 +238,13 @@ def wrap_for_images(
     if isinstance(config, FrozenTransformerConfig):
         config.frozen = keys.as_ == FROZEN_TRANSFORMER
         return config
-    _check_language_model(config, keys, stage, kind, shown=shown)
+    _check_language_model(config, keys, stage, kind, display_name=display_name)
     assert keys.image_size is not None
     assert keys.patch_size is not None
     n_patches, most = (keys.image_size // keys.patch_size) ** 2, _most_positions(config)
     if most is not None and n_patches > most:
         raise RecipeError(
-            f"model.patch_size: {n_patches} patches are more than {shown} has positions for ({most}); "
+            f"model.patch_size: {n_patches} patches are more than {display_name} has positions for ({most}); "
             "set a larger patch_size, or a smaller image_size."
         )
     return FrozenTransformerConfig(
@@ -254,17 +257,17 @@ def wrap_for_images(
 
 
 def wrap_for_speech(
-    config: PretrainedConfig, keys: SpeechModel, stage: Stage, kind: StageKind, *, shown: str
+    config: PretrainedConfig, keys: SpeechModel, stage: Stage, kind: StageKind, *, display_name: str
 ) -> PretrainedConfig:
     """Likewise for speech, with a vocabulary to be told."""
     if isinstance(config, FrozenTransformerCtcConfig):
         config.frozen = keys.as_ == FROZEN_TRANSFORMER
         return config
-    _check_language_model(config, keys, stage, kind, shown=shown)
+    _check_language_model(config, keys, stage, kind, display_name=display_name)
     if kind.head != "new":
         raise RecipeError(
-            f"stage {stage.stage}: {shown} is a language model without a head for speech; `stage: transfer` builds a "
-            "vocabulary from the training text and puts a new head on it."
+            f"stage {stage.stage}: {display_name} is a language model without a head for speech; "
+            "`stage: transfer` builds a vocabulary from the training text and puts a new head on it."
         )
     return FrozenTransformerCtcConfig(
         backbone_config=config,
@@ -274,19 +277,19 @@ def wrap_for_speech(
 
 
 def _check_language_model(
-    config: PretrainedConfig, keys: ImageModel | SpeechModel, stage: Stage, kind: StageKind, *, shown: str
+    config: PretrainedConfig, keys: ImageModel | SpeechModel, stage: Stage, kind: StageKind, *, display_name: str
 ) -> None:
     """Raise for what is no known language model or would not be trained in full; make ready what is."""
     if config.model_type not in ENCODERS | DECODERS:
         raise CheckpointError(
-            f"model {shown}: is of the type {config.model_type}; `as: {keys.as_}` takes the blocks of a language "
-            f"model: {', '.join(sorted(ENCODERS | DECODERS))}."
+            f"model {display_name}: is of the type {config.model_type}; `as: {keys.as_}` takes the blocks of a "
+            f"language model: {', '.join(sorted(ENCODERS | DECODERS))}."
         )
     if kind.cached or stage.adapt.method != "full":
         wanted = "stage: probe" if kind.cached else f"adapt: {stage.adapt.method}"
         raise RecipeError(
-            f"model.as: {keys.as_} puts a new input layer before {shown}, which `{wanted}` would leave at random. "
-            "Use `adapt: full` (what is frozen stays so), and go on from that stage with `start: previous`."
+            f"model.as: {keys.as_} puts a new input layer before {display_name}, which `{wanted}` would leave at "
+            "random. Use `adapt: full` (what is frozen stays so), and go on from that stage with `start: previous`."
         )
     config.use_cache = False
     config._name_or_path = ""  # a folder of this machine, which would be saved

@@ -6,20 +6,28 @@ import copy
 import math
 import warnings
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import CONFIG_NAME
 
+from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
+from tltasks.results.result import Provenance
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     from peft import PeftModel
+
+ModelLoader: TypeAlias = type[_BaseAutoModelClass] | type[PreTrainedModel]
+"""An Auto class of transformers, or a class of models."""
 
 LARGEST_SHARE_NEW = 0.1
 """A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
@@ -31,37 +39,56 @@ ENCODERS = {"vit_mae": "vit"}
 """Architectures of an objective's models, and those of the same encoder, with the same names of weights, for tasks."""
 
 
-def open_config(name: str, *, shown: str, **arguments: Any) -> PretrainedConfig:
-    """The configuration of a checkpoint, as it stands. Raises CheckpointError for what cannot be read."""
+def open_config(source: Checkpoint) -> PretrainedConfig:
+    """The configuration of a checkpoint, as it stands. Raises CheckpointError for one that cannot be read."""
     try:
-        return AutoConfig.from_pretrained(name, **arguments)
+        return AutoConfig.from_pretrained(source.name, **source.arguments())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"model {shown}: cannot be opened ({first_line(error)}). Name a Hub id, or a folder with config.json and "
-            "weights (./folder); private models need `hf auth login`."
+            f"model {source.display_name}: cannot be opened ({first_line(error)}). Name a Hub id, or a folder with "
+            "config.json and weights (./folder); private models need `hf auth login`."
+        ) from error
+
+
+def open_tokenizer(
+    source: Checkpoint, *, hint: str = "tokenizer.json or its vocabulary must stand beside the weights."
+) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer. Raises CheckpointError, with a hint to what may be done, where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(source.name, **source.arguments())
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise CheckpointError(
+            f"model {source.display_name}: has no tokenizer that can be loaded ({first_line(error)}). {hint}"
         ) from error
 
 
 def read_config(
-    auto_class: Any, name: str, *, shown: str, changes: dict[str, Any], **arguments: Any
+    auto_class: type[_BaseAutoModelClass], source: Checkpoint, *, changes: Mapping[str, object]
 ) -> PretrainedConfig:
     """The configuration of a checkpoint, for a model that `auto_class` has: that of its encoder where need be.
 
-    `changes` are what a recipe has under `model.config`. Raises CheckpointError for what cannot be read or served,
-    and RecipeError for keys that the configuration does not have.
+    `changes` are what a recipe has under `model.config`. Raises CheckpointError for a checkpoint that cannot be read
+    or served, and RecipeError for keys that the configuration does not have.
     """
-    config = open_config(name, shown=shown, **arguments)
+    config = open_config(source)
     known = config.to_dict().keys()
     for key, value in changes.items():
         if key not in known:
             hint = did_you_mean(key, known) or "."
-            raise RecipeError(f"model.config.{key}: {type(config).__name__} of {shown} has no such key{hint}")
+            raise RecipeError(
+                f"model.config.{key}: {type(config).__name__} of {source.display_name} has no such key{hint}"
+            )
         try:
             setattr(config, key, value)
         except (TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise RecipeError(f"model.config.{key}: {type(config).__name__} refuses it: {reason}") from error
-    if type(config) in auto_class._model_mapping or config.model_type not in ENCODERS:
+    return config if type(config) in auto_class._model_mapping else _of_encoder(config)
+
+
+def _of_encoder(config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration of an objective's encoder alone, or the same for another architecture."""
+    if config.model_type not in ENCODERS:
         return config
     encoder = AutoConfig.for_model(ENCODERS[config.model_type])
     own = encoder.to_dict().keys() - {"model_type", "architectures", "transformers_version"}
@@ -69,59 +96,80 @@ def read_config(
     return AutoConfig.for_model(encoder.model_type, **shared)
 
 
+def saved_as(base: type[PreTrainedModel], own: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """A subclass whose saved configuration names its base.
+
+    transformers goes by a class's name (5.24, modeling_utils.py, `save_pretrained`), and by its module for the kinds of
+    attention that its code has.
+    """
+    own.__name__, own.__module__ = base.__name__, base.__module__
+    return own
+
+
 def load_pretrained(
-    auto_class: Any, config: PretrainedConfig, name: str, *, shown: str, random: bool, **arguments: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model of `config` in fp32 with the weights of `name`, or random ones.
+    loader: ModelLoader, config: PretrainedConfig, source: Checkpoint, *, random: bool
+) -> tuple[PreTrainedModel, Provenance]:
+    """The model of `config` in fp32 with the weights of a checkpoint, or random ones, and where they come from.
 
     Weights whose shape depends on the labels are left to the caller; position tables of another image size are
-    interpolated. Returns the model and `{newly_initialised, interpolated, left, commit}`, where `left` counts the
-    tensors of the checkpoint that the model has no place for, by the module that they belong to.
+    interpolated. Raises CheckpointError for weights that cannot be loaded.
     """
+    shown, about = source.display_name, Provenance(source.display_name, source.revision, model_type=config.model_type)
     if random:
-        try:
-            model = auto_class.from_config(config, trust_remote_code=arguments["trust_remote_code"])
-        except (ValueError, RuntimeError, KeyError, ZeroDivisionError) as error:
-            raise CheckpointError(f"model {shown}: no model can be built of its configuration: {error}") from error
-        return model, {"newly_initialised": ["all"], "interpolated": []}
+        return _random_model(loader, config, source), replace(about, newly_initialised=["all"])
     try:
         # dtype: the default keeps the dtype of the file (transformers 5.24, modeling_utils.py), and half-precision
         # master weights do not train.
-        model, info = auto_class.from_pretrained(
-            name,
+        model, info = loader.from_pretrained(
+            source.name,
             config=copy.deepcopy(config),
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             use_safetensors=True,
-            **arguments,
+            **source.arguments(),
         )
     except _LOADING as error:
         raise CheckpointError(f"model {shown}: its weights cannot be loaded: {first_line(error)}") from error
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     positions = sorted(key for key in mismatched if _is_position_table(key))
     if positions:
-        own = read_config(auto_class, name, shown=shown, changes={}, **arguments)
-        original = auto_class.from_pretrained(
-            name, config=own, dtype=torch.float32, use_safetensors=True, **arguments
+        own = open_config(source)
+        own = own if type(own) is type(config) else _of_encoder(own)
+        original = loader.from_pretrained(
+            source.name, config=own, dtype=torch.float32, use_safetensors=True, **source.arguments()
         ).state_dict()
-        _interpolate(model, original, positions, shown=shown)
-    new = sorted((set(info["missing_keys"]) | mismatched) - set(positions))
-    return model, {
-        "newly_initialised": new,
-        "interpolated": positions,
-        "left": dict(Counter(key.partition(".")[0] for key in sorted(info["unexpected_keys"]))),
-        "commit": _commit(name, arguments["revision"]),
-    }
+        _interpolate(model, original, positions, display_name=shown)
+    return model, replace(
+        about,
+        newly_initialised=sorted((set(info["missing_keys"]) | mismatched) - set(positions)),
+        interpolated=positions,
+        left=dict(Counter(key.partition(".")[0] for key in sorted(info["unexpected_keys"]))),
+        commit=_commit(source),
+    )
 
 
-def _commit(name: str, revision: str) -> str | None:
+def _random_model(loader: ModelLoader, config: PretrainedConfig, source: Checkpoint) -> PreTrainedModel:
+    own = copy.deepcopy(config)
+    try:
+        if issubclass(loader, PreTrainedModel):
+            return loader._from_config(own)
+        return loader.from_config(own, trust_remote_code=source.trust_remote_code)
+    except (ValueError, RuntimeError, KeyError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"model {source.display_name}: no model can be built of its configuration: {error}"
+        ) from error
+
+
+def _commit(source: Checkpoint) -> str | None:
     """The commit that was loaded, by the cache of the Hub's client: transformers 5.24 keeps it no longer."""
-    found = None if Path(name).is_dir() else try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
+    if Path(source.name).is_dir():
+        return None
+    found = try_to_load_from_cache(source.name, CONFIG_NAME, revision=source.revision)
     return Path(found).parent.name if isinstance(found, str) else None
 
 
-def check_loaded(model: PreTrainedModel, new: list[str], *, head: list[str], shown: str) -> float:
+def check_loaded(model: PreTrainedModel, new: list[str], *, head: list[str], display_name: str) -> float:
     """The share of the backbone's weights that was in the checkpoint; raises CheckpointError when that is too little.
 
     Zero for a model that is random as a whole.
@@ -133,7 +181,7 @@ def check_loaded(model: PreTrainedModel, new: list[str], *, head: list[str], sho
     share: float = sum(backbone[key] for key in lost) / max(1, sum(backbone.values()))
     if share > LARGEST_SHARE_NEW:
         raise CheckpointError(
-            f"model {shown}: {share:.0%} of the backbone is not in the checkpoint ({', '.join(lost[:3])}, …); "
+            f"model {display_name}: {share:.0%} of the backbone is not in the checkpoint ({', '.join(lost[:3])}, …); "
             f"it does not hold a {type(model).__name__}."
         )
     return 1 - share
@@ -153,7 +201,7 @@ def _is_position_table(key: str) -> bool:
     return any(part in key for part in ("position_embedding", "pos_embed", "relative_position_bias_table"))
 
 
-def _interpolate(model: PreTrainedModel, original: dict[str, Tensor], keys: list[str], *, shown: str) -> None:
+def _interpolate(model: PreTrainedModel, original: dict[str, Tensor], keys: list[str], *, display_name: str) -> None:
     """Resample position tables to the model's grid, bicubic, as in Dosovitskiy et al., arXiv 2010.11929, §3.2."""
     own = dict(model.named_parameters()) | dict(model.named_buffers())
     for key in keys:
@@ -162,16 +210,18 @@ def _interpolate(model: PreTrainedModel, original: dict[str, Tensor], keys: list
             if "relative_position_bias_table" in key:
                 new.copy_(_resize_relative(old, new))
             else:
-                new.copy_(_resize_absolute(old, new, key=key, shown=shown))
+                new.copy_(_resize_absolute(old, new, key=key, display_name=display_name))
 
 
-def _resize_absolute(old: Tensor, new: nn.Parameter | Tensor, *, key: str, shown: str) -> Tensor:
+def _resize_absolute(old: Tensor, new: nn.Parameter | Tensor, *, key: str, display_name: str) -> Tensor:
     table = old if old.ndim == 3 else old.unsqueeze(0)
     n_old, n_new = table.shape[1], new.shape[-2]
     prefix = n_old - math.isqrt(n_old) ** 2
     side = math.isqrt(n_new - prefix)
     if old.ndim > 3 or side**2 != n_new - prefix:
-        raise CheckpointError(f"model {shown}: positions {key} are not on a square grid; unset model.image_size.")
+        raise CheckpointError(
+            f"model {display_name}: positions {key} are not on a square grid; unset model.image_size."
+        )
     from timm.layers import resample_abs_pos_embed  # slow to import, as all of timm comes along
 
     resampled: Tensor = resample_abs_pos_embed(table, new_size=[side, side], num_prefix_tokens=prefix)
@@ -201,14 +251,19 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def load_saved(auto_class: Any, folder: Path, *, base: str, config: PretrainedConfig, **arguments: Any) -> nn.Module:
-    """What a user gets who loads `folder`: a plain model, or `base` with the adapter on it."""
+def load_saved(loader: ModelLoader, folder: Path, *, base: Checkpoint, config: PretrainedConfig) -> nn.Module:
+    """The model that a user gets who loads `folder`: a plain one, or `base` with the adapter on it."""
     try:
         if not (folder / "adapter_config.json").is_file():
-            model: nn.Module = auto_class.from_pretrained(folder, dtype=torch.float32)
+            model: nn.Module = loader.from_pretrained(folder, dtype=torch.float32)
             return model
-        plain = auto_class.from_pretrained(
-            base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, use_safetensors=True, **arguments
+        plain = loader.from_pretrained(
+            base.name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            **base.arguments(),
         )
         from peft import PeftModel
 

@@ -23,7 +23,7 @@ from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runtime import devices
 from tltasks.runtime.files import locked
 from tltasks.runtime.precision import choose_precision
-from tltasks.tasks.base import Task
+from tltasks.tasks.base import TaskBase
 from tltasks.training.extra_metrics import ExtraMetric
 
 DECIDING = ("test", "validation")
@@ -89,7 +89,7 @@ class PreparedStage:
     """A stage whose data and checkpoint have been found to be in order."""
 
     plan: StagePlan
-    task: Task
+    task: TaskBase
     source: Checkpoint
     encoded: dict[str, EncodedSplit]
     checks: dict[str, dict[str, float]]

@@ -7,7 +7,6 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from torch import nn
 from tqdm import tqdm
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.stage import StagePlan
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import adapt, count_parameters
 from tltasks.results.result import (
@@ -44,7 +42,7 @@ from tltasks.runs.context import Context, PreparedStage
 from tltasks.runtime import devices
 from tltasks.runtime.files import whole_folder, write_text
 from tltasks.runtime.precision import choose_attention
-from tltasks.tasks.base import BuiltModel, Prediction, Task
+from tltasks.tasks.base import BuiltModel, Prediction, TaskBase
 from tltasks.training.checkpoint import Checkpoints, Progress
 from tltasks.training.evaluation import Predict, drawn_rows, predict_rows, score_beside_baselines, write_predictions
 from tltasks.training.linear_probe import Fit, fit_probe
@@ -110,7 +108,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         peak_memory_bytes=devices.peak_memory_bytes(context.accelerator.device),
         trainable_parameters=trained if trains else 0,
         total_parameters=total,
-        weights=_describe_weights(provenance, plan, adapter=adapter),
+        weights=dataclasses.replace(provenance, start=plan.stage.start, adapter=adapter),
         data=_describe_splits(stage),
         training=_describe_training(context, stage, progress, fit, interpolation) if trains else None,
         robustness=robustness,
@@ -156,7 +154,7 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
 # --------------------------------------------------------------------------------- build, adapt, train
 
 
-def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, BuiltModel[Task]]:
+def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, BuiltModel[TaskBase]]:
     plan = stage.plan
     if plan.continues:
         before = context.folder(context.plan.stages[plan.index - 1]) / "model"
@@ -170,7 +168,9 @@ def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, Built
     return stage, built
 
 
-def _train(context: Context, stage: PreparedStage, built: BuiltModel[Task]) -> tuple[nn.Module, Progress, Fit | None]:
+def _train(
+    context: Context, stage: PreparedStage, built: BuiltModel[TaskBase]
+) -> tuple[nn.Module, Progress, Fit | None]:
     """The model after the loop, or after a probe's fit; as it was built where nothing is trained."""
     if stage.plan.kind.cached:
         progress, fit = _probe(context, stage, built.model)
@@ -196,7 +196,7 @@ def _probe(context: Context, stage: PreparedStage, model: nn.Module) -> tuple[Pr
     return progress, fit
 
 
-def adapt_model(stage: PreparedStage, built: BuiltModel[Task]) -> tuple[nn.Module, tuple[str, ...]]:
+def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.Module, tuple[str, ...]]:
     """The model with what is to be trained set free, and the names of its head's modules."""
     task, keys, model = built.task, stage.plan.stage, built.model
     if keys.adapt.is_virtual and not can_publish_adapter(stage, built.provenance):
@@ -217,8 +217,8 @@ def adapt_model(stage: PreparedStage, built: BuiltModel[Task]) -> tuple[nn.Modul
         stage.plan.kind,
         head=head,
         targets=task.lora_targets(model),
-        shown_name=stage.source.display_name,
-        revision=str(built.provenance.get("commit") or stage.source.revision),  # what a branch holds may change
+        display_name=stage.source.display_name,
+        revision=str(built.provenance.commit or stage.source.revision),  # what a branch holds may change
     )
     return adapted, tuple(head)
 
@@ -345,13 +345,13 @@ def _measure_robustness(
 # -------------------------------------------------------------------------------------------------- save
 
 
-def can_publish_adapter(stage: PreparedStage, provenance: Mapping[str, object]) -> bool:
+def can_publish_adapter(stage: PreparedStage, provenance: Provenance) -> bool:
     """Whether an adapter can stand alone: its base is one that everyone can fetch, used as it is."""
     return (
         stage.plan.may_publish_adapter
         and not Path(stage.source.name).is_dir()  # an earlier run, or an adapter merged into its base
-        and not provenance.get("interpolated")
-        and not provenance.get("prompts")  # the classes that texts name are not in an adapter
+        and not provenance.interpolated
+        and not provenance.settings.get("prompts")  # the classes that texts name are not in an adapter
     )
 
 
@@ -427,13 +427,6 @@ def _score(
 
 
 # ---------------------------------------------------------------------------------------------- describe
-
-
-def _describe_weights(found: Mapping[str, Any], plan: StagePlan, *, adapter: bool) -> Provenance:
-    own = {key.name for key in dataclasses.fields(Provenance)}
-    settings = {key: value for key, value in found.items() if key not in own}
-    known = {key: value for key, value in found.items() if key in own}
-    return Provenance(**known, start=plan.stage.start, adapter=adapter, settings=settings)
 
 
 def _describe_splits(stage: PreparedStage) -> dict[str, SplitSummary]:

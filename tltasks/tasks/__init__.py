@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterable
 
 from tltasks.config.tasks import TASKS
-from tltasks.tasks.base import Task
+from tltasks.tasks.base import TaskBase
 
 
 def tasks_of(architectures: Iterable[str]) -> list[str]:
@@ -25,8 +25,8 @@ def tasks_of(architectures: Iterable[str]) -> list[str]:
     return found
 
 
-def load_adapter(tag: str) -> type[Task]:
+def load_adapter(tag: str) -> type[TaskBase]:
     """The adapter of a task."""
     module, name = TASKS[tag].adapter.split(":")
-    adapter: type[Task] = getattr(importlib.import_module(module), name)
+    adapter: type[TaskBase] = getattr(importlib.import_module(module), name)
     return adapter

@@ -1,7 +1,15 @@
-"""What the loop needs to know of a task, and nothing about devices, processes, optimisers or files."""
+"""The contract of a task: all that training, evaluation, reports and predictions ask of one, and nothing of devices,
+processes, optimisers or a run's files.
+
+An adapter is a frozen dataclass that derives from `TaskBase`, or from the narrower `ClassificationTask` or
+`SelfSupervisedTask`, and says what is particular to it. Rows are addressed by their index in the encoded split.
+"""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +19,26 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.stage import StageKind, StagePlan
-from tltasks.data.splits import Columns as Columns
-from tltasks.data.splits import EncodedSplit, Split
-from tltasks.results.result import ReportExample, Score
+from tltasks.config.stage import DataT, ModelT, StageKind, StagePlan, StageT
+from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.errors import CheckpointError
+from tltasks.metrics.bootstrap import bootstrap_interval
+from tltasks.models.adapters import find_lora_targets, merged
+from tltasks.models.loading import ModelLoader, check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
+from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
 
 Batch = dict[str, Tensor]
 Prediction = dict[str, Any]
 """What is kept of one row: JSON values or a small array; at least the key `prediction`."""
+References = Sequence[Any]
+"""What each row's prediction is compared with, in the form that the task's `references` gives it."""
+RowScores = NDArray[np.float64]
+"""Numerator and denominator of the headline metric for each row, [rows, 2]; the metric is the ratio of sums."""
+IGNORED = -100
+"""Label that no loss is over."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,12 @@ class InputKind:
     """Whether the value is a text, rather than a file or its bytes."""
 
 
+class Processor(Protocol):
+    """A tokenizer, an image processor, a feature extractor or a configuration, as far as it is saved."""
+
+    def save_pretrained(self, folder: Path) -> object: ...
+
+
 AnyTask = TypeVar("AnyTask", covariant=True)
 
 
@@ -46,160 +69,7 @@ class BuiltModel(Generic[AnyTask]):
     model: PreTrainedModel
     task: AnyTask
     """The task as this model allows it, e.g. with several examples in a row; one without a model takes the slow way."""
-    provenance: dict[str, Any]
-    """Of the weights, as results keep it: name, revision, what was newly initialised, interpolated or left."""
-
-
-class Task(Protocol):
-    """The contract of an adapter. Rows are addressed by their index in the encoded split."""
-
-    tag: ClassVar[str]
-    """Hub pipeline tag."""
-    higher_is_better: ClassVar[bool]
-    label: ClassVar[str | None]
-    """Column by which held-out shares are stratified."""
-    input_kind: ClassVar[InputKind]
-    """What a row's prediction is made from."""
-    output_features: ClassVar[datasets.Features]
-    """Columns of an answer."""
-
-    @property
-    def headline(self) -> str:
-        """Metric that decides which weights are best."""
-        ...
-
-    @property
-    def features(self) -> datasets.Features:
-        """Columns of an encoded row."""
-        ...
-
-    @property
-    def cache_key(self) -> str:
-        """Everything besides the rows that encoded rows depend on."""
-        ...
-
-    @property
-    def architecture(self) -> str:
-        """The checkpoint's `model_type` in transformers."""
-        ...
-
-    @property
-    def cpu_batch_budget(self) -> int:
-        """Size of a forward pass that keeps a CPU busy; more would cost memory and gain nothing.
-
-        Rows × the longest of their `lengths`, or rows where all are alike.
-        """
-        ...
-
-    @property
-    def sequence_length(self) -> int | None:
-        """How many positions attend to each other in every row, where that is known and alike for all."""
-        ...
-
-    @classmethod
-    def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        """Read the checkpoint's configuration and check the splits against it and each other; loads no weights.
-
-        Without splits, for a checkpoint that is only to be used, what the plan leaves unset is as the checkpoint says.
-        """
-        ...
-
-    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
-        """Oddities of the data worth knowing before training, counted by split; names in `_share` are shares."""
-        ...
-
-    def starting_from(self, source: Checkpoint) -> Self:
-        """The same task with its weights from elsewhere."""
-        ...
-
-    def as_pretrained(self) -> Self:
-        """The same task with the checkpoint as it stands, for the pretrained baseline: without the recipe's changes."""
-        ...
-
-    def build(self, kind: StageKind) -> BuiltModel[Self]:
-        """The model with its weights and head as the stage's row says, in fp32, and what was found out about it."""
-        ...
-
-    def head(self, model: nn.Module) -> list[str]:
-        """Names of the modules that depend on the labels."""
-        ...
-
-    def lora_targets(self, model: nn.Module) -> list[str]:
-        """Names of the modules that low-rank adaptation should reach."""
-        ...
-
-    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
-        """A function from a batch of a split's examples to encoded columns, with `error` for each bad row.
-
-        A split that has the column of `given` alone is encoded for `predict`.
-        """
-        ...
-
-    def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
-        """Size of each row for bucketing, or None when all are alike."""
-        ...
-
-    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
-        """A batch for evaluation."""
-        ...
-
-    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
-        """A batch for training; every random choice is a function of (seed, epoch, row)."""
-        ...
-
-    def num_targets(self, batch: Batch) -> Tensor:
-        """Number of targets that the mean loss is over."""
-        ...
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean loss over the batch's targets."""
-        ...
-
-    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """One prediction for each row."""
-        ...
-
-    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
-        """A prediction as its user reads it, by `answers`; with so many alternatives where there are any."""
-        ...
-
-    def references(self, rows: datasets.Dataset) -> list[Any]:
-        """What each row's prediction is compared with."""
-        ...
-
-    def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
-        """Numerator and denominator of the headline metric for each row, [rows, 2]; the metric is the ratio of sums."""
-        ...
-
-    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
-        """All metrics; the 95 % interval of the headline only on request, since it takes time."""
-        ...
-
-    def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
-        """Predictions for `rows` that need no model."""
-        ...
-
-    def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
-        """Columns of predictions/*.parquet besides `row`."""
-        ...
-
-    def report_examples(
-        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[ReportExample]:
-        """Telling examples for the report, the worst first."""
-        ...
-
-    def save_setup(self, folder: Path) -> None:
-        """Write configuration and processor: all that `open` reads of a checkpoint."""
-        ...
-
-    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
-        """Write what `from_pretrained`, or PEFT for an adapter, needs: the setup and the weights."""
-        ...
-
-    def reload(self, folder: Path) -> nn.Module:
-        """The model as a user would load it from what `save` wrote."""
-        ...
+    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -212,24 +82,252 @@ class OnnxInput:
     free_axes: tuple[int, ...]
     made_up: Callable[[int], list[Tensor]]
     """So many inputs of one example each, of different sizes where these may vary."""
-    read: Callable[[Any], Tensor]
+    read: Callable[[object], Tensor]
     """The input of one value as `Item.read` gives it."""
     usage: str
     """Python that answers for one example with onnxruntime and transformers' processor, run in the folder."""
 
 
-@runtime_checkable
-class Exports(Protocol):
-    """What a task may have besides: models that are written as ONNX (`export.py`)."""
+@dataclass(frozen=True)
+class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
+    """One stage's view of a task, generic in the sections of a recipe that are its own.
+
+    What is abstract an adapter has to say; the rest is what most of them say.
+    """
+
+    tag: ClassVar[str]
+    """Hub pipeline tag."""
+    higher_is_better: ClassVar[bool]
+    label: ClassVar[str | None] = None
+    """Column by which held-out shares are stratified."""
+    input_kind: ClassVar[InputKind]
+    """What a row's prediction is made from."""
+    output_features: ClassVar[datasets.Features]
+    """Columns of an answer."""
+    head_name: ClassVar[str] = "its head"
+    new_head_hint: ClassVar[str] = "use `stage: transfer`, which puts a new head on it."
+    """What to do about a checkpoint without weights for `head_name`."""
+
+    plan: StagePlan[ModelT, DataT, StageT]
+    source: Checkpoint
+    config: PretrainedConfig
+    """Of the model that is built."""
+    seed: int
+
+    # ------------------------------------------------------------------------------------ opening
+
+    @classmethod
+    @abstractmethod
+    def open(
+        cls, plan: StagePlan[ModelT, DataT, StageT], splits: dict[str, Split], source: Checkpoint, *, seed: int
+    ) -> Self:
+        """Read the checkpoint's configuration and check the splits against it and each other; loads no weights.
+
+        Without splits, for a checkpoint that is only to be used, what the plan leaves unset is as the checkpoint says.
+        """
+
+    @property
+    def stage(self) -> StageT:
+        return self.plan.stage
+
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+        """Oddities of the data worth knowing before training, counted by split; names in `_share` are shares."""
+        return {}
+
+    # -------------------------------------------------------------------------------------- model
+
+    @property
+    @abstractmethod
+    def auto_class(self) -> ModelLoader:
+        """What loads the model."""
+
+    @property
+    def architecture(self) -> str:
+        """The checkpoint's `model_type` in transformers."""
+        return str(self.config.model_type)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What results keep of the task beside the weights' provenance, such as its objective."""
+        return {}
+
+    def starting_from(self, source: Checkpoint) -> Self:
+        """The same task with its weights from elsewhere."""
+        return dataclasses.replace(self, source=source)
+
+    def as_pretrained(self) -> Self:
+        """The same task with the checkpoint as it stands, for the pretrained baseline: without the recipe's changes."""
+        return self
+
+    def build(self, kind: StageKind) -> BuiltModel[Self]:
+        """The model with its weights and head as the stage's kind says, in fp32, and what was found out about it.
+
+        Raises CheckpointError for weights that are not there or not of this architecture.
+        """
+        is_random = kind.weights == "random"
+        model, found = load_pretrained(self.auto_class, self.config, self.source, random=is_random)
+        head = self.head(model)
+        lost = [key for key in found.newly_initialised if key.startswith(tuple(f"{name}." for name in head))]
+        if kind.head == "new":
+            self.draw_head(model, head, is_random=is_random)
+        elif lost:
+            raise CheckpointError(
+                f"model {self.source.display_name}: has no weights for {self.head_name} "
+                f"({', '.join(lost[:3])}{', …' if len(lost) > 3 else ''}); {self.new_head_hint}"
+            )
+        outer = [*head, *getattr(model, "input_layer", ())]
+        share = check_loaded(model, found.newly_initialised, head=outer, display_name=self.source.display_name)
+        provenance = dataclasses.replace(found, loaded_share=share, settings=self.settings)
+        return self.finish_build(BuiltModel(model, self, provenance))
+
+    def draw_head(self, model: PreTrainedModel, head: list[str], *, is_random: bool) -> None:
+        """Give a new head its first weights; `is_random` says whether all the others are random, too."""
+        initialise_head(model, head)
+
+    def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
+        """What a task makes of a model whose weights are loaded."""
+        return built
+
+    @abstractmethod
+    def head(self, model: nn.Module) -> list[str]:
+        """Names of the modules that depend on the labels."""
+
+    def lora_targets(self, model: nn.Module) -> list[str]:
+        """Names of the modules that low-rank adaptation should reach."""
+        return find_lora_targets(model, head=self.head(model))
+
+    @property
+    @abstractmethod
+    def setup(self) -> Sequence[Processor]:
+        """Configuration and processors: all that `open` reads of a checkpoint, and that an adapter does not carry."""
+
+    def save_setup(self, folder: Path) -> None:
+        """Write what belongs beside the weights."""
+        for part in self.setup:
+            part.save_pretrained(folder)
+
+    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        """Write what `from_pretrained`, or PEFT for an adapter, needs: the setup and the weights."""
+        self.save_setup(folder)
+        if adapter:
+            save_adapter(model, folder)
+        else:
+            merged(model).save_pretrained(folder)
+
+    def reload(self, folder: Path) -> nn.Module:
+        """The model as a user would load it from what `save` wrote."""
+        return load_saved(self.auto_class, folder, base=self.source, config=copy.deepcopy(self.config))
+
+    # --------------------------------------------------------------------------------------- rows
+
+    @property
+    @abstractmethod
+    def features(self) -> datasets.Features:
+        """Columns of an encoded row."""
+
+    @property
+    @abstractmethod
+    def cache_key(self) -> str:
+        """Everything besides the rows that encoded rows depend on."""
+
+    @property
+    @abstractmethod
+    def cpu_batch_budget(self) -> int:
+        """Size of a forward pass that keeps a CPU busy; more would cost memory and gain nothing.
+
+        Rows × the longest of their `lengths`, or rows where all are alike.
+        """
+
+    @property
+    def sequence_length(self) -> int | None:
+        """How many positions attend to each other in every row, where that is known and alike for all."""
+        return None
+
+    @abstractmethod
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
+        """A function from a batch of a split's examples to encoded columns, with `error` for each bad row.
+
+        A split that has the column of `input_kind` alone is encoded for `predict`.
+        """
+
+    def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
+        """Size of each row for bucketing, or None when all are alike."""
+        return None
+
+    @abstractmethod
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+        """A batch for evaluation."""
+
+    @abstractmethod
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+        """A batch for training; every random choice is a function of (seed, epoch, row)."""
+
+    # --------------------------------------------------------------------------------------- step
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """Number of targets that the mean loss is over."""
+        return (batch["labels"] != IGNORED).sum()
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss over the batch's targets."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        """One prediction for each row."""
+
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, object]:
+        """A prediction as its user reads it, by `output_features`; with so many alternatives where there are any."""
+        return {"prediction": prediction["prediction"]}
 
     def onnx_input(self) -> OnnxInput | None:
-        """What the file takes; None where answers are no single pass."""
-        ...
+        """What the model as an ONNX file takes; None where answers are no single pass."""
+        return None
+
+    # --------------------------------------------------------------------------------- evaluation
+
+    @property
+    @abstractmethod
+    def headline(self) -> str:
+        """Metric that decides which weights are best."""
+
+    @abstractmethod
+    def references(self, rows: datasets.Dataset) -> References:
+        """What each row's prediction is compared with."""
+
+    @abstractmethod
+    def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
+        """What each row contributes to the headline metric."""
+
+    def interval(self, row_scores: RowScores, *, intervals: bool) -> tuple[float, float]:
+        """The headline's 95 % interval by bootstrap, or NaN where it was not asked for."""
+        return bootstrap_interval(row_scores, seed=self.seed) if intervals else UNKNOWN
+
+    @abstractmethod
+    def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
+        """All metrics; the 95 % interval of the headline only on request, since it takes time."""
+
+    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        """Predictions for `rows` that need no model."""
+        return {}
+
+    @abstractmethod
+    def columns(self, predictions: Sequence[Prediction], references: References) -> Columns:
+        """Columns of predictions/*.parquet besides `row`."""
+
+    @abstractmethod
+    def report_examples(
+        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: References
+    ) -> list[ReportExample]:
+        """Telling examples for the report, the worst first."""
+
+
+# ------------------------------------------------------------------------------- what only some tasks have
 
 
 @runtime_checkable
 class Writes(Protocol):
-    """What a task may have besides: targets that are texts."""
+    """A task whose targets are texts."""
 
     def target_texts(self, rows: datasets.Dataset) -> list[str]:
         """Of encoded rows."""
@@ -238,7 +336,7 @@ class Writes(Protocol):
 
 @runtime_checkable
 class Corrupts(Protocol):
-    """What a task may have besides: a way to make encoded rows worse (`corruptions.py`)."""
+    """A task whose encoded rows can be made worse (`data/corruptions.py`)."""
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
         """The columns of some encoded rows after a corruption."""
@@ -247,14 +345,14 @@ class Corrupts(Protocol):
 
 @runtime_checkable
 class Embeds(Protocol):
-    """What a task may have besides: a head on one vector a row, for probes and votes of nearest neighbours."""
+    """A task with a head on one vector a row, for probes and votes of nearest neighbours."""
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """The representation that the head receives, [rows, width]."""
         ...
 
     def knn_predict(
-        self, known: NDArray[np.float32], references: list[Any], vectors: NDArray[np.float32]
+        self, known: NDArray[np.float32], references: References, vectors: NDArray[np.float32]
     ) -> list[Prediction]:
         """Predictions for `vectors` [rows, width] by the references of the nearest `known` ones."""
         ...

@@ -29,7 +29,7 @@ from tltasks.metrics import paired_difference
 from tltasks.results.result import Score
 from tltasks.runtime.devices import pass_budget
 from tltasks.runtime.files import whole_file
-from tltasks.tasks.base import Batch, Embeds, Prediction, Task
+from tltasks.tasks.base import Batch, Embeds, Prediction, References, TaskBase
 from tltasks.training.batches import read_batches
 
 NEIGHBOUR_ROWS = 5000
@@ -57,7 +57,7 @@ class Processes(Protocol):
 
 def _for_each_row(
     accelerator: Processes,
-    task: Task,
+    task: TaskBase,
     model: nn.Module,
     rows: datasets.Dataset,
     function: Callable[[Batch], Iterable[T]],
@@ -98,14 +98,14 @@ def _for_each_row(
 
 
 def predict_rows(
-    accelerator: Processes, task: Task, model: nn.Module, rows: datasets.Dataset, *, workers: int
+    accelerator: Processes, task: TaskBase, model: nn.Module, rows: datasets.Dataset, *, workers: int
 ) -> list[Prediction]:
     """One prediction for each row, in order."""
     return _for_each_row(accelerator, task, model, rows, lambda batch: task.predict(model, batch), workers=workers)
 
 
 def embed_rows(
-    accelerator: Processes, task: Task, model: nn.Module, rows: datasets.Dataset, *, workers: int
+    accelerator: Processes, task: TaskBase, model: nn.Module, rows: datasets.Dataset, *, workers: int
 ) -> NDArray[np.float32]:
     """The representation of each row by a task that has one, [rows, width]."""
     assert isinstance(task, Embeds)
@@ -118,7 +118,7 @@ def embed_rows(
 
 
 def cached_features(
-    accelerator: Accelerator, task: Task, model: nn.Module, head: str, split: EncodedSplit, *, workers: int
+    accelerator: Accelerator, task: TaskBase, model: nn.Module, head: str, split: EncodedSplit, *, workers: int
 ) -> Features:
     """The features that the head receives, [rows, width]: from the cache, or computed once and put there.
 
@@ -165,9 +165,9 @@ def drawn_rows(n_rows: int, most: int | None, *, seed: int) -> list[int]:
 
 
 def score_beside_baselines(
-    task: Task,
+    task: TaskBase,
     predictions: list[Prediction],
-    references: list[object],
+    references: References,
     baselines: dict[str, list[Prediction]],
     *,
     seed: int,
@@ -195,7 +195,7 @@ def score_beside_baselines(
 
 
 def write_predictions(
-    path: Path, task: Task, rows: datasets.Dataset, predictions: list[Prediction], references: list[object]
+    path: Path, task: TaskBase, rows: datasets.Dataset, predictions: list[Prediction], references: References
 ) -> None:
     """Write a line for each row: row, prediction, reference, and what else the task knows of it."""
     table = pa.table({"row": list(rows["row"]), **task.columns(predictions, references)})

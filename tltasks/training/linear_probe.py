@@ -20,7 +20,7 @@ from torch.nn import functional
 from tltasks.config.stage import Stage
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError
-from tltasks.tasks.base import Task
+from tltasks.tasks.base import TaskBase
 from tltasks.training.checkpoint import Progress
 from tltasks.training.evaluation import Features, cached_features
 
@@ -44,7 +44,7 @@ class Fit:
 
 def fit_probe(
     accelerator: Accelerator,
-    task: Task,
+    task: TaskBase,
     model: nn.Module,
     head: Sequence[str],
     stage: Stage,

@@ -27,7 +27,7 @@ from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epo
 from tltasks.errors import DataError, Interrupted, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
 from tltasks.runtime.devices import pass_budget
-from tltasks.tasks.base import Batch, Task
+from tltasks.tasks.base import Batch, TaskBase
 from tltasks.training.batches import read_batches
 from tltasks.training.checkpoint import (
     Checkpoints,
@@ -53,7 +53,7 @@ class Job:
     """One stage to be trained, and where it reports; nothing here changes."""
 
     name: str
-    task: Task
+    task: TaskBase
     rows: datasets.Dataset
     fingerprint: str
     """Digest of the rows: a checkpoint of other data is not gone on from."""
@@ -224,7 +224,8 @@ class _Training:
             last = i == len(batches) - 1
             batch = send_to_device(cpu_batch, accelerator.device, non_blocking=True)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
-                loss = part = job.task.loss(self.wrapped, batch) * counts[i] / targets
+                with accelerator.autocast():
+                    loss = part = job.task.loss(self.wrapped, batch) * counts[i] / targets
                 if last and (penalty := self.regularization.penalty()) is not None:
                     loss = part + penalty / accelerator.num_processes
                 # gradient_accumulation_steps stays 1, or backward would divide by it; DDP's mean over ranks is undone

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tltasks.config.stage import Stage
-from tltasks.models.adalora import RankAllocation
+from tltasks.models.adapters import RankAllocation
 from tltasks.training.optimizer import blocks_above, trained
 
 

@@ -12,7 +12,7 @@ from tltasks.config.data import Corruptions
 from tltasks.data.splits import EncodedSplit
 from tltasks.metrics import paired_difference
 from tltasks.results.result import CorruptedScore, Robustness
-from tltasks.tasks.base import Corrupts, Prediction, Task
+from tltasks.tasks.base import Corrupts, Prediction, TaskBase
 from tltasks.training.evaluation import Predict, drawn_rows
 
 ROWS_AT_ONCE = 256
@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 256
 
 
 def measure_robustness(
-    task: Task,
+    task: TaskBase,
     model: nn.Module,
     split: EncodedSplit,
     clean: list[Prediction],
@@ -72,7 +72,7 @@ def measure_robustness(
 
 
 def _predict_corrupted(
-    task: Task, model: nn.Module, rows: datasets.Dataset, predict: Predict, kind: str, level: float, *, seed: int
+    task: TaskBase, model: nn.Module, rows: datasets.Dataset, predict: Predict, kind: str, level: float, *, seed: int
 ) -> list[Prediction]:
     assert isinstance(task, Corrupts)
     found: list[Prediction] = []

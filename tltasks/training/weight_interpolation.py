@@ -14,12 +14,12 @@ from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import merged
 from tltasks.results.result import Interpolation
-from tltasks.tasks.base import Prediction, Task
+from tltasks.tasks.base import Prediction, TaskBase
 from tltasks.training.evaluation import Predict
 
 
 def interpolate(
-    task: Task,
+    task: TaskBase,
     start: PreTrainedModel,
     trained: nn.Module,
     keys: Interpolate,

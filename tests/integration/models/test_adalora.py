@@ -13,11 +13,11 @@ from tests.tiny.images import write_recipe
 from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.config.adaptation import AdaLora
 from tltasks.config.loading import load_recipe
+from tltasks.config.model import Checkpoint
 from tltasks.config.stage import STAGES
 from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import Interrupted, RecipeError
-from tltasks.models.adalora import RankAllocation
-from tltasks.models.adapters import adapt, find_lora_targets
+from tltasks.models.adapters import RankAllocation, adapt, find_lora_targets
 from tltasks.models.loading import load_saved, save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21
@@ -33,7 +33,7 @@ def wrapped(tiny: Path, **keys: Any) -> Any:
         {"stage": "finetune", "learning_rate": 1e-3, "steps": 12, "adapt": {"adalora": keys}}
     )
     targets = find_lora_targets(model, head=["classifier"])
-    return adapt(model, stage, STAGES["finetune"], head=[], targets=targets, shown_name="m", revision="main")
+    return adapt(model, stage, STAGES["finetune"], head=[], targets=targets, display_name="m", revision="main")
 
 
 def ranks(model: Any) -> list[int]:
@@ -114,7 +114,9 @@ def test_an_adapter_has_the_ranks_of_the_budget(tiny: Path, tmp_path: Path) -> N
     layers = [tensor for name, tensor in saved.items() if "lora_E" in name]
     assert sum(len(tensor) for tensor in layers) == len(layers)
     config = AutoConfig.from_pretrained(tiny / "vit")
-    again: Any = load_saved(AutoModelForImageClassification, tmp_path, base=str(tiny / "vit"), config=config).eval()
+    again: Any = load_saved(
+        AutoModelForImageClassification, tmp_path, base=Checkpoint(str(tiny / "vit")), config=config
+    ).eval()
     assert torch.allclose(again(pixels).logits, expected, atol=1e-6)
     assert torch.allclose(again.merge_and_unload()(pixels).logits, expected, atol=1e-5)
 

@@ -9,12 +9,12 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from tests.tiny.images import CONFIGS, SIZE, save_model
+from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_head, relabel
 from tltasks.models.loading import _resize_absolute, check_loaded, initialise_head, load_pretrained
+from tltasks.results.result import Provenance
 from tltasks.tasks.image.preprocessing import set_image_size
-
-PLAIN = {"revision": "main", "trust_remote_code": False}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def load(zoo: Path, name: str, *, image_size: int | None = None, labels: int = 5
         relabel(config, [f"new {i}" for i in range(labels)])
     if image_size is not None:
         set_image_size(config, image_size)
-    return load_pretrained(AutoModelForImageClassification, config, str(folder), shown=name, random=random, **PLAIN)
+    source = Checkpoint(str(folder), display_name=name)
+    return load_pretrained(AutoModelForImageClassification, config, source, random=random)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -37,15 +38,15 @@ def test_all_but_the_head_comes_from_the_checkpoint(zoo: Path, name: str) -> Non
     model, loaded = load(zoo, name, labels=3)
     original = AutoModelForImageClassification.from_pretrained(zoo / name).state_dict()
     head = find_head(model)
-    new = set(loaded["newly_initialised"])
+    new = set(loaded.newly_initialised)
     assert new
     assert all(any(key.startswith(f"{h}.") for h in head) for key in new)
     own = model.state_dict()
     same = [key for key in own if key not in new]
     assert len(same) >= 10
     assert all(torch.equal(own[key], original[key]) for key in same)
-    assert loaded["interpolated"] == []
-    check_loaded(model, loaded["newly_initialised"], head=head, shown=name)
+    assert loaded.interpolated == []
+    check_loaded(model, loaded.newly_initialised, head=head, display_name=name)
 
 
 def test_weights_are_fp32_whatever_the_file_holds(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_weights_are_fp32_whatever_the_file_holds(tmp_path: Path) -> None:
 def test_random_weights(zoo: Path) -> None:
     model, loaded = load(zoo, "vit", random=True)
     original = AutoModelForImageClassification.from_pretrained(zoo / "vit").state_dict()
-    assert loaded == {"newly_initialised": ["all"], "interpolated": []}
+    assert loaded == Provenance("vit", model_type="vit", newly_initialised=["all"])
     assert not torch.equal(model.state_dict()["classifier.weight"], original["classifier.weight"])
 
 
@@ -67,8 +68,8 @@ def test_a_checkpoint_of_something_else_is_told(zoo: Path) -> None:
     model, _ = load(zoo, "vit")
     names = [name for name, _ in model.named_parameters()]
     with pytest.raises(CheckpointError, match=r"model a/b: 100% of the backbone .* not hold a ViTForImage"):
-        check_loaded(model, names, head=["classifier"], shown="a/b")
-    check_loaded(model, [n for n in names if n.startswith("classifier")], head=["classifier"], shown="a/b")
+        check_loaded(model, names, head=["classifier"], display_name="a/b")
+    check_loaded(model, [n for n in names if n.startswith("classifier")], head=["classifier"], display_name="a/b")
 
 
 def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
@@ -99,8 +100,8 @@ def test_positions_beside_transformers_own_interpolation(tmp_path: Path, image_s
     """Both are bicubic; ours (timm's) is antialiased, theirs is not, which tells most where the grid shrinks."""
     smooth(save_model(tmp_path / "vit"))
     model, loaded = load(tmp_path, "vit", image_size=image_size)
-    assert loaded["interpolated"] == ["vit.embeddings.position_embeddings"]
-    assert not loaded["newly_initialised"]
+    assert loaded.interpolated == ["vit.embeddings.position_embeddings"]
+    assert not loaded.newly_initialised
     original = AutoModelForImageClassification.from_pretrained(tmp_path / "vit").vit.embeddings
     side = image_size // 8
     theirs = original.interpolate_pos_encoding(torch.zeros(1, side**2 + 1, 32), image_size, image_size).detach()
@@ -119,7 +120,7 @@ def test_tables_of_several_prefix_tokens_keep_them(zoo: Path) -> None:
     """DeiT has a class and a distillation token."""
     smooth(save_model(zoo / "deit", "deit"))
     model, loaded = load(zoo, "deit", image_size=64)
-    assert loaded["interpolated"] == ["deit.embeddings.position_embeddings"]
+    assert loaded.interpolated == ["deit.embeddings.position_embeddings"]
     own = model.deit.embeddings.position_embeddings
     original = AutoModelForImageClassification.from_pretrained(zoo / "deit").deit.embeddings.position_embeddings
     assert own.shape == (1, 2 + 64, 32)
@@ -130,7 +131,7 @@ def test_tables_of_several_prefix_tokens_keep_them(zoo: Path) -> None:
 def test_relative_positions_keep_their_tokens_entries(zoo: Path) -> None:
     """BEiT's table ends with three entries for what the class token sees and is seen by."""
     model, loaded = load(zoo, "beit", image_size=48)
-    tables = [key for key in loaded["interpolated"] if "relative_position_bias_table" in key]
+    tables = [key for key in loaded.interpolated if "relative_position_bias_table" in key]
     assert len(tables) == 2
     original = AutoModelForImageClassification.from_pretrained(zoo / "beit").state_dict()
     for key in tables:
@@ -141,7 +142,7 @@ def test_relative_positions_keep_their_tokens_entries(zoo: Path) -> None:
 
 def test_a_table_that_is_no_square_is_refused() -> None:
     with pytest.raises(CheckpointError, match="model x: positions k are not on a square grid"):
-        _resize_absolute(torch.zeros(1, 17, 8), torch.zeros(1, 1 + 12, 8), key="k", shown="x")
+        _resize_absolute(torch.zeros(1, 17, 8), torch.zeros(1, 1 + 12, 8), key="k", display_name="x")
 
 
 # ----------------------------------------------------------------------------------------------- the head

@@ -213,7 +213,7 @@ def spoken(*, family: str) -> StageResult:
     durations.append({"from": 30, "to": None, "examples": 20, "wer": 0.3, "cer": 0.1})
     details = {"normaliser": "basic", "words": 900, "audio_seconds": 480.0, "real_time_factor": 0.11}
     details |= {"split_in_pieces": 20, "window_seconds": 30.0, "by_duration": durations}
-    ours = score_of(rates | {"raw_wer": 0.35, "looped": 0.01}, **details)
+    ours = score_of(rates | {"raw_wer": 0.35, "repetition_loop": 0.01}, **details)
     made = stage({"test": ours}, name="finetune", kind="finetune")
     weights = dataclasses.replace(made.weights, name="openai/whisper-small", settings={"family": family})
     return dataclasses.replace(
@@ -704,7 +704,9 @@ def trained(folder: Path, architecture: str, *, adapter: bool) -> tuple[Path, Pa
     task = ImageClassification.open(plan, splits, Checkpoint(str(base), display_name="ada/tiny"), seed=0)
     model = task.build(plan.kind).model
     head, targets = task.head(model), task.lora_targets(model)
-    made = adapt(model, plan.stage, plan.kind, head=head, targets=targets, shown_name=str(base), revision="main").eval()
+    made = adapt(
+        model, plan.stage, plan.kind, head=head, targets=targets, display_name=str(base), revision="main"
+    ).eval()
     torch.manual_seed(1)
     for parameter in made.parameters():
         if parameter.requires_grad:

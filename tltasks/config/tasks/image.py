@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
+from tltasks.config.data import ClassData, Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import Conflict, FileName, PositiveFloat, PositiveInt, Prompt, Section, Share
-from tltasks.config.stage import JointStage, Stage, UnlabelledStage
+from tltasks.config.stage import ClassStage, JointStage, UnlabelledStage
 from tltasks.config.tasks.spec import IMAGE, TaskSpec
 
 
@@ -71,11 +71,9 @@ class ImageColumns(Columns):
     label: str = "label"
 
 
-class ImageData(Data):
+class ImageData(ClassData):
     columns: ImageColumns = ImageColumns()
     """Names of the data set's columns."""
-    class_names: Annotated[list[str], Field(min_length=2)] | None = None
-    """Names of integer labels 0, 1, …, where the data set has none."""
     corruptions: ImageCorruptions | None = None
     """Noise, blur, contrast, JPEG …: how much worse the model is on test images of lower quality."""
 
@@ -117,10 +115,8 @@ class ImageAugment(ImageChanges):
     """Beta parameter of pasting a rectangle. Source: Yun et al., https://arxiv.org/abs/1905.04899."""
 
 
-class ImageStage(Stage[ImageModel, ImageData]):
+class ImageStage(ClassStage[ImageModel, ImageData]):
     augment: ImageAugment = ImageAugment()
-    label_smoothing: Share = 0.0
-    """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
 
 
 class Masking(Section):

@@ -2,159 +2,93 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import datasets
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.stage import StageKind, StagePlan
-from tltasks.config.tasks.image import ImageData, ImageModel, MaskedImageStage, UnlabelledImageData
-from tltasks.data.splits import EncodedSplit, Split
-from tltasks.errors import CheckpointError, RecipeError
-from tltasks.models.adapters import find_lora_targets, merged
-from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, read_config, save_adapter
-from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, Prediction
-from tltasks.tasks.image import augmentation, decoding
-from tltasks.tasks.image.encoding import FEATURES, cache_key, encode_images, fit_pixels, pass_rows, read_pixels
+from tltasks.config.stage import StagePlan
+from tltasks.config.tasks.image import ImageModel, MaskedImageStage, UnlabelledImageData
+from tltasks.data.splits import Columns, Split
+from tltasks.errors import RecipeError
+from tltasks.models.adapters import unwrap_model
+from tltasks.models.loading import ModelLoader, initialise_head
+from tltasks.results.result import ReportExample
+from tltasks.tasks.base import Batch, Prediction, References
+from tltasks.tasks.image.augmentation import ImageAugmentation
+from tltasks.tasks.image.decoding import to_png
 from tltasks.tasks.image.masking import HEAD, MaskedAutoencoder, Objective, choose_objective
-from tltasks.tasks.image.preprocessing import Preprocessing, load_processor, set_image_size
-from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
+from tltasks.tasks.image.preprocessing import ENCODED, ImageTask, open_preprocessing, read_image_config, read_pixels
+from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
 
 
 @dataclass(frozen=True)
-class MaskedImageModeling:
-    """One stage's view of MAE (models of type vit_mae) or SimMIM (vit, deit, swin, swinv2, focalnet).
-
-    The headline is the loss on images held out, under masks that are always the same. Beside it stand how well the
-    encoder's features tell apart labels that the data may have (nearest neighbours, each image left out in turn), and
-    how far features of different images spread, which goes to zero when the representation collapses.
-    """
+class MaskedImageModeling(
+    ImageTask[UnlabelledImageData, MaskedImageStage],
+    SelfSupervisedTask[ImageModel, UnlabelledImageData, MaskedImageStage],
+):
+    """One stage's view of MAE (models of type vit_mae) or SimMIM (vit, deit, swin, swinv2, focalnet)."""
 
     tag: ClassVar[str] = "masked-image-modeling"
-    headline: ClassVar[str] = "loss"
-    higher_is_better: ClassVar[bool] = False
-    label: ClassVar[str | None] = None
-    input_kind: ClassVar[InputKind] = InputKind("image", decoding.SUFFIXES)
-    output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
+    rows_name: ClassVar[str] = "images"
+    head_name: ClassVar[str] = "its decoder"
+    new_head_hint: ClassVar[str] = "use `stage: transfer`, which puts a new one on its encoder."
 
-    source: Checkpoint
-    config: PretrainedConfig
-    preprocessing: Preprocessing
     objective: Objective
-    stage: MaskedImageStage
-    seed: int
 
     # ------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        assert isinstance(plan.model, ImageModel)
-        assert isinstance(plan.data, ImageData | UnlabelledImageData)
-        assert isinstance(plan.stage, MaskedImageStage)
+    def open(
+        cls,
+        plan: StagePlan[ImageModel, UnlabelledImageData, MaskedImageStage],
+        splits: dict[str, Split],
+        source: Checkpoint,
+        *,
+        seed: int,
+    ) -> Self:
         if plan.model.as_ is not None:
             raise RecipeError(f"model.as: {plan.model.as_} is for image-classification; {cls.tag} has no such model.")
-        config = read_config(
-            MaskedAutoencoder.auto_class,
-            source.name,
-            shown=source.display_name,
-            changes=plan.model.config if plan.stage.start == "checkpoint" else {},
-            **source.arguments(),
-        )
-        if plan.model.image_size is not None:
-            set_image_size(config, plan.model.image_size)
-        processor = load_processor(source.name, config, image_size=plan.model.image_size, **source.arguments())
-        preprocessing = Preprocessing(processor, name=source.display_name)
-        objective = choose_objective(config, plan.stage.mask, image_size=preprocessing.size, shown=source.display_name)
+        config = read_image_config(MaskedAutoencoder.auto_class, plan, source)
+        preprocessing = open_preprocessing(source, config, image_size=plan.model.image_size)
+        size, shown = preprocessing.size, source.display_name
+        objective = choose_objective(config, plan.stage.mask, image_size=size, display_name=shown)
         for key, value in objective.settings().items():
             setattr(config, key, value)
-        return cls(source, config, preprocessing, objective, plan.stage, seed)
-
-    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
-        return {}
+        return cls(plan, source, config, seed, preprocessing, objective)
 
     # -------------------------------------------------------------------------------------- model
 
-    def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source)
-
-    def as_pretrained(self) -> Self:
-        return self
-
-    def build(self, kind: StageKind) -> BuiltModel[Self]:
-        random = kind.weights == "random"
-        model, loaded = load_pretrained(
-            self.objective.auto_class,
-            self.config,
-            self.source.name,
-            shown=self.source.display_name,
-            random=random,
-            **self.source.arguments(),
-        )
-        lost = [name for name in loaded["newly_initialised"] if name.startswith(f"{HEAD}.")]
-        if kind.head == "new":
-            initialise_head(model, [HEAD])
-            self.objective.initialise(model, encoder=random)
-        elif lost:
-            raise CheckpointError(
-                f"model {self.source.display_name}: has no weights for its decoder ({', '.join(lost[:3])}, …); "
-                "use `stage: transfer`, which puts a new one on its encoder."
-            )
-        share = check_loaded(model, loaded["newly_initialised"], head=[HEAD], shown=self.source.display_name)
-        provenance = {
-            "name": self.source.display_name,
-            "revision": self.source.revision,
-            "model_type": self.config.model_type,
-            "objective": "MAE" if isinstance(self.objective, MaskedAutoencoder) else "SimMIM",
-            "mask_ratio": self.objective.ratio,
-            **loaded,
-            "loaded_share": share,
-        }
-        return BuiltModel(model, self, provenance)
+    @property
+    def auto_class(self) -> ModelLoader:
+        return self.objective.auto_class
 
     @property
-    def architecture(self) -> str:
-        return str(self.config.model_type)
+    def settings(self) -> dict[str, object]:
+        name = "MAE" if isinstance(self.objective, MaskedAutoencoder) else "SimMIM"
+        return {"objective": name, "mask_ratio": self.objective.ratio}
+
+    def draw_head(self, model: PreTrainedModel, head: list[str], *, is_random: bool) -> None:
+        initialise_head(model, head)
+        self.objective.initialise(model, encoder=is_random)
 
     def head(self, model: nn.Module) -> list[str]:
         return [HEAD]
 
-    def lora_targets(self, model: nn.Module) -> list[str]:
-        return find_lora_targets(model, head=self.head(model))
-
-    def save_setup(self, folder: Path) -> None:
-        self.config.save_pretrained(folder)
-        self.preprocessing.processor.save_pretrained(folder)
-
-    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
-        self.save_setup(folder)
-        if adapter:
-            save_adapter(model, folder)
-        else:
-            merged(model).save_pretrained(folder)
-
-    def reload(self, folder: Path) -> nn.Module:
-        source = self.source
-        return load_saved(self.objective.auto_class, folder, base=source.name, config=self.config, **source.arguments())
-
     # --------------------------------------------------------------------------------------- rows
 
     @property
-    def features(self) -> datasets.Features:
-        return datasets.Features({**FEATURES, "label": datasets.Value("string")})
+    def row_features(self) -> dict[str, datasets.Value]:
+        return ENCODED
 
     @property
     def cpu_batch_budget(self) -> int:
-        return 4 * pass_rows(self.preprocessing)
+        return 4 * self.preprocessing.pass_rows
 
     @property
     def sequence_length(self) -> int | None:
@@ -163,39 +97,19 @@ class MaskedImageModeling:
 
     @property
     def cache_key(self) -> str:
-        return cache_key(self.preprocessing, self.tag)
+        return self.preprocessing.cache_key(self.tag)
 
-    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
-        name = label_namer(split)
+    def encode(self, batch: Columns, split: Split) -> Columns:
+        return self.preprocessing.encode(batch["image"], split.folder)
 
-        def encode(batch: Columns) -> Columns:
-            labels = [name(label) for label in batch.get("label", [None] * len(batch["row"]))]
-            return {
-                **encode_images(batch["image"], self.preprocessing, split.folder),
-                "label": labels,
-                "row": batch["row"],
-            }
-
-        return encode
-
-    def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
-        return None
-
-    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
-        columns = rows[list(indices)]
-        return self._batch(columns, [read_pixels(columns, i) for i in range(len(indices))], EVALUATION)
-
-    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
-        columns, augment = rows[list(indices)], augmentation.ImageAugmentation(self.stage.augment)
-        pixels = [
-            augment(read_pixels(columns, i), seed=self.seed, epoch=epoch, row=int(row)) for i, row in enumerate(indices)
-        ]
-        return self._batch(columns, pixels, epoch)
-
-    def _batch(self, columns: Columns, pixels: list[Tensor], epoch: int) -> Batch:
-        masks = [self.objective.draw_mask(seed=self.seed, epoch=epoch, row=row) for row in columns["row"]]
+    def collate(self, columns: Columns, *, epoch: int) -> Batch:
+        images, drawn = read_pixels(columns), {"seed": self.seed, "epoch": epoch}
+        if epoch != EVALUATION:
+            augment = ImageAugmentation(self.stage.augment)
+            images = [augment(image, row=row, **drawn) for image, row in zip(images, columns["row"], strict=True)]
+        masks = [self.objective.draw_mask(row=row, **drawn) for row in columns["row"]]
         return {
-            "pixels": fit_pixels(pixels, columns["fitted"], self.preprocessing),
+            "pixels": self.preprocessing.stack(images, columns["fitted"]),
             "masks": torch.from_numpy(np.stack(masks)),
         }
 
@@ -204,58 +118,37 @@ class MaskedImageModeling:
     def num_targets(self, batch: Batch) -> Tensor:
         return torch.tensor(len(batch["pixels"]), device=batch["pixels"].device)
 
+    def _row_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.objective.row_losses(model, self.preprocessing.normalise(batch["pixels"]), batch["masks"])
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.objective.row_losses(model, self.preprocessing.normalise(batch["pixels"]), batch["masks"]).mean()
+        return self._row_losses(model, batch).mean()
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """The loss of each row, rounded so that other orders of summation do not show, and its features."""
-        losses = self.objective.row_losses(model, self.preprocessing.normalise(batch["pixels"]), batch["masks"])
+        """The loss of each row and its features."""
+        losses = self._row_losses(model, batch).tolist()
         features = self.embed(model, batch).cpu().numpy()
         return [
-            {"prediction": float(f"{loss:.3g}"), "loss": loss, "features": vector}
-            for loss, vector in zip(losses.tolist(), features, strict=True)
+            {"prediction": rounded(loss), "loss": loss, "features": vector}
+            for loss, vector in zip(losses, features, strict=True)
         ]
 
-    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
-        return {"prediction": prediction["prediction"]}
-
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.objective.features(model, self.preprocessing.normalise(batch["pixels"]))
+        return self.objective.features(unwrap_model(model), self.preprocessing.normalise(batch["pixels"]))
 
     # --------------------------------------------------------------------------------- evaluation
 
-    def references(self, rows: datasets.Dataset) -> list[str | None]:
-        return list(rows["label"])
-
-    def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
-        return loss_rows(predictions)
-
-    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
-        return score_objective(predictions, references, values={}, what="images", intervals=intervals, seed=self.seed)
-
-    def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
-        flat: list[Prediction] = []
+    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        """The mean colour of what is seen for every patch that is hidden."""
+        mean_patch: list[Prediction] = []
         for start in range(0, len(rows), 64):
             batch = self.collate_eval(rows, range(start, min(start + 64, len(rows))))
-            losses = self.objective.flat_losses(self.preprocessing.normalise(batch["pixels"]), batch["masks"])
-            flat += [{"prediction": float(f"{loss:.3g}"), "loss": loss} for loss in losses.tolist()]
-        return {"mean_patch": flat}
+            losses = self.objective.mean_patch_losses(self.preprocessing.normalise(batch["pixels"]), batch["masks"])
+            mean_patch += [{"prediction": rounded(loss), "loss": loss} for loss in losses.tolist()]
+        return {"mean_patch": mean_patch}
 
-    def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
-        return {
-            "prediction": [p["prediction"] for p in predictions],
-            "reference": list(references),
-            "loss": [p["loss"] for p in predictions],
-        }
-
-    def report_examples(
-        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[ReportExample]:
-        """The pictures that are hardest to complete."""
-        hardest = sorted(range(len(predictions)), key=lambda i: -predictions[i]["loss"])[:12]
-        shown = []
-        for i in hardest:
-            columns = rows[[i]]
-            title, caption = f"loss {predictions[i]['loss']:.3f}", f"row {columns['row'][0]}"
-            shown.append(ReportExample("image", title, caption, decoding.to_png(read_pixels(columns, 0))))
-        return shown
+    def report_example(self, rows: datasets.Dataset, row: int, prediction: Prediction) -> ReportExample:
+        """A picture that is hard to complete."""
+        columns = rows[[row]]
+        title, caption = f"loss {prediction['loss']:.3f}", f"row {columns['row'][0]}"
+        return ReportExample("image", title, caption, to_png(read_pixels(columns)[0]))

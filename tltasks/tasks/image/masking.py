@@ -9,27 +9,27 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedImageModeling, AutoModelForPreTraining, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tltasks.config.tasks.image import Masking
 from tltasks.data.seeding import draw_seed
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.models.cross_entropy import unwrap_model
 
 HEAD = "decoder"
-"""What the objective's models put on the encoder, in all classes of transformers."""
+"""Module that the objective's models put on the encoder, in all classes of transformers."""
 
 
 class Objective(Protocol):
-    """What masked image modelling does with one family of models."""
+    """Masked image modelling with one family of models."""
 
-    auto_class: ClassVar[Any]
+    auto_class: ClassVar[type[_BaseAutoModelClass]]
 
     @property
     def side(self) -> int:
@@ -41,50 +41,51 @@ class Objective(Protocol):
         """Share of the image that is hidden."""
         ...
 
-    def settings(self) -> dict[str, Any]:
-        """What the configuration has to say of it."""
+    def settings(self) -> dict[str, object]:
+        """Keys of the model's configuration."""
         ...
 
     def draw_mask(self, *, seed: int, epoch: int, row: int) -> NDArray[np.float32]:
-        """What one row has hidden, in the form that the model takes, [patches]."""
+        """The patches that one row has hidden, in the form that the model takes, [patches]."""
         ...
 
     def row_losses(self, model: nn.Module, pixels: Tensor, masks: Tensor) -> Tensor:
         """Loss of each row over what it has hidden, [rows]."""
         ...
 
-    def flat_losses(self, pixels: Tensor, masks: Tensor) -> Tensor:
+    def mean_patch_losses(self, pixels: Tensor, masks: Tensor) -> Tensor:
         """Loss of each row if every hidden pixel had the mean colour of those that are seen, [rows]."""
         ...
 
-    def features(self, model: nn.Module, pixels: Tensor) -> Tensor:
+    def features(self, model: PreTrainedModel, pixels: Tensor) -> Tensor:
         """The encoder's mean output over the whole image, [rows, width]."""
         ...
 
     def initialise(self, model: PreTrainedModel, *, encoder: bool) -> None:
-        """Set what transformers leaves at zero of a new decoder, and of a new encoder."""
+        """Draw weights that transformers leaves at zero in a new decoder, and in a new encoder."""
         ...
 
 
-def choose_objective(config: PretrainedConfig, masking: Masking, *, image_size: int, shown: str) -> Objective:
+def choose_objective(config: PretrainedConfig, masking: Masking, *, image_size: int, display_name: str) -> Objective:
     """MAE or SimMIM, as the architecture has it; CheckpointError for one that has neither."""
     mae, simmim = config.model_type == "vit_mae", type(config) in AutoModelForMaskedImageModeling._model_mapping
     if not mae and not simmim:
         raise CheckpointError(
-            f"model {shown}: transformers has no masked image modelling for {config.model_type}; "
+            f"model {display_name}: transformers has no masked image modelling for {config.model_type}; "
             "it has MAE for vit_mae, and SimMIM for vit, deit, swin, swinv2 and focalnet."
         )
     patch = config.patch_size
     if not isinstance(patch, int) or patch < 1 or image_size % patch:
         raise CheckpointError(
-            f"model {shown}: images of {image_size} pixels are not whole patches of {patch}; set model.image_size."
+            f"model {display_name}: images of {image_size} pixels are not whole patches of {patch}; set "
+            "model.image_size."
         )
     side = image_size // patch
     if mae:
         if masking.square_pixels is not None:
             raise RecipeError("mask.square_pixels: MAE hides single patches; this is a key for SimMIM.")
         if config.hidden_size % 4 or config.decoder_hidden_size % 4:
-            raise CheckpointError(f"model {shown}: a vit_mae's hidden sizes have to be multiples of 4.")
+            raise CheckpointError(f"model {display_name}: a vit_mae's hidden sizes have to be multiples of 4.")
         ratio = 0.75 if masking.ratio is None else masking.ratio
         if not 0 < int(side**2 * (1 - ratio)) < side**2:
             raise RecipeError(f"mask.ratio: {ratio} of {side**2} patches leaves none to see, or none to predict.")
@@ -118,7 +119,7 @@ class MaskedAutoencoder:
     Source: He et al., https://arxiv.org/abs/2111.06377, §3 and Table 1.
     """
 
-    auto_class: ClassVar[Any] = AutoModelForPreTraining
+    auto_class: ClassVar[type[_BaseAutoModelClass]] = AutoModelForPreTraining
 
     patch: int
     side: int
@@ -126,7 +127,7 @@ class MaskedAutoencoder:
     ratio: float
     normalised: bool
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {"mask_ratio": self.ratio, "norm_pix_loss": self.normalised}
 
     def draw_mask(self, *, seed: int, epoch: int, row: int) -> NDArray[np.float32]:
@@ -138,7 +139,7 @@ class MaskedAutoencoder:
         output = model(pixel_values=pixels, noise=masks)
         return self._over_hidden(self._errors(output.logits.float(), pixels), output.mask)
 
-    def flat_losses(self, pixels: Tensor, masks: Tensor) -> Tensor:
+    def mean_patch_losses(self, pixels: Tensor, masks: Tensor) -> Tensor:
         hidden = masks.argsort(1).argsort(1) >= int(self.side**2 * (1 - self.ratio))
         patches = _patches(pixels, self.patch)
         if self.normalised:  # a flat patch of any colour
@@ -160,11 +161,10 @@ class MaskedAutoencoder:
     def _over_hidden(errors: Tensor, hidden: Tensor) -> Tensor:
         return (errors * hidden).sum(1) / hidden.sum(1)
 
-    def features(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        plain = unwrap_model(model)
-        with _nothing_hidden(plain.config):
+    def features(self, model: PreTrainedModel, pixels: Tensor) -> Tensor:
+        with _nothing_hidden(model.config):
             order = torch.arange(self.side**2, device=pixels.device, dtype=torch.float32).expand(len(pixels), -1)
-            hidden: Tensor = plain.base_model(pixel_values=pixels, noise=order).last_hidden_state
+            hidden: Tensor = model.base_model(pixel_values=pixels, noise=order).last_hidden_state
         return hidden[:, 1:].float().mean(1)
 
     def initialise(self, model: PreTrainedModel, *, encoder: bool) -> None:
@@ -176,14 +176,14 @@ class MaskedAutoencoder:
         """
         decoder, std = model.get_submodule(HEAD), model.config.initializer_range
         with torch.no_grad():
-            _parameter(decoder, "decoder_pos_embed").copy_(sine_cosine_table(self.side, decoder.config.hidden_size))
-            nn.init.normal_(_parameter(decoder, "mask_token"), std=std)
+            decoder.get_parameter("decoder_pos_embed").copy_(sine_cosine_table(self.side, decoder.config.hidden_size))
+            nn.init.normal_(decoder.get_parameter("mask_token"), std=std)
             if encoder:
                 embeddings = model.base_model.get_submodule("embeddings")
-                _parameter(embeddings, "position_embeddings").copy_(
+                embeddings.get_parameter("position_embeddings").copy_(
                     sine_cosine_table(self.side, model.config.hidden_size)
                 )
-                nn.init.normal_(_parameter(embeddings, "cls_token"), std=std)
+                nn.init.normal_(embeddings.get_parameter("cls_token"), std=std)
                 weight = embeddings.get_submodule("patch_embeddings.projection").get_parameter("weight")
                 nn.init.xavier_uniform_(weight.view(weight.shape[0], -1))
 
@@ -196,7 +196,7 @@ class SimMIM:
     Source: Xie et al., https://arxiv.org/abs/2111.09886, §3 and §4.1.
     """
 
-    auto_class: ClassVar[Any] = AutoModelForMaskedImageModeling
+    auto_class: ClassVar[type[_BaseAutoModelClass]] = AutoModelForMaskedImageModeling
 
     patch: int
     side: int
@@ -207,7 +207,7 @@ class SimMIM:
     stride: int
     """Pixels along a side of what one output of the encoder predicts."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         return {"encoder_stride": self.stride}
 
     def draw_mask(self, *, seed: int, epoch: int, row: int) -> NDArray[np.float32]:
@@ -223,7 +223,7 @@ class SimMIM:
         output = model(pixel_values=pixels, bool_masked_pos=masks.bool())
         return self._losses(output.reconstruction.float(), pixels, masks)
 
-    def flat_losses(self, pixels: Tensor, masks: Tensor) -> Tensor:
+    def mean_patch_losses(self, pixels: Tensor, masks: Tensor) -> Tensor:
         seen = 1 - self._pixel_mask(masks)
         colour = (pixels * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True).clamp(min=1)
         return self._losses(colour.expand_as(pixels), pixels, masks)
@@ -236,8 +236,8 @@ class SimMIM:
         grid = masks.view(-1, 1, self.side, self.side)
         return grid.repeat_interleave(self.patch, 2).repeat_interleave(self.patch, 3)
 
-    def features(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        hidden: Tensor = unwrap_model(model).base_model(pixel_values=pixels).last_hidden_state
+    def features(self, model: PreTrainedModel, pixels: Tensor) -> Tensor:
+        hidden: Tensor = model.base_model(pixel_values=pixels).last_hidden_state
         return hidden.float().mean(1)
 
     def initialise(self, model: PreTrainedModel, *, encoder: bool) -> None:
@@ -262,10 +262,6 @@ def _patches(pixels: Tensor, patch: int) -> Tensor:
     """[rows, 3, height, width] to [rows, patches, patch² × 3], as transformers' `patchify`."""
     grid = pixels.unfold(2, patch, patch).unfold(3, patch, patch)
     return grid.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
-
-
-def _parameter(module: nn.Module, name: str) -> nn.Parameter:
-    return module.get_parameter(name)
 
 
 @contextlib.contextmanager

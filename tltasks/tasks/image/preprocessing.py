@@ -1,4 +1,5 @@
-"""A checkpoint's image processor, split into geometry (done once, kept as 8-bit pixels) and colour (on the device).
+"""A checkpoint's image processor, split into geometry (done once, kept as 8-bit pixels) and colour (on the device);
+and what tasks of images have in common.
 
 Processors differ in resizing, cropping, rescaling, normalising and channel order, and timm's are closed functions.
 All are linear in colour at each pixel, so four plain images reveal that map, and its inverse turns the processor's
@@ -7,29 +8,48 @@ output back into the 8-bit pixels that it had resized. What the model then sees 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
+import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, PretrainedConfig
+from transformers import AutoImageProcessor, BaseImageProcessor, PretrainedConfig
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from tltasks.errors import CheckpointError, first_line
+from tltasks.config.model import Checkpoint
+from tltasks.config.stage import DataT, StagePlan, StageT
+from tltasks.config.tasks.image import ImageModel
+from tltasks.data.splits import Columns, located
+from tltasks.errors import CheckpointError, DataError, first_line
+from tltasks.models.loading import read_config
+from tltasks.tasks.base import InputKind, Processor, TaskBase
+from tltasks.tasks.image.decoding import SUFFIXES, decode_image
 
 Pixels = NDArray[np.uint8]
+ENCODED = {
+    "pixels": datasets.Value("binary"),
+    "height": datasets.Value("int32"),
+    "width": datasets.Value("int32"),
+    "fitted": datasets.Value("bool"),
+}
+"""Columns of an encoded image: 8-bit pixels, at the model's size where `fitted`."""
 _PRIMARIES = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
 class Preprocessing:
-    """What a processor does to an image, in two steps.
+    """A processor's work on an image in two steps.
 
     `fit` gives 8-bit pixels [images, 3, size, size]; `normalise` maps them to the model's input.
     """
 
-    def __init__(self, processor: Any, *, name: str) -> None:
+    def __init__(self, processor: BaseImageProcessor, *, name: str) -> None:
         self.processor = processor
         sizes = {tuple(self._run([Image.new("RGB", wh)]).shape[-2:]) for wh in ((64, 48), (48, 64), (256, 256))}
         if len(sizes) > 1 or len(set(next(iter(sizes)))) > 1:
@@ -60,16 +80,111 @@ class Preprocessing:
         matrix, offset = self._matrix.to(pixels.device), self._offset.to(pixels.device)
         if torch.equal(self._matrix, torch.diag(self._matrix.diagonal())):
             return torch.addcmul(offset.view(1, 3, 1, 1), pixels.float(), matrix.diagonal().view(1, 3, 1, 1))
-        return torch.einsum("ij,njhw->nihw", matrix, pixels.float()) + offset.view(1, 3, 1, 1)
+        with torch.autocast(pixels.device.type, enabled=False):  # 16 bits hold no 256 levels
+            return torch.einsum("ij,njhw->nihw", matrix, pixels.float()) + offset.view(1, 3, 1, 1)
+
+    # --------------------------------------------------------------------------------- encoded rows
+
+    @property
+    def pass_rows(self) -> int:
+        """Images that keep a CPU busy in one forward pass."""
+        return max(1, 16 * 224**2 // self.size**2)
+
+    def cache_key(self, *parts: object) -> str:
+        """Everything besides the images that encoded rows depend on."""
+        processor = self.processor
+        return hashlib.sha256(repr((type(processor).__name__, processor.to_dict(), *parts)).encode()).hexdigest()
+
+    def encode(self, values: Sequence[object], folder: Path | None) -> Columns:
+        """Images as columns `ENCODED` and `error`; paths are relative to `folder`.
+
+        One that is no larger than the model's input stays as it is; a larger one is resized once, here.
+        """
+        encoded: Columns = {key: [] for key in (*ENCODED, "error")}
+        for value in values:
+            pixels: Pixels | None = None
+            error, fitted = None, False
+            try:
+                image = decode_image(located(value, folder))
+                fitted = image.width * image.height > self.size**2
+                pixels = self.fit([image])[0] if fitted else np.asarray(image).transpose(2, 0, 1)
+            except DataError as reason:  # told in results that may be published: without this machine's folders
+                error = str(reason).replace(f"{folder}/", "")
+            row = {
+                "pixels": None if pixels is None else pixels.tobytes(),
+                "height": None if pixels is None else pixels.shape[1],
+                "width": None if pixels is None else pixels.shape[2],
+                "fitted": fitted,
+                "error": error,
+            }
+            for key, item in row.items():
+                encoded[key].append(item)
+        return encoded
+
+    def stack(self, pixels: Sequence[Tensor], fitted: Sequence[bool]) -> Tensor:
+        """Images as [images, 3, size, size], those resized that were kept at their own size."""
+        whole = list(pixels)
+        loose = [i for i, done in enumerate(fitted) if not done]
+        if loose:
+            resized = self.fit([Image.fromarray(pixels[i].permute(1, 2, 0).numpy()) for i in loose])
+            for i, image in zip(loose, resized, strict=True):
+                whole[i] = torch.from_numpy(image)
+        return torch.stack(whole)
 
 
-def load_processor(name: str, config: PretrainedConfig, *, image_size: int | None, **arguments: Any) -> Any:
-    """The checkpoint's own processor, set to another image size where one is given."""
+def read_pixels(columns: Columns) -> list[Tensor]:
+    """A batch of encoded images, each uint8 [3, height, width]."""
+    flat = (torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in columns["pixels"])
+    return [
+        image.view(3, height, width)
+        for image, height, width in zip(flat, columns["height"], columns["width"], strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------- tasks of images
+
+
+@dataclass(frozen=True)
+class ImageTask(TaskBase[ImageModel, DataT, StageT]):
+    """A task whose rows are images, as its checkpoint's processor makes them."""
+
+    input_kind: ClassVar[InputKind] = InputKind("image", SUFFIXES)
+
+    preprocessing: Preprocessing
+
+    @property
+    def cpu_batch_budget(self) -> int:
+        return self.preprocessing.pass_rows
+
+    @property
+    def setup(self) -> Sequence[Processor]:
+        # timm's processor is part of config.json
+        is_timm = self.config.model_type == "timm_wrapper"
+        return [self.config] if is_timm else [self.config, self.preprocessing.processor]
+
+
+def read_image_config(
+    auto_class: type[_BaseAutoModelClass], plan: StagePlan[ImageModel, DataT, StageT], source: Checkpoint
+) -> PretrainedConfig:
+    """The checkpoint's configuration, with what the recipe changes in it and the image size that it asks for."""
+    changes = plan.model.config if plan.stage.start == "checkpoint" else {}
+    config = read_config(auto_class, source, changes=changes)
+    if plan.model.image_size is not None:
+        set_image_size(config, plan.model.image_size)
+    return config
+
+
+def open_preprocessing(source: Checkpoint, config: PretrainedConfig, *, image_size: int | None) -> Preprocessing:
+    return Preprocessing(load_processor(source, config, image_size=image_size), name=source.display_name)
+
+
+def load_processor(source: Checkpoint, config: PretrainedConfig, *, image_size: int | None) -> BaseImageProcessor:
+    """The checkpoint's own processor, set to another image size where one is given. Raises CheckpointError."""
     try:
-        processor = AutoImageProcessor.from_pretrained(name, **arguments)
+        processor = AutoImageProcessor.from_pretrained(source.name, **source.arguments())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{name}: has no image processor that can be loaded ({first_line(error)}). "
+            f"{source.display_name}: has no image processor that can be loaded ({first_line(error)}). "
             "A preprocessor_config.json must stand beside the weights."
         ) from error
     if image_size is None:

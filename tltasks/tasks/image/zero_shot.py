@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForZeroShotImageClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, RecipeError, first_line
+from tltasks.models.adapters import unwrap_model
+from tltasks.models.loading import saved_as
 
 FAMILIES = ("clip", "metaclip_2", "siglip")
 """Architectures that compare an image's features with a text's by their cosine."""
@@ -40,19 +47,19 @@ def is_contrastive(config: PretrainedConfig) -> bool:
 
 @dataclass(frozen=True)
 class PromptClassifier:
-    """What a checkpoint is told of the classes, in its own tokens."""
+    """A classifier that a checkpoint's texts make of the names of classes."""
 
+    model_class: type[PreTrainedModel]
     prompts: list[str]
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     sigmoid: bool
 
     @classmethod
-    def open(
-        cls, name: str, config: PretrainedConfig, class_names: list[str], *, shown: str, **arguments: Any
-    ) -> PromptClassifier:
+    def open(cls, source: Checkpoint, config: PretrainedConfig, class_names: list[str]) -> PromptClassifier:
         """By the prompts of `config`; raises CheckpointError for a tokenizer that cannot tell the classes apart."""
+        shown = source.display_name
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
+            tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
         except (OSError, ValueError, ImportError) as error:
             raise CheckpointError(
                 f"model {shown}: naming classes by text needs its tokenizer, which cannot be loaded "
@@ -73,14 +80,12 @@ class PromptClassifier:
                     "names of classes in its language? See data.class_names."
                 )
             read[tokens] = class_name
-        return cls(saved_prompts(config) or PROMPTS, tokenizer, config.model_type in SIGMOID_FAMILIES)
+        model_class = called_with_images(AutoModelForZeroShotImageClassification._model_mapping[type(config)])
+        return cls(model_class, saved_prompts(config) or PROMPTS, tokenizer, config.model_type in SIGMOID_FAMILIES)
 
-    def classifier(self, model: PreTrainedModel, class_names: list[str]) -> PreTrainedModel:
-        """`model` itself, but called with pixels it gives a logit for each class; it saves as what it was."""
-        own = type(model)
-        model.__class__ = type(own.__name__, (_NamesClasses, own), {"__module__": own.__module__})
-        model.register_buffer("class_features", self._features(model, class_names), persistent=False)
-        return model
+    def name_classes(self, model: PreTrainedModel, class_names: list[str]) -> None:
+        """Give a model of `model_class` the features of the classes' texts, which it compares images with."""
+        unwrap_model(model).register_buffer("class_features", self._features(model, class_names), persistent=False)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.sigmoid else logits.softmax(-1)
@@ -92,7 +97,7 @@ class PromptClassifier:
         return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).mean()
 
     @torch.no_grad()
-    def _features(self, model: Any, class_names: list[str]) -> Tensor:
+    def _features(self, model: PreTrainedModel, class_names: list[str]) -> Tensor:
         """A unit vector for each class, [classes, width]: the mean direction of its texts (Radford et al., §3.1.4)."""
         texts = [prompt.replace("{}", _readable(name)) for name in class_names for prompt in self.prompts]
         digest = hashlib.sha256("\0".join(texts).encode())
@@ -121,22 +126,24 @@ class PromptClassifier:
             _KNOWN[key] = functional.normalize(by_class, dim=-1)
         return _KNOWN[key].clone()
 
-    def save(self, folder: Path) -> None:
-        self.tokenizer.save_pretrained(folder)
 
+def called_with_images(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """A class of models of images and texts whose forward takes images alone; it is saved as `base`."""
 
-class _NamesClasses:
-    """Mixed into a model of images and texts: it compares an image with the classes' texts."""
+    class CalledWithImages(base):  # type: ignore[misc]
+        class_features: Tensor
+        """A unit vector for each class, [classes, width]."""
 
-    class_features: Tensor
+        def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+            """Logits of pixels for each class, by their likeness to its text."""
+            image = self.get_image_features(pixel_values=pixel_values).pooler_output
+            with torch.autocast(image.device.type, enabled=False):  # a scale of 100 would show what 16 bits round away
+                unit = functional.normalize(image.float(), dim=-1)
+                logits = unit @ self.class_features.T * self.logit_scale.float().exp()
+                bias = getattr(self, "logit_bias", None)
+                return ImageClassifierOutput(logits=logits if bias is None else logits + bias.float())
 
-    def forward(self: Any, pixel_values: Tensor) -> ImageClassifierOutput:
-        image = self.get_image_features(pixel_values=pixel_values).pooler_output
-        with torch.autocast(image.device.type, enabled=False):  # a scale of 100 would show what 16 bits round away
-            unit = functional.normalize(image.float(), dim=-1)
-            logits = unit @ self.class_features.T * self.logit_scale.float().exp()
-            bias = getattr(self, "logit_bias", None)
-            return ImageClassifierOutput(logits=logits if bias is None else logits + bias.float())
+    return saved_as(base, CalledWithImages)
 
 
 def _readable(class_name: str) -> str:
@@ -149,10 +156,10 @@ def saved_prompts(config: PretrainedConfig) -> list[str] | None:
     return found
 
 
-def refuse_prompts(config: PretrainedConfig, *, shown: str) -> None:
+def refuse_prompts(config: PretrainedConfig, *, display_name: str) -> None:
     """Raise RecipeError for prompts that a checkpoint has no text tower to read."""
     if config.model_type not in FAMILIES:
         raise RecipeError(
-            f"model.prompts: {shown} ({config.model_type}) reads no text, so prompts have no effect. "
+            f"model.prompts: {display_name} ({config.model_type}) reads no text, so prompts have no effect. "
             f"Models of images and texts that are known here: {', '.join(FAMILIES)}."
         )

@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import datasets
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from tltasks import metrics
 from tltasks.config.model import Checkpoint
-from tltasks.config.stage import StageKind, StagePlan
+from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, generator
-from tltasks.data.splits import EncodedSplit, Split
-from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.data.splits import Columns, Split, located
+from tltasks.errors import DataError, RecipeError
 from tltasks.metrics import error_rate
 from tltasks.metrics.scripts import writes_without_spaces
-from tltasks.models.adapters import find_lora_targets, merged
+from tltasks.models.adapters import find_lora_targets
 from tltasks.models.frozen_transformer import wrap_for_speech
-from tltasks.models.loading import check_loaded, initialise_head, load_pretrained, load_saved, open_config, save_adapter
+from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, OnnxInput, Prediction
+from tltasks.tasks.base import (
+    Batch,
+    BuiltModel,
+    InputKind,
+    OnnxInput,
+    Prediction,
+    Processor,
+    References,
+    RowScores,
+    TaskBase,
+)
 from tltasks.tasks.speech import audio
-from tltasks.tasks.speech.audio import Samples
+from tltasks.tasks.speech.audio import Samples, join_segments, read_segments
 from tltasks.tasks.speech.augmentation import augment_audio
 from tltasks.tasks.speech.ctc import CtcRecogniser
 from tltasks.tasks.speech.recognition import Recogniser, family
-from tltasks.tasks.speech.segments import join_segments, read_segments
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
-from tltasks.tasks.speech.waveforms import located
 
+Plan = StagePlan[SpeechModel, SpeechData, SpeechStage]
 PIECES_AT_ONCE = 16
 """Of one recording that is longer than the model hears at once."""
 WORST_SHOWN = 16
@@ -60,12 +66,11 @@ print(tokenizer.decode(logits[0].argmax(-1)))
 
 
 @dataclass(frozen=True)
-class SpeechRecognition:
+class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     """One stage's view of a recogniser: how audio and text go in, and how texts are compared."""
 
     tag: ClassVar[str] = "automatic-speech-recognition"
     higher_is_better: ClassVar[bool] = False
-    label: ClassVar[str | None] = None
     input_kind: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
     output_features: ClassVar[datasets.Features] = datasets.Features(
         {
@@ -80,87 +85,52 @@ class SpeechRecognition:
             ),
         }
     )
+    new_head_hint: ClassVar[str] = "use `stage: transfer`, which builds a vocabulary and puts a new head on it."
 
-    source: Checkpoint
     recogniser: Recogniser
     normaliser: str
     spaced: bool
     """Whether the language puts spaces between words; where not, characters are what is counted."""
-    stage: SpeechStage
-    seed: int
 
     # ------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        assert isinstance(plan.model, SpeechModel)
-        assert isinstance(plan.data, SpeechData)
-        assert isinstance(plan.stage, SpeechStage)
+    def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         texts = _texts(splits)
-        config = open_config(source.name, shown=source.display_name, **source.arguments())
+        config = open_config(source)
         if plan.model.as_ is not None:
-            config = wrap_for_speech(config, plan.model, plan.stage, plan.kind, shown=source.display_name)
+            config = wrap_for_speech(config, plan.model, plan.stage, plan.kind, display_name=source.display_name)
         recogniser: Recogniser
-        if family(config, shown=source.display_name) == "CTC":
+        if family(config, display_name=source.display_name) == "CTC":
             recogniser = _open_ctc(plan, splits, texts, source, config)
         else:
-            recogniser = _open_sequence(plan, splits, source)
-        spaced = not writes_without_spaces(texts)
+            recogniser = _open_sequence(plan, splits, source, config)
         name = plan.data.normaliser
         if name == "auto":
             name = "english" if _is_english(plan.model, recogniser) else "basic"
-        return cls(source, recogniser, name, spaced, plan.stage, seed)
+        return cls(plan, source, config, seed, recogniser, name, not writes_without_spaces(texts))
 
     @property
     def headline(self) -> str:
-        """Metric that decides which weights are best."""
         return "wer" if self.spaced else "cer"
 
     # -------------------------------------------------------------------------------------- model
 
-    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
-        return {}  # clips that cannot serve are left out and counted as they are encoded
+    @property
+    def auto_class(self) -> ModelLoader:
+        return self.recogniser.auto_class
 
-    def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source)
+    @property
+    def settings(self) -> dict[str, object]:
+        return {"family": self.recogniser.family}
 
     def as_pretrained(self) -> Self:
         return dataclasses.replace(self, recogniser=self.recogniser.as_pretrained())
 
-    def build(self, kind: StageKind) -> BuiltModel[Self]:
-        model, loaded = load_pretrained(
-            self.recogniser.auto_class,
-            copy.deepcopy(self.recogniser.config),
-            self.source.name,
-            shown=self.source.display_name,
-            random=kind.weights == "random",
-            **self.source.arguments(),
-        )
-        head = self.head(model)
-        if kind.head == "new":
-            initialise_head(model, head)
-        elif lost := [name for name in loaded["newly_initialised"] if name.startswith(tuple(f"{h}." for h in head))]:
-            raise CheckpointError(
-                f"model {self.source.display_name}: has no weights for its head ({', '.join(lost)}); "
-                "use `stage: transfer`, which builds a vocabulary and puts a new head on it."
-            )
-        outer = [*head, *getattr(model, "input_layer", ())]
-        share = check_loaded(model, loaded["newly_initialised"], head=outer, shown=self.source.display_name)
-        cut = self.recogniser.prepare(model)
-        provenance = {
-            "name": self.source.display_name,
-            "revision": self.source.revision,
-            "model_type": self.recogniser.config.model_type,
-            "family": "CTC" if isinstance(self.recogniser, CtcRecogniser) else "sequence-to-sequence",
-            **loaded,
-            "interpolated": [*loaded["interpolated"], *cut],
-            "loaded_share": share,
-        }
-        return BuiltModel(model, self, provenance)
-
-    @property
-    def architecture(self) -> str:
-        return str(self.recogniser.config.model_type)
+    def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
+        interpolated = [*built.provenance.interpolated, *self.recogniser.prepare(built.model)]
+        provenance = dataclasses.replace(built.provenance, interpolated=interpolated)
+        return dataclasses.replace(built, provenance=provenance)
 
     def head(self, model: nn.Module) -> list[str]:
         return list(self.recogniser.head)
@@ -169,20 +139,12 @@ class SpeechRecognition:
         # The output layer shares its weights with the input embedding, or is the head.
         return find_lora_targets(model, head=["proj_out", "lm_head"])
 
-    def save_setup(self, folder: Path) -> None:
-        self.recogniser.save_setup(folder)
-
-    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
-        self.save_setup(folder)
-        if adapter:
-            save_adapter(model, folder)
-        else:
-            merged(model).save_pretrained(folder)
+    @property
+    def setup(self) -> Sequence[Processor]:
+        return self.recogniser.setup
 
     def reload(self, folder: Path) -> nn.Module:
-        source = self.source
-        config = copy.deepcopy(self.recogniser.config)
-        model = load_saved(self.recogniser.auto_class, folder, base=source.name, config=config, **source.arguments())
+        model = super().reload(folder)
         self.recogniser.finish_loading(model, folder)
         return model
 
@@ -202,10 +164,6 @@ class SpeechRecognition:
         )
 
     @property
-    def sequence_length(self) -> int | None:
-        return None
-
-    @property
     def cache_key(self) -> str:
         recogniser = self.recogniser
         return hashlib.sha256(
@@ -218,38 +176,35 @@ class SpeechRecognition:
 
     def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         """Audio is decoded once; targets are of the training split alone, and so is the limit on its length."""
-        trains, recogniser = split.name == "train", self.recogniser
-        written = "text" in split.rows.column_names
 
         def encode(batch: Columns) -> Columns:
             encoded: Columns = {key: [] for key in (*self.features, "row", "error")}
-            n_rows = len(batch["row"])
-            texts = batch["text"] if written else [""] * n_rows
-            segments = batch["segments"] if trains and "segments" in batch else [None] * n_rows
-
-            def add(row: int, text: Any, samples: Samples | None, error: str | None = None) -> None:
-                values: dict[str, Any] = {"audio": None, "seconds": None, "text": text, "labels": []}
-                if samples is not None:
-                    values["audio"], values["seconds"] = audio.to_int16(samples), len(samples) / recogniser.sampling_hz
-                    if trains:
-                        values["labels"], error = self._target(text, values["seconds"])
-                for key, item in {**values, "row": row, "error": error}.items():
-                    encoded[key].append(item)
-
-            for value, text, times, row in zip(batch["audio"], texts, segments, batch["row"], strict=True):
-                try:
-                    if written and (not isinstance(text, str) or not text.strip()):
-                        raise DataError("has no text")
-                    samples = audio.decode_audio(located(value, split.folder), recogniser.sampling_hz)
-                    clips = self._cut(samples, text, times) if times else [(samples, text)]
-                except DataError as reason:
-                    add(row, text, None, str(reason))
-                    continue
-                for clip, said in clips:
-                    add(row, said, clip)
+            for i, row in enumerate(batch["row"]):
+                example = {key: values[i] for key, values in batch.items()}
+                for clip in self._clips(example, split):
+                    for key, item in {"labels": [], "error": None, **clip, "row": row}.items():
+                        encoded[key].append(item)
             return encoded
 
         return encode
+
+    def _clips(self, example: dict[str, object], split: Split) -> Iterator[dict[str, object]]:
+        """An example as encoded rows: one, or one for each piece of a long recording that is trained on."""
+        is_written, trains, hz = "text" in example, split.name == "train", self.recogniser.sampling_hz
+        text, times = example.get("text", ""), example.get("segments") if trains else None
+        try:
+            if not isinstance(text, str) or (is_written and not text.strip()):
+                raise DataError("has no text")
+            samples = audio.decode_audio(located(example["audio"], split.folder), hz)
+            clips = self._cut(samples, text, times) if times else [(samples, text)]
+        except DataError as reason:
+            yield {"audio": None, "seconds": None, "text": text, "error": str(reason)}
+            return
+        for clip, reference in clips:
+            row = {"audio": audio.to_int16(clip), "seconds": len(clip) / hz, "text": reference}
+            if trains:
+                row["labels"], row["error"] = self._target(reference, len(clip) / hz)
+            yield row
 
     def _target(self, text: str, seconds: float) -> tuple[list[int], str | None]:
         """Labels of a text, or why they and so many seconds of audio cannot be trained on."""
@@ -259,7 +214,7 @@ class SpeechRecognition:
             return [], str(reason)
         return labels, self.recogniser.misfit(seconds, labels)
 
-    def _cut(self, samples: Samples, text: str, times: Any) -> list[tuple[Samples, str]]:
+    def _cut(self, samples: Samples, text: str, times: object) -> list[tuple[Samples, str]]:
         """A recording that is longer than the window in pieces, each with what is said in it."""
         hz, window = self.recogniser.sampling_hz, self.recogniser.window_seconds
         if len(samples) <= window * hz:
@@ -335,25 +290,25 @@ class SpeechRecognition:
         spent = (time.perf_counter() - started) / n_rows
         predictions = []
         for row in range(n_rows):
-            mine = [i for i, owner in enumerate(piece_of) if owner == row]
-            pieces = [found[i] for i in mine]
-            starts = np.cumsum([0, *(samples[i] for i in mine)]) / self.recogniser.sampling_hz
-            spans = list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
-            text = self.recogniser.joint.join(piece.text for piece in pieces).strip()
-            looped = any(piece.looped for piece in pieces)
-            spoken = [(*span, piece.text.strip()) for span, piece in zip(spans, pieces, strict=True)]
-            predictions.append({"prediction": text, "looped": looped, "pieces": spoken, "compute_seconds": spent})
+            own = [i for i, owner in enumerate(piece_of) if owner == row]
+            pieces = [found[i] for i in own]
+            starts = np.cumsum([0, *(samples[i] for i in own)]) / self.recogniser.sampling_hz
+            spans = zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+            predictions.append(
+                {
+                    "prediction": self.recogniser.joint.join(piece.text for piece in pieces).strip(),
+                    "repetition_loop": any(piece.repetition_loop for piece in pieces),
+                    "pieces": [(*span, piece.text.strip()) for span, piece in zip(spans, pieces, strict=True)],
+                    "compute_seconds": spent,
+                }
+            )
         return predictions
 
-    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, object]:
         segments = [
             {"start": round(start, 3), "end": round(end, 3), "text": text} for start, end, text in prediction["pieces"]
         ]
-        return {
-            "prediction": prediction["prediction"],
-            "repetition_loop": prediction["looped"],
-            "segments": segments,
-        }
+        return {**{key: prediction[key] for key in ("prediction", "repetition_loop")}, "segments": segments}
 
     def onnx_input(self) -> OnnxInput | None:
         recogniser = self.recogniser
@@ -362,50 +317,47 @@ class SpeechRecognition:
         name = str(recogniser.feature_extractor.model_input_names[0])
         hz = recogniser.sampling_hz
 
-        def heard(samples: Samples) -> Tensor:
+        def values(samples: Samples) -> Tensor:
             return recogniser.read([samples])[name]
 
         def made_up(n: int) -> list[Tensor]:
             random = np.random.default_rng(0)
-            return [heard(random.normal(0, 0.1, hz + i * hz // 3).astype(np.float32)) for i in range(n)]
+            return [values(random.normal(0, 0.1, hz + i * hz // 3).astype(np.float32)) for i in range(n)]
 
-        shape: list[str | int] = [1, "time", *heard(np.zeros(hz, np.float32)).shape[2:]]
-        return OnnxInput(
-            name, shape, (1,), made_up, lambda value: heard(audio.decode_audio(value, hz)), ONNX_USAGE.format(name=name)
-        )
+        shape: list[str | int] = [1, "time", *values(np.zeros(hz, np.float32)).shape[2:]]
+        usage = ONNX_USAGE.format(name=name)
+        return OnnxInput(name, shape, (1,), made_up, lambda value: values(audio.decode_audio(value, hz)), usage)
 
     # --------------------------------------------------------------------------------- evaluation
 
     def target_texts(self, rows: datasets.Dataset) -> list[str]:
         return list(rows["text"])
 
-    def references(self, rows: datasets.Dataset) -> list[dict[str, Any]]:
+    def references(self, rows: datasets.Dataset) -> list[dict[str, object]]:
         return [{"text": text, "seconds": s} for text, s in zip(rows["text"], rows["seconds"], strict=True)]
 
-    def _counts(
-        self, predictions: Sequence[Prediction], references: Sequence[Any], normaliser: str
-    ) -> NDArray[np.float64]:
+    def _counts(self, predictions: Sequence[Prediction], references: References, normaliser: str) -> RowScores:
+        """Errors of each row by kind, [rows, 6], as `error_rate.count_errors` has them."""
         even = error_rate.normaliser(normaliser)
         return error_rate.count_errors(
             [even(p["prediction"]) for p in predictions], [even(r["text"]) for r in references], spaced=self.spaced
         )
 
-    def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
-        counts = self._counts(predictions, references, self.normaliser)
+    def _of_headline(self, counts: RowScores) -> RowScores:
         return np.stack([counts[:, :3].sum(1), counts[:, 3]], axis=1) if self.spaced else counts[:, 4:]
 
-    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
+    def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
+        return self._of_headline(self._counts(predictions, references, self.normaliser))
+
+    def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
         counts = self._counts(predictions, references, self.normaliser)
         rates = error_rate.error_rates(counts)
-        rows = np.stack([counts[:, :3].sum(1), counts[:, 3]], axis=1) if self.spaced else counts[:, 4:]
-        low, high = metrics.bootstrap_interval(rows, seed=self.seed) if intervals else (float("nan"), float("nan"))
         seconds = [r["seconds"] for r in references]
-        plain = error_rate.error_rates(self._counts(predictions, references, "none"))
         values = {
             self.headline: rates[self.headline],
             **rates,
-            "raw_wer": plain["wer"],
-            "looped": sum(p["looped"] for p in predictions) / len(predictions),
+            "raw_wer": error_rate.error_rates(self._counts(predictions, references, "none"))["wer"],
+            "repetition_loop": sum(p["repetition_loop"] for p in predictions) / len(predictions),
         }
         details = {
             "normaliser": self.normaliser,
@@ -416,51 +368,48 @@ class SpeechRecognition:
             "window_seconds": self.recogniser.window_seconds,
             "by_duration": error_rate.rates_by_duration(counts, seconds),
         }
-        return Score(values, self.headline, (low, high), details)
+        interval = self.interval(self._of_headline(counts), intervals=intervals)
+        return Score(values, self.headline, interval, details)
 
-    def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
-        return {}
-
-    def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
+    def columns(self, predictions: Sequence[Prediction], references: References) -> Columns:
         return {
             "prediction": [p["prediction"] for p in predictions],
             "reference": [r["text"] for r in references],
             "seconds": [r["seconds"] for r in references],
             "errors": self.row_scores(predictions, references)[:, 0].tolist(),
-            "looped": [p["looped"] for p in predictions],
+            "repetition_loop": [p["repetition_loop"] for p in predictions],
         }
 
     def report_examples(
-        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
+        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: References
     ) -> list[ReportExample]:
         """The utterances with most errors, aligned word by word (or character by character), with their sound."""
-        even, hz = error_rate.normaliser(self.normaliser), self.recogniser.sampling_hz
         scores = self.row_scores(predictions, references)
         order = sorted(range(len(scores)), key=lambda i: (-scores[i, 0], -scores[i, 0] / max(1.0, scores[i, 1])))
-        shown = []
-        for i in [i for i in order if scores[i, 0]][:WORST_SHOWN]:
-            heard, said = even(predictions[i]["prediction"]), even(references[i]["text"])
-            if not self.spaced:
-                heard, said = " ".join(heard.replace(" ", "")), " ".join(said.replace(" ", ""))
-            columns = rows[[i]]
-            unit = "words" if self.spaced else "characters"
-            shown.append(
-                ReportExample(
-                    "audio",
-                    f"{scores[i, 0]:.0f} errors in {scores[i, 1]:.0f} {unit}, {columns['seconds'][0]:.1f} s, "
-                    f"row {columns['row'][0]}",
-                    error_rate.align_words(heard, said),
-                    audio.to_flac(audio.from_int16(columns["audio"][0]), hz),
-                )
-            )
-        return shown
+        worst = [i for i in order if scores[i, 0]][:WORST_SHOWN]
+        return [self._report_example(rows[[i]], scores[i], predictions[i], references[i]) for i in worst]
+
+    def _report_example(
+        self, columns: Columns, score: RowScores, prediction: Prediction, reference: dict[str, str]
+    ) -> ReportExample:
+        even, unit = error_rate.normaliser(self.normaliser), "words" if self.spaced else "characters"
+        pair = [even(text) for text in (prediction["prediction"], reference["text"])]
+        if not self.spaced:
+            pair = [" ".join(text.replace(" ", "")) for text in pair]
+        return ReportExample(
+            "audio",
+            f"{score[0]:.0f} errors in {score[1]:.0f} {unit}, {columns['seconds'][0]:.1f} s, row {columns['row'][0]}",
+            str(error_rate.align_words(*pair)),
+            audio.to_flac(audio.from_int16(columns["audio"][0]), self.recogniser.sampling_hz),
+        )
 
 
 # ------------------------------------------------------------------------------------------ opening
 
 
-def _open_sequence(plan: StagePlan, splits: dict[str, Split], source: Checkpoint) -> SequenceRecogniser:
-    assert isinstance(plan.model, SpeechModel)
+def _open_sequence(
+    plan: Plan, splits: dict[str, Split], source: Checkpoint, config: PretrainedConfig
+) -> SequenceRecogniser:
     if plan.stage.stage == "transfer":
         raise RecipeError(
             f"stage {plan.name}: {source.display_name} writes with a vocabulary that cannot be taken off; "
@@ -470,31 +419,25 @@ def _open_sequence(plan: StagePlan, splits: dict[str, Split], source: Checkpoint
         raise RecipeError(f"stage {plan.name}: {source.display_name} has no head of its own; use adapt: lora or full.")
     window = plan.model.audio_window if plan.kind.trains else None  # a cut encoder must be trained before it is used
     return SequenceRecogniser.open(
-        source.name,
-        shown=source.display_name,
-        language=plan.model.language,
-        speech_task=plan.model.speech_task,
+        source,
+        config,
+        plan.model,
         window=_longest_clip(splits) if window == "fit" else window,
-        beams=plan.model.beams if splits else None,
+        as_saved=not splits,
         trains=plan.kind.trains,
-        **source.arguments(),
     )
 
 
 def _open_ctc(
-    plan: StagePlan, splits: dict[str, Split], texts: list[str], source: Checkpoint, config: PretrainedConfig
+    plan: Plan, splits: dict[str, Split], texts: list[str], source: Checkpoint, config: PretrainedConfig
 ) -> CtcRecogniser:
-    assert isinstance(plan.model, SpeechModel)
     keys = {"speech_task": plan.model.speech_task, "audio_window": plan.model.audio_window}
     given = [f"model.{key}" for key, value in keys.items() if value is not None]
     given += ["model.beams"] * (plan.model.beams > 1)
     if given:
         raise RecipeError(f"{', '.join(given)}: {source.display_name} is a CTC checkpoint, which has no such choice.")
-    builds = plan.kind.head == "new"
-    train = splits.get("train")
-    recogniser = CtcRecogniser.open(
-        source.name, shown=source.display_name, texts=texts if builds else None, config=config, **source.arguments()
-    )
+    builds, train = plan.kind.head == "new", splits.get("train")
+    recogniser = CtcRecogniser.open(source, config, texts=texts if builds else None)
     if not builds and train is not None:
         recogniser.check_texts(texts, train.where)
     return recogniser

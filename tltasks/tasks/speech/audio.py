@@ -1,4 +1,4 @@
-"""Audio of any kind to mono samples at one rate, and long audio to pieces.
+"""Audio of any kind to mono samples at one rate, and long audio to pieces, by silence or by timestamps.
 
 Decoding is libsndfile's (through soundfile): wav, flac, ogg, opus and mp3, recognised by content, without FFmpeg.
 """
@@ -6,9 +6,12 @@ Decoding is libsndfile's (through soundfile): wav, flac, ogg, opus and mp3, reco
 from __future__ import annotations
 
 import io
+import math
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 import soundfile
@@ -32,11 +35,13 @@ LONGEST_SECONDS = 3600.0
 """More would not fit into memory several at a time; cut such recordings into parts."""
 LOWEST_HZ = 4000
 """Below this there is no intelligible speech, and the header is more likely wrong."""
+_SLACK_SECONDS = 0.1
+"""By which timestamps of aligners and of the Hub's data sets are off."""
 SILENCE = 1e-4
 """Peak below which nothing can be heard (-80 dB of full scale)."""
 
 
-def decode_audio(value: Any, sampling_hz: int) -> Samples:
+def decode_audio(value: object, sampling_hz: int) -> Samples:
     """Mono samples at `sampling_hz` of a path, encoded bytes, `{path, bytes}` or `{array, sampling_rate}`.
 
     Raises DataError for what cannot be read or cannot be speech: missing, empty, cut short, silent, not finite, too
@@ -63,7 +68,7 @@ def decode_audio(value: Any, sampling_hz: int) -> Samples:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def audio_seconds(value: Any) -> float | None:
+def audio_seconds(value: object) -> float | None:
     """How long audio is by its header, without decoding it; None when it cannot be told."""
     if isinstance(value, dict) and value.get("array") is not None:
         return max(np.shape(value["array"]), default=0) / max(1, int(value.get("sampling_rate") or 0))
@@ -74,7 +79,7 @@ def audio_seconds(value: Any) -> float | None:
     return float(about.frames / about.samplerate) if about.samplerate else None
 
 
-def _samples(value: Any) -> tuple[NDArray[np.float32], int]:
+def _samples(value: object) -> tuple[NDArray[np.float32], int]:
     """Samples [frames, channels] and their rate."""
     if isinstance(value, dict) and value.get("array") is not None:
         array = np.asarray(value["array"], dtype=np.float32)
@@ -99,7 +104,7 @@ def _samples(value: Any) -> tuple[NDArray[np.float32], int]:
     return samples, own_hz
 
 
-def _content(value: Any) -> bytes:
+def _content(value: object) -> bytes:
     """The bytes of a file, wherever they are."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -191,3 +196,78 @@ def loudest_stretch(samples: Samples, width: int) -> float:
     width = min(width, len(samples))
     stretches = sliding_window_view(samples, width)[:: max(1, width // 2)]
     return float(np.sqrt((stretches.astype(np.float64) ** 2).mean(axis=1).max()))
+
+
+# ------------------------------------------------------------------------------------------- timestamps
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A text that is said from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+def read_segments(value: object, *, seconds: float) -> list[Segment]:
+    """The segments of a recording of so many seconds, in order.
+
+    They are given as `{start, end, text}`, or with `timestamp: [start, end]` as transformers' pipeline writes them; a
+    column of structs may also come as one struct of lists. Raises DataError for what cannot be a timestamp: not
+    numbers, backwards, overlapping by more than a tenth of a second, or behind the end of the recording.
+    """
+    if isinstance(value, dict):
+        value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    segments: list[Segment] = []
+    for i, item in enumerate(value if isinstance(value, Sequence) else []):
+        segment = _segment(item, seconds=seconds, place=f"segment {i}")
+        if segments and segment.start < segments[-1].end - _SLACK_SECONDS:
+            raise DataError(
+                f"segment {i} begins at {segment.start:.2f} s, before the one before it ends ({segments[-1].end:.2f} s)"
+            )
+        segments.append(segment)
+    return segments
+
+
+def _segment(item: object, *, seconds: float, place: str) -> Segment:
+    if not isinstance(item, dict) or not isinstance(item.get("text"), str):
+        raise DataError(f"{place} is not {{start, end, text}}: {str(item)[:80]}")
+    start, end = item.get("timestamp") or (item.get("start"), item.get("end"))
+    if end is None and start is not None:  # the pipeline's last one may be open
+        end = seconds
+    if not (_is_time(start) and _is_time(end)):
+        raise DataError(f"{place} has no times in seconds: {start} to {end}")
+    if not 0 <= start < end:
+        raise DataError(f"{place} goes from {start:.2f} to {end:.2f} s")
+    if end > seconds + _SLACK_SECONDS:
+        raise DataError(f"{place} ends at {end:.2f} s, and the recording at {seconds:.2f} s")
+    return Segment(float(start), min(float(end), seconds), item["text"].strip())
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def join_segments(segments: Sequence[Segment], *, window_seconds: float, joint: str) -> list[Segment]:
+    """Neighbours together, as many as the window holds, so that a model learns to hear whole windows.
+
+    A segment without text parts its neighbours: what is said in it is not known. One that is longer than the window
+    stays as it is.
+
+    >>> found = [Segment(0, 4, "one"), Segment(4, 9, "two"), Segment(9, 12, ""), Segment(12, 14, "three")]
+    >>> [piece.text for piece in join_segments(found, window_seconds=10, joint=" ")]
+    ['one two', 'three']
+    """
+    pieces: list[Segment] = []
+    parted = True
+    for segment in segments:
+        if not segment.text:
+            parted = True
+            continue
+        if parted or segment.end - pieces[-1].start > window_seconds:
+            pieces.append(segment)
+        else:
+            pieces[-1] = Segment(pieces[-1].start, segment.end, f"{pieces[-1].text}{joint}{segment.text}")
+        parted = False
+    return pieces

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,66 +19,65 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCTC, PretrainedConfig, PreTrainedModel, Wav2Vec2CTCTokenizer
+from transformers import AutoModelForCTC, PretrainedConfig, Wav2Vec2CTCTokenizer
 
+from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.models.adapters import unwrap_model
 from tltasks.models.frozen_transformer import FrozenTransformerCtcConfig, feature_extractor
-from tltasks.models.loading import open_config
-from tltasks.tasks.speech.audio import Samples
-from tltasks.tasks.speech.augmentation import Masks, mask_samples
-from tltasks.tasks.speech.recognition import FRAMES_PER_SECOND, Transcript, open_feature_extractor, open_tokenizer
-from tltasks.tasks.speech.waveforms import apart, drop_no_layers, output_frames
+from tltasks.models.loading import ModelLoader, open_tokenizer
+from tltasks.tasks.base import IGNORED, Batch
+from tltasks.tasks.speech.recognition import (
+    FRAMES_PER_SECOND,
+    INPUTS,
+    TOKENIZER_HINT,
+    Family,
+    Recogniser,
+    Transcript,
+    drop_no_layers,
+    goes_apart,
+    open_feature_extractor,
+    output_frames,
+)
 
 LONGEST_PIECE_SECONDS = 30.0
 """Attention over longer audio costs too much, and the checkpoints have not seen it."""
 LARGEST_UNKNOWN_SHARE = 0.2
 """Of the training text's letters that a kept vocabulary may lack; with more it is another language's."""
 PAD, UNKNOWN, DELIMITER = "[PAD]", "[UNK]", "|"
-_INPUTS = ("input_values", "input_features", "attention_mask")
 
 
 @dataclass(frozen=True)
-class CtcRecogniser:
+class CtcRecogniser(Recogniser):
     """A checkpoint's configuration with the vocabulary that its head writes in."""
 
-    auto_class: ClassVar[Any] = AutoModelForCTC
+    auto_class: ClassVar[ModelLoader] = AutoModelForCTC
+    family: ClassVar[Family] = "CTC"
     head: ClassVar[tuple[str, ...]] = ("lm_head",)
     cpu_batch_budget: ClassVar[int] = 16 * 1000
     joint: ClassVar[str] = " "
 
-    config: PretrainedConfig
-    feature_extractor: Any
-    tokenizer: Any
     built: bool
     """Whether the vocabulary is of the training text, rather than the checkpoint's own."""
-    shown: str
 
     @classmethod
-    def open(
-        cls,
-        name: str,
-        *,
-        shown: str,
-        texts: Iterable[str] | None,
-        config: PretrainedConfig | None = None,
-        **arguments: Any,
-    ) -> Self:
+    def open(cls, source: Checkpoint, config: PretrainedConfig, *, texts: Iterable[str] | None) -> Self:
         """With a vocabulary built from `texts`, or the checkpoint's own where there are none."""
-        config = config or open_config(name, shown=shown, **arguments)
         if isinstance(config, FrozenTransformerCtcConfig):
-            extractor: Any = feature_extractor(config)
+            extractor = feature_extractor(config)
         else:
-            extractor = open_feature_extractor(name, shown=shown, **arguments)
+            extractor = open_feature_extractor(source)
         if texts is not None:
             tokenizer = build_tokenizer(texts)
         else:
-            tokenizer = open_tokenizer(name, shown=shown, **arguments)
+            tokenizer = open_tokenizer(source, hint=TOKENIZER_HINT)
             if tokenizer.pad_token_id is None or len(tokenizer) > config.vocab_size:
                 raise CheckpointError(
-                    f"model {shown}: its tokenizer has {len(tokenizer)} entries and its head {config.vocab_size}; "
-                    "`stage: transfer` builds a vocabulary from the training text and puts a new head on it."
+                    f"model {source.display_name}: its tokenizer has {len(tokenizer)} entries and its head "
+                    f"{config.vocab_size}; `stage: transfer` builds a vocabulary from the training text and puts a new "
+                    "head on it."
                 )
-        recogniser = cls(config, extractor, tokenizer, texts is not None, shown)
+        recogniser = cls(config, extractor, tokenizer, source.display_name, texts is not None)
         recogniser._write_vocabulary(config)
         return recogniser
 
@@ -98,23 +97,12 @@ class CtcRecogniser:
         return min(LONGEST_PIECE_SECONDS, getattr(self.config, "longest_seconds", LONGEST_PIECE_SECONDS))
 
     @property
-    def sampling_hz(self) -> int:
-        return int(self.feature_extractor.sampling_rate)
-
-    @property
     def key(self) -> str:
         return repr((sorted(self.tokenizer.get_vocab().items()), self.config.pad_token_id))
 
     @property
-    def apart(self) -> bool:
-        """Whether clips go through the model one by one: a norm over a clip's whole length would count its padding."""
-        return apart(self.config)
-
-    def as_pretrained(self) -> Self:
-        return self
-
-    def prepare(self, model: PreTrainedModel) -> list[str]:
-        return []
+    def is_apart(self) -> bool:
+        return goes_apart(self.config)
 
     # ---------------------------------------------------------------------------------------- rows
 
@@ -127,12 +115,12 @@ class CtcRecogniser:
 
     def spell(self, text: str) -> str:
         """The text in the case and the characters that the vocabulary has; others are left out."""
-        said = " ".join(unicodedata.normalize("NFC", text).replace(DELIMITER, " ").split())
+        plain = _spaced(text)
         if not any(c.islower() for c in self._letters):
-            said = said.upper()
+            plain = plain.upper()
         elif not any(c.isupper() for c in self._letters):
-            said = said.lower()
-        kept = "".join(c if c in self._letters else " " if not c.isalnum() else "" for c in said)
+            plain = plain.lower()
+        kept = "".join(c if c in self._letters else " " if not c.isalnum() else "" for c in plain)
         gap = " " if " " in self._letters else ""
         return gap.join(kept.split())
 
@@ -151,15 +139,14 @@ class CtcRecogniser:
         """Raise DataError when a kept vocabulary is not that of the training text."""
         letters: Counter[str] = Counter()
         for text in texts:
-            said = unicodedata.normalize("NFC", text)
-            letters.update(c for c in said if c.isalnum())
+            letters.update(c for c in unicodedata.normalize("NFC", text) if c.isalnum())
         unknown = Counter({c: n for c, n in letters.items() if not {c, c.upper(), c.lower()} & self._letters})
         share = unknown.total() / max(1, letters.total())
         if share > LARGEST_UNKNOWN_SHARE:
-            shown = " ".join(c for c, _ in unknown.most_common(12))
+            some = " ".join(c for c, _ in unknown.most_common(12))
             raise DataError(
-                f"{where}: {share:.0%} of the letters and digits are not in the vocabulary of {self.shown} ({shown}). "
-                "`stage: transfer` builds a vocabulary from the training text and puts a new head on it."
+                f"{where}: {share:.0%} of the letters and digits are not in the vocabulary of {self.display_name} "
+                f"({some}). `stage: transfer` builds a vocabulary from the training text and puts a new head on it."
             )
 
     def misfit(self, seconds: float, labels: Sequence[int]) -> str | None:
@@ -184,25 +171,15 @@ class CtcRecogniser:
         costs: NDArray[np.int64] = np.ceil(seconds * FRAMES_PER_SECOND).astype(np.int64)
         return costs
 
-    def read(self, pieces: Sequence[Samples], masks: Sequence[Masks] | None = None) -> dict[str, Tensor]:
-        heard = [mask_samples(*pair) for pair in zip(pieces, masks, strict=True)] if masks is not None else list(pieces)
-        found = self.feature_extractor(
-            heard, sampling_rate=self.sampling_hz, padding=True, return_attention_mask=True, return_tensors="pt"
-        )
-        return {name: torch.as_tensor(values) for name, values in found.items()}
-
-    def targets(self, labels: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def targets(self, labels: Sequence[Sequence[int]]) -> Batch:
         rows = [torch.tensor(list(ids), dtype=torch.long) for ids in labels]
-        return {"labels": pad_sequence(rows, batch_first=True, padding_value=-100)}
+        return {"labels": pad_sequence(rows, batch_first=True, padding_value=IGNORED)}
 
     # ---------------------------------------------------------------------------------------- step
 
-    def num_targets(self, batch: dict[str, Tensor]) -> Tensor:
-        return (batch["labels"] != -100).sum()
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         logits, lengths = self._logits(model, batch)
-        wanted = batch["labels"] != -100
+        wanted = batch["labels"] != IGNORED
         # float32 throughout: sums over thousands of alignments do not survive half precision.
         spread = logits.float().log_softmax(-1).transpose(0, 1)
         with torch.backends.cudnn.flags(enabled=False):
@@ -217,35 +194,24 @@ class CtcRecogniser:
             )
         return total / wanted.sum()
 
-    def transcribe(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Transcript]:
+    def transcribe(self, model: nn.Module, batch: Batch) -> list[Transcript]:
         logits, lengths = self._logits(model, batch)
         ids = logits.argmax(-1)
         beyond = torch.arange(ids.shape[1], device=ids.device)[None] >= lengths[:, None]
         ids[beyond] = int(self.config.pad_token_id)
         return [Transcript(text) for text in self.tokenizer.batch_decode(ids.cpu())]
 
-    def _logits(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits [clips, steps, vocabulary] and the steps of each clip that are not padding."""
-        inputs = {k: v for k, v in batch.items() if k in _INPUTS}
-        if self.apart:
+        inputs = {k: v for k, v in batch.items() if k in INPUTS}
+        if self.is_apart:
             sizes = inputs["attention_mask"].sum(-1).tolist()
             each = [model(values[None, :n]).logits[0] for values, n in zip(inputs["input_values"], sizes, strict=True)]
             lengths = torch.tensor([len(logits) for logits in each], device=each[0].device)
             return pad_sequence(each, batch_first=True), lengths
         logits = model(**inputs).logits
-        plain: Any = model.module if hasattr(model, "module") else model
-        lengths = plain._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).to(torch.long)
+        lengths = unwrap_model(model)._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).to(torch.long)
         return logits, lengths.clamp(max=logits.shape[1])
-
-    # -------------------------------------------------------------------------------------- saving
-
-    def save_setup(self, folder: Path) -> None:
-        self.config.save_pretrained(folder)
-        self.feature_extractor.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-    def finish_loading(self, model: nn.Module, folder: Path) -> None:
-        return None
 
 
 # ------------------------------------------------------------------------------------------ vocabulary
@@ -258,7 +224,7 @@ def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
     """
     found: set[str] = set()
     for text in texts:
-        found.update(" ".join(unicodedata.normalize("NFC", text).replace(DELIMITER, " ").split()))
+        found.update(_spaced(text))
     letters = sorted(found - {" "})
     if not letters:
         raise RecipeError("the training text has no characters to build a vocabulary from.")
@@ -276,3 +242,8 @@ def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
             word_delimiter_token=DELIMITER,
             clean_up_tokenization_spaces=False,
         )
+
+
+def _spaced(text: str) -> str:
+    """A text in composed characters, with single spaces, which no bar can be taken for."""
+    return " ".join(unicodedata.normalize("NFC", text).replace(DELIMITER, " ").split())

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,17 +21,31 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
+    SequenceFeatureExtractor,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
+from tltasks.config.model import Checkpoint
+from tltasks.config.tasks.speech import SpeechModel
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.scripts import is_unspaced
-from tltasks.models.loading import open_config
+from tltasks.models.adapters import generating_model, unwrap_model
+from tltasks.models.loading import ModelLoader, open_tokenizer
+from tltasks.tasks.base import IGNORED, Batch, Processor
 from tltasks.tasks.speech.audio import Samples
-from tltasks.tasks.speech.augmentation import Masks, mask_samples, mask_spectrogram
-from tltasks.tasks.speech.recognition import FRAMES_PER_SECOND, Transcript, open_feature_extractor, open_tokenizer
+from tltasks.tasks.speech.augmentation import Masks, mask_spectrogram
+from tltasks.tasks.speech.recognition import (
+    FRAMES_PER_SECOND,
+    INPUTS,
+    TOKENIZER_HINT,
+    Family,
+    Recogniser,
+    Transcript,
+    drop_no_layers,
+    open_feature_extractor,
+)
 
 LONGEST_PIECE_SECONDS = 30.0
 """Of models without a window of their own: attention over more costs too much, and they have not seen more."""
@@ -42,56 +56,44 @@ LOOPS = ((24, 6), (64, 16))
 
 
 @dataclass(frozen=True)
-class SequenceRecogniser:
+class SequenceRecogniser(Recogniser):
     """A checkpoint's configuration, with the language, the window and the beams that the recipe asks for."""
 
-    auto_class: ClassVar[Any] = AutoModelForSpeechSeq2Seq
+    auto_class: ClassVar[ModelLoader] = AutoModelForSpeechSeq2Seq
+    family: ClassVar[Family] = "sequence-to-sequence"
     head: ClassVar[tuple[str, ...]] = ()
     cpu_batch_budget: ClassVar[int] = 8 * 3600
     joint: ClassVar[str] = ""
 
-    config: PretrainedConfig
-    feature_extractor: Any
-    tokenizer: Any
     generation: GenerationConfig
     """As saved: language, task, beams and longest output included."""
     prompt: tuple[int, ...]
     """Tokens with which decoding begins."""
     window: int | None
     """Seconds that the encoder is cut to; None leaves it."""
-    shown: str
 
     @classmethod
     def open(
         cls,
-        name: str,
+        source: Checkpoint,
+        config: PretrainedConfig,
+        keys: SpeechModel,
         *,
-        shown: str,
-        language: str | None,
-        speech_task: str | None,
         window: int | None,
-        beams: int | None,
+        as_saved: bool,
         trains: bool,
-        **arguments: Any,
     ) -> Self:
-        """Without `beams`, decoding is as the checkpoint was saved, its language included where none is given."""
-        config = open_config(name, shown=shown, **arguments)
-        feature_extractor = open_feature_extractor(name, shown=shown, **arguments)
-        tokenizer = open_tokenizer(name, shown=shown, **arguments)
-        try:
-            generation = GenerationConfig.from_pretrained(name, **arguments)
-        except OSError:
-            generation = GenerationConfig.from_model_config(config)
-        if beams is None:
+        """As the recipe's `keys` say; decoding `as_saved` where they leave it, for a checkpoint that is only used."""
+        extractor, tokenizer = open_feature_extractor(source), open_tokenizer(source, hint=TOKENIZER_HINT)
+        generation = _open_generation(source, config)
+        language, speech_task, shown = keys.language, keys.speech_task, source.display_name
+        if as_saved:
             own = str(getattr(generation, "language", None) or "").strip("<|>")
             language, speech_task = language or own or None, speech_task or getattr(generation, "task", None)
         else:
-            generation.num_beams = beams
-        generation.return_timestamps = False
-        if generation.max_length is None:
-            generation.max_length = getattr(config, "max_target_positions", None) or 448
+            generation.num_beams = keys.beams
         if config.model_type == "whisper":
-            _set_language(generation, language, speech_task, trains=trains, shown=shown)
+            _set_language(generation, language, speech_task, trains=trains, display_name=shown)
             prompt = _whisper_prompt(generation, config)
         else:
             if language or speech_task:
@@ -103,13 +105,10 @@ class SequenceRecogniser:
             raise CheckpointError(
                 f"model {shown}: its encoder takes {_window_of(config):g} s; audio_window cannot be {window} s."
             )
-        for name_ in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
-            # A layer that one process drops and another keeps would leave them waiting for its gradient.
-            if hasattr(config, name_):
-                setattr(config, name_, 0.0)
+        drop_no_layers(config)
         # SpecAugment is ours: the model's draws from numpy's global state (transformers 5.24, modeling_whisper.py).
         config.apply_spec_augment = False
-        return cls(config, feature_extractor, tokenizer, generation, prompt, window, shown)
+        return cls(config, extractor, tokenizer, shown, generation, prompt, window)
 
     # --------------------------------------------------------------------------------------- shape
 
@@ -118,8 +117,8 @@ class SequenceRecogniser:
         return bool(self.config.model_type == "whisper")
 
     @property
-    def apart(self) -> bool:
-        """Whether clips go through the model one by one: Moonshine's first norm is over a clip's whole length.
+    def is_apart(self) -> bool:
+        """Moonshine's first norm is over a clip's whole length.
 
         Source: transformers 5.24, modeling_moonshine.py, `MoonshineEncoder.groupnorm`.
         """
@@ -132,11 +131,7 @@ class SequenceRecogniser:
         return self.window if self.window is not None else _window_of(self.config)
 
     @property
-    def sampling_hz(self) -> int:
-        return int(self.feature_extractor.sampling_rate)
-
-    @property
-    def extractor(self) -> Any:
+    def extractor(self) -> SequenceFeatureExtractor:
         """The feature extractor for the window."""
         if not self.is_whisper or self.window is None:
             return self.feature_extractor
@@ -170,10 +165,10 @@ class SequenceRecogniser:
     # ---------------------------------------------------------------------------------------- rows
 
     def label_ids(self, text: str) -> list[int]:
-        said = " ".join(text.split())
+        plain = " ".join(text.split())
         # Whisper's text begins with a space where its script has them: so it was trained, and so it answers.
-        lead = " " if self.is_whisper and not is_unspaced(said[:1] or " ") else ""
-        ids: list[int] = self.tokenizer(lead + said, add_special_tokens=False).input_ids
+        lead = " " if self.is_whisper and not is_unspaced(plain[:1] or " ") else ""
+        ids: list[int] = self.tokenizer(lead + plain, add_special_tokens=False).input_ids
         if not ids:
             raise DataError("has a text that the tokenizer leaves nothing of")
         return [*ids, _end_token(self.generation, self.config)]
@@ -194,38 +189,31 @@ class SequenceRecogniser:
         costs: NDArray[np.int64] = own.astype(np.int64)
         return costs
 
-    def read(self, pieces: Sequence[Samples], masks: Sequence[Masks] | None = None) -> dict[str, Tensor]:
+    def read(self, pieces: Sequence[Samples], masks: Sequence[Masks] | None = None) -> Batch:
+        if not self.is_whisper:
+            return super().read(pieces, masks)
         extractor = self.extractor
-        if self.is_whisper:
-            features = extractor(list(pieces), sampling_rate=self.sampling_hz, return_tensors="np").input_features
-            for clip, samples, drawn in zip(features, pieces, masks or [], strict=False):
-                frames = math.ceil(len(samples) / extractor.hop_length)
-                mask_spectrogram(clip, drawn, frames=frames, fill=float(clip.min()))
-            return {"input_features": torch.from_numpy(features)}
-        heard = [mask_samples(*pair) for pair in zip(pieces, masks, strict=True)] if masks is not None else list(pieces)
-        found = extractor(
-            heard, sampling_rate=self.sampling_hz, padding=True, return_attention_mask=True, return_tensors="pt"
-        )
-        return {name: torch.as_tensor(values) for name, values in found.items()}
+        features = extractor(list(pieces), sampling_rate=self.sampling_hz, return_tensors="np").input_features
+        for clip, samples, drawn in zip(features, pieces, masks or [], strict=False):
+            frames = math.ceil(len(samples) / extractor.hop_length)
+            mask_spectrogram(clip, drawn, frames=frames, fill=float(clip.min()))
+        return {"input_features": torch.from_numpy(features)}
 
-    def targets(self, labels: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def targets(self, labels: Sequence[Sequence[int]]) -> Batch:
         start = list(self.prompt)
         inputs = [torch.tensor([*start, *ids[:-1]]) for ids in labels]
         # The prompt is given, not learnt: no loss on it.
-        outputs = [torch.tensor([-100] * (len(start) - 1) + list(ids)) for ids in labels]
+        outputs = [torch.tensor([IGNORED] * (len(start) - 1) + list(ids)) for ids in labels]
         end = _end_token(self.generation, self.config)
         return {
             "decoder_input_ids": pad_sequence(inputs, batch_first=True, padding_value=end),
-            "labels": pad_sequence(outputs, batch_first=True, padding_value=-100),
+            "labels": pad_sequence(outputs, batch_first=True, padding_value=IGNORED),
         }
 
     # ---------------------------------------------------------------------------------------- step
 
-    def num_targets(self, batch: dict[str, Tensor]) -> Tensor:
-        return (batch["labels"] != -100).sum()
-
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        wanted = batch["labels"] != -100
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        wanted = batch["labels"] != IGNORED
         logits = torch.cat(
             [
                 model(**inputs, decoder_input_ids=batch["decoder_input_ids"][rows], use_cache=False).logits
@@ -234,20 +222,22 @@ class SequenceRecogniser:
         )
         return functional.cross_entropy(logits[wanted].float(), batch["labels"][wanted])
 
-    def transcribe(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Transcript]:
-        generator: Any = model
+    def transcribe(self, model: nn.Module, batch: Batch) -> list[Transcript]:
         ids: list[Tensor] = []
         for _, inputs in self._passes(batch):
-            ids += generator.generate(**inputs, stopping_criteria=StoppingCriteriaList([LoopCriterion()])).cpu()
+            ids += (
+                generating_model(model)
+                .generate(**inputs, stopping_criteria=StoppingCriteriaList([LoopCriterion()]))
+                .cpu()
+            )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         end = _end_token(self.generation, self.config)
-        looped = [is_looping(row[row != end]) for row in ids]
-        return [Transcript(text, bool(loop)) for text, loop in zip(texts, looped, strict=True)]
+        return [Transcript(text, has_loop(row[row != end])) for text, row in zip(texts, ids, strict=True)]
 
-    def _passes(self, batch: dict[str, Tensor]) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    def _passes(self, batch: Batch) -> Iterator[tuple[slice, Batch]]:
         """The model's inputs, for all rows at once, or for each without its padding."""
-        inputs = {name: values for name, values in batch.items() if name in _INPUTS}
-        if not self.apart:
+        inputs = {name: values for name, values in batch.items() if name in INPUTS}
+        if not self.is_apart:
             yield slice(None), inputs
             return
         for row, n in enumerate(inputs["attention_mask"].sum(-1).tolist()):
@@ -255,22 +245,27 @@ class SequenceRecogniser:
 
     # -------------------------------------------------------------------------------------- saving
 
-    def save_setup(self, folder: Path) -> None:
+    @property
+    def setup(self) -> Sequence[Processor]:
         config = copy.deepcopy(self.config)
         if self.is_whisper and self.window is not None:
             config.max_source_positions = self.window * POSITIONS_PER_SECOND
-        config.save_pretrained(folder)
-        self.extractor.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        self.generation.save_pretrained(folder)
+        return [config, self.extractor, self.tokenizer, self.generation]
 
     def finish_loading(self, model: nn.Module, folder: Path) -> None:
-        wrapped: Any = model
-        base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-        base.generation_config = GenerationConfig.from_pretrained(folder)
+        unwrap_model(model).generation_config = GenerationConfig.from_pretrained(folder)
 
 
-_INPUTS = ("input_features", "input_values", "attention_mask")
+def _open_generation(source: Checkpoint, config: PretrainedConfig) -> GenerationConfig:
+    """How the checkpoint decodes, without timestamps."""
+    try:
+        generation = GenerationConfig.from_pretrained(source.name, **source.arguments())
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    generation.return_timestamps = False
+    if generation.max_length is None:
+        generation.max_length = getattr(config, "max_target_positions", None) or 448
+    return generation
 
 
 def _window_of(config: PretrainedConfig) -> float:
@@ -292,7 +287,7 @@ def shorten_encoder(model: PreTrainedModel, positions: int) -> None:
 
 
 def _set_language(
-    generation: GenerationConfig, language: str | None, speech_task: str | None, *, trains: bool, shown: str
+    generation: GenerationConfig, language: str | None, speech_task: str | None, *, trains: bool, display_name: str
 ) -> None:
     """Write language and task into the generation config, in the one form that is not deprecated."""
     generation.forced_decoder_ids = None
@@ -301,25 +296,25 @@ def _set_language(
         english = language is not None and TO_LANGUAGE_CODE.get(language.lower(), language.lower()) == "en"
         if (language is not None and not english) or speech_task is not None:
             given = "model.speech_task" if language is None else f"model.language: {language}"
-            raise RecipeError(f"{given}: {shown} knows English alone, which it transcribes; leave the key out.")
+            raise RecipeError(f"{given}: {display_name} knows English alone, which it transcribes; leave the key out.")
         generation.language = generation.task = None
         return
     codes = sorted(token.strip("<|>") for token in known)
     if language is None:
         if trains:
             raise RecipeError(
-                f"model.language: {shown} knows {len(codes)} languages; name the one of the text, e.g. `language: "
-                f"{codes[0]}`. It knows: {', '.join(codes)}."
+                f"model.language: {display_name} knows {len(codes)} languages; name the one of the text, e.g. "
+                f"`language: {codes[0]}`. It knows: {', '.join(codes)}."
             )
         generation.language, generation.task = None, speech_task or "transcribe"
         return
     code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
     if code not in codes:
         names = ", ".join(f"{c} ({LANGUAGES[c]})" if c in LANGUAGES else c for c in codes)
-        raise RecipeError(f"model.language: {shown} does not know `{language}`. It knows: {names}.")
+        raise RecipeError(f"model.language: {display_name} does not know `{language}`. It knows: {names}.")
     task = speech_task or "transcribe"
     if task not in (getattr(generation, "task_to_id", None) or {}):
-        raise RecipeError(f"model.speech_task: {shown} does not know `{task}`.")
+        raise RecipeError(f"model.speech_task: {display_name} does not know `{task}`.")
     generation.language, generation.task = code, task
 
 
@@ -341,10 +336,10 @@ def _end_token(generation: GenerationConfig, config: PretrainedConfig) -> int:
 # -------------------------------------------------------------------------------------------- decoding
 
 
-def is_looping(ids: Tensor) -> bool:
+def has_loop(ids: Tensor) -> bool:
     """Whether the end of a sequence of tokens goes round in circles.
 
-    >>> is_looping(torch.tensor([9, *[1, 2] * 12])), is_looping(torch.tensor([*range(40), 1, 1, 1]))
+    >>> has_loop(torch.tensor([9, *[1, 2] * 12])), has_loop(torch.tensor([*range(40), 1, 1, 1]))
     (True, False)
     """
     return any(
@@ -356,6 +351,6 @@ def is_looping(ids: Tensor) -> bool:
 class LoopCriterion(StoppingCriteria):  # type: ignore[misc]
     """Stops the rows that loop: without it, each would go on to the longest output, and its batch with it."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        done = [is_looping(row) for row in input_ids.cpu()] if input_ids.shape[1] >= LOOPS[0][0] else []
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        done = [has_loop(row) for row in input_ids.cpu()] if input_ids.shape[1] >= LOOPS[0][0] else []
         return torch.tensor(done or [False] * len(input_ids), device=input_ids.device)

@@ -1,4 +1,4 @@
-"""wav2vec 2.0's objective: which frames of a clip are hidden, which code each of them has, and how well it is told.
+"""wav2vec 2.0's objective: frames of a clip that are hidden, the code of each, and how well it is told.
 
 A clip's masks, negatives and the noise of its codes are drawn from (seed, epoch, row) alone. The diversity of codes is
 that of all clips of a pass, as it has to be; the recipe says how many these are (`loss_group`).
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2GumbelVectorQuantizer
 
 from tltasks.data.seeding import draw_seed
 
 HEAD = ("quantizer", "project_hid", "project_q")
-"""What the objective's models put on the encoder."""
+"""Modules that the objective's models put on the encoder."""
 
 
 # ---------------------------------------------------------------------------------------------- draws
@@ -30,10 +30,11 @@ HEAD = ("quantizer", "project_hid", "project_q")
 def draw_mask(
     frames: int, *, mask_time_prob: float, mask_time_length: int, seed: int, epoch: int, row: int
 ) -> NDArray[np.bool_]:
-    """Which of a clip's frames are hidden: stretches from distinct random starts, which may overlap.
+    """Draw the frames of a clip that are hidden: stretches from distinct random starts, which may overlap.
 
     One start in `mask_time_length / mask_time_prob` frames, rounded by chance, one at least. With the paper's numbers
-    about half of a long clip is hidden. Source: Baevski et al., https://arxiv.org/abs/2006.11477, §3.1 and §4.2.
+    about half of a long clip is hidden.
+    Source: Baevski et al., https://arxiv.org/abs/2006.11477, §3.1 and §4.2.
     """
     rng = np.random.default_rng(draw_seed("speech mask", seed, epoch, row))
     places = frames - mask_time_length + 1
@@ -64,13 +65,13 @@ class DrawnQuantizer(nn.Module):
     (transformers 5.24, modeling_wav2vec2.py, Wav2Vec2GumbelVectorQuantizer).
     """
 
-    def __init__(self, original: Any) -> None:
+    def __init__(self, original: Wav2Vec2GumbelVectorQuantizer) -> None:
         super().__init__()
         self.codevectors, self.weight_proj = original.codevectors, original.weight_proj
         self.codebooks, self.codes_each = int(original.num_groups), int(original.num_vars)
         self.temperature = 1.0
         self.seeds: list[int] = []
-        """Of the noise of each clip of the next pass."""
+        """Seeds of the noise of each clip of the next pass."""
         self.chosen: list[Tensor] = []
         """Codes of the hidden frames of each pass, [frames, codebooks]."""
         self.shares: list[Tensor] = []
@@ -107,7 +108,7 @@ class DrawnQuantizer(nn.Module):
 
 
 def perplexity(shares: Tensor) -> Tensor:
-    """Of the mean over frames of shares [frames, codebooks, codes]: from the number of codebooks to that of codes."""
+    """Perplexity of shares [frames, codebooks, codes], in the mean over frames, summed over codebooks."""
     mean = shares.mean(0)
     return torch.exp(-torch.xlogy(mean, mean).sum(-1)).sum()
 
@@ -182,17 +183,23 @@ def contrast(
         codes = torch.cat(quantizer.chosen)
         shares = torch.cat(quantizer.shares)
     diversity = 1 - perplexity(shares) / shares[0].numel()
-    losses, right = [], []
-    by_clip = [torch.split(t, counts) for t in (torch.cat(wanted), codes, torch.cat(predicted), batch["negatives"])]
-    for own, codes_, guess, negatives in zip(*by_clip, strict=True):
-        similar = functional.normalize(guess, dim=-1, eps=1e-8) @ functional.normalize(own, dim=-1, eps=1e-8).T
-        similar = similar / temperature
-        same = (codes_[:, None] == codes_[None]).all(-1).gather(1, negatives)  # is no negative
-        others = similar.gather(1, negatives).masked_fill(same, -torch.inf)
-        logits = torch.cat([similar.diagonal()[:, None], others], dim=1)
-        losses.append(-logits.log_softmax(-1)[:, 0])
-        right.append(logits.argmax(-1) == 0)
-    return ContrastiveOutput(torch.cat(losses), torch.cat(right), codes, diversity)
+    by_clip = [torch.split(t, counts) for t in (torch.cat(predicted), torch.cat(wanted), codes, batch["negatives"])]
+    with torch.autocast(mask.device.type, enabled=False):  # 16 bits would round differences away
+        told = [_told(*clip, temperature=temperature) for clip in zip(*by_clip, strict=True)]
+    losses, right = (torch.cat(values) for values in zip(*told, strict=True))
+    return ContrastiveOutput(losses, right, codes, diversity)
+
+
+def _told(
+    predicted: Tensor, wanted: Tensor, codes: Tensor, negatives: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of each hidden frame of a clip, and whether its own code was the most similar, both [frames]."""
+    similar = functional.normalize(predicted, dim=-1, eps=1e-8) @ functional.normalize(wanted, dim=-1, eps=1e-8).T
+    similar = similar / temperature
+    same = (codes[:, None] == codes[None]).all(-1).gather(1, negatives)  # is no negative
+    others = similar.gather(1, negatives).masked_fill(same, -torch.inf)
+    logits = torch.cat([similar.diagonal()[:, None], others], dim=1)
+    return -logits.log_softmax(-1)[:, 0], logits.argmax(-1) == 0
 
 
 def clip_inputs(batch: dict[str, Tensor], clips: slice, *, one_by_one: bool) -> dict[str, Tensor]:

@@ -1,15 +1,16 @@
-"""The objectives of text without labels: what is hidden of a text, and what the model has to write for it."""
+"""Objectives of text without labels: the tokens that are hidden, and the text that the model has to write for them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tltasks.config.tasks.text import DenoisingStage, MaskedLanguageStage, TextObjectiveStage
 from tltasks.errors import CheckpointError, RecipeError
@@ -34,9 +35,9 @@ class Frame:
 
 
 class TextObjective(Protocol):
-    """What is made of the ids of a text."""
+    """A way to make an exercise of the ids of a text."""
 
-    auto_class: ClassVar[Any]
+    auto_class: ClassVar[type[_BaseAutoModelClass]]
     name: ClassVar[str]
 
     @property
@@ -44,7 +45,7 @@ class TextObjective(Protocol):
 
     @property
     def closing(self) -> tuple[int, ...]:
-        """What ends a text, and is predicted like the rest of it."""
+        """Ids that end a text, and are predicted like the rest of it."""
         ...
 
     @property
@@ -53,7 +54,7 @@ class TextObjective(Protocol):
         ...
 
     def corrupt(self, ids: Ids, rng: np.random.Generator) -> tuple[Ids, Ids]:
-        """What the model reads, and what it is to write.
+        """The ids that the model reads, and those that it is to write.
 
         For an encoder-decoder a text of its own; else the target of each position, -100 where nothing is asked.
         """
@@ -71,7 +72,7 @@ class SpanCorruption:
     that is hidden, as in the authors' code. Source: Raffel et al., https://arxiv.org/abs/1910.10683, §3.1.4 and §3.3.4.
     """
 
-    auto_class: ClassVar[Any] = AutoModelForSeq2SeqLM
+    auto_class: ClassVar[type[_BaseAutoModelClass]] = AutoModelForSeq2SeqLM
     closing: ClassVar[tuple[int, ...]] = ()
     name: ClassVar[str] = "T5's span corruption"
 
@@ -108,7 +109,7 @@ class Infilling:
     sentences, which is not done here. Source: Lewis et al., https://arxiv.org/abs/1910.13461, §2.2 and §5.1.
     """
 
-    auto_class: ClassVar[Any] = AutoModelForSeq2SeqLM
+    auto_class: ClassVar[type[_BaseAutoModelClass]] = AutoModelForSeq2SeqLM
     closing: ClassVar[tuple[int, ...]] = ()
     name: ClassVar[str] = "BART's infilling"
 
@@ -143,7 +144,7 @@ class MaskedLanguage:
     epoch. Source: Devlin et al., https://arxiv.org/abs/1810.04805, §3.1; Liu et al., arXiv 1907.11692, §4.1.
     """
 
-    auto_class: ClassVar[Any] = AutoModelForMaskedLM
+    auto_class: ClassVar[type[_BaseAutoModelClass]] = AutoModelForMaskedLM
     closing: ClassVar[tuple[int, ...]] = ()
     name: ClassVar[str] = "masked language modelling"
 
@@ -172,7 +173,7 @@ class CausalLanguage:
     Source: Radford et al., Improving Language Understanding by Generative Pre-Training, 2018, §3.1.
     """
 
-    auto_class: ClassVar[Any] = AutoModelForCausalLM
+    auto_class: ClassVar[type[_BaseAutoModelClass]] = AutoModelForCausalLM
     name: ClassVar[str] = "causal language modelling"
 
     frame: Frame
@@ -190,25 +191,29 @@ class CausalLanguage:
 # -------------------------------------------------------------------------------------------- choosing
 
 
-def open_frame(tokenizer: Any, *, shown: str) -> Frame:
-    """What the tokenizer puts around a text, by looking at one."""
+def open_frame(tokenizer: PreTrainedTokenizerBase, *, display_name: str) -> Frame:
+    """The ids that the tokenizer puts around a text, by looking at one."""
     plain: Sequence[int] = tokenizer("the", add_special_tokens=False)["input_ids"]
     whole: Sequence[int] = tokenizer("the")["input_ids"]
     at = next((i for i in range(len(whole)) if list(whole[i : i + len(plain)]) == list(plain)), None)
     if at is None:
-        raise CheckpointError(f"model {shown}: its tokenizer does not put special tokens around a text, but in it.")
+        raise CheckpointError(
+            f"model {display_name}: its tokenizer does not put special tokens around a text, but in it."
+        )
     return Frame(tuple(whole[:at]), tuple(whole[at + len(plain) :]))
 
 
-def choose_objective(tokenizer: Any, stage: TextObjectiveStage, *, shown: str) -> TextObjective:
+def choose_objective(
+    tokenizer: PreTrainedTokenizerBase, stage: TextObjectiveStage, *, display_name: str
+) -> TextObjective:
     """As the stage has it; denoising is span corruption where the vocabulary has sentinels, else infilling."""
-    frame, known = open_frame(tokenizer, shown=shown), tokenizer.get_vocab()
+    frame, known = open_frame(tokenizer, display_name=display_name), tokenizer.get_vocab()
     mask, end = tokenizer.mask_token_id, tokenizer.eos_token_id
     if isinstance(stage, MaskedLanguageStage):
         if mask is None:
             raise CheckpointError(
-                f"model {shown}: its tokenizer has no mask token. For a decoder use causal-language-modeling, for an "
-                "encoder-decoder text-denoising."
+                f"model {display_name}: its tokenizer has no mask token. For a decoder use "
+                "causal-language-modeling, for an encoder-decoder text-denoising."
             )
         special = set(tokenizer.all_special_ids)
         return MaskedLanguage(frame, mask, tuple(sorted(set(known.values()) - special)), stage.mask_ratio)
@@ -219,15 +224,17 @@ def choose_objective(tokenizer: Any, stage: TextObjectiveStage, *, shown: str) -
         return SpanCorruption(frame, sentinels, stage.mask_ratio or 0.15, stage.span_tokens)
     if mask is None:
         raise CheckpointError(
-            f"model {shown}: its tokenizer has neither sentinels (<extra_id_0>, … as T5) nor a mask token (as BART) to "
-            "put in place of what is hidden."
+            f"model {display_name}: its tokenizer has neither sentinels (<extra_id_0>, … as T5) nor a mask token "
+            "(as BART) to put in place of what is hidden."
         )
     return Infilling(frame, mask, stage.mask_ratio or 0.3, stage.span_tokens)
 
 
-def check_room(frame: Frame, tokens: int, longest: int | None, *, shown: str) -> None:
+def check_room(frame: Frame, tokens: int, longest: int | None, *, display_name: str) -> None:
     """Raise RecipeError where a stretch of so many tokens leaves nothing to read, or is more than the model reads."""
     if tokens < len(frame) + 2:
         raise RecipeError(f"data.max_tokens: {tokens} leaves no room; special tokens alone take {len(frame)}.")
     if longest is not None and tokens > longest:
-        raise RecipeError(f"data.max_tokens: {shown} reads at most {longest} tokens, and this asks for {tokens}.")
+        raise RecipeError(
+            f"data.max_tokens: {display_name} reads at most {longest} tokens, and this asks for {tokens}."
+        )

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import datasets
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.stage import StageKind, StagePlan
+from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.text import (
     CausalLanguageStage,
     MaskedLanguageStage,
@@ -29,74 +25,62 @@ from tltasks.config.tasks.text import (
     TextObjectiveStage,
     UnlabelledTextData,
 )
-from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_batch, padded
+from tltasks.data.packing import packed_batch, padded
 from tltasks.data.seeding import draw_seed
-from tltasks.data.splits import EncodedSplit, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.models.adapters import find_lora_targets, merged
-from tltasks.models.cross_entropy import has_plain_head, mean_loss, target_losses, unwrap_model
-from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
-from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, Prediction
-from tltasks.tasks.self_supervised import EVALUATION, label_namer, loss_rows, score_objective
+from tltasks.models.adapters import unwrap_model
+from tltasks.models.cross_entropy import target_losses
+from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
+from tltasks.results.result import ReportExample
+from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor, References
+from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
+from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
-from tltasks.tasks.text.prompting import SUFFIXES, open_tokenizer, positions, set_language, tokenizer_key
+from tltasks.tasks.text.prompting import SUFFIXES, positions, set_language, tokenizer_key
 
+Plan = StagePlan[TextModel, UnlabelledTextData, TextObjectiveStage]
 FEWEST_TOKENS = 2
 """Of a text: one to see and one to predict."""
-SHOWN = 8
-"""Texts of the report."""
 
 
 @dataclass(frozen=True)
-class TextPretraining:
-    """What the three tasks have in common: texts in stretches, a loss over tokens, features of the whole text.
+class TextPretraining(
+    LanguageModelTask[UnlabelledTextData, TextObjectiveStage],
+    SelfSupervisedTask[TextModel, UnlabelledTextData, TextObjectiveStage],
+):
+    """An objective on stretches of text, with a loss over tokens, in nats, and features of the whole text.
 
-    The headline is the mean loss, in nats, over the tokens asked for in texts held out, under draws that are always
-    the same. Beside it stand how often the right token was the likeliest, how well features (the mean over a text that
-    is not corrupted) tell apart labels that the data may have, and how far features of different texts spread.
+    Beside the loss stands how often the right token was the likeliest; features are the mean over a text that is not
+    corrupted.
     """
 
-    headline: ClassVar[str] = "loss"
-    higher_is_better: ClassVar[bool] = False
-    label: ClassVar[str | None] = None
     input_kind: ClassVar[InputKind] = InputKind("text", SUFFIXES, is_text=True)
-    output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("float32")})
+    rows_name: ClassVar[str] = "texts"
+    shown_rows: ClassVar[int] = 8
+    head_name: ClassVar[str] = "the head that writes text"
+    new_head_hint: ClassVar[str] = "for masked-language-modeling, `stage: transfer` puts a new one on its encoder."
 
-    source: Checkpoint
-    config: PretrainedConfig
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     objective: TextObjective
     max_tokens: int
-    stage: TextObjectiveStage
-    seed: int
-    packs: bool = False
-    """Whether the model takes several examples in a row; `build` finds it out, and it changes no result."""
-    chunked_loss: bool = False
-    """Whether the loss may be computed some targets at a time, likewise."""
 
     # ------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        assert isinstance(plan.model, TextModel)
-        assert isinstance(plan.data, UnlabelledTextData)
-        assert isinstance(plan.stage, TextObjectiveStage)
-        config = open_config(source.name, shown=source.display_name, **source.arguments())
-        tokenizer = open_tokenizer(source.name, shown=source.display_name, **source.arguments())
-        set_language(tokenizer, plan.model.language, shown=source.display_name)
-        objective = choose_objective(tokenizer, plan.stage, shown=source.display_name)
+    def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
+        config, shown = open_config(source), source.display_name
+        tokenizer = open_tokenizer(source)
+        set_language(tokenizer, plan.model.language, display_name=shown)
+        objective = choose_objective(tokenizer, plan.stage, display_name=shown)
         if type(config) not in objective.auto_class._model_mapping:
             raise CheckpointError(
-                f"model {source.display_name}: transformers has no {objective.name} for {config.model_type}. "
-                "Encoder-decoders (T5, BART) are for text-denoising, encoders (BERT) for masked-language-modeling, "
-                "decoders (GPT-2, Llama) for causal-language-modeling."
+                f"model {shown}: transformers has no {objective.name} for {config.model_type}. Encoder-decoders "
+                "(T5, BART) are for text-denoising, encoders (BERT) for masked-language-modeling, decoders (GPT-2, "
+                "Llama) for causal-language-modeling."
             )
-        if (
-            plan.kind.weights == "checkpoint"
-            and plan.kind.head == "new"
-            and not isinstance(plan.stage, MaskedLanguageStage)
-        ):
+        puts_new_head = plan.kind.weights == "checkpoint" and plan.kind.head == "new"
+        if puts_new_head and not isinstance(plan.stage, MaskedLanguageStage):
             raise RecipeError(
                 f"stage {plan.name}: `{plan.stage.stage}` puts a new head on a checkpoint, and a head that writes "
                 "text is its vocabulary. Use `stage: finetune`."
@@ -105,8 +89,8 @@ class TextPretraining:
         if longest is not None:  # RoBERTa's table has two positions that are never used
             longest = min(longest, tokenizer.model_max_length)
         tokens = plan.data.max_tokens if splits else min(plan.data.max_tokens, longest or plan.data.max_tokens)
-        check_room(objective.frame, tokens, longest, shown=source.display_name)
-        return cls(source, config, tokenizer, objective, tokens, plan.stage, seed)
+        check_room(objective.frame, tokens, longest, display_name=shown)
+        return cls(plan, source, config, seed, tokenizer, objective, tokens)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """How many texts are longer than what is read of them at once."""
@@ -122,129 +106,57 @@ class TextPretraining:
 
     # -------------------------------------------------------------------------------------- model
 
-    def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source)
-
-    def as_pretrained(self) -> Self:
-        return self
-
-    def build(self, kind: StageKind) -> BuiltModel[Self]:
-        model, loaded = load_pretrained(
-            self.objective.auto_class,
-            copy.deepcopy(self.config),
-            self.source.name,
-            shown=self.source.display_name,
-            random=kind.weights == "random",
-            **self.source.arguments(),
-        )
-        head = own_head(model)
-        if kind.head == "new" and kind.weights != "random":
-            _draw_head(model, head)
-        elif lost := [n for n in loaded["newly_initialised"] if n.startswith(tuple(f"{h}." for h in head))]:
-            raise CheckpointError(
-                f"model {self.source.display_name}: has no weights for the head that writes text "
-                f"({', '.join(lost[:3])}); for masked-language-modeling, `stage: transfer` puts a new one on "
-                "its encoder."
-            )
-        share = check_loaded(model, loaded["newly_initialised"], head=head, shown=self.source.display_name)
-        packs = isinstance(self.stage, CausalLanguageStage) and self.stage.packing and keeps_examples_apart(model)
-        task = dataclasses.replace(self, packs=packs)
-        probe = task._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])
-        chunked = has_plain_head(model, task._inputs(model, probe), probe["labels"])
-        provenance = {
-            "name": self.source.display_name,
-            "revision": self.source.revision,
-            "model_type": self.config.model_type,
-            "objective": self.objective.name,
-            "mask_ratio": self.objective.ratio,
-            "max_tokens": self.max_tokens,
-            **loaded,
-            "loaded_share": share,
-            "packing": packs,
-            "chunked_loss": chunked,
-        }
-        return BuiltModel(model, dataclasses.replace(task, chunked_loss=chunked), provenance)
+    @property
+    def auto_class(self) -> ModelLoader:
+        return self.objective.auto_class
 
     @property
-    def architecture(self) -> str:
-        return str(self.config.model_type)
+    def settings(self) -> dict[str, object]:
+        objective = self.objective
+        return {"objective": objective.name, "mask_ratio": objective.ratio, "max_tokens": self.max_tokens}
+
+    @property
+    def may_pack(self) -> bool:
+        return isinstance(self.stage, CausalLanguageStage) and self.stage.packing
+
+    def probe(self) -> Batch:
+        return self._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])
+
+    def draw_head(self, model: PreTrainedModel, head: list[str], *, is_random: bool) -> None:
+        if not is_random:
+            _draw_head(model, head)
 
     def head(self, model: nn.Module) -> list[str]:
         return own_head(unwrap_model(model))
 
-    def lora_targets(self, model: nn.Module) -> list[str]:
-        return find_lora_targets(model, head=self.head(model))
-
-    def save_setup(self, folder: Path) -> None:
-        self.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
-        self.save_setup(folder)
-        if adapter:
-            save_adapter(model, folder)
-        else:
-            merged(model).save_pretrained(folder)
-
-    def reload(self, folder: Path) -> nn.Module:
-        source, config = self.source, copy.deepcopy(self.config)
-        return load_saved(self.objective.auto_class, folder, base=source.name, config=config, **source.arguments())
+    @property
+    def setup(self) -> Sequence[Processor]:
+        return [self.config, self.tokenizer]
 
     # --------------------------------------------------------------------------------------- rows
 
     @property
-    def features(self) -> datasets.Features:
-        return datasets.Features(
-            {
-                "ids": datasets.List(datasets.Value("int32")),
-                "tokens": datasets.Value("int32"),
-                "label": datasets.Value("string"),
-            }
-        )
-
-    @property
-    def sequence_length(self) -> int | None:
-        return None
+    def row_features(self) -> dict[str, datasets.Value]:
+        return {"ids": datasets.List(datasets.Value("int32")), "tokens": datasets.Value("int32")}
 
     @property
     def cache_key(self) -> str:
-        return hashlib.sha256(
-            repr(("texts", tokenizer_key(self.tokenizer), self.objective.closing)).encode()
-        ).hexdigest()
+        parts = ("texts", tokenizer_key(self.tokenizer), self.objective.closing)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    @property
-    def cpu_batch_budget(self) -> int:
-        return 1024
-
-    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
-        name = label_namer(split)
-
-        def encode(batch: Columns) -> Columns:
-            texts = ["" if text is None else str(text).strip() for text in batch["text"]]
-            plain = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-            ids = [[*row, *self.objective.closing] for row in plain]
-            return {
-                "ids": ids,
-                "tokens": [len(row) for row in ids],
-                "label": [name(label) for label in batch.get("label", [None] * len(texts))],
-                "row": batch["row"],
-                "error": [_fault(text, row) for text, row in zip(texts, plain, strict=True)],
-            }
-
-        return encode
+    def encode(self, batch: Columns, split: Split) -> Columns:
+        texts = ["" if text is None else str(text).strip() for text in batch["text"]]
+        plain = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [[*row, *self.objective.closing] for row in plain]
+        faults = [_fault(text, row) for text, row in zip(texts, plain, strict=True)]
+        return {"ids": ids, "tokens": [len(row) for row in ids], "error": faults}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         sizes = np.asarray(rows.with_format("numpy")["tokens"][:])
         lengths: list[int] = (np.minimum(sizes, self._room) + len(self.objective.frame)).tolist()
         return lengths
 
-    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
-        return self._batch(rows[list(indices)], EVALUATION)
-
-    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
-        return self._batch(rows[list(indices)], epoch)
-
-    def _batch(self, columns: Columns, epoch: int) -> Batch:
+    def collate(self, columns: Columns, *, epoch: int) -> Batch:
         texts = [
             self._stretch(np.array(ids), epoch, row) for ids, row in zip(columns["ids"], columns["row"], strict=True)
         ]
@@ -274,47 +186,29 @@ class TextPretraining:
         ]
         if isinstance(self.objective, CausalLanguage):
             whole = [read for read, _ in drawn]
-            together = epoch != EVALUATION and self.packs
-            return packed_batch([ids[:1] for ids in whole], [ids[1:] for ids in whole], together=together)
+            packed = self.packs and epoch != EVALUATION
+            return packed_batch([ids[:1] for ids in whole], [ids[1:] for ids in whole], together=packed)
         return {
             "input_ids": torch.from_numpy(padded([read.tolist() for read, _ in drawn], fill=self._pad)),
             "attention_mask": torch.from_numpy(padded([[1] * len(read) for read, _ in drawn], fill=0)),
-            "labels": torch.from_numpy(padded([wanted.tolist() for _, wanted in drawn], fill=-100)),
+            "labels": torch.from_numpy(padded([wanted.tolist() for _, wanted in drawn], fill=IGNORED)),
         }
 
     # --------------------------------------------------------------------------------------- step
 
-    def _inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
-        if isinstance(self.objective, CausalLanguage):
-            inputs["use_cache"] = False
-            if not self.packs:
-                return inputs | {"attention_mask": (batch["segments"] > 0).long()}
-            seen = attention_mask(batch["segments"], model)
-            return inputs | {"attention_mask": seen, "position_ids": batch["position_ids"]}
-        inputs["attention_mask"] = batch["attention_mask"]
-        if self.config.is_encoder_decoder:
-            inputs["use_cache"] = False
-            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-        return inputs
-
-    def num_targets(self, batch: Batch) -> Tensor:
-        return (batch["labels"] != -100).sum()
-
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs = self._inputs(unwrap_model(model), batch)
-        return mean_loss(model, inputs, batch["labels"], chunked=self.chunked_loss)
+        return self.token_loss(model, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """The mean loss of each text, rounded so that other orders of summation do not show, and its features."""
-        inputs, labels = self._inputs(unwrap_model(model), batch), batch["labels"]
+        """The loss of each text and its features; `prediction` is its mean over targets."""
+        inputs, labels = self.inputs(unwrap_model(model), batch), batch["labels"]
         losses, right = target_losses(model, inputs, labels, chunked=self.chunked_loss)
-        counts = (labels != -100).sum(1).tolist()
+        counts = (labels != IGNORED).sum(1).tolist()
         features = self.embed(model, batch).cpu().numpy()
         by_row = zip(*(torch.split(values.cpu(), counts) for values in (losses, right)), features, strict=True)
         return [
             {
-                "prediction": float(f"{float(loss.mean()):.3g}"),
+                "prediction": rounded(float(loss.mean())),
                 "loss": float(loss.double().sum()),
                 "targets": len(loss),
                 "right": int(hits.sum()),
@@ -322,9 +216,6 @@ class TextPretraining:
             }
             for loss, hits, vector in by_row
         ]
-
-    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
-        return {"prediction": prediction["prediction"]}
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over a text of what the encoder, or the decoder where that is all, makes of it, [texts, width]."""
@@ -336,57 +227,37 @@ class TextPretraining:
 
     # --------------------------------------------------------------------------------- evaluation
 
-    def references(self, rows: datasets.Dataset) -> list[str | None]:
-        return list(rows["label"])
-
-    def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
-        return loss_rows(predictions)
-
-    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
-        targets = sum(p["targets"] for p in predictions)
-        values = {"masked_accuracy": sum(p["right"] for p in predictions) / targets}
+    def metrics(self, predictions: Sequence[Prediction]) -> tuple[dict[str, float], list[str]]:
+        loss, right, targets = (sum(p[key] for p in predictions) for key in ("loss", "right", "targets"))
+        values = {"masked_accuracy": right / targets}
         if isinstance(self.objective, CausalLanguage):
-            values["perplexity"] = math.exp(min(700.0, sum(p["loss"] for p in predictions) / targets))
-        return score_objective(
-            predictions, references, values=values, what="texts", intervals=intervals, seed=self.seed
-        )
+            values["perplexity"] = math.exp(min(700.0, loss / targets))
+        return values, []
 
-    def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         """Each token by how often it is asked for in these very rows: the best that can be done without context."""
         asked: list[list[int]] = []
         for start in range(0, len(rows), 64):
             labels = self.collate_eval(rows, range(start, min(start + 64, len(rows))))["labels"]
-            asked += [row[row != -100].tolist() for row in labels]
+            asked += [row[row != IGNORED].tolist() for row in labels]
         counts = Counter(token for row in asked for token in row)
         likeliest, total = counts.most_common(1)[0][0], counts.total()
         guesses: list[Prediction] = []
         for row in asked:
             loss = -sum(math.log(counts[token] / total) for token in row)
-            mean = float(f"{loss / len(row):.3g}")
+            mean = rounded(loss / len(row))
             guesses.append({"prediction": mean, "loss": loss, "targets": len(row), "right": row.count(likeliest)})
         return {"token_frequencies": guesses}
 
-    def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
-        return {
-            "prediction": [p["prediction"] for p in predictions],
-            "reference": list(references),
-            "loss": [p["loss"] / p["targets"] for p in predictions],
-            "targets": [p["targets"] for p in predictions],
-            "right": [p["right"] for p in predictions],
-        }
+    def own_columns(self, predictions: Sequence[Prediction]) -> Columns:
+        return {name: [p[name] for p in predictions] for name in ("targets", "right")}
 
-    def report_examples(
-        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
-    ) -> list[ReportExample]:
-        """The texts that are hardest to complete: what was read, and what was to be written."""
-        means = [p["loss"] / p["targets"] for p in predictions]
-        shown = []
-        for i in sorted(range(len(means)), key=lambda i: -means[i])[:SHOWN]:
-            batch, row = self.collate_eval(rows, [i]), rows[i]["row"]
-            read, wanted = batch["input_ids"][0], batch["labels"][0]
-            texts = {"read": self.tokenizer.decode(read), "asked for": self.tokenizer.decode(wanted[wanted != -100])}
-            shown.append(ReportExample("texts", f"loss {means[i]:.3f}", f"row {row}", json.dumps(texts).encode()))
-        return shown
+    def report_example(self, rows: datasets.Dataset, row: int, prediction: Prediction) -> ReportExample:
+        """A text that is hard to complete: what was read, and what was to be written."""
+        batch, title = self.collate_eval(rows, [row]), f"loss {prediction['loss'] / prediction['targets']:.3f}"
+        read, wanted = batch["input_ids"][0], batch["labels"][0]
+        texts = {"read": self.tokenizer.decode(read), "asked for": self.tokenizer.decode(wanted[wanted != IGNORED])}
+        return ReportExample("texts", title, f"row {rows[row]['row']}", json.dumps(texts).encode())
 
 
 # ------------------------------------------------------------------------------------------ the tasks
@@ -420,7 +291,7 @@ def _fault(text: str, ids: Sequence[int]) -> str | None:
 
 
 def own_head(model: PreTrainedModel) -> list[str]:
-    """What stands on the encoder and the decoder: modules beside the base model, or what writes tokens (T5)."""
+    """Modules on the encoder and the decoder: those beside the base model, or the one that writes tokens (T5)."""
     base = model.base_model_prefix
     if hasattr(model, base):
         return [name for name, _ in model.named_children() if name != base]

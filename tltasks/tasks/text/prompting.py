@@ -1,17 +1,20 @@
-"""How a checkpoint reads a document and writes a summary: prompt, template, special tokens, limits."""
+"""The way in which a checkpoint reads a document and writes a summary: prompt, template, special tokens, limits."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from tltasks.config.model import Checkpoint
 from tltasks.config.tasks.text import Generation, TextData, TextModel
-from tltasks.errors import CheckpointError, RecipeError, first_line
-from tltasks.tasks.text.long_documents import split_document
+from tltasks.errors import CheckpointError, RecipeError
+from tltasks.metrics.rouge import sentence_ends
+from tltasks.models.loading import open_tokenizer
 
 Ids = list[int]
 SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})
@@ -29,17 +32,17 @@ _MARK = "summary\u241fmark"
 class TextFormat:
     """Documents and summaries as token ids, cut to the recipe's limits."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     prompt: str
-    """What the document is put into, at `{document}`."""
+    """Text around the document, which stands at `{document}`."""
     encoder_decoder: bool
     chat: bool
-    """Whether the prompt is what a user says in the tokenizer's chat template."""
+    """Whether the prompt is a user's message in the tokenizer's chat template."""
     end: int
     """Id that ends a summary."""
     pad: int
     lead: str
-    """What stands between a decoder's prompt and the summary."""
+    """Text between a decoder's prompt and the summary."""
     closing: tuple[int, ...]
     """Ids after a summary's text: the end, and in some vocabularies its language."""
     language: str | None
@@ -118,7 +121,7 @@ class TextFormat:
         room = self.max_summary_tokens - len(closing)
         return [[*row[:room], *closing] for row in ids], [len(row) + len(closing) for row in ids]
 
-    def decode(self, ids: Any) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of generated ids. PEGASUS writes `<n>` between sentences."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.replace("<n>", "\n").strip()
@@ -154,32 +157,20 @@ class TextFormat:
         return config
 
 
-def open_tokenizer(name: str, *, shown: str, **arguments: Any) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(name, **arguments)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(
-            f"model {shown}: has no tokenizer that can be loaded ({first_line(error)}). "
-            "tokenizer.json or its vocabulary must stand beside the weights."
-        ) from error
-
-
-def tokenizer_key(tokenizer: Any) -> tuple[str, str]:
+def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """All of a tokenizer that token ids depend on."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
     return type(tokenizer).__name__, backend
 
 
-def open_format(
-    name: str, config: PretrainedConfig, model: TextModel, data: TextData, *, shown: str, **arguments: Any
-) -> TextFormat:
+def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, data: TextData) -> TextFormat:
     """The format of a checkpoint, with what the recipe says of it; raises CheckpointError or RecipeError."""
-    tokenizer = open_tokenizer(name, shown=shown, **arguments)
+    tokenizer, shown = open_tokenizer(source), source.display_name
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"model {shown}: its tokenizer names no end token (eos_token), so no summary would end.")
     encoder_decoder = bool(config.is_encoder_decoder)
     chat = not encoder_decoder and bool(tokenizer.chat_template)
-    set_language(tokenizer, model.language, shown=shown)
+    set_language(tokenizer, model.language, display_name=shown)
     prompt = model.prompt or _own_prompt(config, chat=chat)
     lead, end = _answer(tokenizer) if chat else (" ", tokenizer.eos_token_id)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
@@ -197,12 +188,12 @@ def open_format(
         data.max_summary_tokens,
         data.long_documents == "split",
     )
-    _check_room(made, config, shown=shown)
+    _check_room(made, config, display_name=shown)
     return made
 
 
 def _own_prompt(config: PretrainedConfig, *, chat: bool) -> str:
-    """What the checkpoint was trained to be asked with."""
+    """The prompt that the checkpoint was trained with."""
     known = (getattr(config, "task_specific_params", None) or {}).get("summarization", {})
     if "prefix" in known:
         return f"{known['prefix']}{{document}}{known.get('suffix', '')}"
@@ -211,7 +202,7 @@ def _own_prompt(config: PretrainedConfig, *, chat: bool) -> str:
     return "summarize: {document}" if config.model_type == "t5" else "{document}"
 
 
-def _chat(tokenizer: Any, messages: list[dict[str, str]], *, answer_next: bool) -> str:
+def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, answer_next: bool) -> str:
     # enable_thinking is heeded by templates that know it and ignored by others.
     text: str = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=answer_next, enable_thinking=False
@@ -219,8 +210,8 @@ def _chat(tokenizer: Any, messages: list[dict[str, str]], *, answer_next: bool) 
     return text
 
 
-def _answer(tokenizer: Any) -> tuple[str, int]:
-    """What the template puts before an answer, the prompt aside, and the id after it: not always the end token."""
+def _answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
+    """The template's text before an answer, the prompt aside, and the id after it: not always the end token."""
     asked = {"role": "user", "content": "text"}
     prompt = _chat(tokenizer, [asked], answer_next=True)
     text = _chat(tokenizer, [asked, {"role": "assistant", "content": _MARK}], answer_next=False)
@@ -232,29 +223,32 @@ def _answer(tokenizer: Any) -> tuple[str, int]:
     return lead, end
 
 
-def _closing(tokenizer: Any, end: int) -> tuple[int, ...]:
-    """What an encoder-decoder's tokenizer puts behind the text of a target, from the end token on."""
+def _closing(tokenizer: PreTrainedTokenizerBase, end: int) -> tuple[int, ...]:
+    """Ids that an encoder-decoder's tokenizer puts behind the text of a target, from the end token on."""
     ids: Ids = tokenizer(text_target="", verbose=False)["input_ids"]
     return tuple(ids[ids.index(end) :]) if end in ids else (end,)
 
 
-def set_language(tokenizer: Any, language: str | None, *, shown: str) -> None:
+def set_language(tokenizer: PreTrainedTokenizerBase, language: str | None, *, display_name: str) -> None:
+    """Set the language of what is read and written; raises RecipeError where it is not known, or not asked for."""
     if not hasattr(tokenizer, "tgt_lang"):
         if language is not None:
-            raise RecipeError(f"model.language: the tokenizer of {shown} has no language tokens; take the key out.")
+            raise RecipeError(
+                f"model.language: the tokenizer of {display_name} has no language tokens; take the key out."
+            )
         return
     known = sorted(token for token in tokenizer.all_special_tokens if "_" in token)
     if language is None:
         raise RecipeError(
-            f"model.language: {shown} knows {len(known)} languages; name the one of the documents and summaries, e.g. "
-            f"`language: {known[0]}`. It knows: {', '.join(known)}."
+            f"model.language: {display_name} knows {len(known)} languages; name the one of the documents and "
+            f"summaries, e.g. `language: {known[0]}`. It knows: {', '.join(known)}."
         )
     if tokenizer.convert_tokens_to_ids(language) in (None, tokenizer.unk_token_id):
-        raise RecipeError(f"model.language: {shown} does not know `{language}`. It knows: {', '.join(known)}.")
+        raise RecipeError(f"model.language: {display_name} does not know `{language}`. It knows: {', '.join(known)}.")
     tokenizer.src_lang = tokenizer.tgt_lang = language
 
 
-def _check_room(made: TextFormat, config: PretrainedConfig, *, shown: str) -> None:
+def _check_room(made: TextFormat, config: PretrainedConfig, *, display_name: str) -> None:
     around = len(made._framed([""])[0])
     if made.max_document_tokens <= around:
         raise RecipeError(
@@ -265,24 +259,24 @@ def _check_room(made: TextFormat, config: PretrainedConfig, *, shown: str) -> No
     needed = made.max_document_tokens + (0 if made.encoder_decoder else made.max_summary_tokens)
     if longest is not None and needed > longest:
         raise RecipeError(
-            f"data.max_document_tokens: {shown} reads at most {longest} tokens, and this asks for {needed}"
+            f"data.max_document_tokens: {display_name} reads at most {longest} tokens, and this asks for {needed}"
             + ("." if made.encoder_decoder else " with the summary's.")
         )
     if made.encoder_decoder and summaries is not None and made.max_summary_tokens > summaries:
-        raise RecipeError(f"data.max_summary_tokens: {shown} writes at most {summaries} tokens.")
+        raise RecipeError(f"data.max_summary_tokens: {display_name} writes at most {summaries} tokens.")
 
 
-def stored_task(made: TextFormat) -> dict[str, Any]:
-    """What a later user of the checkpoint must know, as `task_specific_params` of its configuration."""
+def stored_task(made: TextFormat) -> dict[str, dict[str, object]]:
+    """All that a later user of the checkpoint must know, as `task_specific_params` of its configuration."""
     prefix, _, suffix = made.prompt.partition("{document}")
     return {"summarization": {"prefix": prefix, "suffix": suffix, "max_document_tokens": made.max_document_tokens}}
 
 
-def own_limits(name: str, config: PretrainedConfig, data: TextData, **arguments: Any) -> TextData:
+def own_limits(source: Checkpoint, config: PretrainedConfig, data: TextData) -> TextData:
     """`data` with the limits that it leaves unset as the checkpoint was trained, or as it can read and write."""
     stored = (getattr(config, "task_specific_params", None) or {}).get("summarization", {})
     try:
-        generation = GenerationConfig.from_pretrained(name, **arguments)
+        generation = GenerationConfig.from_pretrained(source.name, **source.arguments())
     except OSError:
         generation = GenerationConfig.from_model_config(config)
     longest, longest_summary = positions(config)
@@ -301,3 +295,45 @@ def positions(config: PretrainedConfig) -> tuple[int | None, int | None]:
         config, "max_position_embeddings", None
     )
     return document, getattr(config, "max_decoder_position_embeddings", None) or document
+
+
+# -------------------------------------------------------------------------------- documents in pieces
+
+
+def split_document(text: str, *, room: int, count: Callable[[Sequence[str]], list[int]]) -> list[str]:
+    """Pieces of at most `room` tokens and much the same length, cut where sentences or lines end.
+
+    `count` gives the tokens of each of several texts. Only a sentence that is too long itself is cut inside.
+
+    >>> def words(texts): return [len(text.split()) for text in texts]
+    >>> split_document("It rains. We stay in. Then it stops.", room=6, count=words)
+    ['It rains. We stay in.', 'Then it stops.']
+    """
+    ends = sentence_ends(text)
+    parts = [text[start:end] for start, end in itertools.pairwise([0, *ends])]
+    sizes = count(parts)
+    while any(size > room and len(part) > 1 for part, size in zip(parts, sizes, strict=True)):
+        parts = [
+            half
+            for part, size in zip(parts, sizes, strict=True)
+            for half in (_halves(part) if size > room and len(part) > 1 else (part,))
+        ]
+        sizes = count(parts)
+    share = sum(sizes) / max(1, math.ceil(sum(sizes) / room))
+    pieces: list[str] = []
+    filled = room
+    for part, size in zip(parts, sizes, strict=True):
+        if filled + size > room or filled >= share:
+            pieces.append("")
+            filled = 0
+        pieces[-1] += part
+        filled += size
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """Cut at the space nearest before the middle, or else behind it, or else in the middle."""
+    middle = len(text) // 2
+    before, behind = text.rfind(" ", 1, middle), text.find(" ", middle, len(text) - 1)
+    cut = next((space for space in (before, behind) if space > 0), middle)
+    return text[:cut], text[cut:]

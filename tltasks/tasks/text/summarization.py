@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.stage import StageKind, StagePlan
+from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_text, generator
-from tltasks.data.packing import attention_mask, keeps_examples_apart, packed_batch, padded
-from tltasks.data.splits import EncodedSplit, Split
+from tltasks.data.packing import packed_batch, padded
+from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import RecipeError
-from tltasks.metrics import bootstrap_interval, extractiveness, rouge
-from tltasks.models.adapters import find_lora_targets, merged
-from tltasks.models.cross_entropy import has_plain_head, mean_loss, unwrap_model, writer
-from tltasks.models.loading import check_loaded, load_pretrained, load_saved, open_config, save_adapter
+from tltasks.metrics import extractiveness, rouge
+from tltasks.metrics.bootstrap import bootstrap_interval
+from tltasks.models.adapters import generating_model, unwrap_model
+from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, BuiltModel, Columns, InputKind, Prediction
+from tltasks.tasks.base import IGNORED, Batch, BuiltModel, InputKind, Prediction, Processor, References, RowScores
 from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
-from tltasks.tasks.text.data_checks import check_pairs
+from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.prompting import SUFFIXES, TextFormat, open_format, own_limits, stored_task
 
 PIECES_AT_ONCE = 16
@@ -63,123 +57,102 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Summarization:
+class Summarization(LanguageModelTask[TextData, TextStage]):
     """One stage's view of a summariser: how it reads, writes, and is compared with the lead."""
 
     tag: ClassVar[str] = "summarization"
     headline: ClassVar[str] = "rouge1"
     higher_is_better: ClassVar[bool] = True
-    label: ClassVar[str | None] = None
     input_kind: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
     output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
+    head_name: ClassVar[str] = "the head that writes text"
+    new_head_hint: ClassVar[str] = "name a checkpoint that was trained to write."
 
-    source: Checkpoint
-    config: PretrainedConfig
     form: TextFormat
-    model_keys: TextModel
-    data_keys: TextData
-    stage: TextStage
-    seed: int
     splits: dict[str, Split]
-    packs: bool = False
-    """Whether the model takes several examples in a row; `build` finds it out, and it changes no result."""
-    chunked_loss: bool = False
-    """Whether the loss may be computed some targets at a time, likewise."""
 
     # ------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(cls, plan: StagePlan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        assert isinstance(plan.model, TextModel)
-        assert isinstance(plan.data, TextData)
-        assert isinstance(plan.stage, TextStage)
+    def open(
+        cls,
+        plan: StagePlan[TextModel, TextData, TextStage],
+        splits: dict[str, Split],
+        source: Checkpoint,
+        *,
+        seed: int,
+    ) -> Self:
         if plan.kind.weights == "checkpoint" and plan.kind.head == "new":
             raise RecipeError(
                 f"stage {plan.name}: `{plan.stage.stage}` puts a new head on a checkpoint, and a summariser's head is "
                 "its vocabulary. Use `stage: finetune`."
             )
-        config = open_config(source.name, shown=source.display_name, **source.arguments())
-        data = plan.data if splits else own_limits(source.name, config, plan.data, **source.arguments())
-        form = open_format(source.name, config, plan.model, data, shown=source.display_name, **source.arguments())
+        config = open_config(source)
+        if not splits:
+            plan = replace(plan, data=own_limits(source, config, plan.data))
+        form = open_format(source, config, plan.model, plan.data)
         config.task_specific_params = stored_task(form)
-        return cls(source, config, form, plan.model, data, plan.stage, seed, splits)
+        return cls(plan, source, config, seed, form, splits)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
-        limits = {name: getattr(self.data_keys, name) for name in ("max_document_tokens", "max_summary_tokens")}
-        return check_pairs(encoded, **limits, splits_long=self.form.splits)
+        keys = self.plan.data
+        return check_pairs(
+            encoded,
+            max_document_tokens=keys.max_document_tokens,
+            max_summary_tokens=keys.max_summary_tokens,
+            splits_long=self.form.splits,
+        )
 
     # -------------------------------------------------------------------------------------- model
 
     @property
-    def auto_class(self) -> Any:
-        return AutoModelForSeq2SeqLM if self.form.encoder_decoder else AutoModelForCausalLM
+    def auto_class(self) -> ModelLoader:
+        loader: ModelLoader = AutoModelForSeq2SeqLM if self.form.encoder_decoder else AutoModelForCausalLM
+        return loader
 
-    def starting_from(self, source: Checkpoint) -> Self:
-        return dataclasses.replace(self, source=source)
-
-    def as_pretrained(self) -> Self:
-        return self
-
-    def build(self, kind: StageKind) -> BuiltModel[Self]:
-        model, loaded = load_pretrained(
-            self.auto_class,
-            self.config,
-            self.source.name,
-            shown=self.source.display_name,
-            random=kind.weights == "random",
-            **self.source.arguments(),
-        )
-        if kind.weights != "random":
-            check_loaded(model, loaded["newly_initialised"], head=[], shown=self.source.display_name)
-        model.generation_config = self._decoding(model)
-        packs = not self.form.encoder_decoder and self.stage.packing and keeps_examples_apart(model)
-        task = dataclasses.replace(self, packs=packs)
-        probe = task._collate([[self.form.end] * 3], [[self.form.end] * 2])
-        chunked = has_plain_head(model, task._inputs(model, probe), probe["labels"])
-        provenance = {
-            "name": self.source.display_name,
-            "revision": self.source.revision,
-            **loaded,
+    @property
+    def settings(self) -> dict[str, object]:
+        return {
             "prompt": self.form.prompt,
             "chat": self.form.chat,
             "encoder_decoder": self.form.encoder_decoder,
             "max_document_tokens": self.form.max_document_tokens,
-            "long_documents": self.data_keys.long_documents,
-            "decoding": _decoding_words(model.generation_config),
-            "packing": packs,
-            "chunked_loss": chunked,
+            "long_documents": self.plan.data.long_documents,
         }
-        return BuiltModel(model, dataclasses.replace(task, chunked_loss=chunked), provenance)
-
-    def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
-        return self.form.decoding(model.generation_config, self.model_keys.generation)
 
     @property
-    def architecture(self) -> str:
-        return str(self.config.model_type)
+    def may_pack(self) -> bool:
+        return not self.form.encoder_decoder and self.stage.packing
+
+    def probe(self) -> Batch:
+        return self._collate([[self.form.end] * 3], [[self.form.end] * 2])
+
+    def draw_head(self, model: PreTrainedModel, head: list[str], *, is_random: bool) -> None:
+        """Leave a head as it was drawn: only models that are random as a whole have a new one."""
+
+    def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
+        built.model.generation_config = self._decoding(built.model)
+        settings = {**built.provenance.settings, "decoding": _decoding_words(built.model.generation_config)}
+        return super().finish_build(replace(built, provenance=replace(built.provenance, settings=settings)))
+
+    def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
+        return self.form.decoding(model.generation_config, self.plan.model.generation)
 
     def head(self, model: nn.Module) -> list[str]:
         head = unwrap_model(model).get_output_embeddings()
         return [name for name, module in model.named_modules() if module is head]
 
-    def lora_targets(self, model: nn.Module) -> list[str]:
-        return find_lora_targets(model, head=self.head(model))
-
-    def save_setup(self, folder: Path) -> None:
-        self.config.save_pretrained(folder)
-        self.form.tokenizer.save_pretrained(folder)
+    @property
+    def setup(self) -> Sequence[Processor]:
+        return [self.config, self.form.tokenizer]
 
     def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
-        self.save_setup(folder)
+        super().save(folder, model, adapter=adapter)
         if adapter:
-            save_adapter(model, folder)
             unwrap_model(model).generation_config.save_pretrained(folder)
-        else:
-            merged(model).save_pretrained(folder)
 
     def reload(self, folder: Path) -> nn.Module:
-        source = self.source
-        model = load_saved(self.auto_class, folder, base=source.name, config=self.config, **source.arguments())
+        model = super().reload(folder)
         if (folder / "generation_config.json").is_file():  # which an adapter has beside it
             unwrap_model(model).generation_config = GenerationConfig.from_pretrained(folder)
         return model
@@ -204,16 +177,8 @@ class Summarization:
         )
 
     @property
-    def sequence_length(self) -> int | None:
-        return None
-
-    @property
     def cache_key(self) -> str:
         return self.form.key
-
-    @property
-    def cpu_batch_budget(self) -> int:
-        return 1024
 
     def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         summarised = "summary" in split.rows.column_names
@@ -277,37 +242,17 @@ class Summarization:
 
     def _collate(self, documents: Sequence[Sequence[int]], summaries: Sequence[Sequence[int]]) -> Batch:
         if self.form.encoder_decoder:
-            return {**self._asked(documents), "labels": torch.from_numpy(padded(summaries, fill=-100))}
+            return {**self._asked(documents), "labels": torch.from_numpy(padded(summaries, fill=IGNORED))}
         prompts, answers = ([np.array(ids, dtype=np.int64) for ids in rows] for rows in (documents, summaries))
         return packed_batch(prompts, answers, together=self.packs)
 
     # --------------------------------------------------------------------------------------- step
 
-    def num_targets(self, batch: Batch) -> Tensor:
-        return (batch["labels"] != -100).sum()
-
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return mean_loss(
-            model,
-            self._inputs(unwrap_model(model), batch),
-            batch["labels"],
-            smoothing=self.stage.label_smoothing,
-            chunked=self.chunked_loss,
-        )
+        return self.token_loss(model, batch, smoothing=self.stage.label_smoothing)
 
-    def _inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
-        """Arguments of the model's forward for a training batch."""
-        inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
-        if self.form.encoder_decoder:
-            inputs["attention_mask"] = batch["attention_mask"]
-            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-            return inputs | self._global_attention(batch["input_ids"])
-        if not self.packs:
-            return inputs | {"attention_mask": (batch["segments"] > 0).long()}
-        return inputs | {
-            "attention_mask": attention_mask(batch["segments"], model),
-            "position_ids": batch["position_ids"],
-        }
+    def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, object]:
+        return super().inputs(model, batch) | self._global_attention(batch["input_ids"])
 
     def _global_attention(self, input_ids: Tensor) -> dict[str, Tensor]:
         """LED's first token sees, and is seen by, all. Source: Beltagy et al., https://arxiv.org/abs/2004.05150, §5."""
@@ -318,14 +263,7 @@ class Summarization:
         return {"global_attention_mask": everywhere}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        piece_of = batch["piece_of"].tolist()
-        written: list[list[str]] = [[] for _ in range(piece_of[-1] + 1)]
-        # Passes are cut between rows, and one long document alone may be far more than a pass.
-        at_once = PIECES_AT_ONCE if len(written) == 1 else len(piece_of)
-        for start in range(0, len(piece_of), at_once):
-            some = {name: values[start : start + at_once] for name, values in batch.items()}
-            for row, text in zip(piece_of[start : start + at_once], self._write(model, some), strict=True):
-                written[row].append(text)
+        written = self._write_pieces(model, batch)
         joined = ["\n".join(text for text in texts if text) for texts in written]
         # Together they may be too long for a summary; then they are the document of one.
         _, sizes = self.form.encode_summaries(joined)
@@ -340,19 +278,28 @@ class Summarization:
             for i, text in enumerate(joined)
         ]
 
+    def _write_pieces(self, model: nn.Module, batch: Batch) -> list[list[str]]:
+        """The texts that are generated for the pieces of each row."""
+        piece_of = batch["piece_of"].tolist()
+        written: list[list[str]] = [[] for _ in range(piece_of[-1] + 1)]
+        # Passes are cut between rows, and one long document alone may be far more than a pass.
+        at_once = PIECES_AT_ONCE if len(written) == 1 else len(piece_of)
+        for start in range(0, len(piece_of), at_once):
+            some = {name: values[start : start + at_once] for name, values in batch.items()}
+            for row, text in zip(piece_of[start : start + at_once], self._write(model, some), strict=True):
+                written[row].append(text)
+        return written
+
     def _write(self, model: nn.Module, batch: Batch) -> list[str]:
         """The text that is generated for each row of the batch."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        written = writer(model).generate(
+        written = generating_model(model).generate(
             **inputs,
             **self._global_attention(inputs["input_ids"]),
             generation_config=self._decoding(unwrap_model(model)),
         )
         start = 0 if self.form.encoder_decoder else inputs["input_ids"].shape[1]
         return [self.form.decode(ids) for ids in written[:, start:]]
-
-    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, Any]:
-        return {"prediction": prediction["prediction"]}
 
     # --------------------------------------------------------------------------------- evaluation
 
@@ -363,16 +310,16 @@ class Summarization:
         texts = rows.select_columns(["document", "summary"])
         return [Pair(texts, row) for row in range(len(texts))]
 
-    def row_scores(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> NDArray[np.float64]:
+    def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
         scores = _all_row_scores(predictions, references)[:, rouge.KINDS.index(self.headline)]
         return np.stack([scores, np.ones(len(scores))], axis=1)
 
-    def score(self, predictions: Sequence[Prediction], references: Sequence[Any], *, intervals: bool) -> Score:
+    def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
         scores = _all_row_scores(predictions, references)
         values = dict(zip(rouge.KINDS, map(float, scores.mean(0)), strict=True))
         values |= _statistics([p["prediction"] for p in predictions], references)
         if not intervals:
-            return Score(values, self.headline, (float("nan"), float("nan")))
+            return Score(values, self.headline)
         ends = {
             kind: bootstrap_interval(np.stack([column, np.ones(len(column))], axis=1), seed=self.seed)
             for kind, column in zip(rouge.KINDS, scores.T, strict=True)
@@ -393,10 +340,10 @@ class Summarization:
         columns = split.rows[:]
         return choose_lead(columns["document"], columns["summary"], seed=self.seed)
 
-    def baselines(self, train_references: list[Any], rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         return {self.lead.name: [{"prediction": self.lead(pair.document)} for pair in self.references(rows)]}
 
-    def columns(self, predictions: Sequence[Prediction], references: Sequence[Any]) -> Columns:
+    def columns(self, predictions: Sequence[Prediction], references: References) -> Columns:
         scores = _all_row_scores(predictions, references)
         return {
             "prediction": [p["prediction"] for p in predictions],
@@ -405,7 +352,7 @@ class Summarization:
         }
 
     def report_examples(
-        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: Sequence[Any]
+        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: References
     ) -> list[ReportExample]:
         """The worst, the median and the best summaries, each with its document and the reference."""
         scores = self.row_scores(predictions, references)[:, 0]
@@ -427,7 +374,7 @@ class Summarization:
 # -------------------------------------------------------------------------------------------- texts
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
@@ -441,7 +388,7 @@ def _all_row_scores(predictions: Sequence[Prediction], references: Sequence[Pair
 
 
 def _statistics(summaries: Sequence[str], references: Sequence[Pair]) -> dict[str, float]:
-    """Means over rows of what summaries take from their documents, and their length against the references'."""
+    """Means over rows: the share of a summary that its document has, and its length against the reference's."""
     rows = []
     for summary, pair in zip(summaries, references, strict=True):
         written, document = rouge.tokens(summary), rouge.tokens(pair.document)
@@ -471,3 +418,51 @@ def _decoding_words(config: GenerationConfig) -> str:
     shown = ("num_beams", "max_new_tokens", "min_new_tokens", "min_length", "length_penalty", "early_stopping")
     values = {name: getattr(config, name, None) for name in (*shown, "no_repeat_ngram_size", "repetition_penalty")}
     return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+
+
+# ------------------------------------------------------------------------------------- checks of the data
+
+
+def check_pairs(
+    splits: Mapping[str, EncodedSplit], *, max_document_tokens: int, max_summary_tokens: int, splits_long: bool
+) -> dict[str, dict[str, float]]:
+    """Counts by split; documents are the same when they differ in case and white space alone.
+
+    `splits_long`: outside training, documents beyond the limit are read in pieces, not cut.
+    """
+    digests = {name: [_digest(document) for document, *_ in _rows(split)] for name, split in splits.items()}
+    train = set(digests.get("train", ()))
+    found: dict[str, dict[str, float]] = {}
+    for name, split in splits.items():
+        counts: dict[str, float] = {
+            "summaries_equal_to_document": 0,
+            "summaries_longer_than_document": 0,
+            "repeated_documents": len(digests[name]) - len(set(digests[name])),
+        }
+        cut_documents = cut_summaries = 0
+        for document, summary, document_tokens, summary_tokens in _rows(split):
+            counts["summaries_equal_to_document"] += _plain(document) == _plain(summary)
+            counts["summaries_longer_than_document"] += len(summary) > len(document)
+            cut_documents += document_tokens > max_document_tokens
+            cut_summaries += summary_tokens > max_summary_tokens
+        if name != "train" and "train" in splits:
+            counts["documents_also_in_train"] = sum(digest in train for digest in digests[name])
+        n_rows = max(1, len(split.rows))
+        fate = "split" if splits_long and name != "train" else "cut"
+        counts |= {f"documents_{fate}_share": cut_documents / n_rows, "summaries_cut_share": cut_summaries / n_rows}
+        found[name] = counts
+    return found
+
+
+def _rows(split: EncodedSplit) -> Iterator[tuple[str, str, int, int]]:
+    columns = ["document", "summary", "document_tokens", "summary_tokens"]
+    for row in split.rows.select_columns(columns):
+        yield row["document"], row["summary"], row["document_tokens"], row["summary_tokens"]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(_plain(text).encode(), digest_size=12).digest()

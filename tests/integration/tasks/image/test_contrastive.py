@@ -22,7 +22,7 @@ from tltasks.config.recipe import plan_run
 from tltasks.config.tasks.image import Views
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.runs.prepare import prepare_stages
-from tltasks.tasks.image.contrastive_objective import Projection, TwoViews, nt_xent
+from tltasks.tasks.image.contrastive import Projection, TwoViews, nt_xent
 
 OBJECTIVE = "{name: objective, stage: %s, task: contrastive-image, data: *unlabelled, batch_size: 8, %s}"
 TRANSFER = (
@@ -200,7 +200,7 @@ def test_other_backbones(opener: Callable[..., Any], tmp_path: Path, model: str)
     np.testing.assert_allclose([p["views"] for p in before], [p["views"] for p in after], atol=1e-5)
     assert before[0]["features"].ndim == 1
     assert before[0]["views"].shape == (2, 128)
-    assert built.provenance["loaded_share"] == 1
+    assert built.provenance.loaded_share == 1
 
 
 def test_it_goes_on_from_a_checkpoint_and_an_adapter_is_merged(
@@ -273,4 +273,4 @@ def test_a_masked_autoencoder_gives_its_encoder(zoo: Path, tmp_path: Path) -> No
     (item,) = opened(recipe)
     built = item.task.build(item.plan.kind)
     assert isinstance(built.model.get_submodule("classifier"), Projection)
-    assert built.provenance["loaded_share"] == 1
+    assert built.provenance.loaded_share == 1

@@ -94,11 +94,11 @@ def test_the_loss_of_mae_by_hand(tmp_path: Path) -> None:
     logits[0, 2] = (model.patchify(halves())[0, 2] - 0.5) / (n / (4 * (n - 1))) ** 0.5
     loss = objective.row_losses(Answers(model, logits), halves(), noise)
     assert loss.tolist() == pytest.approx([2 / 3 * (n - 1) / n], abs=1e-5)
-    assert objective.flat_losses(halves(), noise).tolist() == pytest.approx([(n - 1) / n], abs=1e-5)
+    assert objective.mean_patch_losses(halves(), noise).tolist() == pytest.approx([(n - 1) / n], abs=1e-5)
 
     plain = MaskedAutoencoder(patch=8, side=2, ratio=0.75, normalised=False)  # 0.5 away everywhere, squared
     assert plain.row_losses(Answers(model, torch.full((1, 4, n), 0.5)), halves(), noise).tolist() == [0.25]
-    assert plain.flat_losses(halves(), noise).tolist() == [0.25]
+    assert plain.mean_patch_losses(halves(), noise).tolist() == [0.25]
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -121,7 +121,7 @@ def test_the_loss_of_simmim_by_hand() -> None:
     guess[:, :, :8, :8], guess[:, :, 8:, 8:] = 0.5, pixels[:, :, 8:, 8:]
     output = type("Output", (), {"reconstruction": guess})
     assert objective.row_losses(lambda **_: output, pixels, masks).tolist() == [0.25]
-    assert objective.flat_losses(pixels, masks).tolist() == [0.5]
+    assert objective.mean_patch_losses(pixels, masks).tolist() == [0.5]
 
 
 @pytest.mark.parametrize("name", ["vit", "swin"])

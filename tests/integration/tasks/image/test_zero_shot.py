@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, AutoTokeni
 from tests.tiny.images import SIZE, picture, png, save_contrastive, save_data, save_model, write_recipe
 from tests.tiny.runs import run_recipe
 from tltasks.config.loading import load_recipe
+from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.hub.saved_model import load_saved_model
 from tltasks.inference.predict import predict
@@ -185,7 +186,7 @@ def test_a_tokenizer_is_needed(zoo: Path, tmp_path: Path) -> None:
 def test_classes_that_read_alike_are_refused(zoo: Path, tmp_path: Path) -> None:
     config, names = AutoConfig.from_pretrained(zoo / "clip"), ["red_ship", "blue", "red ship"]
     with pytest.raises(CheckpointError, match="reads the classes red_ship and red ship alike"):
-        PromptClassifier.open(str(zoo / "clip"), config, names, shown="clip")
+        PromptClassifier.open(Checkpoint(str(zoo / "clip"), display_name="clip"), config, names)
 
 
 def test_classes_are_those_of_all_splits(zoo: Path, tmp_path: Path) -> None:

@@ -24,9 +24,11 @@ from tests.tiny.runs import REPOSITORY, equal, largest_difference, run_recipe, w
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import plan_run
+from tltasks.config.tasks.speech import SpeechModel
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
 from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError, TltasksError
+from tltasks.models.loading import open_config
 from tltasks.tasks.speech.asr import SpeechRecognition
 from tltasks.tasks.speech.audio import from_int16
 from tltasks.tasks.speech.ctc import CtcRecogniser, build_tokenizer
@@ -199,10 +201,10 @@ def test_what_is_saved_says_the_same_in_the_pipeline(spoken: Path, family: str, 
     run_recipe(recipe, tmp_path / "run")
     theirs, ours = pipeline_texts(tmp_path / "run")
     (recorded,) = (tmp_path / "run" / "predictions").glob("*-test.parquet")
-    looped = pq.read_table(recorded).column("looped").to_pylist()
+    loops = pq.read_table(recorded).column("repetition_loop").to_pylist()
     assert len(ours) == 6
     # The pipeline has no guard against loops: an untrained decoder goes on there until the longest output.
-    assert all(a == b or (c and a.startswith(b[:10])) for a, b, c in zip(theirs, ours, looped, strict=True))
+    assert all(a == b or (c and a.startswith(b[:10])) for a, b, c in zip(theirs, ours, loops, strict=True))
     if family.startswith("whisper"):
         saved = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
         assert saved["max_source_positions"] == 100  # 1.2 s of audio at most: two seconds
@@ -246,8 +248,10 @@ def test_the_baseline_of_a_fitted_encoder_hears_its_own_window(spoken: Path, tmp
 
 def test_a_new_vocabulary_writes_capitals_digits_cyrillic_and_chinese(tmp_path: Path) -> None:
     texts = ["Hello, World 42!", "Ёлка и Снег", "今天 3 点", "naïve café"]
-    recogniser = CtcRecogniser.open(str(speech.save_ctc(tmp_path / "m")), shown="m", texts=texts)
-    recogniser.save_setup(tmp_path / "saved")
+    source = Checkpoint(str(speech.save_ctc(tmp_path / "m")))
+    recogniser = CtcRecogniser.open(source, open_config(source), texts=texts)
+    for part in recogniser.setup:
+        part.save_pretrained(tmp_path / "saved")
     again = recogniser.tokenizer.from_pretrained(tmp_path / "saved")
     blank = recogniser.tokenizer.pad_token_id
     for text in texts:
@@ -258,8 +262,8 @@ def test_a_new_vocabulary_writes_capitals_digits_cyrillic_and_chinese(tmp_path: 
 
 
 def test_a_kept_vocabulary_takes_text_in_its_own_case(tmp_path: Path) -> None:
-    folder = speech.save_ctc(tmp_path / "m", vocabulary="ABCDEFGHIJKLMNOPQRSTUVWXYZ' ")
-    recogniser = CtcRecogniser.open(str(folder), shown="m", texts=None)
+    source = Checkpoint(str(speech.save_ctc(tmp_path / "m", vocabulary="ABCDEFGHIJKLMNOPQRSTUVWXYZ' ")))
+    recogniser = CtcRecogniser.open(source, open_config(source), texts=None)
     assert recogniser.spell("Don't stop -- at 7, café!") == "DON'T STOP AT CAF"
     with pytest.raises(DataError, match="vocabulary writes nothing"):
         recogniser.label_ids("42")
@@ -346,7 +350,13 @@ def test_a_folder_with_a_metadata_file_needs_no_ffmpeg(spoken: Path, tmp_path: P
     recipe = recipe_of(spoken, "wav2vec2", tmp_path)
     changes = ["data.name=audiofolder", f"data.dir={tmp_path / 'folder'}", "data.files=null"]
     result = run_recipe(recipe, tmp_path / "run", *changes, "data.splits.validation=null")
-    assert {split: about["examples"] for split, about in result.stages[0].data.items()} == {"train": 4, "test": 4}
+    assert {split: about.examples for split, about in result.stages[0].data.items()} == {"train": 4, "test": 4}
+
+
+def open_whisper(spoken: Path, **keys: Any) -> SequenceRecogniser:
+    source = Checkpoint(str(spoken / "whisper"))
+    model = SpeechModel(name="m", **keys)
+    return SequenceRecogniser.open(source, open_config(source), model, window=None, as_saved=False, trains=True)
 
 
 @pytest.mark.parametrize("kind", BAD_TEXTS)
@@ -354,10 +364,8 @@ def test_bad_transcripts_are_named_or_learnt(spoken: Path, kind: str) -> None:
     text, reason = BAD_TEXTS[kind]
     clip = str(spoken / "data" / "clips" / "train-0.wav")
     rows = datasets.Dataset.from_dict({"audio": [clip], "text": [text]})
-    recogniser = SequenceRecogniser.open(
-        str(spoken / "whisper"), shown="m", language="en", speech_task=None, window=None, beams=1, trains=True
-    )
-    task = SpeechRecognition(Checkpoint("m"), recogniser, "basic", True, None, 0)  # type: ignore[arg-type]
+    recogniser = open_whisper(spoken, language="en")
+    task = SpeechRecognition(None, Checkpoint("m"), recogniser.config, 0, recogniser, "basic", True)  # type: ignore[arg-type]
     from tltasks.data.splits import Split
 
     encoded = task.preprocess(Split("train", rows, "t", None, "here"))({**rows[:], "row": [0]})
@@ -433,15 +441,7 @@ def test_loops_are_stopped_row_by_row() -> None:
 
 
 def test_the_language_is_where_decoding_begins(spoken: Path) -> None:
-    recogniser = SequenceRecogniser.open(
-        str(spoken / "whisper"),
-        shown="m",
-        language="Spanish",
-        speech_task="translate",
-        window=None,
-        beams=3,
-        trains=True,
-    )
+    recogniser = open_whisper(spoken, language="Spanish", speech_task="translate", beams=3)
     names = recogniser.tokenizer.convert_ids_to_tokens(recogniser.prompt)
     assert names == ["<|startoftranscript|>", "<|es|>", "<|translate|>", "<|notimestamps|>"]
     assert recogniser.generation.num_beams == 3

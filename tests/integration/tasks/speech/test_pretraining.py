@@ -204,10 +204,10 @@ def test_draws_do_not_depend_on_batches(opener: Callable[..., Any]) -> None:
     model = task.build(item.plan.kind).model.train()
     whole, part = task.collate_train(rows, range(6), epoch=1), task.collate_train(rows, [4, 1], epoch=1)
     sizes = whole["mask"].sum(1).tolist()
-    told = [task._told(model, batch).losses.detach() for batch in (whole, part)]
+    told = [task._contrast(model, batch).losses.detach() for batch in (whole, part)]
     by_row = [torch.split(told[0], sizes)[i] for i in (4, 1)]
     torch.testing.assert_close(torch.cat(by_row), told[1], rtol=1e-4, atol=1e-5)
-    other = task._told(model, task.collate_train(rows, [4, 1], epoch=2)).losses
+    other = task._contrast(model, task.collate_train(rows, [4, 1], epoch=2)).losses
     assert other.shape != told[1].shape or not torch.allclose(other, told[1], atol=1e-3)
     assert torch.equal(task.collate_eval(rows, [3])["mask"], task.collate_eval(rows, [3])["mask"])
 

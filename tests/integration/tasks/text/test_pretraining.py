@@ -337,7 +337,7 @@ def test_a_new_head_leaves_the_embeddings_alone(zoo: Path, tmp_path: Path, opene
         dense = model.cls.predictions.transform.dense.weight
         assert not torch.equal(dense, whole.cls.predictions.transform.dense.weight)
         assert 0.01 < float(dense.detach().std()) < 0.03
-        assert built.provenance["loaded_share"] == 1
+        assert built.provenance.loaded_share == 1
 
 
 # -------------------------------------------------------------------------------------------- refusals

@@ -75,7 +75,7 @@ class PreparedStage:
             self.plan.kind,
             head=task.head(model),
             targets=task.lora_targets(model),
-            shown_name=str(model.name_or_path),
+            display_name=str(model.name_or_path),
             revision="main",
         )
 
@@ -113,7 +113,7 @@ def test_loss_in_chunks_has_the_gradients_of_the_whole(
     opened = PreparedStage(folder, name, stage=TOPIC_STAGE % (1, 1e-3))
     assert opened.task.chunked_loss is True
     batch = opened.batch()
-    inputs = opened.task._inputs(opened.model, batch)
+    inputs = opened.task.inputs(opened.model, batch)
     opened.model.eval()
     vocabulary = opened.model.config.vocab_size
     found = []
@@ -348,9 +348,8 @@ def test_prompt_and_summary_are_the_conversation_of_the_template(tmp_path: Path,
     made.chat_template = template
     made.save_pretrained(tmp_path)
     config = transformers.LlamaConfig(max_position_embeddings=512)
-    form = open_format(
-        str(tmp_path), config, TextModel(name="m"), TextData(name="json", max_document_tokens=400), shown="m"
-    )
+    data = TextData(name="json", max_document_tokens=400)
+    form = open_format(Checkpoint(str(tmp_path), display_name="m"), config, TextModel(name="m"), data)
     said = [
         {"role": "user", "content": "Summarize the following text.\n\nthe cats"},
         {"role": "assistant", "content": "small cats"},

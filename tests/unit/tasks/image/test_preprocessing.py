@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 
 from tests.tiny.images import CONFIGS, SIZE, save_model
+from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError
 from tltasks.tasks.image.preprocessing import Preprocessing, load_processor, set_image_size
 
@@ -59,7 +60,7 @@ def test_the_model_sees_what_the_processor_gives(zoo: Path, name: str, image_siz
     config = AutoConfig.from_pretrained(folder)
     if image_size is not None:
         set_image_size(config, image_size)
-    preprocessing = Preprocessing(load_processor(str(folder), config, image_size=image_size), name=name)
+    preprocessing = Preprocessing(load_processor(Checkpoint(str(folder)), config, image_size=image_size), name=name)
     assert preprocessing.size == (image_size or SIZE)
     assert difference(preprocessing) < 0.51
 
@@ -146,7 +147,7 @@ def test_grey_is_refused() -> None:
 def test_a_margin_grows_with_the_size(tmp_path: Path, name: str, before: dict[str, Any], after: dict[str, Any]) -> None:
     kind = transformers.BitImageProcessor if "crop_size" in before else transformers.ViTImageProcessor
     kind(**before).save_pretrained(tmp_path)
-    processor = load_processor(str(tmp_path), CONFIGS["vit"](), image_size=64)
+    processor = load_processor(Checkpoint(str(tmp_path)), CONFIGS["vit"](), image_size=64)
     for key, value in after.items():
         assert {k: v for k, v in dict(getattr(processor, key)).items() if v} == value
     assert Preprocessing(processor, name=name).size == 64
@@ -154,7 +155,7 @@ def test_a_margin_grows_with_the_size(tmp_path: Path, name: str, before: dict[st
 
 def test_a_checkpoint_without_a_processor(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no image processor that can be loaded.*preprocessor_config.json"):
-        load_processor(str(tmp_path), CONFIGS["vit"](), image_size=None)
+        load_processor(Checkpoint(str(tmp_path)), CONFIGS["vit"](), image_size=None)
 
 
 def test_image_size_in_the_configuration() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from tltasks.errors import DataError
-from tltasks.tasks.speech.segments import Segment, join_segments, read_segments
+from tltasks.tasks.speech.audio import Segment, join_segments, read_segments
 
 ONE = {"start": 0, "end": 1.5, "text": " one "}
 TWO = {"start": 1.45, "end": 3, "text": "two"}

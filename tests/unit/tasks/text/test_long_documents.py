@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tltasks.tasks.text.long_documents import split_document
+from tltasks.tasks.text.prompting import split_document
 
 SENTENCE = "one two three four five. "
 DOCUMENTS = {

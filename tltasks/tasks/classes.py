@@ -1,0 +1,281 @@
+"""Classification of anything: classes and their checks, probabilities, the majority class, nearest neighbours, scores.
+
+A task of one modality derives from `ClassificationTask` and says how its rows are encoded and what logits they have.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import TypeVar
+
+from tltasks.config.data import ClassData
+from tltasks.config.model import Checkpoint
+from tltasks.config.stage import ClassStage, ModelT
+from tltasks.data.splits import Columns, Split
+from tltasks.errors import DataError
+from tltasks.metrics.classification import classification
+from tltasks.metrics.neighbours import nearest_neighbours
+from tltasks.models.adapters import find_head, input_of, unwrap_model
+from tltasks.results.result import ReportExample, Score
+from tltasks.tasks.base import IGNORED, Batch, Prediction, References, RowScores, TaskBase
+
+ClassDataT = TypeVar("ClassDataT", bound=ClassData, default=ClassData, covariant=True)
+ClassStageT = TypeVar("ClassStageT", bound=ClassStage, default=ClassStage, covariant=True)
+ClassCounts = dict[str, Counter[str]]
+"""Rows of each class, by split."""
+SHOWN_MISTAKES = 24
+
+
+@dataclass(frozen=True)
+class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
+    """A model that gives each row a probability for each class."""
+
+    headline: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+    label: ClassVar[str | None] = "label"
+    output_features: ClassVar[datasets.Features] = datasets.Features(
+        {
+            "prediction": datasets.Value("string"),
+            "probability": datasets.Value("float32"),
+            "top": datasets.List(
+                {"label": datasets.Value("string"), "probability": datasets.Value("float32")},
+            ),
+        }
+    )
+    example_kind: ClassVar[Literal["image", "texts"]]
+    """How the report shows an example."""
+
+    class_names: list[str]
+    """In the order of the model's outputs."""
+
+    # -------------------------------------------------------------------------------------- model
+
+    def head(self, model: nn.Module) -> list[str]:
+        return find_head(unwrap_model(model))
+
+    # --------------------------------------------------------------------------------------- rows
+
+    def label_encoder(self, split: Split) -> Callable[[Columns], list[int]]:
+        """A function from a batch of a split's examples to their classes; those of a split without labels are -100."""
+        if "label" not in split.rows.column_names:
+            return lambda batch: [IGNORED] * len(batch["row"])
+        name = _label_namer(split, self.plan.data.class_names)
+        index = {name: i for i, name in enumerate(self.class_names)}
+        return lambda batch: [index[name(label)] for label in batch["label"]]
+
+    # --------------------------------------------------------------------------------------- step
+
+    @abstractmethod
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's logits for a batch, [rows, classes], in fp32."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        smoothing = self.stage.label_smoothing
+        return functional.cross_entropy(self.logits(model, batch), batch["labels"], label_smoothing=smoothing)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+        return _predictions(self.probabilities(self.logits(model, batch)).cpu().numpy())
+
+    def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, object]:
+        probabilities = prediction["probabilities"]
+        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
+        # str() is the shortest text of a 32-bit number; as one of 64 bits it would have digits that mean nothing.
+        top = [{"label": self.class_names[i], "probability": float(str(probabilities[i]))} for i in best]
+        return {"prediction": top[0]["label"], "probability": top[0]["probability"], "top": top}
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The input of the head's first layer, [rows, width], averaged over positions where it has any."""
+        head = model.get_submodule(self.head(model)[0])
+        features = input_of(head, lambda: self.logits(model, batch)).float()
+        return features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)
+
+    # --------------------------------------------------------------------------------- evaluation
+
+    def references(self, rows: datasets.Dataset) -> list[int]:
+        return [int(label) for label in rows["label"]]
+
+    def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
+        correct = [float(p["prediction"] == r) for p, r in zip(predictions, references, strict=True)]
+        return np.stack([np.array(correct), np.ones(len(correct))], axis=1)
+
+    def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
+        probabilities = np.stack([p["probabilities"] for p in predictions])
+        values, details = classification(probabilities, np.array(references), self.class_names)
+        interval = self.interval(self.row_scores(predictions, references), intervals=intervals)
+        return Score(values, self.headline, interval, details)
+
+    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        counts = np.bincount(train_references, minlength=len(self.class_names)).astype(np.float32)
+        return {"majority_class": _predictions(np.tile(counts / counts.sum(), (len(rows), 1)))}
+
+    def knn_predict(
+        self, known: NDArray[np.float32], references: References, vectors: NDArray[np.float32]
+    ) -> list[Prediction]:
+        n_classes = len(self.class_names)
+        return _predictions(nearest_neighbours(known, np.array(references), vectors, n_classes=n_classes))
+
+    def columns(self, predictions: Sequence[Prediction], references: References) -> Columns:
+        return {
+            "prediction": [self.class_names[p["prediction"]] for p in predictions],
+            "reference": [self.class_names[r] for r in references],
+            "probabilities": [p["probabilities"] for p in predictions],
+        }
+
+    @abstractmethod
+    def example_content(self, rows: datasets.Dataset, row: int) -> bytes:
+        """A row as the report shows it."""
+
+    def report_examples(
+        self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: References
+    ) -> list[ReportExample]:
+        """The most confident mistakes."""
+        wrong = [i for i, (p, r) in enumerate(zip(predictions, references, strict=True)) if p["prediction"] != r]
+        wrong.sort(key=lambda i: -float(predictions[i]["probabilities"].max()))
+        return [
+            ReportExample(
+                self.example_kind,
+                f"{self.class_names[predictions[i]['prediction']]} "
+                f"({float(predictions[i]['probabilities'].max()):.0%})",
+                f"is {self.class_names[references[i]]} · row {rows[i]['row']}",
+                self.example_content(rows, i),
+            )
+            for i in wrong[:SHOWN_MISTAKES]
+        ]
+
+
+def _predictions(probabilities: NDArray[np.float32]) -> list[Prediction]:
+    return [{"prediction": int(p.argmax()), "probabilities": p} for p in probabilities]
+
+
+# ------------------------------------------------------------------------------------- classes of splits
+
+
+def count_classes(splits: Mapping[str, Split], class_names: list[str] | None) -> ClassCounts:
+    """Rows of each class in every split; `class_names` are those of integer labels that have none.
+
+    Raises DataError, for all splits at once, for labels that are missing or are no classes.
+    """
+    found: ClassCounts = {}
+    mistakes = []
+    for name, split in splits.items():
+        try:
+            found[name] = _class_counts(split, class_names)
+        except DataError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise DataError("\n".join(mistakes))
+    return found
+
+
+def _class_counts(split: Split, class_names: list[str] | None) -> Counter[str]:
+    feature = split.rows.features["label"]
+    kind = (
+        "string" if isinstance(feature, datasets.ClassLabel) else str(getattr(feature, "dtype", type(feature).__name__))
+    )
+    if not kind.startswith(("int", "uint", "string", "large_string", "bool")):
+        raise DataError(f"{split.where}: column `label` holds {kind}; a class is a name or a whole number.")
+    values = Counter(split.rows["label"])
+    unlabelled = sum(n for value, n in values.items() if value is None or value == "")
+    if isinstance(feature, datasets.ClassLabel) or class_names is not None:
+        n_classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else len(class_names or [])
+        unlabelled += sum(n for value, n in values.items() if isinstance(value, int) and not 0 <= value < n_classes)
+    if unlabelled:
+        raise DataError(
+            f"{split.where}: {unlabelled} of {len(split.rows)} rows have no label or one outside the class list. "
+            "Hub test splits are often unlabelled: use another split, or hold out a share (`test: 0.1`)."
+        )
+    name = _label_namer(split, class_names)
+    return Counter({name(value): n for value, n in values.items()})
+
+
+def _label_namer(split: Split, class_names: list[str] | None) -> Callable[[object], str]:
+    """How this split writes its labels: as numbers of named classes, as numbers, or as names."""
+    feature = split.rows.features["label"]
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else class_names
+    return lambda value: str(names[value] if names is not None and isinstance(value, int) else value)
+
+
+def train_classes(train: Split, found: Counter[str], class_names: list[str] | None) -> list[str]:
+    """The classes that a new head tells apart, in order: as declared, or else sorted.
+
+    Raises DataError for a single class, or several of one name.
+    """
+    feature = train.rows.features["label"]
+    if isinstance(feature, datasets.ClassLabel):
+        names = [str(name) for name in feature.names]
+    elif class_names is not None:
+        names = class_names
+    else:
+        numeric = all(name.lstrip("-").isdigit() for name in found)
+        names = sorted(found, key=int if numeric else None)
+    if len(names) < 2:
+        raise DataError(f"{train.where}: holds the single class {names}; a classifier needs two.")
+    if len(set(names)) < len(names):
+        twice = [name for name, n in Counter(names).items() if n > 1]
+        raise DataError(f"{train.where}: several classes are called {', '.join(twice)}; give data.class_names.")
+    return names
+
+
+def classes_of(splits: Mapping[str, Split], found: ClassCounts, class_names: list[str] | None) -> list[str]:
+    """The classes of data that a model is only told by name: those of the training split, or of the first there is.
+
+    Raises DataError where another split has more.
+    """
+    first = next((name for name in ("train", "test", "validation") if name in splits), next(iter(splits)))
+    names = train_classes(splits[first], sum(found.values(), Counter()), class_names)
+    if lines := _unknown_classes(names, found, splits):
+        raise DataError("\n".join(lines) + f"\n{splits[first].where} has {len(names)} classes: {_some(names)}.")
+    return names
+
+
+def check_same_classes(names: list[str], found: ClassCounts, splits: Mapping[str, Split]) -> None:
+    """Raise DataError where a split has classes that cannot be learnt from `train`."""
+    lines = []
+    for name, counts in found.items():
+        declared = getattr(splits[name].rows.features["label"], "names", None)
+        theirs = set(declared or counts)
+        unknown = sorted(theirs - set(names))
+        unseen = sorted(c for c in counts if c in names and not found["train"][c])
+        missing = sorted(set(names) - theirs) if declared else []
+        if unknown:
+            lines.append(f"{splits[name].where}: has classes that train has not: {_some(unknown)}.")
+        if unseen:
+            lines.append(f"{splits[name].where}: has classes without one training example: {_some(unseen)}.")
+        if missing and unknown:
+            lines.append(f"{splits[name].where}: lacks classes that train has: {_some(missing)}.")
+    if lines:
+        lines.append(f"train has: {_some(sorted(names))}. A slice of sorted rows loses classes; a share does not.")
+        raise DataError("\n".join(lines))
+
+
+def check_kept_head(names: list[str], found: ClassCounts, splits: Mapping[str, Split], source: Checkpoint) -> None:
+    """Raise DataError where the data has classes that the checkpoint's own head does not know."""
+    if lines := _unknown_classes(names, found, splits):
+        raise DataError(
+            "\n".join(lines)
+            + f"\n{source.display_name} knows {len(names)} classes: {_some(names)}."
+            + "\nA kept head needs the checkpoint's own labels; `stage: transfer` puts a new head on it."
+        )
+
+
+def _unknown_classes(names: list[str], found: ClassCounts, splits: Mapping[str, Split]) -> list[str]:
+    unknown = {name: sorted(set(counts) - set(names)) for name, counts in found.items()}
+    return [f"{splits[name].where}: has {_some(classes)}" for name, classes in unknown.items() if classes]
+
+
+def _some(names: Sequence[str], limit: int = 12) -> str:
+    some = ", ".join(names[:limit])
+    return f"{some}, … ({len(names)} in all)" if len(names) > limit else some
