@@ -68,17 +68,17 @@ class MaskedImageModeling(
     def auto_class(self) -> ModelLoader:
         return self.objective.auto_class
 
-    @property
-    def settings(self) -> dict[str, object]:
-        name = "MAE" if isinstance(self.objective, MaskedAutoencoder) else "SimMIM"
-        return {"objective": name, "mask_ratio": self.objective.ratio}
-
     def draw_head(self, model: PreTrainedModel, head: list[str], *, is_random: bool) -> None:
         initialise_head(model, head)
         self.objective.initialise(model, encoder=is_random)
 
     def head(self, model: nn.Module) -> list[str]:
         return [HEAD]
+
+    @property
+    def settings(self) -> dict[str, object]:
+        name = "MAE" if isinstance(self.objective, MaskedAutoencoder) else "SimMIM"
+        return {"objective": name, "mask_ratio": self.objective.ratio}
 
     # --------------------------------------------------------------------------------------- rows
 
