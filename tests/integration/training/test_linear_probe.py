@@ -161,7 +161,7 @@ def test_probe_then_finetune_goes_on_from_the_fitted_head(zoo: Path, tmp_path: P
     assert first.trainable_parameters == 3 * 32 + 3
     assert first.metrics["test"].values["accuracy"] == 1
     assert second.metrics["test"].values["loss"] == pytest.approx(first.metrics["test"].values["loss"], abs=1e-4)
-    assert [it["stage"] for it in second.lineage] == ["probe"]
+    assert [it.stage for it in second.lineage] == ["probe"]
     assert "classifier.weight" in weights(tmp_path / "run")
     assert "on cached features" in (tmp_path / "run" / "report.html").read_text()
 

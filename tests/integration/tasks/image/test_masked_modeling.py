@@ -247,9 +247,9 @@ def test_the_encoder_is_handed_on(zoo: Path, tmp_path: Path, model: str, left: i
     assert after.weights.left["decoder"] == left
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "model").config.num_labels == 3
     (ancestor,) = after.lineage
-    assert ancestor["stage"] == "objective"
-    assert ancestor["recipe_sha256"] == result.recipe_sha256
-    assert ancestor["data"] == {split: about["fingerprint"] for split, about in before.data.items()}
+    assert ancestor.stage == "objective"
+    assert ancestor.recipe_sha256 == result.recipe_sha256
+    assert ancestor.data == {split: about.fingerprint for split, about in before.data.items()}
     assert "Lineage: objective (masked-image-modeling" in (tmp_path / "run" / "README.md").read_text()
     assert before.metrics["test"].values["knn_accuracy"] > 0.3
 

@@ -259,7 +259,7 @@ def test_overfits_a_tiny_set_without_labels(
     table = pq.read_table(tmp_path / "run" / "predictions" / "objective-test.parquet").to_pydict()
     assert np.average(table["loss"], weights=table["targets"]) == pytest.approx(ours["loss"])
     card = (tmp_path / "run" / "README.md").read_text()
-    assert f"({result.weights['objective']})" in card
+    assert f"({result.weights.settings['objective']})" in card
     auto = {"bert": "AutoModelForMaskedLM", "gpt2": "AutoModelForCausalLM"}.get(name, "AutoModelForSeq2SeqLM")
     getattr(transformers, auto).from_pretrained(tmp_path / "run" / "model")
     AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
@@ -310,7 +310,7 @@ def test_a_summariser_starts_from_what_was_learnt(zoo: Path, tmp_path: Path, nam
     assert own.keys() == handed.keys()
     assert all(torch.allclose(own[key], handed[key], atol=1e-6) for key in own)
     assert result.stages[1].weights.newly_initialised == []
-    assert [it["stage"] for it in result.stages[1].lineage] == ["objective"]
+    assert [it.stage for it in result.stages[1].lineage] == ["objective"]
 
 
 def test_a_new_head_leaves_the_embeddings_alone(zoo: Path, tmp_path: Path, opener: Callable[..., Any]) -> None:

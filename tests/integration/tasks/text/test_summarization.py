@@ -593,7 +593,7 @@ def test_oddities_are_counted_and_shown(folder: Path, tmp_path: Path, capsys: py
     )
     path = texts.write_recipe(tmp_path / "recipe.yaml", folder / "t5", data)
     result = run_recipe(path, tmp_path / "run", "stages.0.epochs=1")
-    checks = {name: about["checks"] for name, about in result.stages[0].data.items()}
+    checks = {name: about.checks for name, about in result.stages[0].data.items()}
     assert checks["train"] == {
         "summaries_equal_to_document": 1,
         "summaries_longer_than_document": 1,
