@@ -46,7 +46,7 @@ from tltasks.tasks.base import BuiltModel, Prediction, TaskBase
 from tltasks.training.checkpoint import Checkpoints, Progress
 from tltasks.training.evaluation import Predict, drawn_rows, predict_rows, score_beside_baselines, write_predictions
 from tltasks.training.linear_probe import Fit, fit_probe
-from tltasks.training.loop import Job, measure, train
+from tltasks.training.loop import Job, seconds_per_step, train
 from tltasks.training.robustness import measure_robustness
 from tltasks.training.tracking import Tracker
 from tltasks.training.weight_interpolation import interpolate
@@ -144,7 +144,7 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
         model, head = adapt_model(stage, built)
         job = make_job(context, stage, head)
         steps = job.total_steps
-        seconds = measure(context.accelerator, job, model) * steps
+        seconds = seconds_per_step(context.accelerator, job, model) * steps
     trainable, total = count_parameters(model)
     splits = {name: (len(split.rows), len(split.skipped)) for name, split in stage.encoded.items()}
     memory = devices.peak_memory_bytes(context.accelerator.device)

@@ -377,7 +377,7 @@ def _unused_weights(accelerator: Accelerator, job: Job, model: nn.Module) -> set
     return unused
 
 
-def measure(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
+def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
     """Seconds that one step takes, by the second of two forward and backward passes of one micro-batch."""
     model.to(accelerator.device)
     first = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0)[0]
