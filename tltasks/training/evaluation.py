@@ -135,11 +135,9 @@ def cached_features(
     path = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-features" / f"{key.hexdigest()[:32]}.safetensors"
     found = _read(path)
     # All processes have to agree, since computing takes all of them.
-    known = torch.tensor(float(found is not None), device=accelerator.device)
-    if found is not None and float(accelerator.reduce(known, "sum")) == accelerator.num_processes:
+    known = accelerator.reduce(torch.tensor(float(found is not None), device=accelerator.device), "sum")
+    if found is not None and float(known) == accelerator.num_processes:
         return found
-    if found is None:
-        accelerator.reduce(known, "sum")
     features = embed_rows(accelerator, task, model, split.rows, workers=workers)
     if accelerator.is_main_process:
         with whole_file(path) as temporary:
@@ -149,7 +147,7 @@ def cached_features(
 
 
 def _read(path: Path) -> Features | None:
-    """A damaged file is as good as none."""
+    """Features from the cache; a damaged file is as good as none."""
     try:
         features: Features = load_file(path)["features"]
     except (OSError, SafetensorError, KeyError):
