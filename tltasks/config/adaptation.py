@@ -85,7 +85,7 @@ class Head(Section):
 class Peft(BaseModel):
     """Any other PEFT method; further keys go to its configuration class."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     type: str
     """PEFT's name of the method: LOHA, LOKR, OFT, BOFT, VERA, FOURIERFT, HRA, …"""
 

@@ -5,8 +5,13 @@ Written by `tltasks schema > recipes/recipe.schema.json`.
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
+import sys
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from tltasks.config.recipe import Recipe
@@ -22,6 +27,7 @@ def json_schema() -> dict[str, Any]:
         [(kind, "validation") for kind in dict.fromkeys([Recipe, *kinds])], ref_template="#/$defs/{model}"
     )
     definitions: dict[str, Any] = schema["$defs"]
+    _describe(BaseModel, definitions)
     _close(definitions)
     shared = definitions.pop("Recipe")
     stages = [references[keys.stage, "validation"] for keys in TASKS.values()]
@@ -36,6 +42,34 @@ def json_schema() -> dict[str, Any]:
         }
         variants.append({**shared, "title": tag, "properties": {**shared["properties"], **own}})
     return {"$schema": DIALECT, "title": "tltasks recipe", "anyOf": variants, "$defs": _used(variants, definitions)}
+
+
+def _describe(base: type[BaseModel], definitions: dict[str, Any]) -> None:
+    """Say of each key what stands below it in the source of its section, or of that which the section extends.
+
+    pydantic would do so for every class as it is made, in a second or more once thousands of modules are loaded.
+    """
+    for section in base.__subclasses__():
+        properties = definitions.get(section.__name__, {}).get("properties", {})
+        for kind in reversed(section.__mro__) if properties else ():
+            for name, text in _docstrings(kind).items():
+                if (field := section.model_fields.get(name)) is not None:
+                    key = field.alias or name
+                    properties[key] = dict(sorted({**properties[key], "description": text}.items()))
+        _describe(section, definitions)
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """Docstrings of the attributes that one of this package's classes adds, by name."""
+    found: dict[str, str] = {}
+    if kind.__module__.startswith("tltasks."):
+        for node in ast.parse(inspect.getsource(sys.modules[kind.__module__])).body:
+            if isinstance(node, ast.ClassDef) and node.name == kind.__name__:
+                for pair in itertools.pairwise(node.body):
+                    match pair:
+                        case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                            found[name] = inspect.cleandoc(text)
+    return found
 
 
 def _close(node: Any) -> None:

@@ -70,9 +70,7 @@ Mend = Callable[[object, ValidationError], object]
 class Section(BaseModel):
     """A mapping of a recipe: unknown keys are errors, values are not coerced, nothing changes after reading."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
     def conflicts(self) -> Iterator[Conflict]:
         """Keys that are each in order, but not together."""
