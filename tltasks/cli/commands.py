@@ -502,6 +502,7 @@ def push(
 ) -> None:
     """Publish a results folder to the Hub, also later and elsewhere."""
     from tltasks.config.loading import load_recipe
+    from tltasks.config.recipe import plan_run
 
     if not (output / "recipe.yaml").is_file():
         raise RecipeError(f"push {output}: not a results folder (no recipe.yaml).")
@@ -531,7 +532,7 @@ def push(
             code = bool(recipe.model and recipe.model.trust_remote_code)
             write_merged(load_saved_model(str(output), trust_remote_code=code), model)
         card = card_for_repo(output, recipe, name, merged=model is not None)
-        plan = plan_results(output, card=card, model=model)
+        plan = plan_results(output, plan_run(recipe), card=card, model=model)
         if dry_run:
             print(f"would send to {name} ({'private' if private else 'public'}):")  # noqa: T201
             for file in plan.files:

@@ -14,9 +14,8 @@ import yaml
 from huggingface_hub import EvalResultEntry, SpaceCardData, constants, eval_result_entries_to_yaml
 
 from tltasks import __version__
-from tltasks.config.loading import load_recipe
-from tltasks.config.recipe import RunPlan, is_on_hub, plan_run
-from tltasks.errors import HubError, RecipeError
+from tltasks.config.recipe import RunPlan, is_on_hub
+from tltasks.errors import HubError, first_line
 from tltasks.results.result import RunResult, load_result
 
 MANIFEST = ".tltasks.json"
@@ -59,16 +58,16 @@ class UploadPlan:
 
 def plan_results(
     output: Path,
+    run: RunPlan,
     result: RunResult | None = None,
-    run: RunPlan | None = None,
     *,
     card: str | None = None,
     model: Path | None = None,
 ) -> UploadPlan:
     """Plan the push of a results folder, with another card and another folder in place of its model/ where given.
 
-    `result` and `run` are what the folder holds, and read from it where they are not given. Raises HubError if the run
-    has not finished.
+    `run` is the recipe's plan; `result` is read from the folder where it is not given. Raises HubError if the run has
+    not finished.
     """
     model = model or output / "model"
     missing = [name for name in BESIDE_MODEL if not (output / name).is_file()]
@@ -83,9 +82,8 @@ def plan_results(
         )
     try:
         result = result or load_result(output / "result.json")
-        run = run or plan_run(load_recipe(output / "recipe.yaml", check_files=False))
-    except (ValueError, RecipeError) as error:
-        raise HubError(f"{output}: result.json or recipe.yaml cannot be read ({error!r}).") from error
+    except ValueError as error:
+        raise HubError(f"{output}: result.json cannot be read ({first_line(error)}).") from error
     sources: dict[str, Path | bytes] = {}
     for path in sorted(p for p in model.rglob("*") if p.is_file()):
         sources[path.relative_to(model).as_posix()] = path

@@ -1,4 +1,4 @@
-"""What the callbacks of `run` are told of a training, and what they may ask for."""
+"""Callbacks of `run`: what they are told of a training, and what they may ask for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class StepInfo:
 
     stage: str
     step: int
-    """Of `total_steps`, the first being 1."""
+    """The first is 1."""
     total_steps: int
     epoch: float
     loss: float

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from accelerate.utils import set_seed
@@ -52,15 +52,6 @@ from tltasks.training.tracking import Tracker
 from tltasks.training.weight_interpolation import interpolate
 
 BySplit = dict[str, list[Prediction]]
-
-
-class _Place(TypedDict):
-    """What callbacks are told of a step, whichever they are."""
-
-    stage: str
-    step: int
-    total_steps: int
-    epoch: float
 
 
 @dataclass(frozen=True)
@@ -231,9 +222,8 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
     def on_step(progress: Progress, loss: float) -> bool | None:
         bar.update(progress.step - bar.n)
         bar.set_postfix_str(f"loss {loss:.3f}, {progress.examples / progress.seconds:.0f} examples/s", refresh=False)
-        return context.on_step and context.on_step(
-            StepInfo(**_place(job, progress), loss=loss, examples=progress.examples, seconds=progress.seconds)
-        )
+        info = StepInfo(*place(progress), loss, progress.examples, progress.seconds)
+        return context.on_step and context.on_step(info)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         score = _validate(context, stage, model)
@@ -242,10 +232,11 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
         return score.values
 
     def on_evaluation(progress: Progress, values: dict[str, float]) -> bool | None:
-        headline, best = stage.task.headline, progress.best_step
-        return context.on_evaluation and context.on_evaluation(
-            EvaluationInfo(**_place(job, progress), metrics=values, headline=headline, best_step=best)
-        )
+        info = EvaluationInfo(*place(progress), values, stage.task.headline, progress.best_step)
+        return context.on_evaluation and context.on_evaluation(info)
+
+    def place(progress: Progress) -> tuple[str, int, int, float]:
+        return plan.name, progress.step, job.total_steps, progress.step / job.steps_per_epoch
 
     job = dataclasses.replace(
         make_job(context, stage, head),
@@ -265,11 +256,6 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
         return train(accelerator, job, model)
     finally:
         bar.close()
-
-
-def _place(job: Job, progress: Progress) -> _Place:
-    epoch = progress.step / job.steps_per_epoch
-    return _Place(stage=job.name, step=progress.step, total_steps=job.total_steps, epoch=epoch)
 
 
 def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score:

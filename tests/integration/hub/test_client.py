@@ -26,6 +26,8 @@ from safetensors.numpy import save_file
 
 from tests.hub_server import Account, HubServer, hub_environment
 from tests.tiny.runs import traces
+from tltasks.config.loading import load_recipe
+from tltasks.config.recipe import plan_run
 from tltasks.errors import HubError
 from tltasks.hub.client import PushReceipt, RetryPolicy, check_push, find_model, pull, push
 from tltasks.hub.upload_plan import MANIFEST, plan_results, plan_space
@@ -111,6 +113,9 @@ def recipe(**data: object) -> dict[str, object]:
     return {"task": "image-classification", "model": {"name": "ada/vit"}, "data": own, "stages": [stage], "output": "x"}
 
 
+RUN = plan_run(load_recipe(recipe()))
+
+
 def digest(folder: Path) -> dict[str, str]:
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -132,7 +137,7 @@ def do_push(
     retries: RetryPolicy = QUICK,
     **options: bool,
 ) -> PushReceipt:
-    return push(plan_results(output, card=card), repo, endpoint=server.url, retries=retries, **options)
+    return push(plan_results(output, RUN, card=card), repo, endpoint=server.url, retries=retries, **options)
 
 
 def refused(act: Callable[[], object]) -> str:
@@ -149,7 +154,7 @@ def refused(act: Callable[[], object]) -> str:
 
 
 def test_plan_is_the_model_at_the_root_and_what_describes_it(output: Path) -> None:
-    plan = plan_results(output)
+    plan = plan_results(output, RUN)
     assert {f.path for f in plan.files} == PUBLISHED
     assert plan.recipe_sha256 == "5eed" * 16
     by_path = {f.path: f for f in plan.files}
@@ -167,16 +172,16 @@ def test_plan_is_the_model_at_the_root_and_what_describes_it(output: Path) -> No
 def test_plan_refuses_what_is_not_finished(output: Path) -> None:
     (output / "report.html").unlink()
     (output / "model" / "model.safetensors").unlink()
-    message = refused(lambda: plan_results(output))
+    message = refused(lambda: plan_results(output, RUN))
     assert "report.html" in message
     assert "model/*.safetensors" in message
     assert "README.md" not in message
-    assert "lacks" in refused(lambda: plan_results(output / "absent"))
+    assert "lacks" in refused(lambda: plan_results(output / "absent", RUN))
 
 
 def test_plan_refuses_an_unreadable_result(output: Path) -> None:
     (output / "result.json").write_text('{"schema": 1}')
-    assert "result.json" in refused(lambda: plan_results(output))
+    assert "result.json" in refused(lambda: plan_results(output, RUN))
 
 
 @pytest.mark.parametrize(
@@ -195,8 +200,8 @@ def test_plan_refuses_an_unreadable_result(output: Path) -> None:
 def test_evaluation_results_for_whole_splits_of_hub_data_alone(
     output: Path, data: dict[str, object], dataset: dict[str, str] | None
 ) -> None:
-    (output / "recipe.yaml").write_text(yaml.safe_dump(recipe(**data)))
-    found = {f.path: f for f in plan_results(output).files}.get(".eval_results/tltasks.yaml")
+    run = plan_run(load_recipe(recipe(**data), check_files=False))
+    found = {f.path: f for f in plan_results(output, run).files}.get(".eval_results/tltasks.yaml")
     if dataset is None:
         assert found is None
     else:
@@ -262,7 +267,7 @@ def test_a_plan_needs_neither_login_nor_network(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert {file.path for file in plan_results(output).files} == PUBLISHED
+    assert {file.path for file in plan_results(output, RUN).files} == PUBLISHED
     assert server.requests == []
 
 
@@ -349,7 +354,7 @@ def test_the_results_of_a_recipe_are_found_by_its_digest(server: HubServer, outp
     first = do_push(server, output).commit
     repository = server.repositories["model", REPO]
     (tag,) = repository.tags
-    assert tag == f"recipe-{plan_results(output).recipe_sha256[:16]}"
+    assert tag == f"recipe-{plan_results(output, RUN).recipe_sha256[:16]}"
     assert repository.tags[tag] == first
     (output / "metrics.jsonl").write_text("{}\n")
     second = do_push(server, output).commit
@@ -523,7 +528,7 @@ def test_faults_at_requests(
         do_push(server, output, repo)
         if len(server.commits(repo)) != (3 if update else 2):
             wrong.append(f"{len(server.commits(repo))} commits: {where}")
-        expected = {f.path: f.sha256 for f in plan_results(output).files}
+        expected = {f.path: f.sha256 for f in plan_results(output, RUN).files}
         if {p: hashlib.sha256(d).hexdigest() for p, d in remote_files(server, repo).items()} != expected:
             wrong.append(f"not completed: {where}")
     assert not wrong, "\n".join(wrong)
@@ -566,7 +571,7 @@ def test_retry_after_is_respected_up_to_a_limit(
 
 
 def test_nobody_listens(output: Path, server: HubServer) -> None:
-    message = refused(lambda: push(plan_results(output), REPO, endpoint="http://127.0.0.1:9", retries=QUICK))
+    message = refused(lambda: push(plan_results(output, RUN), REPO, endpoint="http://127.0.0.1:9", retries=QUICK))
     assert "the connection to the Hub broke" in message
     assert "Tried 3 times" in message
 
