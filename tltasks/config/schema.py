@@ -9,10 +9,11 @@ import ast
 import inspect
 import itertools
 import sys
-from typing import Any
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, Field, TypeAdapter, WithJsonSchema, create_model
 
 from tltasks.config.recipe import Recipe
 from tltasks.config.tasks import TASKS
@@ -20,28 +21,25 @@ from tltasks.config.tasks import TASKS
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def json_schema() -> dict[str, Any]:
+def json_schema() -> dict[str, object]:
     """One schema of all recipes: the shared keys, and for each task its own model, data and stages."""
-    kinds = [kind for keys in TASKS.values() for kind in (keys.model, keys.data, keys.stage)]
-    references, schema = models_json_schema(
-        [(kind, "validation") for kind in dict.fromkeys([Recipe, *kinds])], ref_template="#/$defs/{model}"
-    )
-    definitions: dict[str, Any] = schema["$defs"]
-    _describe(BaseModel, definitions)
-    _close(definitions)
-    shared = definitions.pop("Recipe")
-    stages = [references[keys.stage, "validation"] for keys in TASKS.values()]
-    variants = []
-    for tag, keys in TASKS.items():
-        own = {
-            "task": {"const": tag, "description": shared["properties"]["task"].get("description", "")},
-            "model": references[keys.model, "validation"],
-            "data": references[keys.data, "validation"],
-            # a stage of the recipe's own task, or of another that it names
-            "stages": {"type": "array", "minItems": 1, "items": {"anyOf": stages}},
-        }
-        variants.append({**shared, "title": tag, "properties": {**shared["properties"], **own}})
-    return {"$schema": DIALECT, "title": "tltasks recipe", "anyOf": variants, "$defs": _used(variants, definitions)}
+    stage = reduce(or_, (spec.stage for spec in TASKS.values()))  # the recipe's own task's, or another's that it names
+    stages = Annotated[list[stage], Field(min_length=1)]  # type: ignore[valid-type]
+    variants = [
+        create_model(
+            tag,
+            __base__=Recipe,
+            task=Annotated[str, WithJsonSchema({"const": tag})],
+            model=(spec.model, None),
+            data=(spec.data, None),
+            stages=stages,
+        )
+        for tag, spec in TASKS.items()
+    ]
+    schema = TypeAdapter(reduce(or_, variants)).json_schema()
+    _describe(BaseModel, schema["$defs"])
+    _close(schema)
+    return {"$schema": DIALECT, "title": "tltasks recipe", **schema}
 
 
 def _describe(base: type[BaseModel], definitions: dict[str, Any]) -> None:
@@ -72,7 +70,7 @@ def _docstrings(kind: type) -> dict[str, str]:
     return found
 
 
-def _close(node: Any) -> None:
+def _close(node: object) -> None:
     """Forbid the names that pydantic's patterns for the keys of a mapping leave open."""
     if isinstance(node, dict):
         if "patternProperties" in node:
@@ -82,23 +80,3 @@ def _close(node: Any) -> None:
     elif isinstance(node, list):
         for value in node:
             _close(value)
-
-
-def _used(variants: list[dict[str, Any]], definitions: dict[str, Any]) -> dict[str, Any]:
-    """The definitions that the variants lead to; those of the abstract Model, Data and Stage do not remain."""
-    names: set[str] = set()
-
-    def follow(node: Any) -> None:
-        if isinstance(node, dict):
-            name = str(node.get("$ref", "")).rpartition("/")[2]
-            if name and name not in names:
-                names.add(name)
-                follow(definitions[name])
-            for value in node.values():
-                follow(value)
-        elif isinstance(node, list):
-            for value in node:
-                follow(value)
-
-    follow(variants)
-    return {name: definitions[name] for name in sorted(names)}

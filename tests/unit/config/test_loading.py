@@ -116,10 +116,11 @@ def test_schema_is_one() -> None:
     schema = json_schema()
     assert schema["$schema"] == DIALECT
     jsonschema.Draft202012Validator.check_schema(schema)
-    referred = set(re.findall(r"'#/\$defs/(\w+)'", str(schema)))
-    assert referred == set(schema["$defs"])
+    referred, definitions = set(re.findall(r"'#/\$defs/([\w-]+)'", str(schema))), schema["$defs"]
+    assert referred == set(definitions)
     assert not {"Recipe", "Model", "Data", "Stage"} & referred
-    assert [variant["properties"]["task"]["const"] for variant in schema["anyOf"]] == list(TASKS)
+    variants = [definitions[variant["$ref"].rpartition("/")[2]] for variant in schema["anyOf"]]
+    assert [variant["properties"]["task"]["const"] for variant in variants] == list(TASKS)
 
 
 def test_schema_describes_keys() -> None:

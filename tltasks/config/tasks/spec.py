@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from tltasks.config.data import Data
-from tltasks.config.model import Model
-from tltasks.config.stage import Stage, UnlabelledStage
+if TYPE_CHECKING:
+    from tltasks.config.data import Data
+    from tltasks.config.model import Model
+    from tltasks.config.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -53,5 +54,5 @@ class TaskSpec:
 
     @property
     def is_self_supervised(self) -> bool:
-        """Whether it trains an encoder for other tasks, and gives no answers itself."""
-        return issubclass(self.stage, UnlabelledStage)
+        """True for an objective, which trains an encoder for other tasks and gives no answers itself."""
+        return not self.auto_mappings
