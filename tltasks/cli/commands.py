@@ -520,7 +520,7 @@ def push(
         )
 
     from tltasks.hub import client
-    from tltasks.hub.upload_plan import plan_results
+    from tltasks.hub.results_plan import plan_results
     from tltasks.reports.model_card import card_for_repo
 
     with contextlib.ExitStack() as stack:

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from huggingface_hub import EvalResultEntry, SpaceCardData, constants, eval_result_entries_to_yaml
+from huggingface_hub import SpaceCardData
 
 from tltasks import __version__
-from tltasks.config.recipe import RunPlan, is_on_hub
-from tltasks.errors import HubError, first_line
-from tltasks.results.result import RunResult, load_result
 
 MANIFEST = ".tltasks.json"
-EVALUATION = f"{constants.EVAL_RESULTS_FOLDER}/tltasks.yaml"
 BESIDE_MODEL = ("README.md", "recipe.yaml", "result.json", "report.html", "metrics.jsonl")
 
 
@@ -56,51 +50,6 @@ class UploadPlan:
     """Of the run whose results these are."""
 
 
-def plan_results(
-    output: Path,
-    run: RunPlan,
-    result: RunResult | None = None,
-    *,
-    card: str | None = None,
-    model: Path | None = None,
-) -> UploadPlan:
-    """Plan the push of a results folder, with another card and another folder in place of its model/ where given.
-
-    `run` is the recipe's plan; `result` is read from the folder where it is not given. Raises HubError if the run has
-    not finished.
-    """
-    model = model or output / "model"
-    missing = [name for name in BESIDE_MODEL if not (output / name).is_file()]
-    if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
-        missing.append("model/config.json or model/adapter_config.json")
-    if not any(model.glob("*.safetensors")):
-        missing.append("model/*.safetensors")
-    if missing:
-        raise HubError(
-            f"{output}: not a finished results folder; it lacks {', '.join(missing)}. "
-            "Name the folder of a finished run, or finish it with --resume."
-        )
-    try:
-        result = result or load_result(output / "result.json")
-    except ValueError as error:
-        raise HubError(f"{output}: result.json cannot be read ({first_line(error)}).") from error
-    sources: dict[str, Path | bytes] = {}
-    for path in sorted(p for p in model.rglob("*") if p.is_file()):
-        sources[path.relative_to(model).as_posix()] = path
-    # PEFT writes a README.md of its own beside an adapter (peft 0.21, peft_model.py, save_pretrained): the card wins.
-    sources |= {name: output / name for name in BESIDE_MODEL}
-    if card is not None:
-        sources["README.md"] = card.encode()
-    if evaluation := _evaluation_results(result, run):
-        sources[EVALUATION] = evaluation
-    return UploadPlan(
-        _with_manifest(sources, recipe_sha256=result.recipe_sha256),
-        "model",
-        f"Everything is still in {output}; when that is solved: tltasks push {output}",
-        result.recipe_sha256,
-    )
-
-
 def plan_space(model: str, options: Sequence[str]) -> UploadPlan:
     """Plan a Space that serves the demo of a model on the Hub, with these options of `tltasks demo`."""
     name = model.rsplit("/", 1)[-1]
@@ -114,16 +63,17 @@ main({json.dumps(["demo", model, *options])})
     card = f"---\n{about.to_yaml()}\n---\n\nThe page of [{model}](https://huggingface.co/{model}).\n"
     texts = {"README.md": card, "app.py": app, "requirements.txt": f"tltasks[demo]=={__version__}\n"}
     advice = "Nothing else was changed; the same command can be tried again."
-    return UploadPlan(_with_manifest({path: text.encode() for path, text in texts.items()}), "space", advice)
+    return UploadPlan(with_manifest({path: text.encode() for path, text in texts.items()}), "space", advice)
 
 
 def plan_dataset(files: dict[str, Path], card: str) -> UploadPlan:
     """Plan a data set of files by their paths in the repository, and its card."""
     advice = "The folder is as it was; the same command can be tried again."
-    return UploadPlan(_with_manifest({"README.md": card.encode(), **files}), "dataset", advice)
+    return UploadPlan(with_manifest({"README.md": card.encode(), **files}), "dataset", advice)
 
 
-def _with_manifest(sources: dict[str, Path | bytes], **about: str) -> tuple[PlannedFile, ...]:
+def with_manifest(sources: dict[str, Path | bytes], **about: str) -> tuple[PlannedFile, ...]:
+    """Plan files by their paths in the repository, and the manifest that lists them."""
     files = [_planned(path, content) for path, content in sources.items()]
     written = {file.path: {"sha256": file.sha256, "git": file.git} for file in files}
     manifest = {"schema": 1, **about, "files": written}
@@ -143,27 +93,6 @@ def _planned(path: str, content: Path | bytes) -> PlannedFile:
                 sha256.update(block)
                 git.update(block)
     return PlannedFile(path, content, size, sha256.hexdigest(), git.hexdigest())
-
-
-def _evaluation_results(result: RunResult, run: RunPlan) -> bytes | None:
-    """The headline in the Hub's own format, if it was measured on a whole split of a Hub data set.
-
-    Source: https://huggingface.co/docs/hub/eval-results.
-    """
-    headline = result.headline
-    data, split = run.stage(headline.stage).data.evaluated_on(headline.split)
-    is_whole = split is not None and re.fullmatch(r"\w+", split) and not data.dir and not data.files
-    if data.name is None or not is_on_hub(data.name) or not is_whole:
-        return None
-    revision = data.revision or ""
-    entry = EvalResultEntry(
-        dataset_id=data.name,
-        task_id=data.config or "default",
-        value=headline.value,
-        dataset_revision=revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None,
-        notes=f"{headline.metric} on split {split}",
-    )
-    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode()
 
 
 def read_manifest(content: bytes) -> dict[str, set[str]]:

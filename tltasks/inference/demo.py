@@ -20,8 +20,7 @@ from tltasks.data.loading import load_splits
 from tltasks.data.splits import Split
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError, first_line
 from tltasks.hub import client
-from tltasks.hub.resolved_checkpoint import resolve_checkpoint
-from tltasks.hub.saved_model import SavedModel, load_saved_model
+from tltasks.hub.saved_model import SavedModel, load_saved_model, resolve_checkpoint
 from tltasks.inference.inputs import Item
 from tltasks.inference.predictor import Output, Predictor
 from tltasks.reports.formatting import show_interval, show_number, words

@@ -15,7 +15,7 @@ from tltasks.config.stage import StagePlan
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
 from tltasks.errors import RecipeError
-from tltasks.hub.resolved_checkpoint import ResolvedCheckpoint, resolve_checkpoint
+from tltasks.hub.saved_model import ResolvedCheckpoint, resolve_checkpoint
 from tltasks.runs.context import PreparedStage
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter

@@ -9,7 +9,7 @@ from tltasks.config.loading import write_recipe
 from tltasks.config.recipe import Recipe, RunPlan, plan_run
 from tltasks.errors import RecipeError
 from tltasks.hub import client
-from tltasks.hub.upload_plan import plan_results
+from tltasks.hub.results_plan import plan_results
 from tltasks.reports import html, model_card
 from tltasks.reports.console import show_checks, show_plan, show_result
 from tltasks.results.result import Headline, ReportExample, RunResult, StageMeasurement, StageResult

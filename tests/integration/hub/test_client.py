@@ -30,7 +30,8 @@ from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import plan_run
 from tltasks.errors import HubError
 from tltasks.hub.client import PushReceipt, RetryPolicy, check_push, find_model, pull, push
-from tltasks.hub.upload_plan import MANIFEST, plan_results, plan_space
+from tltasks.hub.results_plan import plan_results
+from tltasks.hub.upload_plan import MANIFEST, plan_space
 from tltasks.results.result import Headline, Provenance, RunResult, Score, StageResult
 
 # The client itself uploads large files in a way that its HTTP library advises against (huggingface_hub 2.4, lfs.py).
@@ -276,7 +277,7 @@ def test_push_later_and_elsewhere(server: HubServer, output: Path, tmp_path: Pat
     shutil.move(output, elsewhere / "copy")
     script = (
         "from pathlib import Path; from tltasks.hub.client import push; "
-        f"from tltasks.hub.upload_plan import plan_results; print(push(plan_results(Path('copy')), '{REPO}').commit)"
+        f"from tltasks.hub.results_plan import plan_results; print(push(plan_results(Path('copy')), '{REPO}').commit)"
     )
     environment = os.environ | hub_environment(server)
     command = [sys.executable, "-c", script]

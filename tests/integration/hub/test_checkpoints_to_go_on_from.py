@@ -11,12 +11,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-import tltasks.hub.resolved_checkpoint
+import tltasks.hub.saved_model
 from tests.tiny import images
 from tests.tiny.runs import run_recipe, weights
 from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError
-from tltasks.hub.resolved_checkpoint import resolve_checkpoint
+from tltasks.hub.saved_model import resolve_checkpoint
 from tltasks.results.result import load_result
 
 TAG = "image-classification"
@@ -25,7 +25,7 @@ TAG = "image-classification"
 @pytest.fixture
 def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An adapter of a checkpoint beside it."""
-    monkeypatch.setattr(tltasks.hub.resolved_checkpoint, "MERGED", tmp_path / "cache")
+    monkeypatch.setattr(tltasks.hub.saved_model, "MERGED", tmp_path / "cache")
     base, folder = images.save_model(tmp_path / "vit"), tmp_path / "adapter"
     model = transformers.AutoModelForImageClassification.from_pretrained(base)
     config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, base_model_name_or_path=str(base))

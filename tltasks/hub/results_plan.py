@@ -1,0 +1,82 @@
+"""Results of a run as a push publishes them: weights, card, recipe, numbers, and the Hub's own evaluation entry."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml
+
+from tltasks.config.recipe import RunPlan, is_on_hub
+from tltasks.errors import HubError, first_line
+from tltasks.hub.upload_plan import BESIDE_MODEL, UploadPlan, with_manifest
+from tltasks.results.result import RunResult, load_result
+
+EVALUATION = f"{constants.EVAL_RESULTS_FOLDER}/tltasks.yaml"
+
+
+def plan_results(
+    output: Path,
+    run: RunPlan,
+    result: RunResult | None = None,
+    *,
+    card: str | None = None,
+    model: Path | None = None,
+) -> UploadPlan:
+    """Plan the push of a results folder, with another card and another folder in place of its model/ where given.
+
+    `run` is the recipe's plan; `result` is read from the folder where it is not given. Raises HubError if the run has
+    not finished.
+    """
+    model = model or output / "model"
+    missing = [name for name in BESIDE_MODEL if not (output / name).is_file()]
+    if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
+        missing.append("model/config.json or model/adapter_config.json")
+    if not any(model.glob("*.safetensors")):
+        missing.append("model/*.safetensors")
+    if missing:
+        raise HubError(
+            f"{output}: not a finished results folder; it lacks {', '.join(missing)}. "
+            "Name the folder of a finished run, or finish it with --resume."
+        )
+    try:
+        result = result or load_result(output / "result.json")
+    except ValueError as error:
+        raise HubError(f"{output}: result.json cannot be read ({first_line(error)}).") from error
+    sources: dict[str, Path | bytes] = {}
+    for path in sorted(p for p in model.rglob("*") if p.is_file()):
+        sources[path.relative_to(model).as_posix()] = path
+    # PEFT writes a README.md of its own beside an adapter (peft 0.21, peft_model.py, save_pretrained): the card wins.
+    sources |= {name: output / name for name in BESIDE_MODEL}
+    if card is not None:
+        sources["README.md"] = card.encode()
+    if evaluation := _evaluation_results(result, run):
+        sources[EVALUATION] = evaluation
+    return UploadPlan(
+        with_manifest(sources, recipe_sha256=result.recipe_sha256),
+        "model",
+        f"Everything is still in {output}; when that is solved: tltasks push {output}",
+        result.recipe_sha256,
+    )
+
+
+def _evaluation_results(result: RunResult, run: RunPlan) -> bytes | None:
+    """The headline in the Hub's own format, if it was measured on a whole split of a Hub data set.
+
+    Source: https://huggingface.co/docs/hub/eval-results.
+    """
+    headline = result.headline
+    data, split = run.stage(headline.stage).data.evaluated_on(headline.split)
+    is_whole = split is not None and re.fullmatch(r"\w+", split) and not data.dir and not data.files
+    if data.name is None or not is_on_hub(data.name) or not is_whole:
+        return None
+    revision = data.revision or ""
+    entry = EvalResultEntry(
+        dataset_id=data.name,
+        task_id=data.config or "default",
+        value=headline.value,
+        dataset_revision=revision if re.fullmatch(r"[0-9a-f]{40}", revision) else None,
+        notes=f"{headline.metric} on split {split}",
+    )
+    return yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False).encode()
