@@ -36,7 +36,7 @@ def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_any_other_checkpoint_is_what_it_is(tmp_path: Path) -> None:
-    source = Checkpoint(str(images.save_model(tmp_path / "vit")), shown="vit")
+    source = Checkpoint(str(images.save_model(tmp_path / "vit")), display_name="vit")
     found = resolve_checkpoint(source, tag=TAG)
     assert (found.checkpoint, found.lineage, found.notes) == (source, [], [])
 
@@ -66,7 +66,7 @@ def test_a_run_goes_on_from_the_results_of_another(tmp_path: Path) -> None:
     same = run_recipe(recipe, tmp_path / "same").stages[0]
     first = load_result(tmp_path / "first" / "result.json")
     assert same.metrics["test"].values == first.stages[0].metrics["test"].values
-    assert [step["recipe_sha256"] for step in same.lineage] == [first.recipe_sha256]
+    assert [step.recipe_sha256 for step in same.lineage] == [first.recipe_sha256]
     further = run_recipe(recipe, tmp_path / "further", f"stages=[{stage % 'finetune'}]")
     assert further.stages[0].weights.name == "first"
     assert any(not torch.equal(a, weights(tmp_path / "first")[n]) for n, a in weights(tmp_path / "further").items())

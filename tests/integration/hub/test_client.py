@@ -276,8 +276,10 @@ def test_push_later_and_elsewhere(server: HubServer, output: Path, tmp_path: Pat
     elsewhere = tmp_path / "elsewhere"
     shutil.move(output, elsewhere / "copy")
     script = (
-        "from pathlib import Path; from tltasks.hub.client import push; "
-        f"from tltasks.hub.results_plan import plan_results; print(push(plan_results(Path('copy')), '{REPO}').commit)"
+        "from pathlib import Path; from tltasks.config.loading import load_recipe; "
+        "from tltasks.config.recipe import plan_run; from tltasks.hub.client import push; "
+        "from tltasks.hub.results_plan import plan_results; run = plan_run(load_recipe('copy/recipe.yaml')); "
+        f"print(push(plan_results(Path('copy'), run), '{REPO}').commit)"
     )
     environment = os.environ | hub_environment(server)
     command = [sys.executable, "-c", script]
