@@ -1,4 +1,4 @@
-"""What a recipe says under `adapt`: which weights are trained."""
+"""The `adapt` section of a stage: which weights are trained."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ AdaptMethod = Literal["full", "head", "lora", "dora", "adalora", "ia3", "bitfit"
 
 
 class Adapt(Section):
-    """What is trained: exactly one of the keys."""
+    """Choice of what is trained: exactly one of the keys."""
 
     full: Full | None = None
     head: Head | None = None
@@ -123,12 +123,12 @@ class Adapt(Section):
 
     @property
     def is_virtual(self) -> bool:
-        """Whether what is learnt is no change of weights, so that it cannot be merged into them."""
+        """True where what is learnt is no change of weights, so that it cannot be merged into them."""
         return self.method == "prompt"
 
     @property
     def stands_alone(self) -> bool:
-        """Whether the adapter can be put on the checkpoint as it is, rather than on what it left of it."""
+        """True where the adapter can be put on the checkpoint as it is, rather than on what it left of it."""
         lora = self.lora or self.dora
         return self.is_peft and (lora is None or lora.init in {"zero", "gaussian"})
 

@@ -1,4 +1,4 @@
-"""A tree of keys to a Recipe, or all that is wrong with it, each mistake with its place and what is allowed."""
+"""Mistakes in a tree of keys: pydantic's complaints with their places, in words, and what is allowed instead."""
 
 from __future__ import annotations
 
@@ -11,81 +11,21 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tltasks.config.data import Data
 from tltasks.config.document import Document, Issue, describe
-from tltasks.config.model import Model
-from tltasks.config.recipe import Recipe
 from tltasks.config.section import FORMS, KeyPath, Section
-from tltasks.config.stage import Stage
-from tltasks.config.tasks import TASKS
 from tltasks.errors import closest, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
-_UNREAD = Stage(stage="zero_shot", model=Model(name="unread"), data=Data(name="unread"))
-"""Stands for stages that are not looked at, or cannot be read."""
 
 
 def read_keys(model: type[M], tree: Document) -> tuple[M | None, list[Issue]]:
-    """What a tree holds by the keys of any model, and every mistake in it; None when there are any."""
-    reading = _Reading(tree)
+    """Read a tree by the keys of a model: what it holds, None if there are mistakes, and every mistake."""
+    reading = Findings(tree)
     return reading.finish(reading.read(model, tree.value, ()))
 
 
-def validate(tree: Document) -> tuple[Recipe | None, list[Issue]]:
-    """The recipe that a tree holds, and every mistake in it; the recipe is None when there are any."""
-    given, reading = tree.value, _Reading(tree)
-    shared = {key: value for key, value in given.items() if key not in {"model", "data", "stages"}}
-    reading.read(Recipe, {**shared, "task": "", "stages": [_UNREAD]}, ())
-    if given.get("task") not in list(TASKS):
-        reading.unknown_task(("task",), given)
-    parts = _read_parts(reading, given, _likely_task(given, tree))
-    reading.tell(Recipe.model_construct(task="", output="", **parts), ())
-    return reading.finish(None if reading.issues else Recipe.model_validate({**shared, **parts}))
-
-
-def _likely_task(given: dict[str, Any], tree: Document) -> str | None:
-    """The task that was meant, so that the rest can be checked too: the name's nearest, or whose keys fit best."""
-    name = given.get("task")
-    if isinstance(name, str):
-        return closest(name, TASKS)
-
-    def n_mistakes(task: str) -> int:
-        reading = _Reading(tree)
-        _read_parts(reading, given, task)
-        return len(reading.issues)
-
-    return min(TASKS, key=n_mistakes)
-
-
-def _read_parts(reading: _Reading, given: dict[str, Any], task: str | None) -> dict[str, Any]:
-    """Model, data and stages by the classes of their task; None for a model or data that cannot be read."""
-    own = TASKS[task] if task is not None else None
-    parts = {
-        key: reading.read(getattr(own, key), given[key], (key,)) if own and given.get(key) is not None else None
-        for key in ("model", "data")
-    }
-    items = given.get("stages")
-    if "stages" not in given:
-        reading.missing((), "stages", ", a list of at least one stage")
-    elif not isinstance(items, list) or not items:
-        reading.add(("stages",), f"expected a list of at least one stage, found {describe(items)}")
-        items = None
-    stages: list[Stage] = []
-    for i, value in enumerate(items or []):
-        spec = own
-        if isinstance(value, dict) and isinstance(name := value.get("task"), str):
-            spec = TASKS.get(closest(name, TASKS) or "")
-            if name not in TASKS:
-                reading.unknown_task(("stages", i, "task"), value)
-        stage = reading.read(spec.stage, value, ("stages", i)) if spec else None
-        if stage is None:
-            reading.unsound.add(("stages", i))
-        stages.append(stage or _UNREAD)
-    return {**parts, "stages": stages}
-
-
-class _Reading:
-    """What has been found wrong; the rest is read as if it were not there, so that it is checked too."""
+class Findings:
+    """Mistakes found so far; the rest is read as if they were not there, so that it is checked too."""
 
     def __init__(self, tree: Document) -> None:
         self.tree = tree
@@ -110,23 +50,15 @@ class _Reading:
                     self.add((*at, *place), text)
 
     def doubts(self, keys: KeyPath) -> bool:
-        """Whether something at, above or below these keys could not be used."""
+        """True if something at, above or below these keys could not be used."""
         return any(keys[: len(u)] == u[: len(keys)] for u in self.unsound)
 
     def missing(self, parent: KeyPath, key: str, what: str = "", allowed: Iterable[str] = ()) -> None:
         if (*parent, key) not in self.unsound:
             self.add(parent, f"needs the key `{key}`{what}", allowed)
 
-    def unknown_task(self, keys: KeyPath, parent: dict[str, Any]) -> None:
-        name = parent.get("task")
-        if name is None:
-            self.missing(keys[:-1], "task", allowed=TASKS)
-            return
-        close = did_you_mean(name, TASKS) if isinstance(name, str) else ""
-        self.add(keys, f"no task is called {describe(name).removeprefix('the text ')}{close}", TASKS)
-
     def read(self, model: type[M], value: object, keys: KeyPath) -> M | None:
-        """What a mapping holds besides its mistakes, which are noted; None when that cannot be told."""
+        """Read a mapping and note its mistakes; the rest of it, or None when that cannot be told."""
         try:
             return model.model_validate(value)
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What a recipe says under `data`, for every task."""
+"""The `data` section, for every task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Splits(Section):
 
 
 class Source(Named):
-    """Where examples come from."""
+    """Origin of examples."""
 
     name: Name | None = None
     """Hub id, local folder, or a builder of datasets: imagefolder, csv, json, parquet."""
@@ -86,7 +86,7 @@ class Data(Source):
             yield Conflict(f"`{name}` is the name of a split; choose another", ("extra_test", name))
 
     def source_of(self, extra: ExtraTest) -> Source:
-        """Where an extra test set comes from: what it does not say is said here."""
+        """Source of an extra test set: what it does not say is said here."""
         own = {key: value for key in Source.model_fields if (value := getattr(extra, key)) is not None}
         elsewhere = {"dir", "files", "config", "revision"} if own.keys() & {"name", "dir", "files"} else set()
         return self.model_copy(update={**dict.fromkeys(elsewhere), **own})

@@ -67,7 +67,7 @@ class Document:
     problems: tuple[Issue, ...] = ()
 
     def location(self, keys: KeyPath) -> Location:
-        """Where a key (or list item) was written; for one that was not, where its parent was."""
+        """Place where a key (or list item) was written; for one that was not, that of its parent."""
         while keys and keys not in self.locations:
             keys = keys[:-1]
         return self.locations[keys]
@@ -76,7 +76,7 @@ class Document:
         return Issue(self.location(keys), dotted(keys), text, tuple(allowed))
 
     def below(self, keys: KeyPath) -> Document:
-        """What is written under a key."""
+        """The part that is written under a key."""
         value = self.value
         for step in keys:
             value = value[step]

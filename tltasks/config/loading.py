@@ -10,21 +10,27 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from tltasks.config.checks import validate
+from tltasks.config.checks import Findings
+from tltasks.config.data import Data
 from tltasks.config.document import (
     DOTTED_KEY,
     Document,
     Issue,
     Origin,
     clip,
+    describe,
     from_python,
     list_mistakes,
 )
+from tltasks.config.model import Model
 from tltasks.config.recipe import Kind, Recipe, as_written, map_paths, to_tree, with_paths
 from tltasks.config.section import KeyPath
+from tltasks.config.stage import Stage
+from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import dump, parse, parse_value, read_text
-from tltasks.errors import RecipeError
+from tltasks.errors import RecipeError, closest, did_you_mean
 
 Overrides = Mapping[str, object] | Iterable[str]
 """Values by dotted keys (`{"stages.0.epochs": 1}`), or as they are typed at a shell (`["stages.0.epochs=1"]`)."""
@@ -52,7 +58,7 @@ def load_recipe(
 
 
 def open_document(source: Path | str | Mapping[str, object], overrides: Overrides = ()) -> Document:
-    """What a file or a mapping says, with overrides in it; raises RecipeError for what cannot be read or followed."""
+    """Read a file or a mapping, with overrides in it. Raises RecipeError for what cannot be read or followed."""
     if isinstance(source, Mapping):
         tree = from_python(source, Origin("", Path.cwd()))
     else:
@@ -86,7 +92,7 @@ def _parts(overrides: Overrides) -> Iterator[tuple[str, Document]]:
 
 def read_recipe(tree: Document, *, check_files: bool) -> tuple[Recipe | None, list[Issue]]:
     """The recipe that a tree holds, where it can be told, its paths absolute; and every mistake in it."""
-    recipe, problems = validate(tree)
+    recipe, problems = _validate(tree)
     if recipe is None:
         return None, problems
     written: dict[str, str] = {}
@@ -108,17 +114,84 @@ def read_recipe(tree: Document, *, check_files: bool) -> tuple[Recipe | None, li
     return recipe, sorted(problems, key=lambda problem: problem.location)
 
 
+# ------------------------------------------------------------------------------------- keys by their task
+
+
+_UNREAD = Stage(stage="zero_shot", model=Model(name="unread"), data=Data(name="unread"))
+"""Stands for stages that are not looked at, or cannot be read."""
+
+
+def _validate(tree: Document) -> tuple[Recipe | None, list[Issue]]:
+    """The recipe that a tree holds, and every mistake in it; the recipe is None when there are any."""
+    given, findings = tree.value, Findings(tree)
+    shared = {key: value for key, value in given.items() if key not in {"model", "data", "stages"}}
+    findings.read(Recipe, {**shared, "task": "", "stages": [_UNREAD]}, ())
+    task = given.get("task")
+    if task is None:
+        findings.missing((), "task", allowed=TASKS)
+    elif not isinstance(task, str) or task not in TASKS:
+        _unknown_task(findings, ("task",), task)
+    parts = _read_parts(findings, given, _likely_task(tree))
+    findings.tell(Recipe.model_construct(task="", output="", **parts), ())
+    return findings.finish(None if findings.issues else Recipe.model_validate({**shared, **parts}))
+
+
+def _unknown_task(findings: Findings, keys: KeyPath, task: object) -> None:
+    close = did_you_mean(task, TASKS) if isinstance(task, str) else ""
+    findings.add(keys, f"no task is called {describe(task).removeprefix('the text ')}{close}", TASKS)
+
+
+def _likely_task(tree: Document) -> str | None:
+    """The task that was meant, so that the rest can be checked too: the name's nearest, or whose keys fit best."""
+    name = tree.value.get("task")
+    if isinstance(name, str):
+        return closest(name, TASKS)
+
+    def n_mistakes(task: str) -> int:
+        findings = Findings(tree)
+        _read_parts(findings, tree.value, task)
+        return len(findings.issues)
+
+    return min(TASKS, key=n_mistakes)
+
+
+def _read_parts(findings: Findings, given: Mapping[str, object], task: str | None) -> dict[str, Any]:
+    """Model, data and stages by the classes of their task; None for a model or data that cannot be read."""
+    own = TASKS[task] if task is not None else None
+    parts = {
+        key: findings.read(getattr(own, key), given[key], (key,)) if own and given.get(key) is not None else None
+        for key in ("model", "data")
+    }
+    items = given.get("stages")
+    if "stages" not in given:
+        findings.missing((), "stages", ", a list of at least one stage")
+    elif not isinstance(items, list) or not items:
+        findings.add(("stages",), f"expected a list of at least one stage, found {describe(items)}")
+    stages: list[Stage] = []
+    for i, value in enumerate(items if isinstance(items, list) else []):
+        spec = own
+        if isinstance(value, dict) and isinstance(name := value.get("task"), str):
+            spec = TASKS.get(closest(name, TASKS) or "")
+            if name not in TASKS:
+                _unknown_task(findings, ("stages", i, "task"), name)
+        stage = findings.read(spec.stage, value, ("stages", i)) if spec else None
+        if stage is None:
+            findings.unsound.add(("stages", i))
+        stages.append(stage or _UNREAD)
+    return {**parts, "stages": stages}
+
+
 # ---------------------------------------------------------------------------------------------- places
 
 
 def is_local(name: str, folder: Path) -> bool:
-    """Whether a name stands for a folder on this machine rather than for a Hub repository."""
+    """True if a name stands for a folder on this machine rather than for a Hub repository."""
     there = os.path.isdir(folder / name)  # noqa: PTH112 - Path.is_dir raises for an overlong name (3.13 and before)
     return name.startswith((".", "/", "~")) or Path(name).is_absolute() or there
 
 
 def _is_file(name: str) -> bool:
-    """Whether there is such a file, or one that the name fits as a pattern (`images/**/*.png`)."""
+    """True if there is such a file, or one that the name fits as a pattern (`images/**/*.png`)."""
     if os.path.isfile(name):  # noqa: PTH113
         return True
     return any(os.path.isfile(found) for found in glob.iglob(name, recursive=True))  # noqa: PTH113, PTH207

@@ -1,4 +1,4 @@
-"""What a recipe says under `model`, for every task."""
+"""The `model` section, for every task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Model(Named):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where weights come from: a Hub repository at a revision, or a folder."""
+    """Origin of weights: a Hub repository at a revision, or a folder."""
 
     name: str
     revision: str = "main"

@@ -31,7 +31,7 @@ FILE_KEYS = ("output", "hub", "trackers")
 
 
 class Emissions(Section):
-    """What the card's estimate of carbon dioxide is made of (Lacoste et al., https://arxiv.org/abs/1910.09700)."""
+    """Basis of the card's estimate of carbon dioxide (Lacoste et al., https://arxiv.org/abs/1910.09700)."""
 
     watts: Annotated[float, Field(gt=0)]
     """Power that one device draws with its share of the machine."""
@@ -41,7 +41,7 @@ class Emissions(Section):
     """Country or region of the grid, such as `France`."""
 
     def grams(self, seconds: float, *, devices: int) -> float:
-        """Of so many devices for so long."""
+        """Grams of CO2-equivalent of so many devices for so long."""
         return self.watts * devices * seconds / 3.6e6 * self.grams_per_kwh
 
 
@@ -100,7 +100,7 @@ class Recipe(Section):
             yield from self._of_splits(stage, at)
 
     def _of_splits(self, stage: Stage, at: KeyPath) -> Iterator[Conflict]:
-        """What the stage needs of its data's splits and does not find there."""
+        """Needs of the stage that its data's splits do not meet."""
         data, place = (self.data, ("data",)) if stage.data is None else (stage.data, (*at, "data"))
         if data is None:
             return
@@ -149,7 +149,7 @@ class RunPlan:
         return next(stage for stage in self.stages if stage.name == name)
 
     def feeds_next(self, stage: StagePlan) -> bool:
-        """Whether the stage after it goes on from its weights."""
+        """True if the stage after it goes on from its weights."""
         return any(later.continues for later in self.stages[stage.index + 1 : stage.index + 2])
 
     def ancestry(self, stage: StagePlan) -> list[StagePlan]:
@@ -190,7 +190,7 @@ def plan_run(recipe: Recipe, output: Path | None = None) -> RunPlan:
 
 
 def is_on_hub(name: str | None) -> bool:
-    """Whether the name of a plan's model or data set is a Hub repository's: local ones are absolute paths.
+    """True if the name of a plan's model or data set is a Hub repository's: local ones are absolute paths.
 
     >>> is_on_hub("google/vit"), is_on_hub("gpt2"), is_on_hub("/weights/vit"), is_on_hub("imagefolder")
     (True, True, False, False)

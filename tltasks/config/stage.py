@@ -154,12 +154,12 @@ class Stage(Section, Generic[ModelT, DataT]):
 
     @property
     def trains(self) -> bool:
-        """Whether anything is fitted to a training split."""
+        """True if anything is fitted to a training split."""
         return self.stage != "zero_shot"
 
     @property
     def loops(self) -> bool:
-        """Whether the training loop runs."""
+        """True if the training loop runs."""
         return self.stage not in {"probe", "zero_shot"}
 
     @property
@@ -169,7 +169,7 @@ class Stage(Section, Generic[ModelT, DataT]):
 
     @property
     def publishes_whole(self) -> bool:
-        """Whether an adapter is always merged: where weights are mixed, or an encoder is handed on."""
+        """True if an adapter is always merged: where weights are mixed, or an encoder is handed on."""
         return self.interpolate is not None
 
     @property
@@ -324,11 +324,61 @@ class StagePlan(Generic[ModelT, DataT, StageT]):
 
     @property
     def continues(self) -> bool:
-        """Whether the stage goes on from the one before."""
+        """True if the stage goes on from the one before."""
         return self.stage.start == "previous"
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What the recipe has the stage start from."""
+        """The checkpoint that the recipe has the stage start from."""
         model = self.model
         return Checkpoint(model.name, model.revision, model.trust_remote_code, display_name=self.display_name)
+
+
+# --------------------------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True)
+class Input:
+    """Kind of input that a visitor of the demo, or a folder of data, gives to a task."""
+
+    kind: Literal["image", "audio", "text"]
+    label: str
+    """What the demo calls its field."""
+    placeholder: str = ""
+
+
+IMAGE = Input("image", "Image")
+AUDIO = Input("audio", "Recording")
+TEXT = Input("text", "Text", placeholder="Paste a text")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task's row: the code that does it, what a recipe says of it, and what the commands ask of it."""
+
+    tag: str
+    """Hub pipeline tag; or the name of an objective that needs no labels."""
+    summary: str
+    """One line for people."""
+    adapter: str
+    """`module:Class` of its adapter, imported when a recipe names the task."""
+    model: type[Model]
+    data: type[Data]
+    stage: type[Stage]
+    input: Input
+    annotation: Literal["classes", "text"] | None = None
+    """What inputs in a folder come with when `push-data` publishes them for this task."""
+    auto_mappings: tuple[str, ...] = ()
+    """transformers' lists of the classes that serve it, in its modeling_auto.py."""
+    own_models: frozenset[str] = frozenset()
+    """This package's classes that serve it."""
+
+    @property
+    def card_template(self) -> str:
+        """File in hub_cards/ that its model cards are made from."""
+        return f"{self.tag}.md.jinja"
+
+    @property
+    def is_self_supervised(self) -> bool:
+        """True for an objective, which trains an encoder for other tasks and gives no answers itself."""
+        return not self.auto_mappings

@@ -14,8 +14,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tltasks.config.stage import Input
 from tltasks.config.tasks import TASKS
-from tltasks.config.tasks.spec import Input
 from tltasks.errors import RecipeError, TltasksError
 from tltasks.inference.demo import Demo, sentence
 from tltasks.inference.predictor import Output

@@ -6,8 +6,8 @@ A new task is a row, with its sections, in one of these files, an adapter in `tl
 
 from __future__ import annotations
 
+from tltasks.config.stage import TaskSpec
 from tltasks.config.tasks import image, speech, text
-from tltasks.config.tasks.spec import TaskSpec
 
 __all__ = ["TASKS", "TaskSpec", "supervised_tasks", "task_of_folder"]
 

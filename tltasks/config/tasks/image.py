@@ -10,8 +10,7 @@ from pydantic import Field
 from tltasks.config.data import ClassData, Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import Conflict, FileName, PositiveFloat, PositiveInt, Prompt, Section, Share
-from tltasks.config.stage import ClassStage, JointStage, UnlabelledStage
-from tltasks.config.tasks.spec import IMAGE, TaskSpec
+from tltasks.config.stage import IMAGE, ClassStage, JointStage, TaskSpec, UnlabelledStage
 
 
 class ImageModel(Model):
@@ -120,7 +119,7 @@ class ImageStage(ClassStage[ImageModel, ImageData]):
 
 
 class Masking(Section):
-    """What a masked image modelling objective hides and has predicted."""
+    """The part of an image that an objective hides and has predicted."""
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the image that is hidden. Unset: 0.75 for MAE, 0.6 for SimMIM."""

@@ -10,8 +10,7 @@ from pydantic import Field
 from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import Conflict, PositiveFloat, PositiveInt, Section
-from tltasks.config.stage import JointStage, Stage
-from tltasks.config.tasks.spec import AUDIO, TaskSpec
+from tltasks.config.stage import AUDIO, JointStage, Stage, TaskSpec
 
 
 class SpeechModel(Model):

@@ -9,8 +9,7 @@ from pydantic import Field
 from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import Model
 from tltasks.config.section import PositiveInt, Section, Share
-from tltasks.config.stage import Stage, UnlabelledStage
-from tltasks.config.tasks.spec import TEXT, TaskSpec
+from tltasks.config.stage import TEXT, Stage, TaskSpec, UnlabelledStage
 
 
 class Generation(Section):
