@@ -21,7 +21,7 @@ from tltasks.results.comparison import (
     compare_with_before,
     describe_forgetting,
 )
-from tltasks.results.result import CorruptedScore, ReportExample, RunResult, Score, StageResult, TrainingSummary
+from tltasks.results.result import ReportExample, RunResult, Score, StageResult, TrainingSummary
 
 LARGEST_MATRIX = 30
 """Classes up to which a confusion matrix is a table that can be read."""
@@ -138,48 +138,22 @@ def _most_confused(
 # ------------------------------------------------------------------------------------------- stages
 
 
-@dataclass(frozen=True)
-class StageView:
+def _view(stage: StageResult, result: RunResult, metrics: Rows) -> dict[str, object]:
     """A stage beside what the page derives from it."""
-
-    result: StageResult
-    columns: list[str]
-    facts: list[tuple[str, str]]
-    figures: list[tuple[str, str, bool]]
-    """What it shows, SVG, and whether it is a small one."""
-    other_errors: list[Errors]
-    comparisons: list[Comparison]
-    forgetting: list[tuple[str, str]]
-    """Verdicts and sentences."""
-
-    @property
-    def corrupted(self) -> dict[str, list[CorruptedScore]]:
-        """Scores on corrupted rows by kind, each at the levels in their order."""
-        by_kind: dict[str, list[CorruptedScore]] = {}
-        for line in self.result.robustness.table if self.result.robustness else []:
-            by_kind.setdefault(line.kind, []).append(line)
-        return by_kind
-
-    @property
-    def levels(self) -> list[float]:
-        return list(dict.fromkeys(line.level for lines in self.corrupted.values() for line in lines))
-
-
-def _view(stage: StageResult, result: RunResult, metrics: Rows) -> StageView:
     errors = [
         describe_errors(split, score.details)
         for split, score in stage.metrics.items()
         if (stage.name, split) != (result.headline.stage, result.headline.split)
     ]
-    return StageView(
-        result=stage,
-        columns=_metric_columns(stage),
-        facts=_facts(stage),
-        figures=_stage_figures(stage, metrics),
-        other_errors=[found for found in errors if found is not None],
-        comparisons=compare_with_baselines(stage),
-        forgetting=[(it.verdict, describe_forgetting(it)) for it in compare_with_before(result, stage)],
-    )
+    return {
+        "result": stage,
+        "columns": _metric_columns(stage),
+        "facts": _facts(stage),
+        "figures": _stage_figures(stage, metrics),
+        "other_errors": [found for found in errors if found is not None],
+        "comparisons": compare_with_baselines(stage),
+        "forgetting": [(it.verdict, describe_forgetting(it)) for it in compare_with_before(result, stage)],
+    }
 
 
 def _metric_columns(stage: StageResult) -> list[str]:
@@ -234,34 +208,28 @@ def _micro_batch(training: TrainingSummary) -> str:
 
 
 def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bool]]:
-    """What the stage logged, by step; nothing for a stage that logged nothing."""
-    train = [row for row in metrics if row["stage"] == stage.name and row["split"] == "train"]
-    validation = [row for row in metrics if row["stage"] == stage.name and row["split"] == "validation"]
+    """The stage's log by step: what a figure shows, SVG, and whether it is a small one."""
+
+    def points(split: str, name: str) -> list[tuple[int, float]]:
+        rows = [row for row in metrics if row["stage"] == stage.name and row["split"] == split]
+        return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+
     best_step = stage.training.best_step if stage.training else None
     drawn: list[tuple[str, str, bool]] = []
-    losses = _points(train, "loss"), _points(validation, "loss")
+    losses = points("train", "loss"), points("validation", "loss")
     if any(losses):
         drawn.append(("loss by step", charts.draw_loss(*losses, best_step), False))
-    columns = _metric_columns(stage)
-    for name in columns:
-        points = _points(validation, name)
-        if points and name != "loss":
-            small = name != columns[0]
-            drawn.append(
-                (f"{words(name)} by step", charts.draw_metric(words(name), points, best_step, small=small), small)
-            )
+    for i, name in enumerate(_metric_columns(stage)):
+        if name != "loss" and (found := points("validation", name)):
+            svg = charts.draw_metric(words(name), found, best_step, small=i > 0)
+            drawn.append((f"{words(name)} by step", svg, i > 0))
     if stage.training and (curve := stage.training.interpolation):
         name = words(curve.metric)
         svg = charts.draw_alphas(name, curve.alphas, curve.by_split, chosen=curve.alpha)
         drawn.append((f"{name} between the weights before and after training", svg, False))
-    rates = _points(train, "learning_rate")
-    if rates:
+    if rates := points("train", "learning_rate"):
         drawn.append(("learning rate by step", charts.draw_learning_rate(rates), True))
     return drawn
-
-
-def _points(rows: Rows, name: str) -> list[tuple[int, float]]:
-    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
 def _plain(value: Any) -> str:

@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tltasks.config.model import Checkpoint
+from tltasks.data.batching import steps_per_epoch
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import adapt, count_parameters
 from tltasks.results.result import (
@@ -269,8 +270,8 @@ def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score
 
 def _say_validation(context: Context, stage: PreparedStage, score: Score) -> None:
     values = score.values
-    told = values if len(values) <= 3 else dict.fromkeys((score.headline, "loss"))
-    shown = ", ".join(f"{name} {values[name]:.3f}" for name in told if name in values)
+    told = list(values) if len(values) <= 3 else [name for name in (score.headline, "loss") if name in values]
+    shown = ", ".join(f"{name} {values[name]:.3f}" for name in told)
     for line in (f"validation {shown}", *score.notes):
         context.say(stage.plan, line)
 
@@ -433,22 +434,21 @@ def _describe_training(
     context: Context, stage: PreparedStage, progress: Progress, fit: Fit | None, interpolation: Interpolation | None
 ) -> TrainingSummary:
     keys = stage.plan.stage
-    summary = TrainingSummary(
+    per_epoch = steps_per_epoch(len(stage.encoded["train"].rows), keys.batch_size)
+    return TrainingSummary(
         steps=progress.step,
         ended=progress.ended,
         seconds=round(progress.seconds, 3),
         method="head" if fit else keys.adapt.method,
         precision=context.precision,
+        epochs=None if fit else round(progress.step / per_epoch, 3),
         best_step=progress.best_step,
         best_value=progress.best_value,
+        batch_size=None if fit else keys.batch_size,
+        micro_batch=None if fit else keys.micro_batch,
         halvings=progress.halvings,
         learning_rate=keys.learning_rate,
         keep=keys.keep,
         l2=fit.l2 if fit else None,
         interpolation=interpolation,
     )
-    if fit:
-        return summary
-    per_epoch = -(-len(stage.encoded["train"].rows) // keys.batch_size)
-    epochs = round(progress.step / per_epoch, 3)
-    return dataclasses.replace(summary, epochs=epochs, batch_size=keys.batch_size, micro_batch=keys.micro_batch)
