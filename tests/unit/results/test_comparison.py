@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.reports.test_model_card import plan_of, result_of, score, stage, usual
+from tests.tiny.results import plan_of, result_of, score, stage, usual
 from tltasks.reports.html import write_report
 from tltasks.reports.model_card import render_card
 from tltasks.results.comparison import compare_with_before, describe_forgetting

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.reports.test_model_card import result_of, score, stage, usual
+from tests.tiny.results import result_of, score, stage, usual
 from tltasks.results.result import (
     Interpolation,
     ReportExample,
