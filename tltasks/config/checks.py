@@ -6,7 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -70,7 +70,7 @@ class Findings:
         self.tell(found, keys)
         return found
 
-    def _note(self, mistakes: list[ErrorDetails], model: type[BaseModel], value: Any, keys: KeyPath) -> None:
+    def _note(self, mistakes: list[ErrorDetails], model: type[BaseModel], value: object, keys: KeyPath) -> None:
         """One mistake for each key; where a key may take several forms, the complaint of each form is joined."""
         expected: dict[KeyPath, list[str]] = {}
         for item in sorted(mistakes, key=lambda item: item["type"] == "missing"):
@@ -186,13 +186,13 @@ def _in_tree(loc: tuple[str | int, ...], value: object) -> KeyPath:
     return tuple(walked)
 
 
-def _at(value: Any, loc: KeyPath) -> Any:
+def _at(value: object, loc: KeyPath) -> object:
     for step in loc:
-        value = value[step]
+        value = value[step]  # type: ignore[index]
     return value
 
 
-def _keys_at(annotation: Any, loc: KeyPath) -> Iterator[str]:
+def _keys_at(annotation: object, loc: KeyPath) -> Iterator[str]:
     """Keys of whatever mapping may stand at `loc` below a type."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

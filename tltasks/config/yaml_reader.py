@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import yaml
 
@@ -89,13 +88,13 @@ def parse_value(text: str, origin: Origin) -> Document:
 
 
 SCALARS = (
-    ("null", r"~|null|Null|NULL|", "~nN"),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("null", r"~|null|Null|NULL|"),
+    ("bool", r"true|True|TRUE|false|False|FALSE"),
+    ("int", r"[-+]?[0-9]+"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
 )
-"""Kind, form and first characters of the scalars of the YAML 1.2 core schema that are not text."""
+"""Kind and form of the scalars of the YAML 1.2 core schema that are not text."""
 CONVERT: dict[str, Callable[[str], object]] = {
     "null": lambda _: None,
     "bool": lambda text: text.lower() == "true",
@@ -123,16 +122,8 @@ class _Loader(yaml.SafeLoader):
         )
 
 
-for _kind, _pattern, _first in SCALARS:
-    _firsts = [*_first, ""] if _kind == "null" else list(_first)
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})$"), _firsts)
-
-
-class _Mark(Protocol):
-    """A place as PyYAML has it, from 0 on."""
-
-    line: int
-    column: int
+for _kind, _pattern in SCALARS:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})$"), None)
 
 
 @dataclass
@@ -144,7 +135,7 @@ class _Reader:
     problems: list[Issue] = field(default_factory=list)
     n_values: int = 0
 
-    def at(self, mark: _Mark | None) -> Location:
+    def at(self, mark: yaml.error.Mark | yaml._yaml.Mark | None) -> Location:
         return self.origin.at(mark.line + 1, mark.column + 1) if mark else self.origin.at(1, 1)
 
     def plain(self, node: yaml.Node, keys: KeyPath, inside: frozenset[int]) -> object:
@@ -246,9 +237,9 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
-for _kind, _pattern, _first in SCALARS:
+for _kind, _pattern in SCALARS:
     if _kind in {"int", "float"}:
-        _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})$"), list(_first))
+        _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})$"), None)
 
 
 def dump(value: dict[str, object]) -> str:
