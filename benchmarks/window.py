@@ -77,7 +77,13 @@ def main() -> None:
             if arm == "lora":
                 targets = task.lora_targets(model)
                 model = adapt(
-                    model, plan.stage, plan.kind, head=[], targets=targets, display_name="tiny.en", revision="main"
+                    model,
+                    plan.stage.adapt,
+                    new_head=False,
+                    head=[],
+                    targets=targets,
+                    display_name="tiny.en",
+                    revision="main",
                 )
             if arm == "distil":
                 for name, parameter in model.named_parameters():

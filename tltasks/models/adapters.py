@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -16,7 +16,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import AdaLora, Adapt
-from tltasks.config.stage import Stage, StageKind
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
@@ -25,25 +24,26 @@ if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
 
 def adapt(
     model: PreTrainedModel,
-    stage: Stage,
-    kind: StageKind,
+    method: Adapt,
     *,
+    freeze: Sequence[str] = (),
+    new_head: bool,
     head: list[str],
     targets: list[str],
     display_name: str,
     revision: str,
 ) -> nn.Module:
-    """Freeze the model and wrap it as `stage.adapt` says. A new head is always trained.
+    """Freeze the model, or wrap it, as a stage's `adapt` and `freeze` say. A new head is always trained.
 
     `display_name` and `revision` are what a published adapter names as its base.
     """
-    if stage.adapt.is_virtual:
+    if method.is_virtual:
         _check_virtual(model)
-    if stage.adapt.is_peft:
-        config = _peft_config(stage.adapt, head=head if kind.head == "new" else [], targets=targets)
-        adapted: nn.Module = _wrapped(model, stage.adapt, config, display_name=display_name, revision=revision)
+    if method.is_peft:
+        config = _peft_config(method, head=head if new_head else [], targets=targets)
+        adapted: nn.Module = _wrapped(model, method, config, display_name=display_name, revision=revision)
     else:
-        _freeze(model, stage, kind, head=head)
+        _freeze(model, method.method, freeze, whole=head if method.method == "head" or new_head else [])
         adapted = model
     return adapted
 
@@ -75,17 +75,15 @@ def _wrapped(
     return wrapped
 
 
-def _freeze(model: PreTrainedModel, stage: Stage, kind: StageKind, *, head: list[str]) -> None:
-    """Leave in training the head or the biases alone, or all that `freeze` does not name."""
-    method = stage.adapt.method
+def _freeze(model: PreTrainedModel, method: str, patterns: Sequence[str], *, whole: list[str]) -> None:
+    """Leave in training the modules of `whole` or the biases alone, or all that no pattern names."""
     if method in {"head", "bitfit"}:
-        whole = head if method == "head" or kind.head == "new" else []
         for name, parameter in model.named_parameters():
             is_bias = method == "bitfit" and name.rpartition(".")[2] == "bias"
             parameter.requires_grad_(is_bias or _belongs(name, whole))
         if method == "bitfit" and not any(n.endswith("bias") for n, _ in model.named_parameters()):
             raise RecipeError(f"adapt.bitfit: {type(model).__name__} has no biases to train; use lora or ia3.")
-    for pattern in stage.freeze:
+    for pattern in patterns:
         hit = [p for name, p in model.named_parameters() if _matches(name, pattern)]
         if not hit:
             tops = sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})
@@ -93,7 +91,7 @@ def _freeze(model: PreTrainedModel, stage: Stage, kind: StageKind, *, head: list
         for parameter in hit:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
-        raise RecipeError(f"freeze: {', '.join(stage.freeze)} leaves no weight to train.")
+        raise RecipeError(f"freeze: {', '.join(patterns)} leaves no weight to train.")
 
 
 def _check_virtual(model: PreTrainedModel) -> None:

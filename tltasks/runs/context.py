@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,7 @@ from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runtime import devices
 from tltasks.runtime.files import locked
 from tltasks.runtime.precision import choose_precision
-from tltasks.tasks.base import TaskBase
-from tltasks.training.extra_metrics import ExtraMetric
+from tltasks.tasks.base import Rescore, TaskBase
 
 DECIDING = ("test", "validation")
 """Splits that a headline may stand on, the better first."""
@@ -94,7 +93,7 @@ class PreparedStage:
     encoded: dict[str, EncodedSplit]
     checks: dict[str, dict[str, float]]
     """What the task found odd about each split."""
-    extra_metrics: list[ExtraMetric] = field(default_factory=list)
+    extra_metrics: Sequence[Rescore] = ()
     """Beside the task's own."""
     lineage: list[Ancestor] = field(default_factory=list)
     """Of the run that the checkpoint is of."""

@@ -205,8 +205,9 @@ def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.M
     head = task.head(model)
     adapted = adapt(
         model,
-        keys,
-        stage.plan.kind,
+        keys.adapt,
+        freeze=keys.freeze,
+        new_head=stage.plan.kind.head == "new",
         head=head,
         targets=task.lora_targets(model),
         display_name=stage.source.display_name,

@@ -35,6 +35,8 @@ Prediction = dict[str, Any]
 """What is kept of one row: JSON values or a small array; at least the key `prediction`."""
 References = Sequence[Any]
 """What each row's prediction is compared with, in the form that the task's `references` gives it."""
+Rescore = Callable[[Score, Columns], Score]
+"""Adds to a score, given the columns that are kept of the predictions."""
 RowScores = NDArray[np.float64]
 """Numerator and denominator of the headline metric for each row, [rows, 2]; the metric is the ratio of sums."""
 IGNORED = -100

@@ -23,13 +23,13 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from tltasks.data.batching import micro_batches
-from tltasks.data.splits import Columns, EncodedSplit
+from tltasks.data.splits import EncodedSplit
 from tltasks.errors import TrainingError
 from tltasks.metrics import paired_difference
 from tltasks.results.result import Score
 from tltasks.runtime.devices import pass_budget
 from tltasks.runtime.files import whole_file
-from tltasks.tasks.base import Batch, Embeds, Prediction, References, TaskBase
+from tltasks.tasks.base import Batch, Embeds, Prediction, References, Rescore, TaskBase
 from tltasks.training.batches import read_batches
 
 NEIGHBOUR_ROWS = 5000
@@ -39,8 +39,6 @@ T = TypeVar("T")
 Features = NDArray[np.float32]
 """[rows, width]."""
 Predict = Callable[[nn.Module, datasets.Dataset], list[Prediction]]
-Rescore = Callable[[Score, Columns], Score]
-"""Adds to a score, given the columns that are kept of the predictions."""
 
 
 class Processes(Protocol):

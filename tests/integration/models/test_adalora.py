@@ -14,7 +14,6 @@ from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.config.adaptation import AdaLora
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.stage import STAGES
 from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import Interrupted, RecipeError
 from tltasks.models.adapters import RankAllocation, adapt, find_lora_targets
@@ -33,7 +32,7 @@ def wrapped(tiny: Path, **keys: Any) -> Any:
         {"stage": "finetune", "learning_rate": 1e-3, "steps": 12, "adapt": {"adalora": keys}}
     )
     targets = find_lora_targets(model, head=["classifier"])
-    return adapt(model, stage, STAGES["finetune"], head=[], targets=targets, display_name="m", revision="main")
+    return adapt(model, stage.adapt, new_head=False, head=[], targets=targets, display_name="m", revision="main")
 
 
 def ranks(model: Any) -> list[int]:

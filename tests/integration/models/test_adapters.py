@@ -44,8 +44,9 @@ def adapted(model: transformers.PreTrainedModel, how: Any, row: str = "transfer"
     targets = find_lora_targets(model, head=head)
     return adapt(
         model,
-        stage,
-        STAGES[row],  # type: ignore[index]
+        stage.adapt,
+        freeze=stage.freeze,
+        new_head=STAGES[row].head == "new",  # type: ignore[index]
         head=head,
         targets=targets,
         display_name="ada/base",
@@ -164,7 +165,7 @@ def test_adapters_of_text_and_speech_models_merge(method: str, make: Any) -> Non
     with torch.inference_mode():
         before = plain.eval()(**inputs).logits
         made = adapt(
-            plain, stage, STAGES["finetune"], head=[], targets=targets, display_name="ada/base", revision="v1"
+            plain, stage.adapt, new_head=False, head=[], targets=targets, display_name="ada/base", revision="v1"
         ).eval()
         torch.testing.assert_close(made(**inputs).logits, before, msg="training starts at the checkpoint")
         expected = shaken(made)(**inputs).logits
@@ -183,7 +184,7 @@ def test_biases_alone_and_a_new_head() -> None:
     plain, _, _ = t5()
     stage = ImageStage.model_validate({"stage": "finetune", "learning_rate": 1e-3, "epochs": 1.0, "adapt": "bitfit"})
     with pytest.raises(RecipeError, match="T5ForConditionalGeneration has no biases"):
-        adapt(plain, stage, STAGES["finetune"], head=[], targets=[], display_name="", revision="")
+        adapt(plain, stage.adapt, new_head=False, head=[], targets=[], display_name="", revision="")
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal"])

@@ -36,7 +36,7 @@ def trained(folder: Path, architecture: str, *, adapter: bool) -> tuple[Path, Pa
     model = task.build(plan.kind).model
     head, targets = task.head(model), task.lora_targets(model)
     made = adapt(
-        model, plan.stage, plan.kind, head=head, targets=targets, display_name=str(base), revision="main"
+        model, plan.stage.adapt, new_head=True, head=head, targets=targets, display_name=str(base), revision="main"
     ).eval()
     torch.manual_seed(1)
     for parameter in made.parameters():

@@ -71,8 +71,8 @@ class PreparedStage:
         task, model = self.task, self.task.build(self.plan.kind).model
         return adapt(
             model,
-            recipe.stages[0],
-            self.plan.kind,
+            recipe.stages[0].adapt,
+            new_head=self.plan.kind.head == "new",
             head=task.head(model),
             targets=task.lora_targets(model),
             display_name=str(model.name_or_path),
