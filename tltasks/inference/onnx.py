@@ -46,12 +46,13 @@ class Parity:
 class _Function(nn.Module):
     """Logits of one input, which is all that the file computes."""
 
-    def __init__(self, model: nn.Module, name: str) -> None:
+    def __init__(self, model: nn.Module, about: OnnxInput) -> None:
         super().__init__()
-        self.model, self.name = model, name
+        self.model = model
+        self.arguments = about.arguments or (lambda values: {about.name: values})
 
     def forward(self, values: Tensor) -> Tensor:
-        logits: Tensor = self.model(**{self.name: values}).logits
+        logits: Tensor = self.model(**self.arguments(values)).logits
         return logits
 
 
@@ -74,10 +75,10 @@ def export(
     if (about := task.onnx_input()) is None:
         raise RecipeError(
             f"export {name}: its answers are generated token by token, which is no single pass that a file could hold. "
-            "Image classification and CTC speech recognition can be exported."
+            "Classifiers and CTC speech recognition can be exported."
         )
     plain = merged(trained.build(device=torch.device("cpu"), precision="fp32"))
-    model = _Function(plain.eval().float(), about.name).eval()
+    model = _Function(plain.eval().float(), about).eval()
     inputs = Inputs(arguments, task.input_kind, trained.columns) if arguments else ()
     values = [*about.made_up(MADE_UP), *(about.read(item.read(task.input_kind)) for item in inputs)]
     with whole_folder(output) as place:

@@ -22,10 +22,10 @@ ROW_SCORES = "row_scores.safetensors"
 def baseline_predictions(context: Context, stage: PreparedStage) -> dict[str, dict[str, list[Prediction]]]:
     """Predictions by baseline and split: the task's own, and what the checkpoint can do as it stands."""
     task, kind = stage.task, stage.plan.kind
-    references = task.references(_known(stage).rows)
+    known = _known(stage)
     baselines: dict[str, dict[str, list[Prediction]]] = {}
     for name, split in stage.evaluated.items():
-        for baseline, predicted in task.baselines(references, split.rows).items():
+        for baseline, predicted in task.baselines(known, split.rows).items():
             baselines.setdefault(baseline, {})[name] = predicted
     if kind.weights == "random" or not kind.trains:
         return baselines

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
@@ -88,6 +88,8 @@ class OnnxInput:
     """The input of one value as `Item.read` gives it."""
     usage: str
     """Python that answers for one example with onnxruntime and transformers' processor, run in the folder."""
+    arguments: Callable[[Tensor], Mapping[str, Tensor]] | None = None
+    """What the model is called with for an input, where that is more than the input by its name."""
 
 
 @dataclass(frozen=True)
@@ -309,8 +311,11 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
         """All metrics; the 95 % interval of the headline only on request, since it takes time."""
 
-    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
-        """Predictions for `rows` that need no model."""
+    def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        """Predictions for `rows` that need no checkpoint.
+
+        `known` is the training split, by its name too, or a split that stands for it where nothing is trained.
+        """
         return {}
 
     @abstractmethod

@@ -21,7 +21,7 @@ from typing_extensions import TypeVar
 from tltasks.config.data import ClassData
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import ClassStage, ModelT
-from tltasks.data.splits import Columns, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import DataError
 from tltasks.metrics.classification import classification
 from tltasks.metrics.neighbours import nearest_neighbours
@@ -87,7 +87,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         return functional.cross_entropy(self.logits(model, batch), batch["labels"], label_smoothing=smoothing)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        return _predictions(self.probabilities(self.logits(model, batch)).cpu().numpy())
+        return as_predictions(self.probabilities(self.logits(model, batch)).cpu().numpy())
 
     def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, object]:
         probabilities = prediction["probabilities"]
@@ -117,15 +117,15 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         interval = self.interval(self.row_scores(predictions, references), intervals=intervals)
         return Score(values, self.headline, interval, details)
 
-    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
-        counts = np.bincount(train_references, minlength=len(self.class_names)).astype(np.float32)
-        return {"majority_class": _predictions(np.tile(counts / counts.sum(), (len(rows), 1)))}
+    def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        counts = np.bincount(self.references(known.rows), minlength=len(self.class_names)).astype(np.float32)
+        return {"majority_class": as_predictions(np.tile(counts / counts.sum(), (len(rows), 1)))}
 
     def knn_predict(
         self, known: NDArray[np.float32], references: References, vectors: NDArray[np.float32]
     ) -> list[Prediction]:
         n_classes = len(self.class_names)
-        return _predictions(nearest_neighbours(known, np.array(references), vectors, n_classes=n_classes))
+        return as_predictions(nearest_neighbours(known, np.array(references), vectors, n_classes=n_classes))
 
     def columns(self, predictions: Sequence[Prediction], references: References) -> Columns:
         return {
@@ -156,7 +156,8 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         ]
 
 
-def _predictions(probabilities: NDArray[np.float32]) -> list[Prediction]:
+def as_predictions(probabilities: NDArray[np.float32]) -> list[Prediction]:
+    """Predictions of rows by their probabilities, [rows, classes]."""
     return [{"prediction": int(p.argmax()), "probabilities": p} for p in probabilities]
 
 

@@ -23,12 +23,12 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.image import ContrastiveStage, ImageModel, UnlabelledImageData, Views
 from tltasks.data.seeding import draw_seed
-from tltasks.data.splits import Columns, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_head, input_of
 from tltasks.models.loading import ModelLoader, saved_as
 from tltasks.results.result import ReportExample
-from tltasks.tasks.base import Batch, Prediction, References
+from tltasks.tasks.base import Batch, Prediction
 from tltasks.tasks.image.augmentation import apply_steps, random_crop
 from tltasks.tasks.image.decoding import to_png
 from tltasks.tasks.image.preprocessing import ENCODED, ImageTask, open_preprocessing, read_image_config, read_pixels
@@ -177,7 +177,7 @@ class ContrastiveImage(
     def metrics(self, predictions: Sequence[Prediction]) -> tuple[dict[str, float], list[str]]:
         return {"views_matched": float(np.mean([p["matched"] for p in predictions]))}, []
 
-    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+    def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         """The other view of an image by chance."""
         others = 2 * self._group(len(rows)) - 1
         guess = {"prediction": 0.0, "loss": math.log(others), "matched": 1 / others**2}

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.image import ImageModel, MaskedImageStage, UnlabelledImageData
-from tltasks.data.splits import Columns, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.loading import ModelLoader, initialise_head
 from tltasks.results.result import ReportExample
-from tltasks.tasks.base import Batch, Prediction, References
+from tltasks.tasks.base import Batch, Prediction
 from tltasks.tasks.image.augmentation import ImageAugmentation
 from tltasks.tasks.image.decoding import to_png
 from tltasks.tasks.image.masking import HEAD, MaskedAutoencoder, Objective, choose_objective
@@ -138,7 +138,7 @@ class MaskedImageModeling(
 
     # --------------------------------------------------------------------------------- evaluation
 
-    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+    def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         """The mean colour of what is seen for every patch that is hidden."""
         mean_patch: list[Prediction] = []
         for start in range(0, len(rows), 64):

@@ -22,12 +22,12 @@ from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechModel, SpeechObjectiveStage, UnlabelledSpeechData
 from tltasks.data.batching import step_of_rows
 from tltasks.data.seeding import draw_seed
-from tltasks.data.splits import Columns, Split, located
+from tltasks.data.splits import Columns, EncodedSplit, Split, located
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample
-from tltasks.tasks.base import Batch, BuiltModel, InputKind, Prediction, Processor, References
+from tltasks.tasks.base import Batch, BuiltModel, InputKind, Prediction, Processor
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.recognition import (
@@ -283,7 +283,7 @@ class SpeechPretraining(SelfSupervisedTask[SpeechModel, UnlabelledSpeechData, Sp
                 )
         return values, notes
 
-    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+    def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         """One of the frame and its negatives, by chance."""
         others = 1 + self.stage.negatives
         chance, guesses = math.log(others), []

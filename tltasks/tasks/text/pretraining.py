@@ -33,7 +33,7 @@ from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import target_losses
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.results.result import ReportExample
-from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor, References
+from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
@@ -234,7 +234,7 @@ class TextPretraining(
             values["perplexity"] = math.exp(min(700.0, loss / targets))
         return values, []
 
-    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+    def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         """Each token by how often it is asked for in these very rows: the best that can be done without context."""
         asked: list[list[int]] = []
         for start in range(0, len(rows), 64):

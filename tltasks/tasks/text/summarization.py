@@ -340,7 +340,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         columns = split.rows[:]
         return choose_lead(columns["document"], columns["summary"], seed=self.seed)
 
-    def baselines(self, train_references: References, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+    def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         return {self.lead.name: [{"prediction": self.lead(pair.document)} for pair in self.references(rows)]}
 
     def columns(self, predictions: Sequence[Prediction], references: References) -> Columns:

@@ -132,7 +132,8 @@ def test_each_change_does_what_it_says() -> None:
 
 def test_negatives_are_those_of_the_group(zoo: Path, opener: Callable[..., Any]) -> None:
     """Twelve rows in groups of eight: the last group is filled up with four rows before it."""
-    task = opener(more=ONCE + ", loss_group: 8").task
+    item = opener(more=ONCE + ", loss_group: 8")
+    task = item.task
     rng = np.random.default_rng(0)
     predictions = [{"prediction": 0.0, "views": rng.normal(size=(2, 4)).astype(np.float32)} for _ in range(12)]
     views = torch.from_numpy(np.stack([p["views"] for p in predictions]))
@@ -141,8 +142,8 @@ def test_negatives_are_those_of_the_group(zoo: Path, opener: Callable[..., Any])
     scores = task.row_scores(predictions, [None] * 12)
     np.testing.assert_allclose(scores[:, 0], torch.cat([first, last]).numpy(), rtol=1e-5)
     assert task.score(predictions, [None] * 12, intervals=False).values["loss"] == pytest.approx(scores[:, 0].mean())
-    assert task.baselines([], list(range(12)))["chance"][0]["loss"] == pytest.approx(math.log(15))
-    assert task.baselines([], list(range(5)))["chance"][0]["loss"] == pytest.approx(math.log(9))
+    assert task.baselines(item.encoded["train"], list(range(12)))["chance"][0]["loss"] == pytest.approx(math.log(15))
+    assert task.baselines(item.encoded["train"], list(range(5)))["chance"][0]["loss"] == pytest.approx(math.log(9))
 
 
 # -------------------------------------------------------------------------------------------- learning

@@ -210,7 +210,7 @@ def test_the_loss_is_that_of_transformers(zoo: Path, opener: Callable[..., Any],
 def test_the_baseline_is_the_entropy_of_the_tokens(opener: Callable[..., Any]) -> None:
     item = opener("gpt2")
     task, rows = item.task, item.encoded["test"].rows
-    guesses = task.baselines([], rows)["token_frequencies"]
+    guesses = task.baselines(item.encoded["train"], rows)["token_frequencies"]
     tokens = [t for ids in rows["ids"] for t in ids[1:]]
     _, counts = np.unique(tokens, return_counts=True)
     shares = counts / counts.sum()
