@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
+from tltasks.config.data import ClassData, Columns, Corruptions, Data, UnlabelledColumns
 from tltasks.config.model import Model
-from tltasks.config.section import PositiveInt, Section, Share
-from tltasks.config.stage import TEXT, Stage, TaskSpec, UnlabelledStage
+from tltasks.config.section import Name, PositiveInt, Prompt, Section, Share
+from tltasks.config.stage import TEXT, ClassStage, Stage, TaskSpec, UnlabelledStage
 
 
 class Generation(Section):
@@ -66,6 +66,34 @@ class TextData(Data):
     """How much worse the model is on test documents with typos."""
 
 
+class LabelledTextModel(Model):
+    hypothesis: Prompt = "This text is about {}."
+    """`stage: zero_shot` with a checkpoint that tells whether a hypothesis follows from a text (NLI): the hypothesis
+    that a class makes, with its words for `{}`."""
+    prompt: Annotated[str, Field(pattern=r"\{text\}")] = "{text}\nThis text is about"
+    """`stage: zero_shot` with a decoder (GPT-2, Llama): what the words of the classes are to go on from."""
+    label_words: dict[str, Name] = {}
+    """Words that stand for classes in both; unset: the name of the class."""
+
+
+class LabelledTextColumns(Columns):
+    text: str = "text"
+    label: str = "label"
+
+
+class LabelledTextData(ClassData):
+    columns: LabelledTextColumns = LabelledTextColumns()
+    """Names of the data set's columns."""
+    max_tokens: Annotated[int, Field(ge=8)] = 256
+    """Tokens that are read of a text, special ones included; what is longer is cut, and the share of it is shown."""
+    corruptions: TextCorruptions | None = None
+    """How much worse the model is on test texts with typos."""
+
+
+class LabelledTextStage(ClassStage[LabelledTextModel, LabelledTextData]):
+    """A stage of text classification."""
+
+
 class UnlabelledTextColumns(UnlabelledColumns):
     text: str = "text"
 
@@ -116,6 +144,16 @@ TASKS = (
         stage=TextStage,
         input=TEXT,
         auto_mappings=("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    ),
+    TaskSpec(
+        tag="text-classification",
+        summary="one of several classes for a text",
+        adapter="tltasks.tasks.text.classification:TextClassification",
+        model=LabelledTextModel,
+        data=LabelledTextData,
+        stage=LabelledTextStage,
+        input=TEXT,
+        auto_mappings=("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",),
     ),
     TaskSpec(
         tag="text-denoising",

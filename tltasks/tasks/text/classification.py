@@ -1,0 +1,377 @@
+"""Text classification: a head on any encoder or decoder, or classes that a checkpoint is only told by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from tltasks.config.model import Checkpoint
+from tltasks.config.stage import StagePlan
+from tltasks.config.tasks.text import LabelledTextData, LabelledTextModel, LabelledTextStage
+from tltasks.data.corruptions import corrupt_text, generator
+from tltasks.data.packing import padded
+from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.errors import CheckpointError, RecipeError
+from tltasks.models.adapters import input_of, relabel, unwrap_model
+from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
+from tltasks.tasks.base import Batch, BuiltModel, InputKind, OnnxInput, Prediction, Processor
+from tltasks.tasks.classes import (
+    ClassificationTask,
+    as_predictions,
+    check_kept_head,
+    check_same_classes,
+    classes_of,
+    count_classes,
+    train_classes,
+)
+from tltasks.tasks.text.prompting import SUFFIXES, positions, tokenizer_key
+
+TOLD_CLASSES = "tltasks_told_classes"
+"""Key of a saved configuration with the classes that the checkpoint was told, and how."""
+ONNX_USAGE = """import numpy as np
+import onnxruntime
+from transformers import AutoConfig, AutoTokenizer
+
+names = AutoConfig.from_pretrained(".").id2label
+session = onnxruntime.InferenceSession("model.onnx")
+tokenize = AutoTokenizer.from_pretrained(".")
+ids = tokenize("a text of yours", truncation=True, max_length=MOST, return_tensors="np")["input_ids"]
+logits = session.run(None, {"input_ids": ids.astype(np.int64)})[0]
+print(names[int(logits[0].argmax())])
+"""
+"""For the README of an exported model."""
+
+
+@dataclass(frozen=True)
+class ToldClasses:
+    """Classes that a checkpoint is told by name, without a head that was trained for them.
+
+    By entailment a text is the premise and the name of each class a hypothesis, as in Yin et al.,
+    https://arxiv.org/abs/1909.00161; by words the model is asked how well each class's words go on from the text, by
+    their mean log-probability, as in Brown et al., https://arxiv.org/abs/2005.14165, §2.4.
+    """
+
+    by: Literal["entailment", "words"]
+    template: str
+    """With `{}` for the class (entailment), or `{text}` for the text (words)."""
+    words: list[str]
+    """What stands for each class."""
+    entailment: int = 0
+    """Index of the output that says that the hypothesis follows."""
+
+
+@dataclass(frozen=True)
+class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData, LabelledTextStage]):
+    """One stage's view of a text classifier: its classes, its tokenizer, and how it is told classes without a head."""
+
+    tag: ClassVar[str] = "text-classification"
+    input_kind: ClassVar[InputKind] = InputKind("text", SUFFIXES, is_text=True)
+    example_kind: ClassVar[Literal["image", "texts"]] = "texts"
+    cpu_batch_budget: ClassVar[int] = 1024
+
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+    told: ToldClasses | None = None
+    untrained: tuple[str, ...] = ()
+    """Modules below the head that the checkpoint has no weights for, as a pooler; they are part of a new head."""
+
+    # ------------------------------------------------------------------------------------ opening
+
+    @classmethod
+    def open(
+        cls,
+        plan: StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage],
+        splits: dict[str, Split],
+        source: Checkpoint,
+        *,
+        seed: int,
+    ) -> Self:
+        found = count_classes(splits, plan.data.class_names)
+        config, tokenizer = open_config(source), open_tokenizer(source)
+        if plan.kind.head == "new":
+            class_names, told = train_classes(splits["train"], found["train"], plan.data.class_names), None
+            check_same_classes(class_names, found, splits)
+            relabel(config, class_names)
+        else:
+            data_classes = classes_of(splits, found, plan.data.class_names) if splits else None
+            class_names, told = _kept_classes(config, plan.model, data_classes, source)
+            check_kept_head(class_names, found, splits, source)
+        _check_architecture(config, told, source)
+        if tokenizer.pad_token_id is None:  # decoders have none; the head looks for the last token before padding
+            tokenizer.pad_token = tokenizer.eos_token
+        config.pad_token_id = tokenizer.pad_token_id
+        return cls(plan, source, config, seed, class_names, tokenizer, _room(config, tokenizer, plan, splits), told)
+
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+        """How many texts are longer than what is read of them."""
+        shares = {name: float((_tokens(split.rows) > self.max_tokens).mean()) for name, split in encoded.items()}
+        return {name: {"texts_cut_share": share} for name, share in shares.items()}
+
+    # -------------------------------------------------------------------------------------- model
+
+    @property
+    def auto_class(self) -> ModelLoader:
+        by_words = self.told is not None and self.told.by == "words"
+        loader: ModelLoader = AutoModelForCausalLM if by_words else AutoModelForSequenceClassification
+        return loader
+
+    @property
+    def settings(self) -> dict[str, object]:
+        about: dict[str, object] = {"max_tokens": self.max_tokens}
+        return about if self.told is None else {**about, "told_by": self.told.by, "template": self.told.template}
+
+    def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
+        missing = {name.rpartition(".")[0] for name in built.provenance.newly_initialised if ".pooler." in name}
+        return replace(built, task=replace(self, untrained=tuple(sorted(missing))))
+
+    def head(self, model: nn.Module) -> list[str]:
+        if self.told is not None:
+            return []
+        plain = unwrap_model(model)
+        beside = [name for name, _ in plain.named_children() if name != plain.base_model_prefix]
+        return [
+            *self.untrained,
+            *(name for name in beside if any(True for _ in plain.get_submodule(name).parameters())),
+        ]
+
+    @property
+    def setup(self) -> Sequence[Processor]:
+        return [self.config, self.tokenizer]
+
+    # --------------------------------------------------------------------------------------- rows
+
+    @property
+    def features(self) -> datasets.Features:
+        number = datasets.Value("int32")
+        return datasets.Features(
+            {"text": datasets.Value("string"), "ids": datasets.List(number), "tokens": number, "label": number}
+        )
+
+    @property
+    def cache_key(self) -> str:
+        parts = (tokenizer_key(self.tokenizer), self.max_tokens, self.class_names, self.plan.data.class_names)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
+        labels = self.label_encoder(split)
+
+        def encode(batch: Columns) -> Columns:
+            texts = ["" if text is None else str(text).strip() for text in batch["text"]]
+            faults = [None if text else "empty text" for text in texts]
+            return {**self._encode(texts), "label": labels(batch), "row": batch["row"], "error": faults}
+
+        return encode
+
+    def _encode(self, texts: list[str]) -> Columns:
+        whole = self.tokenizer(texts, verbose=False)["input_ids"]
+        cut = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
+        return {"text": texts, "ids": cut, "tokens": [len(ids) for ids in whole]}
+
+    def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
+        texts = [
+            corrupt_text(text, kind, level, generator(kind, level, seed=seed, row=row))
+            for text, row in zip(columns["text"], columns["row"], strict=True)
+        ]
+        return {**columns, **self._encode(texts)}
+
+    def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
+        sizes = np.minimum(_tokens(rows), self.max_tokens)
+        times = 1 if self.told is None else len(self.class_names)
+        lengths: list[int] = (sizes * times).tolist()
+        return lengths
+
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+        columns = rows.select_columns(["text", "ids", "label"])[list(indices)]
+        batch = self._padded(columns["ids"]) if self.told is None else self._pairs(columns["text"], self.told)
+        return {**batch, "labels": torch.tensor(columns["label"])}
+
+    def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
+        return self.collate_eval(rows, indices)
+
+    def _padded(self, ids: Sequence[Sequence[int]]) -> Batch:
+        return {
+            "input_ids": torch.from_numpy(padded(ids, fill=self.config.pad_token_id)),
+            "attention_mask": torch.from_numpy(padded([[1] * len(row) for row in ids], fill=0)),
+        }
+
+    def _pairs(self, texts: Sequence[str], told: ToldClasses) -> Batch:
+        """Every text with every class, [texts × classes, tokens]; texts are cut, never what is said of the class."""
+        if told.by == "entailment":
+            hypotheses = [told.template.format(words) for words in told.words]
+            pairs = [(text, hypothesis) for text in texts for hypothesis in hypotheses]
+            encoded = self.tokenizer(
+                [text for text, _ in pairs],
+                [hypothesis for _, hypothesis in pairs],
+                truncation="only_first",
+                max_length=self.max_tokens,
+                padding=True,
+                padding_side="right",
+                return_tensors="pt",
+            )
+            return dict(encoded)
+        answers = [self.tokenizer(f" {words}", add_special_tokens=False)["input_ids"] for words in told.words]
+        before, after = (
+            self.tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+            for part in told.template.split("{text}")
+        )
+        room = self.max_tokens - len(before) - len(after) - max(map(len, answers))
+        read = [ids[:room] for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        rows = [([*before, *ids, *after], answer) for ids in read for answer in answers]
+        asked = [[0] * len(prompt) + [1] * len(answer) for prompt, answer in rows]
+        whole = [[*prompt, *answer] for prompt, answer in rows]
+        return {**self._padded(whole), "asked": torch.from_numpy(padded(asked, fill=0))}
+
+    # --------------------------------------------------------------------------------------- step
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        inputs = {name: values for name, values in batch.items() if name not in {"labels", "asked"}}
+        logits: Tensor = model(**inputs).logits.float()
+        if self.told is None:
+            return logits
+        if self.told.by == "entailment":
+            return logits[:, self.told.entailment].view(-1, len(self.class_names))
+        chosen = batch["input_ids"][:, 1:, None]
+        log_likelihood = logits[:, :-1].log_softmax(-1).gather(2, chosen).squeeze(2)
+        asked = batch["asked"][:, 1:]
+        mean: Tensor = (log_likelihood * asked).sum(1) / asked.sum(1)
+        return mean.view(-1, len(self.class_names))
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The head's input, [rows, width]: where that is one vector for each token (GPT-2, Llama), the last token's."""
+        head = model.get_submodule(self.head(model)[-1])
+        first = next(part for part in head.modules() if isinstance(part, nn.Linear))
+        features = input_of(first, lambda: self.logits(model, batch)).float()
+        if features.ndim == 2:
+            return features
+        last = batch["attention_mask"].sum(1) - 1
+        return features[torch.arange(len(features), device=features.device), last]
+
+    def onnx_input(self) -> OnnxInput | None:
+        """Token ids; what is padding follows from them."""
+        if self.told is not None:
+            return None
+        pad = int(self.config.pad_token_id)
+
+        def read(value: object) -> Tensor:
+            return self._padded(self._encode([str(value)])["ids"])["input_ids"]
+
+        def made_up(n: int) -> list[Tensor]:
+            words = [token for token in self.tokenizer.get_vocab() if token.isalpha()][:50] or ["a"]
+            drawn = np.random.default_rng(0)
+            return [read(" ".join(drawn.choice(words, drawn.integers(3, 20)))) for _ in range(n)]
+
+        def arguments(ids: Tensor) -> Mapping[str, Tensor]:
+            return {"input_ids": ids, "attention_mask": (ids != pad).long()}
+
+        usage = ONNX_USAGE.replace("MOST", str(self.max_tokens))
+        return OnnxInput("input_ids", ["batch", "tokens"], (0, 1), made_up, read, usage, arguments)
+
+    # --------------------------------------------------------------------------------- evaluation
+
+    def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
+        """The majority class, and logistic regression on the words of the training texts, weighted by TF-IDF."""
+        found = super().baselines(known, rows)
+        labels = self.references(known.rows)
+        if known.name != "train" or len(set(labels)) < 2:
+            return found
+        words = _words_alone(known.rows["text"], labels, rows["text"], n_classes=len(self.class_names))
+        return {**found, "tfidf": as_predictions(words)}
+
+    def example_content(self, rows: datasets.Dataset, row: int) -> bytes:
+        return json.dumps({"text": rows[row]["text"]}).encode()
+
+
+def _tokens(rows: datasets.Dataset) -> NDArray[np.int64]:
+    tokens: NDArray[np.int64] = np.asarray(rows.with_format("numpy")["tokens"][:])
+    return tokens
+
+
+def _kept_classes(
+    config: PretrainedConfig, keys: LabelledTextModel, data_classes: list[str] | None, source: Checkpoint
+) -> tuple[list[str], ToldClasses | None]:
+    """The classes of a checkpoint's own head; or of the data, and how it is told them, where it has no head for them.
+
+    A checkpoint that was told its classes before keeps these where there are no data.
+    """
+    if data_classes is None and (saved := getattr(config, TOLD_CLASSES, None)):
+        return saved["classes"], ToldClasses(**{key: value for key, value in saved.items() if key != "classes"})
+    has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    own = list(config.id2label.values()) if has_head else []
+    if data_classes is not None and not set(data_classes) <= set(own):
+        told = _tell(config, keys, data_classes, has_head=has_head)
+        if told is not None:
+            config.update({TOLD_CLASSES: {"classes": data_classes, **vars(told)}})
+            return data_classes, told
+    if not own:
+        raise CheckpointError(
+            f"model {source.display_name}: has no head that tells classes; `stage: transfer` puts one on it."
+        )
+    return own, None
+
+
+def _tell(
+    config: PretrainedConfig, keys: LabelledTextModel, classes: list[str], *, has_head: bool
+) -> ToldClasses | None:
+    """How a checkpoint can be told these classes; None where it cannot."""
+    words = [keys.label_words.get(name, name.replace("_", " ")) for name in classes]
+    if has_head:
+        follows = [i for i, name in config.id2label.items() if name.lower().startswith("entail")]
+        return ToldClasses("entailment", keys.hypothesis, words, follows[0]) if follows else None
+    writes = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
+    return ToldClasses("words", keys.prompt, words) if writes else None
+
+
+def _check_architecture(config: PretrainedConfig, told: ToldClasses | None, source: Checkpoint) -> None:
+    loader = AutoModelForCausalLM if told is not None and told.by == "words" else AutoModelForSequenceClassification
+    if type(config) not in loader._model_mapping:
+        raise CheckpointError(
+            f"model {source.display_name}: transformers has no classifier of texts for {config.model_type}; "
+            "encoders (BERT), decoders (GPT-2, Llama) and encoder-decoders (BART, T5) have one."
+        )
+
+
+def _room(
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage],
+    splits: dict[str, Split],
+) -> int:
+    """Most tokens that are read of a text; raises RecipeError where there are fewer positions than are asked for."""
+    longest: int | None = positions(config)[0]
+    if longest is not None:  # RoBERTa's table has two positions that are never used
+        longest = min(longest, int(tokenizer.model_max_length))
+    asked = plan.data.max_tokens
+    if longest is not None and asked > longest:
+        if not splits:
+            return longest
+        raise RecipeError(f"data.max_tokens: {asked} is more than the checkpoint has positions for ({longest}).")
+    return asked
+
+
+def _words_alone(
+    texts: Sequence[str], labels: Sequence[int], asked: Sequence[str], *, n_classes: int
+) -> NDArray[np.float32]:
+    """Probabilities of each class for the texts `asked`, by words and pairs of words alone, [texts, classes]."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\w+")  # noqa: S106
+    fitted = LogisticRegression(C=10.0, max_iter=1000).fit(vectorizer.fit_transform(texts), labels)
+    probabilities = np.zeros((len(asked), n_classes), np.float32)
+    probabilities[:, fitted.classes_] = fitted.predict_proba(vectorizer.transform(asked))
+    return probabilities
