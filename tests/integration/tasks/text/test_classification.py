@@ -69,7 +69,7 @@ def test_what_is_saved_says_what_the_run_recorded(zoo: Path, tmp_path: Path, nam
 
 
 def test_it_learns_and_stands_beside_its_baselines(zoo: Path, tmp_path: Path) -> None:
-    stage = "{stage: transfer, epochs: 8, batch_size: 8, learning_rate: 5e-3, adapt: full}"
+    stage = "{stage: transfer, epochs: 12, batch_size: 8, learning_rate: 2e-3, adapt: full}"
     result = run_recipe(recipe(zoo, tmp_path, "bert", stage=stage), tmp_path / "run")
     assert result.stages[0].metrics["test"].values["accuracy"] > 0.9
     baselines = result.stages[0].baselines
@@ -153,7 +153,7 @@ def test_few_labels_and_a_probe(zoo: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_typos_make_it_worse(zoo: Path, tmp_path: Path) -> None:
-    stage = "{stage: transfer, epochs: 8, batch_size: 8, learning_rate: 5e-3, adapt: full}"
+    stage = "{stage: transfer, epochs: 12, batch_size: 8, learning_rate: 2e-3, adapt: full}"
     keys = "  corruptions: {kinds: [typos], rates: [1.0]}\n"
     result = run_recipe(recipe(zoo, tmp_path, "bert", stage=stage, data_keys=keys), tmp_path / "run")
     robustness = result.stages[0].robustness
