@@ -13,6 +13,7 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 Samples = NDArray[np.float32]
 Random = np.random.Generator
+Amounts = tuple[float, float, float, float, float]
 
 SMALL_PIXELS = 64
 """Pictures with a shorter side take the severities of CIFAR-10-C instead of ImageNet-C's."""
@@ -25,31 +26,8 @@ def generator(kind: str, level: float, *, seed: int, row: int) -> Random:
 
 # --------------------------------------------------------------------------------------------- images
 
-_SEVERITIES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "gaussian_noise": ((0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.06, 0.08, 0.09, 0.10)),
-    "shot_noise": ((60, 25, 12, 5, 3), (500, 250, 100, 75, 50)),
-    "impulse_noise": ((0.03, 0.06, 0.09, 0.17, 0.27), (0.01, 0.02, 0.03, 0.05, 0.07)),
-    "gaussian_blur": ((1, 2, 3, 4, 6), (0.4, 0.6, 0.7, 0.8, 1.0)),
-    "defocus_blur": ((3, 4, 6, 8, 10), (0.3, 0.4, 0.5, 1.0, 1.5)),
-    "brightness": ((0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3)),
-    "contrast": ((0.4, 0.3, 0.2, 0.1, 0.05), (0.75, 0.5, 0.4, 0.3, 0.15)),
-    "pixelate": ((0.6, 0.5, 0.4, 0.3, 0.25), (0.95, 0.9, 0.85, 0.75, 0.65)),
-    "jpeg": ((25, 18, 15, 10, 7), (80, 65, 58, 50, 40)),
-}
-"""Parameters of severities 1 to 5, of ImageNet-C and of CIFAR-10-C. Source: Hendrycks and Dietterich,
-https://arxiv.org/abs/1903.12261, and its code, https://github.com/hendrycks/robustness."""
-
-
 _EDGES = {3: 0.1, 4: 0.5, 6: 0.5, 8: 0.5, 10: 0.5, 0.3: 0.4, 0.4: 0.5, 0.5: 0.6, 1.0: 0.2, 1.5: 0.1}
 """Width of the Gaussian that softens the edge of a disc, by its radius."""
-
-
-def corrupt_image(pixels: Pixels, kind: str, severity: int, random: Random) -> Pixels:
-    """Pixels [3, height, width] after a corruption of severity 1 to 5."""
-    large, small = _SEVERITIES[kind]
-    amount = (small if min(pixels.shape[1:]) < SMALL_PIXELS else large)[severity - 1]
-    picture = np.ascontiguousarray(pixels.transpose(1, 2, 0))
-    return np.ascontiguousarray(_IMAGES[kind](picture, amount, random).transpose(2, 0, 1))
 
 
 def _to_pixels(values: NDArray[np.float64]) -> Pixels:
@@ -112,17 +90,30 @@ def _jpeg(picture: Pixels, quality: float, random: Random) -> Pixels:
     return np.asarray(Image.open(target).convert("RGB"))
 
 
-_IMAGES: dict[str, Callable[[Pixels, float, Random], Pixels]] = {
-    "gaussian_noise": _gaussian_noise,
-    "shot_noise": _shot_noise,
-    "impulse_noise": _impulse_noise,
-    "gaussian_blur": _gaussian_blur,
-    "defocus_blur": _defocus_blur,
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "pixelate": _pixelate,
-    "jpeg": _jpeg,
+_IMAGES: dict[str, tuple[Callable[[Pixels, float, Random], Pixels], Amounts, Amounts]] = {
+    "gaussian_noise": (_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "shot_noise": (_shot_noise, (60, 25, 12, 5, 3), (500, 250, 100, 75, 50)),
+    "impulse_noise": (_impulse_noise, (0.03, 0.06, 0.09, 0.17, 0.27), (0.01, 0.02, 0.03, 0.05, 0.07)),
+    "gaussian_blur": (_gaussian_blur, (1, 2, 3, 4, 6), (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "defocus_blur": (_defocus_blur, (3, 4, 6, 8, 10), (0.3, 0.4, 0.5, 1.0, 1.5)),
+    "brightness": (_brightness, (0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "contrast": (_contrast, (0.4, 0.3, 0.2, 0.1, 0.05), (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "pixelate": (_pixelate, (0.6, 0.5, 0.4, 0.3, 0.25), (0.95, 0.9, 0.85, 0.75, 0.65)),
+    "jpeg": (_jpeg, (25, 18, 15, 10, 7), (80, 65, 58, 50, 40)),
 }
+"""Each kind with its parameters of severities 1 to 5, of ImageNet-C and of CIFAR-10-C.
+
+Source: Hendrycks and Dietterich, https://arxiv.org/abs/1903.12261, and its code,
+https://github.com/hendrycks/robustness.
+"""
+
+
+def corrupt_image(pixels: Pixels, kind: str, severity: int, random: Random) -> Pixels:
+    """Pixels [3, height, width] after a corruption of severity 1 to 5."""
+    change, large, small = _IMAGES[kind]
+    amount = (small if min(pixels.shape[1:]) < SMALL_PIXELS else large)[severity - 1]
+    picture = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    return np.ascontiguousarray(change(picture, amount, random).transpose(2, 0, 1))
 
 
 # --------------------------------------------------------------------------------------------- sounds

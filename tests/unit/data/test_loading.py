@@ -150,7 +150,7 @@ def test_a_data_set_saved_to_disk(folder: Path, tmp_path: Path) -> None:
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "dict")
     rows.save_to_disk(tmp_path / "single")
     for name, spec in (("dict", "test"), ("single", "train")):
-        splits = load(folder, name=str(tmp_path / name), files=None, splits={"train": spec, "test": None})
+        splits = load(folder, name=str(tmp_path / name), files=None, splits={"train": spec, "test": spec})
         assert len(splits["train"].rows) == 20
         assert splits["train"].origin == f"{name} {spec}", "without the folders of this machine"
 
