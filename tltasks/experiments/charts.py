@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,36 +37,25 @@ class Picture:
         return png(self.figure)
 
 
-@dataclass(frozen=True)
-class Line:
-    """A method's points along a curve, or its one point among costs: (x, score, low, high)."""
-
-    name: str
-    place: int
-    """Among all methods, which gives the same one the same colour everywhere."""
-    points: Sequence[tuple[float, float, float, float]]
-
-    @property
-    def colour(self) -> str:
-        return COLOURS[self.place % len(COLOURS)]
-
-    @property
-    def marker(self) -> str:
-        return MARKERS[self.place % len(MARKERS)]
+Point = tuple[float, float, float, float]
+"""(x, score, low, high)."""
+Lines = Mapping[str, Sequence[Point]]
+"""Points by method; all methods are in it, so that the same one has the same colour everywhere."""
 
 
 # -------------------------------------------------------------------------------------- experiments
 
 
-def draw_curve(title: str, metric: str, lines: Sequence[Line], limits: tuple[float, float]) -> Figure:
-    """Score against training examples, with each line's 95 % band."""
+def draw_curve(title: str, metric: str, lines: Lines, limits: tuple[float, float]) -> Figure:
+    """Score against training examples, with each method's 95 % band."""
     with chart(title, SIZE, x_label="training examples", y_label=metric) as (figure, axes):
         axes.set_ylim(*limits)
-        for line in lines:
-            x, mean, low, high = np.array(sorted(line.points)).T
-            axes.fill_between(x, low, high, color=line.colour, alpha=0.13, linewidth=0)
-            axes.plot(x, mean, color=line.colour, marker=line.marker, linewidth=1.8, label=line.name)
-        examples = sorted({point[0] for line in lines for point in line.points})
+        for (name, points), colour, marker in zip(lines.items(), cycle(COLOURS), cycle(MARKERS)):
+            if points:
+                x, mean, low, high = np.array(sorted(points)).T
+                axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+                axes.plot(x, mean, color=colour, marker=marker, linewidth=1.8, label=name)
+        examples = sorted({point[0] for points in lines.values() for point in points})
         if min(examples) > 0:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
@@ -76,19 +65,19 @@ def draw_curve(title: str, metric: str, lines: Sequence[Line], limits: tuple[flo
 
 
 def draw_front(
-    title: str, x_label: str, metric: str, lines: Sequence[Line], limits: tuple[float, float], *, higher_is_better: bool
+    title: str, x_label: str, metric: str, lines: Lines, limits: tuple[float, float], *, higher_is_better: bool
 ) -> Figure:
-    """Score against a cost, and the front: the points that no cheaper one equals."""
+    """Score against a cost, one point for each method, and the front: the points that no cheaper one equals."""
     with chart(title, SIZE, x_label=x_label, y_label=metric) as (figure, axes):
         axes.set_ylim(*limits)
-        points = [(line.points[0][0], line.points[0][1]) for line in lines]
-        front = pareto_front(points, higher_is_better=higher_is_better)
+        for (name, points), colour, marker in zip(lines.items(), cycle(COLOURS), cycle(MARKERS)):
+            for x, mean, low, high in points:
+                axes.plot([x, x], [low, high], color=colour, linewidth=1.2, alpha=0.6)
+                axes.plot([x], [mean], marker, color=colour, markersize=9, label=name)
+        scores = [point[:2] for points in lines.values() for point in points]
+        front = pareto_front(scores, higher_is_better=higher_is_better)
         axes.plot(*zip(*front, strict=True), color=GREY, linewidth=1, linestyle="--", drawstyle="steps-post", zorder=1)
-        for line in lines:
-            x, mean, low, high = line.points[0]
-            axes.plot([x, x], [low, high], color=line.colour, linewidth=1.2, alpha=0.6)
-            axes.plot([x], [mean], line.marker, color=line.colour, markersize=9, label=line.name)
-        least, most = min(points)[0], max(points)[0]
+        least, most = min(scores)[0], max(scores)[0]
         if least > 0:
             axes.set_xscale("log")
             subs = (1.0,) if most > 20 * least else (1.0, 2.0, 5.0)
@@ -158,7 +147,7 @@ def draw_progress(trials: Sequence[tuple[int, float, str]], *, higher_is_better:
     with chart("trials", SIZE, x_label="trial", y_label="validation score") as (figure, axes):
         _scatter(axes, trials)
         finished = [(number, score) for number, score, state in trials if state == "finished"]
-        best = itertools.accumulate((score for _, score in finished), max if higher_is_better else min)
+        best = accumulate((score for _, score in finished), max if higher_is_better else min)
         axes.step([number for number, _ in finished], list(best), where="post", color=ORANGE, label="best so far")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.legend(fontsize=11)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
+from tltasks.config.loading import Overrides
 from tltasks.config.recipe import plan_run
 from tltasks.errors import DataError
 from tltasks.experiments.analysis import CellScore, Findings, analyse
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import Workers, run_on_ray, run_trials
-from tltasks.experiments.experiment import Experiment, Given, Source, load_experiment, read_source
+from tltasks.experiments.experiment import Experiment, Given, load_experiment, read_source
 from tltasks.experiments.report import (
     Layout,
     by_target,
@@ -49,7 +49,7 @@ MARKS = {"positive": " +", "negative": " −", "neutral": "  "}
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What an experiment says, and the trials that it is computed from."""
+    """Findings of an experiment, and the trials that they are computed from."""
 
     name: str
     experiment: str
@@ -58,11 +58,25 @@ class ComparisonResult:
     trials: list[TrialRecord]
     failed: list[Failure]
     unfinished: int
-    seconds: float
-    """Of computing, of all trials together."""
-    versions: dict[str, str]
-    hardware: list[str]
+    """Trials that are still to be carried out."""
     schema: int = SCHEMA
+
+    @property
+    def seconds(self) -> float:
+        """Sum over all trials, those that stand for several combinations of levels once."""
+        return sum({record.id: record.seconds for record in self.trials}.values())
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of packages; several where trials have different ones."""
+        found = pd.DataFrame([record.versions for record in self.trials])
+        return {str(package): ", ".join(known.dropna().unique()) for package, known in found.items()}
+
+    @property
+    def hardware(self) -> list[str]:
+        """Devices, cores and number formats that trials were computed with."""
+        found = [record.hardware for record in self.trials]
+        return list(dict.fromkeys(f"{h['device_name']}, {h['cpu_cores']} cores, {h['precision']}" for h in found))
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each combination of levels and test set: score, costs, and comparison with each control."""
@@ -76,7 +90,7 @@ class ComparisonResult:
 
 def compare(
     experiment: Given,
-    overrides: Iterable[str] = (),
+    overrides: Overrides = (),
     *,
     output: Path | str | None = None,
     workers: Workers | None = None,
@@ -105,7 +119,9 @@ def compare(
                 run_on_ray(left, output, keep_weights=design.keep_weights, workers=workers, on_end=progress.take)
         finally:
             if records := finished(progress.planned):
-                result = describe(source, analyse(design, records, output), records, progress)
+                unfinished = {item.id for item in to_do(progress.planned)} - progress.failed.keys()
+                findings, failed = analyse(design, records, output), list(progress.failed.values())
+                result = ComparisonResult(source.name, source.text, findings, records, failed, len(unfinished))
                 write_results(design, result, output)
                 show_findings(console, result.findings, output)
     if result is None:
@@ -159,7 +175,7 @@ class ExperimentPlan:
 
 
 def plan_experiment(
-    experiment: Given, overrides: Iterable[str] = (), *, output: Path | str | None = None
+    experiment: Given, overrides: Overrides = (), *, output: Path | str | None = None
 ) -> ExperimentPlan:
     """Look up which trials are finished, and take two steps of the trial of each other kind with the most data.
 
@@ -228,27 +244,6 @@ def write_results(experiment: Experiment, result: ComparisonResult, output: Path
         pictures=pictures,
         evidence=evidence(findings),
         result=result,
-    )
-
-
-def describe(source: Source, findings: Findings, records: list[TrialRecord], progress: Progress) -> ComparisonResult:
-    """The findings beside the trials that they are computed from."""
-    unique = {record.id: record for record in records}
-    hardware = [
-        f"{one.hardware['device_name']}, {one.hardware['cpu_cores']} cores, {one.hardware['precision']}"
-        for one in unique.values()
-    ]
-    versions = pd.DataFrame([record.versions for record in unique.values()])
-    return ComparisonResult(
-        name=source.name,
-        experiment=source.text,
-        findings=findings,
-        trials=records,
-        failed=list(progress.failed.values()),
-        unfinished=len({item.id for item in progress.planned} - unique.keys() - progress.failed.keys()),
-        seconds=sum(record.seconds for record in unique.values()),
-        versions={str(package): ", ".join(found.dropna().unique()) for package, found in versions.items()},
-        hardware=list(dict.fromkeys(hardware)),
     )
 
 

@@ -18,8 +18,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from accelerate.state import AcceleratorState
-
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import recipe_sha256
 from tltasks.errors import Interrupted, RecipeError, TltasksError, first_line
@@ -96,8 +94,6 @@ def _run(item: PlannedTrial, output: Path, on_evaluation: OnEvaluation | None) -
         whole = False
     if not whole:
         shutil.rmtree(folder, ignore_errors=True)
-    # Accelerate keeps one number format for a process (accelerate 1.15, state.py); trials may have different ones.
-    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         return run(recipe, output=folder, resume=True, on_evaluation=on_evaluation)
     except TltasksError:

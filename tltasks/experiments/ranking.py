@@ -13,12 +13,12 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy import stats
 from torch import nn
 
+from tltasks.config.loading import Overrides
 from tltasks.config.recipe import Recipe, plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
@@ -112,7 +112,7 @@ C = TypeVar("C", CandidatePair, CandidateEstimates)
 
 def rank(
     experiment: Given,
-    overrides: Iterable[str] = (),
+    overrides: Overrides = (),
     *,
     output: Path | str | None = None,
     console: Console | None = None,
@@ -170,7 +170,6 @@ def estimate_by_features(pair: CandidatePair, output: Path) -> CandidateEstimate
     """All estimates of a checkpoint on its recipe's training data, from one pass through it."""
     recipe = pair.trial.recipe
     probe = TASKS[plan_run(recipe).stages[-1].task].stage(stage="probe")
-    AcceleratorState._reset_state(reset_partial_state=True)
     run, (item,) = open_stages(plan_run(stage_alone(recipe, probe), output))
     model = item.task.build(item.plan.kind).model
     started = time.perf_counter()

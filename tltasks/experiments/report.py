@@ -12,7 +12,7 @@ import pandas as pd
 from rich.table import Table
 
 from tltasks.experiments.analysis import CellScore, ControlComparison, Findings
-from tltasks.experiments.charts import Line, Picture, draw_curve, draw_front, draw_heat_map
+from tltasks.experiments.charts import Lines, Picture, draw_curve, draw_front, draw_heat_map
 from tltasks.experiments.experiment import Experiment
 from tltasks.experiments.trials import Levels
 from tltasks.reports.formatting import words
@@ -77,19 +77,21 @@ def draw_pictures(experiment: Experiment, findings: Findings, layout: Layout) ->
             ("seconds", "seconds of training", lambda cell: cell.training_seconds),
         ):
             lines = _lines(panel, layout.rows, most, cost)
-            if len(layout.rows) > 1 and lines:
+            if len(layout.rows) > 1 and any(lines.values()):
                 figure = draw_front(title, label, metric, lines, limits, higher_is_better=findings.higher_is_better)
                 found[kind].append(Picture(f"{kind}-{panel.name}", f"{metric} by {label}, {title}", figure))
     return {section: pictures for section, pictures in found.items() if pictures}
 
 
-def _lines(panel: Panel, rows: list[str], columns: list[str], x: Callable[[CellScore], float]) -> list[Line]:
-    lines = []
-    for place, row in enumerate(rows):
-        cells = [panel.cells[row, column] for column in columns if (row, column) in panel.cells]
-        points = [(x(cell), cell.score.mean, cell.score.low, cell.score.high) for cell in cells]
-        lines += [Line(words(row), place, points)] if points else []
-    return lines
+def _lines(panel: Panel, rows: list[str], columns: list[str], x: Callable[[CellScore], float]) -> Lines:
+    return {
+        words(row): [
+            (x(cell), cell.score.mean, cell.score.low, cell.score.high)
+            for column in columns
+            if (cell := panel.cells.get((row, column)))
+        ]
+        for row in rows
+    }
 
 
 def _heat_maps(experiment: Experiment, findings: Findings, layout: Layout) -> Iterator[Picture]:

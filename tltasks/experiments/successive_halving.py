@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 
 from tltasks.config.recipe import Recipe, plan_run
@@ -42,7 +41,6 @@ def zero_shot_loss(recipe: Recipe, output: Path) -> Estimated:
     By characters, since checkpoints with other vocabularies cut the same text into other tokens. None for a stage
     that puts a new head on the checkpoint: there is nothing yet that could write.
     """
-    AcceleratorState._reset_state(reset_partial_state=True)
     context, (item,) = open_stages(plan_run(stage_alone(recipe), output))
     task = item.task
     assert isinstance(task, Writes)

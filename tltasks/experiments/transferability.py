@@ -7,20 +7,16 @@ classifier's probabilities [rows, source classes].
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from tltasks.metrics import left_out_neighbours
+from tltasks.metrics.arrays import Floats, Ints
+from tltasks.metrics.neighbours import left_out_neighbours
 from tltasks.training.linear_probe import PENALTY, fit_linear
-
-Floats = NDArray[np.floating[Any]]
-Ints = NDArray[np.int64]
 
 ITERATIONS, TOLERANCE = 1000, 1e-10
 """Of LogME's fixed point; it converges to a relative change of the evidence below the tolerance."""

@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from tltasks.config.loading import recipe_text
+from tltasks.config.loading import Overrides, recipe_text
 from tltasks.errors import DataError, Interrupted, RecipeError
 from tltasks.experiments.charts import Picture, draw_by_key, draw_progress
 from tltasks.experiments.contents import plan_trials
@@ -34,8 +31,12 @@ from tltasks.runs.story import run
 from tltasks.runtime.files import write_json, write_text
 from tltasks.tasks import load_adapter
 
-if TYPE_CHECKING:
-    from optuna import Study, Trial
+try:
+    import optuna
+    from optuna.pruners import BasePruner
+    from optuna.storages.journal import JournalFileBackend
+except ImportError as error:
+    raise RecipeError("tune: needs Optuna, which is not installed: pip install 'tltasks[tune]'") from error
 
 SCHEMA = 1
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
@@ -99,7 +100,7 @@ class SearchResult:
 
 def tune(
     search: Given,
-    overrides: Iterable[str] = (),
+    overrides: Overrides = (),
     *,
     output: Path | str | None = None,
     console: Console | None = None,
@@ -110,17 +111,17 @@ def tune(
     of its results folder; a `console` is told of each trial. Raises DataError when no trial could be finished,
     Interrupted or KeyboardInterrupt when told to stop, and a TltasksError for what else the user can mend.
     """
-    console, optuna = console or Console(quiet=True), _import_optuna()
+    console = console or Console(quiet=True)
     source = read_source(search, (), "search")
     keys, base = load_search(search, overrides)
     output = Path(output or keys.output).expanduser()
     with results_folder(output, "trials.jsonl", "search"):
-        study = SearchStudy(optuna, keys, base, output)
+        study = SearchStudy(keys, base, output)
 
         def write(tested: dict[str, Headline]) -> SearchResult:
             higher, trials = study.higher_is_better, study.trials()
             result = SearchResult(source.name, source.text, higher, trials, study.importance(), tested)
-            write_results(result, list(keys.space), output)
+            write_results(result, output)
             return result
 
         result: SearchResult | None = None
@@ -140,15 +141,6 @@ def tune(
     return result
 
 
-def _import_optuna() -> ModuleType:
-    try:
-        import optuna
-    except ImportError as error:
-        raise RecipeError("tune: needs Optuna, which is not installed: pip install 'tltasks[tune]'") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
 # --------------------------------------------------------------------------------------------- trials
 
 
@@ -158,10 +150,23 @@ class SearchStudy:
     Raises DataError for a folder that holds a search in another space.
     """
 
-    def __init__(self, optuna: ModuleType, search: Search, base: BaseRecipe, output: Path) -> None:
-        self.optuna, self.search, self.base, self.output = optuna, search, base, output
+    def __init__(self, search: Search, base: BaseRecipe, output: Path) -> None:
+        self.search, self.base, self.output = search, base, output
         self.higher_is_better = load_adapter(base.trial(0, {}).recipe.task).higher_is_better
-        self.study = self._open()
+        pruner: BasePruner = optuna.pruners.NopPruner()
+        if search.prune == "median":
+            pruner = optuna.pruners.MedianPruner(search.startup_trials, search.warmup_evaluations)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the journal is experimental
+            backend = JournalFileBackend(str(output / "trials.jsonl"))
+            self.study = optuna.create_study(
+                study_name="search",
+                storage=optuna.storages.JournalStorage(backend),
+                direction="maximize" if self.higher_is_better else "minimize",
+                pruner=pruner,
+                load_if_exists=True,
+            )
         known = {"space": search.model_dump(mode="json")["space"], "seed": search.seed, "sampler": search.sampler}
         if self.study.user_attrs.get("search", known) != known:
             raise DataError(
@@ -171,27 +176,6 @@ class SearchStudy:
         self.study.set_user_attr("search", known)
         if not self.study.trials:
             self.study.enqueue_trial(base.own_settings(search.space))
-
-    def _open(self) -> Study:
-        optuna, search = self.optuna, self.search
-        backend = optuna.storages.journal.JournalFileBackend(str(self.output / "trials.jsonl"))
-        pruner = (
-            optuna.pruners.MedianPruner(
-                n_startup_trials=search.startup_trials, n_warmup_steps=search.warmup_evaluations
-            )
-            if search.prune == "median"
-            else optuna.pruners.NopPruner()
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the journal is experimental
-            study: Study = optuna.create_study(
-                study_name="search",
-                storage=optuna.storages.JournalStorage(backend),
-                direction="maximize" if self.higher_is_better else "minimize",
-                pruner=pruner,
-                load_if_exists=True,
-            )
-        return study
 
     def next_number(self) -> int:
         """Number of the trial to carry out: one that was cut, or a new one."""
@@ -217,7 +201,7 @@ class SearchStudy:
             outcome = item.record or carry_out(item, self.output, keep_weights=False, on_evaluation=on_evaluation)
         except Pruned:
             shutil.rmtree(trial_folder(self.output, item.id), ignore_errors=True)
-            self.study.tell(trial, state=self.optuna.trial.TrialState.PRUNED)
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             return settings, f"pruned after {len(curve)} evaluations at {curve[-1]:.4g}"
         except RecipeError as error:  # keys that do not go together
             return settings, self._fail(trial, str(error))
@@ -227,20 +211,20 @@ class SearchStudy:
         self.study.tell(trial, score)
         return settings, f"{outcome.metric} {score:.4g}"
 
-    def _fail(self, trial: Trial, message: str) -> str:
+    def _fail(self, trial: optuna.Trial, message: str) -> str:
         trial.set_user_attr("message", message)
-        self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return f"failed: {message.splitlines()[0]}"
 
-    def _ask(self, number: int) -> tuple[Trial, list[float]]:
+    def _ask(self, number: int) -> tuple[optuna.Trial, list[float]]:
         """A trial, and its validation scores until now where it was cut."""
         for cut in self.study.get_trials(deepcopy=False):
             if cut.number == number and cut.state.name == "RUNNING":
-                return self.optuna.Trial(self.study, cut._trial_id), list(cut.intermediate_values.values())
+                return optuna.Trial(self.study, cut._trial_id), list(cut.intermediate_values.values())
         # Each trial has a sampler of its own, so that a search that was stopped goes on as it would have.
         seed, samplers = (
             int(np.random.SeedSequence((self.search.seed, number)).generate_state(1)[0]),
-            self.optuna.samplers,
+            optuna.samplers,
         )
         self.study.sampler = (
             samplers.TPESampler(seed=seed, n_startup_trials=self.search.startup_trials)
@@ -263,18 +247,17 @@ class SearchStudy:
     def importance(self) -> dict[str, float]:
         """How much of the spread of scores each key explains (Hutter et al.,
         https://proceedings.mlr.press/v32/hutter14.html), where there are trials enough to tell."""
-        importance = self.optuna.importance
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                evaluator = importance.FanovaImportanceEvaluator(seed=0)
-                found = importance.get_param_importances(self.study, evaluator=evaluator)
+                evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+                found = optuna.importance.get_param_importances(self.study, evaluator=evaluator)
             except (ValueError, RuntimeError, ZeroDivisionError):
                 return {}
         return {key: float(share) for key, share in found.items() if np.isfinite(share)}
 
 
-def _suggest(trial: Trial, key: str, choice: Choice) -> Value:
+def _suggest(trial: optuna.Trial, key: str, choice: Choice) -> Value:
     if not isinstance(choice, Range):
         value: Value = trial.suggest_categorical(key, choice)
         return value
@@ -302,26 +285,20 @@ def _test(base: BaseRecipe, own: SearchTrial, best: SearchTrial, output: Path) -
 # -------------------------------------------------------------------------------------------- results
 
 
-def write_results(result: SearchResult, keys: list[str], output: Path) -> None:
+def write_results(result: SearchResult, output: Path) -> None:
     """result.json and report.html."""
     write_json(output / "result.json", result)
-    sign = -1 if result.higher_is_better else 1
-    scored = sorted(
-        ((sign * trial.value, trial.value, trial) for trial in result.trials if trial.value is not None),
-        key=lambda scored: (scored[2].state != "finished", scored[0]),
-    )
-    by_number = [(trial.number, value, trial.state) for _, value, trial in sorted(scored, key=lambda s: s[2].number)]
-    pictures = [
-        Picture(
-            "progress",
-            "score by trial, and the best so far",
-            draw_progress(by_number, higher_is_better=result.higher_is_better),
-        )
-    ]
-    for i, key in enumerate(keys):
-        points = [(trial.settings.get(key), value, trial.state) for _, value, trial in scored]
-        pictures.append(Picture(f"key-{i}", f"score by {key}", draw_by_key(key, points)))
-    trials = [trial for *_, trial in scored] + [trial for trial in result.trials if trial.value is None]
+    sign = 1 if result.higher_is_better else -1
+    scored = [(trial, trial.value) for trial in result.trials if trial.value is not None]
+    progress = [(trial.number, value, trial.state) for trial, value in scored]
+    figure = draw_progress(progress, higher_is_better=result.higher_is_better)
+    pictures = [Picture("progress", "score by trial, and the best so far", figure)]
+    for key in result.trials[0].settings:
+        figure = draw_by_key(key, [(trial.settings[key], value, trial.state) for trial, value in scored])
+        pictures.append(Picture(key, f"score by {key}", figure))
+    order = sorted(scored, key=lambda pair: (pair[0].state != "finished", -sign * pair[1]))
+    trials = [trial for trial, _ in order] + [trial for trial in result.trials if trial.value is None]
+    keys = list(result.trials[0].settings)
     write_page(output / "report.html", "search.html.jinja", result=result, keys=keys, trials=trials, pictures=pictures)
 
 

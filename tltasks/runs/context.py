@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
 
@@ -74,6 +75,8 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
     precision = choose_precision(recipe.precision, state.device)
     devices.set_num_threads(state.num_processes)
     devices.quieten_libraries(interactive=state.is_main_process and sys.stderr.isatty())
+    # Accelerate keeps one number format for a process (accelerate 1.15, state.py); runs may have different ones.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=list(recipe.trackers) or None,
