@@ -6,23 +6,26 @@ https://docs.fast.ai/callback.schedule.html.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from tltasks.config.loading import load_recipe
+from tltasks.config.loading import Overrides, load_recipe
 from tltasks.config.recipe import Recipe
 from tltasks.errors import DataError, RecipeError, TrainingError
 from tltasks.experiments.charts import draw_learning_rates
 from tltasks.reports.charts import png
+from tltasks.runs.callbacks import StepInfo
 from tltasks.runs.story import run
 from tltasks.runtime.files import write_json
+from tltasks.training.optimizer import learning_rate_factor
 
+Floats = NDArray[np.float64]
 SMOOTHING = 0.9
 """Share of the mean loss before in the mean loss after a step; corrected for its start."""
 DIVERGED = 4.0
@@ -45,28 +48,39 @@ class LearningRateRange:
 
 
 def find_learning_rate(
-    path: Path | str, overrides: Iterable[str] = (), *, output: Path | str, highest: float = 1.0, steps: int = 100
+    recipe: Path | str | Mapping[str, object],
+    overrides: Overrides = (),
+    *,
+    output: Path | str,
+    highest: float = 1.0,
+    steps: int = 100,
 ) -> LearningRateRange:
     """Train the recipe's first stage that is trained in steps while the rate rises to `highest`.
 
-    It begins at a millionth of it. Figure and numbers are in `output`, no weights. Raises DataError where the loss
-    diverges before anything can be read off, and a TltasksError for what else the user can mend.
+    It begins at a millionth of it, and training ends when the loss diverges. Figure and numbers are in `output`, no
+    weights. Raises DataError where the loss diverges before anything can be read off, and a TltasksError for what else
+    the user can mend.
     """
-    recipe, output = load_recipe(Path(path), overrides), Path(output)
+    rising, output = _rising(load_recipe(recipe, overrides), highest, steps), Path(output)
     if output.is_dir() and any(output.iterdir()) and not (output / "range.json").is_file():
         raise DataError(f"output {output}: is not empty and holds no range test; name another folder with --output.")
-    training = output / "training"
-    shutil.rmtree(training, ignore_errors=True)
-    try:
-        run(_rising(recipe, highest, steps), output=training)
-    except TrainingError as error:
-        if not (training / "metrics.jsonl").is_file():
-            raise
-        ended = str(error)  # a loss that is not finite, at a rate that is far too high
-    else:
-        ended = ""
-    found = read_range(training / "metrics.jsonl", ended)
-    shutil.rmtree(training)
+    output.mkdir(parents=True, exist_ok=True)
+    losses: list[float] = []
+
+    def on_step(step: StepInfo) -> bool:
+        losses.append(step.loss)
+        return _diverged(_smooth(losses)) is not None
+
+    ended = ""
+    with TemporaryDirectory(dir=output) as training:
+        try:
+            run(rising, output=training, on_step=on_step)
+        except TrainingError as error:  # a loss that is not finite, at a rate that is far too high
+            if not losses:
+                raise
+            ended = str(error)
+    factors = [learning_rate_factor(s, total=steps, warmup=0.0, schedule="exponential") for s in range(len(losses))]
+    found = read_range([highest * factor for factor in factors], losses, ended)
     write_json(output / "range.json", found)
     marked = {"steepest": found.steepest, "minimum / 10": found.largest}
     (output / "range.png").write_bytes(png(draw_learning_rates(found.rates, found.losses, marked)))
@@ -93,20 +107,26 @@ def _rising(recipe: Recipe, highest: float, steps: int) -> Recipe:
     return recipe.model_copy(update={"stages": [recipe.stages[looping[0]].model_copy(update=update)]})
 
 
-def read_range(metrics: Path, ended: str = "") -> LearningRateRange:
-    """From the losses that were logged. Raises DataError where they diverge before anything can be read off."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    logged = pd.DataFrame([row for row in rows if row["split"] == "train" and row["loss"] is not None])
-    rates = logged["learning_rate"].to_numpy(np.float64)
-    # Corrected for its start at zero, as pandas does by default.
-    losses = logged["loss"].astype(float).ewm(alpha=1 - SMOOTHING).mean().to_numpy()
+def read_range(rates: Sequence[float], losses: Sequence[float], ended: str = "") -> LearningRateRange:
+    """The range by the loss at each rate. Raises DataError where it diverges before anything can be read off."""
+    smoothed = _smooth(losses)
+    smoothed = smoothed[: _diverged(smoothed)]
+    if len(smoothed) < FEWEST:
+        raise DataError(f"range-test: training ended after {len(smoothed)} steps. {ended}".rstrip())
+    best = max(int(np.argmin(smoothed)), 2)
+    slope = np.gradient(smoothed[: best + 1], np.log10(rates[: best + 1]))
+    steepest, largest = rates[int(np.argmin(slope))], rates[best] / 10
+    return LearningRateRange(list(rates[: len(smoothed)]), smoothed.tolist(), steepest, largest)
+
+
+def _smooth(losses: Sequence[float]) -> Floats:
+    """Exponential means, corrected for their start at zero as pandas does by default."""
+    smoothed: Floats = pd.Series(losses, dtype=np.float64).ewm(alpha=1 - SMOOTHING).mean().to_numpy()
+    return smoothed
+
+
+def _diverged(losses: Floats) -> int | None:
+    """The first step, after the fewest, whose mean loss is far above the smallest until then."""
     least = np.minimum.accumulate(losses)
-    diverged = np.flatnonzero((losses > DIVERGED * np.abs(least)) & (np.arange(len(losses)) > FEWEST))
-    if len(diverged):
-        rates, losses = rates[: diverged[0]], losses[: diverged[0]]
-    if len(losses) < FEWEST:
-        raise DataError(f"range-test: training ended after {len(losses)} steps. {ended}".rstrip())
-    best = max(int(np.argmin(losses)), 2)
-    slope = np.gradient(losses[: best + 1], np.log10(rates[: best + 1]))
-    steepest, largest = float(rates[int(np.argmin(slope))]), float(rates[best] / 10)
-    return LearningRateRange(rates.tolist(), losses.tolist(), steepest, largest)
+    beyond = np.flatnonzero((losses > DIVERGED * np.abs(least)) & (np.arange(len(losses)) > FEWEST))
+    return int(beyond[0]) if len(beyond) else None
