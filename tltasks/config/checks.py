@@ -43,6 +43,8 @@ class Findings:
     def tell(self, found: BaseModel, keys: KeyPath) -> None:
         """Add the conflicts of a section and of those in it that do not follow from what could not be used."""
         for at, section in _sections(found, keys):
+            if not section.model_fields_set and self.doubts(at):
+                continue  # nothing in it could be used
             for text, place, grounds in section.conflicts():
                 named = [at, *((*at, name) for name in re.findall(r"`(\w+)", text))]
                 others = [(*at, *ground) for ground in grounds or [place] if ground]
