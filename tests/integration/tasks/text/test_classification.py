@@ -71,11 +71,11 @@ def test_what_is_saved_says_what_the_run_recorded(zoo: Path, tmp_path: Path, nam
 def test_it_learns_and_stands_beside_its_baselines(zoo: Path, tmp_path: Path) -> None:
     stage = "{stage: transfer, epochs: 12, batch_size: 8, learning_rate: 2e-3, adapt: full}"
     result = run_recipe(recipe(zoo, tmp_path, "bert", stage=stage), tmp_path / "run")
-    assert result.stages[0].metrics["test"].values["accuracy"] > 0.9
     baselines = result.stages[0].baselines
+    majority = baselines["majority_class"]["test"].values["accuracy"]
+    assert result.stages[0].metrics["test"].values["accuracy"] > majority + 0.2
     assert baselines.keys() == {"majority_class", "tfidf", "checkpoint_knn"}
     assert baselines["tfidf"]["test"].values["accuracy"] > 0.9, "the topic's word stands in every text"
-    assert baselines["majority_class"]["test"].values["accuracy"] < 0.5
     assert baselines["tfidf"]["test"].difference_ci95 is not None
 
 
