@@ -1,13 +1,19 @@
 """What every test gets: no network but loopback, no Hub, caches of its own, and Accelerate as in a new process."""
 
+from __future__ import annotations
+
 import os
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.hub_server import HubServer
+    from tests.tiny.host import Host
 
 os.environ |= {
     "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
@@ -77,3 +83,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_data(folder / "data")
     write_recipe(folder / "recipe.yaml", Path("vit"), Path("data"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[HubServer]:
+    """A stand-in for the Hub."""
+    from tests.hub_server import HubServer
+
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def hub_host(hub: HubServer, own_caches: None) -> Iterator[Host]:
+    """Processes that take the stand-in for the Hub."""
+    from tests.hub_server import hub_environment
+    from tests.tiny.host import Host, environment
+
+    with Host(environment() | hub_environment(hub)) as host:
+        yield host

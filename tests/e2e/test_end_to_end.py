@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -27,17 +26,9 @@ RECIPES = sorted(p for p in (REPOSITORY / "recipes").rglob("*.yaml") if p.parent
 BIN = Path(sys.executable).parent
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    with HubServer() as server:
-        fill(server, tmp_path_factory.mktemp("hub"))
-        yield server
-
-
-@pytest.fixture(scope="module")
-def host(hub: HubServer) -> Iterator[Host]:
-    with Host(environment() | hub_environment(hub)) as host:
-        yield host
+@pytest.fixture(scope="module", autouse=True)
+def filled(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> None:
+    fill(hub, tmp_path_factory.mktemp("hub"))
 
 
 def launch(
@@ -259,7 +250,7 @@ fetch and build them."""
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_runs_two_steps(host: Host, recipe: Path, tmp_path: Path) -> None:
+def test_every_recipe_runs_two_steps(hub_host: Host, recipe: Path, tmp_path: Path) -> None:
     overrides = ["precision=fp32"]
     if recipe.parent.name == "offline":
         overrides += OFFLINE[recipe.stem](tmp_path)
@@ -277,9 +268,7 @@ def test_every_recipe_runs_two_steps(host: Host, recipe: Path, tmp_path: Path) -
             overrides += [f"stages.{i}.steps=2", f"stages.{i}.epochs=null", f"stages.{i}.batch_size=8"]
     output = tmp_path / "run"
     flags = [flag for override in overrides for flag in ("--set", override)]
-    log = tmp_path / "log"
-    status = host.do(log, arguments=["run", str(recipe), "--output", str(output), *flags])
-    assert status == 0, log.read_text()[-3000:]
+    hub_host.run(tmp_path / "log", "run", recipe, "--output", output, *flags)
     result = load_result(output / "result.json")
     looped = [s for s in result.stages if s.stage not in {"probe", "zero_shot"}]
     assert looped

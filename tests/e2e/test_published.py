@@ -15,9 +15,9 @@ import transformers
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from tests.hub_server import HubServer, hub_environment
+from tests.hub_server import HubServer
 from tests.tiny import images, speech, texts
-from tests.tiny.host import Host, environment
+from tests.tiny.host import Host
 from tests.tiny.hub import files_of
 from tltasks.config.stage import UnlabelledStage
 from tltasks.config.tasks import TASKS
@@ -116,7 +116,7 @@ def write_recipe(case: Case, folder: Path, data: Path) -> Path:
 
 
 SAY = """
-import contextlib, csv, io, soundfile
+import contextlib, csv, datasets, io, json, soundfile, sys
 from pathlib import Path
 def read(path):
     if path.suffix == ".parquet":
@@ -125,18 +125,17 @@ def read(path):
         rows = csv.DictReader(path.open())
         return [soundfile.read(path.parent / row["audio"], dtype="float32")[0] for row in rows]
     return [json.loads(line)["document"] for line in path.open()]
-def do(job):
-    printed, (given, after) = io.StringIO(), job["rest"]
-    names = {}
-    with contextlib.redirect_stdout(printed):
-        exec(job["code"], names)
-    said = []
-    for names[given] in read(Path(job["data"])):
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(after, names)
-        said.append(out.getvalue().strip())
-    Path(job["answer"]).write_text(json.dumps({"printed": printed.getvalue(), "said": said}))
-    return 0
+job = json.loads(sys.argv[1])
+printed, (given, after) = io.StringIO(), job["rest"]
+names = {}
+with contextlib.redirect_stdout(printed):
+    exec(job["code"], names)
+said = []
+for names[given] in read(Path(job["data"])):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(after, names)
+    said.append(out.getvalue().strip())
+Path(job["answer"]).write_text(json.dumps({"printed": printed.getvalue(), "said": said}))
 """
 
 
@@ -153,36 +152,35 @@ class Published:
 
 
 @pytest.fixture(scope="module")
-def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Published]:
+def published(
+    request: pytest.FixtureRequest, hub: HubServer, hub_host: Host, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Published]:
     """A base trained and pushed in each form; then, with nothing left of it here, loaded from the Hub."""
     folder = tmp_path_factory.mktemp(request.param)
     task, forms = BASES[request.param]
     cases = [Case(request.param, task, form) for form in forms]
+    base = save_base(cases[0], folder / "base")
+    hub.add_repo(f"ada/{request.param}", files_of(base))
+    shutil.rmtree(base)
+    tests = save_data(cases[0], folder / "data")
     made, jobs = {}, []
-    with HubServer() as hub:
-        base = save_base(cases[0], folder / "base")
-        hub.add_repo(f"ada/{request.param}", files_of(base))
-        shutil.rmtree(base)
-        tests = save_data(cases[0], folder / "data")
-        recipes = [write_recipe(case, folder, folder / "data") for case in cases]
-        with Host(environment() | hub_environment(hub, folder / "trainer")) as host:
-            for path in recipes:
-                host.do(path.with_suffix(".log"), arguments=["run", str(path), "--push"])
-        for case, recipe in zip(cases, recipes, strict=True):
-            output, log = recipe.with_suffix(""), recipe.with_suffix(".log")
-            assert ("model", case.repo) in hub.repositories, log.read_text()[-3000:]
-            files = hub.files(case.repo)
-            code = snippet(files["README.md"].decode())
-            recorded = pq.read_table(next(output.glob("predictions/*-test.parquet"))).to_pydict()
-            item = Published(case, files, code, recorded, recipe.with_suffix(".said"), recipe.with_suffix(".json"))
-            job = {"code": code, "rest": after_yours(code), "data": str(tests)}
-            jobs.append(job | {"answer": str(item.answer), "log": item.log})
-            made[case.form] = item
-            shutil.rmtree(output)
-        shutil.rmtree(folder / "trainer")
-        with Host(environment() | hub_environment(hub, folder / "reader"), SAY) as host:
-            for job in jobs:
-                host.do(**job)
+    for case in cases:
+        recipe = write_recipe(case, folder, folder / "data")
+        output, log = recipe.with_suffix(""), recipe.with_suffix(".log")
+        hub_host.start(log, "run", recipe, "--push").wait()
+        assert ("model", case.repo) in hub.repositories, log.read_text()[-3000:]
+        files = hub.files(case.repo)
+        code = snippet(files["README.md"].decode())
+        recorded = pq.read_table(next(output.glob("predictions/*-test.parquet"))).to_pydict()
+        item = Published(case, files, code, recorded, recipe.with_suffix(".said"), recipe.with_suffix(".json"))
+        job = {"code": code, "rest": after_yours(code), "data": str(tests), "answer": str(item.answer)}
+        jobs.append((item.log, json.dumps(job)))
+        made[case.form] = item
+        shutil.rmtree(output)
+    for cached in (hub.home / "hub").glob("models--ada--*"):
+        shutil.rmtree(cached)
+    for log, job in jobs:
+        hub_host.start(log, job, code=SAY).wait()
     return made
 
 

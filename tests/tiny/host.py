@@ -19,17 +19,11 @@ import datasets
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-COMMANDS = """
-from tltasks.cli.commands import main
-def do(job):
-    return main(job["arguments"])
-"""
-"""Work that is a command of tltasks: a job's `arguments`."""
 SCRIPT = """
 import json, os, sys, traceback
 import datasets, matplotlib.figure, peft, scipy.stats, sklearn.linear_model, sklearn.metrics, torch, transformers
 import tltasks.inference.predict, tltasks.runs.story
-{work}
+from tltasks.cli.commands import main
 nothing = os.open(os.devnull, os.O_RDONLY)
 for line in sys.stdin:
     job = json.loads(line)
@@ -39,11 +33,13 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.environ.update(job["variables"])
-        log = os.open(job["log"], os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-        os.dup2(nothing, 0), os.dup2(log, 1), os.dup2(log, 2)
+        os.chdir(job["folder"])
+        sys.argv = ["tltasks", *job["words"]]
+        log, out = (os.open(job[name], os.O_CREAT | os.O_APPEND | os.O_WRONLY) for name in ("log", "out"))
+        os.dup2(nothing, 0), os.dup2(out, 1), os.dup2(log, 2)
         status = 1
         try:
-            status = do(job)
+            status = exec(job["code"], {}) or 0 if job["code"] else main(job["words"])
         except BaseException:
             traceback.print_exc()
         sys.stdout.flush(), sys.stderr.flush()
@@ -54,7 +50,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Job:
-    """A process that a host has started."""
+    """A process that a host has started, and the file of what it tells."""
 
     host: Host
     pid: int
@@ -69,15 +65,19 @@ class Job:
         return self.host.ask(wait=self.pid)
 
     def said(self) -> str:
+        """Its standard error."""
         return self.log.read_text()
+
+    def printed(self) -> str:
+        return self.log.with_suffix(".out").read_text()
 
 
 class Host:
-    """`work` is Python that defines `do(job)`; each job has a process of its own, and a file for what it says."""
+    """Each job is a command of tltasks, or Python with `words` for its arguments, in a process of its own."""
 
-    def __init__(self, variables: Mapping[str, str], work: str = COMMANDS) -> None:
+    def __init__(self, variables: Mapping[str, str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT.replace("{work}", work)],
+            [sys.executable, "-c", SCRIPT],
             env=variables,
             cwd=REPOSITORY,
             stdin=subprocess.PIPE,
@@ -94,14 +94,26 @@ class Host:
         assert answer, "the host has ended"
         return int(answer)
 
-    def start(self, log: Path, *, variables: Mapping[str, str] | None = None, **job: Any) -> Job:
-        """A job with further variables of the environment; those that libraries read when imported come too late."""
-        pid = self.ask(log=str(log), variables=dict(variables or {}), **job)
-        return Job(self, pid, log)
+    def start(
+        self,
+        log: Path,
+        *words: object,
+        code: str = "",
+        folder: Path = REPOSITORY,
+        variables: Mapping[str, str] | None = None,
+    ) -> Job:
+        """Begin a job; further `variables` of the environment come too late for libraries that read them on import."""
+        order = {"words": [str(word) for word in words], "code": code, "folder": str(folder)}
+        files = {"log": str(log), "out": str(log.with_suffix(".out"))}
+        return Job(self, self.ask(**order, **files, variables=dict(variables or {})), log)
 
-    def do(self, log: Path, **job: Any) -> int:
-        """The job's exit status."""
-        return self.start(log, **job).wait()
+    def run(self, log: Path, *words: object, code: str = "", folder: Path = REPOSITORY, status: int = 0) -> Job:
+        """A job that has ended as it should."""
+        job = self.start(log, *words, code=code, folder=folder)
+        ended = job.wait()
+        assert ended == status, f"{ended}: {job.said()[-3000:]}"
+        assert "Traceback" not in job.said()
+        return job
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -130,7 +142,7 @@ def environment(**more: str) -> dict[str, str]:
 
 @functools.cache
 def shared_host() -> Host:
-    """A host of commands for all tests of this process; the fixture `own_caches` closes it."""
+    """One for all tests of this process; the fixture `own_caches` closes it."""
     return Host(environment())
 
 
@@ -138,14 +150,3 @@ def close_shared_host() -> None:
     if shared_host.cache_info().currsize:
         shared_host().close()
         shared_host.cache_clear()
-
-
-def start_command(log: Path, *words: object, variables: Mapping[str, str] | None = None) -> Job:
-    """A command of tltasks in a process of its own."""
-    return shared_host().start(log, arguments=[str(word) for word in words], variables=variables)
-
-
-def run_command(log: Path, *words: object) -> tuple[int, str]:
-    """A command of tltasks in a process of its own: its exit status and what it said."""
-    job = start_command(log, *words)
-    return job.wait(), job.said()

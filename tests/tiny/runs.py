@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.tiny.host import start_command
+from tests.tiny.host import shared_host
 from tltasks.config.loading import load_recipe
 from tltasks.results.result import RunResult
 from tltasks.runs.story import run
@@ -75,7 +75,7 @@ def in_processes(count: int, recipe: Path, output: Path, *flags: object, stop_at
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     world["LOCAL_WORLD_SIZE"] = str(count)
     jobs = [
-        start_command(
+        shared_host().start(
             output.with_name(f"{output.name}-{rank}{'-resumed' * output.exists()}.log"),
             *("run", recipe, "--output", output, *flags),
             variables={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},

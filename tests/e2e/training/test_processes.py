@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import images, speech, texts
-from tests.tiny.host import Job, start_command
+from tests.tiny.host import Job, shared_host
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.results.result import load_result
 from tltasks.training.tracking import read_metrics
@@ -125,7 +125,7 @@ class Runs:
     def start(self, name: str) -> Job:
         """Begin or go on."""
         output = self.folder / name
-        return start_command(output.with_suffix(".log"), "run", self.recipe, "--output", output, "--resume")
+        return shared_host().start(output.with_suffix(".log"), "run", self.recipe, "--output", output, "--resume")
 
     def finish(self, name: str) -> Path:
         job = self.start(name)

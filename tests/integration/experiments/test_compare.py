@@ -6,9 +6,6 @@ import io
 import json
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from html.parser import HTMLParser
@@ -20,7 +17,6 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tests.tiny.host import environment
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.errors import RecipeError, TrainingError
@@ -270,29 +266,6 @@ def test_what_is_finished_is_found_again(finished: Path, place: Path, capsys: py
     assert (finished / "report.html").read_bytes() == report
 
 
-def test_killed_and_started_again_it_ends_the_same(finished: Path, place: Path) -> None:
-    """SIGKILL in the middle of a trial: no finished trial again, the cut one goes on, equal numbers."""
-    output = place / "killed"
-    path = write_experiment(place, output)
-    process = subprocess.Popen([sys.executable, "-m", "tltasks", "compare", str(path)], env=environment())
-    lines: list[str] = []
-    while len(lines) < 5:  # begun, finished, begun, finished, begun
-        assert process.poll() is None
-        time.sleep(0.02)
-        if (output / "journal.jsonl").exists():
-            lines = (output / "journal.jsonl").read_text().splitlines()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = {trial for event, trial in journal(output) if event == "finished"}
-    assert 2 <= len(done) < N_TRIALS
-    assert main(["compare", str(path)]) == 0
-    events = journal(output)
-    assert Counter(n for (event, _), n in events.items() if event == "finished") == {1: N_TRIALS}
-    assert all(events["begun", trial] == 1 for trial in done), "a finished trial was begun again"
-    assert sum(n for (event, _), n in events.items() if event == "begun") <= N_TRIALS + 1
-    assert numbers(output) == numbers(finished)
-
-
 def test_whatever_a_kill_leaves_of_a_trial_it_is_made_whole(finished: Path, place: Path) -> None:
     """A folder without anything in it, with half a recipe, and with all but the record."""
     before = numbers(finished)
@@ -353,40 +326,6 @@ def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -
     (tmp_path / "thesis.tex").write_text("")
     assert main(["compare", str(write_experiment(place, tmp_path))]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_two_workers_of_ray_give_the_same_bits_and_outlive_a_failure(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "train.parquet").write_bytes(b"no parquet")
-    experiment = write_experiment(place, tmp_path / "ray")
-    sources = f"axes.source={{good: null, bad: {{data.files: {{train: {tmp_path}/train.parquet}}}}}}"
-    changes = ["seeds=[0]", sources, "domains=null", "curve=null", "axes.shots={all: null}"]
-    arguments = ["compare", str(experiment), *(word for change in changes for word in ("--set", change))]
-    here = subprocess.run(
-        [sys.executable, "-m", "tltasks", *arguments, "--output", str(tmp_path / "here")],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert here.returncode == 3, here.stderr[-2000:]
-    assert main([*arguments, "--engine", "ray", "--workers", "2"]) == 3
-    found = {}
-    for name in ("here", "ray"):
-        result = json.loads((tmp_path / name / "result.json").read_text())
-        assert (len(result["trials"]), len(result["failed"])) == (2, 2)
-        assert all("train.parquet" in trial["message"] for trial in result["failed"])
-        assert Counter(event for event, _ in journal(tmp_path / name).elements()) == {
-            "begun": 4, "finished": 2, "failed": 2
-        }  # fmt: skip
-        found[name] = {trial["id"]: trial["targets"] for trial in result["trials"]}
-    assert found["ray"] == found["here"], "losses with all their digits"
-    assert all("loss" in target["values"] for trial in found["ray"].values() for target in trial.values())
-    capsys.readouterr()
-    assert main([*arguments, "--engine", "ray", "--workers", "1", "--dry-run"]) == 0
-    assert "2 finished, 2 to carry out" in capsys.readouterr().err
 
 
 def test_workers_are_for_ray(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

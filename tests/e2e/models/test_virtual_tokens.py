@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from tests.hub_server import HubServer, hub_environment
+from tests.hub_server import HubServer
 from tests.tiny import texts
-from tests.tiny.host import Host, environment
+from tests.tiny.host import Host
 from tests.tiny.hub import files_of
 from tests.tiny.images import save_data as save_pictures
 from tests.tiny.images import save_model as save_vit
@@ -28,14 +27,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 STAGE = "{stage: finetune, steps: 60, batch_size: 8, learning_rate: 5e-1, adapt: {prompt: {tokens: 4}}, keep: last}"
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[HubServer]:
-    with HubServer() as running:
-        yield running
-
-
 @pytest.fixture(scope="module", params=["t5", "bart"])
-def ran(request: pytest.FixtureRequest, hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def ran(
+    request: pytest.FixtureRequest, hub: HubServer, hub_host: Host, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """A run with a base of the stand-in Hub, pushed; its folder, and that of the base."""
     name = request.param
     folder = tmp_path_factory.mktemp(name)
@@ -51,15 +46,10 @@ def ran(request: pytest.FixtureRequest, hub: HubServer, tmp_path_factory: pytest
         output=str(folder / "run"),
         hub={"repo": f"ada/{name}"},
     )
-    log = folder / "log"
-    answers = folder / "a.jsonl"
-    with Host(environment() | hub_environment(hub)) as host:
-        for arguments in (
-            ["run", str(path), "--push"],
-            ["predict", f"ada/{name}", str(folder / "data" / "test.jsonl"), "--output", str(answers)],
-        ):
-            assert host.do(log, arguments=arguments) == 0, log.read_text()[-3000:]
-            shutil.rmtree(folder / "run" / "model", ignore_errors=True)
+    hub_host.run(folder / "log", "run", path, "--push")
+    shutil.rmtree(folder / "run" / "model")
+    inputs = folder / "data" / "test.jsonl"
+    hub_host.run(folder / "log", "predict", f"ada/{name}", inputs, "--output", folder / "a.jsonl")
     return folder, base
 
 
@@ -113,7 +103,7 @@ def test_a_local_checkpoint_is_refused(tmp_path: Path) -> None:
         run_recipe(path, tmp_path / "run")
 
 
-def test_other_models_are_refused(hub: HubServer, tmp_path: Path) -> None:
+def test_other_models_are_refused(hub: HubServer, hub_host: Host, tmp_path: Path) -> None:
     hub.add_repo("ada/gpt2", files_of(texts.save_model(tmp_path / "gpt2", "gpt2")))
     hub.add_repo("ada/vit", files_of(save_vit(tmp_path / "vit")))
     texts.save_data(tmp_path / "data")
@@ -124,10 +114,10 @@ def test_other_models_are_refused(hub: HubServer, tmp_path: Path) -> None:
         write[i](tmp_path / f"{i}.yaml", Path(repo), tmp_path / data, stage=stages[i], output=str(tmp_path / f"out{i}"))
         for i, (repo, data) in enumerate((("ada/gpt2", "data"), ("ada/vit", "pictures")))
     ]
-    with Host(environment() | hub_environment(hub)) as host:
-        for path in recipes:
-            assert host.do(tmp_path / "log", arguments=["run", str(path)]) != 0
-            assert "virtual tokens are for encoder-decoders" in (tmp_path / "log").read_text()
+    for path in recipes:
+        job = hub_host.start(path.with_suffix(".log"), "run", path)
+        assert job.wait() > 0
+        assert "virtual tokens are for encoder-decoders" in job.said()
 
 
 def test_chains_do_not_go_on_from_virtual_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
