@@ -25,7 +25,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,6 @@ def make(name: str, folder: Path) -> None:
     """A tiny checkpoint or data set of the tests."""
     from tests.tiny import images, speech, texts
 
-    fix_tokenizer(texts)
     makers: dict[str, Callable[[], object]] = {
         "pictures": lambda: images.save_data(folder),
         "larger-pictures": lambda: images.save_data(folder, rows=18, size=48, seed=1),
@@ -116,30 +114,6 @@ def make(name: str, folder: Path) -> None:
         **{n: lambda n=n: texts.save_model(folder, n) for n in texts.CONFIGS},  # type: ignore[misc]
     }
     makers[name]()
-
-
-@cache
-def fix_tokenizer(texts: Any) -> None:
-    """In place of the tests' tokenizer of pieces, whose training draws lots: one of words and letters."""
-    trained = texts.save_tokenizer
-
-    def save_tokenizer(folder: Path, name: str) -> Any:
-        if name not in texts.ENCODER_DECODERS:
-            return trained(folder, name)
-        words = sorted({word for line in texts.CORPUS for word in line.split()})
-        letters = [*sorted({letter for word in words for letter in word}), "▁"]
-        scores = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>", "<n>")]
-        scores += [*((f"▁{word}", -4.0) for word in words), *((letter, -8.0) for letter in letters)]
-        core = texts.Tokenizer(texts.models.Unigram(scores, unk_id=2))
-        core.pre_tokenizer, core.decoder = texts.pre_tokenizers.Metaspace(), texts.decoders.Metaspace()
-        core.post_processor = texts.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-        made = texts.PreTrainedTokenizerFast(
-            tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
-        )
-        made.save_pretrained(folder)
-        return made
-
-    texts.save_tokenizer = save_tokenizer
 
 
 # ------------------------------------------------------------------------------------------- recipes of tiny models

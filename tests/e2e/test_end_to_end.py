@@ -189,7 +189,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+ALIKE = {"as a module", "as a package", "console script", "accelerate launch -m"}
+"""They reach the same function as others; that they reach it is tested of `--check` and `--version`, without torch."""
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.exhaustive) if way in ALIKE else way for way in WAYS]
+)
 def test_every_way_to_launch_from_another_directory(hub: HubServer, way: str, tmp_path: Path) -> None:
     command, installed, world = WAYS[way]
     recipe = REPOSITORY / "recipes" / "vit_cifar10.yaml"

@@ -1,6 +1,5 @@
 """Both families of recognisers on tiny checkpoints: exact training, decoding, saving, and what is refused."""
 
-import contextlib
 import csv
 import doctest
 import json
@@ -20,14 +19,14 @@ from transformers import GenerationConfig, pipeline
 import tltasks.tasks.speech.seq2seq
 from tests.integration.models.test_frozen_transformer import save_language_model
 from tests.tiny import speech
-from tests.tiny.runs import REPOSITORY, equal, largest_difference, run_recipe, weights
+from tests.tiny.runs import REPOSITORY, run_recipe
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import plan_run
 from tltasks.config.tasks.speech import SpeechModel
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
-from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError, TltasksError
+from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError
 from tltasks.models.loading import open_config
 from tltasks.tasks.speech.asr import SpeechRecognition
 from tltasks.tasks.speech.audio import from_int16
@@ -72,41 +71,6 @@ def recipe_of(spoken: Path, family: str, place: Path, stage: str = SGD, **keys: 
     return speech.write_recipe(
         place / f"{family}.yaml", spoken / family, spoken / "data", stage=text, model_keys=model_keys, **keys
     )
-
-
-# ------------------------------------------------------------------------------- exact, however it is split
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_does_not_depend_on_its_micro_batches(spoken: Path, family: str, tmp_path: Path) -> None:
-    recipe = recipe_of(spoken, family, tmp_path)
-    for size in (8, 3):
-        run_recipe(recipe, tmp_path / str(size), f"stages.0.micro_batch={size}")
-    assert largest_difference(weights(tmp_path / "8"), weights(tmp_path / "3")) < 5e-6
-    run_recipe(recipe, tmp_path / "other", "seed=1")  # other rows, augmented otherwise: it would be seen
-    assert largest_difference(weights(tmp_path / "8"), weights(tmp_path / "other")) > 1e-4
-
-
-@pytest.mark.parametrize("family", ["whisper", "wav2vec2-layer-norm", "bert"])
-def test_a_stopped_run_goes_on_with_the_same_bits(
-    spoken: Path, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kind = "finetune" if family == "whisper" else "transfer"
-    stage = f"{{stage: {kind}, epochs: 2, batch_size: 4, learning_rate: 1e-3, augment: {AUGMENT}}}"
-    recipe = recipe_of(spoken, family, tmp_path, stage)
-    polls: list[int] = []
-
-    @contextlib.contextmanager
-    def stop_in_fourth_step() -> Any:
-        yield lambda: polls.append(0) or len(polls) >= 4
-
-    monkeypatch.setattr("tltasks.runtime.devices.stop_on_signals", stop_in_fourth_step)
-    with pytest.raises(Interrupted, match="after step 4 of 6"):
-        run_recipe(recipe, tmp_path / "run")
-    monkeypatch.undo()
-    run_recipe(recipe, tmp_path / "run", resume=True)
-    run_recipe(recipe, tmp_path / "straight")
-    assert equal(weights(tmp_path / "run"), weights(tmp_path / "straight"))
 
 
 @pytest.mark.parametrize(

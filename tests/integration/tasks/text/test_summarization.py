@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.tiny import texts
-from tests.tiny.runs import equal, largest_difference, run_recipe, weights
+from tests.tiny.runs import largest_difference, run_recipe
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import plan_run
 from tltasks.config.tasks.text import TextData, TextModel
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
-from tltasks.errors import DataError, Interrupted, RecipeError
+from tltasks.errors import DataError, RecipeError
 from tltasks.models.adapters import adapt, merged
 from tltasks.models.cross_entropy import mean_loss
 from tltasks.results.result import load_result
@@ -648,43 +648,6 @@ def test_the_report_shows_worst_median_and_best_with_their_documents(learned: Pa
     for word in ("document", "summary", "reference"):
         assert page.count(f"<h3>{word}</h3>") == 9  # side by side
     assert "ROUGE" in (learned / "README.md").read_text()
-
-
-@pytest.mark.parametrize("name", ["t5", "bart", "gpt2"])
-@pytest.mark.parametrize("micro_batch", [1, 3])
-def test_a_step_does_not_depend_on_its_micro_batches(folder: Path, name: str, micro_batch: int, tmp_path: Path) -> None:
-    stage = "{stage: finetune, steps: 2, batch_size: 8, learning_rate: 1e-2, optimizer: sgd, adapt: full, keep: last}"
-    path = texts.write_recipe(folder / f"exact-{name}.yaml", folder / name, folder / "data", stage=stage)
-    overrides = ["data.splits.validation=null", "stages.0.batch_size=8"]
-    run_recipe(path, tmp_path / "other", *overrides, "stages.0.micro_batch=4", "stages.0.batch_size=4")
-    run_recipe(path, tmp_path / "whole", *overrides, "stages.0.micro_batch=8")
-    run_recipe(path, tmp_path / "parts", *overrides, f"stages.0.micro_batch={micro_batch}")
-    whole = weights(tmp_path / "whole")
-    assert largest_difference(whole, weights(tmp_path / "parts")) < 1e-6
-    assert largest_difference(whole, weights(tmp_path / "other")) > 1e-4
-
-
-@pytest.mark.parametrize("name", ["t5", "llama"])
-def test_an_interrupted_run_ends_with_the_same_bits(
-    folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import contextlib
-
-    stage = "{stage: finetune, steps: 5, batch_size: 7, learning_rate: 1e-2, adapt: {lora: {rank: 2, dropout: 0.2}}}"
-    path = texts.write_recipe(folder / f"resume-{name}.yaml", folder / name, folder / "data", stage=stage)
-    polls: list[int] = []
-
-    @contextlib.contextmanager
-    def stop_in_third_step() -> Any:
-        yield lambda: polls.append(0) or len(polls) >= 3
-
-    monkeypatch.setattr("tltasks.runtime.devices.stop_on_signals", stop_in_third_step)
-    with pytest.raises(Interrupted, match="after step 3 of 5"):
-        run_recipe(path, tmp_path / "run")
-    monkeypatch.undo()
-    run_recipe(path, tmp_path / "run", resume=True)
-    run_recipe(path, tmp_path / "straight")
-    assert equal(weights(tmp_path / "run"), weights(tmp_path / "straight"))
 
 
 def test_evaluation_during_training_looks_at_the_stated_rows(
