@@ -97,10 +97,10 @@ def _summaries(name: str) -> Subject:
     )  # fmt: skip
 
 
-def _documents(task: str, name: str) -> Subject:
+def _documents(task: str, name: str, **stage: object) -> Subject:
     return Subject(
         task, lambda f: texts.save_objective(f, name), lambda f: texts.save_data(f, rows=24), ("json", "jsonl"),
-        data={"columns": {"text": "document", "label": "summary"}, "max_tokens": 64},
+        data={"columns": {"text": "document", "label": "summary"}, "max_tokens": 64}, stage=stage,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "t5": _summaries("t5"),
     "gpt2": _summaries("gpt2"),
-    "t5-objective": _documents("text-denoising", "t5"),
+    "t5-objective": _documents("text-denoising", "t5", mask_ratio=0.3, span_tokens=2),
     "bert-objective": _documents("masked-language-modeling", "bert"),
     "gpt2-objective": _documents("causal-language-modeling", "gpt2"),
 }  # fmt: skip

@@ -42,7 +42,6 @@ LANGUAGE = {
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
 """Language models, whose blocks hear through a new input layer."""
-FAMILIES = ("whisper", "moonshine", "speech_to_text", "wav2vec2", "wav2vec2-layer-norm", "wav2vec2-bert", *LANGUAGE)
 
 
 @pytest.fixture(scope="module")
