@@ -41,6 +41,7 @@ from tltasks.tasks.classes import (
 )
 from tltasks.tasks.text.prompting import SUFFIXES, positions, tokenizer_key
 
+Plan = StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage]
 TOLD_CLASSES = "tltasks_told_classes"
 """Key of a saved configuration with the classes that the checkpoint was told, and how."""
 ONNX_USAGE = """import numpy as np
@@ -93,14 +94,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
     # ------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(
-        cls,
-        plan: StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage],
-        splits: dict[str, Split],
-        source: Checkpoint,
-        *,
-        seed: int,
-    ) -> Self:
+    def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         found = count_classes(splits, plan.data.class_names)
         config, tokenizer = open_config(source), open_tokenizer(source)
         if plan.kind.head == "new":
@@ -345,12 +339,7 @@ def _check_architecture(config: PretrainedConfig, told: ToldClasses | None, sour
         )
 
 
-def _room(
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage],
-    splits: dict[str, Split],
-) -> int:
+def _room(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, plan: Plan, splits: dict[str, Split]) -> int:
     """Most tokens that are read of a text; raises RecipeError where there are fewer positions than are asked for."""
     longest: int | None = positions(config)[0]
     if longest is not None:  # RoBERTa's table has two positions that are never used
