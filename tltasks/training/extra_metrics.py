@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import datasets
 
@@ -16,11 +16,17 @@ from tltasks.config.stage import Metric
 from tltasks.data.splits import Columns
 from tltasks.errors import RecipeError, first_line
 from tltasks.results.result import Score
-from tltasks.tasks.base import TaskBase
 
 HUB_PREFIX = "evaluate/"
 Supply = Callable[[Columns], Sequence[object]]
 """A column of a metric, from those of `Task.columns`."""
+
+
+class Columnar(Protocol):
+    """A task, as far as its predictions become columns of a metric."""
+
+    tag: ClassVar[str]
+    output_features: ClassVar[datasets.Features]
 
 
 class EvaluationModule(Protocol):
@@ -58,7 +64,7 @@ class ExtraMetric:
         return dataclasses.replace(score, values=values)
 
 
-def load_extra_metrics(wanted: Sequence[Metric], task: TaskBase) -> list[ExtraMetric]:
+def load_extra_metrics(wanted: Sequence[Metric], task: Columnar) -> list[ExtraMetric]:
     """Load the metrics that a stage names.
 
     Raises RecipeError for one that is not found, that does not fit the task, or whose script is the Hub's and which
@@ -67,7 +73,7 @@ def load_extra_metrics(wanted: Sequence[Metric], task: TaskBase) -> list[ExtraMe
     return [_load(metric, task) for metric in wanted]
 
 
-def _load(metric: Metric, task: TaskBase) -> ExtraMetric:
+def _load(metric: Metric, task: Columnar) -> ExtraMetric:
     import evaluate  # takes seconds, and few recipes want it
 
     local = Path(metric.name).is_dir()
@@ -97,7 +103,7 @@ def _load(metric: Metric, task: TaskBase) -> ExtraMetric:
     raise RecipeError(f"metrics: {name}: wants {described}, which {task.tag} does not have; leave it out.")
 
 
-def _supplies(task: TaskBase) -> dict[tuple[str, str], Supply]:
+def _supplies(task: Columnar) -> dict[tuple[str, str], Supply]:
     """The columns that a task has for a metric, by name and type: texts, numbers of labels, probabilities."""
     if getattr(task.output_features["prediction"], "dtype", "") != "string":
         return {}
