@@ -1,4 +1,4 @@
-"""What a run prints: its plan and its result, as tables for a terminal."""
+"""Tables for a terminal: the plan of a run and its result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tltasks.results.result import RunResult, Score, StageMeasurement
 
 
 def show_result(console: Console, result: RunResult, output: Path) -> None:
-    """Each stage's scores beside its baselines, a column for each split, and where the report is."""
+    """Print each stage's scores beside its baselines, a column for each split, and where the report is."""
     for stage in result.stages:
         table = Table(title=f"{stage.name} · {stage.task}", title_justify="left", header_style="bold")
         table.add_column("")
@@ -46,7 +46,7 @@ def _interval(score: Score) -> str:
 
 
 def show_checks(console: Console, stage: str, checks: dict[str, dict[str, float]]) -> None:
-    """What the task found odd about the stage's data, a line for each split of which there is anything to say."""
+    """Print oddities of a stage's data, a line for each split that has any."""
     for split, counts in checks.items():
         odd = [
             f"{name.removesuffix('_share').replace('_', ' ')} {f'{n:.1%}' if name.endswith('_share') else f'{n:,}'}"
@@ -58,7 +58,7 @@ def show_checks(console: Console, stage: str, checks: dict[str, dict[str, float]
 
 
 def show_plan(console: Console, stages: list[StageMeasurement], output: Path) -> None:
-    """What a dry run found: data, size, steps and the time that they would take here."""
+    """Print a dry run's measurements: data, size, steps and the time that they would take here."""
     table = Table(title="plan (nothing was trained or written)", title_justify="left", header_style="bold")
     for name in ("stage", "data", "trains", "steps", "time", "memory"):
         table.add_column(name)

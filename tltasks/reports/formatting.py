@@ -14,7 +14,7 @@ MEDIA_TYPES = {"image": "image/png", "audio": "audio/flac", "svg": "image/svg+xm
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a finite number; those that are not are null in result.json."""
+    """Tell finite numbers from others, which are null in result.json."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -82,7 +82,7 @@ def _intervals_figure(score: Score, beside: list[Comparison]) -> str | None:
 
 @dataclass(frozen=True)
 class Errors:
-    """Where a classifier errs on one split; empty parts where the score holds no such table."""
+    """A classifier's errors on one split; empty parts where the score holds no such table."""
 
     split: str
     class_names: list[str]
@@ -246,7 +246,7 @@ def _hardware_value(name: str, value: Any) -> str:
 
 
 def show_example(example: ReportExample) -> str | dict[str, str]:
-    """What the page puts in its place: the texts by name, or a data URI."""
+    """Content of an example on the page: the texts by name, or a data URI."""
     if example.kind == "texts":
         texts: dict[str, str] = json.loads(example.content)
         return texts

@@ -197,7 +197,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Base(Place):
-    """Where the weights of a stage come from."""
+    """The checkpoint that a stage starts from."""
 
     revision: str = "main"
     random: bool = False

@@ -1,4 +1,4 @@
-"""Which of two scores is better, by how much, and whether chance is ruled out: every verdict, in one wording.
+"""Verdicts, all in one wording: which of two scores is better, by how much, and whether chance is ruled out.
 
 One sign rule holds for all of them: a gain is above zero for the better, whichever way the metric goes.
 """
@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is an interval."""
+        """There is an interval."""
         return all(map(math.isfinite, self.ci95))
 
     @property
@@ -68,7 +68,7 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """What can be said of the model, to follow `it is`; hides nothing that speaks against it."""
+        """The verdict in words, to follow `it is`; hides nothing that speaks against the model."""
         if not math.isfinite(self.gain):
             return f"not comparable with {self.name}: a score is not a number"
         if not self.is_known:
@@ -124,7 +124,7 @@ def compare_with_before(result: RunResult, stage: StageResult) -> Iterator[Compa
 
 
 def describe_forgetting(comparison: Comparison) -> str:
-    """Whether something was forgotten or learnt on a test set that is not a stage's own."""
+    """Say whether something was forgotten or learnt on a test set that is not a stage's own."""
     said = {
         "worse": "Something was forgotten",
         "better": "Nothing was forgotten, more was learnt",

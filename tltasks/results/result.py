@@ -56,7 +56,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the weights of a stage's model come from, and what was made of them."""
+    """Origin of the weights of a stage's model, and what was made of them."""
 
     name: str
     """As the recipe writes it."""
@@ -108,7 +108,7 @@ class Interpolation:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """How a stage was trained. A probe has no epochs and batches, and its steps are iterations."""
+    """Training of a stage. A probe has no epochs and batches, and its steps are iterations."""
 
     steps: int
     ended: str
@@ -219,7 +219,7 @@ class ReportExample:
 
 @dataclass(frozen=True)
 class StageMeasurement:
-    """What a dry run finds of a stage."""
+    """A dry run's findings on a stage."""
 
     stage: str
     splits: dict[str, tuple[int, int]]
@@ -264,7 +264,7 @@ class RunResult:
 
     @property
     def score(self) -> Score:
-        """Of the headline's stage on the headline's split."""
+        """The best stage's on the headline's split."""
         return self.best.metrics[self.headline.split]
 
     def to_pandas(self) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What a stage is compared with: predictions without the trained model, and the scores of stages before it."""
+"""Baselines of a stage: predictions without the trained model, and the scores of stages before it."""
 
 from __future__ import annotations
 

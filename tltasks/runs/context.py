@@ -48,7 +48,7 @@ class Context:
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one that writes files."""
+        """This process is the one that writes files."""
         return bool(self.accelerator.is_main_process)
 
     def folder(self, stage: StagePlan) -> Path:
@@ -70,7 +70,7 @@ class Context:
 
 
 def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> Context:
-    """The devices, their number format and their share of the processor's cores; nothing is written."""
+    """Open the devices, with their number format and their share of the processor's cores; nothing is written."""
     recipe = plan.recipe
     precision = choose_precision(recipe.precision, state.device)
     devices.set_num_threads(state.num_processes)

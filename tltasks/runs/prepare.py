@@ -70,7 +70,7 @@ def _prepare(
 
 
 def _locate(recipe: Recipe, stage: StagePlan) -> Callable[[str], str]:
-    """Where the recipe says a key of the stage's data, which is its own or the whole recipe's."""
+    """Name a key of the stage's data, its own or the whole recipe's, with its place in the file."""
     own = recipe.stages[stage.index].data is not None
     prefix = f"stages[{stage.index}].data" if own else "data"
     return lambda key: written_at(recipe, f"{prefix}.{key}")

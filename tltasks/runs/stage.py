@@ -278,7 +278,7 @@ def _say_validation(context: Context, stage: PreparedStage, score: Score) -> Non
 
 
 def make_job(context: Context, stage: PreparedStage, head: tuple[str, ...]) -> Job:
-    """What the loop trains, telling nobody of it."""
+    """A job for the loop, which tells nobody of it yet."""
     plan, keys, output = stage.plan, stage.plan.stage, context.plan.output
     train_rows = stage.encoded["train"]
     logger = context.accelerator if context.plan.recipe.trackers else None
@@ -334,7 +334,7 @@ def _measure_robustness(
 
 
 def can_publish_adapter(stage: PreparedStage, provenance: Provenance) -> bool:
-    """Whether an adapter can stand alone: its base is one that everyone can fetch, used as it is."""
+    """An adapter can stand alone: its base is one that everyone can fetch, used as it is."""
     return (
         stage.plan.may_publish_adapter
         and not Path(stage.source.name).is_dir()  # an earlier run, or an adapter merged into its base

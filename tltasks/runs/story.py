@@ -90,13 +90,13 @@ def dry_run(recipe: Recipe, *, output: Path | str | None = None, push: bool = Fa
 
 
 def open_stages(plan: RunPlan) -> tuple[Context, list[PreparedStage]]:
-    """The devices, and all stages with their data and checkpoints opened; nothing is written."""
+    """Open the devices, and all stages with their data and checkpoints; nothing is written."""
     context = open_context(plan, devices.init_distributed(), quiet=True)
     return context, prepare_stages(context.accelerator, plan)
 
 
 def measure_stages(plan: RunPlan) -> list[StageMeasurement]:
-    """What a dry run finds of each stage."""
+    """Measure a step of each stage, and say nothing of it."""
     context, prepared = open_stages(plan)
     return [measure_stage(context, stage) for stage in prepared]
 
@@ -105,7 +105,7 @@ def measure_stages(plan: RunPlan) -> list[StageMeasurement]:
 
 
 def _refuse_at_once(plan: RunPlan, *, push: bool) -> None:
-    """What needs neither devices nor files."""
+    """Refuse what needs neither devices nor files to be seen."""
     check_trackers(list(plan.recipe.trackers))
     if push and plan.recipe.hub.repo is None:
         raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
@@ -118,7 +118,7 @@ def _refuse(plan: RunPlan, *, resume: bool, push: bool) -> None:
 
 
 def _prepare(context: Context) -> list[PreparedStage]:
-    """The stages opened, and what is to be told of their data and checkpoints."""
+    """Open the stages, and say what is odd about their data and checkpoints."""
     prepared = prepare_stages(context.accelerator, context.plan)
     for stage in prepared:
         check_architecture(context.precision, stage.task.architecture, shown=stage.source.display_name)

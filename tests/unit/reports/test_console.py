@@ -64,6 +64,7 @@ def test_scores_stand_beside_their_baselines() -> None:
     assert row(first, "baseline: majority_class") == ["baseline: majority_class", "0.100", "0.200"]
     assert row(first, "loss") == ["loss", "0.500", "0.400"]
     assert "accuracy 0.812 on test (95 % interval 0.750 to 0.860)" in printed
+    assert "not shown to be better or worse than always naming the most frequent class: +0.712, without an" in printed
     assert str(Path("results/report.html")) in printed
 
 
