@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from tltasks.config.adaptation import Adapt, Full, Lora
+from tltasks.config.data import Data, Splits
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import Hub, Recipe
 from tltasks.config.section import FORMS
@@ -352,6 +353,13 @@ def test_adapt_says_its_method() -> None:
 def test_contradictions_raise_in_python_too() -> None:
     with pytest.raises(ValidationError, match="has both `epochs` and `steps`"):
         Stage(stage="transfer", epochs=1, steps=1, learning_rate=1.0)
+
+
+def test_every_section_tells_its_conflicts_with_their_places() -> None:
+    with pytest.raises(ValidationError, match=r"splits\.train\n  a share is held out of train"):
+        Data(name="a/b", splits=Splits(train=None, validation=0.5))
+    with pytest.raises(ValidationError, match=r"stages\.0\n  needs the key `model`, here or for the whole recipe"):
+        Recipe(task="image-classification", data=Data(name="a/b"), stages=[Stage(stage="zero_shot")], output="x")
 
 
 def test_nothing_changes_after_reading() -> None:
