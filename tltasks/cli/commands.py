@@ -167,7 +167,8 @@ def run(
         return 0
     folder = Path(os.path.expanduser(output or resolved.output))  # noqa: PTH111 - no such user is no error
 
-    from tltasks.runs import story
+    with without_collection():
+        from tltasks.runs import story
 
     try:
         if dry_run:
@@ -256,8 +257,7 @@ def predict(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> int:
     """Answer for files, folders and tables, by a trained model."""
-    with without_collection():
-        from tltasks.inference.predict import predict as predict_all
+    from tltasks.inference.predict import predict as predict_all
 
     try:
         counts = predict_all(

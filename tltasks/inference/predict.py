@@ -6,19 +6,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from rich.console import Console
 from tqdm import tqdm
 
 from tltasks.errors import RecipeError
-from tltasks.hub.saved_model import load_saved_model
 from tltasks.inference.inputs import Inputs, Item, check_arguments
 from tltasks.inference.prediction_writer import check_output, key, open_writer
-from tltasks.inference.predictor import Output, Predictor
-from tltasks.runtime import devices
 from tltasks.runtime.startup import without_collection
-from tltasks.tasks.base import TaskBase
+
+if TYPE_CHECKING:  # mistakes in the arguments are told before anything heavy is imported
+    from tltasks.inference.predictor import Output, Predictor
+    from tltasks.tasks.base import TaskBase
 
 SHOWN_ERRORS = 10
 
@@ -73,25 +74,22 @@ def predict(
 ) -> Counts:
     """Predict every input and write the outputs to `output`, or as JSON lines to standard output.
 
-    Raises a TltasksError before anything is read for what cannot work, and KeyboardInterrupt with the output valid.
+    Raises a TltasksError for mistakes in arguments before anything heavy is imported, and KeyboardInterrupt with the
+    output valid.
     """
     check_arguments(arguments, fetches=fetches)
     if output is not None:
         check_output(output, resume=resume)
     elif resume:
         raise RecipeError("--resume: needs --output, the file to complete.")
-    state = devices.init_distributed()
-    if state.num_processes > 1:
-        raise RecipeError("predict runs in one process; start it without a launcher, on a part of the inputs each.")
-    devices.set_num_threads(1)
-    devices.quieten_libraries(interactive=False)
     with without_collection():
-        saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
-        kind = saved.task.input_kind
-        inputs = Inputs(arguments, kind, [column] if column else saved.columns, fetches=fetches)
-        predictor = Predictor.load(saved, state.device, precision=precision)
+        from tltasks.runtime import devices
 
-    writer = open_writer(output, _schema(saved.task), resume=resume)
+        predictor = _load(name, tag, revision, trust_remote_code=trust_remote_code, precision=precision)
+        kind, columns = predictor.task.input_kind, [column] if column else predictor.saved.columns
+        inputs = Inputs(arguments, kind, columns, fetches=fetches)
+
+    writer = open_writer(output, _schema(predictor.task), resume=resume)
     counts = Counts()
     with (
         devices.interruptible() as hold,
@@ -117,6 +115,20 @@ def predict(
             with hold():
                 writer.close()
     return counts
+
+
+def _load(name: str, tag: str | None, revision: str, *, trust_remote_code: bool, precision: str | None) -> Predictor:
+    from tltasks.hub.saved_model import load_saved_model
+    from tltasks.inference.predictor import Predictor
+    from tltasks.runtime import devices
+
+    state = devices.init_distributed()
+    if state.num_processes > 1:
+        raise RecipeError("predict runs in one process; start it without a launcher, on a part of the inputs each.")
+    devices.set_num_threads(1)
+    devices.quieten_libraries(interactive=False)
+    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
+    return Predictor.load(saved, state.device, precision=precision)
 
 
 def _schema(task: TaskBase) -> pa.Schema:

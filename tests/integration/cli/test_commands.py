@@ -242,15 +242,21 @@ def test_misuse_is_told_before_anything_heavy_is_imported(arguments: list[str]) 
     assert not HEAVY & modules
 
 
+def test_inputs_that_are_not_there_are_told_before_models_can_be_loaded() -> None:
+    modules, status, _ = imported_by(["predict", "m", "gone.png"])
+    assert status == MISUSED
+    assert not {"torch", "transformers", "datasets"} & modules
+
+
 def test_flags_and_inputs_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flags before, between and behind inputs; `-` is an input; what follows `--` is no flag."""
     given: dict[str, Any] = {}
 
     def predict(model: str, inputs: list[str], **options: Any) -> SimpleNamespace:
         given.update(options, model=model, inputs=inputs)
-        return SimpleNamespace(failed=0)
+        return SimpleNamespace(failed=0, show=lambda _: None)
 
-    said = SimpleNamespace(predict=predict, say=lambda *_: None, console=lambda: None)
+    said = SimpleNamespace(predict=predict)
     monkeypatch.setattr("tltasks.inference.predict", said, raising=False)
     monkeypatch.setitem(sys.modules, "tltasks.inference.predict", said)
     assert main(["predict", "--top-k", "2", "m", "a", "--fetch", "-", "--output=o.csv", "b", "--", "--c"]) == 0
