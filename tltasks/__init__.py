@@ -1,5 +1,10 @@
 """Transfer learning on Hugging Face checkpoints, from one recipe.
 
+    recipe = tltasks.load_recipe("recipe.yaml", overrides={"stages.0.epochs": 1})
+    result = tltasks.run(recipe, output="outputs/photos")
+    predictor = tltasks.load("outputs/photos")
+    predictor("photo.jpg")
+
 Names are imported when they are first used, so that `import tltasks` costs nothing.
 """
 
@@ -9,7 +14,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tltasks.config.loading import load_recipe
     from tltasks.config.recipe import Recipe
-    from tltasks.errors import CheckpointError, DataError, HubError, RecipeError, TltasksError, TrainingError
+    from tltasks.errors import (
+        CheckpointError,
+        DataError,
+        HubError,
+        Interrupted,
+        RecipeError,
+        TltasksError,
+        TrainingError,
+    )
+    from tltasks.experiments.comparison import compare
     from tltasks.inference.predictor import Predictor, load
     from tltasks.results.result import RunResult
     from tltasks.runs.story import run
@@ -19,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "HubError",
+    "Interrupted",
     "Predictor",
     "Recipe",
     "RecipeError",
@@ -26,6 +41,7 @@ __all__ = [
     "TltasksError",
     "TrainingError",
     "__version__",
+    "compare",
     "load",
     "load_recipe",
     "run",
@@ -35,6 +51,7 @@ _MODULES = {
     "Predictor": "inference.predictor",
     "Recipe": "config.recipe",
     "RunResult": "results.result",
+    "compare": "experiments.comparison",
     "load": "inference.predictor",
     "load_recipe": "config.loading",
     "run": "runs.story",

@@ -9,14 +9,7 @@ import pytest
 
 from benchmarks.house import REPOSITORY, House, Measure, read_house
 
-EXCEEDED = {
-    "import depth",
-    "lines",
-    "function length, max",
-    "uses of Any",
-    "equal blocks in two adapters",
-    "docstrings with What/Of/Where/Whether",
-}
+EXCEEDED = {"lines", "docstrings with What/Of/Where/Whether"}
 """To be emptied: numbers that are above their limit today."""
 
 

@@ -13,7 +13,8 @@ import tltasks
 
 ROOT = Path(tltasks.__file__).parents[1]
 ERRORS = {"TltasksError", "RecipeError", "DataError", "CheckpointError", "TrainingError", "HubError"}
-MEMBERS = ERRORS | {"__version__", "Predictor", "Recipe", "RunResult", "load", "load_recipe", "run"}
+FUNCTIONS = {"compare", "load", "load_recipe", "run"}
+MEMBERS = ERRORS | FUNCTIONS | {"Interrupted", "Predictor", "Recipe", "RunResult", "__version__"}
 
 
 def python(code: str) -> str:
