@@ -229,7 +229,7 @@ def generating_model(model: nn.Module) -> PreTrainedModel | peft.PeftModel:
 
 
 def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
-    """What a module receives while `run` runs the model that it is part of."""
+    """The input of a module while `run` runs the model that it is part of."""
     received: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
     try:
@@ -344,7 +344,7 @@ def relabel(config: PretrainedConfig, class_names: list[str]) -> None:
 
 
 _AVERAGES = ("exp_avg_ipt", "exp_avg_unc")
-"""Of PEFT's allocator: the smoothed importance of each weight, and how uncertain that is."""
+"""Averages of PEFT's allocator: the smoothed importance of each weight, and how uncertain that is."""
 
 
 class RankAllocation:
@@ -377,7 +377,7 @@ class RankAllocation:
         self._tuner.update_and_allocate(step)
 
     def ranks_final(self, step: int) -> bool:
-        """Whether the ranks after so many steps are those of the end."""
+        """Tell whether the ranks after so many steps are those of the end."""
         return step >= int(self._config.total_step - self._config.tfinal)
 
     def state(self) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ def _parts(head: nn.Module, hidden: Tensor, targets: Tensor) -> list[tuple[Tenso
 
 
 def has_plain_head(model: PreTrainedModel, inputs: Inputs, targets: Tensor) -> bool:
-    """Whether the model's logits are its head applied to hidden states, with nothing after it, by trying."""
+    """Tell whether the model's logits are its head applied to hidden states, with nothing after it, by trying."""
     if model.get_output_embeddings() is None:
         return False
     trained = model.training

@@ -35,7 +35,7 @@ DECODERS = {"gemma", "gpt2", "gpt_neo", "gpt_neox", "llama", "mistral", "phi", "
 
 SAMPLING_HZ = 16_000
 STEP_SAMPLES = 320
-"""Of one step of the spectrogram, 20 ms."""
+"""Samples of one step of the spectrogram, 20 ms."""
 FRAME_MS = 40
 """Milliseconds of sound in the place of a word, unless the recipe says other."""
 
@@ -54,7 +54,7 @@ class _BlocksConfig(PretrainedConfig):  # type: ignore[misc]
         given = {"model_type": "bert"} if backbone_config is None else backbone_config
         self.backbone_config: PretrainedConfig = AutoConfig.for_model(**given) if isinstance(given, dict) else given
         self.frozen = frozen
-        """Whether training leaves the blocks as they are, but for their normalisation layers."""
+        """Training leaves the blocks as they are, but for their normalisation layers."""
         super().__init__(**others)
 
 
@@ -101,7 +101,7 @@ class FrozenTransformerCtcConfig(_BlocksConfig):
 
     @property
     def longest_seconds(self) -> float:
-        """What the blocks have positions for."""
+        """Seconds that the blocks have positions for."""
         most = _most_positions(self.backbone_config)
         return float("inf") if most is None else most * self.inputs_to_logits_ratio / SAMPLING_HZ
 
@@ -118,7 +118,7 @@ class _Blocks(PreTrainedModel):  # type: ignore[misc]
         super().__init__(config)
         backbone = AutoModel.from_config(config.backbone_config)
         self.width: int = backbone.get_input_embeddings().embedding_dim
-        """Of what takes the place of a word's vector; ALBERT's and ELECTRA's are narrower than their blocks."""
+        """Width of what takes the place of a word's vector; ALBERT's and ELECTRA's are narrower than their blocks."""
         self.backbone = _without_words(backbone)
 
     @classmethod
@@ -223,7 +223,7 @@ def _without_words(backbone: PreTrainedModel) -> PreTrainedModel:
 
 
 def _adapts(module: nn.Module) -> bool:
-    """Whether a module of the language model is trained even where its blocks are frozen."""
+    """Tell whether a module of the language model is trained even where its blocks are frozen."""
     return isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower()
 
 

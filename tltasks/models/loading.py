@@ -33,7 +33,7 @@ LARGEST_SHARE_NEW = 0.1
 """A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
 
 _LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
-"""What loading raises for weights that are missing, damaged or of another model."""
+"""Errors of loading for weights that are missing, damaged or of another model."""
 
 ENCODERS = {"vit_mae": "vit"}
 """Architectures of an objective's models, and those of the same encoder, with the same names of weights, for tasks."""

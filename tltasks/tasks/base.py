@@ -32,9 +32,9 @@ from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
 
 Batch = dict[str, Tensor]
 Prediction = dict[str, Any]
-"""What is kept of one row: JSON values or a small array; at least the key `prediction`."""
+"""The record that is kept of one row: JSON values or a small array; at least the key `prediction`."""
 References = Sequence[Any]
-"""What each row's prediction is compared with, in the form that the task's `references` gives it."""
+"""The true value of each row, in the form that the task's `references` gives it."""
 Rescore = Callable[[Score, Columns], Score]
 """Adds to a score, given the columns that are kept of the predictions."""
 RowScores = NDArray[np.float64]
@@ -45,14 +45,14 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class InputKind:
-    """What a task predicts from."""
+    """The input that a task predicts from."""
 
     column: str
     """Its name among the task's columns."""
     suffixes: frozenset[str]
-    """Of the files that are taken from a folder; a file that is named is taken whatever it is called."""
+    """Endings of the files that are taken from a folder; a file that is named is taken whatever it is called."""
     is_text: bool = False
-    """Whether the value is a text, rather than a file or its bytes."""
+    """The value is a text, rather than a file or its bytes."""
 
 
 class Processor(Protocol):
@@ -105,17 +105,17 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     label: ClassVar[str | None] = None
     """Column by which held-out shares are stratified."""
     input_kind: ClassVar[InputKind]
-    """What a row's prediction is made from."""
+    """The input of a row's prediction."""
     output_features: ClassVar[datasets.Features]
     """Columns of an answer."""
     head_name: ClassVar[str] = "its head"
     new_head_hint: ClassVar[str] = "use `stage: transfer`, which puts a new head on it."
-    """What to do about a checkpoint without weights for `head_name`."""
+    """Advice for a checkpoint without weights for `head_name`."""
 
     plan: StagePlan[ModelT, DataT, StageT]
     source: Checkpoint
     config: PretrainedConfig
-    """Of the model that is built."""
+    """Configuration of the model that is built."""
     seed: int
 
     # ------------------------------------------------------------------------------------ opening
@@ -143,7 +143,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     @property
     @abstractmethod
     def auto_class(self) -> ModelLoader:
-        """What loads the model."""
+        """The class that loads the model."""
 
     @property
     def architecture(self) -> str:
@@ -152,7 +152,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
 
     @property
     def settings(self) -> dict[str, object]:
-        """What results keep of the task beside the weights' provenance, such as its objective."""
+        """Facts that results keep of the task beside the weights' provenance, such as its objective."""
         return {}
 
     def starting_from(self, source: Checkpoint) -> Self:
@@ -189,7 +189,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         initialise_head(model, head)
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
-        """What a task makes of a model whose weights are loaded."""
+        """Finish a model whose weights are loaded, and note what is found out about it."""
         return built
 
     @abstractmethod
@@ -244,7 +244,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
 
     @property
     def sequence_length(self) -> int | None:
-        """How many positions attend to each other in every row, where that is known and alike for all."""
+        """Positions that attend to each other in every row, where that is known and alike for all."""
         return None
 
     @abstractmethod
@@ -285,7 +285,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         return {"prediction": prediction["prediction"]}
 
     def onnx_input(self) -> OnnxInput | None:
-        """What the model as an ONNX file takes; None where answers are no single pass."""
+        """The input of the model as an ONNX file; None where answers are no single pass."""
         return None
 
     # --------------------------------------------------------------------------------- evaluation
@@ -297,11 +297,11 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
 
     @abstractmethod
     def references(self, rows: datasets.Dataset) -> References:
-        """What each row's prediction is compared with."""
+        """The true value of each row."""
 
     @abstractmethod
     def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
-        """What each row contributes to the headline metric."""
+        """Contributions of each row to the headline metric."""
 
     def interval(self, row_scores: RowScores, *, intervals: bool) -> tuple[float, float]:
         """The headline's 95 % interval by bootstrap, or NaN where it was not asked for."""
@@ -329,7 +329,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """Telling examples for the report, the worst first."""
 
 
-# ------------------------------------------------------------------------------- what only some tasks have
+# -------------------------------------------------------------------------------- parts of some tasks
 
 
 @runtime_checkable
@@ -337,7 +337,7 @@ class Writes(Protocol):
     """A task whose targets are texts."""
 
     def target_texts(self, rows: datasets.Dataset) -> list[str]:
-        """Of encoded rows."""
+        """Targets of encoded rows."""
         ...
 
 

@@ -53,7 +53,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         }
     )
     example_kind: ClassVar[Literal["image", "texts"]]
-    """How the report shows an example."""
+    """The report's form of an example."""
 
     class_names: list[str]
     """In the order of the model's outputs."""
@@ -203,7 +203,7 @@ def _class_counts(split: Split, class_names: list[str] | None) -> Counter[str]:
 
 
 def _label_namer(split: Split, class_names: list[str] | None) -> Callable[[object], str]:
-    """How this split writes its labels: as numbers of named classes, as numbers, or as names."""
+    """A function from this split's labels, numbers of named classes, numbers or names, to names."""
     feature = split.rows.features["label"]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else class_names
     return lambda value: str(names[value] if names is not None and isinstance(value, int) else value)

@@ -77,7 +77,7 @@ def random_crop(share: float, height: int, width: int) -> Callable[[Tensor], Ten
 
 @dataclass(frozen=True)
 class Mix:
-    """How one row is mixed with another: blended, or with a rectangle of the other pasted."""
+    """A mixture of one row with another: blended, or with a rectangle of the other pasted."""
 
     partner: int
     weight: float

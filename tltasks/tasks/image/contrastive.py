@@ -35,7 +35,7 @@ from tltasks.tasks.image.preprocessing import ENCODED, ImageTask, open_preproces
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask
 
 DEFAULT_WIDTH = 128
-"""Of the projection."""
+"""Width of the projection."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class ContrastiveImage(
         return nt_xent(*self._projections(model, batch), temperature=self.stage.temperature)[0].mean()
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        """How similar the views of each image are, rounded so that other orders of summation do not show."""
+        """The similarity of the views of each image, rounded so that other orders of summation do not show."""
         views = functional.normalize(torch.stack(self._projections(model, batch), dim=1), dim=-1)
         features = self.embed(model, batch).cpu().numpy()
         return [

@@ -19,7 +19,7 @@ SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg",
     ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })  # fmt: skip
-"""Of files that are taken for images."""
+"""Endings of files that are taken for images."""
 
 # ----------------------------------------------------------------------------------------- decoding
 
@@ -83,7 +83,7 @@ def _decode_bytes(data: bytes, at_least: int | None) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """What transformers.image_utils.load_image does (5.24), so that training and `pipeline` see the same pixels.
+    """Decode as transformers.image_utils.load_image does (5.24), so that training and `pipeline` see the same pixels.
 
     Transparency is thus dropped, not blended, and the first frame of an animation is taken. The one difference: PIL
     (13.0, Convert.c) clips 16-bit and 32-bit grey to 255, which turns such images white.

@@ -33,14 +33,14 @@ SIGMOID_FAMILIES = ("siglip",)
 PROMPTS = ["a photo of a {}."]
 """Radford et al., §3.1.4."""
 PROMPTS_KEY = "zero_shot_prompts"
-"""Where a saved config.json has the prompts."""
+"""Key of a saved config.json that holds the prompts."""
 TEXTS_AT_ONCE = 256
 _KNOWN: dict[str, Tensor] = {}
 """Features by the content of text tower and texts, so that all stages of a run compute them once."""
 
 
 def is_contrastive(config: PretrainedConfig) -> bool:
-    """Whether a checkpoint holds towers for images and texts, and no classifier's head."""
+    """Tell whether a checkpoint holds towers for images and texts, and no classifier's head."""
     classes = config.architectures or []
     return config.model_type in FAMILIES and not any("ForImageClassification" in name for name in classes)
 

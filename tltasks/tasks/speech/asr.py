@@ -48,7 +48,7 @@ from tltasks.tasks.speech.seq2seq import SequenceRecogniser
 
 Plan = StagePlan[SpeechModel, SpeechData, SpeechStage]
 PIECES_AT_ONCE = 16
-"""Of one recording that is longer than the model hears at once."""
+"""Pieces in a pass of one recording that is longer than the model hears at once."""
 WORST_SHOWN = 16
 """Utterances of the report; each brings its audio along."""
 
@@ -90,7 +90,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     recogniser: Recogniser
     normaliser: str
     spaced: bool
-    """Whether the language puts spaces between words; where not, characters are what is counted."""
+    """The language puts spaces between words; where not, characters are what is counted."""
 
     # ------------------------------------------------------------------------------------ opening
 

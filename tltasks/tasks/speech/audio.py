@@ -28,7 +28,7 @@ SUFFIXES = frozenset({
     ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac",
     ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav",
 })  # fmt: skip
-"""Of files that are taken for audio."""
+"""Endings of files that are taken for audio."""
 SHORTEST_SECONDS = 0.05
 """Less than a phoneme: such files are clicks or mistakes."""
 LONGEST_SECONDS = 3600.0
@@ -69,7 +69,7 @@ def decode_audio(value: object, sampling_hz: int) -> Samples:
 
 
 def audio_seconds(value: object) -> float | None:
-    """How long audio is by its header, without decoding it; None when it cannot be told."""
+    """Seconds of audio by its header, without decoding it; None when it cannot be told."""
     if isinstance(value, dict) and value.get("array") is not None:
         return max(np.shape(value["array"]), default=0) / max(1, int(value.get("sampling_rate") or 0))
     try:
@@ -140,7 +140,7 @@ def _promised_frames(content: bytes, channels: int) -> int | None:
 
 
 def _reason(error: Exception) -> str:
-    """What libsndfile says, without the address of the object that it was given."""
+    """The message of libsndfile, without the address of the object that it was given."""
     text = str(getattr(error, "error_string", "") or error).strip().splitlines()
     return text[0].rstrip(".") if text else type(error).__name__
 

@@ -12,12 +12,12 @@ from tltasks.config.tasks.speech import SpecAugment, SpeechAugment
 from tltasks.tasks.speech.audio import Samples, loudest_stretch
 
 LARGEST_MASKED_SHARE = 0.2
-"""Of a clip's time that all its masks may take together."""
+"""Share of a clip's time that all its masks may take together."""
 
 
 @dataclass(frozen=True)
 class Masks:
-    """What SpecAugment takes out of one clip, as shares: stretches of its time and bands of its frequencies."""
+    """Parts that SpecAugment takes out of one clip, as shares: stretches of its time and bands of its frequencies."""
 
     times: tuple[tuple[float, float], ...] = ()
     bands: tuple[tuple[float, float], ...] = ()

@@ -43,7 +43,7 @@ from tltasks.tasks.speech.recognition import (
 LONGEST_PIECE_SECONDS = 30.0
 """Attention over longer audio costs too much, and the checkpoints have not seen it."""
 LARGEST_UNKNOWN_SHARE = 0.2
-"""Of the training text's letters that a kept vocabulary may lack; with more it is another language's."""
+"""Share of the training text's letters that a kept vocabulary may lack; with more it is another language's."""
 PAD, UNKNOWN, DELIMITER = "[PAD]", "[UNK]", "|"
 
 
@@ -58,7 +58,7 @@ class CtcRecogniser(Recogniser):
     joint: ClassVar[str] = " "
 
     built: bool
-    """Whether the vocabulary is of the training text, rather than the checkpoint's own."""
+    """The vocabulary is of the training text, rather than the checkpoint's own."""
 
     @classmethod
     def open(cls, source: Checkpoint, config: PretrainedConfig, *, texts: Iterable[str] | None) -> Self:

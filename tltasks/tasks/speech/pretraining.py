@@ -330,7 +330,7 @@ def _check_family(config: PretrainedConfig, source: Checkpoint) -> None:
 
 
 def _perplexity(codes: NDArray[np.int16], n_codes: int) -> float:
-    """How many codes are in use, weighed by how often: 1 when it is always the same."""
+    """Number of codes in use, weighed by how often: 1 when it is always the same."""
     shares = np.bincount(codes, minlength=n_codes) / len(codes)
     used = shares[shares > 0]
     return float(np.exp(-(used * np.log(used)).sum()))

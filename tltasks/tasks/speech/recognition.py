@@ -39,7 +39,7 @@ INPUTS = ("input_features", "input_values", "attention_mask")
 Family = Literal["sequence-to-sequence", "CTC"]
 TOKENIZER_HINT = "`stage: transfer` builds a vocabulary from the training text, for CTC checkpoints."
 SEQUENCE_FAMILIES = ("moonshine", "speech_to_text", "whisper")
-"""That transformers generates from in the same way; others are prompted, or answer with audio."""
+"""Model types that transformers generates from in the same way; others are prompted, or answer with audio."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Recogniser(ABC):
     @property
     @abstractmethod
     def is_apart(self) -> bool:
-        """Whether clips go through the model one by one: a norm over a clip's whole length would count its padding."""
+        """Tell whether clips go through the model one by one: a norm over a clip's length would count its padding."""
 
     def as_pretrained(self) -> Self:
         """As the checkpoint stands, without what the recipe changes in its architecture."""
@@ -117,7 +117,7 @@ class Recogniser(ABC):
 
     @abstractmethod
     def targets(self, labels: Sequence[Sequence[int]]) -> Batch:
-        """What `loss` needs besides the input."""
+        """Parts of a batch that `loss` needs besides the input."""
 
     # ---------------------------------------------------------------------------------------- step
 
@@ -147,7 +147,7 @@ class Recogniser(ABC):
 
 
 def family(config: PretrainedConfig, *, display_name: str) -> Family:
-    """How a checkpoint turns audio into text, which its architecture decides."""
+    """The way in which a checkpoint turns audio into text, which its architecture decides."""
     if config.model_type in SEQUENCE_FAMILIES:
         return "sequence-to-sequence"
     if type(config) in AutoModelForCTC._model_mapping:  # with those that were registered
@@ -181,7 +181,7 @@ def output_frames(config: PretrainedConfig, n_samples: int) -> int:
 
 
 def goes_apart(config: PretrainedConfig) -> bool:
-    """Whether clips go through the model one by one: a norm over a clip's whole length would count its padding."""
+    """Tell whether clips go through the model one by one: a norm over a clip's length would count its padding."""
     return getattr(config, "feat_extract_norm", None) == "group"
 
 

@@ -48,7 +48,7 @@ from tltasks.tasks.speech.recognition import (
 )
 
 LONGEST_PIECE_SECONDS = 30.0
-"""Of models without a window of their own: attention over more costs too much, and they have not seen more."""
+"""Window of models without one of their own: attention over more costs too much, and they have not seen more."""
 POSITIONS_PER_SECOND = 50  # of Whisper's encoder
 POSITIONS = "model.encoder.embed_positions.weight"
 LOOPS = ((24, 6), (64, 16))
@@ -257,7 +257,7 @@ class SequenceRecogniser(Recogniser):
 
 
 def _open_generation(source: Checkpoint, config: PretrainedConfig) -> GenerationConfig:
-    """How the checkpoint decodes, without timestamps."""
+    """The checkpoint's settings of decoding, without timestamps."""
     try:
         generation = GenerationConfig.from_pretrained(source.name, **source.arguments())
     except OSError:
@@ -337,7 +337,7 @@ def _end_token(generation: GenerationConfig, config: PretrainedConfig) -> int:
 
 
 def has_loop(ids: Tensor) -> bool:
-    """Whether the end of a sequence of tokens goes round in circles.
+    """Tell whether the end of a sequence of tokens goes round in circles.
 
     >>> has_loop(torch.tensor([9, *[1, 2] * 12])), has_loop(torch.tensor([*range(40), 1, 1, 1]))
     (True, False)

@@ -135,12 +135,12 @@ def initialise_contrast(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class ContrastiveOutput:
-    """How well each hidden frame of a batch was told from its negatives."""
+    """The telling of each hidden frame of a batch from its negatives."""
 
     losses: Tensor
     """[frames]"""
     right: Tensor
-    """Whether its own code was the most similar, [frames]."""
+    """Its own code was the most similar, [frames]."""
     codes: Tensor
     """[frames, codebooks]"""
     diversity: Tensor

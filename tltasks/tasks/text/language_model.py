@@ -24,14 +24,14 @@ class LanguageModelTask(TaskBase[TextModel, DataT, StageT]):
     cpu_batch_budget: ClassVar[int] = 1024
 
     packs: bool = field(default=False, kw_only=True)
-    """Whether the model takes several examples in a row."""
+    """The model takes several examples in a row."""
     chunked_loss: bool = field(default=False, kw_only=True)
-    """Whether its head can be applied to some targets at a time."""
+    """The model's head can be applied to some targets at a time."""
 
     @property
     @abstractmethod
     def may_pack(self) -> bool:
-        """Whether the recipe would have several examples in a row."""
+        """Tell whether the recipe would have several examples in a row."""
 
     @abstractmethod
     def probe(self) -> Batch:

@@ -17,7 +17,7 @@ from tltasks.errors import CheckpointError, RecipeError
 
 Ids = NDArray[np.int64]
 MOST_SENTINELS = 100
-"""Of T5's vocabulary."""
+"""Sentinels of T5's vocabulary."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from tltasks.tasks.text.prompting import SUFFIXES, positions, set_language, toke
 
 Plan = StagePlan[TextModel, UnlabelledTextData, TextObjectiveStage]
 FEWEST_TOKENS = 2
-"""Of a text: one to see and one to predict."""
+"""Tokens of a text: one to see and one to predict."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class TextPretraining(
         return cls(plan, source, config, seed, tokenizer, objective, tokens)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
-        """How many texts are longer than what is read of them at once."""
+        """The share of texts that are longer than what is read of them at once."""
         found = {}
         for name, split in encoded.items():
             sizes = np.asarray(split.rows.with_format("numpy")["tokens"][:])

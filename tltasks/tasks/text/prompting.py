@@ -18,9 +18,9 @@ from tltasks.models.loading import open_tokenizer
 
 Ids = list[int]
 SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})
-"""Of files that are taken for documents."""
+"""Endings of files that are taken for documents."""
 MOST_TOKENS = 1024
-"""Of a document, for a checkpoint that does not say how long its documents were and could read more."""
+"""Tokens of a document, for a checkpoint that does not say how long its documents were and could read more."""
 PLAIN_PROMPT = "{document}\n\nTL;DR:"
 """For decoders without a chat template. Source: Radford et al., Language Models are Unsupervised Multitask Learners,
 2019, §3.6."""
@@ -37,7 +37,7 @@ class TextFormat:
     """Text around the document, which stands at `{document}`."""
     encoder_decoder: bool
     chat: bool
-    """Whether the prompt is a user's message in the tokenizer's chat template."""
+    """The prompt is a user's message in the tokenizer's chat template."""
     end: int
     """Id that ends a summary."""
     pad: int
@@ -49,7 +49,7 @@ class TextFormat:
     max_document_tokens: int
     max_summary_tokens: int
     splits: bool
-    """Whether documents that are too long are read in pieces outside training."""
+    """Documents that are too long are read in pieces outside training."""
 
     @property
     def key(self) -> str:
@@ -129,7 +129,7 @@ class TextFormat:
     # ----------------------------------------------------------------------------------- generation
 
     def decoding(self, own: GenerationConfig, keys: Generation) -> GenerationConfig:
-        """How summaries are generated: the checkpoint's settings, the recipe's over them, and never by chance."""
+        """Settings by which summaries are generated: the checkpoint's, the recipe's over them, and never by chance."""
         config = GenerationConfig.from_dict(own.to_dict())
         # Settings of sampling beside do_sample=False make save_pretrained refuse (transformers 5.24,
         # generation/configuration_utils.py, validate).

@@ -35,7 +35,7 @@ from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.prompting import SUFFIXES, TextFormat, open_format, own_limits, stored_task
 
 PIECES_AT_ONCE = 16
-"""Of one document that is longer than the model reads at once."""
+"""Pieces in a pass of one document that is longer than the model reads at once."""
 SHOWN_EXAMPLES = 3
 """Worst, median and best summaries of the report, of each as many."""
 
@@ -232,7 +232,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         return {**self._asked([ids for pieces in documents for ids in pieces]), "piece_of": torch.tensor(piece_of)}
 
     def _asked(self, documents: Sequence[Sequence[int]]) -> Batch:
-        """What a summary is generated from; a decoder goes on from its right end, so its padding is at the left."""
+        """A batch to generate summaries from; a decoder goes on from its right end, so its padding is at the left."""
         left = not self.form.encoder_decoder
         seen = [[1] * len(ids) for ids in documents]
         return {
