@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,7 +307,7 @@ def demo(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, too
 
     from tltasks.inference.demo import open_demo
-    from tltasks.inference.demo_page import launch, wait
+    from tltasks.inference.demo_page import launch
 
     opened = open_demo(
         model,
@@ -316,11 +317,11 @@ def demo(
         top_k=top_k,
         precision=precision,
     )
-    served = launch(opened, host=host, port=port)
-    _say(f"{opened.title}: {served.url} (Ctrl-C ends it)")
+    page = launch(opened, host=host, port=port)
+    _say(f"{opened.title}: {page.local_url} (Ctrl-C ends it)")
     with contextlib.suppress(KeyboardInterrupt):
-        wait()
-    served.close()
+        threading.Event().wait()
+    page.close(verbose=False)
 
 
 def _push_space(

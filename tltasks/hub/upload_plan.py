@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,18 +82,13 @@ def with_manifest(sources: dict[str, Path | bytes], **about: str) -> tuple[Plann
 
 
 def _planned(path: str, content: Path | bytes) -> PlannedFile:
-    size = content.stat().st_size if isinstance(content, Path) else len(content)
-    sha256 = hashlib.sha256()
-    git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    if isinstance(content, bytes):
-        sha256.update(content)
-        git.update(content)
-    else:
-        with content.open("rb") as file:
-            while block := file.read(1 << 20):
-                sha256.update(block)
-                git.update(block)
-    return PlannedFile(path, content, size, sha256.hexdigest(), git.hexdigest())
+    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        return PlannedFile(path, content, size, sha256, hashlib.file_digest(file, lambda: git).hexdigest())
 
 
 def read_manifest(content: bytes) -> dict[str, set[str]]:

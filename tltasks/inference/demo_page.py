@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import tempfile
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,23 +207,12 @@ def _clock(seconds: float) -> str:
 # ------------------------------------------------------------------------------------------------ server
 
 
-@dataclass(frozen=True)
-class ServedPage:
-    """A page that can be visited."""
-
-    page: gradio.Blocks
-    url: str
-
-    def close(self) -> None:
-        self.page.close(verbose=False)
-
-
-def launch(demo: Demo, *, host: str | None, port: int | None) -> ServedPage:
-    """Serve the page in threads of this process; on loopback unless told otherwise."""
+def launch(demo: Demo, *, host: str | None, port: int | None) -> gradio.Blocks:
+    """Serve the page in threads of this process, at its `local_url`; on loopback unless told otherwise."""
     with tempfile.TemporaryDirectory(prefix="tltasks-") as folder:  # Gradio copies what it shows
         page = build(demo, demo.examples(Path(folder)))
         try:
-            _, url, _ = page.launch(
+            page.launch(
                 server_name=host,
                 server_port=port,
                 share=False,
@@ -240,9 +228,4 @@ def launch(demo: Demo, *, host: str | None, port: int | None) -> ServedPage:
             )
         except OSError as error:
             raise RecipeError(f"demo: cannot serve there ({error}); name another --port or --host.") from error
-    return ServedPage(page, url)
-
-
-def wait() -> None:
-    """Wait for Ctrl-C."""
-    threading.Event().wait()
+    return page

@@ -70,16 +70,16 @@ def export(
         raise RecipeError(f"export: {output} is there already; name another folder with --output.")
     devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
-    trained = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
-    task = trained.task
+    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
+    task = saved.task
     if (about := task.onnx_input()) is None:
         raise RecipeError(
             f"export {name}: its answers are generated token by token, which is no single pass that a file could hold. "
             "Classifiers and CTC speech recognition can be exported."
         )
-    plain = merged(trained.build(device=torch.device("cpu"), precision="fp32"))
+    plain = merged(saved.build(device=torch.device("cpu"), precision="fp32"))
     model = _Function(plain.eval().float(), about).eval()
-    inputs = Inputs(arguments, task.input_kind, trained.columns) if arguments else ()
+    inputs = Inputs(arguments, task.input_kind, saved.columns) if arguments else ()
     values = [*about.made_up(MADE_UP), *(about.read(item.read(task.input_kind)) for item in inputs)]
     with whole_folder(output) as place:
         _write(model, about, place / FILE, shown=name)
@@ -90,7 +90,7 @@ def export(
                 f"export {name}: outputs of the file differ from the model's by {parity.largest:.1e} of the largest "
                 f"({TOLERANCE:g} is let pass); it was not kept."
             )
-        _describe(place, trained, about, parity)
+        _describe(place, saved, about, parity)
     return parity
 
 
@@ -157,11 +157,11 @@ def compare(model: nn.Module, path: Path, values: Sequence[Tensor]) -> Parity:
     return Parity(len(values), largest, same)
 
 
-def _describe(place: Path, trained: SavedModel, about: OnnxInput, parity: Parity) -> None:
+def _describe(place: Path, saved: SavedModel, about: OnnxInput, parity: Parity) -> None:
     write_json(
         place / "export.json",
         {
-            "task": trained.task.tag,
+            "task": saved.task.tag,
             "input": {"name": about.name, "shape": about.shape},
             "compared": parity.compared,
             "largest_difference": parity.largest,
@@ -169,4 +169,4 @@ def _describe(place: Path, trained: SavedModel, about: OnnxInput, parity: Parity
             "versions": devices.versions(),
         },
     )
-    write_text(place / "README.md", f"# {trained.task.tag} in ONNX\n\n```python\n{about.usage}```\n")
+    write_text(place / "README.md", f"# {saved.task.tag} in ONNX\n\n```python\n{about.usage}```\n")

@@ -44,7 +44,7 @@ def key(name: object, row: object) -> int:
 def open_writer(path: Path | None, schema: pa.Schema, *, resume: bool) -> PredictionWriter:
     """Open a file, or standard output. Raises RecipeError for one that is there, unless it is resumed."""
     if path is None:
-        return _JsonLines(sys.stdout.buffer, set())
+        return _Lines(sys.stdout.buffer, set(), _json_lines)
     check_output(path, resume=resume)
     try:
         return _OPENERS[path.suffix.lower()](path, schema)
@@ -85,24 +85,14 @@ def _open_behind(path: Path, records: Callable[[BinaryIO], Records]) -> tuple[Bi
     return path.open("ab", buffering=0), done
 
 
-class _JsonLines:
-    def __init__(self, file: BinaryIO, done: set[int]) -> None:
-        self.file, self.done = file, done
+class _Lines:
+    """Rows as text, behind those that are there."""
 
-    @classmethod
-    def open(cls, path: Path, schema: pa.Schema) -> _JsonLines:
-        def records(file: BinaryIO) -> Records:
-            end = 0
-            for line in file:
-                if line.endswith(b"\n"):
-                    row, end = json.loads(line), end + len(line)
-                    yield key(row["input"], row.get("row")), end
-
-        return cls(*_open_behind(path, records))
+    def __init__(self, file: BinaryIO, done: set[int], encode: Callable[[list[Row]], str]) -> None:
+        self.file, self.done, self.encode = file, done, encode
 
     def write(self, rows: list[Row]) -> None:
-        lines = (json.dumps({k: v for k, v in row.items() if v is not None}, ensure_ascii=False) for row in rows)
-        self.file.write("".join(f"{line}\n" for line in lines).encode("utf-8", errors="surrogateescape"))
+        self.file.write(self.encode(rows).encode("utf-8", errors="surrogateescape"))
         self.file.flush()
 
     def close(self) -> None:
@@ -110,38 +100,41 @@ class _JsonLines:
             self.file.close()
 
 
-class _Csv:
+def _json_lines(rows: list[Row]) -> str:
+    kept = ({name: value for name, value in row.items() if value is not None} for row in rows)
+    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in kept)
+
+
+def _open_json(path: Path, schema: pa.Schema) -> PredictionWriter:
+    def records(file: BinaryIO) -> Records:
+        end = 0
+        for line in file:
+            if line.endswith(b"\n"):
+                row, end = json.loads(line), end + len(line)
+                yield key(row["input"], row.get("row")), end
+
+    return _Lines(*_open_behind(path, records), _json_lines)
+
+
+def _open_csv(path: Path, schema: pa.Schema) -> PredictionWriter:
     """Lists are JSON within their cell."""
+    names: list[str] = schema.names
 
-    def __init__(self, file: BinaryIO, done: set[int], names: list[str]) -> None:
-        self.file, self.done, self.names = file, done, names
+    def records(file: BinaryIO) -> Records:
+        for i, (row, end) in enumerate(_csv_rows(file, len(names))):
+            if i == 0 and row != names:
+                raise ValueError("another header")
+            yield key(row[0], int(row[1]) if row[1] else None) if i else None, end
 
-    @classmethod
-    def open(cls, path: Path, schema: pa.Schema) -> _Csv:
-        names: list[str] = schema.names
-
-        def records(file: BinaryIO) -> Records:
-            for i, (row, end) in enumerate(_csv_rows(file, len(names))):
-                if i == 0 and row != names:
-                    raise ValueError("another header")
-                yield key(row[0], int(row[1]) if row[1] else None) if i else None, end
-
-        file, done = _open_behind(path, records)
-        writer = cls(file, done, names)
-        if not path.stat().st_size:
-            writer._write_lines([names])
-        return writer
-
-    def write(self, rows: list[Row]) -> None:
-        self._write_lines([[_cell(row.get(name)) for name in self.names] for row in rows])
-
-    def _write_lines(self, lines: list[list[str]]) -> None:
+    def encode(rows: list[Row]) -> str:
         text = io.StringIO()
-        csv.writer(text).writerows(lines)
-        self.file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
+        csv.writer(text).writerows([_cell(row.get(name)) for name in names] for row in rows)
+        return text.getvalue()
 
-    def close(self) -> None:
-        self.file.close()
+    writer = _Lines(*_open_behind(path, records), encode)
+    if not path.stat().st_size:
+        writer.write([{name: name for name in names}])
+    return writer
 
 
 def _csv_rows(file: BinaryIO, width: int) -> Iterator[tuple[list[str], int]]:
@@ -196,7 +189,7 @@ class _Parquet:
 
 
 _OPENERS: dict[str, Callable[[Path, pa.Schema], PredictionWriter]] = {
-    ".jsonl": _JsonLines.open,
-    ".csv": _Csv.open,
+    ".jsonl": _open_json,
+    ".csv": _open_csv,
     ".parquet": _Parquet,
 }

@@ -77,12 +77,12 @@ def visited(browser: Any, model: Path, folder: Path) -> Iterator[Any]:
         page.set_default_timeout(20_000)
         page.on("request", lambda request: hosts.append(urlsplit(request.url).hostname))
         page.on("pageerror", lambda error: failures.append(str(error)))
-        first = page.goto(served.url)
+        first = page.goto(served.local_url)
         assert first.headers["content-security-policy"].startswith("default-src 'self'")
         yield page
         page.close()
     finally:
-        served.close()
+        served.close(verbose=False)
     assert set(hosts) - {None} == {"127.0.0.1"}  # None: what the page made itself, such as a recording
     assert len(hosts) > 10
     assert failures == []
