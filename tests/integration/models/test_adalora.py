@@ -120,7 +120,7 @@ def test_an_adapter_has_the_ranks_of_the_budget(tiny: Path, tmp_path: Path) -> N
     assert torch.allclose(again.merge_and_unload()(pixels).logits, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("stop", [2, 6, 10])
+@pytest.mark.parametrize("stop", [6, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (2, 10))])
 def test_resuming_gives_the_same_bits(
     ran: Path, tiny: Path, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import transformers
 from torch import nn
 
 from tests.tiny.images import CONFIGS, SIZE
+from tests.tiny.pairs import crossed
 from tltasks.config.stage import STAGES
 from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import CheckpointError, RecipeError
@@ -110,8 +111,7 @@ def shaken(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("architecture", ["vit", "resnet", "timm-vit"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "architecture"), crossed(METHODS, ["vit", "resnet", "timm-vit"]))
 def test_merged_is_the_adapter(method: str, architecture: str) -> None:
     plain = build(architecture)
     pixels = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
@@ -154,8 +154,7 @@ def whisper() -> tuple[transformers.PreTrainedModel, list[str], dict[str, torch.
     return transformers.WhisperForConditionalGeneration(config), ["proj_out"], inputs
 
 
-@pytest.mark.parametrize("make", [t5, whisper])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "make"), crossed(METHODS, [t5, whisper]))
 def test_adapters_of_text_and_speech_models_merge(method: str, make: Any) -> None:
     plain, head, inputs = make()
     stage = ImageStage.model_validate(

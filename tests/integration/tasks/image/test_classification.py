@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from tests.tiny.images import COLOURS, CONFIGS, SIZE, png, save_data, save_model, write_recipe
+from tests.tiny.pairs import crossed
 from tests.tiny.runs import run_recipe
 from tltasks.errors import CheckpointError, DataError
 from tltasks.models.adapters import find_head, find_lora_targets
@@ -62,8 +63,7 @@ def test_every_architecture_is_here() -> None:
     assert len(CONFIGS) >= 10
 
 
-@pytest.mark.parametrize("adapt", ["full", "{lora: {rank: 2}}"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("name", "adapt"), crossed(CONFIGS, ["full", "{lora: {rank: 2}}"]))
 def test_trains_saves_reloads_and_predicts_the_same(zoo: Path, name: str, adapt: str, tmp_path: Path) -> None:
     stage = f"{{stage: transfer, steps: 2, batch_size: 8, learning_rate: 1e-2, adapt: {adapt}}}"
     checkpoint(zoo, name)
@@ -132,9 +132,9 @@ def test_a_published_adapter_gives_the_recorded_predictions(zoo: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit", "deit", "beit", "dinov2", "swin", "convnext", "resnet", "timm-efficientnet", "timm-vit"]
+    ("name", "image_size"),
+    crossed(["vit", "deit", "beit", "dinov2", "swin", "convnext", "resnet", "timm-efficientnet", "timm-vit"], [16, 64]),
 )
-@pytest.mark.parametrize("image_size", [16, 64])
 def test_another_image_size(zoo: Path, name: str, image_size: int, tmp_path: Path) -> None:
     """Trains at another size, with position tables interpolated where there are any, and says so."""
     checkpoint(zoo, name)
