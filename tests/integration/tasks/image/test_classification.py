@@ -377,7 +377,7 @@ def test_exhibits_are_the_most_confident_mistakes(tiny: Path, tmp_path: Path) ->
     import base64
     import json
 
-    shown = json.loads((tmp_path / "run" / "stages" / "transfer" / "report_examples.json").read_text())
+    shown = json.loads((tmp_path / "run" / "stages" / "transfer" / "examples.json").read_text())
     table = pq.read_table(tmp_path / "run" / "predictions" / "transfer-test.parquet").to_pylist()
     wrong = [row for row in table if row["prediction"] != row["reference"]]
     assert wrong
