@@ -1,4 +1,4 @@
-"""From the records of finished trials to what an experiment says: scores, differences, verdicts, drops, ranks."""
+"""Findings of an experiment from the records of its finished trials: scores, differences, verdicts, drops, ranks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ControlComparison:
 
 @dataclass(frozen=True)
 class CellScore:
-    """What one combination of levels scores on one test set, over its seeds."""
+    """Score of one combination of levels on one test set, over its seeds."""
 
     levels: Levels
     target: str
@@ -71,7 +71,7 @@ class CellScore:
 
 @dataclass(frozen=True)
 class Drop:
-    """How much worse a cell is on another domain's test set than on that of its own; above zero is a loss."""
+    """Loss of a cell on another domain's test set against that of its own; above zero is worse."""
 
     levels: Levels
     target: str
@@ -80,7 +80,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that an experiment says."""
+    """Scores of all cells, and what they show."""
 
     metric: str
     higher_is_better: bool
@@ -115,7 +115,7 @@ class Findings:
         return pd.DataFrame(rows)
 
     def sentences(self) -> list[tuple[str, str]]:
-        """What the experiment says in short: a kind (`better`, `worse`, `unclear`) and a sentence each."""
+        """Summary of the experiment: a kind (`better`, `worse`, `unclear`) and a sentence each."""
         said: list[tuple[str, str]] = []
         for control, n in self.families.items():
             counts = Counter(c.verdict for cell in self.cells for c in cell.comparisons if c.control == control)
@@ -157,7 +157,7 @@ Scores = dict[Place, dict[int, _Rows]]
 
 
 def analyse(experiment: Experiment, records: Iterable[TrialRecord], output: Path) -> Findings:
-    """What finished trials say. Raises DataError where they cannot be compared, or there are none."""
+    """Compare the scores of finished trials. Raises DataError where they cannot be compared, or there are none."""
     by_levels: dict[tuple[str, ...], dict[int, TrialRecord]] = defaultdict(dict)
     scores: Scores = defaultdict(dict)
     for record in records:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from tltasks.reports.charts import BLUE, GREY, ORANGE, chart, png, svg
+from tltasks.reports.formatting import words
 
 SIZE = 5.0, 4.0
 """Inches of a figure."""
@@ -159,7 +160,7 @@ def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]]) -> Figure
     values = [value for value, _, _ in trials]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     names = sorted({str(value) for value in values}) if len(numbers) < len(values) else []
-    with chart(key.rpartition(".")[2], SIZE, x_label=key, y_label="validation score") as (figure, axes):
+    with chart(words(key.rpartition(".")[2]), SIZE, x_label=key, y_label="validation score") as (figure, axes):
         places = [names.index(str(value)) for value in values] if names else numbers
         _scatter(axes, [(place, score, state) for place, (_, score, state) in zip(places, trials, strict=True)])
         if names:

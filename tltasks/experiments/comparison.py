@@ -133,7 +133,7 @@ def compare(
 
 
 class Progress:
-    """What has become of the trials so far."""
+    """State of the trials, told as they end."""
 
     def __init__(self, planned: list[PlannedTrial], console: Console) -> None:
         self.planned, self.console = planned, console
@@ -170,7 +170,7 @@ class ExperimentPlan:
 
     @property
     def seconds(self) -> float | None:
-        """Of all trials that are to be carried out, one after another; None where that is not known."""
+        """Time that the trials to be carried out will take one after another; None where that is not known."""
         return estimate_seconds(self.trials, self.measured_seconds)
 
 
@@ -203,7 +203,7 @@ def _shots(item: PlannedTrial) -> float:
 
 
 def show_plan(console: Console, plan: ExperimentPlan, *, dry_run: bool = False) -> None:
-    """How many trials there are along each axis, how many are finished, and what the others will take."""
+    """Print the trials along each axis, how many are finished, and what the others will take."""
     left, unique = to_do(plan.trials), len({item.id for item in plan.trials})
     same = len(plan.trials) - unique
     again = f", of which {same} are the same as others" if same else ""
@@ -248,7 +248,7 @@ def write_results(experiment: Experiment, result: ComparisonResult, output: Path
 
 
 def show_findings(console: Console, findings: Findings, output: Path) -> None:
-    """The terminal's short version of the report."""
+    """Print a short version of the report."""
     levels, cells = by_target(findings, show_cell, "–")
     names = [", ".join(row).replace("_", " ") for row in levels.to_numpy().tolist()]
     rows = [[name, *scores] for name, scores in zip(names, cells.to_numpy().tolist(), strict=True)]

@@ -63,7 +63,10 @@ def run_trials(
 def carry_out(
     item: PlannedTrial, output: Path, *, keep_weights: bool, on_evaluation: OnEvaluation | None = None
 ) -> Outcome:
-    """One trial, its record or why there is none; raises Interrupted or KeyboardInterrupt when told to stop."""
+    """Carry out one trial: its record, or why there is none.
+
+    Raises Interrupted or KeyboardInterrupt when the process is told to stop.
+    """
     write_journal(output, item.id, "begun")
     started = time.perf_counter()
     try:
@@ -105,7 +108,7 @@ def _run(item: PlannedTrial, output: Path, on_evaluation: OnEvaluation | None) -
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[None]:
-    """What a trial has to say goes into a file of its own."""
+    """Send what a trial has to say into a file of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file, redirect_stderr(file), redirect_stdout(file):
         yield
@@ -149,7 +152,7 @@ def describe_trial(item: PlannedTrial, result: RunResult, seconds: float) -> Tri
 
 @dataclass(frozen=True)
 class Workers:
-    """How trials are spread."""
+    """Spread of trials over processes."""
 
     at_once: int | None = None
     """Trials at once on this machine, where there is no cluster. Unset: one for each core."""
@@ -165,7 +168,7 @@ def run_on_ray(
     workers: Workers,
     on_end: Callable[[PlannedTrial, Outcome], None],
 ) -> None:
-    """As `run_trials`, with as many at once as there is room for, each with a GPU of its own where there are any.
+    """Carry out as many trials at once as there is room for, each with a GPU of its own where there are any.
 
     Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine. Raises RecipeError without Ray, and
     Interrupted or KeyboardInterrupt when told to stop: running trials save their state.
@@ -219,7 +222,7 @@ def _ray(workers: Workers) -> Iterator[ModuleType]:
 
 
 def _carry_out(item: PlannedTrial, output: str, directory: str, keep_weights: bool, cores: int) -> Outcome:
-    """In a process of Ray's, perhaps on another machine."""
+    """Carry out a trial in a process of Ray's, perhaps on another machine."""
     if not (Path(output) / "trials").is_dir():
         return item.failure(f"{output} is not seen on {os.uname().nodename}; name a folder that all machines share")
     if Path(directory).is_dir():

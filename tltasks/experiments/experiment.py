@@ -37,7 +37,7 @@ Given = Path | str | Mapping[str, object]
 
 
 class Contrast(Section):
-    """What is compared with what."""
+    """Levels of an axis, compared with some of them."""
 
     axis: FileName
     """Axis whose levels are compared, such as `method`."""

@@ -36,7 +36,7 @@ FEWEST = 10
 
 @dataclass(frozen=True)
 class LearningRateRange:
-    """What the test says of learning rates."""
+    """Learning rates that a range test suggests, and what it measured."""
 
     rates: list[float]
     losses: list[float]
@@ -108,7 +108,7 @@ def _rising(recipe: Recipe, highest: float, steps: int) -> Recipe:
 
 
 def read_range(rates: Sequence[float], losses: Sequence[float], ended: str = "") -> LearningRateRange:
-    """The range by the loss at each rate. Raises DataError where it diverges before anything can be read off."""
+    """Read the range off the loss at each rate. Raises DataError where it diverges before anything can be read off."""
     smoothed = _smooth(losses)
     smoothed = smoothed[: _diverged(smoothed)]
     if len(smoothed) < FEWEST:

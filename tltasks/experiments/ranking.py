@@ -72,7 +72,7 @@ class CandidateEstimates:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well an estimator's order is that of fine-tuning, over targets."""
+    """Agreement of an estimator's order with that of fine-tuning, over targets."""
 
     estimator: str
     level: str
@@ -207,7 +207,7 @@ def estimate_by_training(pairs: list[CandidatePair], output: Path) -> list[Candi
 def source_probabilities(
     item: PreparedStage, model: nn.Module, head: str, features: NDArray[np.float32]
 ) -> Floats | None:
-    """What the checkpoint's own head makes of the features; None where it has none that is one linear layer."""
+    """Probabilities [rows, source classes] by the checkpoint's own head; None where that is not one linear layer."""
     own, loaded = type(model).from_pretrained(  # type: ignore[attr-defined]
         item.source.name,
         dtype=torch.float32,

@@ -93,7 +93,7 @@ class BaseRecipe:
     tree: Document
 
     def changed(self, settings: Mapping[str, Value], *, tests: bool) -> Recipe:
-        """With keys set; without `tests` the recipe has no test set that could be looked at.
+        """The recipe with keys set; without `tests` it has no test set that could be looked at.
 
         Raises RecipeError for settings that do not go together.
         """

@@ -180,7 +180,7 @@ def _inverse_trigamma(value: float) -> float:
 
 
 def _power_of_ten(function: Callable[[float], float], low: int, high: int) -> float:
-    """Where a function is zero, between two powers of ten."""
+    """Root of a function between two powers of ten."""
     power = optimize.brentq(lambda power: function(10**power), float(low), float(high))
     return float(10.0 ** float(power))
 

@@ -106,7 +106,7 @@ def stage_alone(recipe: Recipe, stage: Stage | None = None) -> Recipe:
 
 
 def _short(recipe: Recipe, number: int) -> Recipe:
-    """With the steps of a round, a validation split, and no test set that could be looked at."""
+    """The recipe with the steps of a round, a validation split, and no test set that could be looked at."""
     alone = stage_alone(recipe)
     stage = alone.stages[0].model_copy(
         update={"steps": FIRST_STEPS * 2**number, "epochs": None, "keep": "last", "evaluate_every": None}

@@ -48,7 +48,7 @@ class TargetScore:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is kept of a finished trial: its scores by test set, what was trained on what, what computed it."""
+    """Record of a finished trial: its scores by test set, what was trained on what, what computed it."""
 
     id: str
     recipe_sha256: str

@@ -245,7 +245,7 @@ class SearchStudy:
         return found
 
     def importance(self) -> dict[str, float]:
-        """How much of the spread of scores each key explains (Hutter et al.,
+        """Share of the spread of scores that each key explains (Hutter et al.,
         https://proceedings.mlr.press/v32/hutter14.html), where there are trials enough to tell."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -307,7 +307,7 @@ def _short(value: Value) -> str:
 
 
 def show_space(console: Console, search: Search, base: BaseRecipe) -> None:
-    """What there is to choose from."""
+    """Print what there is to choose from."""
     own = base.own_settings(search.space)
     rows = []
     for key, choice in search.space.items():
@@ -321,7 +321,7 @@ def show_space(console: Console, search: Search, base: BaseRecipe) -> None:
 
 
 def show_result(console: Console, result: SearchResult, output: Path) -> None:
-    """The terminal's short version of the report."""
+    """Print a short version of the report."""
     counts = {state: result.count(state) for state in ("finished", "pruned", "failed")}
     console.print(", ".join(f"{n} {state}" for state, n in counts.items() if n))
     for key, value in result.best.settings.items() if result.best else ():

@@ -304,7 +304,7 @@ def test_a_trial_that_fails_is_told_and_does_not_stop_the_rest(
     assert {tuple(cell["missing"]) for cell in result["findings"]["cells"]} == {(), (1,)}
     page = (finished / "report.html").read_text()
     assert "the loss is not finite." in page
-    assert "(1 of 2 seeds)" in page
+    assert "1 of 2 seeds" in page
     log = (finished / "logs" / f"{result['failed'][1]['id']}.log").read_text()
     assert "RuntimeError: broken" in log + (finished / "logs" / f"{result['failed'][0]['id']}.log").read_text()
     for path, text in zip(records, kept, strict=True):
