@@ -31,12 +31,12 @@ __all__ = ["PushReceipt", "RetryPolicy", "check_push", "find_model", "pull", "pu
 _NAMES = {"model": "push to", "space": "Space", "dataset": "data set"}
 _CONTENT = {"model": "results of a tltasks run", "space": "the page of a model", "dataset": "a data set"}
 _PATHS = {"model": "", "space": "spaces/", "dataset": "datasets/"}
-"""Of repositories below the Hub's address."""
+"""Paths of repositories below the Hub's address."""
 
 
 @dataclass(frozen=True)
 class PushReceipt:
-    """Where the files are, in which commit, and which of them the push changed."""
+    """Address and commit of the files, and those of them that the push changed."""
 
     url: str
     commit: str
@@ -185,7 +185,7 @@ def _full_id(api: HfApi, repo: str) -> str:
 
 
 def _inspect(api: HfApi, repo: str, kind: RepoKind, revision: str | None = None) -> _Remote | None:
-    """What the repository holds; None if there is none, or none that this login may see.
+    """Read what the repository holds; None if there is none, or none that this login may see.
 
     The manifest is read for the newest revision alone.
     """

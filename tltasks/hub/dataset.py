@@ -38,7 +38,7 @@ SHOWN = 10
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 """The Hub's categories of numbers of examples."""
 ROWS_AT_ONCE = 100
-"""Of a row group, as the Hub's viewer likes them."""
+"""Rows of a row group, as the Hub's viewer likes them."""
 SHARD_BYTES = 500 * 10**6
 
 
@@ -50,9 +50,9 @@ class SplitFacts:
     classes: dict[str, int]
     """Examples by class."""
     sizes: tuple[int, int] | None = None
-    """Of images: smallest and largest side, in pixels."""
+    """Smallest and largest side of images, in pixels."""
     seconds: tuple[float, float, float] | None = None
-    """Of recordings: shortest, longest and all together."""
+    """Seconds of the shortest recording, of the longest and of all together."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class MediaFolder:
     duplicates: dict[str, list[str]]
     """Files with the same content, by the first of them."""
     across: int
-    """Of those, contents that more than one split has."""
+    """Number of contents that more than one split has."""
 
     @property
     def features(self) -> datasets.Features:

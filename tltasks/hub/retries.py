@@ -28,7 +28,7 @@ _PASSING_ERRORS = (httpx2.TransportError, ConnectionError, TimeoutError, json.JS
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to try again after trouble that may pass: 409, 412, 429, 5xx, broken connections, timeouts."""
+    """Patience with trouble that may pass: 409, 412, 429, 5xx, broken connections, timeouts."""
 
     attempts: int = 4
     first_wait: float = 2.0

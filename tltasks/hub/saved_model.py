@@ -44,16 +44,16 @@ class SavedModel:
 
     task: TaskBase
     base: Checkpoint | None
-    """What an adapter is put on: the folder, and under `display_name` and `revision` what the adapter names."""
+    """Checkpoint under an adapter: its folder, and under `display_name` and `revision` what the adapter names."""
     folder: Path
     recipe: Recipe | None
-    """Of the run that trained it, where it is there."""
+    """Recipe of the run that trained it, if it is there."""
     columns: tuple[str, ...]
     """Names of the input's column in tables, the likeliest first."""
     plan: StagePlan
-    """Of the run's stage that the model is of, or what stands for it; as it is used, with its weights as they are."""
+    """Plan of the run's stage that the model is of, or what stands for it; as used, with its weights as they are."""
     origin: Checkpoint | None
-    """What its first training began with, which is not fetched yet; None where that is not known."""
+    """Checkpoint that its first training began with, not fetched yet; None where that is not known."""
     run: Path | None
     """Folder with the run's recipe and result."""
 
@@ -82,7 +82,7 @@ def load_saved_model(
     `tag` names the task where the checkpoint does not tell.
     """
     folder, run = _locate(name, revision=revision, trust_remote_code=trust_remote_code)
-    base = _find_base(folder, shown=name, trust_remote_code=trust_remote_code)
+    base = _find_base(folder, display_name=name, trust_remote_code=trust_remote_code)
     setup = folder if (folder / "config.json").is_file() or base is None else Path(base.name)
     recipe, plan, origin = _read_run(run) if run else (None, None, None)
     tag = tag or (plan.task if plan else _find_task(setup, name))
@@ -139,18 +139,18 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _find_base(folder: Path, *, shown: str, trust_remote_code: bool) -> Checkpoint | None:
+def _find_base(folder: Path, *, display_name: str, trust_remote_code: bool) -> Checkpoint | None:
     """The checkpoint that an adapter was trained on, at the revision that it had then."""
     if not _is_adapter(folder):
         return None
-    config = _read_json(folder / "adapter_config.json", shown)
+    config = _read_json(folder / "adapter_config.json", display_name)
     name, revision = config.get("base_model_name_or_path"), str(config.get("revision") or "main")
     if not isinstance(name, str) or not name:
-        raise CheckpointError(f"model {shown}: its adapter_config.json names no base model.")
+        raise CheckpointError(f"model {display_name}: its adapter_config.json names no base model.")
     place = Path(name)
     if not place.is_dir():
         if not _REPOSITORY.fullmatch(name):
-            raise CheckpointError(f"model {shown}: is an adapter for {name}, which is not there.")
+            raise CheckpointError(f"model {display_name}: is an adapter for {name}, which is not there.")
         place = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
     return Checkpoint(str(place), revision, trust_remote_code, display_name=name)
 
@@ -175,20 +175,20 @@ def _display_name(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _find_task(folder: Path, shown: str) -> str:
-    named = _read_json(folder / "config.json", shown).get("architectures")
+def _find_task(folder: Path, display_name: str) -> str:
+    named = _read_json(folder / "config.json", display_name).get("architectures")
     architectures = [str(name) for name in named] if isinstance(named, list) else []
     found = tasks_of(architectures)
     if len(found) == 1:
         return found[0]
     kind = ", ".join(architectures) or "a model of unnamed class"
     raise RecipeError(
-        f"model {shown}: holds {kind}, which {'serves several tasks' if found else 'does not tell its task'}; "
+        f"model {display_name}: holds {kind}, which {'serves several tasks' if found else 'does not tell its task'}; "
         f"name it with --task: {', '.join(found or supervised_tasks())}."
     )
 
 
-def _read_json(path: Path, shown: str) -> dict[str, object]:
+def _read_json(path: Path, display_name: str) -> dict[str, object]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict):
@@ -196,7 +196,7 @@ def _read_json(path: Path, shown: str) -> dict[str, object]:
         reason = "not a JSON object"
     except _DAMAGED as error:
         reason = str(error)
-    raise CheckpointError(f"model {shown}: its {path.name} cannot be read ({reason}).")
+    raise CheckpointError(f"model {display_name}: its {path.name} cannot be read ({reason}).")
 
 
 # --------------------------------------------------------------------------------------- to go on from
@@ -208,9 +208,9 @@ class ResolvedCheckpoint:
 
     checkpoint: Checkpoint
     lineage: list[Ancestor]
-    """Of the run that it is of, as far as its results are beside it."""
+    """Ancestors of the run that it is of, as far as its results are beside it."""
     notes: list[str]
-    """What its user should know of it."""
+    """Sentences for its user."""
 
 
 def resolve_checkpoint(source: Checkpoint, *, tag: str) -> ResolvedCheckpoint:
@@ -266,17 +266,15 @@ def _merge(saved: SavedModel) -> Path:
     return folder
 
 
-def _note_moved_base(saved: SavedModel, shown: str) -> list[str]:
+def _note_moved_base(saved: SavedModel, display_name: str) -> list[str]:
     """Say so where the base has another commit now than the one that the adapter was trained on."""
     base = saved.base
     if base is None or len(base.revision) < 40 or Path(base.display_name).is_dir():
         return []
     try:
-        now = HfApi().model_info(base.display_name, timeout=10).sha
+        now = str(HfApi().model_info(base.display_name, timeout=10).sha)
     except (httpx2.HTTPError, OfflineModeIsEnabled, OSError):
         return []
-    if now == base.revision:
-        return []
-    return [
-        f"{shown} goes on from {base.display_name} as it was at {base.revision[:8]}; the Hub has {str(now)[:8]} by now."
-    ]
+    then, moved = base.revision, now != base.revision
+    note = f"{display_name} goes on from {base.display_name} as it was at {then[:8]}; the Hub has {now[:8]} by now."
+    return [note] if moved else []

@@ -26,9 +26,9 @@ class PlannedFile:
     content: Path | bytes = field(repr=False)
     size: int
     sha256: str
-    """What the Hub compares for large files."""
+    """Digest that the Hub compares for large files."""
     git: str
-    """Git's blob id, what the Hub compares for all others."""
+    """Git's blob id, which the Hub compares for all others."""
 
     @property
     def ids(self) -> set[str]:
@@ -40,15 +40,14 @@ RepoKind = Literal["model", "space", "dataset"]
 
 @dataclass(frozen=True)
 class UploadPlan:
-    """What a push publishes, paths as in the repository; the manifest is the last."""
+    """Files that a push publishes, paths as in the repository; the manifest is the last."""
 
     files: tuple[PlannedFile, ...]
     kind: RepoKind
-    """Of the repository."""
     advice: str
-    """What to do where it cannot be published."""
+    """Last sentence of an error: how to go on from there."""
     recipe_sha256: str | None = None
-    """Of the run whose results these are."""
+    """Digest of the recipe whose results these are."""
 
 
 def plan_space(model: str, options: Sequence[str]) -> UploadPlan:

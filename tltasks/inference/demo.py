@@ -32,7 +32,7 @@ from tltasks.tasks import load_adapter
 
 SHOWN_EXAMPLES = 4
 _SAID_OF_INPUT = re.compile(r"(is|has|holds|says|cannot) ")
-"""How an error begins that is a whole sentence once the input is named."""
+"""Beginning of an error that is a whole sentence once the input is named."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Demo:
 
     @cached_property
     def pretrained(self) -> Predictor:
-        """That checkpoint, loaded when it is first asked. Raises a TltasksError where it has no answer."""
+        """The checkpoint that it was trained from, loaded when it is first asked. Raises a TltasksError."""
         opened = _open_pretrained(self.saved)
         return Predictor.load(opened, self.predictor.device, precision=self.predictor.precision)
 
@@ -165,7 +165,7 @@ def _open_pretrained(saved: SavedModel) -> SavedModel:
 
 
 def sentence(error: TltasksError) -> str:
-    """What an error says first, for a visitor who sees neither the command nor its options."""
+    """First line of an error, for a visitor who sees neither the command nor its options."""
     text = first_line(error)
     return text[:1].upper() + text[1:]
 

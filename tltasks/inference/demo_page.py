@@ -51,7 +51,7 @@ class _WithPolicy:
 
 
 def _input_field(given: Input) -> gradio.components.Component:
-    """What a visitor gives, by the kind of input that a task is given."""
+    """Field for the kind of input that a task is given."""
     if given.kind == "text":
         return gradio.Textbox(label=given.label, lines=10, max_lines=24, placeholder=given.placeholder)
     if given.kind == "audio":

@@ -26,7 +26,7 @@ STDIN = "-"
 TABLES = (".parquet", ".csv", ".jsonl")
 """Suffixes of files that hold one input a row."""
 MOST_BYTES = 256 * 2**20
-"""Of one file from the web; what is larger is no single picture, clip or document."""
+"""Size of one file from the web; what is larger is no single picture, clip or document."""
 TIMEOUT_SECONDS = 30.0
 """Without a byte."""
 _UNREADABLE = (OSError, ValueError, pa.ArrowException, csv.Error)
@@ -112,7 +112,7 @@ class Inputs:
                 raise RecipeError(f"predict {folder}: has no file that ends in {', '.join(sorted(kind.suffixes))}.")
 
     def count(self) -> int | None:
-        """How many there are, where that can be told without reading them."""
+        """Number of inputs, if it can be told without reading them."""
         if STDIN in self._arguments or any(path.suffix.lower() != ".parquet" for path in self._column_of):
             return None
         tables: int = sum(pq.read_metadata(path).num_rows for path in self._column_of)

@@ -34,7 +34,7 @@ MADE_UP = 4
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the file's outputs are from the model's own."""
+    """Distance of the file's outputs from the model's own."""
 
     compared: int
     largest: float
@@ -82,7 +82,7 @@ def export(
     inputs = Inputs(arguments, task.input_kind, saved.columns) if arguments else ()
     values = [*about.made_up(MADE_UP), *(about.read(item.read(task.input_kind)) for item in inputs)]
     with whole_folder(output) as place:
-        _write(model, about, place / FILE, shown=name)
+        _write(model, about, place / FILE, display_name=name)
         task.save_setup(place)
         parity = compare(model, place / FILE, values)
         if parity.largest > TOLERANCE:
@@ -105,7 +105,7 @@ def _check_libraries() -> None:
         ) from error
 
 
-def _write(model: _Function, about: OnnxInput, path: Path, *, shown: str) -> None:
+def _write(model: _Function, about: OnnxInput, path: Path, *, display_name: str) -> None:
     example = about.made_up(1)[0]
     dynamic = dict.fromkeys(about.free_axes, torch.export.Dim.DYNAMIC)
     if 0 in about.free_axes:
@@ -125,7 +125,7 @@ def _write(model: _Function, about: OnnxInput, path: Path, *, shown: str) -> Non
         program.save(str(path))
     except Exception as error:  # whatever the exporter trips over, there is no file
         raise CheckpointError(
-            f"export {shown}: PyTorch cannot write {type(model.model).__name__} as ONNX ({first_line(error)})."
+            f"export {display_name}: PyTorch cannot write {type(model.model).__name__} as ONNX ({first_line(error)})."
         ) from error
 
 

@@ -26,7 +26,7 @@ SHOWN_ERRORS = 10
 
 @dataclass
 class Counts:
-    """How far it came."""
+    """Numbers of inputs by what became of them."""
 
     predicted: int = 0
     failed: int = 0

@@ -23,7 +23,7 @@ class PredictionWriter(Protocol):
     """A file that takes predictions, a few at a time."""
 
     done: set[int]
-    """Of `key`: inputs that an earlier run has written."""
+    """Keys of inputs that an earlier run has written."""
 
     def write(self, rows: list[Row]) -> None: ...
 

@@ -37,7 +37,7 @@ TOP_K = 5
 CHUNK_ROWS = 64
 """Inputs that are read and predicted together: enough to put those of like length into one pass."""
 CHUNK_BYTES = 2**25
-"""Of files; sound and pictures are several times as large when they are decoded."""
+"""Size of their files; sound and pictures are several times as large when they are decoded."""
 
 Input: TypeAlias = "str | PathLike[str] | Image.Image | NDArray[Any] | tuple[NDArray[Any], int] | Mapping[str, object]"
 """A path, or the text itself where the task is of texts; a PIL image or an array [height, width(, channels)]; sound as
@@ -52,7 +52,7 @@ class LabelScore(TypedDict):
 
 
 class Segment(TypedDict):
-    """What was said between two times, in seconds."""
+    """Words between two times, in seconds."""
 
     start: float
     end: float
@@ -65,15 +65,15 @@ class Output(TypedDict, total=False):
     prediction: str | float
     """The class, the transcript or the summary; of an objective its loss."""
     probability: float
-    """Of the class."""
+    """Probability of the class."""
     top: list[LabelScore]
     """The likeliest classes, the likeliest first."""
     segments: list[Segment]
-    """Of a transcript."""
+    """Stretches of a transcript, as the model heard them."""
     repetition_loop: bool
-    """Whether decoding went round in circles, so that a transcript is not to be trusted."""
+    """True if decoding went round in circles, so that a transcript is not to be trusted."""
     error: str
-    """Why there is no answer."""
+    """Reason for there being no answer."""
 
 
 AnyInput = TypeVar("AnyInput", bound=Input)
