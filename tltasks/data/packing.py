@@ -58,13 +58,21 @@ def packed_batch(
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def padded(rows: Sequence[Sequence[int]], *, fill: int, left: bool = False) -> NDArray[np.int64]:
-    """Rows of unequal length as an array, filled up at the right, or at the left."""
+def padded(rows: Sequence[Sequence[int] | NDArray[np.int64]], *, fill: int, left: bool = False) -> Tensor:
+    """Rows of unequal length as int64 [rows, longest], filled up at the right, or at the left."""
     width = max(len(row) for row in rows)
     array = np.full((len(rows), width), fill, dtype=np.int64)
     for i, row in enumerate(rows):
         array[i, width - len(row) if left else 0 : width if left else len(row)] = row
-    return array
+    return torch.from_numpy(array)
+
+
+def padded_inputs(
+    rows: Sequence[Sequence[int] | NDArray[np.int64]], *, pad: int, left: bool = False
+) -> dict[str, Tensor]:
+    """Rows of token ids as a model's `input_ids` and `attention_mask`."""
+    seen = [[1] * len(row) for row in rows]
+    return {"input_ids": padded(rows, fill=pad, left=left), "attention_mask": padded(seen, fill=0, left=left)}
 
 
 def attention_mask(segments: Tensor, model: PreTrainedModel) -> Tensor:

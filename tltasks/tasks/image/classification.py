@@ -38,7 +38,6 @@ from tltasks.tasks.classes import (
 from tltasks.tasks.image.augmentation import ImageAugmentation, apply_mix, draw_mix
 from tltasks.tasks.image.decoding import to_png
 from tltasks.tasks.image.preprocessing import (
-    ENCODED,
     ImageTask,
     Preprocessing,
     open_preprocessing,
@@ -54,6 +53,7 @@ from tltasks.tasks.image.zero_shot import (
     saved_prompts,
 )
 
+Plan = StagePlan[ImageModel, ImageData, ImageStage]
 ONNX_USAGE = """import numpy as np
 import onnxruntime
 from PIL import Image
@@ -82,14 +82,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
     # ------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(
-        cls,
-        plan: StagePlan[ImageModel, ImageData, ImageStage],
-        splits: dict[str, Split],
-        source: Checkpoint,
-        *,
-        seed: int,
-    ) -> Self:
+    def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         found = count_classes(splits, plan.data.class_names)
         config = read_image_config(AutoModelForImageClassification, plan, source)
         if plan.model.prompts is not None:
@@ -151,7 +144,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
 
     @property
     def features(self) -> datasets.Features:
-        return datasets.Features({**ENCODED, "label": datasets.Value("int32")})
+        return datasets.Features({**self.row_features, "label": datasets.Value("int32")})
 
     @property
     def sequence_length(self) -> int | None:
@@ -169,8 +162,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
         labels = self.label_encoder(split)
 
         def encode(batch: Columns) -> Columns:
-            encoded = self.preprocessing.encode(batch["image"], split.folder)
-            return {**encoded, "label": labels(batch), "row": batch["row"]}
+            return {**self.encode(batch, split), "label": labels(batch), "row": batch["row"]}
 
         return encode
 

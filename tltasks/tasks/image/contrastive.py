@@ -31,9 +31,10 @@ from tltasks.results.result import ReportExample
 from tltasks.tasks.base import Batch, Prediction
 from tltasks.tasks.image.augmentation import apply_steps, random_crop
 from tltasks.tasks.image.decoding import to_png
-from tltasks.tasks.image.preprocessing import ENCODED, ImageTask, open_preprocessing, read_image_config, read_pixels
+from tltasks.tasks.image.preprocessing import ImageTask, open_preprocessing, read_image_config, read_pixels
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask
 
+Plan = StagePlan[ImageModel, UnlabelledImageData, ContrastiveStage]
 DEFAULT_WIDTH = 128
 """Width of the projection."""
 
@@ -63,14 +64,7 @@ class ContrastiveImage(
     # ------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(
-        cls,
-        plan: StagePlan[ImageModel, UnlabelledImageData, ContrastiveStage],
-        splits: dict[str, Split],
-        source: Checkpoint,
-        *,
-        seed: int,
-    ) -> Self:
+    def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         stage, config = plan.stage, read_image_config(AutoModelForImageClassification, plan, source)
         config.projection_width = stage.projection or getattr(config, "projection_width", None) or DEFAULT_WIDTH
         base, head, features = find_classifier(config, display_name=source.display_name)
@@ -100,15 +94,8 @@ class ContrastiveImage(
     # --------------------------------------------------------------------------------------- rows
 
     @property
-    def row_features(self) -> dict[str, datasets.Value]:
-        return ENCODED
-
-    @property
     def cache_key(self) -> str:
         return self.preprocessing.cache_key("images and names")
-
-    def encode(self, batch: Columns, split: Split) -> Columns:
-        return self.preprocessing.encode(batch["image"], split.folder)
 
     def collate(self, columns: Columns, *, epoch: int) -> Batch:
         """Two views of each image, `first` and `second`, and for evaluation `pixels`, the image as it is."""

@@ -23,8 +23,10 @@ from tltasks.tasks.base import Batch, Prediction
 from tltasks.tasks.image.augmentation import ImageAugmentation
 from tltasks.tasks.image.decoding import to_png
 from tltasks.tasks.image.masking import HEAD, MaskedAutoencoder, Objective, choose_objective
-from tltasks.tasks.image.preprocessing import ENCODED, ImageTask, open_preprocessing, read_image_config, read_pixels
+from tltasks.tasks.image.preprocessing import ImageTask, open_preprocessing, read_image_config, read_pixels
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
+
+Plan = StagePlan[ImageModel, UnlabelledImageData, MaskedImageStage]
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,7 @@ class MaskedImageModeling(
     # ------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(
-        cls,
-        plan: StagePlan[ImageModel, UnlabelledImageData, MaskedImageStage],
-        splits: dict[str, Split],
-        source: Checkpoint,
-        *,
-        seed: int,
-    ) -> Self:
+    def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         if plan.model.as_ is not None:
             raise RecipeError(f"model.as: {plan.model.as_} is for image-classification; {cls.tag} has no such model.")
         config = read_image_config(MaskedAutoencoder.auto_class, plan, source)
@@ -77,14 +72,9 @@ class MaskedImageModeling(
 
     @property
     def settings(self) -> dict[str, object]:
-        name = "MAE" if isinstance(self.objective, MaskedAutoencoder) else "SimMIM"
-        return {"objective": name, "mask_ratio": self.objective.ratio}
+        return {"objective": self.objective.name, "mask_ratio": self.objective.ratio}
 
     # --------------------------------------------------------------------------------------- rows
-
-    @property
-    def row_features(self) -> dict[str, datasets.Value]:
-        return ENCODED
 
     @property
     def cpu_batch_budget(self) -> int:
@@ -98,9 +88,6 @@ class MaskedImageModeling(
     @property
     def cache_key(self) -> str:
         return self.preprocessing.cache_key(self.tag)
-
-    def encode(self, batch: Columns, split: Split) -> Columns:
-        return self.preprocessing.encode(batch["image"], split.folder)
 
     def collate(self, columns: Columns, *, epoch: int) -> Batch:
         images, drawn = read_pixels(columns), {"seed": self.seed, "epoch": epoch}

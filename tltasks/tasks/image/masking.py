@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,44 +27,42 @@ HEAD = "decoder"
 """Module that the objective's models put on the encoder, in all classes of transformers."""
 
 
-class Objective(Protocol):
+@dataclass(frozen=True)
+class Objective(ABC):
     """Masked image modelling with one family of models."""
 
     auto_class: ClassVar[type[_BaseAutoModelClass]]
+    name: ClassVar[str]
 
-    @property
-    def side(self) -> int:
-        """Patches along a side of the image."""
-        ...
+    patch: int
+    """Pixels along a side of a patch."""
+    side: int
+    """Patches along a side of the image."""
+    ratio: float
+    """Share of the image that is hidden."""
 
-    @property
-    def ratio(self) -> float:
-        """Share of the image that is hidden."""
-        ...
-
+    @abstractmethod
     def settings(self) -> dict[str, object]:
         """Keys of the model's configuration."""
-        ...
 
+    @abstractmethod
     def draw_mask(self, *, seed: int, epoch: int, row: int) -> NDArray[np.float32]:
         """The patches that one row has hidden, in the form that the model takes, [patches]."""
-        ...
 
+    @abstractmethod
     def row_losses(self, model: nn.Module, pixels: Tensor, masks: Tensor) -> Tensor:
         """Loss of each row over what it has hidden, [rows]."""
-        ...
 
+    @abstractmethod
     def mean_patch_losses(self, pixels: Tensor, masks: Tensor) -> Tensor:
         """Loss of each row if every hidden pixel had the mean colour of those that are seen, [rows]."""
-        ...
 
+    @abstractmethod
     def features(self, model: PreTrainedModel, pixels: Tensor) -> Tensor:
         """The encoder's mean output over the whole image, [rows, width]."""
-        ...
 
-    def initialise(self, model: PreTrainedModel, *, encoder: bool) -> None:
+    def initialise(self, model: PreTrainedModel, *, encoder: bool) -> None:  # noqa: B027 (SimMIM has nothing to do)
         """Draw weights that transformers leaves at zero in a new decoder, and in a new encoder."""
-        ...
 
 
 def choose_objective(config: PretrainedConfig, masking: Masking, *, image_size: int, display_name: str) -> Objective:
@@ -112,7 +111,7 @@ def _default_square(image_size: int, patch: int) -> int:
 
 
 @dataclass(frozen=True)
-class MaskedAutoencoder:
+class MaskedAutoencoder(Objective):
     """MAE: the encoder sees the few patches that are not hidden, a small decoder predicts the pixels of the others.
 
     Mean squared error over hidden patches, a ratio of 0.75, each patch normalised by its own mean and deviation.
@@ -120,11 +119,8 @@ class MaskedAutoencoder:
     """
 
     auto_class: ClassVar[type[_BaseAutoModelClass]] = AutoModelForPreTraining
+    name: ClassVar[str] = "MAE"
 
-    patch: int
-    side: int
-    """Patches along a side of the image."""
-    ratio: float
     normalised: bool
 
     def settings(self) -> dict[str, object]:
@@ -189,7 +185,7 @@ class MaskedAutoencoder:
 
 
 @dataclass(frozen=True)
-class SimMIM:
+class SimMIM(Objective):
     """SimMIM: the encoder sees the image with squares of it replaced by a token; one linear layer predicts pixels.
 
     Mean absolute error over hidden pixels, a ratio of 0.6, squares of 32 pixels at 192.
@@ -197,11 +193,8 @@ class SimMIM:
     """
 
     auto_class: ClassVar[type[_BaseAutoModelClass]] = AutoModelForMaskedImageModeling
+    name: ClassVar[str] = "SimMIM"
 
-    patch: int
-    side: int
-    """Patches along a side of the image."""
-    ratio: float
     square: int
     """Patches along a side of what is hidden as a whole."""
     stride: int
@@ -239,9 +232,6 @@ class SimMIM:
     def features(self, model: PreTrainedModel, pixels: Tensor) -> Tensor:
         hidden: Tensor = model.base_model(pixel_values=pixels).last_hidden_state
         return hidden.float().mean(1)
-
-    def initialise(self, model: PreTrainedModel, *, encoder: bool) -> None:
-        """transformers sets all of it."""
 
 
 def sine_cosine_table(side: int, width: int) -> Tensor:

@@ -26,7 +26,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import DataT, StagePlan, StageT
 from tltasks.config.tasks.image import ImageModel
-from tltasks.data.splits import Columns, located
+from tltasks.data.splits import Columns, Split, located
 from tltasks.errors import CheckpointError, DataError, first_line
 from tltasks.models.loading import read_config
 from tltasks.tasks.base import InputKind, Processor, TaskBase
@@ -151,6 +151,13 @@ class ImageTask(TaskBase[ImageModel, DataT, StageT]):
     input_kind: ClassVar[InputKind] = InputKind("image", SUFFIXES)
 
     preprocessing: Preprocessing
+
+    def encode(self, batch: Columns, split: Split) -> Columns:
+        return self.preprocessing.encode(batch["image"], split.folder)
+
+    @property
+    def row_features(self) -> dict[str, datasets.Value]:
+        return ENCODED
 
     @property
     def cpu_batch_budget(self) -> int:

@@ -24,7 +24,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.text import LabelledTextData, LabelledTextModel, LabelledTextStage
 from tltasks.data.corruptions import corrupt_text, generator
-from tltasks.data.packing import padded
+from tltasks.data.packing import padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import input_of, relabel, unwrap_model
@@ -39,7 +39,7 @@ from tltasks.tasks.classes import (
     count_classes,
     train_classes,
 )
-from tltasks.tasks.text.prompting import SUFFIXES, positions, tokenizer_key
+from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, positions, token_counts, tokenizer_key
 
 Plan = StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage]
 TOLD_CLASSES = "tltasks_told_classes"
@@ -113,8 +113,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """How many texts are longer than what is read of them."""
-        shares = {name: float((_tokens(split.rows) > self.max_tokens).mean()) for name, split in encoded.items()}
-        return {name: {"texts_cut_share": share} for name, share in shares.items()}
+        return cut_shares(encoded, self.max_tokens)
 
     # -------------------------------------------------------------------------------------- model
 
@@ -184,24 +183,22 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         return {**columns, **self._encode(texts)}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
-        sizes = np.minimum(_tokens(rows), self.max_tokens)
+        sizes = np.minimum(token_counts(rows), self.max_tokens)
         times = 1 if self.told is None else len(self.class_names)
         lengths: list[int] = (sizes * times).tolist()
         return lengths
 
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         columns = rows.select_columns(["text", "ids", "label"])[list(indices)]
-        batch = self._padded(columns["ids"]) if self.told is None else self._pairs(columns["text"], self.told)
+        batch = (
+            padded_inputs(columns["ids"], pad=self.config.pad_token_id)
+            if self.told is None
+            else self._pairs(columns["text"], self.told)
+        )
         return {**batch, "labels": torch.tensor(columns["label"])}
 
     def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         return self.collate_eval(rows, indices)
-
-    def _padded(self, ids: Sequence[Sequence[int]]) -> Batch:
-        return {
-            "input_ids": torch.from_numpy(padded(ids, fill=self.config.pad_token_id)),
-            "attention_mask": torch.from_numpy(padded([[1] * len(row) for row in ids], fill=0)),
-        }
 
     def _pairs(self, texts: Sequence[str], told: ToldClasses) -> Batch:
         """Every text with every class, [texts × classes, tokens]; texts are cut, never what is said of the class."""
@@ -228,7 +225,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         rows = [([*before, *ids, *after], answer) for ids in read for answer in answers]
         asked = [[0] * len(prompt) + [1] * len(answer) for prompt, answer in rows]
         whole = [[*prompt, *answer] for prompt, answer in rows]
-        return {**self._padded(whole), "asked": torch.from_numpy(padded(asked, fill=0))}
+        return {**padded_inputs(whole, pad=self.config.pad_token_id), "asked": padded(asked, fill=0)}
 
     # --------------------------------------------------------------------------------------- step
 
@@ -262,7 +259,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         pad = int(self.config.pad_token_id)
 
         def read(value: object) -> Tensor:
-            return self._padded(self._encode([str(value)])["ids"])["input_ids"]
+            return padded(self._encode([str(value)])["ids"], fill=pad)
 
         def made_up(n: int) -> list[Tensor]:
             words = [token for token in self.tokenizer.get_vocab() if token.isalpha()][:50] or ["a"]
@@ -288,11 +285,6 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     def example_content(self, rows: datasets.Dataset, row: int) -> bytes:
         return json.dumps({"text": rows[row]["text"]}).encode()
-
-
-def _tokens(rows: datasets.Dataset) -> NDArray[np.int64]:
-    tokens: NDArray[np.int64] = np.asarray(rows.with_format("numpy")["tokens"][:])
-    return tokens
 
 
 def _kept_classes(

@@ -25,7 +25,7 @@ from tltasks.config.tasks.text import (
     TextObjectiveStage,
     UnlabelledTextData,
 )
-from tltasks.data.packing import packed_batch, padded
+from tltasks.data.packing import packed_batch, padded, padded_inputs
 from tltasks.data.seeding import draw_seed
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
@@ -37,7 +37,7 @@ from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
-from tltasks.tasks.text.prompting import SUFFIXES, positions, set_language, tokenizer_key
+from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, positions, set_language, token_counts, tokenizer_key
 
 Plan = StagePlan[TextModel, UnlabelledTextData, TextObjectiveStage]
 FEWEST_TOKENS = 2
@@ -94,11 +94,7 @@ class TextPretraining(
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """The share of texts that are longer than what is read of them at once."""
-        found = {}
-        for name, split in encoded.items():
-            sizes = np.asarray(split.rows.with_format("numpy")["tokens"][:])
-            found[name] = {"texts_cut_share": float((sizes > self._room).mean())}
-        return found
+        return cut_shares(encoded, self._room)
 
     @property
     def _room(self) -> int:
@@ -152,8 +148,7 @@ class TextPretraining(
         return {"ids": ids, "tokens": [len(row) for row in ids], "error": faults}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
-        sizes = np.asarray(rows.with_format("numpy")["tokens"][:])
-        lengths: list[int] = (np.minimum(sizes, self._room) + len(self.objective.frame)).tolist()
+        lengths: list[int] = (np.minimum(token_counts(rows), self._room) + len(self.objective.frame)).tolist()
         return lengths
 
     def collate(self, columns: Columns, *, epoch: int) -> Batch:
@@ -162,9 +157,8 @@ class TextPretraining(
         ]
         batch = self._collate(texts, epoch, columns["row"])
         if epoch == EVALUATION:  # the text as it is, for features
-            whole = [self.objective.frame(ids).tolist() for ids in texts]
-            batch["whole_ids"] = torch.from_numpy(padded(whole, fill=self._pad))
-            batch["whole_seen"] = torch.from_numpy(padded([[1] * len(ids) for ids in whole], fill=0))
+            whole = padded_inputs([self.objective.frame(ids) for ids in texts], pad=self._pad)
+            batch |= {"whole_ids": whole["input_ids"], "whole_seen": whole["attention_mask"]}
         return batch
 
     def _stretch(self, ids: Ids, epoch: int, row: int) -> Ids:
@@ -188,11 +182,8 @@ class TextPretraining(
             whole = [read for read, _ in drawn]
             packed = self.packs and epoch != EVALUATION
             return packed_batch([ids[:1] for ids in whole], [ids[1:] for ids in whole], together=packed)
-        return {
-            "input_ids": torch.from_numpy(padded([read.tolist() for read, _ in drawn], fill=self._pad)),
-            "attention_mask": torch.from_numpy(padded([[1] * len(read) for read, _ in drawn], fill=0)),
-            "labels": torch.from_numpy(padded([wanted.tolist() for _, wanted in drawn], fill=IGNORED)),
-        }
+        read, wanted = zip(*drawn, strict=True)
+        return {**padded_inputs(read, pad=self._pad), "labels": padded(wanted, fill=IGNORED)}
 
     # --------------------------------------------------------------------------------------- step
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import datasets
+import numpy as np
+from numpy.typing import NDArray
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.tasks.text import Generation, TextData, TextModel
+from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.metrics.rouge import sentence_ends
 from tltasks.models.loading import open_tokenizer
@@ -227,6 +231,18 @@ def _closing(tokenizer: PreTrainedTokenizerBase, end: int) -> tuple[int, ...]:
     """Ids that an encoder-decoder's tokenizer puts behind the text of a target, from the end token on."""
     ids: Ids = tokenizer(text_target="", verbose=False)["input_ids"]
     return tuple(ids[ids.index(end) :]) if end in ids else (end,)
+
+
+def token_counts(rows: datasets.Dataset) -> NDArray[np.int64]:
+    """The column `tokens` of encoded rows."""
+    counts: NDArray[np.int64] = np.asarray(rows.with_format("numpy")["tokens"][:])
+    return counts
+
+
+def cut_shares(encoded: Mapping[str, EncodedSplit], most: int) -> dict[str, dict[str, float]]:
+    """The share of each split's texts that have more than so many tokens, as `data_checks` has it."""
+    shares = {name: float((token_counts(split.rows) > most).mean()) for name, split in encoded.items()}
+    return {name: {"texts_cut_share": share} for name, share in shares.items()}
 
 
 def set_language(tokenizer: PreTrainedTokenizerBase, language: str | None, *, display_name: str) -> None:

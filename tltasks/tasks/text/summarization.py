@@ -21,7 +21,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_text, generator
-from tltasks.data.packing import packed_batch, padded
+from tltasks.data.packing import packed_batch, padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import RecipeError
 from tltasks.metrics import extractiveness, rouge
@@ -34,6 +34,7 @@ from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.prompting import SUFFIXES, TextFormat, open_format, own_limits, stored_task
 
+Plan = StagePlan[TextModel, TextData, TextStage]
 PIECES_AT_ONCE = 16
 """Pieces in a pass of one document that is longer than the model reads at once."""
 SHOWN_EXAMPLES = 3
@@ -74,14 +75,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     # ------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(
-        cls,
-        plan: StagePlan[TextModel, TextData, TextStage],
-        splits: dict[str, Split],
-        source: Checkpoint,
-        *,
-        seed: int,
-    ) -> Self:
+    def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         if plan.kind.weights == "checkpoint" and plan.kind.head == "new":
             raise RecipeError(
                 f"stage {plan.name}: `{plan.stage.stage}` puts a new head on a checkpoint, and a summariser's head is "
@@ -233,16 +227,11 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
     def _asked(self, documents: Sequence[Sequence[int]]) -> Batch:
         """A batch to generate summaries from; a decoder goes on from its right end, so its padding is at the left."""
-        left = not self.form.encoder_decoder
-        seen = [[1] * len(ids) for ids in documents]
-        return {
-            "input_ids": torch.from_numpy(padded(documents, fill=self.form.pad, left=left)),
-            "attention_mask": torch.from_numpy(padded(seen, fill=0, left=left)),
-        }
+        return padded_inputs(documents, pad=self.form.pad, left=not self.form.encoder_decoder)
 
     def _collate(self, documents: Sequence[Sequence[int]], summaries: Sequence[Sequence[int]]) -> Batch:
         if self.form.encoder_decoder:
-            return {**self._asked(documents), "labels": torch.from_numpy(padded(summaries, fill=IGNORED))}
+            return {**self._asked(documents), "labels": padded(summaries, fill=IGNORED)}
         prompts, answers = ([np.array(ids, dtype=np.int64) for ids in rows] for rows in (documents, summaries))
         return packed_batch(prompts, answers, together=self.packs)
 

@@ -199,7 +199,7 @@ def test_the_baseline_of_a_fitted_encoder_hears_its_own_window(spoken: Path, tmp
     assert task.recogniser.window_seconds == 2
     built = task.build(plan.kind)
     assert built.model.config.max_source_positions == 100
-    assert built.provenance["interpolated"] == ["model.encoder.embed_positions.weight"]
+    assert built.provenance.interpolated == ["model.encoder.embed_positions.weight"]
     plain = task.as_pretrained()
     assert plain.recogniser.window_seconds == 4
     assert plain.build(plan.kind).model.config.max_source_positions == 200
