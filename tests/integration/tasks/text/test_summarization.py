@@ -67,11 +67,10 @@ class PreparedStage:
         return self.task.collate_train(self.rows, list(range(n_rows)), epoch=0)
 
     def with_lora(self, rank: int = 4) -> torch.nn.Module:
-        recipe = load_recipe(self.recipe._folder / f"{Path(self.plan.model.name).name}.yaml")
         task, model = self.task, self.task.build(self.plan.kind).model
         return adapt(
             model,
-            recipe.stages[0].adapt,
+            self.recipe.stages[0].adapt,
             new_head=self.plan.kind.head == "new",
             head=task.head(model),
             targets=task.lora_targets(model),
