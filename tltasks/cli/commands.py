@@ -522,7 +522,8 @@ def push(
 
     from tltasks.hub import client
     from tltasks.hub.results_plan import plan_results
-    from tltasks.reports.model_card import card_for_repo
+    from tltasks.reports.model_card import render_card
+    from tltasks.results.result import RunResult
 
     with contextlib.ExitStack() as stack:
         model = None
@@ -532,13 +533,18 @@ def push(
             model = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tltasks-")))
             code = bool(recipe.model and recipe.model.trust_remote_code)
             write_merged(load_saved_model(str(output), trust_remote_code=code), model)
-        card = card_for_repo(output, recipe, name, merged=model is not None)
-        plan = plan_results(output, plan_run(recipe), card=card, model=model)
+        run = plan_run(recipe)
+
+        def card(result: RunResult) -> str:
+            return render_card(result, run, adapter=result.best.weights.adapter and model is None, repo=name)
+
+        plan = plan_results(output, run, card=card, model=model)
         if dry_run:
             print(f"would send to {name} ({'private' if private else 'public'}):")  # noqa: T201
             for file in plan.files:
                 print(f"  {file.size:>12,}  {file.path}")  # noqa: T201
-            print(f"\n{card}")  # noqa: T201
+            (page,) = (file.content for file in plan.files if file.path == "README.md")
+            print(f"\n{page.decode() if isinstance(page, bytes) else ''}")  # noqa: T201
             return
         receipt = client.push(plan, name, private=private, pull_request=publication.pr, force=publication.force)
     _say_published(receipt.url, publication)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,7 @@ def plan_results(
     run: RunPlan,
     result: RunResult | None = None,
     *,
-    card: str | None = None,
+    card: Callable[[RunResult], str] | None = None,
     model: Path | None = None,
 ) -> UploadPlan:
     """Plan the push of a results folder, with another card and another folder in place of its model/ where given.
@@ -50,7 +51,7 @@ def plan_results(
     # PEFT writes a README.md of its own beside an adapter (peft 0.21, peft_model.py, save_pretrained): the card wins.
     sources |= {name: output / name for name in BESIDE_MODEL}
     if card is not None:
-        sources["README.md"] = card.encode()
+        sources["README.md"] = card(result).encode()
     if evaluation := _evaluation_results(result, run):
         sources[EVALUATION] = evaluation
     return UploadPlan(

@@ -15,6 +15,7 @@ import datasets
 import huggingface_hub.constants
 import numpy as np
 
+from tltasks.config.recipe import plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.data.loading import load_splits
 from tltasks.data.splits import Split
@@ -24,7 +25,7 @@ from tltasks.hub.saved_model import SavedModel, load_saved_model, resolve_checkp
 from tltasks.inference.inputs import Item
 from tltasks.inference.predictor import Output, Predictor
 from tltasks.reports.formatting import show_interval, show_number, words
-from tltasks.reports.model_card import card_for_repo
+from tltasks.reports.model_card import render_card
 from tltasks.results.comparison import compare_headline
 from tltasks.results.result import RunResult, load_result
 from tltasks.runtime import devices
@@ -107,11 +108,13 @@ class Demo:
 
     def card(self) -> str | None:
         """The run's model card without front matter and title, in Markdown; None where there is no run."""
-        run, recipe = self.saved.run, self.saved.recipe
-        if run is None or recipe is None:
+        run, recipe, result = self.saved.run, self.saved.recipe, self.result
+        if run is None or recipe is None or result is None:
             return None
-        path = run / "README.md"
-        card = path.read_text(encoding="utf-8") if path.is_file() else card_for_repo(run, recipe, self.title)
+        if (run / "README.md").is_file():
+            card = (run / "README.md").read_text(encoding="utf-8")
+        else:
+            card = render_card(result, plan_run(recipe), adapter=result.best.weights.adapter, repo=self.title)
         return re.sub(r"\A(---\n.*?\n---\n)?\s*(# [^\n]*\n)?", "", card, count=1, flags=re.DOTALL).strip()
 
     def examples(self, folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from tltasks.config.adaptation import Adapt, Head
 from tltasks.config.data import BUILDERS, Source
 from tltasks.config.loading import recipe_text
 from tltasks.config.model import FROZEN_TRANSFORMER
-from tltasks.config.recipe import Emissions, Recipe, RunPlan, as_written, is_on_hub, plan_run, shareable
+from tltasks.config.recipe import Emissions, RunPlan, as_written, is_on_hub, shareable
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks import TASKS
 from tltasks.reports.formatting import is_number
@@ -31,7 +31,7 @@ from tltasks.results.comparison import (
     compare_with_before,
     describe_forgetting,
 )
-from tltasks.results.result import RunResult, StageResult, load_result
+from tltasks.results.result import RunResult, StageResult
 
 METHODS = {
     "full": "all weights",
@@ -47,16 +47,6 @@ METHODS = {
 
 Metrics = dict[str, dict[str, Any]]
 """What a template says of each metric: its name, and its name on the Hub."""
-
-
-def card_for_repo(output: Path, recipe: Recipe, repo: str, *, merged: bool = False) -> str:
-    """The card of a finished results folder, for a repository that need not be the recipe's.
-
-    `merged` says that the weights of an adapter are published together with its base.
-    """
-    result = load_result(output / "result.json")
-    adapter = result.best.weights.adapter and not merged
-    return render_card(result, plan_run(recipe), adapter=adapter, repo=repo)
 
 
 def render_card(result: RunResult, plan: RunPlan, *, adapter: bool, repo: str | None) -> str:

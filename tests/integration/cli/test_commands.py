@@ -297,6 +297,15 @@ def test_mistakes_are_one_message_on_standard_error(
     assert "Traceback" not in shown.err
 
 
+def test_a_run_that_has_not_finished_is_not_pushed(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(recipe.parent / "out" / "recipe.yaml", BASE)
+    monkeypatch.chdir(recipe.parent)
+    assert main(["push", "out", "--repo", "a/b"]) == RAISED
+    assert "error: out: not a finished results folder; it lacks README.md, result.json," in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("raised", "status", "shown"),
     [

@@ -138,7 +138,13 @@ def do_push(
     retries: RetryPolicy = QUICK,
     **options: bool,
 ) -> PushReceipt:
-    return push(plan_results(output, RUN, card=card), repo, endpoint=server.url, retries=retries, **options)
+    return push(
+        plan_results(output, RUN, card=None if card is None else lambda result: card),
+        repo,
+        endpoint=server.url,
+        retries=retries,
+        **options,
+    )
 
 
 def refused(act: Callable[[], object]) -> str:

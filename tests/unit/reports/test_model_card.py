@@ -16,9 +16,9 @@ from tests.tiny.results import HUB_RECIPE, plan_of, result_of, score, split, sta
 from tltasks.config.recipe import Emissions
 from tltasks.config.stage import UnlabelledStage
 from tltasks.config.tasks import TASKS
-from tltasks.reports.model_card import card_for_repo, render_card
+from tltasks.reports.model_card import render_card
 from tltasks.reports.templates import card_environment, clean
-from tltasks.results.result import RunResult, Score, StageResult
+from tltasks.results.result import RunResult, Score, StageResult, load_result
 
 SNAPSHOTS = Path(__file__).parents[2] / "snapshots"
 
@@ -336,7 +336,7 @@ def test_numbers_that_are_not_finite_are_dashes_and_never_in_the_front_matter(tm
     best.values.update(ece=float("nan"), macro_f1=float("inf"))
     result = result_of(stage({"test": best}))
     result.save(tmp_path / "result.json")
-    card = card_for_repo(tmp_path, plan_of(tmp_path).recipe, "ada/x")
+    card = render_card(load_result(tmp_path / "result.json"), plan_of(tmp_path), adapter=True, repo="ada/x")
     assert card == render_card(result, plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "nan" not in card.lower().replace("finance", "")
     assert "| **0.900** (– to –) |" in card
