@@ -24,8 +24,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.exceptions import UnusedCliTokensError
 
 from tltasks import __version__
-from tltasks.errors import Interrupted, RecipeError, TltasksError, TrainingError
-from tltasks.runtime.startup import without_collection
+from tltasks.errors import DataError, Interrupted, RecipeError, TltasksError, TrainingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +59,17 @@ def _check_task(_: object, tag: str | None) -> None:
         raise ValueError(f"Choose from {', '.join(supervised_tasks())}.")
 
 
+def _check_model(_: object, name: str) -> None:
+    from tltasks.config.model import is_folder
+
+    is_folder(name)
+
+
+def _check_folder(_: object, folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(f"push-data {folder}: not a folder.")
+
+
 def _count(_: object, tokens: Sequence[Token]) -> int:
     text = tokens[0].value
     if not text.isdecimal() or int(text) < 1:  # by itself the library rounds 2.5 to 2
@@ -73,7 +83,10 @@ Overrides = Annotated[
     Parameter(name="--set", metavar="KEY=VALUE", help="override a key, e.g. stages.0.epochs=1; may be repeated"),
 ]
 Output = Annotated[Path | None, Parameter(metavar="FOLDER", help="results folder, instead of the one that is named")]
-Model = Annotated[str, Parameter(name="OUTPUT_OR_HUB_ID", help="results folder, folder with a model, or Hub id")]
+Model = Annotated[
+    str,
+    Parameter(name="OUTPUT_OR_HUB_ID", validator=_check_model, help="results folder, folder with a model, or Hub id"),
+]
 TopK = Annotated[int, Parameter(metavar="N", converter=_count, help="classes to name, the likeliest first")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="unset: as the run's recipe says")]
 Repo = Annotated[str | None, Parameter(metavar="USER/NAME", help="instead of the recipe's hub.repo")]
@@ -159,6 +172,9 @@ def run(
 ) -> int:
     """Train, evaluate, and write a results folder."""
     from tltasks.config.loading import load_recipe
+    from tltasks.config.recipe import plan_run
+    from tltasks.runs.refusals import refuse_at_once, refuse_occupied
+    from tltasks.runtime.startup import without_collection
 
     if recipe is None:
         raise RecipeError("run: name one recipe, as `tltasks run RECIPE`. `tltasks recipes` lists those at hand.")
@@ -166,19 +182,22 @@ def run(
     if check:
         _say(f"{recipe}: in order")
         return 0
-    folder = Path(os.path.expanduser(output or resolved.output))  # noqa: PTH111 - no such user is no error
-
+    plan = plan_run(resolved, output)
+    refuse_at_once(plan, push=push)
+    if not dry_run:
+        refuse_occupied(plan.output, plan.sha256, resume=resume)
     with without_collection():
         from tltasks.runs import story
 
     try:
         if dry_run:
-            story.dry_run(resolved, output=folder, push=push)
+            story.dry_run(resolved, output=plan.output, push=push)
         else:
-            story.run(resolved, output=folder, resume=resume, push=push)
+            story.run(resolved, output=plan.output, resume=resume, push=push)
     except Interrupted as stop:
-        again = [str(recipe), *(word for change in overrides for word in ("--set", change)), "--output", str(folder)]
-        _say(f"{stop}; its state is saved. Go on with: tltasks run {shlex.join(again)} --resume")
+        again = ["run", str(recipe), *(word for change in overrides for word in ("--set", change))]
+        again += ["--output", str(plan.output), "--resume"]
+        _say(f"{stop}; its state is saved. Go on with: tltasks {shlex.join(again)}")
         return INTERRUPTED
     return 0
 
@@ -552,7 +571,9 @@ def push(
 
 @app.command(group=PUBLISH)
 def push_data(
-    folder: Annotated[Path, Parameter(help="a folder for each class, or with a metadata file")],
+    folder: Annotated[
+        Path, Parameter(validator=_check_folder, help="a folder for each class, or with a metadata file")
+    ],
     /,
     *,
     repo: Annotated[str, Parameter(metavar="USER/NAME", help="name of the data set on the Hub")],

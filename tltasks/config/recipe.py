@@ -185,7 +185,7 @@ def plan_run(recipe: Recipe, output: Path | None = None) -> RunPlan:
             )
         )
     # os.path: a user who does not exist is no error
-    folder = output or Path(os.path.expanduser(recipe.output))  # noqa: PTH111
+    folder = Path(os.path.expanduser(output or recipe.output))  # noqa: PTH111
     return RunPlan(recipe, recipe_sha256(recipe), folder, stages)
 
 

@@ -117,8 +117,6 @@ def push_dataset(
 
 def read_folder(folder: Path) -> MediaFolder:
     """Look at every file; raises DataError for a folder that holds neither images nor recordings."""
-    if not folder.is_dir():
-        raise DataError(f"push-data {folder}: not a folder.")
     kind = _find_kind(folder)
     builder = f"{kind}folder"
     try:

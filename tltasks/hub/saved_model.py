@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import nn
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from tltasks.config.loading import load_recipe
-from tltasks.config.model import Checkpoint
+from tltasks.config.model import HUB_ID, Checkpoint, is_folder
 from tltasks.config.recipe import Recipe, is_on_hub, plan_run
 from tltasks.config.stage import STAGES, StagePlan
 from tltasks.config.tasks import TASKS, supervised_tasks
@@ -34,7 +33,6 @@ from tltasks.tasks.base import TaskBase
 
 MERGED = Path(constants.HF_HOME) / "tltasks" / "merged"
 """Adapters with their bases, by content."""
-_REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -112,12 +110,7 @@ def write_merged(saved: SavedModel, folder: Path) -> None:
 def _locate(name: str, *, revision: str, trust_remote_code: bool) -> tuple[Path, Path | None]:
     """The folder with the weights, and that with the run's recipe and result, where there is one."""
     place = Path(name).expanduser()
-    if not place.is_dir():
-        if place.exists() or not _REPOSITORY.fullmatch(name):
-            raise RecipeError(
-                f"model {name}: {'is a file' if place.exists() else 'not found'}; name a run's results folder, a "
-                "folder with a model, or a Hub id such as user/name."
-            )
+    if not is_folder(name):
         pulled = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
         folder, run = pulled, pulled
     elif (place / "recipe.yaml").is_file() and not (place / "config.json").is_file() and not _is_adapter(place):
@@ -149,7 +142,7 @@ def _find_base(folder: Path, *, display_name: str, trust_remote_code: bool) -> C
         raise CheckpointError(f"model {display_name}: its adapter_config.json names no base model.")
     place = Path(name)
     if not place.is_dir():
-        if not _REPOSITORY.fullmatch(name):
+        if not HUB_ID.fullmatch(name):
             raise CheckpointError(f"model {display_name}: is an adapter for {name}, which is not there.")
         place = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
     return Checkpoint(str(place), revision, trust_remote_code, display_name=name)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tltasks.config.loading import write_recipe
 from tltasks.config.recipe import Recipe, RunPlan, plan_run
-from tltasks.errors import RecipeError
 from tltasks.hub import client
 from tltasks.hub.results_plan import plan_results
 from tltasks.reports import html, model_card
@@ -15,13 +14,13 @@ from tltasks.reports.console import show_checks, show_plan, show_result
 from tltasks.results.result import Headline, ReportExample, RunResult, StageMeasurement, StageResult
 from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runs.context import DECIDING, Context, PreparedStage, on_main_process, open_context, sole_writer
-from tltasks.runs.output_folder import refuse_occupied
 from tltasks.runs.prepare import prepare_stages
+from tltasks.runs.refusals import refuse_at_once, refuse_occupied
 from tltasks.runs.stage import FinishedStage, measure_stage, run_stage
 from tltasks.runtime import devices
 from tltasks.runtime.files import write_text
 from tltasks.runtime.precision import check_architecture
-from tltasks.training.tracking import check_trackers, read_metrics
+from tltasks.training.tracking import read_metrics
 
 
 def run(
@@ -44,7 +43,7 @@ def run(
     """
     # ------------------------------------------------------------------------------------- resolve
     plan = plan_run(recipe, None if output is None else Path(output))
-    _refuse_at_once(plan, push=push)
+    refuse_at_once(plan, push=push)
     state = devices.init_distributed()
     on_main_process(state, lambda: _refuse(plan, resume=resume, push=push))
     context = replace(open_context(plan, state), on_step=on_step, on_evaluation=on_evaluation)
@@ -82,7 +81,7 @@ def dry_run(recipe: Recipe, *, output: Path | str | None = None, push: bool = Fa
     Raises a TltasksError for whatever the user can mend.
     """
     plan = plan_run(recipe, None if output is None else Path(output))
-    _refuse_at_once(plan, push=push)
+    refuse_at_once(plan, push=push)
     context = open_context(plan, devices.init_distributed())
     measured = [measure_stage(context, stage) for stage in _prepare(context)]
     show_plan(context.console, measured, plan.output)
@@ -102,13 +101,6 @@ def measure_stages(plan: RunPlan) -> list[StageMeasurement]:
 
 
 # ------------------------------------------------------------------------------------------ its parts
-
-
-def _refuse_at_once(plan: RunPlan, *, push: bool) -> None:
-    """Refuse what needs neither devices nor files to be seen."""
-    check_trackers(list(plan.recipe.trackers))
-    if push and plan.recipe.hub.repo is None:
-        raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
 
 
 def _refuse(plan: RunPlan, *, resume: bool, push: bool) -> None:

@@ -9,7 +9,7 @@ from tests.unit.config.test_recipe import BASE
 from tltasks.config.loading import load_recipe, write_recipe
 from tltasks.config.recipe import recipe_sha256
 from tltasks.errors import RecipeError
-from tltasks.runs.output_folder import refuse_occupied
+from tltasks.runs.refusals import refuse_occupied
 from tltasks.runtime.files import locked, whole_folder, write_json, write_text
 
 

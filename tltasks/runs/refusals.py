@@ -1,12 +1,20 @@
-"""The results folder of a run, looked at before anything is loaded."""
+"""Refusals of a run before anything heavy is imported."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tltasks.config.loading import load_recipe
-from tltasks.config.recipe import recipe_sha256
+from tltasks.config.recipe import RunPlan, recipe_sha256
 from tltasks.errors import RecipeError
+from tltasks.training.tracking import check_trackers
+
+
+def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
+    """Raise RecipeError for what neither devices nor files have to be looked at for."""
+    check_trackers(list(plan.recipe.trackers))
+    if push and plan.recipe.hub.repo is None:
+        raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
 
 
 def refuse_occupied(output: Path, sha256: str, *, resume: bool) -> None:
