@@ -5,8 +5,8 @@ A kind is a row: where its weights come from, what happens to the head, what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Generic, Literal
 
 from pydantic import BeforeValidator, Field
@@ -360,6 +360,8 @@ class TaskSpec:
     """transformers' lists of the classes that serve it, in its modeling_auto.py."""
     own_models: frozenset[str] = frozenset()
     """This package's classes that serve it."""
+    baseline_names: Mapping[str, str] = field(default_factory=dict)
+    """Names in a sentence of its own baselines, where theirs in result.json do not say what they are."""
 
     @property
     def card_template(self) -> str:

@@ -23,7 +23,7 @@ NAMES = {
     "not_interpolated": "the fine-tuned weights before interpolation",
     "token_frequencies": "guessing by how often each token comes up in these texts",
 }
-"""Baselines whose name in result.json does not say what they are."""
+"""Baselines, of several tasks each, whose own name does not say what they are."""
 
 Verdict = Literal["better", "worse", "unclear"]
 
@@ -44,17 +44,14 @@ class Comparison:
     split: str
     against: str
     """Baseline, such as `majority_class` or `stage_pretrain`; or test set."""
+    name: str
+    """The same in a sentence."""
     ours: Score
     theirs: Score
     gain: float
     """NaN where a score is."""
     ci95: Interval
     """Of the gain; NaN where it was not computed."""
-
-    @property
-    def name(self) -> str:
-        """The other's name in a sentence."""
-        return baseline_name(self.against)
 
     @property
     def is_known(self) -> bool:
@@ -145,7 +142,8 @@ def _compare(
     sign = 1 if stage.higher_is_better else -1
     low, high = sorted(sign * end for end in difference)
     gain = sign * (ours.value - theirs.values.get(ours.headline, float("nan")))
-    return Comparison(split, against, ours, theirs, gain, (low, high))
+    name = stage.baseline_names.get(against) or baseline_name(against)
+    return Comparison(split, against, name, ours, theirs, gain, (low, high))
 
 
 # ----------------------------------------------------------------------------------------------- wording

@@ -196,6 +196,8 @@ class StageResult:
     lineage: list[Ancestor] = field(default_factory=list)
     """The stages that its weights went through before, the first one first."""
     robustness: Robustness | None = None
+    baseline_names: dict[str, str] = field(default_factory=dict)
+    """Names in a sentence of baselines whose own do not say what they are."""
 
     def to_json(self) -> str:
         return _STAGE.dump_json(self, indent=1, warnings=False).decode() + "\n"

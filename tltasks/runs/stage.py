@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tltasks.config.model import Checkpoint
+from tltasks.config.tasks import TASKS
 from tltasks.data.batching import steps_per_epoch
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import adapt, count_parameters
@@ -105,6 +106,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         training=_describe_training(context, stage, progress, fit, interpolation) if trains else None,
         robustness=robustness,
         lineage=lineage_after(earlier[-1], context.plan.sha256) if plan.continues else stage.lineage,
+        baseline_names=dict(TASKS[plan.task].baseline_names),
     )
     if context.writes:
         write_text(folder / "result.json", result.to_json())

@@ -134,6 +134,29 @@ def written(**weights: Any) -> StageResult:
     )
 
 
+TOPICS_RECIPE = """
+task: text-classification
+model: {name: sentence-transformers/all-MiniLM-L6-v2}
+data: {name: fancyzhx/ag_news, splits: {validation: 0.1}}
+stages:
+  - {stage: transfer, epochs: 1, batch_size: 32, learning_rate: 1e-3, adapt: {lora: {}}}
+output: outputs/topics
+hub: {repo: ada/topics, license: apache-2.0, language: [en]}
+"""
+
+
+def sorted_texts() -> StageResult:
+    made = stage({"test": score(0.91, ["World", "Sports", "Business", "Sci/Tech"])})
+    beside = {"tfidf": {"test": score(0.89, difference=(0.012, 0.028))}}
+    weights = dataclasses.replace(
+        made.weights, name="sentence-transformers/all-MiniLM-L6-v2", model_type="bert", settings={"max_tokens": 256}
+    )
+    names = dict(TASKS["text-classification"].baseline_names)
+    return dataclasses.replace(
+        made, task="text-classification", baselines=beside, baseline_names=names, weights=weights
+    )
+
+
 MASKED_RECIPE = """
 task: masked-image-modeling
 model: {name: facebook/vit-mae-base}
@@ -234,6 +257,10 @@ def printed(task: str, folder: Path, *, adapter: bool = True) -> str:
         return continued(task, folder)
     if task == "image-classification":
         return render_card(usual(), plan_of(folder), adapter=adapter, repo="ada/vit-cifar10-lora")
+    if task == "text-classification":
+        return render_card(
+            result_of(sorted_texts()), plan_of(folder, TOPICS_RECIPE), adapter=adapter, repo="ada/topics"
+        )
     if task == "masked-image-modeling":
         return render_card(pretrained(), plan_of(folder, MASKED_RECIPE), adapter=False, repo="ada/mae-cifar10")
     if task == "summarization":

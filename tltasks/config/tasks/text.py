@@ -154,6 +154,7 @@ TASKS = (
         stage=LabelledTextStage,
         input=TEXT,
         auto_mappings=("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",),
+        baseline_names={"tfidf": "logistic regression on the words of the training texts (TF-IDF of words and pairs)"},
     ),
     TaskSpec(
         tag="text-denoising",
