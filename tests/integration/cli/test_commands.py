@@ -252,13 +252,19 @@ def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixtu
         ),
         ("run r.yaml --output new --push", "error: --push: the recipe names no hub.repo"),
         ("run r.yaml --set trackers=[trackio]", "error: trackers: trackio not installed"),
+        ("compare nowhere.yaml", "error: nowhere.yaml: not found"),
+        ("compare e.yaml --set seedz=[0]", "error: 1 mistake in the experiment; nothing was loaded."),
+        ("rank e.yaml --set axes.m.a={seed:1}", "error: 1 mistake in the experiment; nothing was loaded."),
+        ("tune nowhere.yaml", "error: nowhere.yaml: not found"),
+        ("range-test r.yaml --set seed=x --output o", "error: 1 mistake in the recipe; nothing was loaded."),
     ],
 )
 def test_mistakes_are_told_before_anything_heavy_is_imported(arguments: str, expected: str, recipe: Path) -> None:
     """Whose import takes seconds."""
     write(recipe.parent / "out" / "something.txt", "mine")
+    write(recipe.parent / "e.yaml", "recipe: r.yaml\naxes: {m: {a: {seed: 1}}}\noutput: e\n")
     ended = started("-c", IMPORTED.replace("sys.argv[1:]", repr(arguments.split())), cwd=recipe.parent)
-    said, modules = ended.stderr.splitlines()
+    said, *_, modules = ended.stderr.splitlines()
     assert expected in said
     assert not HEAVY & set(json.loads(modules)[0])
 
