@@ -9,7 +9,7 @@ from rich.table import Table
 
 from tltasks.reports.formatting import show_duration
 from tltasks.results.comparison import compare_headline
-from tltasks.results.result import RunResult, Score, StageMeasurement
+from tltasks.results.result import RunResult, StageMeasurement
 
 
 def show_result(console: Console, result: RunResult, output: Path) -> None:
@@ -22,7 +22,7 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
         scores = list(stage.metrics.values())
         headline = scores[0].headline
         table.add_row(headline, *(f"{score.values[headline]:.3f}" for score in scores), style="bold")
-        table.add_row("  95 % interval", *(_interval(score) for score in scores))
+        table.add_row("  95 % interval", *("{:.3f} to {:.3f}".format(*score.ci95) for score in scores))
         for name, by_split in stage.baselines.items():
             beside = (by_split[split].values[headline] if split in by_split else None for split in stage.metrics)
             table.add_row(f"  baseline: {name}", *("" if value is None else f"{value:.3f}" for value in beside))
@@ -39,10 +39,6 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
         console.print(f"  {comparison.sentence}", soft_wrap=True)
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)
     console.print(f"model    {output / 'model'}", soft_wrap=True)
-
-
-def _interval(score: Score) -> str:
-    return f"{score.ci95[0]:.3f} to {score.ci95[1]:.3f}"
 
 
 def show_checks(console: Console, stage: str, checks: dict[str, dict[str, float]]) -> None:

@@ -78,7 +78,6 @@ def _about_stage(result: RunResult, plan: RunPlan, own: StagePlan) -> dict[str, 
         "shifts": compare_test_sets(stage, split),
         "forgotten": [describe_forgetting(it) for it in compare_with_before(result, stage)],
         "trust": ", trust_remote_code=True" if lineage[0].model.trust_remote_code else "",
-        "timm": stage.weights.model_type == "timm_wrapper",
     }
 
 
@@ -86,20 +85,14 @@ def _about_run(result: RunResult, plan: RunPlan) -> dict[str, object]:
     """Variables of the template: all stages, what they were computed with, and how to repeat it."""
     recipe, shared, stated = plan.recipe, shareable(plan.recipe), plan.recipe.hub.emissions
     return {
-        "headline": result.headline,
-        "stages": result.stages,
+        "result": result,
+        "recipe": recipe,
         "bases": [_base(it, result) for it in plan.stages],
         "methods": [_method(it) for it in plan.stages],
-        "hardware": result.hardware,
-        "total_seconds": sum(it.seconds for it in result.stages),
         "stated": stated,
         "grams": None if stated is None else _grams(stated, result),
-        "versions": result.versions,
-        "recipe_sha256": result.recipe_sha256,
         "recipe_block": fenced(recipe_text(shared), "yaml"),
         "shortened": shared != as_written(recipe),
-        "seed": recipe.seed,
-        "license": recipe.hub.license,
     }
 
 

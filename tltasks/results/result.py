@@ -311,18 +311,10 @@ class RunResult:
 
 _STAGE = TypeAdapter(StageResult)
 _RUN = TypeAdapter(RunResult)
-_EXAMPLES = TypeAdapter(list[ReportExample])
+EXAMPLES = TypeAdapter(list[ReportExample])
+"""Examples as JSON, and back."""
 
 
 def load_result(path: Path) -> RunResult:
     """Read result.json of a results folder. Raises ValueError for a file that holds no result."""
     return _RUN.validate_json(path.read_bytes())
-
-
-def examples_to_json(examples: list[ReportExample]) -> str:
-    return _EXAMPLES.dump_json(examples, indent=1).decode() + "\n"
-
-
-def examples_from_json(text: str | bytes) -> list[ReportExample]:
-    """Raises ValueError for a text that holds no examples."""
-    return _EXAMPLES.validate_json(text)

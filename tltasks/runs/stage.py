@@ -25,6 +25,7 @@ from tltasks.data.batching import steps_per_epoch
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import adapt, count_parameters
 from tltasks.results.result import (
+    EXAMPLES,
     Interpolation,
     Provenance,
     ReportExample,
@@ -34,8 +35,6 @@ from tltasks.results.result import (
     StageMeasurement,
     StageResult,
     TrainingSummary,
-    examples_from_json,
-    examples_to_json,
     lineage_after,
 )
 from tltasks.runs.baselines import ROW_SCORES, baseline_predictions, scores_of_earlier_stages
@@ -123,7 +122,7 @@ def _read_finished(context: Context, stage: PreparedStage, folder: Path) -> Fini
             f"output {context.plan.output}: stage {result.name} was carried out on other data than there is now "
             f"({', '.join(changed)}). Name another folder with --output."
         )
-    return FinishedStage(result, examples_from_json((folder / "examples.json").read_bytes()))
+    return FinishedStage(result, EXAMPLES.validate_json((folder / "examples.json").read_bytes()))
 
 
 def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
@@ -166,28 +165,22 @@ def _train(
     context: Context, stage: PreparedStage, built: BuiltModel[TaskBase]
 ) -> tuple[nn.Module, Progress, Fit | None]:
     """The model after the loop, or after a probe's fit; as it was built where nothing is trained."""
-    if stage.plan.kind.cached:
-        progress, fit = _probe(context, stage, built.model)
+    plan, task = stage.plan, stage.task
+    if plan.kind.cached:
+        own_head, workers = task.head(built.model), context.workers(plan)
+        progress, fit = fit_probe(
+            context.accelerator, task, built.model, own_head, plan.stage, stage.encoded, workers=workers
+        )
+        context.say(
+            plan,
+            f"fitted the head to {progress.examples:,} rows of features in {progress.seconds:.1f} s "
+            f"(l2 {fit.l2:g}, {fit.iterations} iterations)",
+        )
         return built.model, progress, fit
-    if not stage.plan.kind.trains:
+    if not plan.kind.trains:
         return built.model, Progress(), None
     model, head = adapt_model(stage, built)
     return model, _loop(context, stage, model, head), None
-
-
-def _probe(context: Context, stage: PreparedStage, model: nn.Module) -> tuple[Progress, Fit]:
-    """Fit the head to the frozen rest's features."""
-    plan, task = stage.plan, stage.task
-    workers = context.workers(plan)
-    progress, fit = fit_probe(
-        context.accelerator, task, model, task.head(model), plan.stage, stage.encoded, workers=workers
-    )
-    context.say(
-        plan,
-        f"fitted the head to {progress.examples:,} rows of features in {progress.seconds:.1f} s "
-        f"(l2 {fit.l2:g}, {fit.iterations} iterations)",
-    )
-    return progress, fit
 
 
 def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.Module, tuple[str, ...]]:
@@ -410,7 +403,7 @@ def _score(
             write_predictions(path, task, rows, predicted, references)
         if context.writes and len(scores) == 1:
             examples = task.report_examples(rows, predicted, references)
-            write_text(folder / "examples.json", examples_to_json(examples))
+            write_text(folder / "examples.json", EXAMPLES.dump_json(examples, indent=1).decode())
     if context.writes:
         save_file(row_scores, folder / ROW_SCORES)
     return scores, beside | scores_of_earlier_stages(context, stage, row_scores, earlier), examples

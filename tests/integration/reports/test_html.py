@@ -16,3 +16,9 @@ def test_no_torch_no_pyplot_and_no_changed_settings() -> None:
     root = Path(__file__).parents[3]
     output = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
     assert output == "[]\n"
+
+
+def test_what_a_terminal_shows_needs_no_figures() -> None:
+    code = "import sys, tltasks.reports; print(sorted({'matplotlib', 'torch', 'pandas'} & set(sys.modules)))"
+    root = Path(__file__).parents[3]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True).stdout == "[]\n"

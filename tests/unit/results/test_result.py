@@ -9,13 +9,12 @@ import pytest
 
 from tests.tiny.results import result_of, score, stage, usual
 from tltasks.results.result import (
+    EXAMPLES,
     Interpolation,
     ReportExample,
     RunResult,
     Score,
     StageResult,
-    examples_from_json,
-    examples_to_json,
     load_result,
 )
 
@@ -53,7 +52,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_examples_are_read_back_with_their_bytes() -> None:
     examples = [ReportExample("image", "a", "b", b"\x89PNG\x00"), ReportExample("audio", "c", "d", b"")]
-    assert examples_from_json(examples_to_json(examples)) == examples
+    assert EXAMPLES.validate_json(EXAMPLES.dump_json(examples)) == examples
 
 
 def test_the_best_stage_is_the_headlines() -> None:
