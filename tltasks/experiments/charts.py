@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from tltasks.reports.charts import BLUE, GREY, ORANGE, chart, png, svg
+from tltasks.reports.charts import BLUE, GREY, ORANGE, chart
 from tltasks.reports.formatting import words
 
 SIZE = 5.0, 4.0
@@ -30,12 +30,6 @@ class Picture:
     name: str
     alt: str
     figure: Figure
-
-    def svg(self) -> str:
-        return svg(self.figure)
-
-    def png(self) -> bytes:
-        return png(self.figure)
 
 
 Point = tuple[float, float, float, float]

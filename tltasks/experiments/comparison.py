@@ -16,7 +16,7 @@ from tltasks.config.recipe import plan_run
 from tltasks.errors import DataError
 from tltasks.experiments.analysis import CellScore, Findings, analyse
 from tltasks.experiments.contents import plan_trials
-from tltasks.experiments.execution import Workers, run_on_ray, run_trials
+from tltasks.experiments.execution import Workers, carry_out, run_on_ray
 from tltasks.experiments.experiment import Experiment, Given, load_experiment, read_source
 from tltasks.experiments.report import (
     Layout,
@@ -37,6 +37,7 @@ from tltasks.experiments.trials import (
     results_folder,
     to_do,
 )
+from tltasks.reports.charts import png
 from tltasks.reports.formatting import show_duration
 from tltasks.runs.story import measure_stages
 from tltasks.runtime.files import write_json, write_text
@@ -113,10 +114,11 @@ def compare(
         left = to_do(progress.planned)
         show_plan(console, ExperimentPlan(progress.planned))
         try:
-            if workers is None:
-                run_trials(left, output, keep_weights=design.keep_weights, on_end=progress.take)
-            else:
+            if workers is not None:
                 run_on_ray(left, output, keep_weights=design.keep_weights, workers=workers, on_end=progress.take)
+                left = []
+            for item in left:
+                progress.take(item, carry_out(item, output, keep_weights=design.keep_weights))
         finally:
             if records := finished(progress.planned):
                 unfinished = {item.id for item in to_do(progress.planned)} - progress.failed.keys()
@@ -211,9 +213,9 @@ def show_plan(console: Console, plan: ExperimentPlan, *, dry_run: bool = False) 
     if dry_run:
         rows = []
         for axis in plan.trials[0].trial.levels:
-            counts = Counter(item.trial.levels[axis] for item in plan.trials)
-            finished = Counter(item.trial.levels[axis] for item in plan.trials if item.record is not None)
-            rows += [[axis, level, f"{n:,}", f"{finished[level]:,}"] for level, n in counts.items()]
+            levels = [item.trial.levels[axis] for item in plan.trials]
+            done = Counter(record.levels[axis] for record in finished(plan.trials))
+            rows += [[axis, level, f"{n:,}", f"{done[level]:,}"] for level, n in Counter(levels).items()]
         title = "plan (nothing was trained or written)"
         console.print(text_table(title, ["axis", "level"], ["trials", "finished"], rows))
     if left and plan.seconds is not None:
@@ -234,7 +236,7 @@ def write_results(experiment: Experiment, result: ComparisonResult, output: Path
     shutil.rmtree(output / "figures", ignore_errors=True)
     (output / "figures").mkdir()
     for picture in (picture for section in pictures.values() for picture in section):
-        (output / "figures" / f"{picture.name}.png").write_bytes(picture.png())
+        (output / "figures" / f"{picture.name}.png").write_bytes(png(picture.figure))
     write_page(
         output / "report.html",
         "experiment.html.jinja",

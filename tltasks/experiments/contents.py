@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ REPOSITORIES = {"model": "model", "metrics": "space"}
 
 def plan_trials(trials: Iterable[Trial], output: Path) -> list[PlannedTrial]:
     """Identify every trial by its content and look it up among those that are finished."""
-    contents, code = Contents(output / "contents.json"), code_versions()
+    contents = Contents(output / "contents.json")
+    code = {"tltasks": __version__, **{package: version(package) for package in CODE}}
     planned = []
     for trial in trials:
         inputs = contents.of(trial.recipe)
@@ -43,17 +44,6 @@ def plan_trials(trials: Iterable[Trial], output: Path) -> list[PlannedTrial]:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def code_versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    found = {"tltasks": __version__}
-    for package in CODE:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 class Contents:

@@ -44,33 +44,18 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 """Environment variable by which Ray itself finds a cluster."""
 
 
-def run_trials(
-    trials: list[PlannedTrial],
-    output: Path,
-    *,
-    keep_weights: bool,
-    on_end: Callable[[PlannedTrial, Outcome], None],
-) -> None:
-    """Carry out trials; one that fails is handed to `on_end` as a Failure and the next one goes on.
-
-    A trial that an earlier process was killed in goes on from its last checkpoint. Raises Interrupted when the process
-    is told to stop; what is finished is kept.
-    """
-    for item in trials:
-        on_end(item, carry_out(item, output, keep_weights=keep_weights))
-
-
 def carry_out(
     item: PlannedTrial, output: Path, *, keep_weights: bool, on_evaluation: OnEvaluation | None = None
 ) -> Outcome:
     """Carry out one trial: its record, or why there is none.
 
-    Raises Interrupted or KeyboardInterrupt when the process is told to stop.
+    One that an earlier process was killed in goes on from its last checkpoint. Raises Interrupted or KeyboardInterrupt
+    when the process is told to stop; what is finished is kept.
     """
     write_journal(output, item.id, "begun")
     started = time.perf_counter()
     try:
-        with _log_file(output / "logs" / f"{item.id}.log"):
+        with log_file(output / "logs" / f"{item.id}.log"):
             result = _run(item, output, on_evaluation)
     except (Interrupted, KeyboardInterrupt):
         write_journal(output, item.id, "interrupted")
@@ -107,7 +92,7 @@ def _run(item: PlannedTrial, output: Path, on_evaluation: OnEvaluation | None) -
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[None]:
+def log_file(path: Path) -> Iterator[None]:
     """Send what a trial has to say into a file of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file, redirect_stderr(file), redirect_stdout(file):

@@ -15,6 +15,7 @@ from tltasks.experiments.analysis import CellScore, ControlComparison, Findings
 from tltasks.experiments.charts import Lines, Picture, draw_curve, draw_front, draw_heat_map
 from tltasks.experiments.experiment import Experiment
 from tltasks.experiments.trials import Levels
+from tltasks.reports.charts import svg
 from tltasks.reports.formatting import words
 from tltasks.reports.templates import page_environment
 
@@ -121,7 +122,7 @@ def _heat_maps(experiment: Experiment, findings: Findings, layout: Layout) -> It
 def write_page(path: Path, template: str, **values: object) -> None:
     """Write a page from a template of this folder. The same values give the same bytes."""
     environment = page_environment(Path(__file__).parent)
-    environment.filters |= {"levels": show_levels, "needed": show_needed, "p": show_p}
+    environment.filters |= {"levels": show_levels, "needed": show_needed, "p": show_p, "svg": svg}
     path.write_text(environment.get_template(template).render(values), encoding="utf-8")
 
 

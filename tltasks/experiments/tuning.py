@@ -20,7 +20,7 @@ from tltasks.config.loading import Overrides, recipe_text
 from tltasks.errors import DataError, Interrupted, RecipeError
 from tltasks.experiments.charts import Picture, draw_by_key, draw_progress
 from tltasks.experiments.contents import plan_trials
-from tltasks.experiments.execution import carry_out
+from tltasks.experiments.execution import carry_out, log_file
 from tltasks.experiments.experiment import Given, read_source
 from tltasks.experiments.report import text_table, write_page
 from tltasks.experiments.search_space import BaseRecipe, Choice, Range, Search, Settings, Value, load_search
@@ -136,6 +136,7 @@ def tune(
         if result is None or result.best is None:
             first = study.trials()[0].message
             raise DataError(f"no trial could be finished; the first: {first}\nLogs are in {output}/logs.")
+        console.print(f"testing the best; logs are in {output}/logs", soft_wrap=True, markup=False)
         result = write(_test(base, result.trials[0], result.best, output))
     show_result(console, result, output)
     return result
@@ -222,14 +223,11 @@ class SearchStudy:
             if cut.number == number and cut.state.name == "RUNNING":
                 return optuna.Trial(self.study, cut._trial_id), list(cut.intermediate_values.values())
         # Each trial has a sampler of its own, so that a search that was stopped goes on as it would have.
-        seed, samplers = (
-            int(np.random.SeedSequence((self.search.seed, number)).generate_state(1)[0]),
-            optuna.samplers,
-        )
+        seed = int(np.random.SeedSequence((self.search.seed, number)).generate_state(1)[0])
         self.study.sampler = (
-            samplers.TPESampler(seed=seed, n_startup_trials=self.search.startup_trials)
+            optuna.samplers.TPESampler(seed=seed, n_startup_trials=self.search.startup_trials)
             if self.search.sampler == "tpe"
-            else samplers.RandomSampler(seed=seed)
+            else optuna.samplers.RandomSampler(seed=seed)
         )
         return self.study.ask(), []
 
@@ -278,7 +276,8 @@ def _test(base: BaseRecipe, own: SearchTrial, best: SearchTrial, output: Path) -
         if trial.state == "failed":
             continue
         write_journal(output, name, "tested")
-        found[name] = run(recipe, output=output / name, resume=True).headline
+        with log_file(output / "logs" / f"{name}.log"):
+            found[name] = run(recipe, output=output / name, resume=True).headline
     return found
 
 

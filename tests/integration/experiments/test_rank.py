@@ -9,6 +9,7 @@ from scipy import stats
 
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
+from tltasks.experiments import rank
 from tltasks.experiments.ranking import mean_tau
 from tltasks.experiments.transferability import ESTIMATORS
 from tltasks.training import evaluation
@@ -74,6 +75,11 @@ def test_candidates_are_judged_before_and_after_they_are_measured(
     assert "weighted Kendall" in capsys.readouterr().err
     assert len(set(measured.values())) > 1
     assert {one["estimator"] for one in after["agreement"]} == set(ESTIMATORS)
+
+    result = rank(experiment)
+    assert capsys.readouterr().err == "", "a value, and nothing is told"
+    assert result.to_pandas()["measured_fine-tuning"].tolist() == list(measured.values())
+    assert result._repr_html_().count("<table") == 2
 
 
 def test_without_candidates_there_is_nothing_to_rank(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.errors import RecipeError
-from tltasks.experiments import tuning
+from tltasks.experiments import tune, tuning
 from tltasks.experiments.search_space import load_search
 
 SEARCH = """\
@@ -80,6 +80,21 @@ def test_the_recipes_own_setting_is_the_first_and_the_best_wins(finished: Path) 
     assert chosen.stages[0].learning_rate == best["settings"]["stages.0.learning_rate"]
     assert chosen.stages[0].batch_size == best["settings"]["stages.0.batch_size"]
     assert all(0 <= trial["settings"]["stages.0.weight_decay"] <= 0.1 for trial in found)
+
+
+def test_in_python_it_is_a_value(finished: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = tune(write(place, finished))
+    assert capsys.readouterr().err == "", "all is there, and nothing is told unless a console is given"
+    assert result.best is not None
+    assert result.best.settings == load_recipe_settings(finished)
+    assert len(result.to_pandas()) == 7
+    assert {"trial", "state", "value", "stages.0.batch_size"} <= set(result.to_pandas())
+    assert "the best setting: accuracy" in result._repr_html_()
+
+
+def load_recipe_settings(output: Path) -> dict[str, Any]:
+    stage = load_recipe(output / "best.yaml", check_files=False).stages[0]
+    return {f"stages.0.{key}": getattr(stage, key) for key in ("learning_rate", "batch_size", "weight_decay")}
 
 
 def test_the_test_set_is_looked_at_after_the_search_alone(finished: Path) -> None:
