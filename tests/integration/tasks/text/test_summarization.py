@@ -347,7 +347,7 @@ def test_prompt_and_summary_are_the_conversation_of_the_template(tmp_path: Path,
     made.chat_template = template
     made.save_pretrained(tmp_path)
     config = transformers.LlamaConfig(max_position_embeddings=512)
-    data = TextData(name="json", max_document_tokens=400)
+    data = TextData(name="user/documents", max_document_tokens=400)
     form = open_format(Checkpoint(str(tmp_path), display_name="m"), config, TextModel(name="m"), data)
     said = [
         {"role": "user", "content": "Summarize the following text.\n\nthe cats"},
