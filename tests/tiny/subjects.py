@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests.tiny import images, speech, texts
+from tests.tiny import images, speech, texts, topics
 from tltasks.config.stage import UnlabelledStage
 from tltasks.config.tasks import TASKS
 
@@ -131,6 +131,10 @@ SUBJECTS: dict[str, Subject] = {
         "speech-pretraining", speech.save_objective, speech.save_data, ("csv", "csv"),
         data={"columns": {"label": "text"}},
         stage={"mask": {"mask_time_prob": 0.4, "mask_time_length": 4}, "negatives": 5},
+    ),
+    "bert": Subject(
+        "text-classification", topics.save_model, lambda f: topics.save_data(f, rows=24), ("json", "jsonl"), "transfer",
+        data={"max_tokens": 96}, stage={"adapt": "full"},
     ),
     "t5": _summaries("t5"),
     "gpt2": _summaries("gpt2"),
