@@ -30,16 +30,16 @@ def pack(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
 
 
 def packed_batch(
-    prompts: Sequence[NDArray[np.int64]], summaries: Sequence[NDArray[np.int64]], *, together: bool
+    prompts: Sequence[NDArray[np.int64]], summaries: Sequence[NDArray[np.int64]], *, packed: bool
 ) -> dict[str, Tensor]:
     """Rows of examples [rows, longest example]: `input_ids`, `labels`, `position_ids` and `segments`.
 
     Label i is what follows token i, and -100 but for the summary. Segments number the examples of a row from 1; 0 is
-    padding. Without `together` each example has a row of its own.
+    padding. Without `packed` each example has a row of its own.
     """
     lengths = [len(prompt) + len(summary) for prompt, summary in zip(prompts, summaries, strict=True)]
     width = max(lengths)
-    rows = pack(lengths, capacity=width) if together else [[i] for i in range(len(lengths))]
+    rows = pack(lengths, capacity=width) if packed else [[i] for i in range(len(lengths))]
     batch = {
         "input_ids": np.zeros((len(rows), width), dtype=np.int64),
         "labels": np.full((len(rows), width), -100, dtype=np.int64),

@@ -91,7 +91,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
             config = wrap_for_images(config, plan.model, plan.stage, plan.kind, display_name=source.display_name)
         by_text = plan.kind.head == "kept" and is_contrastive(config)
         if by_text:
-            class_names = _told_classes(splits, found, plan.data.class_names, config, source)
+            class_names = _named_classes(splits, found, plan.data.class_names, config, source)
             config.update({PROMPTS_KEY: plan.model.prompts or saved_prompts(config) or PROMPTS})
         elif plan.kind.head == "kept":
             class_names = list(config.id2label.values())
@@ -248,7 +248,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
         return to_png(read_pixels(rows[[row]])[0])
 
 
-def _told_classes(
+def _named_classes(
     splits: dict[str, Split],
     found: ClassCounts,
     class_names: list[str] | None,

@@ -51,8 +51,8 @@ class MaskedImageModeling(
             raise RecipeError(f"model.as: {plan.model.as_} is for image-classification; {cls.tag} has no such model.")
         config = read_image_config(MaskedAutoencoder.auto_class, plan, source)
         preprocessing = open_preprocessing(source, config, image_size=plan.model.image_size)
-        size, shown = preprocessing.size, source.display_name
-        objective = choose_objective(config, plan.stage.mask, image_size=size, display_name=shown)
+        size, name = preprocessing.size, source.display_name
+        objective = choose_objective(config, plan.stage.mask, image_size=size, display_name=name)
         for key, value in objective.settings().items():
             setattr(config, key, value)
         return cls(plan, source, config, seed, preprocessing, objective)

@@ -57,12 +57,12 @@ class PromptClassifier:
     @classmethod
     def open(cls, source: Checkpoint, config: PretrainedConfig, class_names: list[str]) -> PromptClassifier:
         """By the prompts of `config`; raises CheckpointError for a tokenizer that cannot tell the classes apart."""
-        shown = source.display_name
+        name = source.display_name
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
         except (OSError, ValueError, ImportError) as error:
             raise CheckpointError(
-                f"model {shown}: naming classes by text needs its tokenizer, which cannot be loaded "
+                f"model {name}: naming classes by text needs its tokenizer, which cannot be loaded "
                 f"({first_line(error)}). Put its tokenizer files beside the weights."
             ) from error
         read: dict[tuple[int, ...], str] = {}
@@ -76,7 +76,7 @@ class PromptClassifier:
                     else f"nothing in {class_name}"
                 )
                 raise CheckpointError(
-                    f"model {shown}: its tokenizer reads {other}. Are its tokenizer files beside the weights, and the "
+                    f"model {name}: its tokenizer reads {other}. Are its tokenizer files beside the weights, and the "
                     "names of classes in its language? See data.class_names."
                 )
             read[tokens] = class_name

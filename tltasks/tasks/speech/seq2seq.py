@@ -86,14 +86,14 @@ class SequenceRecogniser(Recogniser):
         """As the recipe's `keys` say; decoding `as_saved` where they leave it, for a checkpoint that is only used."""
         extractor, tokenizer = open_feature_extractor(source), open_tokenizer(source, hint=TOKENIZER_HINT)
         generation = _open_generation(source, config)
-        language, speech_task, shown = keys.language, keys.speech_task, source.display_name
+        language, speech_task, name = keys.language, keys.speech_task, source.display_name
         if as_saved:
             own = str(getattr(generation, "language", None) or "").strip("<|>")
             language, speech_task = language or own or None, speech_task or getattr(generation, "task", None)
         else:
             generation.num_beams = keys.beams
         if config.model_type == "whisper":
-            _set_language(generation, language, speech_task, trains=trains, display_name=shown)
+            _set_language(generation, language, speech_task, trains=trains, display_name=name)
             prompt = _whisper_prompt(generation, config)
         else:
             if language or speech_task:
@@ -103,12 +103,12 @@ class SequenceRecogniser(Recogniser):
             prompt = (int(generation.decoder_start_token_id or config.decoder_start_token_id),)
         if window is not None and window > _window_of(config):
             raise CheckpointError(
-                f"model {shown}: its encoder takes {_window_of(config):g} s; audio_window cannot be {window} s."
+                f"model {name}: its encoder takes {_window_of(config):g} s; audio_window cannot be {window} s."
             )
         drop_no_layers(config)
         # SpecAugment is ours: the model's draws from numpy's global state (transformers 5.24, modeling_whisper.py).
         config.apply_spec_augment = False
-        return cls(config, extractor, tokenizer, shown, generation, prompt, window)
+        return cls(config, extractor, tokenizer, name, generation, prompt, window)
 
     # --------------------------------------------------------------------------------------- shape
 

@@ -42,8 +42,8 @@ from tltasks.tasks.classes import (
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, positions, token_counts, tokenizer_key
 
 Plan = StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage]
-TOLD_CLASSES = "tltasks_told_classes"
-"""Key of a saved configuration with the classes that the checkpoint was told, and how."""
+ZERO_SHOT_CLASSES = "zero_shot_classes"
+"""Key of a saved configuration with the classes that the checkpoint was zero_shot, and how."""
 ONNX_USAGE = """import numpy as np
 import onnxruntime
 from transformers import AutoConfig, AutoTokenizer
@@ -59,7 +59,7 @@ print(names[int(logits[0].argmax())])
 
 
 @dataclass(frozen=True)
-class ToldClasses:
+class ZeroShotClasses:
     """Classes that a checkpoint is told by name, without a head that was trained for them.
 
     By entailment a text is the premise and the name of each class a hypothesis, as in Yin et al.,
@@ -87,7 +87,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
-    told: ToldClasses | None = None
+    zero_shot: ZeroShotClasses | None = None
     untrained: tuple[str, ...] = ()
     """Modules below the head that the checkpoint has no weights for, as a pooler; they are part of a new head."""
 
@@ -98,18 +98,20 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         found = count_classes(splits, plan.data.class_names)
         config, tokenizer = open_config(source), open_tokenizer(source)
         if plan.kind.head == "new":
-            class_names, told = train_classes(splits["train"], found["train"], plan.data.class_names), None
+            class_names, zero_shot = train_classes(splits["train"], found["train"], plan.data.class_names), None
             check_same_classes(class_names, found, splits)
             relabel(config, class_names)
         else:
             data_classes = classes_of(splits, found, plan.data.class_names) if splits else None
-            class_names, told = _kept_classes(config, plan.model, data_classes, source)
+            class_names, zero_shot = _kept_classes(config, plan.model, data_classes, source)
             check_kept_head(class_names, found, splits, source)
-        _check_architecture(config, told, source)
+        _check_architecture(config, zero_shot, source)
         if tokenizer.pad_token_id is None:  # decoders have none; the head looks for the last token before padding
             tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
-        return cls(plan, source, config, seed, class_names, tokenizer, _room(config, tokenizer, plan, splits), told)
+        return cls(
+            plan, source, config, seed, class_names, tokenizer, _room(config, tokenizer, plan, splits), zero_shot
+        )
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """How many texts are longer than what is read of them."""
@@ -119,21 +121,25 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     @property
     def auto_class(self) -> ModelLoader:
-        by_words = self.told is not None and self.told.by == "words"
+        by_words = self.zero_shot is not None and self.zero_shot.by == "words"
         loader: ModelLoader = AutoModelForCausalLM if by_words else AutoModelForSequenceClassification
         return loader
 
     @property
     def settings(self) -> dict[str, object]:
         about: dict[str, object] = {"max_tokens": self.max_tokens}
-        return about if self.told is None else {**about, "told_by": self.told.by, "template": self.told.template}
+        return (
+            about
+            if self.zero_shot is None
+            else {**about, "zero_shot_by": self.zero_shot.by, "template": self.zero_shot.template}
+        )
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
         missing = {name.rpartition(".")[0] for name in built.provenance.newly_initialised if ".pooler." in name}
         return replace(built, task=replace(self, untrained=tuple(sorted(missing))))
 
     def head(self, model: nn.Module) -> list[str]:
-        if self.told is not None:
+        if self.zero_shot is not None:
             return []
         plain = unwrap_model(model)
         beside = [name for name, _ in plain.named_children() if name != plain.base_model_prefix]
@@ -184,7 +190,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         sizes = np.minimum(token_counts(rows), self.max_tokens)
-        times = 1 if self.told is None else len(self.class_names)
+        times = 1 if self.zero_shot is None else len(self.class_names)
         lengths: list[int] = (sizes * times).tolist()
         return lengths
 
@@ -192,18 +198,18 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         columns = rows.select_columns(["text", "ids", "label"])[list(indices)]
         batch = (
             padded_inputs(columns["ids"], pad=self.config.pad_token_id)
-            if self.told is None
-            else self._pairs(columns["text"], self.told)
+            if self.zero_shot is None
+            else self._pairs(columns["text"], self.zero_shot)
         )
         return {**batch, "labels": torch.tensor(columns["label"])}
 
     def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         return self.collate_eval(rows, indices)
 
-    def _pairs(self, texts: Sequence[str], told: ToldClasses) -> Batch:
+    def _pairs(self, texts: Sequence[str], zero_shot: ZeroShotClasses) -> Batch:
         """Every text with every class, [texts × classes, tokens]; texts are cut, never what is said of the class."""
-        if told.by == "entailment":
-            hypotheses = [told.template.format(words) for words in told.words]
+        if zero_shot.by == "entailment":
+            hypotheses = [zero_shot.template.format(words) for words in zero_shot.words]
             pairs = [(text, hypothesis) for text in texts for hypothesis in hypotheses]
             encoded = self.tokenizer(
                 [text for text, _ in pairs],
@@ -215,10 +221,10 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
                 return_tensors="pt",
             )
             return dict(encoded)
-        answers = [self.tokenizer(f" {words}", add_special_tokens=False)["input_ids"] for words in told.words]
+        answers = [self.tokenizer(f" {words}", add_special_tokens=False)["input_ids"] for words in zero_shot.words]
         before, after = (
             self.tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
-            for part in told.template.split("{text}")
+            for part in zero_shot.template.split("{text}")
         )
         room = self.max_tokens - len(before) - len(after) - max(map(len, answers))
         read = [ids[:room] for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
@@ -232,10 +238,10 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = {name: values for name, values in batch.items() if name not in {"labels", "asked"}}
         logits: Tensor = model(**inputs).logits.float()
-        if self.told is None:
+        if self.zero_shot is None:
             return logits
-        if self.told.by == "entailment":
-            return logits[:, self.told.entailment].view(-1, len(self.class_names))
+        if self.zero_shot.by == "entailment":
+            return logits[:, self.zero_shot.entailment].view(-1, len(self.class_names))
         chosen = batch["input_ids"][:, 1:, None]
         log_likelihood = logits[:, :-1].log_softmax(-1).gather(2, chosen).squeeze(2)
         asked = batch["asked"][:, 1:]
@@ -254,7 +260,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     def onnx_input(self) -> OnnxInput | None:
         """Token ids; what is padding follows from them."""
-        if self.told is not None:
+        if self.zero_shot is not None:
             return None
         pad = int(self.config.pad_token_id)
 
@@ -289,20 +295,20 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
 def _kept_classes(
     config: PretrainedConfig, keys: LabelledTextModel, data_classes: list[str] | None, source: Checkpoint
-) -> tuple[list[str], ToldClasses | None]:
+) -> tuple[list[str], ZeroShotClasses | None]:
     """The classes of a checkpoint's own head; or of the data, and how it is told them, where it has no head for them.
 
     A checkpoint that was told its classes before keeps these where there are no data.
     """
-    if data_classes is None and (saved := getattr(config, TOLD_CLASSES, None)):
-        return saved["classes"], ToldClasses(**{key: value for key, value in saved.items() if key != "classes"})
+    if data_classes is None and (saved := getattr(config, ZERO_SHOT_CLASSES, None)):
+        return saved["classes"], ZeroShotClasses(**{key: value for key, value in saved.items() if key != "classes"})
     has_head = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     own = list(config.id2label.values()) if has_head else []
     if data_classes is not None and not set(data_classes) <= set(own):
-        told = _tell(config, keys, data_classes, has_head=has_head)
-        if told is not None:
-            config.update({TOLD_CLASSES: {"classes": data_classes, **vars(told)}})
-            return data_classes, told
+        zero_shot = _tell(config, keys, data_classes, has_head=has_head)
+        if zero_shot is not None:
+            config.update({ZERO_SHOT_CLASSES: {"classes": data_classes, **vars(zero_shot)}})
+            return data_classes, zero_shot
     if not own:
         raise CheckpointError(
             f"model {source.display_name}: has no head that tells classes; `stage: transfer` puts one on it."
@@ -312,18 +318,22 @@ def _kept_classes(
 
 def _tell(
     config: PretrainedConfig, keys: LabelledTextModel, classes: list[str], *, has_head: bool
-) -> ToldClasses | None:
+) -> ZeroShotClasses | None:
     """How a checkpoint can be told these classes; None where it cannot."""
     words = [keys.label_words.get(name, name.replace("_", " ")) for name in classes]
     if has_head:
         follows = [i for i, name in config.id2label.items() if name.lower().startswith("entail")]
-        return ToldClasses("entailment", keys.hypothesis, words, follows[0]) if follows else None
+        return ZeroShotClasses("entailment", keys.hypothesis, words, follows[0]) if follows else None
     writes = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
-    return ToldClasses("words", keys.prompt, words) if writes else None
+    return ZeroShotClasses("words", keys.prompt, words) if writes else None
 
 
-def _check_architecture(config: PretrainedConfig, told: ToldClasses | None, source: Checkpoint) -> None:
-    loader = AutoModelForCausalLM if told is not None and told.by == "words" else AutoModelForSequenceClassification
+def _check_architecture(config: PretrainedConfig, zero_shot: ZeroShotClasses | None, source: Checkpoint) -> None:
+    loader = (
+        AutoModelForCausalLM
+        if zero_shot is not None and zero_shot.by == "words"
+        else AutoModelForSequenceClassification
+    )
     if type(config) not in loader._model_mapping:
         raise CheckpointError(
             f"model {source.display_name}: transformers has no classifier of texts for {config.model_type}; "

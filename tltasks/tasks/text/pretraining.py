@@ -69,13 +69,13 @@ class TextPretraining(
 
     @classmethod
     def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        config, shown = open_config(source), source.display_name
+        config, name = open_config(source), source.display_name
         tokenizer = open_tokenizer(source)
-        set_language(tokenizer, plan.model.language, display_name=shown)
-        objective = choose_objective(tokenizer, plan.stage, display_name=shown)
+        set_language(tokenizer, plan.model.language, display_name=name)
+        objective = choose_objective(tokenizer, plan.stage, display_name=name)
         if type(config) not in objective.auto_class._model_mapping:
             raise CheckpointError(
-                f"model {shown}: transformers has no {objective.name} for {config.model_type}. Encoder-decoders "
+                f"model {name}: transformers has no {objective.name} for {config.model_type}. Encoder-decoders "
                 "(T5, BART) are for text-denoising, encoders (BERT) for masked-language-modeling, decoders (GPT-2, "
                 "Llama) for causal-language-modeling."
             )
@@ -89,7 +89,7 @@ class TextPretraining(
         if longest is not None:  # RoBERTa's table has two positions that are never used
             longest = min(longest, tokenizer.model_max_length)
         tokens = plan.data.max_tokens if splits else min(plan.data.max_tokens, longest or plan.data.max_tokens)
-        check_room(objective.frame, tokens, longest, display_name=shown)
+        check_room(objective.frame, tokens, longest, display_name=name)
         return cls(plan, source, config, seed, tokenizer, objective, tokens)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
@@ -181,7 +181,7 @@ class TextPretraining(
         if isinstance(self.objective, CausalLanguage):
             whole = [read for read, _ in drawn]
             packed = self.packs and epoch != EVALUATION
-            return packed_batch([ids[:1] for ids in whole], [ids[1:] for ids in whole], together=packed)
+            return packed_batch([ids[:1] for ids in whole], [ids[1:] for ids in whole], packed=packed)
         read, wanted = zip(*drawn, strict=True)
         return {**padded_inputs(read, pad=self._pad), "labels": padded(wanted, fill=IGNORED)}
 

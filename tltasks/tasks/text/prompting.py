@@ -169,12 +169,12 @@ def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, data: TextData) -> TextFormat:
     """The format of a checkpoint, with what the recipe says of it; raises CheckpointError or RecipeError."""
-    tokenizer, shown = open_tokenizer(source), source.display_name
+    tokenizer, name = open_tokenizer(source), source.display_name
     if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"model {shown}: its tokenizer names no end token (eos_token), so no summary would end.")
+        raise CheckpointError(f"model {name}: its tokenizer names no end token (eos_token), so no summary would end.")
     encoder_decoder = bool(config.is_encoder_decoder)
     chat = not encoder_decoder and bool(tokenizer.chat_template)
-    set_language(tokenizer, model.language, display_name=shown)
+    set_language(tokenizer, model.language, display_name=name)
     prompt = model.prompt or _own_prompt(config, chat=chat)
     lead, end = _answer(tokenizer) if chat else (" ", tokenizer.eos_token_id)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
@@ -192,7 +192,7 @@ def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, 
         data.max_summary_tokens,
         data.long_documents == "split",
     )
-    _check_room(made, config, display_name=shown)
+    _check_room(made, config, display_name=name)
     return made
 
 

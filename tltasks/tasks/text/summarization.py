@@ -233,7 +233,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         if self.form.encoder_decoder:
             return {**self._asked(documents), "labels": padded(summaries, fill=IGNORED)}
         prompts, answers = ([np.array(ids, dtype=np.int64) for ids in rows] for rows in (documents, summaries))
-        return packed_batch(prompts, answers, together=self.packs)
+        return packed_batch(prompts, answers, packed=self.packs)
 
     # --------------------------------------------------------------------------------------- step
 
