@@ -19,7 +19,7 @@ from tltasks.config.checks import read_keys
 from tltasks.config.document import DOTTED_KEY, Document, Issue, dotted, list_mistakes
 from tltasks.config.loading import Overrides, open_document, read_recipe
 from tltasks.config.recipe import Recipe
-from tltasks.config.section import FileName, KeyPath, Name, Section
+from tltasks.config.section import Conflict, FileName, KeyPath, Name, Section
 from tltasks.config.yaml_reader import dump, read_text
 from tltasks.errors import RecipeError, did_you_mean
 from tltasks.experiments.trials import Levels, Trial
@@ -71,6 +71,40 @@ class Experiment(Section):
     output: Name
     """Results folder, relative to the working directory."""
 
+    def conflicts(self) -> Iterator[Conflict]:
+        for key in ("domains", "curve", "candidates"):
+            yield from _unknown("axis", getattr(self, key), self.axes, (key,))
+        if self.contrast is not None:
+            yield from _unknown("axis", self.contrast.axis, self.axes, ("contrast", "axis"))
+            for i, control in enumerate(self.contrast.controls):
+                known = self.axes.get(self.contrast.axis, [control])
+                yield from _unknown("level", control, known, ("contrast", "controls", i))
+        for i, combination in enumerate(self.skip):
+            for axis, levels in combination.items():
+                yield from _unknown("axis", axis, self.axes, ("skip", i, axis))
+                for level in _listed(levels):
+                    yield from _unknown("level", level, self.axes.get(axis, [level]), ("skip", i, axis))
+        for axis, level, key in ((a, b, key) for a, levels in self.axes.items() for b in levels for key in levels[b]):
+            if key in RESERVED:
+                yield Conflict(f"{RESERVED[key]}; leave it out", ("axes", axis, level, key))
+            elif not DOTTED_KEY.fullmatch(key):
+                yield Conflict("write recipe keys as `data.shots` or `stages.0.epochs`", ("axes", axis, level, key))
+        if len(set(self.seeds)) < len(self.seeds):
+            yield Conflict("has a seed twice; a trial is carried out once with each", ("seeds",))
+        n_trials = len(self.seeds) * math.prod(map(len, self.axes.values()))
+        if n_trials > MOST_TRIALS:
+            yield Conflict(f"{n_trials:,} trials; an experiment has at most {MOST_TRIALS:,}", ("axes",))
+
+
+def _unknown(kind: str, name: str | None, known: Collection[str], keys: KeyPath) -> Iterator[Conflict]:
+    if name is not None and name not in known:
+        others = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+        yield Conflict(f"no {kind} is called `{name}`{others}", keys)
+
+
+def _listed(levels: str | list[str]) -> list[str]:
+    return levels if isinstance(levels, list) else [levels]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -102,9 +136,7 @@ def load_experiment(given: Given, overrides: Overrides = ()) -> tuple[Experiment
     """
     source = read_source(given, overrides, "experiment")
     experiment, problems = read_keys(Experiment, source.tree)
-    if experiment is not None:
-        problems = sorted(_contradictions(experiment, source.tree), key=lambda problem: problem.location)
-    if experiment is None or problems:
+    if experiment is None:
         raise RecipeError(list_mistakes(problems, "the experiment"))
     trials, problems = _read_trials(experiment, source)
     if problems:
@@ -112,46 +144,6 @@ def load_experiment(given: Given, overrides: Overrides = ()) -> tuple[Experiment
     if not trials:
         raise RecipeError(f"{source.tree.location(('skip',))}  skip: leaves out every trial.")
     return experiment, trials
-
-
-# ------------------------------------------------------------------------------------- contradictions
-
-
-def _contradictions(experiment: Experiment, tree: Document) -> Iterator[Issue]:
-    """Keys that are each in order, but not together."""
-    axes = experiment.axes
-
-    def unknown(keys: KeyPath, kind: str, name: str | None, known: Collection[str]) -> Iterator[Issue]:
-        if name is not None and name not in known:
-            yield tree.issue(keys, f"no {kind} is called `{name}`{did_you_mean(name, known)}", known)
-
-    yield from unknown(("domains",), "axis", experiment.domains, axes)
-    yield from unknown(("curve",), "axis", experiment.curve, axes)
-    yield from unknown(("candidates",), "axis", experiment.candidates, axes)
-    if (contrast := experiment.contrast) is not None:
-        yield from unknown(("contrast", "axis"), "axis", contrast.axis, axes)
-        for i, control in enumerate(contrast.controls):
-            yield from unknown(("contrast", "controls", i), "level", control, axes.get(contrast.axis, [control]))
-    for i, combination in enumerate(experiment.skip):
-        for axis, levels in combination.items():
-            yield from unknown(("skip", i, axis), "axis", axis, axes)
-            for level in _listed(levels):
-                yield from unknown(("skip", i, axis), "level", level, axes.get(axis, [level]))
-    for axis, changes in axes.items():
-        for level, key in ((level, key) for level, keys in changes.items() for key in keys):
-            if key in RESERVED:
-                yield tree.issue(("axes", axis, level, key), f"{RESERVED[key]}; leave it out")
-            elif not DOTTED_KEY.fullmatch(key):
-                yield tree.issue(("axes", axis, level, key), "write recipe keys as `data.shots` or `stages.0.epochs`")
-    if len(set(experiment.seeds)) < len(experiment.seeds):
-        yield tree.issue(("seeds",), "has a seed twice; a trial is carried out once with each")
-    n_trials = len(experiment.seeds) * math.prod(map(len, axes.values()))
-    if n_trials > MOST_TRIALS:
-        yield tree.issue(("axes",), f"{n_trials:,} trials; an experiment has at most {MOST_TRIALS:,}")
-
-
-def _listed(levels: str | list[str]) -> list[str]:
-    return levels if isinstance(levels, list) else [levels]
 
 
 # --------------------------------------------------------------------------------------------- trials

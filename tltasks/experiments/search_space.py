@@ -15,10 +15,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tltasks.config.checks import read_keys
-from tltasks.config.document import Document, Issue, dotted, list_mistakes
+from tltasks.config.document import Document, list_mistakes
 from tltasks.config.loading import Overrides, read_recipe
 from tltasks.config.recipe import Recipe
-from tltasks.config.section import Conflict, KeyPath, Name, PositiveFloat, PositiveInt, Section
+from tltasks.config.section import Conflict, Name, PositiveFloat, PositiveInt, Section
 from tltasks.errors import RecipeError
 from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, read_source
 from tltasks.experiments.trials import Trial
@@ -85,6 +85,11 @@ class Search(Section):
     output: Name
     """Results folder, relative to the working directory."""
 
+    def conflicts(self) -> Iterator[Conflict]:
+        for key in self.space:
+            if key in RESERVED or key.split(".")[0] in {"output", "hub"}:
+                yield Conflict("is no key that a score depends on; leave it out", ("space", key))
+
 
 @dataclass(frozen=True)
 class BaseRecipe:
@@ -134,9 +139,7 @@ def load_search(given: Given, overrides: Overrides = ()) -> tuple[Search, BaseRe
     """Read a search. Raises RecipeError with every mistake in it, or else in its recipe, each with its place."""
     source = read_source(given, overrides, "search")
     search, problems = read_keys(Search, source.tree)
-    if search is not None:
-        problems = sorted(_contradictions(search, source.tree), key=lambda problem: problem.location)
-    if search is None or problems:
+    if search is None:
         raise RecipeError(list_mistakes(problems, "the search"))
     base = BaseRecipe(source.base())
     for settings in ({}, *_corners(search.space)):
@@ -150,13 +153,6 @@ def load_search(given: Given, overrides: Overrides = ()) -> tuple[Search, BaseRe
             "set. Name a split, or a share of the training split such as 0.1."
         ) from error
     return search, base
-
-
-def _contradictions(search: Search, tree: Document) -> Iterator[Issue]:
-    for key in search.space:
-        if key in RESERVED or key.split(".")[0] in {"output", "hub"}:
-            place: KeyPath = ("space", key)
-            yield Issue(tree.location(place), dotted(place), "is no key that a score depends on; leave it out")
 
 
 def _corners(space: Space) -> Iterator[Settings]:
