@@ -59,12 +59,14 @@ _MODULES = {
 """Where each name is defined; the others are errors."""
 
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
-    globals()[name] = value  # asked once
-    return value
+if not TYPE_CHECKING:  # for which an unknown member is a mistake
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+        globals()[name] = value  # asked once
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """Run one recipe: `accelerate launch tltasks/run.py --recipe recipes/vit_cifar10.yaml`.
 
-Also `python -m tltasks.run`, `torchrun tltasks/run.py` and `tltasks run RECIPE`.
+Also `python -m tltasks.run`, `torchrun tltasks/run.py` and `tltasks run RECIPE`. A script, never to be imported: in
+Python `tltasks.run` is the function.
 """
 
 from __future__ import annotations
