@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from tests.hub_server import HubServer
-from tests.tiny import images, speech, texts
+from tests.tiny import images, speech, texts, topics
 from tests.tiny.host import Host
 from tests.tiny.hub import files_of
 from tltasks.config.stage import UnlabelledStage
@@ -53,6 +53,7 @@ BASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "mbart": ("summarization", ("adapter",)),
     "gpt2": ("summarization", ("adapter",)),
     "llama": ("summarization", ("merged",)),
+    "bert": ("text-classification", FORMS),
 }
 """Bases with their task and the forms in which they are published."""
 CASES = [(base, form) for base, (_, forms) in BASES.items() for form in forms]
@@ -61,6 +62,8 @@ CASES = [(base, form) for base, (_, forms) in BASES.items() for form in forms]
 def save_base(case: Case, folder: Path) -> Path:
     if case.task == "image-classification":
         return images.save_model(folder, case.base)
+    if case.task == "text-classification":
+        return topics.save_model(folder, case.base)
     if case.base in {"bart", "mbart"}:
         if case.base == "bart":
             texts.save_model(folder, case.base)
@@ -92,6 +95,8 @@ def save_data(case: Case, folder: Path) -> Path:
     """Data for the task; returns the file of its test split."""
     if case.task == "image-classification":
         return images.save_data(folder) / "test.parquet"
+    if case.task == "text-classification":
+        return topics.save_data(folder, rows=96) / "test.jsonl"
     if case.task == "summarization":
         return texts.save_data(folder, rows=96, longest=5) / "test.jsonl"
     return speech.save_data(folder, rows=24) / "test.csv"
@@ -106,6 +111,8 @@ def write_recipe(case: Case, folder: Path, data: Path) -> Path:
     }
     if case.task == "image-classification":
         return images.write_recipe(path, base, data, stage=TRANSFER % (12, 5e-3), **top)
+    if case.task == "text-classification":
+        return topics.write_recipe(path, base, data, stage=TRANSFER % (60, 1e-2), **top)
     if case.task == "summarization":
         # Without its guard a model of a hundred steps goes round in circles, near ties at every word.
         keys = ", generation: {no_repeat_ngram_size: 2}" + ", language: en_XX" * (case.base == "mbart")
@@ -124,7 +131,8 @@ def read(path):
     if path.suffix == ".csv":
         rows = csv.DictReader(path.open())
         return [soundfile.read(path.parent / row["audio"], dtype="float32")[0] for row in rows]
-    return [json.loads(line)["document"] for line in path.open()]
+    rows = [json.loads(line) for line in path.open()]
+    return [row.get("document") or row["text"] for row in rows]
 job = json.loads(sys.argv[1])
 printed, (given, after) = io.StringIO(), job["rest"]
 names = {}
@@ -207,7 +215,7 @@ def test_the_code_on_the_card_says_what_the_run_recorded(published: dict[str, Pu
     recorded = item.recorded["prediction"]
     assert len(set(recorded)) > 1, "a model that always says the same would agree with anything"
     assert len(answer["said"]) == len(recorded) >= 6
-    if item.case.task == "image-classification":
+    if item.case.task.endswith("-classification"):
         recorded = [f"{name} {max(p):.3f}" for name, p in zip(recorded, item.recorded["probabilities"], strict=True)]
     # Rows are read one by one here and in padded batches by the run, so a tie between two tokens may fall otherwise.
     differing = [pair for pair in zip(answer["said"], recorded, strict=True) if pair[0] != pair[1]]
@@ -228,4 +236,4 @@ def test_every_task_that_answers_is_here() -> None:
     objectives = {task for task, keys in TASKS.items() if issubclass(keys.stage, UnlabelledStage)}
     assert len(objectives) == 6
     assert {task for task, _ in BASES.values()} == set(TASKS) - objectives
-    assert len(CASES) == 11
+    assert len(CASES) == 13

@@ -67,15 +67,16 @@ def save_data(folder: Path, *, rows: int = 48, seed: int = 0) -> Path:
 
 
 def write_recipe(
-    path: Path, model: Path, data: Path, *, stage: str = "", model_keys: str = "", data_keys: str = ""
+    path: Path, model: Path, data: Path, *, stage: str = "", model_keys: str = "", data_keys: str = "", **top: Any
 ) -> Path:
     """A recipe over `save_model` and `save_data`; `stage` is YAML that replaces the one stage."""
     stage = stage or "{stage: transfer, epochs: 4, batch_size: 8, learning_rate: 1e-2, adapt: full}"
     files = {split: str(data / f"{split}.jsonl") for split in ("train", "validation", "test")}
+    values = {"output": str(path.parent / "output"), "precision": "fp32", **top}
     path.write_text(
         f"task: text-classification\nmodel: {{name: {model}{model_keys}}}\n"
         f"data:\n  name: json\n  files: {json.dumps(files)}\n  splits: {{validation: validation}}\n"
         f"  max_tokens: 96\n{data_keys}stages:\n  - {stage}\n"
-        f"output: {json.dumps(str(path.parent / 'output'))}\nprecision: fp32\n"
+        + "".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items())
     )
     return path
