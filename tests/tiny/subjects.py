@@ -138,10 +138,6 @@ SUBJECTS: dict[str, Subject] = {
     ),
     "t5": _summaries("t5"),
     "gpt2": _summaries("gpt2"),
-    "bert-classifier": Subject(
-        "text-classification", topics.save_model, lambda f: topics.save_data(f, rows=24), ("json", "jsonl"), "transfer",
-        data={"max_tokens": 96}, stage={"adapt": "full"},
-    ),
     "t5-objective": _documents("text-denoising", "t5", mask_ratio=0.3, span_tokens=2),
     "bert-objective": _documents("masked-language-modeling", "bert"),
     "gpt2-objective": _documents("causal-language-modeling", "gpt2"),

@@ -15,7 +15,7 @@ from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe,
 from tltasks.results.result import load_result
 from tltasks.training.tracking import read_metrics
 
-SGD = "{stage: %s, steps: 3, batch_size: 7, learning_rate: 1e-2, optimizer: sgd, keep: last%s}"
+SGD = "{stage: %s, steps: 3, batch_size: 7, learning_rate: 1e-3, optimizer: sgd, max_grad_norm: null, keep: last%s}"
 """Plain SGD, so that equal gradients make equal weights; seven rows leave one process more than the other."""
 AUGMENT = ", augment: {speed: 0.1, gain_db: 3, noise_db: 20, spec_augment: {}}"
 

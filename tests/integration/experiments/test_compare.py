@@ -344,11 +344,11 @@ def test_bookkeeping_is_a_hundredth_of_the_work(finished: Path, place: Path, mon
     progress = comparison.Progress(plan_trials(found, output), comparison.Console(file=io.StringIO()))
     monkeypatch.setattr(execution, "_run", lambda item, output, on_evaluation: None)
     monkeypatch.setattr(execution, "describe_trial", lambda item, run, seconds: dataclasses.replace(record, id=item.id))
-    started = time.perf_counter()
+    started = time.process_time()
     for item in to_do(progress.planned)[:20]:
         progress.take(item, execution.carry_out(item, output, keep_weights=False))
     assert len(list(output.glob("trials/*.json"))) == 20
-    assert (time.perf_counter() - started) / 20 < 0.02
+    assert (time.process_time() - started) / 20 < 0.02
 
 
 # ------------------------------------------------------------------------------------------- report
