@@ -7,34 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.tiny.experiments import write_search
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.errors import RecipeError
 from tltasks.experiments import tune, tuning
-from tltasks.experiments.search_space import load_search
-
-SEARCH = """\
-recipe:
-  task: image-classification
-  model: {{name: vit}}
-  data:
-    name: parquet
-    files: {{train: data/train.parquet, test: data/test.parquet}}
-    splits: {{validation: 0.4}}
-    corruptions: {{kinds: [contrast], severities: [1]}}
-  stages:
-    - {{stage: transfer, epochs: 3, batch_size: 8, learning_rate: 1e-2, keep: last}}
-  precision: fp32
-space:
-  stages.0.learning_rate: {{low: 1e-5, high: 3e-2, log: true}}
-  stages.0.batch_size: [4, 8]
-  stages.0.weight_decay: {{low: 0.0, high: 0.1, step: 0.01}}
-trials: 7
-startup_trials: 3
-warmup_evaluations: 1
-output: {output}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +22,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write(folder: Path, output: Path) -> Path:
-    path = folder / f"{output.name}.yaml"
-    path.write_text(SEARCH.format(output=output))
-    return path
-
-
 def trials(output: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads((output / "result.json").read_text())["trials"]
     return found
@@ -59,7 +30,7 @@ def trials(output: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def finished(place: Path) -> Path:
     output = place / "finished"
-    assert main(["tune", str(write(place, output))]) == 0
+    assert main(["tune", str(write_search(place, output))]) == 0
     return output
 
 
@@ -83,7 +54,7 @@ def test_the_recipes_own_setting_is_the_first_and_the_best_wins(finished: Path) 
 
 
 def test_in_python_it_is_a_value(finished: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = tune(write(place, finished))
+    result = tune(write_search(place, finished))
     assert capsys.readouterr().err == "", "all is there, and nothing is told unless a console is given"
     assert result.best is not None
     assert result.best.settings == load_recipe_settings(finished)
@@ -112,7 +83,7 @@ def test_the_test_set_is_looked_at_after_the_search_alone(finished: Path) -> Non
 
 def test_it_goes_on_as_it_would_have(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = place / "stopped"
-    path = write(place, output)
+    path = write_search(place, output)
     plain, calls = tuning.carry_out, []
 
     def stopping(*arguments: Any, **options: Any) -> Any:
@@ -143,13 +114,13 @@ def test_a_trial_that_fails_does_not_end_the_search(
         return plain(item, *arguments, **options)
 
     monkeypatch.setattr(tuning, "carry_out", failing)
-    path = write(place, tmp_path / "out")
+    path = write_search(place, tmp_path / "out")
     assert main(["tune", str(path), "--set", "trials=3", "--set", "recipe.stages.0.epochs=1"]) == 3
     assert [trial["state"] for trial in trials(tmp_path / "out")].count("failed") == 1
 
 
 def test_a_dry_run_shows_the_space(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tune", str(write(place, tmp_path / "out")), "--dry-run"]) == 0
+    assert main(["tune", str(write_search(place, tmp_path / "out")), "--dry-run"]) == 0
     said = capsys.readouterr().err
     assert "7 trials" in said
     assert "stages.0.batch_size" in said
@@ -157,7 +128,7 @@ def test_a_dry_run_shows_the_space(place: Path, tmp_path: Path, capsys: pytest.C
 
 
 def test_another_search_is_not_mixed_in(finished: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(place, finished)
+    path = write_search(place, finished)
     shutil.copytree(finished, finished.parent / "copy")
     assert main(["tune", str(path), "--output", str(finished.parent / "copy"), "--set", "seed=3"]) == 1
     assert "holds a search in another space" in capsys.readouterr().err
@@ -165,32 +136,3 @@ def test_another_search_is_not_mixed_in(finished: Path, place: Path, capsys: pyt
     (finished.parent / "other" / "thesis.tex").write_text("x")
     assert main(["tune", str(path), "--output", str(finished.parent / "other")]) == 1
     assert "holds no search" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (("low: 1e-5, high: 3e-2, log: true", "low: 1, high: 1"), "`low` 1 is not below `high` 1"),
-        (("low: 1e-5", "low: 0"), "`log` needs numbers above 0"),
-        (("stages.0.batch_size: [4, 8]", "stages.0.batch_sise: [4, 8]"), r"stages\[0\].*batch_sise"),
-        (("stages.0.batch_size: [4, 8]", "stages.0.batch_size: [4, x]"), "batch_size"),
-        (("stages.0.batch_size: [4, 8]", "seed: [1, 2]"), "is no key that a score depends on"),
-        (("validation: 0.4", "validation: null"), "no `data.splits.validation` to choose by"),
-        (("trials: 7", "trails: 7"), "trails"),
-    ],
-)
-def test_mistakes(change: tuple[str, str], said: str, place: Path, tmp_path: Path) -> None:
-    path = write(place, tmp_path / "out")
-    path.write_text(path.read_text().replace(*change))
-    with pytest.raises(RecipeError, match=said):
-        load_search(path)
-
-
-def test_a_trial_has_no_test_set(place: Path, tmp_path: Path) -> None:
-    search, base = load_search(write(place, tmp_path / "out"))
-    trial = base.trial(4, {"stages.0.batch_size": 4})
-    assert trial.recipe.data is not None
-    assert trial.recipe.data.splits.test is None
-    assert getattr(trial.recipe.data, "corruptions", None) is None
-    assert trial.levels == {"trial": "4"}
-    assert search.space.keys() == {"stages.0.learning_rate", "stages.0.batch_size", "stages.0.weight_decay"}

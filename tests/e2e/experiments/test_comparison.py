@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.experiments.test_compare import journal, numbers, place, write_experiment
+from tests.integration.experiments.test_comparison import journal, numbers, place
+from tests.tiny.experiments import write_experiment
 from tests.tiny.host import shared_host
 from tltasks.cli.commands import main
 

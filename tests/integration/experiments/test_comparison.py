@@ -1,4 +1,4 @@
-"""Experiments as a user runs them: strictly read, planned by content, carried out once, whole after any kill."""
+"""Experiments as a user runs them: carried out once, whole after any kill, told in numbers, figures and words."""
 
 import csv
 import dataclasses
@@ -17,46 +17,14 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from tests.tiny.experiments import N_TRIALS, write_experiment
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
-from tltasks.errors import RecipeError, TrainingError
+from tltasks.errors import TrainingError
 from tltasks.experiments import compare, comparison, execution, plan_experiment
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.experiment import load_experiment
 from tltasks.experiments.trials import read_record, to_do
-
-EXPERIMENT = """\
-recipe:
-  task: image-classification
-  model: {{name: vit}}
-  data:
-    name: parquet
-    files: {{train: dark/train.parquet}}
-    splits: {{test: null}}
-    extra_test: {{red: {{files: red/test.parquet}}, dark: {{files: dark/test.parquet}}}}
-  precision: fp32
-axes:
-  source:
-    red: {{data.files: {{train: red/train.parquet}}}}
-  method:
-    scratch: {{stages: [{{stage: pretrain, steps: 2, batch_size: 8, learning_rate: 1e-3, keep: last}}]}}
-    probe: {{stages: [{{stage: probe, l2: 0.1}}]}}
-  shots:
-    "2": {{data.shots: 2}}
-    all:
-seeds: [0, 1]
-contrast: {{axis: method, controls: [scratch]}}
-domains: source
-curve: shots
-output: {output}
-"""
-N_TRIALS = 8
-
-
-def write_experiment(folder: Path, output: Path) -> Path:
-    path = folder / f"{output.name}.yaml"
-    path.write_text(EXPERIMENT.format(output=output))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -87,105 +55,7 @@ def numbers(output: Path) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if name != "training_seconds"} for row in rows]
 
 
-# ------------------------------------------------------------------------------------------ reading
-
-
-def mistakes(place: Path, tmp_path: Path, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as caught:
-        load_experiment(write_experiment(place, tmp_path / "out"), overrides)
-    return str(caught.value)
-
-
-def test_trials_are_recipes_of_every_combination(place: Path, tmp_path: Path) -> None:
-    experiment, found = load_experiment(write_experiment(place, tmp_path / "out"))
-    assert len(found) == N_TRIALS
-    assert [trial.seed for trial in found] == [0] * 4 + [1] * 4
-    assert {trial.recipe.seed for trial in found} == {0, 1}
-    assert found[0].levels == {"source": "red", "method": "scratch", "shots": "2"}
-    assert {trial.recipe.data.shots for trial in found if trial.recipe.data} == {2, None}
-    assert experiment.keep_weights is False
-    fewer = load_experiment(
-        write_experiment(place, tmp_path / "out"),
-        ["skip=[{method: probe, shots: ['2', all]}, {method: scratch, shots: all}]"],
-    )[1]
-    assert [trial.levels["method"] for trial in fewer] == ["scratch"] * 2
-
-
-def test_mistakes_have_their_place(place: Path, tmp_path: Path) -> None:
-    path = write_experiment(place, tmp_path / "out")
-    path.write_text(path.read_text().replace("stage: probe", "stage: prob").replace("learning_rate", "learning_rat"))
-    with pytest.raises(RecipeError) as caught:
-        load_experiment(path)
-    text = str(caught.value)
-    assert f"{path}:14:" in text
-    assert f"{path}:15:" in text
-    assert "did you mean `probe`?" in text
-    assert "did you mean `learning_rate`?" in text
-    assert text.count("learning_rat:") == 1, "once, however many trials have it"
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("domains=sauce", "no axis is called `sauce`; did you mean `source`?"),
-        ("contrast.controls=[scrach]", "no level is called `scrach`; did you mean `scratch`?"),
-        ("axes.shots.all={seed: 3}", "`seeds` lists the seeds of all trials; leave it out"),
-        ("axes.shots.all={stages.3.epochs: 1}", "`stages.3.epochs`: stages has one item, 0; there is no 3"),
-        ("axes.shots.all={data.shoots: 1}", "unknown key; did you mean `shots`?"),
-        ("seeds=[1, 1]", "has a seed twice"),
-        ("skip=[{method: prob}]", "no level is called `prob`; did you mean `probe`?"),
-        ("recipe.data.extra_test.red.files=nowhere.parquet", "there is no file nowhere.parquet"),
-        ("extra=1", "unknown key"),
-    ],
-)
-def test_what_does_not_fit_is_said(place: Path, tmp_path: Path, override: str, said: str) -> None:
-    text = mistakes(place, tmp_path, override)
-    assert said in text
-    assert "--set" in text
-    assert "nothing was loaded" in text
-
-
-def test_a_recipe_of_its_own_file(place: Path, tmp_path: Path) -> None:
-    """Its paths are relative to it, those of the levels to the experiment."""
-    text = EXPERIMENT.format(output=tmp_path / "out")
-    recipe, rest = text.split("axes:\n")
-    (place / "base.yaml").write_text(re.sub("^  ", "", recipe.removeprefix("recipe:\n"), flags=re.MULTILINE))
-    (place / "below").mkdir()
-    path = place / "below" / "own.yaml"
-    path.write_text("recipe: ../base.yaml\naxes:\n" + rest.replace("red/train", "../red/train"))
-    inline = plan_trials(load_experiment(write_experiment(place, tmp_path / "out"))[1], tmp_path)
-    assert [p.id for p in plan_trials(load_experiment(path)[1], tmp_path)] == [p.id for p in inline]
-
-
-# ----------------------------------------------------------------------------------------- planning
-
-
-def test_other_data_weights_or_recipes_are_other_trials(place: Path, tmp_path: Path) -> None:
-    path = write_experiment(place, tmp_path / "out")
-
-    def names(*overrides: str) -> list[str]:
-        return [item.id for item in plan_trials(load_experiment(path, overrides)[1], tmp_path)]
-
-    before = names()
-    assert len(set(before)) == N_TRIALS
-    assert names("output=elsewhere") == before
-    assert not set(names("recipe.data.max_bad_share=0.5")) & set(before)
-    assert set(names("seeds=[1, 2]")) & set(before) == set(before[4:])
-    config = place / "vit" / "config.json"
-    text = config.read_text()
-    config.write_text(text + "\n")
-    assert not set(names()) & set(before), "another checkpoint under the same name"
-    config.write_text(text)
-    assert names() == before
-
-
-def test_a_thousand_trials_are_planned_in_seconds(place: Path, tmp_path: Path) -> None:
-    path = write_experiment(place, tmp_path / "out")
-    started = time.perf_counter()
-    found = load_experiment(path, [f"seeds={list(range(250))}"])[1]
-    planned = plan_trials(found, tmp_path)
-    assert len(to_do(planned)) == 1000
-    assert time.perf_counter() - started < 10
+# ------------------------------------------------------------------------------------- carrying out
 
 
 def test_a_dry_run_says_how_many_how_long_and_how_large(
@@ -197,9 +67,6 @@ def test_a_dry_run_says_how_many_how_long_and_how_large(
     assert "4 trials; 0 finished, 4 to carry out" in said
     assert re.search(r"about \d+.* one after another, with \d+\.\d GiB of memory", said)
     assert not (tmp_path / "out").exists()
-
-
-# -------------------------------------------------------------------------------------- carrying out
 
 
 def test_results_have_every_number(finished: Path) -> None:

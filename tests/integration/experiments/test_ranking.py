@@ -3,14 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.experiments import rank
-from tltasks.experiments.ranking import mean_tau
 from tltasks.experiments.transferability import ESTIMATORS
 from tltasks.training import evaluation
 
@@ -85,16 +82,3 @@ def test_candidates_are_judged_before_and_after_they_are_measured(
 def test_without_candidates_there_is_nothing_to_rank(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rank", str(experiment), "--set", "candidates=null"]) == 2
     assert "needs the key `candidates`" in capsys.readouterr().err
-
-
-def test_tau_is_scipy_s_over_targets() -> None:
-    rng = np.random.default_rng(0)
-    tables = [rng.normal(size=(6, 2)) for _ in range(3)]
-    expected = np.mean([stats.weightedtau(t[:, 0], t[:, 1], rank=None).statistic for t in tables])
-    tau, low, high = mean_tau(tables)
-    assert tau == pytest.approx(expected)
-    assert low < tau < high
-    ordered = np.arange(12.0).reshape(6, 2)
-    assert mean_tau([ordered]) == pytest.approx((1.0, 1.0, 1.0))
-    alike = np.array([[9 - 1e-12 * i, i] for i in range(6)])
-    assert mean_tau([alike])[0] == 0.0, "an estimator that tells nothing apart"
