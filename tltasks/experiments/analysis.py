@@ -101,16 +101,11 @@ class Findings:
             row |= {"seeds": score.seeds, "rows": score.rows, self.metric: score.mean, "low": score.low}
             row |= {"high": score.high, "train_examples": cell.train_examples}
             row |= {"trained_parameters": cell.trained_parameters, "training_seconds": cell.training_seconds}
-            by_control = {one.control: one for one in cell.comparisons}
             for control in self.families:
-                one = by_control.get(control)
-                row |= {
-                    f"gain_over_{control}": one and one.gain.mean,
-                    f"low_over_{control}": one and one.gain.low,
-                    f"high_over_{control}": one and one.gain.high,
-                    f"p_holm_{control}": one and one.p_adjusted,
-                    f"verdict_against_{control}": one and one.verdict,
-                }
+                one = next((one for one in cell.comparisons if one.control == control), None)
+                gain = (one.gain.mean, one.gain.low, one.gain.high, one.p_adjusted, one.verdict) if one else [None] * 5
+                names = ("gain_over", "low_over", "high_over", "p_holm", "verdict_against")
+                row |= {f"{name}_{control}": value for name, value in zip(names, gain, strict=True)}
             rows.append(row)
         return pd.DataFrame(rows)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -41,15 +40,6 @@ from tltasks.training.evaluation import cached_features
 Floats = NDArray[np.float64]
 SAMPLES = 2000
 """Bootstrap samples of the interval of τ."""
-
-
-@dataclass(frozen=True)
-class CandidatePair:
-    """A target, a candidate, and a trial of both."""
-
-    context: Levels
-    candidate: str
-    trial: Trial
 
 
 @dataclass(frozen=True)
@@ -107,9 +97,6 @@ class RankingResult:
         return self.to_pandas().to_html(index=False) + (agreement if self.agreement else "")
 
 
-C = TypeVar("C", CandidatePair, CandidateEstimates)
-
-
 def rank(
     experiment: Given,
     overrides: Overrides = (),
@@ -131,14 +118,11 @@ def rank(
     output = Path(output or design.output).expanduser()
     with results_folder(output, "trials", "experiment"):
         planned = plan_trials(trials, output)
-        pairs = candidate_pairs(design, trials)
-        task = load_adapter(plan_run(pairs[0].trial.recipe).stages[-1].task)
-        if issubclass(task, Embeds):
-            estimated = [estimate_by_features(pair, output) for pair in pairs]
-        elif issubclass(task, Writes):
-            estimated = estimate_by_training(pairs, output)
-        else:
+        task = load_adapter(plan_run(trials[0].recipe).stages[-1].task)
+        if not issubclass(task, Embeds | Writes):
             raise RecipeError(f"{name}: {task.tag} has neither features nor texts by which candidates could be ranked.")
+        estimate = estimate_by_features if issubclass(task, Embeds) else estimate_by_training
+        estimated = [one for target, by_name in targets(design, trials) for one in estimate(target, by_name, output)]
         for one in estimated:
             shown = ", ".join([*one.context.values(), one.candidate])
             seconds = one.feature_seconds + sum(one.estimator_seconds.values())
@@ -153,54 +137,54 @@ def rank(
     return result
 
 
-def candidate_pairs(experiment: Experiment, trials: list[Trial]) -> list[CandidatePair]:
-    """Every candidate on every target: methods share its features, and one seed stands for all."""
+def targets(experiment: Experiment, trials: list[Trial]) -> list[tuple[Levels, dict[str, Trial]]]:
+    """Every target, with a trial of each candidate: methods share its features, and one seed stands for all."""
     axis = experiment.candidates
     assert axis is not None
     apart = {axis, experiment.contrast.axis if experiment.contrast is not None else None}
-    found: dict[str, CandidatePair] = {}
+    found: dict[str, tuple[Levels, dict[str, Trial]]] = {}
     for trial in trials:
         context = {name: level for name, level in trial.levels.items() if name not in apart}
-        candidate = trial.levels[axis]
-        found.setdefault(str((context, candidate)), CandidatePair(context, candidate, trial))
+        found.setdefault(str(context), (context, {}))[1].setdefault(trial.levels[axis], trial)
     return list(found.values())
 
 
-def estimate_by_features(pair: CandidatePair, output: Path) -> CandidateEstimates:
-    """All estimates of a checkpoint on its recipe's training data, from one pass through it."""
-    recipe = pair.trial.recipe
-    probe = TASKS[plan_run(recipe).stages[-1].task].stage(stage="probe")
-    run, (item,) = open_stages(plan_run(stage_alone(recipe, probe), output))
-    model = item.task.build(item.plan.kind).model
-    started = time.perf_counter()
-    head, split = item.task.head(model)[0], item.encoded["train"]
-    features = cached_features(run.accelerator, item.task, model, head, split, workers=0)
-    feature_seconds = time.perf_counter() - started
-    labels = np.array(item.task.references(split.rows), dtype=np.int64)
-    theta = source_probabilities(item, model, head, features)
-    estimates, seconds = {}, {}
-    for name, estimator in ESTIMATORS.items():
+def estimate_by_features(context: Levels, candidates: dict[str, Trial], output: Path) -> list[CandidateEstimates]:
+    """Estimates of checkpoints on their recipes' training data, all of one checkpoint from one pass through it."""
+    estimated = []
+    for candidate, trial in candidates.items():
+        probe = TASKS[plan_run(trial.recipe).stages[-1].task].stage(stage="probe")
+        run, (item,) = open_stages(plan_run(stage_alone(trial.recipe, probe), output))
+        model = item.task.build(item.plan.kind).model
         started = time.perf_counter()
-        estimates[name] = estimator(features, labels, theta, recipe.seed)
-        seconds[name] = time.perf_counter() - started
-    return CandidateEstimates(pair.context, pair.candidate, estimates, len(labels), feature_seconds, seconds)
+        head, split = item.task.head(model)[0], item.encoded["train"]
+        features = cached_features(run.accelerator, item.task, model, head, split, workers=0)
+        feature_seconds = time.perf_counter() - started
+        labels = np.array(item.task.references(split.rows), dtype=np.int64)
+        theta = source_probabilities(item, model, head, features)
+        estimates, seconds = {}, {}
+        for name, estimator in ESTIMATORS.items():
+            started = time.perf_counter()
+            estimates[name] = estimator(features, labels, theta, trial.seed)
+            seconds[name] = time.perf_counter() - started
+        estimated.append(CandidateEstimates(context, candidate, estimates, len(labels), feature_seconds, seconds))
+    return estimated
 
 
-def estimate_by_training(pairs: list[CandidatePair], output: Path) -> list[CandidateEstimates]:
+def estimate_by_training(context: Levels, candidates: dict[str, Trial], output: Path) -> list[CandidateEstimates]:
     """Estimates for a task that writes, by the loss of the checkpoint as it is and by short training."""
 
     def train(candidate: str, recipe: Recipe) -> Outcome:
         (item,) = plan_trials([Trial({"candidate": candidate}, recipe.seed, recipe)], output)
         return item.record or carry_out(item, output, keep_weights=False)
 
-    estimated = []
-    for group in by_context(pairs):
-        halved = successive_halving({pair.candidate: pair.trial.recipe for pair in group}, train, logs=output / "logs")
-        for pair in group:
-            loss, short = zero_shot_loss(pair.trial.recipe, output), halved[pair.candidate]
-            estimates = {"zero_shot_loss": loss.value, "halving": short.value}
-            seconds = {"zero_shot_loss": loss.seconds, "halving": short.seconds}
-            estimated.append(CandidateEstimates(pair.context, pair.candidate, estimates, LOSS_ROWS, 0.0, seconds))
+    recipes, estimated = {name: trial.recipe for name, trial in candidates.items()}, []
+    halved = successive_halving(recipes, train, logs=output / "logs")
+    for name, recipe in recipes.items():
+        loss, short = zero_shot_loss(recipe, output), halved[name]
+        estimates = {"zero_shot_loss": loss.value, "halving": short.value}
+        seconds = {"zero_shot_loss": loss.seconds, "halving": short.seconds}
+        estimated.append(CandidateEstimates(context, name, estimates, LOSS_ROWS, 0.0, seconds))
     return estimated
 
 
@@ -266,10 +250,10 @@ def agree(estimated: list[CandidateEstimates]) -> list[Agreement]:
     return sorted(found, key=lambda one: (one.level, -one.tau))
 
 
-def by_context(candidates: Iterable[C]) -> list[list[C]]:
+def by_context(estimated: list[CandidateEstimates]) -> list[list[CandidateEstimates]]:
     """The candidates of each target."""
-    groups: dict[tuple[str, ...], list[C]] = defaultdict(list)
-    for one in candidates:
+    groups: dict[tuple[str, ...], list[CandidateEstimates]] = defaultdict(list)
+    for one in estimated:
         groups[tuple(one.context.values())].append(one)
     return list(groups.values())
 
