@@ -15,7 +15,7 @@ import pytest
 import tltasks
 from tests.unit.config.test_loading import RECIPES, copy_shipped, write
 from tests.unit.config.test_recipe import BASE
-from tltasks.cli.commands import INTERRUPTED, MISUSED, RAISED, main
+from tltasks.cli.commands import INTERRUPTED, MISUSED, RAISED, app, main
 from tltasks.config.schema import json_schema
 from tltasks.errors import DataError, HubError, RecipeError, TltasksError
 
@@ -180,17 +180,23 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "tltasks" in shown.out
 
 
+def widen(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """A terminal so wide; cyclopts keeps the one that it has first written to."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(app, "_fallback_console", None)
+
+
 def test_help_lists_every_command_in_a_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+    widen(monkeypatch, 120)
     assert main(["--help"]) == 0
     found = dict(re.findall(r"^│ ([a-z-]+) +([A-Z].+\.) +│$", capsys.readouterr().out, re.MULTILINE))
     assert {name for name in found if not name.startswith("--")} == set(COMMANDS)
 
 
 def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    widen(monkeypatch, 160)
     for command in COMMANDS:
         main([command, "--help"])
         lines = [line.strip("│* ") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
