@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 Samples = NDArray[np.float32]
 Random = np.random.Generator
@@ -22,6 +24,22 @@ SMALL_PIXELS = 64
 def generator(kind: str, level: float, *, seed: int, row: int) -> Random:
     """Random numbers of one row's corruption, whatever else is computed."""
     return np.random.default_rng((seed, zlib.crc32(kind.encode()), int(level * 1000) & 0xFFFFFFFF, row))
+
+
+def corrupt_rows(
+    corrupt: Callable[[T, str, float, Random], T],
+    values: Iterable[T],
+    rows: Sequence[int],
+    kind: str,
+    level: float,
+    *,
+    seed: int,
+) -> list[T]:
+    """The values of some rows after a corruption, each with its row's random numbers."""
+    return [
+        corrupt(value, kind, level, generator(kind, level, seed=seed, row=row))
+        for value, row in zip(values, rows, strict=True)
+    ]
 
 
 # --------------------------------------------------------------------------------------------- images
@@ -108,10 +126,10 @@ https://github.com/hendrycks/robustness.
 """
 
 
-def corrupt_image(pixels: Pixels, kind: str, severity: int, random: Random) -> Pixels:
+def corrupt_image(pixels: Pixels, kind: str, severity: float, random: Random) -> Pixels:
     """Pixels [3, height, width] after a corruption of severity 1 to 5."""
     change, large, small = _IMAGES[kind]
-    amount = (small if min(pixels.shape[1:]) < SMALL_PIXELS else large)[severity - 1]
+    amount = (small if min(pixels.shape[1:]) < SMALL_PIXELS else large)[int(severity) - 1]
     picture = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     return np.ascontiguousarray(change(picture, amount, random).transpose(2, 0, 1))
 

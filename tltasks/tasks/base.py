@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ RowScores = NDArray[np.float64]
 """Numerator and denominator of the headline metric for each row, [rows, 2]; the metric is the ratio of sums."""
 IGNORED = -100
 """Label that no loss is over."""
+
+
+def digest_of(*parts: object) -> str:
+    """A key for encoded rows that depend on so much."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageClassification, PretrainedConfig
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.image import ImageData, ImageModel, ImageStage
-from tltasks.data.corruptions import corrupt_image, generator
+from tltasks.data.corruptions import corrupt_image, corrupt_rows
 from tltasks.data.splits import Columns, Split
 from tltasks.errors import CheckpointError, DataError
 from tltasks.models.adapters import relabel
@@ -167,11 +167,9 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
         return encode
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
-        changed = [
-            corrupt_image(pixels.numpy(), kind, int(level), generator(kind, level, seed=seed, row=row)).tobytes()
-            for pixels, row in zip(read_pixels(columns), columns["row"], strict=True)
-        ]
-        return {**columns, "pixels": changed}
+        pixels = (image.numpy() for image in read_pixels(columns))
+        changed = corrupt_rows(corrupt_image, pixels, columns["row"], kind, level, seed=seed)
+        return {**columns, "pixels": [image.tobytes() for image in changed]}
 
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         columns = rows[list(indices)]

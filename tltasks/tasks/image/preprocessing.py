@@ -8,7 +8,6 @@ output back into the 8-bit pixels that it had resized. What the model then sees 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from tltasks.config.tasks.image import ImageModel
 from tltasks.data.splits import Columns, Split, located
 from tltasks.errors import CheckpointError, DataError, first_line
 from tltasks.models.loading import read_config
-from tltasks.tasks.base import InputKind, Processor, TaskBase
+from tltasks.tasks.base import InputKind, Processor, TaskBase, digest_of
 from tltasks.tasks.image.decoding import SUFFIXES, decode_image
 
 Pixels = NDArray[np.uint8]
@@ -93,7 +92,7 @@ class Preprocessing:
     def cache_key(self, *parts: object) -> str:
         """Everything besides the images that encoded rows depend on."""
         processor = self.processor
-        return hashlib.sha256(repr((type(processor).__name__, processor.to_dict(), *parts)).encode()).hexdigest()
+        return digest_of(type(processor).__name__, processor.to_dict(), *parts)
 
     def encode(self, values: Sequence[object], folder: Path | None) -> Columns:
         """Images as columns `ENCODED` and `error`; paths are relative to `folder`.

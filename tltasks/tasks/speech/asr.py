@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from transformers import PretrainedConfig
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
-from tltasks.data.corruptions import corrupt_audio, generator
+from tltasks.data.corruptions import corrupt_audio, corrupt_rows
 from tltasks.data.splits import Columns, Split, located
 from tltasks.errors import DataError, RecipeError
 from tltasks.metrics import error_rate
@@ -38,12 +37,13 @@ from tltasks.tasks.base import (
     References,
     RowScores,
     TaskBase,
+    digest_of,
 )
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.audio import Samples, join_segments, read_segments
 from tltasks.tasks.speech.augmentation import augment_audio
 from tltasks.tasks.speech.ctc import CtcRecogniser
-from tltasks.tasks.speech.recognition import Recogniser, family
+from tltasks.tasks.speech.recognition import Recogniser, family, given_keys
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
 
 Plan = StagePlan[SpeechModel, SpeechData, SpeechStage]
@@ -166,9 +166,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     @property
     def cache_key(self) -> str:
         recogniser = self.recogniser
-        return hashlib.sha256(
-            repr((type(recogniser).__name__, recogniser.sampling_hz, recogniser.key)).encode()
-        ).hexdigest()
+        return digest_of(type(recogniser).__name__, recogniser.sampling_hz, recogniser.key)
 
     @property
     def cpu_batch_budget(self) -> int:
@@ -227,13 +225,9 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         return [(samples[int(p.start * hz) : int(p.start * hz) + int((p.end - p.start) * hz)], p.text) for p in pieces]
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
-        changed = [
-            audio.to_int16(
-                corrupt_audio(audio.from_int16(content), kind, level, generator(kind, level, seed=seed, row=row))
-            )
-            for content, row in zip(columns["audio"], columns["row"], strict=True)
-        ]
-        return {**columns, "audio": changed}
+        clips = map(audio.from_int16, columns["audio"])
+        changed = corrupt_rows(corrupt_audio, clips, columns["row"], kind, level, seed=seed)
+        return {**columns, "audio": [audio.to_int16(clip) for clip in changed]}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         costs: list[int] = self.recogniser.costs(np.asarray(rows["seconds"], dtype=np.float64)).tolist()
@@ -269,9 +263,6 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         return {**inputs, **self.recogniser.targets(columns["labels"])}
 
     # --------------------------------------------------------------------------------------- step
-
-    def num_targets(self, batch: Batch) -> Tensor:
-        return self.recogniser.num_targets(batch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.recogniser.loss(model, batch)
@@ -431,11 +422,8 @@ def _open_sequence(
 def _open_ctc(
     plan: Plan, splits: dict[str, Split], texts: list[str], source: Checkpoint, config: PretrainedConfig
 ) -> CtcRecogniser:
-    keys = {"speech_task": plan.model.speech_task, "audio_window": plan.model.audio_window}
-    given = [f"model.{key}" for key, value in keys.items() if value is not None]
-    given += ["model.beams"] * (plan.model.beams > 1)
-    if given:
-        raise RecipeError(f"{', '.join(given)}: {source.display_name} is a CTC checkpoint, which has no such choice.")
+    if given := given_keys(plan.model, "speech_task", "audio_window", "beams"):
+        raise RecipeError(f"{given}: {source.display_name} is a CTC checkpoint, which has no such choice.")
     builds, train = plan.kind.head == "new", splits.get("train")
     recogniser = CtcRecogniser.open(source, config, texts=texts if builds else None)
     if not builds and train is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +26,13 @@ from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample
-from tltasks.tasks.base import Batch, BuiltModel, InputKind, Prediction, Processor
+from tltasks.tasks.base import Batch, BuiltModel, InputKind, Prediction, Processor, digest_of
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.recognition import (
     FRAMES_PER_SECOND,
     drop_no_layers,
+    given_keys,
     goes_apart,
     open_feature_extractor,
     output_frames,
@@ -80,7 +80,8 @@ class SpeechPretraining(SelfSupervisedTask[SpeechModel, UnlabelledSpeechData, Sp
 
     @classmethod
     def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        _refuse_keys_of_text(plan.model, source)
+        if given := given_keys(plan.model, "speech_task", "audio_window", "as_", "beams"):
+            raise RecipeError(f"{given}: {source.display_name} is pretrained without text and has no such choice.")
         config = open_config(source)
         _check_family(config, source)
         if not splits:  # for a checkpoint that is only to be used, as it was trained
@@ -143,7 +144,7 @@ class SpeechPretraining(SelfSupervisedTask[SpeechModel, UnlabelledSpeechData, Sp
     @property
     def cache_key(self) -> str:
         shortest = (self.config.conv_kernel, self.config.conv_stride, self.stage.mask.mask_time_length)
-        return hashlib.sha256(repr((self.tag, self._hz, shortest)).encode()).hexdigest()
+        return digest_of(self.tag, self._hz, shortest)
 
     def encode(self, batch: Columns, split: Split) -> Columns:
         encoded: Columns = {"audio": [], "samples": [], "error": []}
@@ -304,16 +305,6 @@ class SpeechPretraining(SelfSupervisedTask[SpeechModel, UnlabelledSpeechData, Sp
         title = f"loss {prediction['loss'] / prediction['targets']:.3f}, row {columns['row'][0]}"
         caption = f"{prediction['right']} of {prediction['targets']} hidden frames told right"
         return ReportExample("audio", title, caption, audio.to_flac(samples, self._hz))
-
-
-def _refuse_keys_of_text(keys: SpeechModel, source: Checkpoint) -> None:
-    choices = {"speech_task": keys.speech_task, "audio_window": keys.audio_window, "as": keys.as_}
-    given = [f"model.{key}" for key, value in choices.items() if value is not None]
-    given += ["model.beams"] * (keys.beams > 1)
-    if given:
-        raise RecipeError(
-            f"{', '.join(given)}: {source.display_name} is pretrained without text and has no such choice."
-        )
 
 
 def _check_family(config: PretrainedConfig, source: Checkpoint) -> None:

@@ -26,9 +26,10 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from tltasks.config.model import Checkpoint
+from tltasks.config.tasks.speech import SpeechModel
 from tltasks.errors import CheckpointError, first_line
 from tltasks.models.loading import ModelLoader
-from tltasks.tasks.base import IGNORED, Batch, Processor
+from tltasks.tasks.base import Batch, Processor
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_samples
 
@@ -121,9 +122,6 @@ class Recogniser(ABC):
 
     # ---------------------------------------------------------------------------------------- step
 
-    def num_targets(self, batch: Batch) -> Tensor:
-        return (batch["labels"] != IGNORED).sum()
-
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss over the targets."""
@@ -158,6 +156,12 @@ def family(config: PretrainedConfig, *, display_name: str) -> Family:
         f"model {display_name}: {config.model_type} {why}. What can be trained: "
         f"{', '.join(sorted({*SEQUENCE_FAMILIES, *MODEL_FOR_CTC_MAPPING_NAMES}))}."
     )
+
+
+def given_keys(model: SpeechModel, *names: str) -> str:
+    """Those keys of a recipe that are not as where they are left out, for a message."""
+    given = [name for name in names if getattr(model, name) != SpeechModel.model_fields[name].default]
+    return ", ".join(f"model.{name.removesuffix('_')}" for name in given)
 
 
 def open_feature_extractor(source: Checkpoint) -> SequenceFeatureExtractor:

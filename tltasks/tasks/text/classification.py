@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +22,13 @@ from transformers import (
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.text import LabelledTextData, LabelledTextModel, LabelledTextStage
-from tltasks.data.corruptions import corrupt_text, generator
+from tltasks.data.corruptions import corrupt_rows, corrupt_text
 from tltasks.data.packing import padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import input_of, relabel, unwrap_model
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
-from tltasks.tasks.base import Batch, BuiltModel, InputKind, OnnxInput, Prediction, Processor
+from tltasks.tasks.base import Batch, BuiltModel, InputKind, OnnxInput, Prediction, Processor, digest_of
 from tltasks.tasks.classes import (
     ClassificationTask,
     as_predictions,
@@ -163,8 +162,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     @property
     def cache_key(self) -> str:
-        parts = (tokenizer_key(self.tokenizer), self.max_tokens, self.class_names, self.plan.data.class_names)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return digest_of(tokenizer_key(self.tokenizer), self.max_tokens, self.class_names, self.plan.data.class_names)
 
     def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         labels = self.label_encoder(split)
@@ -182,10 +180,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         return {"text": texts, "ids": cut, "tokens": [len(ids) for ids in whole]}
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
-        texts = [
-            corrupt_text(text, kind, level, generator(kind, level, seed=seed, row=row))
-            for text, row in zip(columns["text"], columns["row"], strict=True)
-        ]
+        texts = corrupt_rows(corrupt_text, columns["text"], columns["row"], kind, level, seed=seed)
         return {**columns, **self._encode(texts)}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:

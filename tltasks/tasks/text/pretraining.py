@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
@@ -33,7 +32,7 @@ from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import target_losses
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.results.result import ReportExample
-from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor
+from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor, digest_of
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
@@ -137,8 +136,7 @@ class TextPretraining(
 
     @property
     def cache_key(self) -> str:
-        parts = ("texts", tokenizer_key(self.tokenizer), self.objective.closing)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return digest_of("texts", tokenizer_key(self.tokenizer), self.objective.closing)
 
     def encode(self, batch: Columns, split: Split) -> Columns:
         texts = ["" if text is None else str(text).strip() for text in batch["text"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.metrics.rouge import sentence_ends
 from tltasks.models.loading import open_tokenizer
+from tltasks.tasks.base import digest_of
 
 Ids = list[int]
 SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})
@@ -61,7 +61,7 @@ class TextFormat:
         parts = (*tokenizer_key(self.tokenizer), self.tokenizer.chat_template, self.prompt, self.encoder_decoder)
         frame = (self.chat, self.lead, self.closing, self.language)
         limits = (self.max_document_tokens, self.max_summary_tokens, self.splits)
-        return hashlib.sha256(repr(parts + frame + limits).encode()).hexdigest()
+        return digest_of(*parts, *frame, *limits)
 
     # ------------------------------------------------------------------------------------ documents
 

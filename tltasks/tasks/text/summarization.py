@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, Generation
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.text import TextData, TextModel, TextStage
-from tltasks.data.corruptions import corrupt_text, generator
+from tltasks.data.corruptions import corrupt_rows, corrupt_text
 from tltasks.data.packing import packed_batch, padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import RecipeError
@@ -203,10 +203,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         }
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
-        documents = [
-            corrupt_text(document, kind, level, generator(kind, level, seed=seed, row=row))
-            for document, row in zip(columns["document"], columns["row"], strict=True)
-        ]
+        documents = corrupt_rows(corrupt_text, columns["document"], columns["row"], kind, level, seed=seed)
         return {**self._encode(documents, columns["summary"], trains=False), "row": columns["row"]}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
