@@ -104,9 +104,9 @@ def _documents(task: str, name: str, **stage: object) -> Subject:
     )  # fmt: skip
 
 
-def _unlabelled(task: str, save: Maker, **stage: object) -> Subject:
+def _unlabelled(task: str, save: Maker, kind: str = "finetune", **stage: object) -> Subject:
     return Subject(
-        task, save, _few_pictures, ("parquet", "parquet"), data={"columns": {"label": "label"}}, stage=stage
+        task, save, _few_pictures, ("parquet", "parquet"), kind, data={"columns": {"label": "label"}}, stage=stage
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ SUBJECTS: dict[str, Subject] = {
 }  # fmt: skip
 """A subject for each way in which tasks and families differ."""
 MORE: dict[str, Subject] = {
-    "simmim": _unlabelled("masked-image-modeling", images.save_model),
+    "simmim": _unlabelled("masked-image-modeling", images.save_model, "transfer"),
     "moonshine": _spoken(speech.save_moonshine, "finetune"),
     "speech-to-text": _spoken(speech.save_speech_to_text, "finetune"),
     "wav2vec2-layer-norm": _ctc("wav2vec2-layer-norm"),

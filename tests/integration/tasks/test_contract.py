@@ -87,8 +87,9 @@ class TestTaskContract:
         answers = finished.subject.answers
         if finished.subject.task == "contrastive-image":
             pytest.skip("its projection is not saved")
-        last = "stages=[{stage: zero_shot}]" if answers else "stages.0.learning_rate=1e-9"
-        again = run_recipe(finished.recipe, tmp_path / "again", f"model.name={finished.output / 'model'}", last)
+        further = ["stages.0.stage=finetune", "stages.0.learning_rate=1e-9"]
+        changes = ["stages=[{stage: zero_shot}]"] if answers else further
+        again = run_recipe(finished.recipe, tmp_path / "again", f"model.name={finished.output / 'model'}", *changes)
         (ours,), (theirs,) = finished.result.stages, again.stages
         recorded = ours.metrics["test"].values
         read = (
