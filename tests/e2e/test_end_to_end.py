@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.hub_server import HubServer, hub_environment
-from tests.tiny import images, speech, texts
+from tests.tiny import images, speech, texts, topics
 from tests.tiny.host import Host, environment
 from tests.tiny.hub import DATA, MODELS, fill
 from tests.tiny.runs import REPOSITORY, traces
@@ -218,6 +218,14 @@ def _synopses(folder: Path) -> list[str]:
     return [f"model.name={model}", f"data.files={files}", f"data.splits={splits}"]
 
 
+def _sections(folder: Path) -> list[str]:
+    data = topics.save_data(folder / "data")
+    files = json.dumps({split: str(data / f"{split}.jsonl") for split in ("train", "validation", "test")})
+    splits, columns = "{train: train, validation: validation, test: test}", "{text: text, label: label}"
+    model = topics.save_model(folder / "model")
+    return [f"model.name={model}", f"data.files={files}", f"data.splits={splits}", f"data.columns={columns}"]
+
+
 def _prompts(folder: Path) -> list[str]:
     data = speech.save_data(folder / "data")
     files = json.dumps({split: str(data / f"{split}.csv") for split in ("train", "validation", "test")})
@@ -244,6 +252,7 @@ OFFLINE = {
     "language_to_speech": _language_to_speech,
     "language_to_vision": _language_to_vision,
     "emoji_lora": _emoji,
+    "package_sections": _sections,
     "package_synopsis": _synopses,
     "pretrain_finetune_transfer": lambda folder: [],
     "paper_titles": _synopses,
@@ -276,7 +285,7 @@ def test_every_recipe_runs_two_steps(hub_host: Host, recipe: Path, tmp_path: Pat
     flags = [flag for override in overrides for flag in ("--set", override)]
     hub_host.run(tmp_path / "log", "run", recipe, "--output", output, *flags)
     result = load_result(output / "result.json")
-    looped = [s for s in result.stages if s.stage not in {"probe", "zero_shot"}]
+    looped = [s for s in result.stages if s.kind not in {"probe", "zero_shot"}]
     assert looped
     assert [s.training.steps for s in looped] == [2] * len(looped)
     for name in ("recipe.yaml", "report.html", "README.md", "metrics.jsonl"):
