@@ -45,6 +45,7 @@ FORMS = {
     r"^[\w-][\w.-]*$": "text of letters, digits, `_`, `-` and, but for the first, `.`",
     r"^([\w.-]+/)?[\w.-]+$": "text like `user/name`",
     r"\{document\}": "text with `{document}` in it",
+    r"\{text\}": "text with `{text}` in it",
     r"\{\}": "text with `{}` in it",
 }
 """The patterns above in words."""

@@ -534,7 +534,10 @@ CHANGED = {
     "alphas": "[0.25]",
     **dict.fromkeys(("l2_sp.alpha", "beta", "unfreeze_epochs"), "0.375"),
     "prompts": "['other {}']",
-    **dict.fromkeys(("document", "summary", "prompt"), "'other {document}'"),
+    **dict.fromkeys(("document", "summary"), "'other {document}'"),
+    "prompt": "'other {document} {text}'",
+    "hypothesis": "'other {}'",
+    "label_words": "{x: other}",
     **dict.fromkeys(("max_document_tokens", "max_summary_tokens", "evaluate_rows", "num_beams"), "3"),
     **dict.fromkeys(("no_repeat_ngram_size", "min_new_tokens"), "3"),
     "length_penalty": "0.375",
@@ -578,7 +581,12 @@ BEFORE = {
     **{f"stages.1.adapt.{m}": [f"stages.1.adapt={{{m}: {{}}}}"] for m in ("lora", "dora", "adalora", "ia3", "prompt")},
 }
 """What must be set for a key to be allowed."""
-KINDS = {"image-classification": "[jpeg]", "automatic-speech-recognition": "[pink_noise]", "summarization": "[drop]"}
+KINDS = {
+    "image-classification": "[jpeg]",
+    "automatic-speech-recognition": "[pink_noise]",
+    "summarization": "[drop]",
+    "text-classification": "[drop]",
+}
 """Of corruption, for each task that has them."""
 SPEECH_BEFORE = {
     f"{at}.{key}": [f"{at}={{name: x/y, as: transformer}}"]

@@ -383,4 +383,4 @@ def test_every_pattern_has_words() -> None:
         for kind in (keys.model, keys.data, keys.stage):
             patterns |= set(re.findall(r"'pattern': '(.*?)'[,}]", str(kind.model_json_schema())))
     assert {pattern.replace("\\\\", "\\") for pattern in patterns} == set(FORMS)
-    assert len(FORMS) == 4
+    assert len(FORMS) == 5
