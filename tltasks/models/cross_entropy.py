@@ -8,6 +8,7 @@ head is applied to the hidden states of the targets alone, some at a time, and a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,24 @@ LOGITS_AT_ONCE = 2**24
 """64 MiB in fp32."""
 Inputs = Mapping[str, object]
 """Keyword arguments of a model's forward."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The layer that makes a model's logits of hidden states, in the precision of the model's own forward."""
+
+    layer: nn.Module
+    autocast: torch.autocast
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        with self.autocast:
+            logits: Tensor = self.layer(hidden)
+        return logits
+
+    def parts(self, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Hidden states [targets, width] and their targets, so many at a time that their logits are held at once."""
+        at_once = max(1, LOGITS_AT_ONCE // max(parameter.shape[0] for parameter in self.layer.parameters()))
+        return list(zip(torch.split(hidden, at_once), torch.split(targets, at_once), strict=True))
 
 
 def mean_loss(
@@ -39,7 +58,7 @@ def mean_loss(
     def total(hidden: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(head(hidden).float(), targets, label_smoothing=smoothing, reduction="sum")
 
-    parts = _parts(head, hidden[wanted], targets[wanted])
+    parts = head.parts(hidden[wanted], targets[wanted])
     if len(parts) == 1:
         return total(*parts[0]) / len(targets[wanted])
     sums = [checkpoint(total, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
@@ -56,36 +75,33 @@ def target_losses(model: nn.Module, inputs: Inputs, targets: Tensor, *, chunked:
 
     if chunked:
         head, hidden = hidden_states(model, inputs)
-        found = torch.cat([judge(head(h), t) for h, t in _parts(head, hidden[wanted], targets[wanted])], dim=1)
+        found = torch.cat([judge(head(h), t) for h, t in head.parts(hidden[wanted], targets[wanted])], dim=1)
     else:
         found = judge(model(**inputs).logits[wanted], targets[wanted])
     return found[0], found[1]
 
 
-def hidden_states(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Tensor]:
-    """The head that makes a model's logits, and the hidden states that it would have received, [rows, length, width].
+def hidden_states(model: nn.Module, inputs: Inputs) -> tuple[Head, Tensor]:
+    """The head of a model, and the hidden states that it would have received, [rows, length, width].
 
     The model runs as ever, but its head is given no position.
     """
-    head: nn.Module = unwrap_model(model).get_output_embeddings()
-    received: list[Tensor] = []
+    layer: nn.Module = unwrap_model(model).get_output_embeddings()
+    received: list[tuple[Head, Tensor]] = []
 
     def withhold(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
-        received.append(arguments[0])
-        return (arguments[0][:, :0],)
+        hidden, device = arguments[0], arguments[0].device.type
+        # accelerate puts autocast around the forward alone.
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        received.append((Head(layer, torch.autocast(device, dtype, enabled)), hidden))
+        return (hidden[:, :0],)
 
-    hook = head.register_forward_pre_hook(withhold)
+    hook = layer.register_forward_pre_hook(withhold)
     try:
         model(**inputs)
     finally:
         hook.remove()
-    return head, received[0]
-
-
-def _parts(head: nn.Module, hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Hidden states [targets, width] and their targets, so many at a time that their logits are held at once."""
-    at_once = max(1, LOGITS_AT_ONCE // max(parameter.shape[0] for parameter in head.parameters()))
-    return list(zip(torch.split(hidden, at_once), torch.split(targets, at_once), strict=True))
+    return received[0]
 
 
 def has_plain_head(model: PreTrainedModel, inputs: Inputs, targets: Tensor) -> bool:

@@ -224,8 +224,7 @@ class _Training:
             last = i == len(batches) - 1
             batch = send_to_device(cpu_batch, accelerator.device, non_blocking=True)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
-                with accelerator.autocast():
-                    loss = part = job.task.loss(self.wrapped, batch) * counts[i] / targets
+                loss = part = job.task.loss(self.wrapped, batch) * counts[i] / targets
                 if last and (penalty := self.regularization.penalty()) is not None:
                     loss = part + penalty / accelerator.num_processes
                 # gradient_accumulation_steps stays 1, or backward would divide by it; DDP's mean over ranks is undone

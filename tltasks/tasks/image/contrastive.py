@@ -196,9 +196,8 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> tuple[Tenso
     ([0.5514, 0.5514], [True, True])
     """
     n = len(first)
-    with torch.autocast(first.device.type, enabled=False):  # 16 bits would round differences away
-        views = functional.normalize(torch.cat([first, second]).float(), dim=-1)
-        similar = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
+    views = functional.normalize(torch.cat([first, second]).float(), dim=-1)
+    similar = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
     other = torch.arange(2 * n, device=views.device).roll(n)
     losses = functional.cross_entropy(similar, other, reduction="none")
     matched = similar.argmax(-1) == other
