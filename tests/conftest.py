@@ -26,6 +26,9 @@ os.environ |= {
 
 ALL_CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 if ALL_CORES:
+    # Workers inherit the affinity of the process that starts them, which is pinned to one core by then.
+    os.environ.setdefault("TLTASKS_TEST_CORES", ",".join(map(str, ALL_CORES)))
+    ALL_CORES = [int(core) for core in os.environ["TLTASKS_TEST_CORES"].split(",")]
     # Tiny models gain nothing from a second thread, and two pytest workers with two threads each on two cores slow each
     # other several-fold. The library takes its threads from the cores that it may use, as do subprocesses. Without
     # workers any core will do: several runs of pytest beside each other should not share one.
