@@ -14,6 +14,7 @@ A message says where, what was found, and what to do.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -43,6 +44,20 @@ class HubError(TltasksError):
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
     """The run was told to stop and has saved its state."""
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What steers a terminal, turns the order of letters or is half a character; line breaks and tabs are neither."""
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """Text for a terminal as it is, but for control characters, which are written out; line breaks too unless `lines`.
+
+    >>> print(printable("a:cat:b\x1b[31m[red].jpg"))
+    a:cat:b\\u001b[31m[red].jpg
+    """
+    shown = _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return shown if lines else shown.replace("\n", "\\n")
 
 
 def first_line(error: BaseException) -> str:

@@ -15,16 +15,17 @@ import shlex
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter, Token
-from cyclopts.exceptions import UnusedCliTokensError
+from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
 
 from tltasks import __version__
-from tltasks.errors import DataError, Interrupted, RecipeError, TltasksError, TrainingError
+from tltasks.errors import DataError, Interrupted, RecipeError, TltasksError, TrainingError, did_you_mean, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -153,6 +154,9 @@ def _explain(error: CycloptsError) -> str:
     text = str(error)
     if isinstance(error, UnusedCliTokensError):
         text = f"{command}: more than it takes: {shlex.join(error.unused_tokens or ())}"
+    if isinstance(error, UnknownCommandError):  # its own list is cut (cyclopts 5.5, exceptions.py)
+        word, known = (error.unused_tokens or [""])[0], [name for name in app if not name.startswith("-")]
+        text = f"no command is called `{word}`{did_you_mean(word, known) or '.'} There are: {', '.join(known)}"
     return f"{text.rstrip('.')}. See `{command} --help`."
 
 
@@ -209,7 +213,7 @@ def check(*recipes: Annotated[Recipe, Parameter(required=True)], overrides: Over
     for path in recipes:
         try:
             _read(path, overrides)
-            print(f"{path}: in order")  # noqa: T201
+            print(printable(f"{path}: in order"))  # noqa: T201
         except RecipeError as error:
             failed += 1
             _say(str(error))
@@ -495,9 +499,9 @@ def rank(
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from tltasks.reports.console import open_terminal
 
-    return Console(stderr=True, highlight=False)
+    return open_terminal()
 
 
 def _stopped() -> int:
@@ -562,10 +566,14 @@ def push(
         if dry_run:
             print(f"would send to {name} ({'private' if private else 'public'}):")  # noqa: T201
             for file in plan.files:
-                print(f"  {file.size:>12,}  {file.path}")  # noqa: T201
+                print(printable(f"  {file.size:>12,}  {file.path}", lines=False))  # noqa: T201
+            for why, n in Counter(plan.left.values()).items():  # the push itself names them
+                print(f"  stays here: {n} ({why})")  # noqa: T201
             (page,) = (file.content for file in plan.files if file.path == "README.md")
-            print(f"\n{page.decode() if isinstance(page, bytes) else ''}")  # noqa: T201
+            print(printable(f"\n{page.decode() if isinstance(page, bytes) else ''}"))  # noqa: T201
             return
+        if note := plan.note():
+            _say(f"push {output}: {note}")
         receipt = client.push(plan, name, private=private, pull_request=publication.pr, force=publication.force)
     _say_published(receipt.url, publication)
 
@@ -636,4 +644,4 @@ def schema() -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201
+    print(printable(text), file=sys.stderr)  # noqa: T201

@@ -38,6 +38,7 @@ from tltasks.experiments.trials import (
     to_do,
 )
 from tltasks.reports.charts import png
+from tltasks.reports.console import open_terminal
 from tltasks.reports.formatting import show_duration
 from tltasks.runs.story import measure_stages
 from tltasks.runtime.files import write_json, write_text
@@ -104,7 +105,7 @@ def compare(
     Raises DataError when no trial could be carried out, Interrupted or KeyboardInterrupt when told to stop, and a
     TltasksError for what else the user can mend.
     """
-    console = console or Console(quiet=True)
+    console = console or open_terminal(quiet=True)
     source = read_source(experiment, (), "experiment")
     design, trials = load_experiment(experiment, overrides)
     output = Path(output or design.output).expanduser()
@@ -154,7 +155,7 @@ class Progress:
             scores = ", ".join(f"{name} {score.value:.3f}" for name, score in outcome.targets.items())
             said = f"{scores} ({show_duration(outcome.seconds)}{left})"
         done = self.n_trials - len(to_do(self.planned)) + len(self.failed)
-        self.console.print(f"[{done}/{self.n_trials}] {item.trial.name}: {said}", soft_wrap=True, markup=False)
+        self.console.print(f"[{done}/{self.n_trials}] {item.trial.name}: {said}", soft_wrap=True)
 
 
 # --------------------------------------------------------------------------------------------- plan

@@ -29,6 +29,7 @@ from tltasks.experiments.report import text_table
 from tltasks.experiments.successive_halving import LOSS_ROWS, stage_alone, successive_halving, zero_shot_loss
 from tltasks.experiments.transferability import ESTIMATORS
 from tltasks.experiments.trials import Levels, Outcome, Trial, finished, results_folder
+from tltasks.reports.console import open_terminal
 from tltasks.reports.formatting import show_duration, words
 from tltasks.runs.context import PreparedStage
 from tltasks.runs.story import open_stages
@@ -110,7 +111,7 @@ def rank(
     `output` that of its results folder; a `console` is told of each candidate. Raises a TltasksError for the user's
     mistakes.
     """
-    console = console or Console(quiet=True)
+    console = console or open_terminal(quiet=True)
     design, trials = load_experiment(experiment, overrides)
     name = "rank" if isinstance(experiment, Mapping) else experiment
     if design.candidates is None:
@@ -126,7 +127,7 @@ def rank(
         for one in estimated:
             shown = ", ".join([*one.context.values(), one.candidate])
             seconds = one.feature_seconds + sum(one.estimator_seconds.values())
-            console.print(f"{shown}: {one.rows:,} rows, {show_duration(seconds)}", soft_wrap=True, markup=False)
+            console.print(f"{shown}: {one.rows:,} rows, {show_duration(seconds)}", soft_wrap=True)
         if records := finished(planned):
             findings = analyse(design, records, output)
             estimated = [with_measured(design, findings, one) for one in estimated]

@@ -25,6 +25,7 @@ from tltasks.experiments.experiment import Given, read_source
 from tltasks.experiments.report import text_table, write_page
 from tltasks.experiments.search_space import BaseRecipe, Choice, Range, Search, Settings, Value, load_search
 from tltasks.experiments.trials import Failure, results_folder, trial_folder, write_journal
+from tltasks.reports.console import open_terminal
 from tltasks.results.result import Headline
 from tltasks.runs.callbacks import EvaluationInfo
 from tltasks.runs.story import run
@@ -111,7 +112,7 @@ def tune(
     of its results folder; a `console` is told of each trial. Raises DataError when no trial could be finished,
     Interrupted or KeyboardInterrupt when told to stop, and a TltasksError for what else the user can mend.
     """
-    console = console or Console(quiet=True)
+    console = console or open_terminal(quiet=True)
     source = read_source(search, (), "search")
     keys, base = load_search(search, overrides)
     output = Path(output or keys.output).expanduser()
@@ -129,14 +130,14 @@ def tune(
             while (number := study.next_number()) < keys.trials:
                 settings, said = study.carry_out(number)
                 shown = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in settings.items())
-                console.print(f"[{number + 1}/{keys.trials}] {shown}: {said}", soft_wrap=True, markup=False)
+                console.print(f"[{number + 1}/{keys.trials}] {shown}: {said}", soft_wrap=True)
         finally:
             if any(trial.state == "finished" for trial in study.trials()):
                 result = write({})
         if result is None or result.best is None:
             first = study.trials()[0].message
             raise DataError(f"no trial could be finished; the first: {first}\nLogs are in {output}/logs.")
-        console.print(f"testing the best; logs are in {output}/logs", soft_wrap=True, markup=False)
+        console.print(f"testing the best; logs are in {output}/logs", soft_wrap=True)
         result = write(_test(base, result.trials[0], result.best, output))
     show_result(console, result, output)
     return result
@@ -324,10 +325,10 @@ def show_result(console: Console, result: SearchResult, output: Path) -> None:
     counts = {state: result.count(state) for state in ("finished", "pruned", "failed")}
     console.print(", ".join(f"{n} {state}" for state, n in counts.items() if n))
     for key, value in result.best.settings.items() if result.best else ():
-        console.print(f"  {key}: {_short(value)}", markup=False)
+        console.print(f"  {key}: {_short(value)}")
     for name, headline in result.tested.items():
         console.print(show_tested(name, headline))
-    console.print(f"recipe   {output / 'best.yaml'}\nreport   {output / 'report.html'}", soft_wrap=True, markup=False)
+    console.print(f"recipe   {output / 'best.yaml'}\nreport   {output / 'report.html'}", soft_wrap=True)
 
 
 def show_tested(name: str, headline: Headline) -> str:

@@ -22,9 +22,10 @@ from rich.console import Console
 
 from tltasks.config.tasks import task_of_folder
 from tltasks.data.loading import load_tables
-from tltasks.errors import DataError, first_line
+from tltasks.errors import DataError, first_line, printable
 from tltasks.hub import client
 from tltasks.hub.upload_plan import plan_dataset
+from tltasks.reports.console import open_terminal
 from tltasks.reports.templates import card_environment
 from tltasks.tasks.image import decoding
 from tltasks.tasks.speech import audio
@@ -93,7 +94,7 @@ def push_dataset(
 
     Raises DataError before anything is sent for files that cannot be read, unless these are to be left out.
     """
-    console = Console(stderr=True, highlight=False)
+    console = open_terminal()
     media = read_folder(folder)
     _show(console, media)
     if media.bad and not skip_bad:
@@ -106,8 +107,8 @@ def push_dataset(
         plan = plan_dataset(write_parquet(media, folder, Path(scratch)), card)
         if dry_run:
             for file in plan.files:
-                console.print(f"  {file.size:>14,}  {file.path}")
-            console.print(card, markup=False, soft_wrap=True)
+                console.print(f"  {file.size:>14,}  {file.path}", soft_wrap=True)
+            console.print(card, soft_wrap=True)
             return None
         return client.push(plan, repo, private=private, pull_request=pull_request, force=force).url
 
@@ -118,6 +119,9 @@ def push_dataset(
 def read_folder(folder: Path) -> MediaFolder:
     """Look at every file; raises DataError for a folder that holds neither images nor recordings."""
     kind = _find_kind(folder)
+    for path in folder.rglob("metadata.*"):
+        if not _stays_within(folder, path):
+            raise DataError(f"push-data {path}: leads out of the folder. Put the file in its place. Nothing was sent.")
     builder = f"{kind}folder"
     try:
         tables = load_tables(builder, data_dir=str(folder))
@@ -132,6 +136,9 @@ def read_folder(folder: Path) -> MediaFolder:
         measures: list[tuple[float, float]] = []
         for path in _paths(rows, kind):
             name = _name_within(folder, path)
+            if not _stays_within(folder, path):
+                bad[name] = "leads out of the folder"
+                continue
             try:
                 measures.append(_measure_image(path) if kind == "image" else _measure_recording(path))
             except DataError as error:
@@ -169,6 +176,11 @@ def _name_within(folder: Path, path: Path) -> str:
     return path.relative_to(top).as_posix() if path.is_relative_to(top) else path.name
 
 
+def _stays_within(folder: Path, path: Path) -> bool:
+    """False for what lies elsewhere, by a link or by its name: it is not published unseen."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def _measure_image(path: Path) -> tuple[float, float]:
     size = decoding.decode_image(str(path)).size
     return min(size), max(size)
@@ -200,11 +212,11 @@ def _facts(rows: datasets.Dataset, kind: Kind, measures: list[tuple[float, float
 def _show(console: Console, media: MediaFolder) -> None:
     for split, it in media.facts.items():
         classes = f" in {len(it.classes)} classes" if it.classes else ""
-        console.print(f"{split}: {it.examples:,} examples{classes}")
+        console.print(f"{split}: {it.examples:,} examples{classes}", soft_wrap=True)
     bad = [f"cannot be read: {name} ({reason})" for name, reason in media.bad.items()]
     for lines in (bad, [f"same content: {name} and {', '.join(o)}" for name, o in media.duplicates.items()]):
         for line in lines[:SHOWN]:
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(printable(line, lines=False), soft_wrap=True)
         if len(lines) > SHOWN:
             console.print(f"… and {len(lines) - SHOWN:,} more")
     if media.across:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -15,6 +16,13 @@ from tltasks.hub.upload_plan import BESIDE_MODEL, UploadPlan, with_manifest
 from tltasks.results.result import RunResult, load_result
 
 EVALUATION = f"{constants.EVAL_RESULTS_FOLDER}/tltasks.yaml"
+MODEL_FILES = (
+    *("config.json", "*_config.json", "model*.safetensors", "adapter_model*.safetensors", "*.safetensors.index.json"),
+    *("tokenizer.json", "*vocab*.json", "vocab*.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+    *("normalizer.json", "tekken.json", "*.model", "*.spm", "*.tiktoken", "bpe.codes", "dict.txt"),
+    *("chat_template.*", "additional_chat_templates/*.jinja", "README.md"),
+)
+"""What transformers and PEFT write beside weights, and the weights; code too, where a config names it."""
 
 
 def plan_results(
@@ -45,11 +53,12 @@ def plan_results(
         result = result or load_result(output / "result.json")
     except ValueError as error:
         raise HubError(f"{output}: result.json cannot be read ({first_line(error)}).") from error
-    sources: dict[str, Path | bytes] = {}
-    for path in sorted(p for p in model.rglob("*") if p.is_file()):
-        sources[path.relative_to(model).as_posix()] = path
+    sources, left = _sort_out(model)
     # PEFT writes a README.md of its own beside an adapter (peft 0.21, peft_model.py, save_pretrained): the card wins.
     sources |= {name: output / name for name in BESIDE_MODEL}
+    for path in sources.values():
+        if isinstance(path, Path) and (path.is_symlink() or not path.is_file()):
+            raise HubError(f"{path}: is a link or no file, and is not published unseen. Put the file in its place.")
     if card is not None:
         sources["README.md"] = card(result).encode()
     if evaluation := _evaluation_results(result, run):
@@ -59,7 +68,28 @@ def plan_results(
         "model",
         f"Everything is still in {output}; when that is solved: tltasks push {output}",
         result.recipe_sha256,
+        left,
     )
+
+
+def _sort_out(model: Path) -> tuple[dict[str, Path | bytes], dict[str, str]]:
+    """Files of a model by their names, and why others below its folder are left; whose name fits is never left."""
+    configs = [path for path in model.glob("*config.json") if path.is_file() and not path.is_symlink()]
+    ships_code = any(b'"auto_map"' in path.read_bytes() for path in configs)
+    belonging = (*MODEL_FILES, "*.py") if ships_code else MODEL_FILES
+    sources: dict[str, Path | bytes] = {}
+    left: dict[str, str] = {}
+    for path in sorted(model.rglob("*")):
+        name = path.relative_to(model).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if any(part.startswith(".") for part in Path(name).parts):
+            left[name] = "hidden"
+        elif any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in belonging):
+            sources[name] = path
+        else:
+            left[name] = "a link" if path.is_symlink() else "no part of a model"
+    return sources, left
 
 
 def _evaluation_results(result: RunResult, run: RunPlan) -> bytes | None:

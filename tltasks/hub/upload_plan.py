@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -48,6 +48,13 @@ class UploadPlan:
     """Last sentence of an error: how to go on from there."""
     recipe_sha256: str | None = None
     """Digest of the recipe whose results these are."""
+    left: Mapping[str, str] = field(default_factory=dict)
+    """Files beside these that are not published, and why."""
+
+    def note(self) -> str | None:
+        """A sentence about what is left, where there is anything."""
+        named = ", ".join(f"{name} ({why})" for name, why in self.left.items())
+        return f"not published, as it is not of the model: {named}" if named else None
 
 
 def plan_space(model: str, options: Sequence[str]) -> UploadPlan:

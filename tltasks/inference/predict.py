@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from rich.console import Console
 from tqdm import tqdm
 
-from tltasks.errors import RecipeError
+from tltasks.errors import RecipeError, printable
 from tltasks.inference.inputs import Inputs, Item, check_arguments
 from tltasks.inference.prediction_writer import check_output, key, open_writer
+from tltasks.reports.console import open_terminal
 from tltasks.runtime.startup import without_collection
 
 if TYPE_CHECKING:  # mistakes in the arguments are told before anything heavy is imported
@@ -46,11 +45,11 @@ class Counts:
 
     def show(self, where: Path | None) -> None:
         """Say on standard error how it went, where somebody watches or there is a fault."""
-        console = Console(file=sys.stderr, highlight=False)
+        console = open_terminal()
         if not console.is_terminal and not self.failed:
             return
         for error in self.errors:
-            console.print(error, markup=False, soft_wrap=True)
+            console.print(printable(error, lines=False), soft_wrap=True)
         if self.failed > len(self.errors):
             console.print(f"… and {self.failed - len(self.errors):,} more")
         before = f", {self.earlier:,} were there already" if self.earlier else ""

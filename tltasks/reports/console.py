@@ -7,9 +7,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tltasks.errors import printable
 from tltasks.reports.formatting import show_duration
 from tltasks.results.comparison import compare_headline
 from tltasks.results.result import RunResult, StageMeasurement
+
+
+def open_terminal(*, quiet: bool = False) -> Console:
+    """Standard error, on which names are printed as they are: `[red]` and `:cat:` mean nothing in them."""
+    console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False)
+    as_text = console.render_str
+    console.render_str = lambda text, **options: as_text(printable(text), **options)  # type: ignore[method-assign]
+    return console
 
 
 def show_result(console: Console, result: RunResult, output: Path) -> None:
@@ -34,7 +43,8 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
         console.print(table)
     best = result.headline
     low, high = best.ci95
-    console.print(f"[bold]{best.metric} {best.value:.3f}[/] on {best.split} (95 % interval {low:.3f} to {high:.3f})")
+    console.print(f"{best.metric} {best.value:.3f}", style="bold", end="")
+    console.print(f" on {best.split} (95 % interval {low:.3f} to {high:.3f})")
     for comparison in compare_headline(result):
         console.print(f"  {comparison.sentence}", soft_wrap=True)
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)

@@ -19,6 +19,7 @@ from tltasks.config.recipe import RunPlan
 from tltasks.config.stage import StagePlan
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import Interrupted, TltasksError
+from tltasks.reports.console import open_terminal
 from tltasks.results.result import Ancestor
 from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runtime import devices
@@ -82,7 +83,7 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
         log_with=list(recipe.trackers) or None,
         project_dir=str(plan.output / "trackers"),
     )
-    console = Console(stderr=True, quiet=quiet or not accelerator.is_main_process, highlight=False)
+    console = open_terminal(quiet=quiet or not accelerator.is_main_process)
     return Context(plan, accelerator, precision, console)
 
 

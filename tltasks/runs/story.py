@@ -148,5 +148,8 @@ def write_results(plan: RunPlan, result: RunResult, examples: list[ReportExample
 def _publish(context: Context, result: RunResult) -> None:
     plan, hub = context.plan, context.plan.recipe.hub
     assert hub.repo is not None
-    receipt = client.push(plan_results(plan.output, plan, result), hub.repo, private=hub.private)
+    upload = plan_results(plan.output, plan, result)
+    if note := upload.note():
+        context.console.print(note, soft_wrap=True)
+    receipt = client.push(upload, hub.repo, private=hub.private)
     context.console.print(f"pushed   {receipt.url}", soft_wrap=True)

@@ -129,6 +129,24 @@ def test_bad_files_are_named_before_anything_is_sent(
     assert "so that a test on these is no test" in said
 
 
+def test_links_out_of_the_folder_are_not_followed(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(png(picture("red", RNG, 33)))
+    (pictures / "train" / "red" / "mine.png").symlink_to(outside)
+    (pictures / "train" / "red" / "twice.png").symlink_to(pictures / "train" / "red" / "0.png")
+    assert main(["push-data", str(pictures), "--repo", REPO, "--dry-run"]) == 1
+    assert "cannot be read: train/red/mine.png (leads out of the folder)" in capsys.readouterr().err
+    assert read_folder(pictures).facts["train"].sizes != (33, 33)
+    (pictures / "train" / "red" / "mine.png").unlink()
+    (tmp_path / "table.csv").write_text("file_name,label\nred/0.png,canary\n")
+    (pictures / "train" / "metadata.csv").symlink_to(tmp_path / "table.csv")
+    assert main(["push-data", str(pictures), "--repo", REPO, "--dry-run"]) == 1
+    assert "metadata.csv: leads out of the folder" in (said := capsys.readouterr().err)
+    assert "canary" not in said
+
+
 def test_recordings_have_a_text_and_a_length(server: HubServer, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     folder.mkdir()

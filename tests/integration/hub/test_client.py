@@ -176,6 +176,39 @@ def test_plan_is_the_model_at_the_root_and_what_describes_it(output: Path) -> No
     )
 
 
+def test_plan_leaves_what_is_no_part_of_a_model(output: Path) -> None:
+    model, before = output / "model", {file.path for file in plan_results(output, RUN).files}
+    for name in (".env", ".git/config", "notes.txt", "model.safetensors~", "pytorch_model.bin", "train.py", "a/b.json"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("canary")
+    (output / "outside").mkdir()
+    (output / "outside" / "vocab.txt").write_text("canary")
+    (model / "linked").symlink_to(output / "outside")
+    (model / "readme").symlink_to(output / "outside" / "vocab.txt")
+    os.mkfifo(model / "pipe")
+    plan = plan_results(output, RUN)
+    assert {file.path for file in plan.files} == before
+    assert dict(plan.left) == {
+        **dict.fromkeys([".env", ".git/config"], "hidden"),
+        **dict.fromkeys(["linked", "readme"], "a link"),
+        **dict.fromkeys(
+            ["notes.txt", "model.safetensors~", "pytorch_model.bin", "train.py", "a/b.json", "pipe"],
+            "no part of a model",
+        ),
+    }
+    assert "notes.txt (no part of a model)" in str(plan.note())
+    (model / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["train.T", null]}}')
+    assert "train.py" in {file.path for file in plan_results(output, RUN).files}, "its own code"
+
+
+@pytest.mark.parametrize("name", ["model/vocab.txt", "model/config.json", "README.md", "metrics.jsonl"])
+def test_plan_refuses_links_in_the_place_of_its_files(output: Path, name: str) -> None:
+    (output / "outside").write_text("{}")
+    (output / name).unlink(missing_ok=True)
+    (output / name).symlink_to(output / "outside")
+    assert f"{output / name}: is a link" in refused(lambda: plan_results(output, RUN))
+
+
 def test_plan_refuses_what_is_not_finished(output: Path) -> None:
     (output / "report.html").unlink()
     (output / "model" / "model.safetensors").unlink()

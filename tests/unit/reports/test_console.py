@@ -4,9 +4,12 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
+from rich.table import Table
 
-from tltasks.reports.console import show_checks, show_plan, show_result
+from tltasks.inference.predict import Counts
+from tltasks.reports.console import open_terminal, show_checks, show_plan, show_result
 from tltasks.results.result import Headline, Provenance, RunResult, Score, SplitSummary, StageMeasurement, StageResult
 
 
@@ -91,3 +94,36 @@ def test_a_plan_of_a_stage_that_trains_and_of_one_that_does_not() -> None:
     assert row(printed, "zero_shot") == ["zero_shot", "test 50", "nothing", "–", "–", "–"]
     assert "nothing was trained or written" in printed
     assert "results would go to results" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a:cat:b.jpg", "a:cat:b.jpg"),
+        ("[red]rose[/red]", "[red]rose[/red]"),
+        ("[/]", "[/]"),
+        ("[link=x]here", "[link=x]here"),
+        ("\\[bold]", "\\[bold]"),
+        ("\x1b[31mred", "\\u001b[31mred"),
+        ("bell\x07 back\x08 return\r", "bell\\u0007 back\\u0008 return\\u000d"),
+        ("\x9b31m", "\\u009b31m"),
+        ("gpj.\u202eexe", "gpj.\\u202eexe"),
+        ("half \udcff", "half \\udcff"),
+        ("naïve 猫 👩\u200d🔬", "naïve 猫 👩\u200d🔬"),
+    ],
+)
+def test_names_are_printed_as_they_are(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(name, title=f"of {name}")
+    table.add_row(f"row {name}")
+    terminal = open_terminal()
+    terminal.width = 200
+    terminal.print(f"{name} in a line", soft_wrap=True)
+    terminal.print(table)
+    Counts(failed=1, errors=[f"{name}\n{name}: is empty"]).show(Path(name))
+    printed = capsys.readouterr().err
+    assert f"{shown} in a line" in printed
+    assert f"of {shown}" in printed
+    assert f"row {shown}" in printed
+    assert f"{shown}\\n{shown}: is empty\n" in printed, "a line break in a name begins no line"
+    assert printed.count(shown) == 7
+    assert not any(character in printed for character in "\x1b\x07\r\x9b\u202e\udcff")
