@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import DataError
 
-ENCODING_VERSION = 1  # part of every cache key: raise it when encoded rows change
+ENCODING_VERSION = 2  # part of every cache key: raise it when encoded rows change
 ROWS_AT_ONCE = 64
 FEWEST_ROWS = 512
 """Rows of each process that pay for starting it."""

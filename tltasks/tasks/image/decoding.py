@@ -20,6 +20,11 @@ SUFFIXES = frozenset({
     ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })  # fmt: skip
 """Endings of files that are taken for images."""
+ODDITY = "oddity"
+"""Key of a decoded image's `info` with what is worth knowing of it, or None."""
+TRANSPARENT = "transparent"
+_BITS, _PHOTOMETRIC = 258, 262
+"""Tags of TIFF."""
 
 # ----------------------------------------------------------------------------------------- decoding
 
@@ -83,10 +88,11 @@ def _decode_bytes(data: bytes, at_least: int | None) -> Image.Image:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode as transformers.image_utils.load_image does (5.24), so that training and `pipeline` see the same pixels.
+    """Decode as transformers.image_utils.load_image does (5.24), but for what that would lose.
 
-    Transparency is thus dropped, not blended, and the first frame of an animation is taken. The one difference: PIL
-    (13.0, Convert.c) clips 16-bit and 32-bit grey to 255, which turns such images white.
+    The first frame of an animation is taken, and colour profiles are left alone. Transparency is blended with white,
+    where transformers shows the colours that it hides; and PIL (13.0, Convert.c) clips 16-bit and 32-bit grey to 255,
+    which turns such images white.
     """
     if 0 in image.size:
         raise DataError(f"an image without pixels ({image.width} × {image.height})")
@@ -94,8 +100,34 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         raise DataError("EPS, which is a program and is not run")
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):
-        upright = Image.fromarray(_to_8_bit(np.asarray(upright)))
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+        return _from_grey(upright, image)
+    return _on_white(upright)
+
+
+def _from_grey(upright: Image.Image, image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits as `image`, the file, has it; `upright` is the same turned."""
+    values, tags = np.asarray(upright), getattr(image, "tag_v2", {})
+    white = 65535 if image.format == "PPM" else None  # which PIL scales to 16 bits (12.3, PpmImagePlugin.py)
+    if tags.get(_BITS) == (12,):  # PIL leaves 12 bits in the lower part of 16 (12.3, TiffImagePlugin.py)
+        white = 4095
+    levels, oddity = _to_8_bit(values, white)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which PIL heeds in 8 bits alone
+        levels = 255 - levels
+    grey = Image.fromarray(levels)
+    if isinstance(hidden := upright.info.get("transparency"), int):
+        grey = Image.merge("LA", (grey, Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8))))
+    return _on_white(grey, oddity)
+
+
+def _on_white(image: Image.Image, oddity: str | None = None) -> Image.Image:
+    """The image as RGB, blended with white where it is transparent."""
+    if image.has_transparency_data:
+        whole = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        if np.asarray(whole.getchannel("A")).min() < 255:
+            image, oddity = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole), oddity or TRANSPARENT
+    made = image if image.mode == "RGB" else image.convert("RGB")
+    made.info[ODDITY] = oddity
+    return made
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -103,31 +135,38 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
         raise DataError(f"not an image (an array {list(array.shape)}; height × width, or that × 1, 3 or 4 channels)")
     if array.dtype.kind not in "buif":
         raise DataError(f"not an image (an array of {array.dtype})")
-    pixels = array[:, :, :3] if array.ndim == 3 else array[:, :, None]
-    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(_to_8_bit(pixels), (*pixels.shape[:2], 3))))
+    levels, oddity = _to_8_bit(array[:, :, 0] if array.shape[2:] == (1,) else array)
+    return _on_white(Image.fromarray(np.ascontiguousarray(levels)), oddity)
 
 
-def _to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Values in 0–255 stay, booleans and floats in 0–1 are shares of white, others are stretched from their range.
+def _to_8_bit(values: NDArray[Any], white: int | None = None) -> tuple[NDArray[np.uint8], str | None]:
+    """Values as shares of white, by their type and never by the range of the one image.
 
-    >>> _to_8_bit(np.array([1000, 2000, 3000], dtype=np.uint16)).tolist()
-    [0, 128, 255]
-    >>> _to_8_bit(np.array([0.0, 0.2, 1.0])).tolist()
-    [0, 51, 255]
-    >>> _to_8_bit(np.array([0, 255])).tolist()
-    [0, 255]
+    Unsigned 16 bits go to 65,535, so that 257 is one level. Wider integers and floats do not tell: white is the least
+    of 1 (floats), 255 and 65,535 (integers) that holds them all, which is returned, so that images by different ones
+    can be found. Raises DataError for values outside.
+
+    >>> _to_8_bit(np.array([0, 257, 65535], dtype=np.uint16))
+    (array([  0,   1, 255], dtype=uint8), None)
+    >>> _to_8_bit(np.array([0.0, 0.2, 1.0]))
+    (array([  0,  51, 255], dtype=uint8), 'floats of which 1 is white')
+    >>> _to_8_bit(np.array([0, 255]))
+    (array([  0, 255], dtype=uint8), 'integers of which 255 is white')
     """
     if values.dtype == np.uint8:
-        return values
-    exact = values.astype(np.float64)
-    finite = exact[np.isfinite(exact)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    exact = np.nan_to_num(exact, nan=low, posinf=high, neginf=low)
-    if low >= 0 and high <= 1 and values.dtype.kind in "bf":
-        return np.round(exact * 255).astype(np.uint8)
-    if low >= 0 and high <= 255:
-        return exact.astype(np.uint8)  # fractions are cut off, as PIL does
-    return np.round((exact - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)
+        return values, None
+    low, high = float(values.min()), float(values.max())  # of which one is NaN where any value is
+    kind, small, large = ("floats", 1, 255) if values.dtype.kind == "f" else ("integers", 255, 65535)
+    known = white or {"bool": 1, "uint16": 65535}.get(values.dtype.name)
+    white = known or (small if high <= small else large)
+    if not 0 <= low <= high <= white:
+        raise DataError(
+            f"{kind} from {low:,g} to {high:,g}, which do not tell what is black and white; save it with 8 or 16 bits"
+        )
+    oddity = None if known or not high else f"{kind} of which {white:,} is white"
+    if white == 255:
+        return values.astype(np.uint8), oddity  # fractions are cut off, as PIL does
+    return np.round(values.astype(np.float64) * (255 / white)).astype(np.uint8), oddity
 
 
 def _reason(error: Exception, kind: str) -> str:

@@ -8,6 +8,7 @@ output back into the 8-bit pixels that it had resized. What the model then sees 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,11 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import DataT, StagePlan, StageT
 from tltasks.config.tasks.image import ImageModel
-from tltasks.data.splits import Columns, Split, located
+from tltasks.data.splits import Columns, EncodedSplit, Split, located
 from tltasks.errors import CheckpointError, DataError, first_line
 from tltasks.models.loading import read_config
 from tltasks.tasks.base import InputKind, Processor, TaskBase, digest_of
-from tltasks.tasks.image.decoding import SUFFIXES, decode_image
+from tltasks.tasks.image.decoding import ODDITY, SUFFIXES, TRANSPARENT, decode_image
 
 Pixels = NDArray[np.uint8]
 ENCODED = {
@@ -37,8 +38,9 @@ ENCODED = {
     "height": datasets.Value("int32"),
     "width": datasets.Value("int32"),
     "fitted": datasets.Value("bool"),
+    ODDITY: datasets.Value("string"),
 }
-"""Columns of an encoded image: 8-bit pixels, at the model's size where `fitted`."""
+"""Columns of an encoded image: 8-bit pixels, at the model's size where `fitted`, and what is worth knowing of it."""
 _PRIMARIES = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
@@ -102,9 +104,10 @@ class Preprocessing:
         encoded: Columns = {key: [] for key in (*ENCODED, "error")}
         for value in values:
             pixels: Pixels | None = None
-            error, fitted = None, False
+            error, fitted, oddity = None, False, None
             try:
                 image = decode_image(located(value, folder))
+                oddity = image.info[ODDITY]
                 fitted = image.width * image.height > self.size**2
                 pixels = self.fit([image])[0] if fitted else np.asarray(image).transpose(2, 0, 1)
             except DataError as reason:  # told in results that may be published: without this machine's folders
@@ -114,6 +117,7 @@ class Preprocessing:
                 "height": None if pixels is None else pixels.shape[1],
                 "width": None if pixels is None else pixels.shape[2],
                 "fitted": fitted,
+                ODDITY: oddity,
                 "error": error,
             }
             for key, item in row.items():
@@ -157,6 +161,19 @@ class ImageTask(TaskBase[ImageModel, DataT, StageT]):
     @property
     def row_features(self) -> dict[str, datasets.Value]:
         return ENCODED
+
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+        """How many images are transparent. Raises DataError where the same numbers mean another brightness in some."""
+        counts = {name: Counter(split.rows[ODDITY]) for name, split in encoded.items()}
+        levels = sum(counts.values(), Counter())
+        for kind in ("integers", "floats"):
+            found = [f"{n:,} of {oddity}" for oddity, n in levels.items() if str(oddity).startswith(kind)]
+            if len(found) > 1:
+                raise DataError(
+                    f"{next(iter(encoded.values())).origin}: some images hold {' and '.join(found)}, going by the "
+                    "largest of each, so that one brightness would be two. Save all with 8 or 16 bits."
+                )
+        return {name: {"transparent_blended_with_white": count[TRANSPARENT]} for name, count in counts.items()}
 
     @property
     def cpu_batch_budget(self) -> int:
