@@ -11,14 +11,20 @@ from functools import lru_cache
 
 import jiwer
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from tltasks.metrics.arrays import Floats
+from tltasks.metrics.scripts import even_apostrophes, without_inner_marks, without_unseen
 
 Normaliser = Callable[[str], str]
 
 BUCKET_SECONDS = (2.0, 5.0, 10.0, 20.0, 30.0)
 """Upper ends of the durations by which errors are broken down."""
+_GAP = regex.compile(r"[\p{P}\p{S}\p{C}]")
+_SPOKEN = regex.compile(r"[\p{L}\p{N}]")
+_DOTS = regex.compile(r"\.{2,}|…")
+_JOINERS = "\u200c\u200d"
 
 
 def normaliser(name: str) -> Normaliser:
@@ -27,25 +33,30 @@ def normaliser(name: str) -> Normaliser:
 
 
 def _evened(text: str) -> str:
-    """Even out what can be neither heard nor seen: one form of each character, one space between words."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """Even out what can be neither heard nor seen: one form of each character, one space between words.
+
+    Joiners stay: they change how letters look.
+    """
+    parts = regex.split(f"([{_JOINERS}])", unicodedata.normalize("NFC", text))
+    return " ".join("".join(part if part in _JOINERS else without_unseen(part) for part in parts).split())
 
 
 def _basic(text: str) -> str:
     """Case, width, punctuation and symbols evened out; marks stay, on which Indic and Arabic words depend.
 
-    Whisper's own rule for other languages drops them (openai/whisper discussion 2849). Apostrophes go without a gap.
+    Whisper's own rule for other languages drops them (openai/whisper discussion 2849). Marks inside words go without a
+    gap, and so does what is not seen.
 
     >>> _basic("¿Qué “tal”?  L'été — १२ कि.")
     'qué tal lété १२ कि'
     """
-    kept = []
-    for character in unicodedata.normalize("NFKC", text).casefold():
-        if character in "'’ʼ":
-            continue
-        drop = unicodedata.category(character)[0] in "PSC"
-        kept.append(" " if drop else character)
-    return " ".join("".join(kept).split())
+    even = unicodedata.normalize("NFKC", even_apostrophes(text)).casefold()
+    return _words(_GAP.sub(" ", without_inner_marks(without_unseen(even))))
+
+
+def _words(text: str) -> str:
+    """Words alone: what has neither letter nor digit is none."""
+    return " ".join(word for word in text.split() if _SPOKEN.search(word))
 
 
 def _unaccented(text: str) -> str:
@@ -69,10 +80,12 @@ def _unaccented(text: str) -> str:
 def _english(text: str) -> str:
     """Whisper's rules for English: numbers as digits, contractions written out. Spelling variants stay apart.
 
-    >>> _english("Mr. Brown won't press twenty-one, um, twice!")
+    The rules leave dots and signs that stand alone, and know one form of the apostrophe.
+
+    >>> _english("Mr. Brown won’t press twenty-one, um, twice ...")
     'mister brown will not press 21 twice'
     """
-    return _english_rules()(text)
+    return _words(_english_rules()(_DOTS.sub(" ", even_apostrophes(without_unseen(text)))))
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
-from tltasks.metrics.scripts import UNSPACED
+from tltasks.metrics.scripts import UNSEEN, UNSPACED, without_unseen
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -24,7 +24,7 @@ KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 _TOKEN = regex.compile(
     rf"[[{UNSPACED}]&&[\p{{L}}\p{{N}}]]\p{{M}}*"  # one character and its marks
-    rf"|[[\p{{L}}\p{{N}}]--[{UNSPACED}]][[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d]--[{UNSPACED}]]*",
+    rf"|[[\p{{L}}\p{{N}}]--[{UNSPACED}{UNSEEN}]][[\p{{L}}\p{{M}}\p{{N}}{UNSEEN}]--[{UNSPACED}]]*",
     regex.V1,
 )
 _SENTENCE_END = regex.compile(r"\n+|(?<=[.!?…؟۔।][\"'”’»)\]]*)\s+|(?<=[。！？｡]+[」』”’）]*)(?![。！？｡」』”’）])")
@@ -36,7 +36,7 @@ def tokens(text: str) -> list[str]:
     >>> tokens("Don't panic: it's 42!"), tokens("2024年の東京")
     (['don', 't', 'panic', 'it', 's', '42'], ['2024', '年', 'の', '東', '京'])
     """
-    found: list[str] = _TOKEN.findall(unicodedata.normalize("NFKC", text).lower())
+    found: list[str] = _TOKEN.findall(without_unseen(unicodedata.normalize("NFKC", text)).lower())
     return found
 
 

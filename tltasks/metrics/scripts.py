@@ -1,4 +1,4 @@
-"""Scripts that put no spaces between words, in which a character counts as a word."""
+"""What writing has that words depend on: scripts without spaces, characters that are not seen, marks inside words."""
 
 from __future__ import annotations
 
@@ -12,8 +12,49 @@ UNSPACED = "".join(
 )
 """Their characters, for use within a set of a regular expression."""
 
+UNSEEN = r"\p{Default_Ignorable_Code_Point}"
+"""Joiners, soft hyphens, marks of direction, variation selectors and their like, for use within a set."""
+APOSTROPHES = "'‘’‛`´ʹʻʼʽ′＇"
+"""What stands for an apostrophe between two letters."""
+
 _LETTER = regex.compile(r"\p{L}")
 _UNSPACED_LETTER = regex.compile(rf"[[{UNSPACED}]&&\p{{L}}]", regex.V1)
+
+_UNSEEN = regex.compile(rf"(?<=[{UNSPACED}])\u200b(?=[{UNSPACED}])|({UNSEEN})")
+_BETWEEN = regex.compile(rf"(?<=[\p{{L}}\p{{M}}])[{APOSTROPHES}](?=\p{{L}})")
+_IN_WORD = regex.compile(
+    r"['’ʼ՚՛՜՞᠆]"  # Armenian asks and calls out within the word
+    r"|(?<=\p{Hebrew})[\"”״׳](?=\p{Hebrew})"  # of numbers and of words made of initials
+    r"|(?<=\p{L})[·‧](?=\p{L})"  # Catalan's long l
+)
+
+
+def without_unseen(text: str) -> str:
+    """Leave out what is not seen, so that a word stays one word, and the same one, with it or without.
+
+    The space of no width stays a space where it parts words, in scripts that write no other.
+
+    >>> without_unseen("Bei\u00adspiel, می\u200cخواهم"), without_unseen("ខ្ញុំ\u200bទៅ")
+    ('Beispiel, میخواهم', 'ខ្ញុំ ទៅ')
+    """
+    seen: str = _UNSEEN.sub(lambda found: "" if found[1] else " ", text)
+    return seen
+
+
+def even_apostrophes(text: str) -> str:
+    """Apostrophes between letters in the one form, whatever they are written with."""
+    even: str = _BETWEEN.sub("'", text)
+    return even
+
+
+def without_inner_marks(text: str) -> str:
+    """Leave out the marks that stand inside words and part none: apostrophes, gershayim, Catalan's dot.
+
+    >>> without_inner_marks("l’été, צה״ל, col·lecció")
+    'lété, צהל, collecció'
+    """
+    whole: str = _IN_WORD.sub("", text)
+    return whole
 
 
 def is_unspaced(character: str) -> bool:

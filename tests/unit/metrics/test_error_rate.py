@@ -5,6 +5,7 @@ import pytest
 
 import tltasks.metrics.error_rate
 import tltasks.metrics.scripts
+from tltasks.metrics import rouge
 from tltasks.metrics.error_rate import (
     COLUMNS,
     align_words,
@@ -17,7 +18,7 @@ from tltasks.metrics.scripts import writes_without_spaces
 
 
 def test_doctests() -> None:
-    for module, least in ((tltasks.metrics.error_rate, 4), (tltasks.metrics.scripts, 1)):
+    for module, least in ((tltasks.metrics.error_rate, 4), (tltasks.metrics.scripts, 3)):
         result = doctest.testmod(module)
         assert result.attempted >= least
         assert result.failed == 0
@@ -38,7 +39,56 @@ NORMALISED = {
     ("unaccented", "한국어"): "한국어",
     ("english", "It's 5 o'clock, colour."): "it is 50 clock colour",
     ("english", "Twenty five"): "25",
+    ("english", "..."): "",
+    ("english", "Wait... what? 3...4, so…"): "wait what 3 4 so",
+    ("english", "% and $ alone ."): "and alone",
+    ("english", "I don’t, I can‘t; it`s"): "i do not i can not it is",
+    ("english", "Bei\u00adspiel"): "beispiel",
+    ("basic", "\ufeffso \u2013 ... ?!"): "so",
+    ("basic", "1\ufe0f\u20e3 \u25cc\u0301 2"): "1\u20e3 2",
+    ("none", "Bei\u00adspiel \u200fmi\u200bt می\u200cرود ."): "Beispiel mit می\u200cرود .",
 }
+WORDS = {
+    "Persian, half spaces": ("کتاب\u200cها را می\u200cخواهم", ["کتابها", "را", "میخواهم"]),
+    "Sinhala, joiner": ("ක්\u200dරියා කරයි", ["ක්රියා", "කරයි"]),
+    "Bengali, joiner": ("র\u200d্যাব আসে", ["র্যাব", "আসে"]),
+    "Malayalam, joiner": ("അവന്\u200d വന്നു", ["അവന്", "വന്നു"]),
+    "Hindi, no joiner wanted": ("लक्\u200cष्मी है", ["लक्ष्मी", "है"]),
+    "German, soft hyphens": ("ein Bei\u00adspiel", ["ein", "beispiel"]),
+    "word joiner and byte order mark": ("\ufeffno\u2060body knows", ["nobody", "knows"]),
+    "space of no width within a Latin word": ("some\u200bwhere else", ["somewhere", "else"]),
+    "marks of direction": ("\u200fשלום\u200e \u2067עולם\u2069", ["שלום", "עולם"]),
+    "grapheme joiner": ("e\u034fe f", ["ee", "f"]),
+    "Mongolian, vowel separator": ("ᠬᠠᠭᠠᠨ\u180eᠠ ᠪᠢ", ["ᠬᠠᠭᠠᠨᠠ", "ᠪᠢ"]),
+    "Hangul filler": ("가\u3164 나", ["가", "나"]),
+    "variation selector": ("b\U000e0100 a\ufe0fb", ["b", "ab"]),
+    "Khmer, words parted by a space of no width": ("ខ្ញុំ\u200bទៅ", ["ខ្ញុំ", "ទៅ"]),
+}
+"""Texts, and their words under `basic`; in scripts with spaces ROUGE finds the same."""
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_what_is_not_seen_parts_no_words(kind: str) -> None:
+    text, words = WORDS[kind]
+    assert normaliser("basic")(text).split() == words
+    counts = count_errors([normaliser("basic")(text)], [" ".join(words)], spaced=True)
+    assert counts[0, :4].tolist() == [0, 0, 0, len(words)]
+    if not writes_without_spaces([text]):
+        assert rouge.tokens(text) == words
+        assert len(rouge.token_ends(text)) == len(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("don’t", "dont"), ("don‘t", "dont"), ("don´t", "dont"), ("don`t", "dont"), ("don＇t", "dont"),
+        ("o‘zbek", "ozbek"), ("oʻzbek", "ozbek"), ("צה״ל", "צהל"), ('צה"ל', "צהל"), ("ג׳ירפה", "גירפה"),
+        ("ինչպե՞ս", "ինչպես"), ("col·lecció", "collecció"), ("étudiant·e·s", "étudiantes"),
+    ],
+)  # fmt: skip
+def test_marks_inside_words_part_none(text: str, word: str) -> None:
+    assert normaliser("basic")(text) == word
+    assert normaliser("basic")(f"“{text}”, {text}!") == f"{word} {word}"
 
 
 @pytest.mark.parametrize(("name", "text"), NORMALISED)
