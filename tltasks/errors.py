@@ -5,7 +5,8 @@
     ├── DataError            a data set, column, label, split or example is wrong
     ├── CheckpointError      a checkpoint cannot be loaded, adapted, saved or resumed
     ├── TrainingError        training cannot go on (a loss that is not finite, memory that does not suffice)
-    └── HubError             the Hub refused, or could not be reached; nothing local was lost
+    ├── HubError             the Hub refused, or could not be reached; nothing local was lost
+    └── StorageError         nothing more can be written; what was written before is whole
     Interrupted              no error: the run was told to stop, and has saved its state
 
 A message says where, what was found, and what to do.
@@ -14,8 +15,15 @@ A message says where, what was found, and what to do.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_IN_WORDS = (
+    *("No space left on device", "Disk quota exceeded", "database or disk is full"),
+    *(f"os error {number}" for number in sorted(_FULL)),  # Rust's way to tell
+)
 
 
 class TltasksError(Exception):
@@ -42,6 +50,10 @@ class HubError(TltasksError):
     """The Hub refused or could not be reached; the results folder is intact."""
 
 
+class StorageError(TltasksError):
+    """Nothing more can be written to the disk; what was written before is whole."""
+
+
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
     """The run was told to stop and has saved its state."""
 
@@ -58,6 +70,25 @@ def printable(text: str, *, lines: bool = True) -> str:
     """
     shown = _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return shown if lines else shown.replace("\n", "\\n")
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is that a disk, quota or file has no more room.
+
+    Libraries that are not written in Python tell it in words alone.
+
+    >>> is_full_disk(OSError(errno.ENOSPC, "…")), is_full_disk(RuntimeError("I/O error (os error 28)"))
+    (True, True)
+    >>> is_full_disk(ValueError("no spaces"))
+    False
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(words in str(error) for words in _FULL_IN_WORDS):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 def first_line(error: BaseException) -> str:

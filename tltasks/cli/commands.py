@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -25,7 +26,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
 
 from tltasks import __version__
-from tltasks.errors import DataError, Interrupted, RecipeError, TltasksError, TrainingError, did_you_mean, printable
+from tltasks.errors import DataError, Interrupted, RecipeError, TltasksError, did_you_mean, is_full_disk, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 """Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
 TOP_K = 5
+FULL = "no space is left on the disk. Free some; a run goes on from its last checkpoint with --resume."
+_OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE}
+_OF_PEERS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 STANDARD_INPUT = "/dev/stdin"
 """`-`, as the parser is told it: a dash alone is a flag to cyclopts (5.5, utils.is_option_like)."""
 
@@ -125,28 +129,64 @@ DEFAULT_CHECKPOINT, DEFAULT_PUBLICATION = Checkpoint(), Publication()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a mistake of the user's becomes one message on standard error."""
     words = sys.argv[1:] if arguments is None else arguments
+    _end_at_sigterm()
     try:
         if not words:
             raise RecipeError("name a command; `tltasks --help` lists them.")
         status: int | None = app([STANDARD_INPUT if word == "-" else word for word in words])
         sys.stdout.flush()
         return status or 0
-    except (CycloptsError, TltasksError) as error:
-        # what all processes of a launcher find is said by the first alone; memory is each one's own
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, TrainingError):
-            _say(f"error: {_explain(error) if isinstance(error, CycloptsError) else error}")
-        return MISUSED if isinstance(error, CycloptsError | RecipeError) else RAISED
     except BrokenPipeError:  # the reader of a pipe has had enough, e.g. `tltasks recipes | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        return RAISED
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        _say("error: no space is left on the disk. Free some; a run goes on from its last checkpoint with --resume.")
+        _leave_standard_output()
         return RAISED
     except KeyboardInterrupt:
         _say("stopped")
         return INTERRUPTED
+    except Exception as error:
+        full = is_full_disk(error)
+        text = FULL if full else _describe(error)
+        if text is None:
+            raise
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is what is full
+            _leave_standard_output()
+        rank = os.environ.get("RANK", "0")  # processes of a launcher share a terminal
+        _say(f"error{f' in process {rank}' if rank not in {'', '0'} else ''}: {text}")
+        return MISUSED if isinstance(error, CycloptsError | RecipeError) and not full else RAISED
+
+
+def _describe(error: Exception) -> str | None:
+    """What a user is told instead of a traceback; None for what is nobody's mistake but ours."""
+    if isinstance(error, TltasksError):
+        return str(error)
+    if isinstance(error, CycloptsError):
+        return _explain(error)
+    if isinstance(error, OSError) and error.errno in _OF_PLACES and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    if os.environ.get("WORLD_SIZE", "1") != "1" and any(words in str(error) for words in _OF_PEERS):
+        return "another process of this run has ended; what it says is why. --resume goes on from the last checkpoint."
+    return None
+
+
+def _leave_standard_output() -> None:
+    """Send what Python flushes at its end nowhere, where it could only fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _end_at_sigterm() -> None:
+    """Have SIGTERM end a command as Ctrl-C does, with a word; processes that it starts end as ever."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return
+    own = os.getpid()
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() == own:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _explain(error: CycloptsError) -> str:
@@ -198,10 +238,11 @@ def run(
             story.dry_run(resolved, output=plan.output, push=push)
         else:
             story.run(resolved, output=plan.output, resume=resume, push=push)
-    except Interrupted as stop:
+    except (Interrupted, KeyboardInterrupt) as stop:
         again = ["run", str(recipe), *(word for change in overrides for word in ("--set", change))]
         again += ["--output", str(plan.output), "--resume"]
-        _say(f"{stop}; its state is saved. Go on with: tltasks {shlex.join(again)}")
+        said = f"{stop}; its state is saved" if isinstance(stop, Interrupted) else "stopped"
+        _say(f"{said}. Go on with: tltasks {shlex.join(again)}")
         return INTERRUPTED
     return 0
 

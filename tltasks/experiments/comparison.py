@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +40,7 @@ from tltasks.reports.charts import png
 from tltasks.reports.console import open_terminal
 from tltasks.reports.formatting import show_duration
 from tltasks.runs.story import measure_stages
-from tltasks.runtime.files import write_json, write_text
+from tltasks.runtime.files import whole_folder, write_json, write_text
 
 SCHEMA = 1
 OVERHEAD_SECONDS = 3.0
@@ -234,10 +233,9 @@ def write_results(experiment: Experiment, result: ComparisonResult, output: Path
     write_text(output / "table.csv", result.to_pandas().to_csv(index=False, float_format="%.6g"))
     write_text(output / "table.tex", latex_table(experiment, findings))
     pictures = draw_pictures(experiment, findings, layout)
-    shutil.rmtree(output / "figures", ignore_errors=True)
-    (output / "figures").mkdir()
-    for picture in (picture for section in pictures.values() for picture in section):
-        (output / "figures" / f"{picture.name}.png").write_bytes(png(picture.figure))
+    with whole_folder(output / "figures") as figures:
+        for picture in (picture for section in pictures.values() for picture in section):
+            (figures / f"{picture.name}.png").write_bytes(png(picture.figure))
     write_page(
         output / "report.html",
         "experiment.html.jinja",

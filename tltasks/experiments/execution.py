@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import recipe_sha256
-from tltasks.errors import Interrupted, RecipeError, TltasksError, first_line
+from tltasks.errors import Interrupted, RecipeError, TltasksError, first_line, is_full_disk
 from tltasks.experiments.contents import CODE
 from tltasks.experiments.trials import (
     Outcome,
@@ -61,6 +61,8 @@ def carry_out(
         write_journal(output, item.id, "interrupted")
         raise
     except Exception as error:  # whatever ends one trial must not end the others
+        if is_full_disk(error):  # which ends them all, and is none's own fault
+            raise
         message = str(error) if isinstance(error, TltasksError) else f"{type(error).__name__}: {first_line(error)}"
         write_journal(output, item.id, "failed", message=message)
         return item.failure(message)

@@ -22,7 +22,7 @@ from tltasks.experiments.charts import draw_learning_rates
 from tltasks.reports.charts import png
 from tltasks.runs.callbacks import StepInfo
 from tltasks.runs.story import run
-from tltasks.runtime.files import write_json
+from tltasks.runtime.files import check_place, write_bytes, write_json
 from tltasks.training.optimizer import learning_rate_factor
 
 Floats = NDArray[np.float64]
@@ -62,7 +62,9 @@ def find_learning_rate(
     the user can mend.
     """
     rising, output = _rising(load_recipe(recipe, overrides), highest, steps), Path(output)
-    if output.is_dir() and any(output.iterdir()) and not (output / "range.json").is_file():
+    check_place(output)
+    holds = output.is_dir() and any(entry.name[0] != "." for entry in output.iterdir())
+    if holds and not (output / "range.json").is_file():
         raise DataError(f"output {output}: is not empty and holds no range test; name another folder with --output.")
     output.mkdir(parents=True, exist_ok=True)
     losses: list[float] = []
@@ -72,7 +74,7 @@ def find_learning_rate(
         return _diverged(_smooth(losses)) is not None
 
     ended = ""
-    with TemporaryDirectory(dir=output) as training:
+    with TemporaryDirectory(dir=output, prefix=".") as training:
         try:
             run(rising, output=training, on_step=on_step)
         except TrainingError as error:  # a loss that is not finite, at a rate that is far too high
@@ -83,7 +85,7 @@ def find_learning_rate(
     found = read_range([highest * factor for factor in factors], losses, ended)
     write_json(output / "range.json", found)
     marked = {"steepest": found.steepest, "minimum / 10": found.largest}
-    (output / "range.png").write_bytes(png(draw_learning_rates(found.rates, found.losses, marked)))
+    write_bytes(output / "range.png", png(draw_learning_rates(found.rates, found.losses, marked)))
     return found
 
 

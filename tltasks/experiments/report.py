@@ -18,6 +18,7 @@ from tltasks.experiments.trials import Levels
 from tltasks.reports.charts import svg
 from tltasks.reports.formatting import words
 from tltasks.reports.templates import page_environment
+from tltasks.runtime.files import write_text
 
 MOST_PANELS = 12
 """Contexts whose figures are drawn; the tables have all."""
@@ -123,7 +124,7 @@ def write_page(path: Path, template: str, **values: object) -> None:
     """Write a page from a template of this folder. The same values give the same bytes."""
     environment = page_environment(Path(__file__).parent)
     environment.filters |= {"levels": show_levels, "needed": show_needed, "p": show_p, "svg": svg}
-    path.write_text(environment.get_template(template).render(values), encoding="utf-8")
+    write_text(path, environment.get_template(template).render(values))
 
 
 def evidence(findings: Findings) -> dict[str, list[tuple[CellScore, ControlComparison]]]:

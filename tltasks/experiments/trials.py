@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from tltasks.config.recipe import Recipe
 from tltasks.errors import DataError
 from tltasks.results.result import Interval, Number
-from tltasks.runtime.files import locked
+from tltasks.runtime.files import check_place, locked
 
 Levels = dict[str, str]
 """Level by axis, in the order of the axes."""
@@ -103,7 +103,9 @@ class PlannedTrial:
 @contextmanager
 def results_folder(output: Path, marker: str, what: str) -> Iterator[None]:
     """Lock the results folder of an experiment or a search; DataError for one that holds something else."""
-    if output.is_dir() and any(output.iterdir()) and not (output / marker).exists():
+    check_place(output)
+    holds = output.is_dir() and any(entry.name[0] != "." for entry in output.iterdir())
+    if holds and not (output / marker).exists():
         raise DataError(f"output {output}: is not empty and holds no {what}; name another folder with --output.")
     with locked(output):
         (output / "trials").mkdir(exist_ok=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tltasks.errors import RecipeError
+from tltasks.runtime.files import append_to, beside, check_place, lock
 
 Row = Mapping[str, object]
 """`input`, `row` where it is one of a table, and what was predicted or `error`."""
@@ -42,24 +45,31 @@ def key(name: object, row: object) -> int:
 
 
 def open_writer(path: Path | None, schema: pa.Schema, *, resume: bool) -> PredictionWriter:
-    """Open a file, or standard output. Raises RecipeError for one that is there, unless it is resumed."""
+    """Open a file, or standard output. Raises RecipeError for one that is there, unless it is resumed, and for one that
+    another process writes."""
     if path is None:
         return _Lines(sys.stdout.buffer, set(), _json_lines)
     check_output(path, resume=resume)
+    release = lock(beside(path, ".lock"), f"--output {path}: another predict is writing to it; wait for its end.")
     try:
-        return _OPENERS[path.suffix.lower()](path, schema)
-    except OSError as error:
-        raise RecipeError(f"--output {path}: cannot be written to ({error.strerror}).") from error
-    except (ValueError, KeyError, TypeError, pa.ArrowException, csv.Error) as error:
-        raise RecipeError(
-            f"--output {path}: holds something else than predictions of this task; name another file."
-        ) from error
+        check_output(path, resume=resume)  # by now it may have been begun and ended
+        return _Held(_OPENERS[path.suffix.lower()](path, schema), release)
+    except BaseException as error:
+        release()
+        if isinstance(error, OSError):
+            raise RecipeError(f"--output {path}: cannot be written to ({error.strerror}).") from error
+        if isinstance(error, ValueError | KeyError | TypeError | AttributeError | pa.ArrowException | csv.Error):
+            raise RecipeError(
+                f"--output {path}: holds something else than predictions of this task; name another file."
+            ) from error
+        raise
 
 
 def check_output(path: Path, *, resume: bool) -> None:
     """Raise RecipeError for a suffix that says no format, and for a file that must not be touched."""
     if path.suffix.lower() not in _OPENERS:
         raise RecipeError(f"--output {path}: name a file that ends in {', '.join(_OPENERS)}.")
+    check_place(path, "--output")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise RecipeError(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder is not there'}.")
     if path.exists() and not resume:
@@ -70,8 +80,24 @@ Records = Iterator[tuple[int | None, int]]
 """Whole records of a file: the key of each, None where it is no prediction, and the byte behind it."""
 
 
-def _open_behind(path: Path, records: Callable[[BinaryIO], Records]) -> tuple[BinaryIO, set[int]]:
-    """Open a file behind its last whole record, and tell the keys it has; ValueError where it has other content."""
+class _Held:
+    """A file that no other process writes until it is closed."""
+
+    def __init__(self, writer: PredictionWriter, release: Callable[[], None]) -> None:
+        self.writer, self.release, self.done, self.write = writer, release, writer.done, writer.write
+
+    def close(self) -> None:
+        try:
+            self.writer.close()
+        finally:
+            self.release()
+
+
+def _open_behind(path: Path, records: Callable[[BinaryIO], Records], begin: bytes) -> tuple[BinaryIO, set[int]]:
+    """Open a file behind its last whole record, and tell the keys it has; ValueError where it has other content.
+
+    One without a whole record may `begin` like one, which a kill has cut off.
+    """
     done, end = set(), 0
     with path.open("a+b") as file:
         file.seek(0)
@@ -79,7 +105,8 @@ def _open_behind(path: Path, records: Callable[[BinaryIO], Records]) -> tuple[Bi
             end = behind
             if found is not None:
                 done.add(found)
-        if end == 0 and file.seek(0, io.SEEK_END):
+        file.seek(0)
+        if end == 0 and (start := file.read(len(begin))) != begin[: len(start)]:
             raise ValueError("no whole record")
         file.truncate(end)
     return path.open("ab", buffering=0), done
@@ -92,11 +119,16 @@ class _Lines:
         self.file, self.done, self.encode = file, done, encode
 
     def write(self, rows: list[Row]) -> None:
-        self.file.write(self.encode(rows).encode("utf-8", errors="surrogateescape"))
-        self.file.flush()
+        content = self.encode(rows).encode("utf-8", errors="surrogateescape")
+        if self.file is sys.stdout.buffer:
+            self.file.write(content)
+            self.file.flush()
+        else:
+            append_to(self.file.fileno(), content)
 
     def close(self) -> None:
         if self.file is not sys.stdout.buffer:
+            os.fsync(self.file.fileno())  # which tells of what a network's file system could not write
             self.file.close()
 
 
@@ -113,7 +145,7 @@ def _open_json(path: Path, schema: pa.Schema) -> PredictionWriter:
                 row, end = json.loads(line), end + len(line)
                 yield key(row["input"], row.get("row")), end
 
-    return _Lines(*_open_behind(path, records), _json_lines)
+    return _Lines(*_open_behind(path, records, b'{"input": '), _json_lines)
 
 
 def _open_csv(path: Path, schema: pa.Schema) -> PredictionWriter:
@@ -131,9 +163,10 @@ def _open_csv(path: Path, schema: pa.Schema) -> PredictionWriter:
         csv.writer(text).writerows([_cell(row.get(name)) for name in names] for row in rows)
         return text.getvalue()
 
-    writer = _Lines(*_open_behind(path, records), encode)
+    header: list[Row] = [{name: name for name in names}]
+    writer = _Lines(*_open_behind(path, records, encode(header).encode()), encode)
     if not path.stat().st_size:
-        writer.write([{name: name for name in names}])
+        writer.write(header)
     return writer
 
 
@@ -165,27 +198,54 @@ def _cell(value: object) -> str:
 
 
 class _Parquet:
-    """Not valid before its end, so it takes its place, and that of an earlier part, when it is closed."""
+    """Not valid before its end, so it takes its place, and that of an earlier part, when it is closed.
+
+    Where a write fails it does not: the earlier part stays as it was.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self.schema, self.done = path, schema, set[int]()
-        self.temporary = path.with_name(f".{path.name}.tmp")
+        self.path, self.schema, self.done, self.whole = path, schema, set[int](), False
+        self.temporary = beside(path, ".tmp")
         if path.exists() and not pq.read_schema(path).equals(schema):
             raise ValueError("other columns")
         self.writer = pq.ParquetWriter(self.temporary, schema, compression="zstd")
-        if path.exists():
-            with pq.ParquetFile(path) as earlier:
-                for batch in earlier.iter_batches(batch_size=1024):
-                    self.writer.write_batch(batch)
-                    names, rows = batch.column("input").to_pylist(), batch.column("row").to_pylist()
-                    self.done.update(map(key, names, rows))
+        try:
+            for batch in self._earlier():
+                self.writer.write_batch(batch)
+                names, rows = batch.column("input").to_pylist(), batch.column("row").to_pylist()
+                self.done.update(map(key, names, rows))
+        except BaseException:
+            self._discard()
+            raise
+        self.whole = True
 
     def write(self, rows: list[Row]) -> None:
+        self.whole = False
         self.writer.write_table(pa.Table.from_pylist(rows, self.schema))
+        self.whole = True
 
     def close(self) -> None:
-        self.writer.close()
-        self.temporary.replace(self.path)
+        if not self.whole:
+            self._discard()
+            return
+        try:
+            self.writer.close()
+            with self.temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            self.temporary.replace(self.path)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _earlier(self) -> Iterator[pa.RecordBatch]:
+        if self.path.exists():
+            with pq.ParquetFile(self.path) as earlier:
+                yield from earlier.iter_batches(batch_size=1024)
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self.writer.close()
+        self.temporary.unlink(missing_ok=True)
 
 
 _OPENERS: dict[str, Callable[[Path, pa.Schema], PredictionWriter]] = {

@@ -11,18 +11,19 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import GradientAccumulationPlugin
 from rich.console import Console
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import RunPlan
 from tltasks.config.stage import StagePlan
 from tltasks.data.splits import EncodedSplit
-from tltasks.errors import Interrupted, TltasksError
+from tltasks.errors import Interrupted
 from tltasks.reports.console import open_terminal
 from tltasks.results.result import Ancestor
 from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runtime import devices
+from tltasks.runtime.environment import check_settings
 from tltasks.runtime.files import locked
 from tltasks.runtime.precision import choose_precision
 from tltasks.tasks.base import Rescore, TaskBase
@@ -63,6 +64,10 @@ class Context:
     def say(self, stage: StagePlan, text: str) -> None:
         self.console.print(f"{stage.name}: {text}", soft_wrap=True)
 
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Do something once; what it raises, every process raises."""
+        devices.on_main_process(self.accelerator.state, action)
+
     def heed_stop(self, text: str) -> None:
         """Raise Interrupted where any process was told to stop; all of them come here at the same point."""
         asked = torch.tensor(float(self.stop_requested()), device=self.accelerator.device)
@@ -78,8 +83,12 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
     devices.quieten_libraries(interactive=state.is_main_process and sys.stderr.isatty())
     # Accelerate keeps one number format for a process (accelerate 1.15, state.py); runs may have different ones.
     AcceleratorState._reset_state()
+    check_settings(precision, state.device)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
+        # Named, since what is not named is read from the environment (accelerate 1.15, accelerator.py).
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
         log_with=list(recipe.trackers) or None,
         project_dir=str(plan.output / "trackers"),
     )
@@ -114,23 +123,9 @@ class PreparedStage:
 # --------------------------------------------------------------------------------------- processes
 
 
-def on_main_process(state: PartialState, action: Callable[[], None]) -> None:
-    """Do something once; what it raises, every process raises, so that none is left waiting for the others."""
-    failure: list[TltasksError | None] = [None]
-    if state.is_main_process:
-        try:
-            action()
-        except TltasksError as error:
-            failure[0] = error
-    if state.num_processes > 1:
-        broadcast_object_list(failure)
-    if failure[0] is not None:
-        raise failure[0]
-
-
 @contextmanager
 def sole_writer(state: PartialState, output: Path) -> Iterator[None]:
     """Hold the lock of the results folder, for all processes of the run."""
     with ExitStack() as stack:
-        on_main_process(state, lambda: stack.enter_context(locked(output)))
+        devices.on_main_process(state, lambda: stack.enter_context(locked(output)))
         yield

@@ -7,11 +7,14 @@ from pathlib import Path
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import RunPlan, recipe_sha256
 from tltasks.errors import RecipeError
+from tltasks.runtime.environment import check_launch
+from tltasks.runtime.files import check_place
 from tltasks.training.tracking import check_trackers
 
 
 def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
     """Raise RecipeError for what neither devices nor files have to be looked at for."""
+    check_launch()
     check_trackers(list(plan.recipe.trackers))
     if push and plan.recipe.hub.repo is None:
         raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
@@ -19,9 +22,11 @@ def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
 
 def refuse_occupied(output: Path, sha256: str, *, resume: bool) -> None:
     """Raise RecipeError when the folder holds something that this run would overwrite, or cannot be resumed from."""
+    check_place(output)
     if output.exists() and not output.is_dir():
         raise RecipeError(f"output {output}: is a file; name a folder with --output.")
-    occupied = output.is_dir() and any(entry.name != ".lock" for entry in output.iterdir())
+    left = (entry.name for entry in output.iterdir()) if output.is_dir() else ()
+    occupied = any(name != ".lock" and not (name[0] == "." and name.endswith(".tmp")) for name in left)
     if occupied and not resume:
         raise RecipeError(
             f"output {output}: is not empty. Go on with that run with --resume, or name another folder with --output."

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tltasks.config.model import Checkpoint
 from tltasks.config.tasks import TASKS
 from tltasks.data.batching import steps_per_epoch
-from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import adapt, count_parameters
 from tltasks.results.result import (
     EXAMPLES,
@@ -41,7 +41,7 @@ from tltasks.runs.baselines import ROW_SCORES, baseline_predictions, scores_of_e
 from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.context import Context, PreparedStage
 from tltasks.runtime import devices
-from tltasks.runtime.files import whole_folder, write_text
+from tltasks.runtime.files import whole_file, whole_folder, write_text
 from tltasks.runtime.precision import choose_attention
 from tltasks.tasks.base import BuiltModel, Prediction, TaskBase
 from tltasks.training.checkpoint import Checkpoints, Progress
@@ -107,22 +107,28 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         lineage=lineage_after(earlier[-1], context.plan.sha256) if plan.continues else stage.lineage,
         baseline_names=dict(TASKS[plan.task].baseline_names),
     )
+    context.on_main(lambda: write_text(folder / "result.json", result.to_json()))
     if context.writes:
-        write_text(folder / "result.json", result.to_json())
         shutil.rmtree(context.plan.output / "checkpoints" / plan.name, ignore_errors=True)
-    context.accelerator.wait_for_everyone()
     return FinishedStage(result, examples)
 
 
 def _read_finished(context: Context, stage: PreparedStage, folder: Path) -> FinishedStage:
-    result = StageResult.from_json((folder / "result.json").read_bytes())
+    try:
+        result = StageResult.from_json((folder / "result.json").read_bytes())
+        examples = EXAMPLES.validate_json((folder / "examples.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: what is kept of the finished stage cannot be read ({first_line(error)}). Remove this folder: "
+            "--resume then carries the stage out again."
+        ) from error
     changed = [n for n, split in stage.encoded.items() if split.fingerprint != result.data[n].fingerprint]
     if changed:
         raise DataError(
             f"output {context.plan.output}: stage {result.name} was carried out on other data than there is now "
             f"({', '.join(changed)}). Name another folder with --output."
         )
-    return FinishedStage(result, EXAMPLES.validate_json((folder / "examples.json").read_bytes()))
+    return FinishedStage(result, examples)
 
 
 def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
@@ -343,10 +349,12 @@ def _save(context: Context, stage: PreparedStage, model: nn.Module, predictions:
     plan, run = stage.plan, context.plan
     folders = [run.output] * (plan.index == run.final.index) + [context.folder(plan)] * run.feeds_next(plan)
     for folder in folders:
-        if context.writes:
+
+        def write(folder: Path = folder) -> None:
             with whole_folder(folder / "model") as place:
                 stage.task.save(place, model, adapter=adapter)
-        context.accelerator.wait_for_everyone()
+
+        context.on_main(write)
         _check_saved(context, stage, folder / "model", predictions)
 
 
@@ -405,7 +413,8 @@ def _score(
             examples = task.report_examples(rows, predicted, references)
             write_text(folder / "examples.json", EXAMPLES.dump_json(examples, indent=1).decode())
     if context.writes:
-        save_file(row_scores, folder / ROW_SCORES)
+        with whole_file(folder / ROW_SCORES) as place:
+            save_file(row_scores, place)
     return scores, beside | scores_of_earlier_stages(context, stage, row_scores, earlier), examples
 
 

@@ -13,12 +13,13 @@ from tltasks.reports import html, model_card
 from tltasks.reports.console import show_checks, show_plan, show_result
 from tltasks.results.result import Headline, ReportExample, RunResult, StageMeasurement, StageResult
 from tltasks.runs.callbacks import OnEvaluation, OnStep
-from tltasks.runs.context import DECIDING, Context, PreparedStage, on_main_process, open_context, sole_writer
+from tltasks.runs.context import DECIDING, Context, PreparedStage, open_context, sole_writer
 from tltasks.runs.prepare import prepare_stages
 from tltasks.runs.refusals import refuse_at_once, refuse_occupied
 from tltasks.runs.stage import FinishedStage, measure_stage, run_stage
 from tltasks.runtime import devices
-from tltasks.runtime.files import write_text
+from tltasks.runtime.devices import on_main_process
+from tltasks.runtime.files import whole_file, write_text
 from tltasks.runtime.precision import check_architecture
 from tltasks.training.tracking import read_metrics
 
@@ -54,8 +55,7 @@ def run(
     with sole_writer(state, plan.output), devices.stop_on_signals() as stop_requested:
         # ------------------------------------------------------------------------------- each stage
         context = replace(context, stop_requested=stop_requested)
-        if context.writes and not (plan.output / "recipe.yaml").exists():
-            write_recipe(recipe, plan.output / "recipe.yaml")
+        on_main_process(state, lambda: _begin(plan))
         context.accelerator.init_trackers("tltasks", config={"recipe_sha256": plan.sha256})
         finished: list[FinishedStage] = []
         for stage in prepared:
@@ -63,10 +63,9 @@ def run(
 
         # ----------------------------------------------------------------------------------- report
         result = _conclude(context, [it.result for it in finished])
-        if context.writes:
-            write_results(plan, result, finished[plan.final.index].examples)
-            show_result(context.console, result, plan.output)
-        context.accelerator.wait_for_everyone()
+        examples = finished[plan.final.index].examples
+        on_main_process(state, lambda: write_results(plan, result, examples))
+        show_result(context.console, result, plan.output)
 
     # ---------------------------------------------------------------------------------------- push
     if push:
@@ -109,6 +108,12 @@ def _refuse(plan: RunPlan, *, resume: bool, push: bool) -> None:
         client.check_push(plan.recipe.hub.repo, private=plan.recipe.hub.private)
 
 
+def _begin(plan: RunPlan) -> None:
+    if not (plan.output / "recipe.yaml").exists():
+        with whole_file(plan.output / "recipe.yaml") as place:
+            write_recipe(plan.recipe, place)
+
+
 def _prepare(context: Context) -> list[PreparedStage]:
     """Open the stages, and say what is odd about their data and checkpoints."""
     prepared = prepare_stages(context.accelerator, context.plan)
@@ -138,9 +143,11 @@ def _conclude(context: Context, stages: list[StageResult]) -> RunResult:
 def write_results(plan: RunPlan, result: RunResult, examples: list[ReportExample]) -> None:
     """Write result.json, the report and the card."""
     output, repo = plan.output, plan.recipe.hub.repo
-    result.save(output / "result.json")
+    with whole_file(output / "result.json") as place:
+        result.save(place)
     recipe_text = (output / "recipe.yaml").read_text(encoding="utf-8")
-    html.write_report(output / "report.html", result, recipe_text, read_metrics(output / "metrics.jsonl"), examples)
+    with whole_file(output / "report.html") as place:
+        html.write_report(place, result, recipe_text, read_metrics(output / "metrics.jsonl"), examples)
     card = model_card.render_card(result, plan, adapter=result.best.weights.adapter, repo=repo)
     write_text(output / "README.md", card)
 

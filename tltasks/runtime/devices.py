@@ -16,13 +16,18 @@ import datasets
 import psutil
 import torch
 import transformers
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate import DistributedType, PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
-from tltasks.errors import RecipeError
+from tltasks.errors import RecipeError, StorageError, TltasksError, first_line, is_full_disk
+from tltasks.runtime.environment import SUPPORTED, check_launch
 
 PACKAGES = ("tltasks", "torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm")
 """Whose versions results depend on."""
+DISTRIBUTED_TYPES = {
+    *(DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
+}
+"""Those in which each process has a whole model: a step is the same by any number of them."""
 CORES_VARIABLE = "TLTASKS_CORES"
 """Environment variable with the most cores to use, where others compute on the same machine."""
 
@@ -40,12 +45,42 @@ def init_distributed() -> PartialState:
     PartialState alone would not read ACCELERATE_USE_CPU, and without an accelerator would take each process that
     torchrun starts for the only one (accelerate 1.15, state.py, _prepare_backend).
     """
+    started = check_launch()
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        state = PartialState(cpu=cpu)
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise RecipeError(
+            f"the devices of {started} processes cannot be opened ({first_line(error)}); check the launcher."
+        ) from error
     if state.num_processes != started:
         raise RecipeError(f"{started} processes were launched, but they do not find each other; check the launcher.")
+    if state.distributed_type not in DISTRIBUTED_TYPES:
+        raise RecipeError(
+            f"{state.distributed_type.value} is not supported; launch it on CPUs or GPUs, as {SUPPORTED}."
+        )
     return state
+
+
+def on_main_process(state: PartialState, action: Callable[[], None]) -> None:
+    """Do something once; what it raises, every process raises, so that none is left waiting for the others."""
+    if state.num_processes == 1:
+        action()
+        return
+    failure: list[TltasksError | None] = [None]
+    try:
+        if state.is_main_process:
+            action()
+    except TltasksError as error:
+        failure[0] = error
+    except Exception as error:
+        kind = StorageError if is_full_disk(error) else TltasksError
+        failure[0] = kind(f"process 0: {type(error).__name__}: {first_line(error)}")
+        raise
+    finally:
+        broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
 
 
 def set_num_threads(processes: int) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,66 +14,155 @@ from pydantic_core import to_json
 
 from tltasks.errors import RecipeError
 
+LONGEST_NAME = 255
+"""Bytes of a file's name on the file systems in use."""
+
+
+def check_place(path: Path, flag: str = "output") -> None:
+    """Raise RecipeError where a file or folder of that name cannot be made; nothing is written."""
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        raise RecipeError(f"{flag} {str(path)[:60]}…: a name of more than {LONGEST_NAME} bytes; choose a shorter one.")
+    path = place = path.absolute()
+    for place in (path, *path.parents):
+        try:
+            place.lstat()
+            break
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise RecipeError(f"{flag} {str(path)[:60]}…: {error.strerror}; choose another place.") from error
+    if place != path and not place.is_dir():
+        raise RecipeError(f"{flag} {path}: {place} is a file; choose another place.")
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise RecipeError(f"{flag} {path}: {place} cannot be written to; choose another place.")
+
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Keep a second run out of the folder while this one writes; a killed run leaves no lock behind."""
-    lock = FileLock(output / ".lock")
+    check_place(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RecipeError(f"output {output}: another run is writing to it.") from error
     except OSError as error:
         raise RecipeError(f"output {output}: cannot be written to ({error.strerror}); name another folder.") from error
+    release = lock(output / ".lock", f"output {output}: another run is writing to it.")
     try:
+        for stale in [path for path in output.rglob(".*.tmp") if not path.is_symlink()]:  # of a run that was killed
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
         yield
     finally:
+        release()
+
+
+def lock(path: Path, busy: str) -> Callable[[], None]:
+    """Take a lock that is this process's alone, and return how to give it back; RecipeError where another has it."""
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise RecipeError(busy) from error
+    except OSError as error:
+        raise RecipeError(f"{path.parent}: cannot be written to ({error.strerror}); choose another place.") from error
+
+    def release() -> None:
         # While it is held: after that it may be another's. Windows does not remove an open file, and keeps it.
         with suppress(OSError):
-            (output / ".lock").unlink()
-        lock.release()
+            path.unlink()
+        held.release()
+
+    return release
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its place, and that of an earlier one, when the block ends without an error."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, earlier = beside(folder, ".tmp"), beside(folder, ".old.tmp")
+    for stale in (temporary, earlier):
+        shutil.rmtree(stale, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        mode = _usual_mode(temporary / ".mode.tmp")
+        (temporary / ".mode.tmp").unlink()
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(path.stat().st_mode | mode)
+            _flush(path)
+        if folder.exists():
+            folder.rename(earlier)
+        temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for path in temporary.rglob("*"):
-        _flush(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
     _flush(folder.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which takes its place, and that of an earlier one, when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path, f".{os.getpid()}.tmp")
     try:
+        mode = _usual_mode(temporary)
         yield temporary
+        temporary.chmod(mode)
+        _flush(temporary)
         temporary.replace(path)
+        _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, with the folders above it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, with the folders above it."""
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: object) -> None:
     """Write plain values and dataclasses; numbers that are not finite become null."""
     write_text(path, to_json(value, indent=1, inf_nan_mode="null").decode() + "\n")
+
+
+def append(path: Path, text: str) -> None:
+    """Add to the end of a file all of a text, or nothing of it and raise OSError."""
+    with path.open("ab", buffering=0) as file:
+        append_to(file.fileno(), text.encode("utf-8"))
+
+
+def append_to(handle: int, content: bytes) -> None:
+    """Write all of it behind what an open file has; where there is no room, nothing of it, and OSError.
+
+    A write may be short without an error, as the last one before a disk is full.
+    """
+    end, left = os.fstat(handle).st_size, memoryview(content)
+    try:
+        while left:
+            left = left[os.write(handle, left) :]
+    except OSError:
+        with suppress(OSError):  # a pipe has no end to go back to
+            os.ftruncate(handle, end)
+        raise
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """A hidden name for what belongs to a file while it is written, which is no longer than names may be."""
+    name = f".{path.name}{suffix}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{suffix}"
+    return path.with_name(name)
+
+
+def _usual_mode(path: Path) -> int:
+    """Make an empty file: its mode is what the umask says, which safetensors (0.8) does not ask."""
+    path.touch()
+    return path.stat().st_mode & 0o7777
 
 
 def _flush(path: Path) -> None:

@@ -26,7 +26,7 @@ from tltasks.config.stage import Stage
 from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epoch
 from tltasks.errors import DataError, Interrupted, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
-from tltasks.runtime.devices import pass_budget
+from tltasks.runtime.devices import on_main_process, pass_budget
 from tltasks.tasks.base import Batch, TaskBase
 from tltasks.training.batches import read_batches
 from tltasks.training.checkpoint import (
@@ -233,11 +233,13 @@ class _Training:
         return total.float()
 
     def _not_finite(self, what: str, rows: Rows, more: str = "") -> TrainingError:
+        saved = self.job.checkpoints.steps()
+        left = f"The last checkpoint, {saved[-1]}, is whole." if saved else "No checkpoint is saved yet."
         named = ", ".join(map(str, self.job.rows[rows[:8].tolist()]["row"]))
         return TrainingError(
             f"stage {self.job.name}: {what} at step {self.progress.step + 1}, rows {named}"
             f"{f', … ({len(rows)})' if len(rows) > 8 else ''}. Lower learning_rate, or use precision: fp32{more}. "
-            f"The last checkpoint is whole: {self.job.checkpoints.folder.parent.name}."
+            + left
         )
 
     def _halve_micro_batches(self, *, can_halve: bool) -> None:
@@ -278,9 +280,9 @@ class _Training:
             value, loss = values[job.task.headline], values.get("loss", 0.0)
             if self.regularization.ranks_final(progress.step):
                 if progress.improve(value, loss, higher_is_better=job.task.higher_is_better):
-                    if self.accelerator.is_main_process and job.stage.keep == "best":
+                    if job.stage.keep == "best":
                         best = TrainingState({"model": model_state(self.model)}, progress, job.fingerprint)
-                        job.checkpoints.save(best_name(progress.step), best)
+                        self.on_main(lambda: job.checkpoints.save(best_name(progress.step), best))
                 elif job.stage.early_stopping and progress.evaluations_without_gain >= job.stage.early_stopping:
                     progress.ended = f"no gain in {progress.evaluations_without_gain} evaluations"
         self.log("validation", **values)
@@ -294,7 +296,8 @@ class _Training:
 
     def save(self) -> None:
         """Write all that a resumed run goes on from."""
-        if self.accelerator.is_main_process:
+
+        def write() -> None:
             groups = {
                 "model": model_state(self.model),
                 "optimizer": optimizer_state(self.model, self.optimizer),
@@ -305,7 +308,11 @@ class _Training:
             state = TrainingState(groups, self.progress, self.job.fingerprint, scaler)
             self.job.checkpoints.save(step_name(self.progress.step), state)
             self.job.checkpoints.prune()
-        self.accelerator.wait_for_everyone()
+
+        self.on_main(write)
+
+    def on_main(self, action: Callable[[], None]) -> None:
+        on_main_process(self.accelerator.state, action)
 
     def _resume(self) -> Progress:
         """Go on from the newest checkpoint, where there is one."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tltasks.errors import RecipeError
-from tltasks.runtime.files import write_text
+from tltasks.errors import CheckpointError, RecipeError, first_line
+from tltasks.runtime.files import append, write_text
 
 
 class Logger(Protocol):
@@ -36,8 +35,7 @@ class Tracker:
         """Add a line; a number that is not finite is null in it, and is not sent."""
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"stage": stage, "split": split, "step": step, **finite}) + "\n")
+            append(self._path, json.dumps({"stage": stage, "split": split, "step": step, **finite}) + "\n")
         if self._logger is not None:
             self._logger.log({f"{stage}/{split}/{k}": v for k, v in finite.items() if v is not None}, step=step)
 
@@ -50,13 +48,13 @@ class Tracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics.jsonl."""
+    """All complete lines of a metrics.jsonl. Raises CheckpointError for one that is damaged, but for the last."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for i, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut off by a kill
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a killed run
-        if isinstance(row, Mapping):
-            rows.append(dict(row))
+            rows.append({**row, "stage": str(row["stage"]), "step": int(row["step"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: line {i} is damaged ({first_line(error)}). Remove it to go on.") from error
     return rows

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tltasks.errors import RecipeError
+from tests.tiny.disk import no_room
+from tltasks.errors import RecipeError, is_full_disk
 from tltasks.inference.prediction_writer import Row, check_output, key, open_writer
 
 TOP = pa.list_(pa.struct([("label", pa.string()), ("probability", pa.float32())]))
@@ -115,4 +117,64 @@ def test_an_empty_file_is_a_file(tmp_path: Path, suffix: str) -> None:
     write(path, [])
     assert read(path) == []
     assert write(path, OUTPUTS, resume=True) == set()
+    assert len(read(path)) == 3
+
+
+def many(count: int, first: int = 0) -> list[Row]:
+    return [{"input": "x", "row": first + i, "prediction": os.urandom(60).hex(), "error": None} for i in range(count)]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("room", [1, 100, 4096, 9000])
+def test_where_there_is_no_room_the_earlier_answers_stay(tmp_path: Path, suffix: str, room: int) -> None:
+    path, rows = tmp_path / f"a{suffix}", many(300)
+    write(path, rows[:64])
+    earlier = read(path)
+    with no_room(path.stat().st_size + room):
+        file = open_writer(path, SCHEMA, resume=True)
+        with pytest.raises(OSError, match="File too large") as caught:  # noqa: PT012
+            try:
+                for i in range(64, 300, 4):
+                    file.write(rows[i : i + 4])
+            finally:
+                file.close()
+    assert is_full_disk(caught.value)
+    kept = read(path)
+    assert kept[:64] == earlier
+    assert suffix == ".parquet" or path.read_bytes().endswith(b"\n"), "no row is cut"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    write(path, rows[len(kept) :], resume=True)
+    assert [row["prediction"] for row in read(path)] == [row["prediction"] for row in rows]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_two_do_not_write_the_same_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write(path, OUTPUTS[:1])
+    first = open_writer(path, SCHEMA, resume=True)
+    with pytest.raises(RecipeError, match="another predict is writing to it"):
+        open_writer(path, SCHEMA, resume=True)
+    first.write(OUTPUTS[1:])
+    first.close()
+    assert len(read(path)) == 3
+    assert write(path, [], resume=True) == {key(row["input"], row["row"]) for row in OUTPUTS}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_kill_in_the_first_row_leaves_a_file_to_go_on_with(tmp_path: Path, suffix: str) -> None:
+    whole = tmp_path / f"whole{suffix}"
+    write(whole, OUTPUTS)
+    content = whole.read_bytes()
+    for size in range(content.index(b"\n")):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(content[:size])
+        assert write(path, OUTPUTS, resume=True) == set()
+        assert path.read_bytes() == content, size
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_longest_name_that_a_file_can_have(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / ("n" * (255 - len(suffix)) + suffix)
+    write(path, OUTPUTS)
     assert len(read(path)) == 3

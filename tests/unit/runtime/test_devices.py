@@ -78,7 +78,8 @@ def test_hardware_names_the_processor() -> None:
 def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert devices.init_distributed().num_processes == 1
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError, match="4 processes were launched"):
         devices.init_distributed()
 

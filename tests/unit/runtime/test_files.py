@@ -1,16 +1,22 @@
 import json
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from tests.tiny.disk import no_room
 from tests.unit.config.test_recipe import BASE
 from tltasks.config.loading import load_recipe, write_recipe
 from tltasks.config.recipe import recipe_sha256
-from tltasks.errors import RecipeError
+from tltasks.errors import RecipeError, is_full_disk
+from tltasks.inference.prediction_writer import check_output
 from tltasks.runs.refusals import refuse_occupied
-from tltasks.runtime.files import locked, whole_folder, write_json, write_text
+from tltasks.runtime.files import append, check_place, locked, whole_file, whole_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -116,7 +122,7 @@ def test_the_lock_of_the_next_run_is_left_alone(tmp_path: Path, monkeypatch: pyt
 def test_folders_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(RecipeError, match=r"cannot be written to \(.*\); name another folder"),
+        pytest.raises(RecipeError, match=r"/file is a file; choose another place"),
         locked(tmp_path / "file/x"),
     ):
         pass
@@ -171,3 +177,83 @@ def test_json_is_readable(tmp_path: Path) -> None:
     assert json.loads(text) == {"ä": [1, None]}
     assert "ä" in text
     assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
+def test_files_have_the_mode_that_the_umask_says(tmp_path: Path, umask: int) -> None:
+    """safetensors writes 0600 whatever the umask."""
+    before = os.umask(umask)
+    try:
+        with whole_file(tmp_path / "a.safetensors") as place:
+            save_file({"a": np.zeros(2)}, place)
+        with whole_folder(tmp_path / "model") as folder:
+            save_file({"a": np.zeros(2)}, folder / "b.safetensors")
+            (folder / "run.sh").touch(mode=0o777)
+        write_text(tmp_path / "c.txt", "c")
+    finally:
+        os.umask(before)
+    for name in ("a.safetensors", "model/b.safetensors", "c.txt"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask, name
+    assert stat.S_IMODE((tmp_path / "model" / "run.sh").stat().st_mode) == 0o777 & ~umask
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.safetensors", "b.safetensors", "c.txt", "model", "run.sh"]
+
+
+def test_where_there_is_no_room_the_earlier_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_text(path, "earlier")
+    with no_room(4096), pytest.raises(OSError, match="File too large") as caught:
+        write_text(path, "x" * 8192)
+    assert is_full_disk(caught.value)
+    assert path.read_text() == "earlier"
+    with no_room(4096), pytest.raises(Exception, match="os error 27") as told, whole_folder(tmp_path / "m") as folder:
+        save_file({"a": np.zeros(2000)}, folder / "a.safetensors")
+    assert is_full_disk(told.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_is_added_is_added_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    append(path, "x" * 4000 + "\n")
+    with no_room(4096), pytest.raises(OSError, match="File too large"):
+        append(path, "y" * 200 + "\n")
+    assert path.read_text() == "x" * 4000 + "\n"
+    append(path, "z\n")
+    assert path.read_text().endswith("x\nz\n")
+
+
+def test_what_a_killed_run_has_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".result.json.7.tmp").touch()
+    (tmp_path / "stages" / "a" / ".model.tmp").mkdir(parents=True)
+    (tmp_path / "stages" / "a" / "result.json").touch()
+    with locked(tmp_path):
+        assert sorted(p.name for p in tmp_path.rglob("*")) == [".lock", "a", "result.json", "stages"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("n" * 5000, "more than 255 bytes; choose a shorter one"),
+        ("é" * 200, "more than 255 bytes"),
+        ("/".join(["n" * 200] * 30), "File name too long; choose another place"),
+        ("file/x/y", "/file is a file"),
+    ],
+)
+def test_places_where_nothing_can_be_made(tmp_path: Path, digest: str, name: str, said: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match=said):
+        refuse_occupied(tmp_path / name, digest, resume=False)
+    with pytest.raises(RecipeError, match=said):
+        check_output(tmp_path / f"{name}.csv", resume=False)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write to any
+    with pytest.raises(RecipeError, match="cannot be written to; choose another place"):
+        check_place(tmp_path / "new" / "folder")
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, ".hidden", "two words"])
+def test_places_where_something_can_be_made(tmp_path: Path, name: str) -> None:
+    with locked(tmp_path / name):
+        write_text(tmp_path / name / ("m" * 255), "long")
+    assert (tmp_path / name / ("m" * 255)).read_text() == "long"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tltasks.errors import RecipeError
+from tltasks.errors import CheckpointError, RecipeError
 from tltasks.training.tracking import Tracker, check_trackers, read_metrics
 
 
@@ -72,11 +72,24 @@ def test_rewinding_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_reading_passes_over_what_is_no_row(tmp_path: Path) -> None:
+ROW = '{"stage": "s", "step": 1}\n'
+
+
+def test_reading_passes_over_the_line_that_a_kill_has_cut(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     assert read_metrics(path) == []
-    path.write_text('{"step": 1}\n3\n\n{"step": 2}\n{"st')
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    path.write_text(ROW + ROW[:-1])
+    assert read_metrics(path) == [{"stage": "s", "step": 1}]
+
+
+@pytest.mark.parametrize(
+    "line", [b"3", b"", b'{"step": 1}', b'{"stage": "s"', b'{"stage": "s", "step": "x"}', b"\0\0\0", b"\xff\xfe"]
+)
+def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(ROW.encode() + line + b"\n" + ROW.encode())
+    with pytest.raises(CheckpointError, match=r"m\.jsonl: line 2 is damaged .* Remove it to go on\."):
+        Tracker(path).rewind("s", 1)
 
 
 def test_trackers_that_are_not_installed_are_refused_with_what_to_install() -> None:

@@ -1,0 +1,115 @@
+"""What the environment may say, and what the recipe alone decides."""
+
+import pytest
+import torch
+
+from tltasks.errors import RecipeError
+from tltasks.runtime.environment import check_launch, check_settings
+
+LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+
+
+def set_to(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("values", "processes"),
+    [
+        ({}, 1),
+        ({"RANK": "1"}, 1),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, 1),
+        ({"LOCAL_RANK": "-1"}, 1),
+        (LAUNCHED, 2),
+        ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": ""}, 1),
+        ({"ACCELERATE_USE_SAGEMAKER": "true", "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE": "NO"}, 1),
+    ],
+)
+def test_launches_that_are_supported(monkeypatch: pytest.MonkeyPatch, values: dict[str, str], processes: int) -> None:
+    set_to(monkeypatch, values)
+    assert check_launch() == processes
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported. Launch without it"),
+        ({"ACCELERATE_USE_FSDP": "1"}, "FSDP is not supported"),
+        ({"ACCELERATE_USE_DEEPSPEED": "TRUE"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism of tensors"),
+        ({"ACCELERATE_USE_SAGEMAKER": "true"}, "its own data parallelism"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 in the environment.*but no RANK, LOCAL_RANK, MASTER_ADDR"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0 in the environment.*but no WORLD_SIZE, RANK, MASTER_ADDR"),
+        ({**LAUNCHED, "LOCAL_RANK": ""}, "but no LOCAL_RANK"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is no number"),
+        ({**LAUNCHED, "RANK": "٣"}, "is no number"),
+        ({**LAUNCHED, "RANK": "7"}, "RANK=7 in the environment is beyond WORLD_SIZE=2"),
+    ],
+)
+def test_launches_that_are_not(monkeypatch: pytest.MonkeyPatch, values: dict[str, str], said: str) -> None:
+    set_to(monkeypatch, values)
+    with pytest.raises(RecipeError, match=said):
+        check_launch()
+
+
+@pytest.mark.parametrize(
+    ("values", "precision", "device"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO"}, "bf16", CPU),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16", CPU),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, "fp32", CPU),
+        ({"NVIDIA_TF32_OVERRIDE": "0"}, "fp32", CPU),
+        ({"DNNL_DEFAULT_FPMATH_MODE": "STRICT"}, "fp32", CPU),
+    ],
+)
+def test_settings_that_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], precision: str, device: torch.device
+) -> None:
+    set_to(monkeypatch, values)
+    check_settings(precision, device)
+
+
+@pytest.mark.parametrize(
+    ("values", "device", "said"),
+    [
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, CPU, "STEPS=4.*the recipe decides this.*batch_size"),
+        ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, CPU, "max_grad_norm"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, CPU, "compile: true"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, CPU, "computes in fp32. Set `precision`"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, CPU, "fp8 in the environment"),
+        ({"NVIDIA_TF32_OVERRIDE": "1"}, GPU, "NVIDIA_TF32_OVERRIDE=1"),
+        ({"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}, CPU, "precision: bf16"),
+        ({"DNNL_DEFAULT_FPMATH_MODE": "BF16"}, CPU, "DNNL_DEFAULT_FPMATH_MODE=BF16"),
+        ({"ONEDNN_DEFAULT_FPMATH_MODE": "ANY"}, CPU, "ONEDNN_DEFAULT_FPMATH_MODE=ANY"),
+    ],
+)
+def test_settings_that_would_change_the_numbers(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], device: torch.device, said: str
+) -> None:
+    set_to(monkeypatch, values)
+    with pytest.raises(RecipeError, match=said):
+        check_settings("fp32", device)
+
+
+def test_defaults_of_torch_that_would_change_the_numbers() -> None:
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with pytest.raises(RecipeError, match=r"default dtype is torch\.bfloat16"):
+            check_settings("fp32", CPU)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with pytest.raises(RecipeError, match="products is 'medium'"):
+            check_settings("fp32", CPU)
+    finally:
+        torch.set_float32_matmul_precision("highest")
