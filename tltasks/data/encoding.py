@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
 
+from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import DataError
 
-ENCODING_VERSION = 2  # part of every cache key: raise it when encoded rows change
 ROWS_AT_ONCE = 64
 FEWEST_ROWS = 512
 """Rows of each process that pay for starting it."""
@@ -26,9 +27,10 @@ def encode_split(
     *,
     key: str,
     max_bad_share: float,
+    media: str | None = None,
     processes: int | None = None,
 ) -> EncodedSplit:
-    """Encode a split once; the next run with the same rows and `key` finds it in the cache.
+    """Encode a split once; the next run with the same rows, files of its column `media` and `key` finds it cached.
 
     `encode` maps a batch of examples (with `row`, the row's number) to a batch with columns `features`; a row that
     cannot be read has its reason in the column `error`. Raises DataError when more than `max_bad_share` have one.
@@ -37,6 +39,10 @@ def encode_split(
     def encode_batch(batch: Columns, row: list[int]) -> Columns:
         return encode({**batch, "row": row})
 
+    parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media))
+    cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded"
+    folder.mkdir(parents=True, exist_ok=True)
     encoded = split.rows.map(
         encode_batch,
         with_indices=True,
@@ -45,7 +51,8 @@ def encode_split(
         writer_batch_size=ROWS_AT_ONCE,
         remove_columns=split.rows.column_names,
         features=datasets.Features({**features, "row": datasets.Value("int64"), "error": datasets.Value("string")}),
-        new_fingerprint=hashlib.sha256(f"{ENCODING_VERSION}|{split.rows._fingerprint}|{key}".encode()).hexdigest()[:32],
+        new_fingerprint=cached,
+        cache_file_name=str(folder / f"{cached}.arrow"),
         num_proc=processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None,
         desc=f"encoding {split.name}",
     )

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
-import numpy as np
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from tltasks.config.data import Data, ExtraTest, Source
+from tltasks.data.held_out import draw_shots, hold_out
 from tltasks.data.splits import Split
 from tltasks.errors import DataError, did_you_mean, first_line
 
@@ -49,10 +49,10 @@ def load_splits(
     n_rows = len(splits["train"].rows) if shares else 0
     for name, share in shares.items():
         n_held = max(1, round(n_rows * share))
-        held = _hold_out(splits["train"], n_held, locate(f"splits.{name}"), seed=seed, label=label)
+        held = hold_out(splits["train"], n_held, locate(f"splits.{name}"), seed=seed, label=label)
         splits["train"], splits[name] = held[0], dataclasses.replace(held[1], name=name)
     if data.shots is not None and "train" in splits:
-        splits["train"] = _draw_shots(splits["train"], data.shots, seed=seed, label=label)
+        splits["train"] = draw_shots(splits["train"], data.shots, seed=seed, label=label)
     return splits
 
 
@@ -195,43 +195,6 @@ def _select_columns(
         raise DataError("\n".join(lines) + f"\nIts columns: {kinds}.{hint}")
     rows = rows.select_columns(list(columns.values()))
     return rows.rename_columns({column: key for key, column in columns.items() if column != key})
-
-
-def _hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | None) -> tuple[Split, Split]:
-    """Move rows out of `train`, keeping each label's proportion where labels are not too few."""
-    n_rows = len(train.rows)
-    if n_held >= n_rows:
-        raise DataError(f"{place}: {train.origin} has too few rows ({n_rows}) to hold {n_held} of them out.")
-    labels = None
-    if label is not None:
-        _, labels = np.unique(np.array([str(v) for v in train.rows[label][:]]), return_inverse=True)
-        counts = np.bincount(labels)
-        if counts.min() < 2 or min(n_held, n_rows - n_held) < len(counts):
-            labels = None
-    from sklearn.model_selection import train_test_split  # a second to import
-
-    kept, held = train_test_split(np.arange(n_rows), test_size=n_held, random_state=seed, stratify=labels)
-    return (
-        dataclasses.replace(train, rows=train.rows.select(np.sort(kept))),
-        dataclasses.replace(
-            train, rows=train.rows.select(np.sort(held)), origin=f"{train.origin} ({n_held:,} held out)", place=place
-        ),
-    )
-
-
-def _draw_shots(train: Split, shots: int, *, seed: int, label: str | None) -> Split:
-    """Draw so many rows, or of each label; all rows of a label that has no more. More shots include those of fewer."""
-    order = np.random.default_rng(seed).permutation(len(train.rows))
-    kinds = [""] * len(order) if label is None else [str(value) for value in train.rows[label][:]]
-    drawn: dict[str, list[int]] = {}
-    for row in order.tolist():
-        if len(taken := drawn.setdefault(kinds[row], [])) < shots:
-            taken.append(row)
-    chosen = sorted(row for rows in drawn.values() for row in rows)
-    what = f"{shots:,} shots" if label is None else f"{shots:,} shots of each {label}"
-    return dataclasses.replace(
-        train, rows=train.rows.select(chosen), origin=f"{train.origin} ({what}: {len(chosen):,} rows)"
-    )
 
 
 # ------------------------------------------------------------------------------------------- wording

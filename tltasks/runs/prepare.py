@@ -54,14 +54,16 @@ def _prepare(
             stage.data, seed=recipe.seed, label=adapter.label, train=stage.kind.trains, locate=_locate(recipe, stage)
         )
         task = adapter.open(stage, splits, start, seed=recipe.seed)
-        extra_metrics = load_extra_metrics(stage.stage.metrics, task)
+        extra_metrics, key = load_extra_metrics(stage.stage.metrics, task), task.cache_key
+        media = None if task.input_kind.is_text else task.input_kind.column
         encoded = {
             name: encode_split(
                 split,
                 task.preprocess(split),
                 task.features,
-                key=task.cache_key,
+                key=key,
                 max_bad_share=stage.data.max_bad_share,
+                media=media,
                 processes=devices.cores(),
             )
             for name, split in splits.items()

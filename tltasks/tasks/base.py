@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import re
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +49,24 @@ IGNORED = -100
 def digest_of(*parts: object) -> str:
     """A key for encoded rows that depend on so much."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def content_key(processor: Processor) -> str:
+    """Digest of all that a tokenizer or processor is saved as, wherever it was loaded from."""
+    kind = type(processor)
+    digest = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__}".encode())
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(Path(folder))
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                content = re.sub(rb'"_?name_or_path": "[^"\n]*"', b"", file.read_bytes())
+                digest.update(f"{file.name}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def config_content(config: PretrainedConfig) -> dict[str, object]:
+    """A configuration without the name that it was loaded by."""
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
 @dataclass(frozen=True)

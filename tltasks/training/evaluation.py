@@ -23,13 +23,14 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from tltasks.data.batching import micro_batches
+from tltasks.data.cache_keys import code_version
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import TrainingError
 from tltasks.metrics import paired_difference
 from tltasks.results.result import Score
 from tltasks.runtime.devices import pass_budget
 from tltasks.runtime.files import whole_file
-from tltasks.tasks.base import Batch, Embeds, Prediction, References, Rescore, TaskBase
+from tltasks.tasks.base import Batch, Embeds, Prediction, References, Rescore, TaskBase, config_content
 from tltasks.training.batches import read_batches
 
 NEIGHBOUR_ROWS = 5000
@@ -123,8 +124,11 @@ def cached_features(
     The key is the content of the weights below the head and of the rows, and what they are encoded and computed with.
     """
     key = hashlib.sha256()
-    for part in (type(model).__name__, task.cache_key, split.fingerprint, accelerator.mixed_precision):
+    config = config_content(model.config)
+    attention = getattr(model.config, "_attn_implementation", None)
+    for part in (type(model).__name__, config, attention, task.cache_key, split.fingerprint, code_version()):
         key.update(f"{part}\0".encode())
+    key.update(f"{accelerator.mixed_precision}\0".encode())
     key.update(accelerator.device.type.encode())
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(f"{head}."):

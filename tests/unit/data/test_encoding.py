@@ -1,5 +1,6 @@
 """Rows encoded once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,34 @@ def test_too_many_bad_rows_are_an_error_with_ten_examples(folder: Path) -> None:
     assert said.count("b is bad") == 10
     assert "and 20 more" in said
     assert said.startswith("data.splits.train: parquet")
+
+
+def test_the_cache_knows_the_role_of_a_split(tmp_path: Path) -> None:
+    save(tmp_path, ["a"] * 10, "train")
+    save(tmp_path, ["b"], "test")
+    encoder = Encoder()
+    for n, name in ((10, "train"), (20, "validation"), (20, "other")):
+        encode(replace(load(tmp_path)["train"], name=name), encoder)
+        assert encoder.rows == n, "evaluated under any name alike"
+
+
+def test_the_cache_knows_the_files_that_rows_name(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("picture,kind\na.png,x\nb.png,y\n")
+    (tmp_path / "a.png").write_bytes(b"one")
+    encoder, rows = Encoder(), 0
+    steps = ((True, lambda: None), (False, lambda: None), (True, lambda: (tmp_path / "a.png").write_bytes(b"two")))
+    for is_new, change in (*steps, (True, lambda: (tmp_path / "b.png").write_bytes(b"new"))):
+        change()
+        split = load(tmp_path, name="csv", files={s: str(tmp_path / f"{s}.csv") for s in ("train", "test")})["train"]
+        encode_split(split, encoder, FEATURES, key="k", max_bad_share=0, media="image")
+        rows += 2 * is_new
+        assert encoder.rows == rows
+
+
+def test_nothing_is_written_beside_a_data_set_saved_to_disk(folder: Path, tmp_path: Path) -> None:
+    rows = datasets.load_dataset("parquet", data_files=str(folder / "test.parquet"), split="train")
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    before = sorted(path.name for path in (tmp_path / "saved").rglob("*"))
+    encode(load(folder, name=str(tmp_path / "saved"), files=None)["train"], Encoder())
+    assert sorted(path.name for path in (tmp_path / "saved").rglob("*")) == before

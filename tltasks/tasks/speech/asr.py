@@ -37,6 +37,7 @@ from tltasks.tasks.base import (
     References,
     RowScores,
     TaskBase,
+    config_content,
     digest_of,
 )
 from tltasks.tasks.speech import audio
@@ -166,7 +167,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     @property
     def cache_key(self) -> str:
         recogniser = self.recogniser
-        return digest_of(type(recogniser).__name__, recogniser.sampling_hz, recogniser.key)
+        return digest_of(type(recogniser).__name__, recogniser.sampling_hz, recogniser.key, config_content(self.config))
 
     @property
     def cpu_batch_budget(self) -> int:

@@ -26,7 +26,7 @@ from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.frozen_transformer import FrozenTransformerCtcConfig, feature_extractor
 from tltasks.models.loading import ModelLoader, open_tokenizer
-from tltasks.tasks.base import IGNORED, Batch
+from tltasks.tasks.base import IGNORED, Batch, content_key
 from tltasks.tasks.speech.recognition import (
     FRAMES_PER_SECOND,
     INPUTS,
@@ -98,7 +98,7 @@ class CtcRecogniser(Recogniser):
 
     @property
     def key(self) -> str:
-        return repr((sorted(self.tokenizer.get_vocab().items()), self.config.pad_token_id))
+        return content_key(self.tokenizer)
 
     @property
     def is_apart(self) -> bool:

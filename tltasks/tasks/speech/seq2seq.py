@@ -33,7 +33,7 @@ from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.scripts import is_unspaced
 from tltasks.models.adapters import generating_model, unwrap_model
 from tltasks.models.loading import ModelLoader, open_tokenizer
-from tltasks.tasks.base import IGNORED, Batch, Processor
+from tltasks.tasks.base import IGNORED, Batch, Processor, content_key
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_spectrogram
 from tltasks.tasks.speech.recognition import (
@@ -143,8 +143,7 @@ class SequenceRecogniser(Recogniser):
 
     @property
     def key(self) -> str:
-        probe = self.tokenizer("Probe, 123 – проба 试", add_special_tokens=False).input_ids
-        return repr((self.prompt, len(self.tokenizer), probe, self._longest_labels, self.window_seconds))
+        return repr((self.prompt, content_key(self.tokenizer), self.window_seconds))
 
     @property
     def _longest_labels(self) -> int:

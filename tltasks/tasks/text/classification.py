@@ -28,7 +28,7 @@ from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import input_of, relabel, unwrap_model
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
-from tltasks.tasks.base import Batch, BuiltModel, InputKind, OnnxInput, Prediction, Processor, digest_of
+from tltasks.tasks.base import Batch, BuiltModel, InputKind, OnnxInput, Prediction, Processor, content_key, digest_of
 from tltasks.tasks.classes import (
     ClassificationTask,
     as_predictions,
@@ -38,7 +38,7 @@ from tltasks.tasks.classes import (
     count_classes,
     train_classes,
 )
-from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, positions, token_counts, tokenizer_key
+from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, positions, token_counts
 
 Plan = StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage]
 ZERO_SHOT_CLASSES = "zero_shot_classes"
@@ -162,7 +162,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     @property
     def cache_key(self) -> str:
-        return digest_of(tokenizer_key(self.tokenizer), self.max_tokens, self.class_names, self.plan.data.class_names)
+        return digest_of(content_key(self.tokenizer), self.max_tokens, self.class_names, self.plan.data.class_names)
 
     def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         labels = self.label_encoder(split)

@@ -32,11 +32,11 @@ from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import target_losses
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.results.result import ReportExample
-from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor, digest_of
+from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor, content_key, digest_of
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
-from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, positions, set_language, token_counts, tokenizer_key
+from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, positions, set_language, token_counts
 
 Plan = StagePlan[TextModel, UnlabelledTextData, TextObjectiveStage]
 FEWEST_TOKENS = 2
@@ -136,7 +136,7 @@ class TextPretraining(
 
     @property
     def cache_key(self) -> str:
-        return digest_of("texts", tokenizer_key(self.tokenizer), self.objective.closing)
+        return digest_of("texts", content_key(self.tokenizer), self.objective.closing)
 
     def encode(self, batch: Columns, split: Split) -> Columns:
         texts = ["" if text is None else str(text).strip() for text in batch["text"]]

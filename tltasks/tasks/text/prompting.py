@@ -18,7 +18,7 @@ from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.metrics.rouge import sentence_ends
 from tltasks.models.loading import open_tokenizer
-from tltasks.tasks.base import digest_of
+from tltasks.tasks.base import content_key, digest_of
 
 Ids = list[int]
 SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})
@@ -58,7 +58,7 @@ class TextFormat:
     @property
     def key(self) -> str:
         """All that encoded rows depend on."""
-        parts = (*tokenizer_key(self.tokenizer), self.tokenizer.chat_template, self.prompt, self.encoder_decoder)
+        parts = (content_key(self.tokenizer), self.prompt, self.encoder_decoder)
         frame = (self.chat, self.lead, self.closing, self.language)
         limits = (self.max_document_tokens, self.max_summary_tokens, self.splits)
         return digest_of(*parts, *frame, *limits)
@@ -159,12 +159,6 @@ class TextFormat:
             else:
                 config.forced_bos_token_id = language
         return config
-
-
-def tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """All of a tokenizer that token ids depend on."""
-    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab()))
-    return type(tokenizer).__name__, backend
 
 
 def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, data: TextData) -> TextFormat:

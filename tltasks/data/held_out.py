@@ -1,0 +1,100 @@
+"""Rows moved out of a training split, and few of it drawn: with a seed, by class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tltasks.data.splits import Split
+from tltasks.errors import DataError
+
+Rows = NDArray[np.int64]
+
+
+def hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | None) -> tuple[Split, Split]:
+    """Move rows out of `train`, from each label in proportion; the last row of a label stays."""
+    n_rows = len(train.rows)
+    if n_held >= n_rows:
+        raise DataError(f"{place}: {train.origin} has too few rows ({n_rows}) to hold {n_held} of them out.")
+    if label is None:
+        from sklearn.model_selection import train_test_split  # a second to import
+
+        held = np.sort(train_test_split(np.arange(n_rows), test_size=n_held, random_state=seed)[1])
+    else:
+        held = draw_held(_label_names(train, label), n_held, seed=seed)
+    kept = np.setdiff1d(np.arange(n_rows), held)
+    return (
+        dataclasses.replace(train, rows=train.rows.select(kept)),
+        dataclasses.replace(
+            train, rows=train.rows.select(held), origin=f"{train.origin} ({n_held:,} held out)", place=place
+        ),
+    )
+
+
+def draw_held(labels: Sequence[str], n_held: int, *, seed: int) -> Rows:
+    """So many rows, in order, drawn from each label in proportion, such that none takes all rows of a label with it.
+
+    Where there are more labels than rows to be held out, chance decides which of them have one. Rows are held out of
+    labels with a single row only where no others are left.
+
+    >>> draw_held(["a", "a", "a", "rare", "b", "b"], 2, seed=0).tolist()
+    [0, 5]
+    """
+    from sklearn.model_selection import train_test_split  # a second to import
+
+    _, kinds = np.unique(np.array(labels), return_inverse=True)
+    counts = np.bincount(kinds)
+    shared = np.flatnonzero(counts[kinds] > 1)  # rows of labels with more than one
+    n_labels, n_spared = int((counts > 1).sum()), len(shared) - int((counts > 1).sum())
+    if n_held > n_spared:  # some label loses its last row
+        _, held = train_test_split(np.arange(len(kinds)), test_size=n_held, random_state=seed)
+    elif min(n_held, len(shared) - n_held) >= n_labels:
+        _, held = train_test_split(shared, test_size=n_held, random_state=seed, stratify=kinds[shared])
+    else:
+        held = _every_so_many(shared, kinds[shared], n_held, seed=seed)
+    return np.sort(_spare_last(held, kinds, seed=seed) if n_held <= n_spared else held)
+
+
+def _every_so_many(rows: Rows, kinds: Rows, n_held: int, *, seed: int) -> Rows:
+    """So many rows at equal distances in the order of their labels, which is drawn, as are rows within a label."""
+    random = np.random.default_rng(seed)
+    places = random.permutation(kinds.max() + 1)
+    order = np.lexsort((random.random(len(rows)), places[kinds]))
+    return rows[order[((np.arange(n_held) + random.random()) * len(rows) / n_held).astype(np.int64)]]
+
+
+def _spare_last(held: Rows, kinds: Rows, *, seed: int) -> Rows:
+    """As many rows, but none that is the last of its label: such a row is changed for one of the largest label."""
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(kinds), bool)
+    chosen[held] = True
+    left = np.bincount(kinds[~chosen], minlength=kinds.max() + 1)
+    for kind in np.flatnonzero(left == 0).tolist():
+        chosen[random.choice(np.flatnonzero(kinds == kind))] = False
+        left[kind] = 1
+        other = int(left.argmax())
+        chosen[random.choice(np.flatnonzero((kinds == other) & ~chosen))] = True
+        left[other] -= 1
+    return np.flatnonzero(chosen)
+
+
+def draw_shots(train: Split, shots: int, *, seed: int, label: str | None) -> Split:
+    """Draw so many rows, or of each label; all rows of a label that has no more. More shots include those of fewer."""
+    order = np.random.default_rng(seed).permutation(len(train.rows))
+    kinds = [""] * len(order) if label is None else _label_names(train, label)
+    drawn: dict[str, list[int]] = {}
+    for row in order.tolist():
+        if len(taken := drawn.setdefault(kinds[row], [])) < shots:
+            taken.append(row)
+    chosen = sorted(row for rows in drawn.values() for row in rows)
+    what = f"{shots:,} shots" if label is None else f"{shots:,} shots of each {label}"
+    return dataclasses.replace(
+        train, rows=train.rows.select(chosen), origin=f"{train.origin} ({what}: {len(chosen):,} rows)"
+    )
+
+
+def _label_names(split: Split, label: str) -> list[str]:
+    return [str(value) for value in split.rows[label][:]]
