@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,12 +16,15 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from tltasks.config.data import Data, ExtraTest, Source
+from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source
+from tltasks.data.folders import SUFFIXES, beside, sift, split_of_table
 from tltasks.data.held_out import draw_shots, hold_out
-from tltasks.data.splits import Split
+from tltasks.data.local import Opened, Tables, conversion, open_files, open_media, open_media_files, tables_of_folder
+from tltasks.data.splits import ROW_NAME, Columns, Split
+from tltasks.data.tables import as_text, format_of
 from tltasks.errors import DataError, did_you_mean, first_line
 
-Tables = dict[str, datasets.Dataset]
+TEXT_TYPES = ("string", "large_string", "string_view")
 Locate = Callable[[str], str]
 """Where the recipe says a key below `data`, such as `columns.label`: `recipe.yaml:5:3  data.columns.label`."""
 
@@ -36,11 +42,11 @@ def load_splits(
     specs = {"train": wanted.train if train or shares else None, "validation": wanted.validation, "test": wanted.test}
     splits: dict[str, Split] = {}
     mistakes: dict[str, None] = {}  # in order, and a column that all splits lack once
-    tables = _load_tables(data, place=locate("name"))
+    opened = _open(data, _columns(data), place=locate("name"))
     for name, spec in specs.items():
         if isinstance(spec, str):
             with _noted(mistakes):
-                splits[name] = _take(name, data, data, tables, spec, key=f"splits.{name}", locate=locate)
+                splits[name] = _take(name, data, data, opened, spec, key=f"splits.{name}", locate=locate)
     for name, extra in data.extra_test.items():
         with _noted(mistakes):
             splits[name] = _extra_test(name, data, extra, locate=locate)
@@ -66,22 +72,29 @@ def _noted(mistakes: dict[str, None]) -> Iterator[None]:
 
 def _extra_test(name: str, data: Data, extra: ExtraTest, *, locate: Locate) -> Split:
     source, key = data.source_of(extra), f"extra_test.{name}"
-    tables = _load_tables(source, place=locate(key))
-    spec = extra.split or (next(iter(tables)) if len(tables) == 1 else data.splits.test)
+    opened = _open(source, _columns(data), place=locate(key))
+    spec = extra.split or (next(iter(opened.tables)) if len(opened.tables) == 1 else data.splits.test)
     if not isinstance(spec, str):
-        raise DataError(f"{locate(key)}: has the splits {', '.join(tables)}; name one with `split`.")
-    return _take(name, data, source, tables, spec, key=f"{key}.split", locate=locate)
+        raise DataError(f"{locate(key)}: has the splits {', '.join(opened.tables)}; name one with `split`.")
+    return _take(name, data, source, opened, spec, key=f"{key}.split", locate=locate)
 
 
-def _take(name: str, data: Data, source: Source, tables: Tables, spec: str, *, key: str, locate: Locate) -> Split:
-    """The rows of a split specification, with the task's columns."""
+def _columns(data: Data) -> dict[str, str]:
+    """The data set's columns by what the task takes them for."""
     named: dict[str, str | None] = getattr(data, "columns").model_dump()  # noqa: B009 (a key of every task's Data)
-    columns = {key: column for key, column in named.items() if column is not None}
+    return {key: column for key, column in named.items() if column is not None}
+
+
+def _take(name: str, data: Data, source: Source, opened: Opened, spec: str, *, key: str, locate: Locate) -> Split:
+    """The rows of a split specification, with the task's columns."""
     origin, place = describe(source), locate(key)
-    rows = _select_columns(_slice(tables, spec, place=place, source=origin), columns, source=origin, locate=locate)
+    rows = _slice(opened.tables, spec, place=place, source=origin)
+    first = spec.split("[")[0].split("+")[0].strip()
+    rows = _select_columns(rows, _columns(data), source=origin, locate=locate, hint=opened.hints.get(first, ""))
     if not len(rows):
         raise DataError(f"{place}: {origin} {spec} has no rows; name another split.")
-    return Split(name, rows, f"{origin} {spec}", _media_folder(source), place)
+    folder = opened.folders.get(first) or _media_folder(source)
+    return Split(name, rows, f"{origin} {spec}", folder, place, tuple(opened.notes))
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -98,9 +111,12 @@ class _SoundPath(datasets.Audio):  # type: ignore[misc]
         return {"bytes": None, "path": str(value)}
 
 
-def load_tables(name: str, config: str | None = None, **arguments: object) -> Tables:
-    """All splits of a Hub data set, a folder or a builder, as `datasets.load_dataset` loads them; media undecoded."""
-    builder = datasets.load_dataset_builder(name, config, **arguments)
+def _load_hub(data: Source) -> Tables:
+    """All splits of a Hub data set, or of a builder's files on the web, media undecoded."""
+    options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)} if data.name == "parquet" else {}
+    builder = datasets.load_dataset_builder(
+        str(data.name), data.config, data_dir=data.dir, data_files=data.files, revision=data.revision, **options
+    )
     if getattr(builder, "BASE_FEATURE", None) is datasets.Audio:
         builder.BASE_FEATURE = _SoundPath
     builder.download_and_prepare()
@@ -114,33 +130,74 @@ def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
     return rows
 
 
-def _load_tables(data: Source, *, place: str) -> Tables:
+def _open(data: Source, columns: dict[str, str], *, place: str) -> Opened:
     """All splits of a source, media left undecoded so that one bad file cannot end the run."""
-    assert data.name is not None
-    folder = Path(data.name)
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-            loaded = datasets.load_from_disk(data.name)
-            tables = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
-            return {name: _undecoded(rows) for name, rows in tables.items()}
-        # Read ahead, a file is held in memory as a whole (pyarrow 26, ParquetFragmentScanOptions.pre_buffer). Files on
-        # the Hub are shards, which bounds that.
-        options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
-        return load_tables(
-            data.name,
-            data.config,
-            data_dir=data.dir,
-            data_files=data.files,
-            revision=data.revision,
-            **(options if data.name == "parquet" else {}),
-        )
-    except (FileNotFoundError, ConnectionError, ValueError, HfHubHTTPError, DatasetsError) as error:
+        found = _open_local(data, columns) if _is_local(data) else Opened(_load_hub(data))
+        return dataclasses.replace(found, tables={name: _undecoded(rows) for name, rows in found.tables.items()})
+    except (DataError, OSError, ConnectionError, ValueError, HfHubHTTPError, DatasetsError) as error:
         raise DataError(f"{place}: {describe(data)}: {_why_not(data, error)}") from error
+
+
+def _is_local(data: Source) -> bool:
+    """True for files of this machine, by their names: whatever cannot be a Hub id, or is there."""
+    name = str(data.name)
+    if any("://" in file for file in _file_names(data)):
+        return False
+    return name in BUILDERS or name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def _open_local(data: Source, columns: dict[str, str]) -> Opened:
+    """Splits of a folder or of files, by the builder that the source names, or else by what is there."""
+    name = str(data.name)
+    kind = {"imagefolder": "image", "audiofolder": "audio"}.get(name, name) if name in BUILDERS else None
+    root = Path(data.dir or name)
+    media = next((key for key in columns if key in SUFFIXES), None) if kind is None else kind
+    if data.files or root.is_file():
+        groups = _named_files(data.files or str(root))
+        return open_media_files(groups, kind) if kind in SUFFIXES else open_files(groups, columns, kind=kind)
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder or file {root.name}{_near(root)}.{beside(root)}")
+    if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
+        loaded = datasets.load_from_disk(str(root))
+        return Opened({"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded))
+    if media in SUFFIXES and (kind is not None or _holds_media(root, media)):
+        return open_media(root, media, columns)
+    tables, notes = tables_of_folder(root, kind)
+    return dataclasses.replace(open_files(tables, columns, kind=kind), notes=notes)
+
+
+def _near(path: Path) -> str:
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, names).rstrip("?")
+
+
+def _holds_media(folder: Path, kind: str) -> bool:
+    """True for a folder of images or sound, rather than one of tables that name them."""
+    if any(split_of_table(entry.name) and format_of(entry.name) for entry in folder.iterdir()):
+        return False
+    return any(fault is None for _, fault in sift(folder, SUFFIXES[kind], kind))
+
+
+def _named_files(files: Files) -> dict[str, list[Path]]:
+    """Files by split, of names and patterns; raises FileNotFoundError for one that fits none."""
+    groups = files if isinstance(files, dict) else {"train": files or []}
+    found: dict[str, list[Path]] = {}
+    for split, names in groups.items():
+        for name in [names] if isinstance(names, str) else names:
+            fitting = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))  # noqa: PTH110, PTH207
+            taken = [Path(file) for file in fitting if not os.path.isdir(file)]  # noqa: PTH112
+            if not taken:
+                raise FileNotFoundError(f"there is no file {Path(name).name}{_near(Path(name))}.{beside(Path(name))}")
+            found.setdefault(split, []).extend(taken)
+    return found
 
 
 def _why_not(data: Source, error: Exception) -> str:
     """Why a source could not be loaded, and what to do."""
     match error:
+        case DataError():
+            return str(error)
         case OfflineModeIsEnabled():
             return "not in the local cache, and offline mode is on (HF_HUB_OFFLINE)."
         case HfHubHTTPError():
@@ -178,23 +235,42 @@ def _slice(tables: Tables, spec: str, *, place: str, source: str) -> datasets.Da
 
 
 def _select_columns(
-    rows: datasets.Dataset, columns: dict[str, str], *, source: str, locate: Locate
+    rows: datasets.Dataset, columns: dict[str, str], *, source: str, locate: Locate, hint: str
 ) -> datasets.Dataset:
-    """Keep the task's columns, under the task's names."""
-    present = rows.column_names
+    """Keep the task's columns, under the task's names, and texts as texts."""
+    present = [name for name in rows.column_names if name != ROW_NAME]
+    kinds = {name: _kind(feature) for name, feature in rows.features.items() if name != ROW_NAME}
     missing = {key: column for key, column in columns.items() if column not in present}
     if missing:
         lines = [
             f"{locate(f'columns.{key}')}: {source} has no column `{column}`{did_you_mean(column, present) or '.'}"
             for key, column in missing.items()
         ]
-        kinds = ", ".join(f"{name} ({_kind(feature)})" for name, feature in rows.features.items())
-        hint = ""
-        if missing.keys() == {"label"} and "image" in present:
-            hint = " A metadata file in an image folder replaces the folder names as labels: add a label column to it."
-        raise DataError("\n".join(lines) + f"\nIts columns: {kinds}.{hint}")
-    rows = rows.select_columns(list(columns.values()))
-    return rows.rename_columns({column: key for key, column in columns.items() if column != key})
+        listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise DataError("\n".join(lines) + f"\nIts columns: {listed}.{f' Why: {hint}.' if hint else ''}")
+    rows = rows.select_columns([*columns.values(), *([ROW_NAME] if ROW_NAME in rows.column_names else [])])
+    rows = rows.rename_columns({column: key for key, column in columns.items() if column != key})
+    for key in (key for key in columns if conversion(key) is as_text):
+        feature = rows.features[key]
+        inner = getattr(getattr(feature, "feature", None), "dtype", None)
+        if inner in TEXT_TYPES:  # sentences, in a list
+            rows = rows.map(partial(_join_texts, key), batched=True, features=_as_string(rows.features, key))
+        elif getattr(feature, "dtype", None) == "null":
+            rows = rows.cast(_as_string(rows.features, key))
+        elif getattr(feature, "dtype", None) not in TEXT_TYPES:
+            raise DataError(
+                f"{locate(f'columns.{key}')}: {source}: `{columns[key]}` holds {kinds[columns[key]]} from row 0 on, "
+                "where a text is wanted, or a list of texts"
+            )
+    return rows
+
+
+def _join_texts(key: str, batch: Columns) -> Columns:
+    return {key: [as_text(value) for value in batch[key]]}
+
+
+def _as_string(features: datasets.Features, key: str) -> datasets.Features:
+    return datasets.Features({**features, key: datasets.Value("string")})
 
 
 # ------------------------------------------------------------------------------------------- wording

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import datasets
 
 Columns = dict[str, list[Any]]
 """A batch of rows, by column."""
+ROW_NAME = "tltasks:row"
+"""Column with what a person calls a row: its file below the folder of a data set, or its table and line."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Split:
     """What relative media paths in the rows are relative to."""
     place: str
     """Where the recipe names the split."""
+    notes: tuple[str, ...] = ()
+    """News of its source for the user, such as files that are left out."""
 
     @property
     def where(self) -> str:
@@ -50,3 +55,20 @@ def located(value: object, folder: Path | None) -> object:
     if isinstance(path, str) and folder is not None and not Path(path).is_absolute():
         return str(folder / path)
     return value
+
+
+def row_path(example: Mapping[str, object], media: str | None, folder: Path | None = None) -> str | None:
+    """File that an example has in its column `media`, below `folder`, or else its name."""
+    value, name = example.get(media) if media is not None else None, example.get(ROW_NAME)
+    path = value.get("path") if isinstance(value, dict) else value
+    if not isinstance(path, (str, Path)):
+        return None if name is None else str(name)
+    if name is not None and str(path).endswith(f"/{name}"):  # a file of a folder, which its name is the end of
+        return str(name)
+    return str(path).removeprefix(f"{folder}/")
+
+
+def row_words(example: Mapping[str, object], media: str | None, folder: Path | None = None) -> str | None:
+    """An example as a message names it: its table and line, and what it is found by."""
+    path, name = row_path(example, media, folder), example.get(ROW_NAME)
+    return path if name is None or path == name else f"{name} ({path})"

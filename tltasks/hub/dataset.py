@@ -21,8 +21,10 @@ from huggingface_hub import DatasetCardData
 from rich.console import Console
 
 from tltasks.config.tasks import task_of_folder
-from tltasks.data.loading import load_tables
-from tltasks.errors import DataError, first_line, printable
+from tltasks.data.folders import METADATA, SUFFIXES, walk
+from tltasks.data.local import open_media
+from tltasks.data.splits import ROW_NAME
+from tltasks.errors import DataError, printable
 from tltasks.hub import client
 from tltasks.hub.upload_plan import plan_dataset
 from tltasks.reports.console import open_terminal
@@ -31,10 +33,9 @@ from tltasks.tasks.image import decoding
 from tltasks.tasks.speech import audio
 
 Kind = Literal["image", "audio"]
-SUFFIXES: dict[Kind, frozenset[str]] = {"image": decoding.SUFFIXES, "audio": audio.SUFFIXES}
 TEXT_COLUMNS = ("text", "transcription", "sentence")
 """Names under which recordings have what is said in them, the likeliest first."""
-SHOWN = 10
+SHOWN = 50
 """Files of a kind that are named."""
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 """The Hub's categories of numbers of examples."""
@@ -57,7 +58,7 @@ class SplitFacts:
 
 
 @dataclass(frozen=True)
-class MediaFolder:
+class MediaTables:
     """A folder whose files have all been looked at."""
 
     kind: Kind
@@ -71,6 +72,8 @@ class MediaFolder:
     """Files with the same content, by the first of them."""
     across: int
     """Number of contents that more than one split has."""
+    notes: list[str]
+    """Files that are left out, by their reasons."""
 
     @property
     def features(self) -> datasets.Features:
@@ -116,18 +119,22 @@ def push_dataset(
 # --------------------------------------------------------------------------------------------- reading
 
 
-def read_folder(folder: Path) -> MediaFolder:
+def read_folder(folder: Path) -> MediaTables:
     """Look at every file; raises DataError for a folder that holds neither images nor recordings."""
     kind = _find_kind(folder)
-    for path in folder.rglob("metadata.*"):
+    for path in (folder / name for name, fault in walk(folder) if fault is None and Path(name).name in METADATA):
         if not _stays_within(folder, path):
             raise DataError(f"push-data {path}: leads out of the folder. Put the file in its place. Nothing was sent.")
-    builder = f"{kind}folder"
     try:
-        tables = load_tables(builder, data_dir=str(folder))
-    except (datasets.exceptions.DatasetsError, FileNotFoundError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        raise DataError(f"push-data {folder}: could not be read as {builder}: {first_line(cause)}") from error
+        opened = open_media(folder.resolve(), kind)
+    except (DataError, OSError) as error:
+        raise DataError(f"push-data {folder}: {error}") from error
+    tables = opened.tables
+    alike = {split: ", ".join(name for name in rows.column_names if name != ROW_NAME) for split, rows in tables.items()}
+    if len({repr(rows.features) for rows in tables.values()}) > 1:
+        found = "; ".join(f"{split} has {columns}" for split, columns in alike.items())
+        why = "".join(f" {split}: {hint}." for split, hint in opened.hints.items())
+        raise DataError(f"push-data {folder}: the splits need the same columns, and {found}.{why}")
     bad: dict[str, str] = {}
     places: dict[str, list[tuple[str, str]]] = defaultdict(list)
     """Split and name of files by the digest of their content."""
@@ -149,12 +156,14 @@ def read_folder(folder: Path) -> MediaFolder:
     same = [found for found in places.values() if len(found) > 1]
     duplicates = {found[0][1]: [name for _, name in found[1:]] for found in same}
     across = sum(len({split for split, _ in found}) > 1 for found in same)
-    return MediaFolder(kind, tables, facts, bad, duplicates, across)
+    plain = {split: rows.remove_columns(ROW_NAME) for split, rows in tables.items()}
+    return MediaTables(kind, plain, facts, bad, duplicates, across, opened.notes)
 
 
 def _find_kind(folder: Path) -> Kind:
-    counts = Counter(path.suffix.lower() for path in folder.rglob("*") if path.is_file())
-    found: dict[Kind, int] = {kind: sum(counts[s] for s in suffixes) for kind, suffixes in SUFFIXES.items()}
+    counts = Counter(Path(name).suffix.lower() for name, fault in walk(folder) if fault is None)
+    kinds: tuple[Kind, ...] = ("image", "audio")
+    found = {kind: sum(counts[suffix] for suffix in SUFFIXES[kind]) for kind in kinds}
     best = max(found, key=lambda kind: found[kind])
     if not found[best]:
         raise DataError(
@@ -209,12 +218,16 @@ def _facts(rows: datasets.Dataset, kind: Kind, measures: list[tuple[float, float
 # --------------------------------------------------------------------------------------------- showing
 
 
-def _show(console: Console, media: MediaFolder) -> None:
+def _show(console: Console, media: MediaTables) -> None:
     for split, it in media.facts.items():
         classes = f" in {len(it.classes)} classes" if it.classes else ""
         console.print(f"{split}: {it.examples:,} examples{classes}", soft_wrap=True)
     bad = [f"cannot be read: {name} ({reason})" for name, reason in media.bad.items()]
-    for lines in (bad, [f"same content: {name} and {', '.join(o)}" for name, o in media.duplicates.items()]):
+    for lines in (
+        media.notes,
+        bad,
+        [f"same content: {name} and {', '.join(o)}" for name, o in media.duplicates.items()],
+    ):
         for line in lines[:SHOWN]:
             console.print(printable(line, lines=False), soft_wrap=True)
         if len(lines) > SHOWN:
@@ -223,7 +236,7 @@ def _show(console: Console, media: MediaFolder) -> None:
         console.print(f"{media.across:,} contents are in more than one split: a test on these is no test")
 
 
-def render_card(media: MediaFolder, repo: str, *, license_id: str | None, language: list[str]) -> str:
+def render_card(media: MediaTables, repo: str, *, license_id: str | None, language: list[str]) -> str:
     """README.md of the data set: front matter and text."""
     classes = list(next(iter(media.facts.values())).classes)
     total = sum(it.examples for it in media.facts.values()) - len(media.bad)
@@ -264,7 +277,7 @@ def render_card(media: MediaFolder, repo: str, *, license_id: str | None, langua
 # --------------------------------------------------------------------------------------------- writing
 
 
-def write_parquet(media: MediaFolder, folder: Path, target: Path) -> dict[str, Path]:
+def write_parquet(media: MediaTables, folder: Path, target: Path) -> dict[str, Path]:
     """Write every split, its files inside and bad ones left out, and return the files by their paths on the Hub."""
     written: dict[str, Path] = {}
     for split, rows in media.tables.items():

@@ -38,7 +38,7 @@ def prepare_stages(accelerator: Accelerator, plan: RunPlan) -> list[PreparedStag
                     found = resolve_checkpoint(stage.checkpoint, tag=stage.task)
                 source = start = found.checkpoint
             item = _prepare(accelerator, plan.recipe, stage, source=source, start=start)
-            prepared.append(dataclasses.replace(item, lineage=found.lineage, notes=found.notes))
+            prepared.append(dataclasses.replace(item, lineage=found.lineage, notes=[*found.notes, *item.notes]))
     return prepared
 
 
@@ -68,7 +68,8 @@ def _prepare(
             )
             for name, split in splits.items()
         }
-    return PreparedStage(stage, task, source, encoded, task.data_checks(encoded), extra_metrics)
+    notes = list(dict.fromkeys(note for split in splits.values() for note in split.notes))
+    return PreparedStage(stage, task, source, encoded, task.data_checks(encoded), extra_metrics, notes=notes)
 
 
 def _locate(recipe: Recipe, stage: StagePlan) -> Callable[[str], str]:

@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from tltasks.data import folders
 from tltasks.errors import DataError, first_line
 
-SUFFIXES = frozenset({
-    ".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg",
-    ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-})  # fmt: skip
+SUFFIXES = folders.SUFFIXES["image"]
 """Endings of files that are taken for images."""
 ODDITY = "oddity"
 """Key of a decoded image's `info` with what is worth knowing of it, or None."""

@@ -6,6 +6,7 @@ Decoding is libsndfile's (through soundfile): wav, flac, ogg, opus and mp3, reco
 from __future__ import annotations
 
 import io
+import json
 import math
 import struct
 from collections.abc import Sequence
@@ -19,15 +20,13 @@ import soxr
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from tltasks.data import folders
 from tltasks.errors import DataError
 
 Samples = NDArray[np.float32]
 """Mono, in [-1, 1]."""
 
-SUFFIXES = frozenset({
-    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac",
-    ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav",
-})  # fmt: skip
+SUFFIXES = folders.SUFFIXES["audio"]
 """Endings of files that are taken for audio."""
 SHORTEST_SECONDS = 0.05
 """Less than a phoneme: such files are clicks or mistakes."""
@@ -217,6 +216,8 @@ def read_segments(value: object, *, seconds: float) -> list[Segment]:
     column of structs may also come as one struct of lists. Raises DataError for what cannot be a timestamp: not
     numbers, backwards, overlapping by more than a tenth of a second, or behind the end of the recording.
     """
+    if isinstance(value, str):
+        value = _decoded(value)
     if isinstance(value, dict):
         value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
     segments: list[Segment] = []
@@ -228,6 +229,13 @@ def read_segments(value: object, *, seconds: float) -> list[Segment]:
             )
         segments.append(segment)
     return segments
+
+
+def _decoded(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"has segments that are not JSON ({error})") from error
 
 
 def _segment(item: object, *, seconds: float, place: str) -> Segment:

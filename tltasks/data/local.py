@@ -1,0 +1,299 @@
+"""Files on this machine as tables: rows of tables as they are written, files of folders, each stored once in Arrow."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import json
+import os
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from pyarrow.dataset import ParquetFragmentScanOptions
+
+from tltasks.data.folders import (
+    SPLITS,
+    SUFFIXES,
+    MediaFolder,
+    fault_of,
+    media_folder,
+    sift,
+    some,
+    split_folders,
+    split_of_table,
+    told,
+)
+from tltasks.data.splits import ROW_NAME
+from tltasks.data.tables import FORMATS, UNREADABLE, Row, as_json, as_label, as_path, as_text, format_of, read_rows, why
+from tltasks.errors import DataError
+
+Tables = dict[str, datasets.Dataset]
+ROWS_AT_ONCE = 1000
+READER = 1
+"""Part of the key of stored tables: to be raised when rows are read in another way."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Splits of a source, and notes on it."""
+
+    tables: Tables
+    notes: list[str] = field(default_factory=list)
+    """News for its user, such as files that are left out."""
+    hints: dict[str, str] = field(default_factory=dict)
+    """Why a split lacks a column that it might have, by split."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """Folders that paths in the rows start in, by split."""
+
+
+def conversion(key: str) -> Callable[[object], str | int | None]:
+    """How a cell is read that a task takes for `key`."""
+    if key == "label":
+        return as_label
+    return as_path if key in SUFFIXES else as_json if key == "segments" else as_text
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def open_files(groups: Mapping[str, Sequence[Path]], columns: Mapping[str, str], *, kind: str | None) -> Opened:
+    """Tables by the files of each split; of csv and JSON the named columns, by what a task takes them for."""
+    tables = {split: _open_split(files, columns, kind) for split, files in groups.items()}
+    return Opened(tables, folders={split: files[0].parent for split, files in groups.items()})
+
+
+def _open_split(files: Sequence[Path], columns: Mapping[str, str], kind: str | None) -> datasets.Dataset:
+    kinds = {kind or format_of(file.name) for file in files}
+    if unknown := [file.name for file in files if not (kind or format_of(file.name))]:
+        raise DataError(
+            f"{some(unknown)}: no table by the suffix; tables end in {', '.join(FORMATS)}, or these and .gz"
+        )
+    if kinds == {"parquet"}:
+        # Read ahead, a file is held in memory as a whole (pyarrow 26, ParquetFragmentScanOptions.pre_buffer).
+        options = ParquetFragmentScanOptions(pre_buffer=False)
+        names = [glob.escape(str(file)) for file in files]
+        return datasets.Dataset.from_parquet(names, fragment_scan_options=options)
+    if "parquet" in kinds:
+        raise DataError(f"{some([file.name for file in files])}: one split is in parquet and in other formats")
+    if kinds == {"text"}:
+        columns = {"text": "text"}
+
+    def rows() -> Iterator[Row]:
+        for file in files:
+            yield from _converted(file, columns, kind)
+
+    kind_of_label: type = str
+    if label := columns.get("label"):
+        kind_of_label = next((type(row[label]) for row in rows() if row[label] is not None), str)
+
+    def alike() -> Iterator[Row]:
+        for row in rows():
+            if label and row[label] is not None and type(row[label]) is not kind_of_label:
+                usual = "a whole number" if kind_of_label is int else "a name"
+                raise DataError(f"{row[ROW_NAME]} `{label}` is {row[label]!r}, and in the rows before {usual}")
+            yield row
+
+    types = {name: datasets.Value("string") for name in dict.fromkeys([*columns.values(), ROW_NAME])}
+    if label:
+        types[label] = datasets.Value("int64" if kind_of_label is int else "string")
+    states = [(str(file), *_state(file)) for file in files]
+    return store(alike(), datasets.Features(types), repr((states, sorted(columns.items()), kind)))
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _converted(file: Path, columns: Mapping[str, str], kind: str | None) -> Iterator[Row]:
+    """Rows of a table, each with its place; raises DataError that names the first that holds something else."""
+    with naming(file.name):
+        for place, row in read_rows(file, list(dict.fromkeys(columns.values())), kind=kind):
+            found = converted(row, columns, place)
+            for column in (column for key, column in columns.items() if key in SUFFIXES):
+                found[column] = found[column] and os.path.join(file.parent, str(found[column]))  # noqa: PTH118
+            yield found | {ROW_NAME: f"{file.name}{place}"}
+
+
+def converted(row: Row | DataError, columns: Mapping[str, str], place: str) -> Row:
+    """Cells of a row as a task takes its columns; raises DataError for a row that has something else there."""
+    if isinstance(row, DataError):
+        raise DataError(f"{place} {row}")
+    found = dict(row)
+    for key, column in columns.items():
+        try:
+            found[column] = conversion(key)(row[column])
+        except DataError as error:
+            raise DataError(f"{place} `{column}` {error}") from error
+    return found
+
+
+@contextmanager
+def naming(table: str) -> Iterator[None]:
+    """Errors of a table as DataError that begins with its name."""
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = why(error)
+        raise DataError(f"{table}{'' if reason.startswith((':', '[')) else ' '}{reason}.") from error
+
+
+def store(rows: Iterable[Row], features: datasets.Features, key: str) -> datasets.Dataset:
+    """Rows in an Arrow file of datasets' cache, which is memory-mapped; one of the same key is taken as it is."""
+    name = hashlib.sha256(repr((READER, features, key)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-tables" / f"{name}.arrow"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, schema = path.with_suffix(f".{os.getpid()}.tmp"), features.arrow_schema
+        try:
+            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                left = iter(rows)
+                while some_rows := list(itertools.islice(left, ROWS_AT_ONCE)):
+                    writer.write_table(pa.Table.from_pylist(some_rows, schema=schema))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(path))
+
+
+def tables_of_folder(folder: Path, kind: str | None) -> tuple[dict[str, list[Path]], list[str]]:
+    """Tables of a folder by their splits, which folders just below it or else their names stand for; and notes."""
+    suffixes = {suffix for suffix, found in FORMATS.items() if found == kind or (kind is None and found != "text")}
+    found, left_out = [], {}
+    for name, fault in sift(folder, suffixes | {".gz", ".bz2", ".xz", ".zst"}, kind or "a table"):
+        known = format_of(name)
+        if fault is None and known is not None and (known == kind or (kind is None and known != "text")):
+            found.append(name)
+        else:
+            left_out[name] = fault or f"not {kind or 'a table'} by its suffix"
+    if not found:
+        instead = "; there is " + "; ".join(told(left_out)) if left_out else "; it is empty"
+        raise DataError(f"holds no {kind or ''} table{instead}".replace("  ", " "))
+    splits = split_folders(found)
+    named = {name: split_of_table(posixpath.basename(name)) for name in found}
+    groups: dict[str, list[Path]] = {}
+    for name in found:
+        top, slash, _ = name.partition("/")
+        if splits and not (slash and top in splits):
+            left_out[name] = f"beside the folders of the splits ({', '.join(splits)})"
+            continue
+        split = splits[top] if splits else named[name] or "train"
+        if not splits and any(named.values()) and named[name] is None:
+            split = posixpath.basename(name).split(".")[0]
+        groups.setdefault(split, []).append(folder / name)
+    if not splits and any(named.values()) and len({posixpath.dirname(name) for name in found}) > 1:
+        raise DataError(f"has tables in several folders ({some(found)}); name one of these as `dir`, or the files")
+    return {split: groups[split] for split in in_order(groups)}, told(left_out)
+
+
+# --------------------------------------------------------------------------------------- media folders
+
+
+def open_media(folder: Path, kind: str, columns: Mapping[str, str] | None = None) -> Opened:
+    """Images or recordings of a folder; with metadata, of its columns the named ones or all."""
+    found = media_folder(folder, kind)
+    listed = _metadata(found, columns or {}, every=columns is None)
+    left_out, hints = dict(found.left_out), dict(found.unlabelled)
+    names = sorted({c for split, files in found.files.items() if split not in hints for _, c in files if c})
+    tables: Tables = {}
+    for split in in_order([*found.files, *listed]):
+        files = found.files.get(split, [])
+        if split in listed:
+            known = {row[ROW_NAME] for row in listed[split]}
+            left_out |= {name: "in no metadata file" for name, _ in files if name not in known}
+            hints[split] = "a metadata file replaces the folder names as labels: add a label column to it"
+            tables[split] = _store_listed(listed[split], folder, kind)
+            continue
+        if len(names) < 2:
+            hints.setdefault(split, f"all its files lie in one folder, {', '.join(names)}")
+        if listed:
+            hints[split] = f"{', '.join(listed)} has a metadata file ({some(found.metadata)}), and {split} has none"
+        labelled = files if split not in found.unlabelled and len(names) > 1 else [(name, None) for name, _ in files]
+        tables[split] = _store_media(kind, [(folder / name, name, label) for name, label in labelled], names)
+    return Opened(tables, [f"left out of {folder.name}, {line}" for line in told(left_out)], hints)
+
+
+def open_media_files(groups: Mapping[str, Sequence[Path]], kind: str) -> Opened:
+    """Images or recordings that are named file by file; their classes are the folders that they lie in."""
+    names = sorted({file.parent.name for files in groups.values() for file in files})
+    tables, notes = {}, []
+    for split, files in groups.items():
+        faults = {f: fault_of(f) or (f"not {kind}" if f.suffix.lower() not in SUFFIXES[kind] else None) for f in files}
+        notes += told({file.name: f"left out of {split}, {fault}" for file, fault in faults.items() if fault})
+        taken = [(f, f"{f.parent.name}/{f.name}", f.parent.name) for f, fault in faults.items() if fault is None]
+        tables[split] = _store_media(kind, taken if len(names) > 1 else [(f, n, None) for f, n, _ in taken], names)
+    return Opened(tables, notes)
+
+
+def _store_media(kind: str, files: Sequence[tuple[Path, str, str | None]], names: list[str]) -> datasets.Dataset:
+    """Files with their names and classes, of those called so; without a class where one of them has none."""
+    features = datasets.Features({kind: _media_feature(kind), ROW_NAME: datasets.Value("string")})
+    labelled = all(label is not None for _, _, label in files)
+    if labelled:
+        features["label"] = datasets.ClassLabel(names=names)
+    rows: Iterator[Row] = (
+        {kind: {"bytes": None, "path": str(file)}, ROW_NAME: name, "label": names.index(label) if label else None}
+        for file, name, label in files
+    )
+    return store(rows, features, repr([(str(file), name, label) for file, name, label in files]))
+
+
+def _media_feature(kind: str) -> datasets.Image | datasets.Audio:
+    return datasets.Image(decode=False) if kind == "image" else datasets.Audio(decode=False)
+
+
+def _metadata(found: MediaFolder, columns: Mapping[str, str], *, every: bool) -> dict[str, list[Row]]:
+    """Rows of metadata files by split, each with the path of its file below the folder as its name."""
+    splits = split_folders([*(name for files in found.files.values() for name, _ in files), *found.metadata])
+    rows: dict[str, list[Row]] = {}
+    for table in found.metadata:
+        with naming(table):
+            for place, row in read_rows(found.root / table):
+                wanted = (
+                    {key: c for key, c in columns.items() if key != found.kind and c in row}
+                    if isinstance(row, dict)
+                    else {}
+                )
+                cells = converted(row, wanted, place)
+                name = _listed_name(cells.pop("file_name", None), posixpath.dirname(table), place)
+                top, slash, _ = name.partition("/")
+                split = splits.get(top, "train") if slash else "train"
+                kept = cells if every else {column: cells[column] for column in wanted.values()}
+                rows.setdefault(split, []).append({**kept, ROW_NAME: name})
+    return rows
+
+
+def _listed_name(value: object, folder: str, place: str) -> str:
+    """Path below the media folder of a file that a metadata file in `folder` lists."""
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{place} has no file_name")
+    name = posixpath.normpath(posixpath.join(folder, value.replace("\\", "/")))
+    if "://" in value or name.startswith(("/", "../")):
+        raise DataError(f"{place} file_name is {value}; files lie below the folder, and their paths are relative")
+    return name
+
+
+def _store_listed(rows: list[Row], folder: Path, kind: str) -> datasets.Dataset:
+    """Rows of metadata with the files that they list, under types that fit every cell of a column."""
+    fields = [pa.field(ROW_NAME, pa.string())]
+    for column in dict.fromkeys(name for row in rows for name in row if name != ROW_NAME):
+        try:
+            found = pa.array([row.get(column) for row in rows]).type
+        except (pa.ArrowException, OverflowError) as error:
+            raise DataError(f"column `{column}` of the metadata has values of several kinds ({error})") from error
+        fields.append(pa.field(column, pa.string() if pa.types.is_null(found) else found))
+    features = datasets.Features({kind: _media_feature(kind), **datasets.Features.from_arrow_schema(pa.schema(fields))})
+    stored: Iterator[Row] = ({**row, kind: {"bytes": None, "path": str(folder / str(row[ROW_NAME]))}} for row in rows)
+    return store(stored, features, json.dumps([str(folder), rows], default=str))
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Splits once each: train, validation, test, and others as they come."""
+    usual = [*dict.fromkeys(SPLITS.values())]
+    return sorted(dict.fromkeys(splits), key=lambda name: usual.index(name) if name in usual else len(usual))
