@@ -26,7 +26,16 @@ from cyclopts import App, CycloptsError, Group, Parameter, Token
 from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
 
 from tltasks import __version__
-from tltasks.errors import DataError, Interrupted, RecipeError, TltasksError, did_you_mean, is_full_disk, printable
+from tltasks.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    RecipeError,
+    TltasksError,
+    did_you_mean,
+    is_full_disk,
+    printable,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -356,6 +365,13 @@ def demo(
     *,
     port: Annotated[int | None, Parameter(help="unset: the first that is free from 7860 on")] = None,
     host: Annotated[str | None, Parameter(help="such as 0.0.0.0 for other machines; unset: 127.0.0.1")] = None,
+    allow_host: Annotated[
+        tuple[str, ...], Parameter(metavar="NAME", help="under which visitors may ask for it, too; may be repeated")
+    ] = (),
+    max_upload: Annotated[int, Parameter(metavar="MB", converter=_count, help="size of a visitor's file")] = 50,
+    keep_uploads: Annotated[
+        int, Parameter(metavar="MINUTES", converter=_count, help="until a visitor's file is deleted")
+    ] = 60,
     space: Annotated[Repo, Parameter(help="publish the page of a model on the Hub as a Space instead")] = None,
     top_k: TopK = TOP_K,
     precision: Precision = None,
@@ -371,17 +387,16 @@ def demo(
     if importlib.util.find_spec("gradio") is None:
         raise RecipeError("demo: needs Gradio, which is not installed: pip install 'tltasks[demo]'")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, too
+    from tltasks.runtime.startup import without_collection
 
-    from tltasks.inference.demo import open_demo
-    from tltasks.inference.demo_page import launch
+    with without_collection():
+        from tltasks.inference.demo import open_demo
+        from tltasks.inference.demo_page import launch
+        from tltasks.inference.demo_server import Limits
 
-    opened = open_demo(
-        model,
-        **vars(checkpoint),
-        top_k=top_k,
-        precision=precision,
-    )
-    page = launch(opened, host=host, port=port)
+        opened = open_demo(model, **vars(checkpoint), top_k=top_k, precision=precision)
+        limits = Limits(max_upload * 2**20, keep_uploads * 60)
+        page = launch(opened, host=host, port=port, names=allow_host, limits=limits)
     _say(f"{opened.title}: {page.local_url} (Ctrl-C ends it)")
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
@@ -433,17 +448,19 @@ def export(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> None:
     """Write a trained model as an ONNX file, with a parity check."""
-    if output is None and not Path(model).is_dir():
+    place = Path(model)
+    if output is None and not place.is_dir():
         raise RecipeError(f"export {model}: name the folder to write to with --output.")
-    from tltasks.inference import onnx
+    places = [place, place / "model"]
+    if place.is_dir() and not any((at / f"{kind}config.json").is_file() for at in places for kind in ("", "adapter_")):
+        raise CheckpointError(f"export {model}: holds no model (neither config.json nor adapter_config.json).")
+    from tltasks.runtime.startup import without_collection
 
-    folder = output or Path(model) / "onnx"
-    parity = onnx.export(
-        model,
-        folder,
-        **vars(checkpoint),
-        arguments=list(compare),
-    )
+    with without_collection():
+        from tltasks.inference import onnx
+
+        folder = output or place / "onnx"
+        parity = onnx.export(model, folder, **vars(checkpoint), arguments=list(compare))
     _say(
         f"{folder / onnx.FILE}: outputs differ by at most {parity.largest:.1e} of the largest on {parity.compared} "
         f"inputs; {parity.same_answers} of {parity.compared} answers are the same"

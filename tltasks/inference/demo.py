@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import datasets
-import huggingface_hub.constants
 import numpy as np
+from huggingface_hub import constants
 
-from tltasks.config.recipe import plan_run
+from tltasks.config.recipe import Recipe, map_paths, plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.data.loading import load_splits
-from tltasks.data.splits import Split
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError, first_line
 from tltasks.hub import client
 from tltasks.hub.saved_model import SavedModel, load_saved_model, resolve_checkpoint
@@ -72,7 +71,8 @@ class Demo:
         kind = predictor.task.input_kind
         output = predictor.predict_one(Item(value=value if kind.is_text else Path(value)), top_k=self.top_k)
         if (error := output.get("error")) is not None:
-            tail = error if _SAID_OF_INPUT.match(error) else f"cannot be used: {error}"
+            plain = re.sub(r" \(.*\)|:.*", "", error, flags=re.DOTALL)  # what may quote the file or name its place
+            tail = plain if _SAID_OF_INPUT.match(plain) else f"cannot be used: {plain}"
             raise DataError(f"This {kind.column} {tail.rstrip('.')}.")
         return output
 
@@ -111,7 +111,7 @@ class Demo:
         run, recipe, result = self.saved.run, self.saved.recipe, self.result
         if run is None or recipe is None or result is None:
             return None
-        if (run / "README.md").is_file():
+        if (run / "README.md").is_file() and not (run / "README.md").is_symlink():
             card = (run / "README.md").read_text(encoding="utf-8")
         else:
             card = render_card(result, plan_run(recipe), adapter=result.best.weights.adapter, repo=self.title)
@@ -120,10 +120,10 @@ class Demo:
     def examples(self, folder: Path) -> list[str]:
         """A few inputs of the split that the headline is of: texts, or files that are put into `folder`.
 
-        Empty where the run or its data are not on this machine.
+        Empty where the run or its data are not on this machine, or the recipe names what is not for visitors.
         """
         recipe, plan = self.saved.recipe, self.saved.plan
-        if self.result is None or recipe is None:
+        if self.result is None or recipe is None or not _may_be_shown(self.saved, recipe):
             return []
         try:
             with _offline():
@@ -133,11 +133,13 @@ class Demo:
         split, kind = splits.get(self.result.headline.split), self.saved.task.input_kind
         if split is None:
             return []
+        roots = [split.folder] if split.folder else [constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE]
         rows = sorted({round(row) for row in np.linspace(0, len(split.rows) - 1, SHOWN_EXAMPLES)})
         values = {row: split.rows[row][kind.column] for row in rows}
         if kind.is_text:
             return [str(value) for value in values.values() if value]
-        return [str(place) for row, value in values.items() if (place := _as_file(value, split, folder / f"{row}"))]
+        files = (_as_file(value, roots, folder / f"{row}", kind.suffixes) for row, value in values.items())
+        return [str(file) for file in files if file and self.predictor.fault(Item(value=file)) is None]
 
 
 def open_demo(
@@ -173,17 +175,37 @@ def sentence(error: TltasksError) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _as_file(value: object, split: Split, place: Path) -> Path | None:
-    """Write a picture or recording of a split as a file of its own; None where it is not there."""
+def _may_be_shown(saved: SavedModel, recipe: Recipe) -> bool:
+    """True if the data of a recipe are for the visitors of its model.
+
+    Those of a run's results folder are, but for absolute paths, which no run writes into it. A recipe that lies beside
+    the weights, as a push publishes it, is somebody else's: its data are what is below that folder, without links.
+    """
+    places: list[str] = []
+    map_paths(saved.plan.data, lambda text, *_: places.append(text) or text)  # type: ignore[func-returns-value]
+    if any("://" in place for place in places) or saved.run is None:
+        return False
+    if saved.run != saved.folder:
+        return not any(recipe._written.get(place, "").startswith(("~", os.sep)) for place in places)
+    folder = saved.run.resolve()
+    links = (path for path in folder.rglob("*") if path.is_symlink())
+    inside = all(Path(place).is_absolute() and Path(place).resolve().is_relative_to(folder) for place in places)
+    return inside and all(link.resolve().is_relative_to(folder) for link in links)
+
+
+def _as_file(value: object, roots: Sequence[Path | str], place: Path, suffixes: frozenset[str]) -> Path | None:
+    """Write a picture or recording of a split as a file of its own; None where it is not there, below the roots."""
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
-    if isinstance(path, (str, Path)):
-        place = place.with_suffix(Path(path).suffix)
-    if content:
-        place.write_bytes(content)
-        return place
-    if not isinstance(path, (str, Path)) or not (source := (split.folder or Path()) / path).is_file():
+    if isinstance(path, (str, Path)) and not content:
+        source = (Path(roots[0]) / path).resolve()
+        if source.is_file() and any(source.is_relative_to(Path(root).resolve()) for root in roots):
+            content = source.read_bytes()
+    if not content:
         return None
-    return shutil.copyfile(source, place)
+    suffix = Path(path).suffix.lower() if isinstance(path, (str, Path)) else ""
+    place = place.with_suffix(suffix if suffix in suffixes else "")
+    place.write_bytes(content)
+    return place
 
 
 @contextmanager
@@ -192,9 +214,9 @@ def _offline() -> Iterator[None]:
 
     Both libraries read the environment once (huggingface_hub 2.4, constants.py; datasets 5.2, config.py).
     """
-    before = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

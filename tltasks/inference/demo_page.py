@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import html
+import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tltasks.config.stage import Input
 from tltasks.config.tasks import TASKS
-from tltasks.errors import RecipeError, TltasksError
+from tltasks.errors import DataError, RecipeError, TltasksError
 from tltasks.inference.demo import Demo, sentence
+from tltasks.inference.demo_server import DEFAULT_LIMITS, Gate, Limits, Uploads, is_below, lifespan
 from tltasks.inference.predictor import Output
 
 CSS = """
@@ -28,23 +29,6 @@ CSS = """
 .card table { display: block; overflow-x: auto; max-width: 100%; border: none; }
 .card td, .card th { word-break: normal; overflow-wrap: normal; }
 """
-POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
-"""No page, whatever a card holds, makes a browser fetch from elsewhere."""
-
-
-class _WithPolicy:
-    """Adds the policy to every response of the server."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Content-Security-Policy"] = POLICY
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -55,12 +39,22 @@ def _input_field(given: Input) -> gradio.components.Component:
     if given.kind == "text":
         return gradio.Textbox(label=given.label, lines=10, max_lines=24, placeholder=given.placeholder)
     if given.kind == "audio":
-        return gradio.Audio(type="filepath", label=given.label, buttons=[])
-    picture = gradio.Image(type="filepath", image_mode=None, label=given.label, height=320, buttons=["fullscreen"])
-    # Its own would decode the file, and fail without a word to the visitor where it is none. A class of one's own would
-    # make Gradio write a file beside this one (gradio 6.31, component_meta.py, create_or_modify_pyi).
-    picture.preprocess = lambda payload: payload and str(payload.path)
-    return picture
+        field = gradio.Audio(type="filepath", label=given.label, buttons=[])
+    else:
+        field = gradio.Image(type="filepath", image_mode=None, label=given.label, height=320, buttons=["fullscreen"])
+    # Its own would decode a picture, and fail without a word to the visitor where it is none. A class of one's own
+    # would make Gradio write a file beside this one (gradio 6.31, component_meta.py, create_or_modify_pyi).
+    field.preprocess = _path
+    return field
+
+
+def _path(payload: gradio.FileData | None) -> str | None:
+    """Path of what was uploaded. Raises DataError for any other, whatever Gradio has looked at."""
+    if payload is None:
+        return None
+    if not is_below(payload.path, Path(os.environ["GRADIO_TEMP_DIR"])):
+        raise DataError("This was not uploaded here.")
+    return str(payload.path)
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,7 @@ class _Panel:
 
 def build(demo: Demo, examples: list[str]) -> gradio.Blocks:
     """Lay out the page, which is not yet served."""
-    with gradio.Blocks(title=demo.title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gradio.Blocks(title=demo.title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {demo.title}\n\n{demo.summary()}")
         with gradio.Tab("Try it"):
             _lay_out_trial(demo, examples)
@@ -207,25 +201,38 @@ def _clock(seconds: float) -> str:
 # ------------------------------------------------------------------------------------------------ server
 
 
-def launch(demo: Demo, *, host: str | None, port: int | None) -> gradio.Blocks:
-    """Serve the page in threads of this process, at its `local_url`; on loopback unless told otherwise."""
-    with tempfile.TemporaryDirectory(prefix="tltasks-") as folder:  # Gradio copies what it shows
-        page = build(demo, demo.examples(Path(folder)))
-        try:
-            page.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                footer_links=[],
-                run_history=False,
-                ssr_mode=False,
-                pwa=False,
-                theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-                css=CSS,
-                app_kwargs={"middleware": [Middleware(_WithPolicy)]},
-            )
-        except OSError as error:
-            raise RecipeError(f"demo: cannot serve there ({error}); name another --port or --host.") from error
+def launch(
+    demo: Demo, *, host: str | None, port: int | None, names: Sequence[str] = (), limits: Limits = DEFAULT_LIMITS
+) -> gradio.Blocks:
+    """Serve the page in threads of this process, at its `local_url`; on loopback unless told otherwise.
+
+    It answers to the host that it is bound to and to `names`; all files of it are below a folder that ends with it.
+    """
+    uploads = Uploads(Path(tempfile.mkdtemp(prefix="tltasks-")), limits)
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)  # else one for all that use Gradio here
+    (uploads.folder / "examples").mkdir()
+    page = build(demo, demo.examples(uploads.folder / "examples"))
+    page.queue(max_size=32, api_open=False)
+    bound = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    gate = Middleware(Gate, uploads=uploads, hosts=[bound, *names], page=page)
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            show_error=False,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            css=CSS,
+            app_kwargs={"middleware": [gate], **lifespan(uploads)},
+        )
+    except OSError as error:
+        shutil.rmtree(uploads.folder, ignore_errors=True)
+        raise RecipeError(f"demo: cannot serve there ({error}); name another --port or --host.") from error
     return page

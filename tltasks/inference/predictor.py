@@ -155,6 +155,12 @@ class Predictor:
         outputs = (output for chunk in self.stream(items, top_k=top_k) for _, output in chunk)
         return list(outputs) if isinstance(inputs, Sequence) else outputs
 
+    def fault(self, item: Item) -> str | None:
+        """Why an input cannot be read; None if it can."""
+        _, encoded = _Encoding(self.task)[[item]]
+        reason: str | None = encoded["error"][0]
+        return reason
+
     def predict_one(self, item: Item, *, top_k: int) -> Output:
         """Predict in this process alone."""
         (((_, output),),) = self.stream([item], top_k=top_k, workers=0)

@@ -208,7 +208,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatc
     ("arguments", "expected"),
     [
         ([], "name a command; `tltasks --help` lists them."),
-        (["chek"], 'Unknown command "chek". Did you mean "check"?'),
+        (["chek"], "no command is called `chek`; did you mean `check`?"),
         (["check"], 'Command "check" parameter RECIPES requires an argument. See `tltasks check --help`.'),
         (["check", "r.yaml", "--zzz"], "Unknown option: --zzz. See `tltasks check --help`."),
         (["run", "r.yaml", "--dry-rum"], "Unknown option: --dry-rum. Did you mean --dry-run?"),
@@ -244,7 +244,7 @@ def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("chek", "Did you mean"),
+        ("chek", "did you mean"),
         ("predict m x.png --topk 3", "Did you mean --top-k?"),
         ("predict m x --task cooking", "Choose from image-classification"),
         ("predict ./nowhere x.png", "error: model ./nowhere: not found; name a run's results folder, a "),
