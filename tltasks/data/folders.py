@@ -95,7 +95,7 @@ def told(left_out: dict[str, str], most: int = SHOWN) -> list[str]:
     """Files that are left out, by their reasons, so many named of each."""
     reasons = defaultdict(list)
     for name, reason in left_out.items():
-        reasons[reason].append(printable(name))
+        reasons[reason].append(shown_name(name))
     return [f"{reason}: {some(names, most)}" for reason, names in reasons.items()]
 
 
@@ -108,7 +108,7 @@ def some(names: Sequence[str], most: int = SHOWN) -> str:
     return ", ".join(names[:most]) + (f", … ({len(names):,} in all)" if len(names) > most else "")
 
 
-def printable(name: str | Path) -> str:
+def shown_name(name: str | Path) -> str:
     """A name that any file can hold, of a file whose name need not be text."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import io
 import json
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,23 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tltasks.data.folders import fault_of, shown_name, sift, told
+from tltasks.data.tables import UNREADABLE, as_text, format_of, read_rows, why
 from tltasks.errors import DataError, RecipeError, first_line
 
 if TYPE_CHECKING:  # arguments are checked before anything heavy is imported
     from tltasks.tasks.base import InputKind
 
 STDIN = "-"
-TABLES = (".parquet", ".csv", ".jsonl")
-"""Suffixes of files that hold one input a row."""
 MOST_BYTES = 256 * 2**20
 """Size of one file from the web; what is larger is no single picture, clip or document."""
 TIMEOUT_SECONDS = 30.0
 """Without a byte."""
-_UNREADABLE = (OSError, ValueError, pa.ArrowException, csv.Error)
-"""Errors of a table that is none."""
 
 
 class Address(str):
@@ -65,9 +60,10 @@ class Item:
         if self.error is not None:
             raise DataError(self.error)
         value = fetch(self.value) if isinstance(self.value, Address) else self.value
+        if isinstance(value, Path) and (fault := fault_of(value)):
+            raise DataError(f"is {fault}")
         if kind.is_text:
-            text = _read_text(value) if isinstance(value, (Path, bytes)) else str(value or "")
-            return text.encode("utf-8", "replace").decode()  # JSON may hold halves of characters
+            return _read_text(value) if isinstance(value, (Path, bytes)) else as_text(value) or ""
         return str(value) if isinstance(value, Path) else value
 
 
@@ -87,7 +83,8 @@ def _fault(argument: str, *, fetches: bool) -> str | None:
         return _fault_of_url(argument, fetches=fetches)
     path = Path(argument).expanduser()
     if path.exists():
-        return None
+        fault = fault_of(path)
+        return f"is {fault}; name files and folders, or `-` for standard input" if fault else None
     if glob.has_magic(argument):
         found = next(glob.iglob(str(path), recursive=True), None)  # noqa: PTH207 - Path.glob takes no absolute pattern
         return None if found else "matches no file"
@@ -106,17 +103,25 @@ class Inputs:
         self.kind, self._arguments, self._fetches = kind, list(arguments), fetches
         self._local = [argument for argument in arguments if argument != STDIN and not is_url(argument)]
         self._columns = list(dict.fromkeys(columns))
-        self._column_of = {path: self._find_column(path) for path in self._paths() if path.suffix.lower() in TABLES}
+        self._left_out: dict[str, str] = {}
+        self._tables = [path for path in self._paths() if _is_table(path)]
+        for path in self._tables:
+            self._check(path)
         for folder in (Path(argument).expanduser() for argument in self._local):
-            if folder.is_dir() and next(_walk(folder, kind.suffixes), None) is None:
+            if folder.is_dir() and not _is_table(folder) and next(self._walk(folder), None) is None:
                 raise RecipeError(f"predict {folder}: has no file that ends in {', '.join(sorted(kind.suffixes))}.")
+
+    @property
+    def notes(self) -> list[str]:
+        """Files in folders that were passed over, by the reason; hidden ones are not named."""
+        return [f"left out, {line}" for line in told({k: v for k, v in self._left_out.items() if v != "hidden"})]
 
     def count(self) -> int | None:
         """Number of inputs, if it can be told without reading them."""
-        if STDIN in self._arguments or any(path.suffix.lower() != ".parquet" for path in self._column_of):
+        if STDIN in self._arguments or any(path.suffix.lower() != ".parquet" for path in self._tables):
             return None
-        tables: int = sum(pq.read_metadata(path).num_rows for path in self._column_of)
-        files = sum(path not in self._column_of for path in self._paths())
+        tables: int = sum(pq.read_metadata(path).num_rows for path in self._tables)
+        files = sum(not _is_table(path) for path in self._paths())
         return tables + files + len(self._arguments) - len(self._local)
 
     def __iter__(self) -> Iterator[Item]:
@@ -128,16 +133,16 @@ class Inputs:
                 yield self._file(argument, argument, None, Path())
                 continue
             for path in self._paths(argument):
-                if path in self._column_of:
-                    yield from self._rows(path, self._column_of[path])
+                if _is_table(path):
+                    yield from self._rows(path)
                 else:
-                    yield Item(_printable(path), value=path)
+                    yield Item(shown_name(path), value=path)
 
     def _paths(self, *arguments: str) -> Iterator[Path]:
         for argument in arguments or self._local:
             path = Path(argument).expanduser()
-            if path.is_dir():
-                yield from _walk(path, self.kind.suffixes)
+            if path.is_dir() and not _is_table(path):
+                yield from self._walk(path)
             elif path.exists():
                 yield path
             else:
@@ -164,32 +169,35 @@ class Inputs:
                     value = text
             yield Item(STDIN, row, value)
 
+    def _walk(self, folder: Path) -> Iterator[Path]:
+        for name, fault in sift(folder, self.kind.suffixes, f"{self.kind.column} file"):
+            if fault is None:
+                yield folder / name
+            else:
+                self._left_out[str(folder / name)] = fault
+
     # ----------------------------------------------------------------------------------------- tables
 
-    def _find_column(self, path: Path) -> str:
+    def _check(self, path: Path) -> None:
         try:
-            names = _column_names(path)
-        except _UNREADABLE as error:
-            raise RecipeError(f"predict {path}: cannot be read as a table ({first_line(error)}).") from error
-        for column in self._columns:
-            if column in names:
-                return column
-        raise RecipeError(
-            f"predict {path}: has no column `{self._columns[0]}`; name one with --column. It has: {', '.join(names)}."
-        )
+            next(_cells(path, self._columns), None)
+        except UNREADABLE as error:
+            lacks = "has no column" in str(error)
+            reason = f"{why(error)}. Name one with --column" if lacks else f"cannot be read as a table: {why(error)}"
+            raise RecipeError(f"predict {path}: {reason}.") from error
 
-    def _rows(self, path: Path, column: str) -> Iterator[Item]:
-        row, name = -1, _printable(path)
+    def _rows(self, path: Path) -> Iterator[Item]:
+        row, name = -1, shown_name(path)
         try:
-            for row, value in enumerate(_column_values(path, column)):
+            for row, value in enumerate(_cells(path, self._columns)):
                 if isinstance(value, DataError):
                     yield Item(name, row, error=str(value))
                 elif self.kind.is_text or isinstance(value, bytes) or (isinstance(value, dict) and value.get("bytes")):
                     yield Item(name, row, value)
                 else:
                     yield self._file(value.get("path") if isinstance(value, dict) else value, name, row, path.parent)
-        except _UNREADABLE as error:
-            yield Item(name, row + 1, error=f"the table cannot be read from here on ({first_line(error)})")
+        except UNREADABLE as error:
+            yield Item(name, row + 1, error=f"the table cannot be read from here on ({why(error)})")
 
     def _file(self, value: object, name: str, row: int | None, folder: Path) -> Item:
         """A file that a list or table names, relative to where that is, or of the web."""
@@ -201,56 +209,28 @@ class Inputs:
         return Item(name, row, folder / Path(value).expanduser())
 
 
-def _printable(path: Path) -> str:
-    """A name that any file can hold, of a file whose name need not be text."""
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def _is_table(path: Path) -> bool:
+    """True for a file with an input in each row, and for a folder of `save_to_disk`."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+    return format_of(path.name) not in (None, "text")
 
 
-def _column_names(path: Path) -> list[str]:
-    if path.suffix.lower() == ".parquet":
-        return [str(name) for name in pq.read_schema(path).names]
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            return next(csv.reader(file), [])
-        first = json.loads(next((line for line in file if line.strip()), "{}"))
-    if not isinstance(first, dict):
-        raise ValueError("its first line is not a JSON object")
-    return list(first)
-
-
-def _column_values(path: Path, column: str) -> Iterator[object]:
-    """Values of a column, a DataError in place of one that a row does not have."""
-    if path.suffix.lower() == ".parquet":
-        with pq.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=64, columns=[column]):
-                yield from batch.column(0).to_pylist()
+def _cells(path: Path, columns: Sequence[str]) -> Iterator[object]:
+    """Cells of the first of some columns that a table has, a DataError in place of one that a row lacks."""
+    if not path.is_dir():
+        for _, row in read_rows(path, columns, any_of=True):
+            yield row if isinstance(row, DataError) else next(iter(row.values()))
         return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            csv.field_size_limit(2**31 - 1)
-            for row in csv.DictReader(file):
-                yield row.get(column)
-            return
-        for line in file:
-            if line.strip():
-                yield _json_value(line, column)
+    import datasets
 
-
-def _json_value(line: str, column: str) -> object:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        return DataError(f"is not JSON ({error})")
-    return found[column] if isinstance(found, dict) and column in found else DataError(f"has no `{column}`")
-
-
-def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """Files of the kind in a folder and those below it, in order of names; hidden ones are left out."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                yield Path(root) / name
+    loaded = datasets.load_from_disk(str(path))
+    for rows in [loaded] if isinstance(loaded, datasets.Dataset) else loaded.values():
+        column = next((name for name in columns if name in rows.column_names), None)
+        if column is None:
+            raise DataError(f"has no column `{columns[0]}`. Its columns: {', '.join(rows.column_names)}.")
+        for batch in rows.select_columns([column]).with_format("arrow").iter(64):
+            yield from batch.column(0).to_pylist()
 
 
 def _read_text(file: Path | bytes) -> str:

@@ -43,11 +43,16 @@ class Counts:
         if len(self.errors) < SHOWN_ERRORS:
             self.errors.append(f"{item.name}{'' if item.row is None else f' row {item.row}'}: {error}")
 
+    notes: list[str] = field(default_factory=list)
+    """Files in folders that were passed over."""
+
     def show(self, where: Path | None) -> None:
         """Say on standard error how it went, where somebody watches or there is a fault."""
         console = open_terminal()
-        if not console.is_terminal and not self.failed:
+        if not console.is_terminal and not self.failed and not self.notes:
             return
+        for note in self.notes:
+            console.print(printable(note, lines=False), soft_wrap=True)
         for error in self.errors:
             console.print(printable(error, lines=False), soft_wrap=True)
         if self.failed > len(self.errors):
@@ -113,6 +118,7 @@ def predict(
         finally:
             with hold():
                 writer.close()
+            counts.notes = inputs.notes
     return counts
 
 
