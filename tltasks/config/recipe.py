@@ -269,7 +269,9 @@ def shareable(recipe: Recipe) -> Recipe:
 
 def written_at(recipe: Recipe, keys: str) -> str:
     """A key and where the recipe says it, as `file:line:column  key`; for what it does not say, where its parent is."""
-    steps: list[str | int] = [int(k) if k.isdigit() else k for k in keys.replace("[", ".").replace("]", "").split(".")]
+    steps: list[str | int] = [
+        int(k) if k.isdecimal() else k for k in keys.replace("[", ".").replace("]", "").split(".")
+    ]
     while steps and tuple(steps) not in recipe._places:
         steps.pop()
     place = recipe._places.get(tuple(steps), "")

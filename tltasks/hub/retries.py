@@ -96,7 +96,7 @@ def _seconds_to_wait(cause: BaseException, attempt: int, policy: RetryPolicy) ->
     if status not in {408, 409, 412, 429} and status < 500:
         return None
     limit, after = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
-    if after.isdigit():
+    if after.isdecimal():
         wait = float(after)
     elif status == 429 and limit is not None and limit.remaining == 0:
         wait = float(limit.reset_in_seconds)

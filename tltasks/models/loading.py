@@ -15,7 +15,14 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils import CONFIG_NAME
 
@@ -48,6 +55,20 @@ def open_config(source: Checkpoint) -> PretrainedConfig:
             f"model {source.display_name}: cannot be opened ({first_line(error)}). Name a Hub id, or a folder with "
             "config.json and weights (./folder); private models need `hf auth login`."
         ) from error
+
+
+def open_generation(source: Checkpoint) -> GenerationConfig:
+    """A checkpoint's settings of generation, as the model has them that transformers loads.
+
+    Older ones have these in config.json, of which a configuration that has been read holds them no longer
+    (transformers 5.24, configuration_utils.py, __init__; generation/utils.py, adjust_generation_fn).
+    """
+    try:
+        return GenerationConfig.from_pretrained(source.name, **source.arguments())
+    except OSError:
+        return GenerationConfig.from_pretrained(
+            source.name, config_file_name=CONFIG_NAME, _from_model_config=True, **source.arguments()
+        )
 
 
 def open_tokenizer(

@@ -68,7 +68,7 @@ def _prepare(
             )
             for name, split in splits.items()
         }
-    notes = list(dict.fromkeys(note for split in splits.values() for note in split.notes))
+    notes = [*dict.fromkeys(note for split in splits.values() for note in split.notes), *task.notes]
     return PreparedStage(stage, task, source, encoded, task.data_checks(encoded), extra_metrics, notes=notes)
 
 

@@ -5,6 +5,7 @@ A task of one modality derives from `ClassificationTask` and says how its rows a
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ ClassStageT = TypeVar("ClassStageT", bound=ClassStage, default=ClassStage, covar
 ClassCounts = dict[str, Counter[str]]
 """Rows of each class, by split."""
 SHOWN_MISTAKES = 24
+_NUMBER = re.compile("-?[0-9]{1,18}")
+"""Names that are sorted as numbers; Python's own digits are more (² has no value, some texts of them are too long)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,6 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
 
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
-    top_score: ClassVar[float | None] = 1.0
     label: ClassVar[str | None] = "label"
     output_features: ClassVar[datasets.Features] = datasets.Features(
         {
@@ -221,7 +223,7 @@ def train_classes(train: Split, found: Counter[str], class_names: list[str] | No
     elif class_names is not None:
         names = class_names
     else:
-        numeric = all(name.lstrip("-").isdigit() for name in found)
+        numeric = all(_NUMBER.fullmatch(name) for name in found)
         names = sorted(found, key=int if numeric else None)
     if len(names) < 2:
         raise DataError(f"{train.where}: holds the single class {names}; a classifier needs two.")

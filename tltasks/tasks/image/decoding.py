@@ -105,7 +105,9 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 def _from_grey(upright: Image.Image, image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits as `image`, the file, has it; `upright` is the same turned."""
     values, tags = np.asarray(upright), getattr(image, "tag_v2", {})
-    white = 65535 if image.format == "PPM" else None  # which PIL scales to 16 bits (12.3, PpmImagePlugin.py)
+    white = (
+        65535 if (image.format, image.mode) == ("PPM", "I") else None
+    )  # which PIL scales to 16 bits (12.3, PpmImagePlugin.py)
     if tags.get(_BITS) == (12,):  # PIL leaves 12 bits in the lower part of 16 (12.3, TiffImagePlugin.py)
         white = 4095
     levels, oddity = _to_8_bit(values, white)
@@ -159,7 +161,7 @@ def _to_8_bit(values: NDArray[Any], white: int | None = None) -> tuple[NDArray[n
     white = known or (small if high <= small else large)
     if not 0 <= low <= high <= white:
         raise DataError(
-            f"{kind} from {low:,g} to {high:,g}, which do not tell what is black and white; save it with 8 or 16 bits"
+            f"{kind} from {low:,.9g} to {high:,.9g}, which do not tell what is black and white; store 8 or 16 bits"
         )
     oddity = None if known or not high else f"{kind} of which {white:,} is white"
     if white == 255:

@@ -32,7 +32,7 @@ from tltasks.config.tasks.speech import SpeechModel
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.scripts import is_unspaced
 from tltasks.models.adapters import generating_model, unwrap_model
-from tltasks.models.loading import ModelLoader, open_tokenizer
+from tltasks.models.loading import ModelLoader, open_generation, open_tokenizer
 from tltasks.tasks.base import IGNORED, Batch, Processor, content_key
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_spectrogram
@@ -257,10 +257,7 @@ class SequenceRecogniser(Recogniser):
 
 def _open_generation(source: Checkpoint, config: PretrainedConfig) -> GenerationConfig:
     """The checkpoint's settings of decoding, without timestamps."""
-    try:
-        generation = GenerationConfig.from_pretrained(source.name, **source.arguments())
-    except OSError:
-        generation = GenerationConfig.from_model_config(config)
+    generation = open_generation(source)
     generation.return_timestamps = False
     if generation.max_length is None:
         generation.max_length = getattr(config, "max_target_positions", None) or 448

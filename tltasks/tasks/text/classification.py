@@ -25,7 +25,7 @@ from tltasks.config.tasks.text import LabelledTextData, LabelledTextModel, Label
 from tltasks.data.corruptions import corrupt_rows, corrupt_text
 from tltasks.data.packing import padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
-from tltasks.errors import CheckpointError, RecipeError
+from tltasks.errors import CheckpointError
 from tltasks.models.adapters import input_of, relabel, unwrap_model
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.tasks.base import Batch, BuiltModel, InputKind, OnnxInput, Prediction, Processor, content_key, digest_of
@@ -38,7 +38,8 @@ from tltasks.tasks.classes import (
     count_classes,
     train_classes,
 )
-from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, positions, token_counts
+from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, token_counts, token_room
+from tltasks.tasks.vocabulary import LOST, lost_columns, unknown_shares
 
 Plan = StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage]
 ZERO_SHOT_CLASSES = "zero_shot_classes"
@@ -108,13 +109,14 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         if tokenizer.pad_token_id is None:  # decoders have none; the head looks for the last token before padding
             tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
-        return cls(
-            plan, source, config, seed, class_names, tokenizer, _room(config, tokenizer, plan, splits), zero_shot
-        )
+        room = token_room(config, tokenizer, plan.data.max_tokens, with_data=bool(splits), name=source.display_name)
+        return cls(plan, source, config, seed, class_names, tokenizer, room, zero_shot)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
-        """How many texts are longer than what is read of them."""
-        return cut_shares(encoded, self.max_tokens)
+        """The shares of texts that are longer than what is read of them, and of characters that are unknown."""
+        cut = cut_shares(encoded, self.max_tokens)
+        unknown = unknown_shares(encoded, most=1.0, whose=self.source.display_name)
+        return {name: cut[name] | unknown[name] for name in encoded}
 
     # -------------------------------------------------------------------------------------- model
 
@@ -157,7 +159,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
     def features(self) -> datasets.Features:
         number = datasets.Value("int32")
         return datasets.Features(
-            {"text": datasets.Value("string"), "ids": datasets.List(number), "tokens": number, "label": number}
+            {"text": datasets.Value("string"), "ids": datasets.List(number), "tokens": number, **LOST, "label": number}
         )
 
     @property
@@ -176,8 +178,12 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     def _encode(self, texts: list[str]) -> Columns:
         whole = self.tokenizer(texts, verbose=False)["input_ids"]
-        cut = self.tokenizer(texts, truncation=True, max_length=self.max_tokens)["input_ids"]
-        return {"text": texts, "ids": cut, "tokens": [len(ids) for ids in whole]}
+        tokens, most = [len(ids) for ids in whole], self.max_tokens
+        ids = [
+            self.tokenizer(text, truncation=True, max_length=most)["input_ids"] if len(row) > most else row
+            for text, row in zip(texts, whole, strict=True)
+        ]
+        return {"text": texts, "ids": ids, "tokens": tokens, **lost_columns(self.tokenizer, texts, whole)}
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
         texts = corrupt_rows(corrupt_text, columns["text"], columns["row"], kind, level, seed=seed)
@@ -334,19 +340,6 @@ def _check_architecture(config: PretrainedConfig, zero_shot: ZeroShotClasses | N
             f"model {source.display_name}: transformers has no classifier of texts for {config.model_type}; "
             "encoders (BERT), decoders (GPT-2, Llama) and encoder-decoders (BART, T5) have one."
         )
-
-
-def _room(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, plan: Plan, splits: dict[str, Split]) -> int:
-    """Most tokens that are read of a text; raises RecipeError where there are fewer positions than are asked for."""
-    longest: int | None = positions(config)[0]
-    if longest is not None:  # RoBERTa's table has two positions that are never used
-        longest = min(longest, int(tokenizer.model_max_length))
-    asked = plan.data.max_tokens
-    if longest is not None and asked > longest:
-        if not splits:
-            return longest
-        raise RecipeError(f"data.max_tokens: {asked} is more than the checkpoint has positions for ({longest}).")
-    return asked
 
 
 def _words_alone(

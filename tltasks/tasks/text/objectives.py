@@ -230,11 +230,7 @@ def choose_objective(
     return Infilling(frame, mask, stage.mask_ratio or 0.3, stage.span_tokens)
 
 
-def check_room(frame: Frame, tokens: int, longest: int | None, *, display_name: str) -> None:
-    """Raise RecipeError where a stretch of so many tokens leaves nothing to read, or is more than the model reads."""
+def check_room(frame: Frame, tokens: int) -> None:
+    """Raise RecipeError where a stretch of so many tokens leaves nothing to read."""
     if tokens < len(frame) + 2:
         raise RecipeError(f"data.max_tokens: {tokens} leaves no room; special tokens alone take {len(frame)}.")
-    if longest is not None and tokens > longest:
-        raise RecipeError(
-            f"data.max_tokens: {display_name} reads at most {longest} tokens, and this asks for {tokens}."
-        )

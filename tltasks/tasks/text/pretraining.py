@@ -36,7 +36,8 @@ from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor,
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
-from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, positions, set_language, token_counts
+from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, set_language, token_counts, token_room
+from tltasks.tasks.vocabulary import LOST, MOST_LOST, lost_columns, unknown_shares
 
 Plan = StagePlan[TextModel, UnlabelledTextData, TextObjectiveStage]
 FEWEST_TOKENS = 2
@@ -84,16 +85,15 @@ class TextPretraining(
                 f"stage {plan.name}: `{plan.stage.stage}` puts a new head on a checkpoint, and a head that writes "
                 "text is its vocabulary. Use `stage: finetune`."
             )
-        longest = positions(config)[0]
-        if longest is not None:  # RoBERTa's table has two positions that are never used
-            longest = min(longest, tokenizer.model_max_length)
-        tokens = plan.data.max_tokens if splits else min(plan.data.max_tokens, longest or plan.data.max_tokens)
-        check_room(objective.frame, tokens, longest, display_name=name)
+        tokens = token_room(config, tokenizer, plan.data.max_tokens, with_data=bool(splits), name=name)
+        check_room(objective.frame, tokens)
         return cls(plan, source, config, seed, tokenizer, objective, tokens)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
-        """The share of texts that are longer than what is read of them at once."""
-        return cut_shares(encoded, self._room)
+        """The shares of texts that are longer than what is read at once, and of characters that cannot be written."""
+        cut = cut_shares(encoded, self._room)
+        unknown = unknown_shares(encoded, most=MOST_LOST, whose=self.source.display_name)
+        return {name: cut[name] | unknown[name] for name in encoded}
 
     @property
     def _room(self) -> int:
@@ -132,7 +132,7 @@ class TextPretraining(
 
     @property
     def row_features(self) -> dict[str, datasets.Value]:
-        return {"ids": datasets.List(datasets.Value("int32")), "tokens": datasets.Value("int32")}
+        return {"ids": datasets.List(datasets.Value("int32")), "tokens": datasets.Value("int32"), **LOST}
 
     @property
     def cache_key(self) -> str:
@@ -143,7 +143,8 @@ class TextPretraining(
         plain = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         ids = [[*row, *self.objective.closing] for row in plain]
         faults = [_fault(text, row) for text, row in zip(texts, plain, strict=True)]
-        return {"ids": ids, "tokens": [len(row) for row in ids], "error": faults}
+        lost = lost_columns(self.tokenizer, texts, plain)
+        return {"ids": ids, "tokens": [len(row) for row in ids], **lost, "error": faults}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         lengths: list[int] = (np.minimum(token_counts(rows), self._room) + len(self.objective.frame)).tolist()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import datasets
 import numpy as np
@@ -17,8 +20,9 @@ from tltasks.config.tasks.text import Generation, TextData, TextModel
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.metrics.rouge import sentence_ends
-from tltasks.models.loading import open_tokenizer
+from tltasks.models.loading import open_generation, open_tokenizer
 from tltasks.tasks.base import content_key, digest_of
+from tltasks.tasks.vocabulary import lost_characters
 
 Ids = list[int]
 SUFFIXES = frozenset({".md", ".rst", ".text", ".txt"})
@@ -29,6 +33,9 @@ PLAIN_PROMPT = "{document}\n\nTL;DR:"
 """For decoders without a chat template. Source: Radford et al., Language Models are Unsupervised Multitask Learners,
 2019, §3.6."""
 CHAT_PROMPT = "Summarize the following text.\n\n{document}"
+PROMPT_DATE = date(2024, 7, 26)
+"""Today, for chat templates that say what day it is: Llama's have this date where nothing tells them another."""
+_TODAY = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 _MARK = "summary\u241fmark"
 
 
@@ -54,6 +61,8 @@ class TextFormat:
     max_summary_tokens: int
     splits: bool
     """Documents that are too long are read in pieces outside training."""
+    dated: bool
+    """The chat template said what day it is, and has `PROMPT_DATE` instead."""
 
     @property
     def key(self) -> str:
@@ -65,8 +74,8 @@ class TextFormat:
 
     # ------------------------------------------------------------------------------------ documents
 
-    def encode_documents(self, texts: Sequence[str]) -> tuple[list[Ids], list[int]]:
-        """Token ids of each document in its prompt, and how many tokens the whole document would take so."""
+    def encode_documents(self, texts: Sequence[str]) -> tuple[list[Ids], list[int], list[str]]:
+        """Token ids of each document in its prompt, the tokens of the whole document so, and characters unknown."""
         whole = self._plain_ids(texts)
         around = len(self._framed([""])[0])
         room = self.max_document_tokens - around
@@ -78,7 +87,7 @@ class TextFormat:
                 left -= len(ids) - self.max_document_tokens
                 ids = self._framed([self._cut(texts[i], whole[i], left)])[0]
             framed[i] = ids
-        return framed, counts
+        return framed, counts, lost_characters(self.tokenizer, texts, whole, unknown_only=True)
 
     def encode_pieces(self, texts: Sequence[str]) -> list[list[Ids]]:
         """Token ids of each document in its prompt, of those that are too long piece by piece."""
@@ -114,8 +123,8 @@ class TextFormat:
 
     # ------------------------------------------------------------------------------------ summaries
 
-    def encode_summaries(self, texts: Sequence[str]) -> tuple[list[Ids], list[int]]:
-        """Token ids of each summary with what closes it, and how many tokens the whole summary takes."""
+    def encode_summaries(self, texts: Sequence[str]) -> tuple[list[Ids], list[int], list[str]]:
+        """Token ids of each summary with what closes it, the tokens of the whole summary, and characters lost."""
         closing = list(self.closing)
         if self.encoder_decoder:
             ids: list[Ids] = self.tokenizer(text_target=list(texts), verbose=False)["input_ids"]
@@ -123,7 +132,8 @@ class TextFormat:
         else:
             ids = self._plain_ids([f"{self.lead}{text}" for text in texts])
         room = self.max_summary_tokens - len(closing)
-        return [[*row[:room], *closing] for row in ids], [len(row) + len(closing) for row in ids]
+        lost = lost_characters(self.tokenizer, texts, ids)
+        return [[*row[:room], *closing] for row in ids], [len(row) + len(closing) for row in ids], lost
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of generated ids. PEGASUS writes `<n>` between sentences."""
@@ -169,6 +179,7 @@ def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, 
     encoder_decoder = bool(config.is_encoder_decoder)
     chat = not encoder_decoder and bool(tokenizer.chat_template)
     set_language(tokenizer, model.language, display_name=name)
+    dated = chat and _fix_date(tokenizer, display_name=name)
     prompt = model.prompt or _own_prompt(config, chat=chat)
     lead, end = _answer(tokenizer) if chat else (" ", tokenizer.eos_token_id)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
@@ -185,6 +196,7 @@ def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, 
         data.max_document_tokens,
         data.max_summary_tokens,
         data.long_documents == "split",
+        dated,
     )
     _check_room(made, config, display_name=name)
     return made
@@ -198,6 +210,27 @@ def _own_prompt(config: PretrainedConfig, *, chat: bool) -> str:
     if not config.is_encoder_decoder:
         return CHAT_PROMPT if chat else PLAIN_PROMPT
     return "summarize: {document}" if config.model_type == "t5" else "{document}"
+
+
+def _fix_date(tokenizer: PreTrainedTokenizerBase, *, display_name: str) -> bool:
+    """Put `PROMPT_DATE` into a chat template that says what day it is, and tell whether it does.
+
+    The template is saved so, and says the same wherever the model is used.
+    """
+    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"": tokenizer.chat_template}
+    fixed = {
+        name: _TODAY.sub(lambda call: json.dumps(PROMPT_DATE.strftime(call["format"])), template or "")
+        for name, template in templates.items()
+    }
+    if any("strftime_now(" in template for template in fixed.values()):
+        raise CheckpointError(
+            f"model {display_name}: its chat template says what day it is (strftime_now), in no format that is plain "
+            "text, so that answers would change overnight. Write a date into it."
+        )
+    if fixed in (templates, {"": ""}):
+        return False
+    tokenizer.chat_template = fixed if isinstance(tokenizer.chat_template, dict) else fixed[""]
+    return True
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, answer_next: bool) -> str:
@@ -233,10 +266,26 @@ def token_counts(rows: datasets.Dataset) -> NDArray[np.int64]:
     return counts
 
 
+def token_room(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, asked: int, *, with_data: bool, name: str
+) -> int:
+    """Most tokens that are read of a text: as many as are asked for, or, without data, as there are.
+
+    Raises RecipeError where the checkpoint has positions for fewer.
+    """
+    longest: int | None = positions(config)[0]
+    if longest is not None:  # RoBERTa's table has two positions that are never used
+        longest = min(longest, int(tokenizer.model_max_length))
+    if longest is None or asked <= longest:
+        return asked
+    if with_data:
+        raise RecipeError(f"data.max_tokens: {name} reads at most {longest} tokens, and this asks for {asked}.")
+    return longest
+
+
 def cut_shares(encoded: Mapping[str, EncodedSplit], most: int) -> dict[str, dict[str, float]]:
     """The share of each split's texts that have more than so many tokens, as `data_checks` has it."""
-    shares = {name: float((token_counts(split.rows) > most).mean()) for name, split in encoded.items()}
-    return {name: {"texts_cut_share": share} for name, share in shares.items()}
+    return {name: {"texts_cut_share": float((token_counts(it.rows) > most).mean())} for name, it in encoded.items()}
 
 
 def set_language(tokenizer: PreTrainedTokenizerBase, language: str | None, *, display_name: str) -> None:
@@ -285,18 +334,23 @@ def stored_task(made: TextFormat) -> dict[str, dict[str, object]]:
 def own_limits(source: Checkpoint, config: PretrainedConfig, data: TextData) -> TextData:
     """`data` with the limits that it leaves unset as the checkpoint was trained, or as it can read and write."""
     stored = (getattr(config, "task_specific_params", None) or {}).get("summarization", {})
-    try:
-        generation = GenerationConfig.from_pretrained(source.name, **source.arguments())
-    except OSError:
-        generation = GenerationConfig.from_model_config(config)
     longest, longest_summary = positions(config)
-    summary = generation.max_new_tokens or generation.max_length or stored.get("max_length") or data.max_summary_tokens
+    summary = own_summary_limit(source, config) or stored.get("max_length") or data.max_summary_tokens
     summary = min(summary, (longest_summary if config.is_encoder_decoder else longest and longest // 4) or summary)
     document = stored.get("max_document_tokens") or min(longest or data.max_document_tokens, MOST_TOKENS)
     if longest is not None and not config.is_encoder_decoder:
         document = min(document, longest - summary)
     limits = {"max_document_tokens": document, "max_summary_tokens": summary}
     return data.model_copy(update={k: v for k, v in limits.items() if k not in data.model_fields_set})
+
+
+def own_summary_limit(source: Checkpoint, config: PretrainedConfig) -> int | None:
+    """Most tokens that a checkpoint writes by its own settings; its `max_length` counts what a decoder starts with."""
+    generation = open_generation(source)
+    if generation.max_length is not None and config.is_encoder_decoder:
+        generation.max_length = max(1, generation.max_length - 1)
+    limit: int | None = generation.max_new_tokens or generation.max_length
+    return limit
 
 
 def positions(config: PretrainedConfig) -> tuple[int | None, int | None]:

@@ -25,14 +25,23 @@ from tltasks.data.packing import packed_batch, padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import RecipeError
 from tltasks.metrics import extractiveness, rouge
-from tltasks.metrics.intervals import score_interval
+from tltasks.metrics.bootstrap import bootstrap_interval
 from tltasks.models.adapters import generating_model, unwrap_model
 from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import IGNORED, Batch, BuiltModel, InputKind, Prediction, Processor, References, RowScores
 from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.tasks.text.language_model import LanguageModelTask
-from tltasks.tasks.text.prompting import SUFFIXES, TextFormat, open_format, own_limits, stored_task
+from tltasks.tasks.text.prompting import (
+    PROMPT_DATE,
+    SUFFIXES,
+    TextFormat,
+    open_format,
+    own_limits,
+    own_summary_limit,
+    stored_task,
+)
+from tltasks.tasks.vocabulary import MOST_LOST, MOST_UNREAD, lost_share, n_characters
 
 Plan = StagePlan[TextModel, TextData, TextStage]
 PIECES_AT_ONCE = 16
@@ -64,7 +73,6 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     tag: ClassVar[str] = "summarization"
     headline: ClassVar[str] = "rouge1"
     higher_is_better: ClassVar[bool] = True
-    top_score: ClassVar[float | None] = 100.0
     input_kind: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
     output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
     head_name: ClassVar[str] = "the head that writes text"
@@ -85,18 +93,45 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         config = open_config(source)
         if not splits:
             plan = replace(plan, data=own_limits(source, config, plan.data))
+        elif not plan.kind.trains and "max_summary_tokens" not in plan.data.model_fields_set:
+            own = own_summary_limit(source, config) or plan.data.max_summary_tokens
+            plan = replace(plan, data=plan.data.model_copy(update={"max_summary_tokens": own}))
         form = open_format(source, config, plan.model, plan.data)
         config.task_specific_params = stored_task(form)
         return cls(plan, source, config, seed, form, splits)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         keys = self.plan.data
-        return check_pairs(
+        unknown = self._check_vocabulary(encoded)
+        found = check_pairs(
             encoded,
             max_document_tokens=keys.max_document_tokens,
             max_summary_tokens=keys.max_summary_tokens,
             splits_long=self.form.splits,
         )
+        return {name: counts | unknown[name] for name, counts in found.items()}
+
+    def _check_vocabulary(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+        """The shares of characters that are lost; raises DataError where that makes the summaries others."""
+        whose, found = self.source.display_name, dict[str, dict[str, float]]()
+        for name, split in encoded.items():
+            found[name] = {
+                f"{part}_characters_unknown_share": lost_share(
+                    split.rows[f"{part}_lost"],
+                    sum(map(n_characters, split.rows[part])),
+                    most=most,
+                    where=f"{split.origin}: column `{part}`: the tokenizer of {whose} does not know",
+                )
+                for part, most in (("document", MOST_UNREAD), ("summary", MOST_LOST))
+            }
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        told = (
+            f"the chat template says what day it is; {PROMPT_DATE:%d %B %Y} stands in it, here and where it is saved."
+        )
+        return [told] if self.form.dated else []
 
     # -------------------------------------------------------------------------------------- model
 
@@ -107,7 +142,8 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
     @property
     def settings(self) -> dict[str, object]:
-        return {
+        dated = {"prompt_date": PROMPT_DATE.isoformat()} if self.form.dated else {}
+        return dated | {
             "prompt": self.form.prompt,
             "chat": self.form.chat,
             "encoder_decoder": self.form.encoder_decoder,
@@ -167,6 +203,8 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
                 "pieces": datasets.List(ids),
                 "document_tokens": number,
                 "summary_tokens": number,
+                "document_lost": text,
+                "summary_lost": text,
                 "length": number,
             }
         )
@@ -188,8 +226,8 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         return encode
 
     def _encode(self, documents: list[str], summaries: list[str], *, trains: bool) -> Columns:
-        document_ids, document_tokens = self.form.encode_documents(documents)
-        summary_ids, summary_tokens = self.form.encode_summaries(summaries)
+        document_ids, document_tokens, document_lost = self.form.encode_documents(documents)
+        summary_ids, summary_tokens, summary_lost = self.form.encode_summaries(summaries)
         in_pieces = self.form.splits and not trains  # training sees a bounded length
         pieces = self.form.encode_pieces(documents) if in_pieces else [[ids] for ids in document_ids]
         return {
@@ -200,6 +238,8 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
             "pieces": pieces,
             "document_tokens": document_tokens,
             "summary_tokens": summary_tokens,
+            "document_lost": document_lost,
+            "summary_lost": summary_lost,
             "length": [sum(map(len, p)) + len(s) for p, s in zip(pieces, summary_ids, strict=True)],
         }
 
@@ -253,7 +293,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         written = self._write_pieces(model, batch)
         joined = ["\n".join(text for text in texts if text) for texts in written]
         # Together they may be too long for a summary; then they are the document of one.
-        _, sizes = self.form.encode_summaries(joined)
+        sizes = self.form.encode_summaries(joined)[1]
         again = [i for i, texts in enumerate(written) if len(texts) > 1 and sizes[i] > self.form.max_summary_tokens]
         if again:
             asked = self._asked(self.form.encode_documents([joined[i] for i in again])[0])
@@ -308,7 +348,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         if not intervals:
             return Score(values, self.headline)
         ends = {
-            kind: score_interval(np.stack([column, np.ones(len(column))], axis=1), most=self.top_score)
+            kind: bootstrap_interval(np.stack([column, np.ones(len(column))], axis=1), seed=self.seed)
             for kind, column in zip(rouge.KINDS, scores.T, strict=True)
         }
         details = {

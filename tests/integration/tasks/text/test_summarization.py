@@ -272,8 +272,8 @@ def test_what_a_decoder_reads(folder: Path) -> None:
         ),
     ):
         form = PreparedStage(folder, name).task.form
-        documents, _ = form.encode_documents(["the cats"])
-        summaries, _ = form.encode_summaries(["small cats"])
+        documents, *_ = form.encode_documents(["the cats"])
+        summaries, *_ = form.encode_summaries(["small cats"])
         assert form.tokenizer.decode(documents[0] + summaries[0]) == text
 
 
@@ -354,8 +354,8 @@ def test_prompt_and_summary_are_the_conversation_of_the_template(tmp_path: Path,
         {"role": "assistant", "content": "small cats"},
     ]
     conversation = form.tokenizer.apply_chat_template(said, tokenize=False, enable_thinking=False)
-    (document,), _ = form.encode_documents(["the cats"])
-    (summary,), _ = form.encode_summaries(["small cats"])
+    (document,), *_ = form.encode_documents(["the cats"])
+    (summary,), *_ = form.encode_summaries(["small cats"])
     text = form.tokenizer.decode(document + summary)
     assert conversation.startswith(text)
     assert conversation.removeprefix(text).strip() == ""
@@ -460,13 +460,13 @@ def test_fp16_is_refused_where_it_is_known_to_overflow(
 def test_long_texts_are_cut_and_counted(folder: Path, name: str) -> None:
     form = PreparedStage(folder, name, data_keys="  max_bad_share: 0.5\n").task.form
     document = " ".join(texts.FILLERS * 40)
-    (short, long), counts = form.encode_documents(["the cats", document])
+    (short, long), counts, _ = form.encode_documents(["the cats", document])
     assert len(long) <= form.max_document_tokens < counts[1]
     assert len(long) > form.max_document_tokens - 4
     assert counts[0] == len(short)
     ending = form.encode_documents([""])[0][0][-2:]
     assert long[-len(ending) :][-1] == ending[-1], "what follows the document is not cut"
-    (summary,), n = form.encode_summaries([document])
+    (summary,), n, _ = form.encode_summaries([document])
     assert len(summary) == form.max_summary_tokens < n[0]
     assert summary[-1] == form.end
 
@@ -509,8 +509,8 @@ def test_language_tokens_stand_where_the_checkpoint_has_them(tmp_path: Path, kin
     opened = PreparedStage(tmp_path, "mbart", model_keys=", language: ro_RO")
     form, model = opened.task.form, opened.model
     tokens = form.tokenizer.convert_ids_to_tokens
-    (document,), _ = form.encode_documents(["the cats"])
-    summaries, counts = form.encode_summaries(["small cats", "small cats " * 40])
+    (document,), *_ = form.encode_documents(["the cats"])
+    summaries, counts, _ = form.encode_summaries(["small cats", "small cats " * 40])
     long = summaries.pop()
     labels = torch.tensor(summaries)
     inputs = tokens(model.prepare_decoder_input_ids_from_labels(labels=labels)[0])
@@ -599,6 +599,8 @@ def test_oddities_are_counted_and_shown(folder: Path, tmp_path: Path, capsys: py
         "repeated_documents": 1,
         "documents_cut_share": 0.0,
         "summaries_cut_share": 0.0,
+        "document_characters_unknown_share": 0.0,
+        "summary_characters_unknown_share": 0.0,
     }
     assert checks["test"]["documents_also_in_train"] == 1
     assert checks["test"]["documents_cut_share"] == 0.5
