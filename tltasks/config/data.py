@@ -23,6 +23,15 @@ class Splits(Section):
     """Split that chooses the best weights; or a share held out of `train` (stratified by label, drawn with `seed`)."""
     test: str | HeldOut | None = "test"
     """Split of the headline; or a share held out of `train`."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Seed that shares held out are drawn with. Unset: the recipe's; in an experiment the first of its `seeds`, for all
+    trials."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Shares held out of `train`, by split."""
+        given = {"validation": self.validation, "test": self.test}
+        return {name: share for name, share in given.items() if isinstance(share, float)}
 
 
 class Source(Named):
@@ -72,9 +81,9 @@ class Data(Source):
 
     def conflicts(self) -> Iterator[Conflict]:
         splits = self.splits
-        shares = [share for share in (splits.validation, splits.test) if isinstance(share, float)]
-        if sum(shares) >= 1:
-            yield Conflict(f"shares of {sum(shares):g} in all leave nothing to train on", ("splits",))
+        shares = splits.shares
+        if sum(shares.values()) >= 1:
+            yield Conflict(f"shares of {sum(shares.values()):g} in all leave nothing to train on", ("splits",))
         if shares and splits.train is None:
             yield Conflict("a share is held out of train, so train needs a split", ("splits", "train"))
         if splits.validation is None and splits.test is None and not self.extra_test:

@@ -38,7 +38,7 @@ def load_splits(
     with what there is instead.
     """
     wanted = data.splits
-    shares = {n: s for n, s in (("validation", wanted.validation), ("test", wanted.test)) if isinstance(s, float)}
+    shares = wanted.shares
     specs = {"train": wanted.train if train or shares else None, "validation": wanted.validation, "test": wanted.test}
     splits: dict[str, Split] = {}
     mistakes: dict[str, None] = {}  # in order, and a column that all splits lack once
@@ -55,7 +55,8 @@ def load_splits(
     n_rows = len(splits["train"].rows) if shares else 0
     for name, share in shares.items():
         n_held = max(1, round(n_rows * share))
-        held = hold_out(splits["train"], n_held, locate(f"splits.{name}"), seed=seed, label=label)
+        drawn_with = seed if wanted.seed is None else wanted.seed
+        held = hold_out(splits["train"], n_held, locate(f"splits.{name}"), seed=drawn_with, label=label)
         splits["train"], splits[name] = held[0], dataclasses.replace(held[1], name=name)
     if data.shots is not None and "train" in splits:
         splits["train"] = draw_shots(splits["train"], data.shots, seed=seed, label=label)

@@ -38,7 +38,7 @@ from tltasks.experiments.trials import (
 )
 from tltasks.reports.charts import png
 from tltasks.reports.console import open_terminal
-from tltasks.reports.formatting import show_duration
+from tltasks.reports.formatting import show_duration, show_interval, show_number
 from tltasks.runs.story import measure_stages
 from tltasks.runtime.files import whole_folder, write_json, write_text
 
@@ -109,7 +109,7 @@ def compare(
     design, trials = load_experiment(experiment, overrides)
     output = Path(output or design.output).expanduser()
     result: ComparisonResult | None = None
-    with results_folder(output, "trials", "experiment"):
+    with results_folder(output, "experiment"):
         progress = Progress(plan_trials(trials, output), console)
         left = to_do(progress.planned)
         show_plan(console, ExperimentPlan(progress.planned))
@@ -262,4 +262,4 @@ def show_findings(console: Console, findings: Findings, output: Path) -> None:
 def show_cell(cell: CellScore) -> str:
     """Mean with its interval, and a mark for transfer."""
     score = cell.score
-    return f"{score.mean:.3f} ({score.low:.2f} to {score.high:.2f}){MARKS.get(cell.verdict, '')}"
+    return f"{show_number(score.mean)} ({show_interval((score.low, score.high))}){MARKS.get(cell.verdict, '')}"

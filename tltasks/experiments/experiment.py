@@ -16,10 +16,12 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from tltasks.config.checks import read_keys
+from tltasks.config.data import Data
 from tltasks.config.document import DOTTED_KEY, Document, Issue, dotted, list_mistakes
 from tltasks.config.loading import Overrides, open_document, read_recipe
 from tltasks.config.recipe import Recipe
 from tltasks.config.section import Conflict, FileName, KeyPath, Name, Section
+from tltasks.config.stage import Stage
 from tltasks.config.yaml_reader import dump, read_text
 from tltasks.errors import RecipeError, did_you_mean
 from tltasks.experiments.trials import Levels, Trial
@@ -162,11 +164,24 @@ def _read_trials(experiment: Experiment, source: Source) -> tuple[list[Trial], l
         if recipe is not None and not found:
             read.append((levels, recipe))
     trials = [
-        Trial(levels, seed, recipe.model_copy(update={"seed": seed}))
+        Trial(levels, seed, _with_fixed_splits(recipe, experiment.seeds[0]).model_copy(update={"seed": seed}))
         for seed in experiment.seeds
         for levels, recipe in read
     ]
     return trials, sorted(problems, key=lambda problem: problem.location)
+
+
+def _with_fixed_splits(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with one seed for the shares that it holds out, so that every trial is tested on the same rows."""
+
+    def fixed(part: Recipe | Stage) -> dict[str, object]:
+        data: Data | None = getattr(part, "data", None)
+        if data is None or not data.splits.shares or data.splits.seed is not None:
+            return {}
+        return {"data": data.model_copy(update={"splits": data.splits.model_copy(update={"seed": seed})})}
+
+    stages = [stage.model_copy(update=fixed(stage)) for stage in recipe.stages]
+    return recipe.model_copy(update={"stages": stages, **fixed(recipe)})
 
 
 def _combinations(experiment: Experiment) -> Iterator[Levels]:

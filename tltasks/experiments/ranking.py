@@ -117,7 +117,7 @@ def rank(
     if design.candidates is None:
         raise RecipeError(f"{name}: needs the key `candidates`, the axis whose levels are checkpoints to be ranked.")
     output = Path(output or design.output).expanduser()
-    with results_folder(output, "trials", "experiment"):
+    with results_folder(output, "experiment"):
         planned = plan_trials(trials, output)
         task = load_adapter(plan_run(trials[0].recipe).stages[-1].task)
         if not issubclass(task, Embeds | Writes):

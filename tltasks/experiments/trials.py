@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter
 
@@ -16,6 +17,8 @@ from tltasks.errors import DataError
 from tltasks.results.result import Interval, Number
 from tltasks.runtime.files import check_place, locked
 
+SEARCH_JOURNAL = "trials.jsonl"
+"""File of Optuna's in the results folder of a search."""
 Levels = dict[str, str]
 """Level by axis, in the order of the axes."""
 
@@ -101,14 +104,17 @@ class PlannedTrial:
 
 
 @contextmanager
-def results_folder(output: Path, marker: str, what: str) -> Iterator[None]:
+def results_folder(output: Path, what: Literal["experiment", "search"]) -> Iterator[None]:
     """Lock the results folder of an experiment or a search; DataError for one that holds something else."""
     check_place(output)
-    holds = output.is_dir() and any(entry.name[0] != "." for entry in output.iterdir())
-    if holds and not (output / marker).exists():
-        raise DataError(f"output {output}: is not empty and holds no {what}; name another folder with --output.")
     with locked(output):
-        (output / "trials").mkdir(exist_ok=True)
+        journal, trials = output / SEARCH_JOURNAL, output / "trials"
+        begun = journal.exists() == (what == "search") and (trials.is_dir() or what == "search")
+        if not begun and any(path.name[0] != "." for path in output.iterdir()):
+            raise DataError(f"output {output}: is not empty and holds no {what}; name another folder with --output.")
+        if what == "search":
+            journal.touch()
+        trials.mkdir(exist_ok=True)
         yield
 
 

@@ -7,6 +7,7 @@ twice.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from tltasks.experiments.execution import carry_out, log_file
 from tltasks.experiments.experiment import Given, read_source
 from tltasks.experiments.report import text_table, write_page
 from tltasks.experiments.search_space import BaseRecipe, Choice, Range, Search, Settings, Value, load_search
-from tltasks.experiments.trials import Failure, results_folder, trial_folder, write_journal
+from tltasks.experiments.trials import SEARCH_JOURNAL, Failure, results_folder, trial_folder, write_journal
 from tltasks.reports.console import open_terminal
+from tltasks.reports.formatting import show_interval, show_number
 from tltasks.results.result import Headline
 from tltasks.runs.callbacks import EvaluationInfo
 from tltasks.runs.story import run
@@ -116,7 +118,7 @@ def tune(
     source = read_source(search, (), "search")
     keys, base = load_search(search, overrides)
     output = Path(output or keys.output).expanduser()
-    with results_folder(output, "trials.jsonl", "search"):
+    with results_folder(output, "search"):
         study = SearchStudy(keys, base, output)
 
         def write(tested: dict[str, Headline]) -> SearchResult:
@@ -159,9 +161,11 @@ class SearchStudy:
         if search.prune == "median":
             pruner = optuna.pruners.MedianPruner(search.startup_trials, search.warmup_evaluations)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        journal = output / SEARCH_JOURNAL
+        _mend_journal(journal)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the journal is experimental
-            backend = JournalFileBackend(str(output / "trials.jsonl"))
+            backend = JournalFileBackend(str(journal.absolute()))
             self.study = optuna.create_study(
                 study_name="search",
                 storage=optuna.storages.JournalStorage(backend),
@@ -186,7 +190,8 @@ class SearchStudy:
 
     def carry_out(self, number: int) -> tuple[Settings, str]:
         """Propose a setting, or take up the one that was cut, and carry it out; the setting, and what became of it."""
-        trial, curve = self._ask(number)
+        trial, reported = self._ask(number)
+        steps: list[int] = list(trial.user_attrs.get("steps", []))
         settings = {key: _suggest(trial, key, choice) for key, choice in self.search.space.items()}
         try:
             (item,) = plan_trials([self.base.trial(number, settings)], self.output)
@@ -194,17 +199,21 @@ class SearchStudy:
 
             def on_evaluation(found: EvaluationInfo) -> None:
                 """Report an evaluation of the last stage; raises Pruned where the trial is not worth going on."""
-                if found.stage == last:
-                    curve.append(found.value)
-                    trial.report(found.value, len(curve))
-                    if trial.should_prune():
-                        raise Pruned("pruned")
+                if found.stage != last:
+                    return
+                if found.step not in steps:  # else a kill came between it and the next checkpoint
+                    steps.append(found.step)
+                    if len(steps) > reported:
+                        trial.report(found.value, len(steps))
+                    trial.set_user_attr("steps", steps)
+                if trial.should_prune():
+                    raise Pruned(f"pruned after {len(steps)} evaluations at {found.value:.4g}")
 
             outcome = item.record or carry_out(item, self.output, keep_weights=False, on_evaluation=on_evaluation)
-        except Pruned:
+        except Pruned as pruned:
             shutil.rmtree(trial_folder(self.output, item.id), ignore_errors=True)
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            return settings, f"pruned after {len(curve)} evaluations at {curve[-1]:.4g}"
+            return settings, str(pruned)
         except RecipeError as error:  # keys that do not go together
             return settings, self._fail(trial, str(error))
         if isinstance(outcome, Failure):
@@ -218,11 +227,8 @@ class SearchStudy:
         self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return f"failed: {message.splitlines()[0]}"
 
-    def _ask(self, number: int) -> tuple[optuna.Trial, list[float]]:
-        """A trial, and its validation scores until now where it was cut."""
-        for cut in self.study.get_trials(deepcopy=False):
-            if cut.number == number and cut.state.name == "RUNNING":
-                return optuna.Trial(self.study, cut._trial_id), list(cut.intermediate_values.values())
+    def _ask(self, number: int) -> tuple[optuna.Trial, int]:
+        """A trial, and how many of its evaluations were reported before it was cut."""
         # Each trial has a sampler of its own, so that a search that was stopped goes on as it would have.
         seed = int(np.random.SeedSequence((self.search.seed, number)).generate_state(1)[0])
         self.study.sampler = (
@@ -230,7 +236,10 @@ class SearchStudy:
             if self.search.sampler == "tpe"
             else optuna.samplers.RandomSampler(seed=seed)
         )
-        return self.study.ask(), []
+        for cut in self.study.get_trials(deepcopy=False):
+            if cut.number == number and cut.state.name == "RUNNING":
+                return optuna.Trial(self.study, cut._trial_id), len(cut.intermediate_values)
+        return self.study.ask(), 0
 
     def trials(self) -> list[SearchTrial]:
         """Every setting that was proposed, in order."""
@@ -254,6 +263,16 @@ class SearchStudy:
             except (ValueError, RuntimeError, ZeroDivisionError):
                 return {}
         return {key: float(share) for key, share in found.items() if np.isfinite(share)}
+
+
+def _mend_journal(journal: Path) -> None:
+    """Undo what a kill in the midst of writing has left: Optuna's lock, for which it would wait, and half a line.
+
+    The folder is locked, so neither can be that of another process.
+    """
+    for left in journal.parent.glob(f"{journal.name}.lock*"):
+        left.unlink()
+    os.truncate(journal, journal.read_bytes().rfind(b"\n") + 1)
 
 
 def _suggest(trial: optuna.Trial, key: str, choice: Choice) -> Value:
@@ -333,7 +352,6 @@ def show_result(console: Console, result: SearchResult, output: Path) -> None:
 
 def show_tested(name: str, headline: Headline) -> str:
     """Score of the best setting, or of the recipe's own, on the test set."""
-    low, high = headline.ci95
     which = "the best setting" if name == "best" else "the recipe's own"
-    interval = f"95 % interval {low:.3f} to {high:.3f}"
-    return f"{which}: {headline.metric} {headline.value:.3f} on {headline.split} ({interval})"
+    score, interval = show_number(headline.value), show_interval(headline.ci95)
+    return f"{which}: {headline.metric} {score} on {headline.split} (95 % interval {interval})"

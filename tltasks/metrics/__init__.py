@@ -1,13 +1,12 @@
 """Scores of predictions, their intervals, and what features tell without training."""
 
-from tltasks.metrics.bootstrap import bootstrap_interval, paired_difference
 from tltasks.metrics.classification import classification, expected_calibration_error
 from tltasks.metrics.error_rate import align_words, count_errors, error_rates, normaliser
+from tltasks.metrics.intervals import paired_difference, score_interval, wilson
 from tltasks.metrics.neighbours import feature_spread, left_out_neighbours, nearest_neighbours
 
 __all__ = [
     "align_words",
-    "bootstrap_interval",
     "classification",
     "count_errors",
     "error_rates",
@@ -17,4 +16,6 @@ __all__ = [
     "nearest_neighbours",
     "normaliser",
     "paired_difference",
+    "score_interval",
+    "wilson",
 ]

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tltasks.errors import printable
-from tltasks.reports.formatting import show_duration
+from tltasks.reports.formatting import show_duration, show_interval, show_number
 from tltasks.results.comparison import compare_headline
 from tltasks.results.result import RunResult, StageMeasurement
 
@@ -30,21 +30,22 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
             table.add_column(f"{split} ({stage.data[split].examples:,})", justify="right")
         scores = list(stage.metrics.values())
         headline = scores[0].headline
-        table.add_row(headline, *(f"{score.values[headline]:.3f}" for score in scores), style="bold")
-        table.add_row("  95 % interval", *("{:.3f} to {:.3f}".format(*score.ci95) for score in scores))
+        table.add_row(headline, *(show_number(score.values[headline]) for score in scores), style="bold")
+        table.add_row("  95 % interval", *(show_interval(score.ci95) for score in scores))
         for name, by_split in stage.baselines.items():
             beside = (by_split[split].values[headline] if split in by_split else None for split in stage.metrics)
-            table.add_row(f"  baseline: {name}", *("" if value is None else f"{value:.3f}" for value in beside))
+            table.add_row(f"  baseline: {name}", *("" if value is None else show_number(value) for value in beside))
         for name in scores[0].values:
             if name != headline:
-                table.add_row(name, *(f"{score.values[name]:.3f}" if name in score.values else "" for score in scores))
+                table.add_row(
+                    name, *(show_number(score.values[name]) if name in score.values else "" for score in scores)
+                )
         for note in dict.fromkeys(note for score in scores for note in score.notes):
             console.print(f"{stage.name}: {note}", soft_wrap=True)
         console.print(table)
     best = result.headline
-    low, high = best.ci95
-    console.print(f"{best.metric} {best.value:.3f}", style="bold", end="")
-    console.print(f" on {best.split} (95 % interval {low:.3f} to {high:.3f})")
+    console.print(f"{best.metric} {show_number(best.value)}", style="bold", end="")
+    console.print(f" on {best.split} (95 % interval {show_interval(best.ci95)})")
     for comparison in compare_headline(result):
         console.print(f"  {comparison.sentence}", soft_wrap=True)
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeGuard
 
-from tltasks.results.comparison import signed
+from tltasks.results.comparison import decimals, signed, signed_interval
+from tltasks.results.result import Interval
 
 UNKNOWN = "–"
 MEDIA_TYPES = {"image": "image/png", "audio": "audio/flac", "svg": "image/svg+xml"}
@@ -20,8 +21,8 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def show_number(value: float | None, digits: int | None = None) -> str:
     """
-    >>> [show_number(v) for v in (0.84321, 12345.6, 0.00012, 0.0, None, float("nan"))]
-    ['0.843', '12,345.6', '1.2e-04', '0.000', '–', '–']
+    >>> [show_number(v) for v in (0.84321, 12345.6, 0.00012, 0.99988, 1.0, 0.0, None, float("nan"))]
+    ['0.843', '12,345.6', '1.2e-04', '0.9999', '1.000', '0.000', '–', '–']
     """
     if not is_number(value):
         return UNKNOWN
@@ -29,28 +30,35 @@ def show_number(value: float | None, digits: int | None = None) -> str:
         return f"{value:,.{digits}f}"
     if value and abs(value) < 0.0005:
         return f"{value:.1e}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.3f}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.{decimals(1 - value) if 0 < value < 1 else 3}f}"
 
 
-def show_signed(value: float | None) -> str:
+def show_gain(gain: float | None, interval: Interval | None = None) -> str:
+    """A difference, with its interval where one is given.
+
+    >>> show_gain(0.005, (0.0001, 0.0092)), show_gain(0.5, (float("nan"), float("nan"))), show_gain(None)
+    ('+0.0050 (+0.0001 to +0.0092)', '+0.500 (no interval)', '–')
     """
-    >>> show_signed(0.5), show_signed(float("nan"))
-    ('+0.500', '–')
-    """
-    return signed(value) if is_number(value) else UNKNOWN
+    if not is_number(gain):
+        return UNKNOWN
+    if interval is None or not all(map(is_number, interval)):
+        return signed(gain, decimals(gain)) + ("" if interval is None else " (no interval)")
+    return "{} ({} to {})".format(*signed_interval(gain, interval))
 
 
-def show_interval(interval: Sequence[float | None] | None, digits: int = 3) -> str:
+def show_interval(interval: Sequence[float | None] | None) -> str:
     """
-    >>> show_interval((0.461, 0.62), 2), show_interval((-0.02, 0.04), 2), show_interval(None)
-    ('0.46–0.62', '−0.02 to +0.04', 'no interval')
+    >>> [show_interval(ends) for ends in ((0.461, 0.62), (-0.02, 0.04), (0.9984, 0.99997), None)]
+    ['0.461 to 0.620', '−0.020 to +0.040', '0.99840 to 0.99997', 'no interval']
     """
     known = [end for end in interval or () if is_number(end)]
     if len(known) < 2:
         return "no interval"
-    if min(known) < 0:
-        return " to ".join(signed(end, digits) for end in known)
-    return "–".join(f"{end:.{digits}f}" for end in known)
+    low, high = known
+    if low < 0:
+        return "{1} to {2}".format(*signed_interval(0.0, (low, high)))
+    digits = decimals(low, high, *(1 - end for end in known if end < 1), *([high - low] if high > low else []))
+    return f"{low:,.{digits}f} to {high:,.{digits}f}"
 
 
 def show_duration(seconds: float) -> str:

@@ -14,9 +14,9 @@ from tltasks.reports.formatting import (
     data_uri,
     is_number,
     show_duration,
+    show_gain,
     show_interval,
     show_number,
-    show_signed,
     words,
 )
 from tltasks.results.comparison import baseline_name
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 def page_environment(*folders: Path) -> jinja2.Environment:
     """Templates of pages, of further `folders` too."""
     environment = _environment([HERE, *folders], trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": show_interval, "data_uri": data_uri}
+    environment.filters |= {"data_uri": data_uri}
     return environment
 
 
@@ -38,7 +38,6 @@ def card_environment() -> jinja2.Environment:
     folder = beside if beside.is_dir() else package / "hub_cards"
     environment = _environment([folder], finalize=_finalize, keep_trailing_newline=True)
     environment.filters |= {
-        "interval": lambda ends: " to ".join(map(show_number, ends)),
         "width": lambda ends: ends[1] - ends[0] if all(map(is_number, ends)) else None,
         "given": lambda value: UNKNOWN if value is None else value,
         "grams": lambda n: f"{n / 1000:.2g} kg" if n >= 1000 else f"{n:.2g} g",
@@ -61,7 +60,8 @@ def _environment(folders: list[Path], **options: object) -> jinja2.Environment:
         "duration": show_duration,
         "gibibytes": lambda n: f"{n / 2**30:.1f} GiB",
         "number": show_number,
-        "signed": show_signed,
+        "interval": show_interval,
+        "gain": show_gain,
         "words": words,
     }
     return environment

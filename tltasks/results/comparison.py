@@ -70,14 +70,12 @@ class Comparison:
             return f"not comparable with {self.name}: a score is not a number"
         if not self.is_known:
             return f"not shown to be better or worse than {self.name}: {signed(self.gain)}, without an interval"
-        low, high = self.ci95
-        digits = decimals(self.gain, low, high)
+        gain, low, high = signed_interval(self.gain, self.ci95)
         if self.verdict == "unclear":
-            gain, low_end, high_end = (signed(value, digits) for value in (self.gain, low, high))
-            interval = f"95 % interval {low_end} to {high_end}, which contains zero"
+            interval = f"95 % interval {low} to {high}, which contains zero"
             return f"not shown to be better or worse than {self.name}: {gain}, {interval}"
-        size, *ends = abs(self.gain), *sorted((abs(low), abs(high)))
-        by, nearest, farthest = (f"{value:,.{digits}f}" for value in (size, *ends))
+        ends = (low, high) if self.verdict == "better" else (high, low)
+        by, nearest, farthest = (shown.lstrip("+−") for shown in (gain, *ends))
         return f"{self.verdict} than {self.name} by {by} (95 % interval {nearest} to {farthest})"
 
 
@@ -128,7 +126,8 @@ def describe_forgetting(comparison: Comparison) -> str:
         "unclear": "Nothing is shown to be forgotten or learnt",
     }[comparison.verdict]
     metric, before, after = comparison.ours.headline.replace("_", " "), comparison.theirs.value, comparison.ours.value
-    values = f"{metric} was {before:.3f} and is {after:.3f} after this stage"
+    digits = decimals(after - before)
+    values = f"{metric} was {before:.{digits}f} and is {after:.{digits}f} after this stage"
     return f"{said} on {comparison.split}: {comparison.sentence}; {values}."
 
 
@@ -161,10 +160,22 @@ def baseline_name(name: str) -> str:
 
 def signed(value: float, digits: int = 3) -> str:
     """
-    >>> signed(0.5), signed(-0.25, 2)
-    ('+0.500', '−0.25')
+    >>> signed(0.5), signed(-0.25, 2), signed(-0.001, 2)
+    ('+0.500', '−0.25', '0.00')
     """
-    return f"{value:+,.{digits}f}".replace("-", "−")
+    shown = f"{abs(value):,.{digits}f}"
+    return shown if not shown.strip("0.,") else f"{'−' if value < 0 else '+'}{shown}"
+
+
+def signed_interval(value: float, interval: Interval) -> tuple[str, str, str]:
+    """A difference and the ends of its interval, with as many digits as show on which side of zero they are.
+
+    >>> signed_interval(0.005, (0.0001, 0.0092)), signed_interval(-0.004, (-0.012, 0.0))
+    (('+0.0050', '+0.0001', '+0.0092'), ('−0.004', '−0.012', '0.000'))
+    """
+    low, high = interval
+    digits = decimals(value, low, high)
+    return signed(value, digits), signed(low, digits), signed(high, digits)
 
 
 def decimals(*values: float) -> int:
@@ -174,4 +185,4 @@ def decimals(*values: float) -> int:
     (3, 4, 3)
     """
     smallest = min((abs(value) for value in values if value), default=1.0)
-    return min(6, max(3, math.ceil(-math.log10(2 * smallest))))
+    return min(12, max(3, math.ceil(-math.log10(2 * smallest))))

@@ -46,7 +46,7 @@ class Score:
     notes: list[str] = field(default_factory=list)
     """Sentences that whoever reads the numbers has to be told."""
     difference_ci95: Interval | None = None
-    """Of a baseline: the model's headline metric less the baseline's on the same rows, by paired bootstrap."""
+    """Of a baseline: the model's headline metric less the baseline's on the same rows."""
 
     @property
     def value(self) -> float:

@@ -81,7 +81,7 @@ def scores_of_earlier_stages(
         theirs = load_file(path)
         for name, ours in row_scores.items():
             if (split := by_rows.get(stage.encoded[name].fingerprint)) is not None:
-                interval = paired_difference(ours, theirs[split], seed=context.seed)
+                interval = paired_difference(ours, theirs[split], most=stage.task.top_score)
                 score = dataclasses.replace(before.metrics[split], details={}, notes=[], difference_ci95=interval)
                 found.setdefault(f"stage_{before.name}", {})[name] = score
     return found

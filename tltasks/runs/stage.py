@@ -401,9 +401,7 @@ def _score(
         references = task.references(rows)
         row_scores[name] = task.row_scores(predicted, references)
         theirs = {baseline: by_split[name] for baseline, by_split in baselines.items()}
-        scores[name], found = score_beside_baselines(
-            task, predicted, references, theirs, seed=context.seed, extra=stage.extra_metrics
-        )
+        scores[name], found = score_beside_baselines(task, predicted, references, theirs, extra=stage.extra_metrics)
         for baseline, score in found.items():
             beside.setdefault(baseline, {})[name] = score
         if context.writes:

@@ -28,7 +28,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import DataT, ModelT, StageKind, StagePlan, StageT
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
-from tltasks.metrics.bootstrap import bootstrap_interval
+from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import ModelLoader, check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
 from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
@@ -128,6 +128,8 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     tag: ClassVar[str]
     """Hub pipeline tag."""
     higher_is_better: ClassVar[bool]
+    top_score: ClassVar[float | None] = None
+    """The largest headline metric that a row can have, where there is one; some rows of an error rate have more."""
     label: ClassVar[str | None] = None
     """Column by which held-out shares are stratified."""
     input_kind: ClassVar[InputKind]
@@ -335,8 +337,8 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """Contributions of each row to the headline metric."""
 
     def interval(self, row_scores: RowScores, *, intervals: bool) -> tuple[float, float]:
-        """The headline's 95 % interval by bootstrap, or NaN where it was not asked for."""
-        return bootstrap_interval(row_scores, seed=self.seed) if intervals else UNKNOWN
+        """The headline's 95 % interval, or NaN where it was not asked for."""
+        return score_interval(row_scores, most=self.top_score) if intervals else UNKNOWN
 
     @abstractmethod
     def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:

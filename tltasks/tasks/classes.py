@@ -45,6 +45,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
 
     headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    top_score: ClassVar[float | None] = 1.0
     label: ClassVar[str | None] = "label"
     output_features: ClassVar[datasets.Features] = datasets.Features(
         {

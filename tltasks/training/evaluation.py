@@ -170,7 +170,6 @@ def score_beside_baselines(
     references: References,
     baselines: dict[str, list[Prediction]],
     *,
-    seed: int,
     extra: Sequence[Rescore] = (),
 ) -> tuple[Score, dict[str, Score]]:
     """The score, and that of each baseline with the interval of the paired difference on the same rows.
@@ -189,7 +188,7 @@ def score_beside_baselines(
     beside = {}
     for name, theirs in baselines.items():
         score = scored(theirs)
-        interval = paired_difference(ours, task.row_scores(theirs, references), seed=seed)
+        interval = paired_difference(ours, task.row_scores(theirs, references), most=task.top_score)
         beside[name] = Score(score.values, score.headline, score.ci95, difference_ci95=interval)
     return scored(predictions), beside
 

@@ -51,7 +51,7 @@ def measure_robustness(
                 value=worse.value,
                 ci95=worse.ci95,
                 difference=worse.value - score.value,
-                difference_ci95=paired_difference(ours, theirs, seed=seed),
+                difference_ci95=paired_difference(ours, theirs, most=task.top_score),
             )
         )
     by_kind = defaultdict(list)

@@ -11,7 +11,11 @@ from tests.tiny.experiments import write_search
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
+from tltasks.errors import DataError
 from tltasks.experiments import tune, tuning
+from tltasks.experiments.trials import results_folder
+from tltasks.runtime.files import locked
+from tltasks.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +105,86 @@ def test_it_goes_on_as_it_would_have(finished: Path, place: Path, monkeypatch: p
     assert main(["tune", str(path), "--set", "trials=8"]) in {0, 3}
     assert [t["settings"] for t in trials(output)[:7]] == [t["settings"] for t in trials(finished)]
     assert len(trials(output)) == 8
+
+
+class Killed(BaseException):
+    """Ends a process as a kill would: nothing is saved on the way out."""
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_an_evaluation_is_counted_once_however_a_trial_is_cut(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Between an evaluation and the checkpoint behind it; with what Optuna leaves when it is killed while it writes."""
+    keys = {
+        "recipe": {
+            "task": "image-classification",
+            "model": {"name": str(place / "vit")},
+            "data": {"name": "parquet", "files": {"train": str(place / "data" / "train.parquet")}}
+            | {"splits": {"validation": 0.4, "test": None}},
+            "stages": [
+                {"stage": "transfer", "steps": 6, "batch_size": 8, "learning_rate": 1e-2, "keep": "last"}
+                | {"checkpoint_every": 1, "evaluate_every": 2}
+            ],
+            "precision": "fp32",
+        },
+        "space": {"stages.0.batch_size": [8, 4]},
+        "trials": 1,
+        "output": "out",
+    }
+    save, monitored = Checkpoints.save, []
+
+    def killed(self: Checkpoints, name: str, *rest: Any, **more: Any) -> None:
+        monitored.append(name)
+        if name == f"step-{step:09}" and monitored.count(name) == 1:
+            raise Killed
+        save(self, name, *rest, **more)
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Killed):
+        tune(keys, output="out")
+    journal = tmp_path / "out" / "trials.jsonl"
+    (tmp_path / "out" / "trials.jsonl.lock").symlink_to("out/trials.jsonl")
+    with journal.open("a") as file:
+        file.write('{"op_code": 4, "worker_')
+    (trial,) = tune(keys, output="out").trials
+    assert len(trial.curve) == 3
+    assert trial.value == trial.curve[-1]
+    assert not list((tmp_path / "out").glob("*.lock"))
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(
+        f"recipe: {{task: image-classification, model: {{name: {place / 'vit'}}}, data: {{name: parquet, files: "
+        f"{{train: {place / 'data' / 'train.parquet'}}}, splits: {{test: 0.2}}}}, stages: [{{stage: probe}}]}}\n"
+        "axes: {checkpoint: {one: }}\ncandidates: checkpoint\noutput: x\n"
+    )
+    for command, path in (("tune", write_search(place, tmp_path / "x")), ("compare", experiment), ("rank", experiment)):
+        output = tmp_path / command
+        with locked(output):
+            assert main([command, str(path), "--output", str(output)]) == 2
+        assert "another run is writing to it" in capsys.readouterr().err
+        assert not list(output.iterdir())
+
+
+def test_a_folder_that_was_only_begun_is_gone_on_with(tmp_path: Path) -> None:
+    """A kill right after the lock, or before the first trial; but a search is no experiment."""
+    for what, left in (("search", []), ("search", ["trials.jsonl"]), ("experiment", []), ("experiment", ["trials"])):
+        output = tmp_path / f"{what}{len(left)}"
+        output.mkdir()
+        (output / ".lock").touch()
+        for name in left:
+            (output / name).mkdir() if name == "trials" else (output / name).touch()
+        with results_folder(output, what):
+            pass
+        other = "experiment" if what == "search" else "search"
+        with pytest.raises(DataError, match=f"holds no {other}"), results_folder(output, other):
+            pass
 
 
 def test_a_trial_that_fails_does_not_end_the_search(

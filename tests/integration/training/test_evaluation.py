@@ -24,6 +24,8 @@ class Sums:
         self.passes: list[list[int]] = []
         """Rows of each pass that was tried."""
 
+    top_score = 1.0
+
     def lengths(self, rows: datasets.Dataset) -> list[int] | None:
         return self.sizes if self.bucketed else None
 
@@ -177,13 +179,13 @@ def test_baselines_are_compared_on_the_same_rows() -> None:
         ours,
         references,
         {"theirs": theirs, "same": ours},
-        seed=0,
     )
     assert score.values["accuracy"] == 0.9
     assert baselines["theirs"].values["accuracy"] == 0.5
     low, high = baselines["theirs"].difference_ci95
     assert 0.2 < low < 0.4 < high < 0.6
-    assert baselines["same"].difference_ci95 == (0.0, 0.0)
+    low, high = baselines["same"].difference_ci95
+    assert -0.05 < low < 0 < high < 0.05, "that none of 60 differ does not say that none ever will"
 
 
 def test_predictions_are_written_whole(tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from math import nan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.tiny.results import plan_of, result_of, score, stage, usual
+from tltasks.reports.formatting import show_gain
 from tltasks.reports.html import write_report
 from tltasks.reports.model_card import render_card
-from tltasks.results.comparison import compare_with_before, describe_forgetting
+from tltasks.results.comparison import compare_with_baselines, compare_with_before, describe_forgetting
 from tltasks.results.result import Ancestor, Provenance, RunResult, StageResult
 
 
@@ -80,3 +83,28 @@ def test_report_and_card_say_it(tmp_path: Path) -> None:
     assert sentence in (tmp_path / "report.html").read_text(encoding="utf-8")
     card = render_card(usual(), plan_of(tmp_path), adapter=True, repo="ada/x")
     assert "### What was forgotten\n\n- Something was forgotten on " in card
+
+
+CLOSE = (0.0, 1e-9, 4e-8, 0.0002, 0.00049, 0.0005, 0.004, 0.01, 0.3)
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+@pytest.mark.parametrize("middle", [0.0, 0.005, -0.004, 0.00051])
+def test_no_verdict_contradicts_the_numbers_beside_it(middle: float, higher_is_better: bool) -> None:
+    """In the sentence of card, report, terminal and demo, and in the cells of tables."""
+    seen = set()
+    for below in CLOSE:
+        for above in CLOSE:
+            ends = middle - below, middle + above
+            theirs = dataclasses.replace(score(0.5), difference_ci95=ends)
+            made = stage({"test": score(0.5 + middle)}, higher_is_better=higher_is_better)
+            (it,) = compare_with_baselines(dataclasses.replace(made, baselines={"chance": {"test": theirs}}))
+            seen.add(it.verdict)
+            shown = [
+                float(text.replace("−", "-")) for text in re.findall(r"[+−]?\d+\.\d+", show_gain(it.gain, it.ci95))
+            ]
+            assert [np.sign(value) for value in shown] == [np.sign(round(value, 12)) for value in (it.gain, *it.ci95)]
+            contains_zero = shown[1] <= 0 <= shown[2]
+            assert contains_zero == (it.verdict == "unclear") == ("contains zero" in it.sentence)
+            assert not re.search(r"[+−]0\.0+(?!\d)| by 0\.0+ ", it.sentence), "zero has no sign, and is no difference"
+    assert "unclear" in seen

@@ -72,6 +72,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     tag: ClassVar[str] = "automatic-speech-recognition"
     higher_is_better: ClassVar[bool] = False
+    top_score: ClassVar[float | None] = 1.0
     input_kind: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
     output_features: ClassVar[datasets.Features] = datasets.Features(
         {

@@ -25,7 +25,7 @@ from tltasks.data.packing import packed_batch, padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import RecipeError
 from tltasks.metrics import extractiveness, rouge
-from tltasks.metrics.bootstrap import bootstrap_interval
+from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import generating_model, unwrap_model
 from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample, Score
@@ -73,6 +73,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     tag: ClassVar[str] = "summarization"
     headline: ClassVar[str] = "rouge1"
     higher_is_better: ClassVar[bool] = True
+    top_score: ClassVar[float | None] = 100.0
     input_kind: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
     output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
     head_name: ClassVar[str] = "the head that writes text"
@@ -348,7 +349,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         if not intervals:
             return Score(values, self.headline)
         ends = {
-            kind: bootstrap_interval(np.stack([column, np.ones(len(column))], axis=1), seed=self.seed)
+            kind: score_interval(np.stack([column, np.ones(len(column))], axis=1), most=self.top_score)
             for kind, column in zip(rouge.KINDS, scores.T, strict=True)
         }
         details = {
