@@ -22,7 +22,7 @@ from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Inputs, check_arguments
 from tltasks.models.adapters import merged
 from tltasks.runtime import devices
-from tltasks.runtime.files import whole_folder, write_json, write_text
+from tltasks.runtime.files import check_place, whole_folder, write_json, write_text
 from tltasks.tasks.base import OnnxInput
 
 FILE = "model.onnx"
@@ -66,6 +66,7 @@ def export(
     """
     _check_libraries()
     check_arguments(arguments, fetches=False)
+    check_place(output, "export --output")
     if output.exists():
         raise RecipeError(f"export: {output} is there already; name another folder with --output.")
     devices.set_num_threads(1)

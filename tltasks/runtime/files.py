@@ -44,7 +44,7 @@ def locked(output: Path) -> Iterator[None]:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecipeError(f"output {output}: cannot be written to ({error.strerror}); name another folder.") from error
+        raise RecipeError(f"output {output}: cannot be written to ({error.strerror}); choose another place.") from error
     release = lock(output / ".lock", f"output {output}: another run is writing to it.")
     try:
         for stale in [path for path in output.rglob(".*.tmp") if not path.is_symlink()]:  # of a run that was killed

@@ -107,6 +107,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rows(tiny: Path, tmp_path: Pat
             "stages.0.warmup=0",
         )
     assert "learning_rate" in str(caught.value)
+    assert "No checkpoint is saved yet." in str(caught.value)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
