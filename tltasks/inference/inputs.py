@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
 from tltasks.data.folders import fault_of, shown_name, sift, told
 from tltasks.data.tables import UNREADABLE, as_text, format_of, read_rows, why
-from tltasks.errors import DataError, RecipeError, first_line
+from tltasks.errors import DataError, RecipeError
+from tltasks.inference import web
 
 if TYPE_CHECKING:  # arguments are checked before anything heavy is imported
     from tltasks.tasks.base import InputKind
@@ -24,12 +26,13 @@ if TYPE_CHECKING:  # arguments are checked before anything heavy is imported
 STDIN = "-"
 MOST_BYTES = 256 * 2**20
 """Size of one file from the web; what is larger is no single picture, clip or document."""
-TIMEOUT_SECONDS = 30.0
-"""Without a byte."""
 
 
 class Address(str):
     """URL of a file on the web."""
+
+    known: frozenset[str] = frozenset()
+    """Origins that the user has typed: these may be anywhere, all others are on the public web."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Inputs:
     ) -> None:
         self.kind, self._arguments, self._fetches = kind, list(arguments), fetches
         self._local = [argument for argument in arguments if argument != STDIN and not is_url(argument)]
+        urls = [argument for argument in arguments if is_url(argument)]
+        self._known = frozenset(web.origin(url) for url in urls if _fault_of_url(url, fetches=fetches) is None)
         self._columns = list(dict.fromkeys(columns))
         self._left_out: dict[str, str] = {}
         self._tables = [path for path in self._paths() if _is_table(path)]
@@ -205,7 +210,9 @@ class Inputs:
             return Item(name, row, error=f"has no {self.kind.column}")
         if is_url(value):
             fault = _fault_of_url(value, fetches=self._fetches)
-            return Item(name, row, error=fault) if fault else Item(name, row, Address(value))
+            address = Address(value)
+            address.known = self._known
+            return Item(name, row, error=fault) if fault else Item(name, row, address)
         return Item(name, row, folder / Path(value).expanduser())
 
 
@@ -253,22 +260,20 @@ def is_url(name: str) -> bool:
 def _fault_of_url(url: str, *, fetches: bool) -> str | None:
     if not re.match(r"https?://", url, re.IGNORECASE):  # `file://` and `s3://` name what is not the web's
         return "is a URL that is not of the web; download it and name the file"
+    try:
+        parts = urlsplit(url)
+        if not parts.hostname or parts.port == 0 or "@" in parts.netloc:
+            return "is a URL with a login or without a host; download it and name the file"
+    except ValueError as error:
+        return f"is no URL ({error})"
     return None if fetches else "is a URL, and nothing is fetched from outside without --fetch"
 
 
 def fetch(address: Address) -> bytes:
     """Get a file from the web, without any login; raises DataError for what cannot be had."""
-    import httpx2
-
     content = bytearray()
-    try:
-        with httpx2.stream("GET", str(address), follow_redirects=True, timeout=TIMEOUT_SECONDS) as answer:
-            if answer.is_error:
-                raise DataError(f"cannot be fetched: {answer.status_code} {answer.reason_phrase}".rstrip())
-            for part in answer.iter_bytes():
-                content += part
-                if len(content) > MOST_BYTES:
-                    raise DataError(f"is larger than {MOST_BYTES >> 20} MiB; download it and name the file")
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-        raise DataError(f"cannot be fetched: {first_line(error)}") from error
+    for part in web.read(address, address.known):
+        content += part
+        if len(content) > MOST_BYTES:
+            raise DataError(f"is larger than {MOST_BYTES >> 20} MiB; download it and name the file")
     return bytes(content)

@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tltasks.errors import DataError, RecipeError
-from tltasks.inference.inputs import Inputs, Item, check_arguments
+from tltasks.inference import web
+from tltasks.inference.inputs import Address, Inputs, Item, check_arguments, fetch
 from tltasks.tasks.base import InputKind
 
 PICTURES = InputKind("image", frozenset({".png", ".jpg"}))
@@ -124,6 +126,99 @@ def test_urls_are_fetched_on_request(site: str, folder: Path, monkeypatch: pytes
     (nowhere,) = Inputs(["http://127.0.0.1:9/x.png"], PICTURES, ["image"], fetches=True)
     with pytest.raises(DataError, match="cannot be fetched: "):
         nowhere.read(PICTURES)
+
+
+def test_redirects_and_tables_lead_to_the_public_web_alone(site: str, folder: Path) -> None:
+    with other_site({"/to": f"{site}/b.png", "/round": "/round", "/file": "file:///etc/hostname"}) as other:
+        (folder / "list.csv").write_text(f"image\n{site}/b.png\n")
+
+        def answers(*arguments: str) -> list[object]:
+            found = []
+            for item in Inputs([*arguments, str(folder / "list.csv")], PICTURES, ["image"], fetches=True):
+                try:
+                    found.append(item.read(PICTURES))
+                except DataError as error:
+                    found.append(str(error))
+            return found
+
+        refused = "cannot be fetched: 127.0.0.1 is of this machine or its network; name it yourself"
+        assert answers(f"{other}/to") == [refused, refused]
+        assert answers(f"{other}/to", f"{site}/b.png") == [b"x"] * 3, "the user has named both"
+        assert answers(f"{other}/round")[0] == "cannot be fetched: moved more than 5 times"
+        assert str(answers(f"{other}/file")[0]).endswith("not of the web, or to a login")
+
+
+@contextlib.contextmanager
+def other_site(moved: dict[str, str]) -> Iterator[str]:
+    """A site that sends everybody elsewhere, and whose other pages trickle."""
+
+    class Pages(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302 if self.path in moved else 200)
+            self.send_header("Location", moved.get(self.path, "/"))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while self.path not in moved:
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_what_trickles_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tltasks.inference.web.TOTAL_SECONDS", 0.3)
+    with other_site({}) as slow:
+        (item,) = Inputs([slow], PICTURES, ["image"], fetches=True)
+        with pytest.raises(DataError, match="took longer than 0 s"):
+            item.read(PICTURES)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "127.0.0.1",
+            "10.0.0.1",
+            "172.16.9.9",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+        ),
+        *("240.0.0.1", "192.0.2.1", "::1", "::", "fe80::1%2", "fc00::1", "ff02::1", "::ffff:10.0.0.1", "2001:db8::1"),
+        *("224.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "::127.0.0.1"),
+    ],
+)
+def test_a_name_is_asked_once_and_none_of_its_addresses_is_local(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        return [(0, 0, 0, "", (place, port)) for place in ("93.184.215.14", address)]
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    monkeypatch.setattr("socket.create_connection", lambda *_: pytest.fail("connected"))
+    assert web.is_public("93.184.215.14")
+    assert web.is_public("2606:2800:21f:cb07:6820:80da:af6b:8b2c")
+    with pytest.raises(DataError, match="of this machine or its network"):
+        fetch(Address("https://example.org/a.png"))
+    assert asked == ["example.org"]
+
+
+@pytest.mark.parametrize("url", ["http://a:b@c/d", "http://a@c", "http://[", "http://a:99999999/", "http:///x"])
+def test_urls_that_are_none_or_hold_a_login(url: str, folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"is no URL|with a login or without a host"):
+        check_arguments([url], fetches=True)
+    (folder / "list.csv").write_text(f"image\n{url}\n")
+    (item,) = Inputs([str(folder / "list.csv")], PICTURES, ["image"], fetches=True)
+    assert item.error is not None
 
 
 def test_tables(folder: Path) -> None:
