@@ -18,6 +18,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_IN_WORDS = (
@@ -110,3 +111,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     close = closest(word, known)
     return f"; did you mean `{close}`?" if close else ""
+
+
+def siblings(path: Path) -> list[str]:
+    """Names of what lies in the folder that something is missing from."""
+    try:
+        return sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return []
+
+
+def nearby(path: Path) -> str:
+    """Words on a file or folder that is not there: a suggestion, and what its folder holds."""
+    while not path.parent.is_dir():
+        path = path.parent
+    names = siblings(path)
+    shown = ", ".join(names[:8]) + (f", … ({len(names):,} in all)" if len(names) > 8 else "")
+    return f"{did_you_mean(path.name, names).rstrip('?')}; {path.parent.name or path.parent} holds {shown or 'nothing'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -11,6 +12,32 @@ from tltasks.config.section import Conflict, FileName, HeldOut, Name, Named, Pos
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
 """Names of data sets that are read from local files by the datasets library."""
+
+
+TABLE_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+"""Formats of tables by the suffix of a file."""
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Suffixes of compressed files."""
+
+
+def format_of(name: str) -> str | None:
+    """The format of a table by its name, compressed or not.
+
+    >>> format_of("a.csv.gz"), format_of("a.jsonl"), format_of("a.png"), format_of("a.parquet.gz")
+    ('csv', 'json', None, None)
+    """
+    path = PurePosixPath(name.lower())
+    packed = path.suffix in PACKED
+    found = TABLE_FORMATS.get(PurePosixPath(path.stem).suffix if packed else path.suffix)
+    return None if packed and found == "parquet" else found
 
 
 Files = str | list[str] | dict[str, str | list[str]] | None

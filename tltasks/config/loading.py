@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tltasks.config.checks import Findings
-from tltasks.config.data import Data
+from tltasks.config.data import Data, format_of
 from tltasks.config.document import (
     DOTTED_KEY,
     Document,
@@ -30,7 +30,7 @@ from tltasks.config.section import KeyPath
 from tltasks.config.stage import Stage
 from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import dump, parse, parse_value, read_text
-from tltasks.errors import RecipeError, closest, did_you_mean
+from tltasks.errors import RecipeError, closest, did_you_mean, siblings
 
 Overrides = Mapping[str, object] | Iterable[str]
 """Values by dotted keys (`{"stages.0.epochs": 1}`), or as they are typed at a shell (`["stages.0.epochs=1"]`)."""
@@ -104,9 +104,11 @@ def read_recipe(tree: Document, *, check_files: bool) -> tuple[Recipe | None, li
         # os.path rather than pathlib: a user who does not exist is no error, and a link keeps its own name.
         path = os.path.abspath(at.folder / os.path.expanduser(text))  # noqa: PTH100, PTH111
         written[path] = text
-        if check_files and not (_is_file(path) if kind == "file" else os.path.isdir(path)):  # noqa: PTH112
-            what = "file" if kind == "file" else "folder"
-            problems.append(tree.issue(keys, f"there is no {what} {clip(text)}{_beside(at.folder, tree)}"))
+        is_file = kind == "file" or (kind == "repository" and format_of(text) is not None)
+        if check_files and not (is_file and _is_file(path)) and not (kind != "file" and os.path.isdir(path)):  # noqa: PTH112
+            said = f"there is no {'file' if is_file else 'folder'} {clip(text)}{_beside(at.folder, tree)}"
+            close = did_you_mean(Path(path).name, siblings(Path(path)))
+            problems.append(tree.issue(keys, said + close))
         return path
 
     recipe = map_paths(recipe, locate)
@@ -187,7 +189,8 @@ def _read_parts(findings: Findings, given: Mapping[str, object], task: str | Non
 def is_local(name: str, folder: Path) -> bool:
     """True if a name stands for a folder on this machine rather than for a Hub repository."""
     there = os.path.isdir(folder / name)  # noqa: PTH112 - Path.is_dir raises for an overlong name (3.13 and before)
-    return name.startswith((".", "/", "~")) or Path(name).is_absolute() or there
+    is_path = name.startswith((".", "/", "~")) or Path(name).is_absolute() or name.count("/") > 1
+    return is_path or there or format_of(name) is not None
 
 
 def _is_file(name: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
-from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split, row_path, row_words
 from tltasks.errors import DataError
 
 ROWS_AT_ONCE = 64
@@ -37,8 +37,14 @@ def encode_split(
     """
 
     def encode_batch(batch: Columns, row: list[int]) -> Columns:
-        return encode({**batch, "row": row})
+        found = encode({**batch, "row": row})
+        examples = {n: {name: values[i] for name, values in batch.items()} for i, n in enumerate(row)}
+        paths = [row_path(examples[n], media, split.folder) for n in found["row"]]
+        words = [row_words(examples[n], media, split.folder) for n in found["row"]]
+        errors = [f"{w}: {error}" if error and w else error for w, error in zip(words, found["error"], strict=True)]
+        return {**found, "path": paths, "error": errors}
 
+    text = datasets.Value("string")
     parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media))
     cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded"
@@ -50,12 +56,14 @@ def encode_split(
         batch_size=ROWS_AT_ONCE,
         writer_batch_size=ROWS_AT_ONCE,
         remove_columns=split.rows.column_names,
-        features=datasets.Features({**features, "row": datasets.Value("int64"), "error": datasets.Value("string")}),
+        features=datasets.Features({**features, "row": datasets.Value("int64"), "path": text, "error": text}),
         new_fingerprint=cached,
         cache_file_name=str(folder / f"{cached}.arrow"),
         num_proc=processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None,
         desc=f"encoding {split.name}",
     )
+    if encoded.data.column("path").null_count == len(encoded):
+        encoded = encoded.remove_columns("path")
     errors, rows = encoded.data.column("error"), encoded.data.column("row")
     bad = np.flatnonzero(np.asarray(pc.is_valid(errors)))
     skipped = {rows[i].as_py(): str(errors[i].as_py()) for i in bad.tolist()}  # several may come from one example
@@ -73,7 +81,8 @@ def encode_split(
 
 def _content_digest(rows: datasets.Dataset) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for batch in rows.with_format("arrow").iter(256):
+    content = rows.select_columns([name for name in rows.column_names if name != "path"])
+    for batch in content.with_format("arrow").iter(256):
         for column in batch.columns:
             for value in column.to_pylist():
                 digest.update(value if isinstance(value, bytes) else repr(value).encode())

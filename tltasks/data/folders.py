@@ -219,18 +219,6 @@ def split_of_table(name: str) -> str | None:
     return SPLITS.get((match[1] if match else stem).casefold())
 
 
-def beside(path: Path) -> str:
-    """The nearest folder that exists above something that does not, and its content, for a message."""
-    folder = next((parent for parent in path.parents if parent.is_dir()), None)
-    if folder is None:
-        return ""
-    try:
-        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208
-    except OSError:
-        return ""
-    return f" {folder.name or folder} holds {some(names, 8)}." if names else f" {folder.name or folder} is empty."
-
-
 def _instead(left_out: dict[str, str]) -> str:
     return "; there is " + "; ".join(told(left_out)) if left_out else "; it is empty"
 

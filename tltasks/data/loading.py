@@ -16,13 +16,13 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source
-from tltasks.data.folders import SUFFIXES, beside, sift, split_of_table
+from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source, format_of
+from tltasks.data.folders import SUFFIXES, sift, split_of_table
 from tltasks.data.held_out import draw_shots, hold_out
 from tltasks.data.local import Opened, Tables, conversion, open_files, open_media, open_media_files, tables_of_folder
 from tltasks.data.splits import ROW_NAME, Columns, Split
-from tltasks.data.tables import as_text, format_of
-from tltasks.errors import DataError, did_you_mean, first_line
+from tltasks.data.tables import as_text
+from tltasks.errors import DataError, did_you_mean, first_line, nearby
 
 TEXT_TYPES = ("string", "large_string", "string_view")
 Locate = Callable[[str], str]
@@ -137,7 +137,7 @@ def _open(data: Source, columns: dict[str, str], *, place: str) -> Opened:
         found = _open_local(data, columns) if _is_local(data) else Opened(_load_hub(data))
         return dataclasses.replace(found, tables={name: _undecoded(rows) for name, rows in found.tables.items()})
     except (DataError, OSError, ConnectionError, ValueError, HfHubHTTPError, DatasetsError) as error:
-        raise DataError(f"{place}: {describe(data)}: {_why_not(data, error)}") from error
+        raise DataError(f"{place}: {describe(data)}: {_why_not(data, error, place)}") from error
 
 
 def _is_local(data: Source) -> bool:
@@ -158,7 +158,7 @@ def _open_local(data: Source, columns: dict[str, str]) -> Opened:
         groups = _named_files(data.files or str(root))
         return open_media_files(groups, kind) if kind in SUFFIXES else open_files(groups, columns, kind=kind)
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder or file {root.name}{_near(root)}.{beside(root)}")
+        raise FileNotFoundError(f"there is no folder or file {root.name}{nearby(root)}")
     if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
         loaded = datasets.load_from_disk(str(root))
         return Opened({"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded))
@@ -166,11 +166,6 @@ def _open_local(data: Source, columns: dict[str, str]) -> Opened:
         return open_media(root, media, columns)
     tables, notes = tables_of_folder(root, kind)
     return dataclasses.replace(open_files(tables, columns, kind=kind), notes=notes)
-
-
-def _near(path: Path) -> str:
-    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return did_you_mean(path.name, names).rstrip("?")
 
 
 def _holds_media(folder: Path, kind: str) -> bool:
@@ -189,18 +184,19 @@ def _named_files(files: Files) -> dict[str, list[Path]]:
             fitting = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))  # noqa: PTH110, PTH207
             taken = [Path(file) for file in fitting if not os.path.isdir(file)]  # noqa: PTH112
             if not taken:
-                raise FileNotFoundError(f"there is no file {Path(name).name}{_near(Path(name))}.{beside(Path(name))}")
+                raise FileNotFoundError(f"there is no file {Path(name).name}{nearby(Path(name))}")
             found.setdefault(split, []).extend(taken)
     return found
 
 
-def _why_not(data: Source, error: Exception) -> str:
+def _why_not(data: Source, error: Exception, place: str) -> str:
     """Why a source could not be loaded, and what to do."""
     match error:
         case DataError():
             return str(error)
         case OfflineModeIsEnabled():
-            return "not in the local cache, and offline mode is on (HF_HUB_OFFLINE)."
+            there = nearby(_beside_recipe(data, place))
+            return f"not in the local cache, and offline mode is on (HF_HUB_OFFLINE); no folder of this name{there}."
         case HfHubHTTPError():
             return f"the Hub refused: {first_line(error)}. For gated data run `hf auth login`."
         # all that datasets leaves of the Hub's answer (datasets 5.2, load.py)
@@ -211,13 +207,19 @@ def _why_not(data: Source, error: Exception) -> str:
                 "token that may read this repository. 3. Run the same command again."
             )
         case FileNotFoundError() | HFValidationError():
+            here = "" if _is_local(data) else f"; no folder of this name{nearby(_beside_recipe(data, place))}"
             return (
-                f"not found ({first_line(error)}). Name a Hub id, an existing folder (./folder), or a builder "
+                f"not found ({first_line(error)}){here}. Name a Hub id, an existing folder (./folder), or a builder "
                 "(imagefolder, csv, json, parquet) with `dir` or `files`; private data needs `hf auth login`."
             )
         case ConnectionError():
             return f"the Hub could not be reached ({first_line(error)})."
     return f"could not be read: {first_line(error.__cause__ or error)}"
+
+
+def _beside_recipe(data: Source, place: str) -> Path:
+    """The path that a name would have as a local folder: `place` begins with the recipe's file where that is known."""
+    return Path(place.split(":")[0]).parent.absolute() / str(data.name)
 
 
 def _slice(tables: Tables, spec: str, *, place: str, source: str) -> datasets.Dataset:

@@ -17,6 +17,7 @@ import datasets
 import pyarrow as pa
 from pyarrow.dataset import ParquetFragmentScanOptions
 
+from tltasks.config.data import PACKED, TABLE_FORMATS, format_of
 from tltasks.data.folders import (
     SPLITS,
     SUFFIXES,
@@ -30,7 +31,7 @@ from tltasks.data.folders import (
     told,
 )
 from tltasks.data.splits import ROW_NAME
-from tltasks.data.tables import FORMATS, UNREADABLE, Row, as_json, as_label, as_path, as_text, format_of, read_rows, why
+from tltasks.data.tables import UNREADABLE, Row, as_json, as_label, as_path, as_text, read_rows, why
 from tltasks.errors import DataError
 
 Tables = dict[str, datasets.Dataset]
@@ -72,7 +73,7 @@ def _open_split(files: Sequence[Path], columns: Mapping[str, str], kind: str | N
     kinds = {kind or format_of(file.name) for file in files}
     if unknown := [file.name for file in files if not (kind or format_of(file.name))]:
         raise DataError(
-            f"{some(unknown)}: no table by the suffix; tables end in {', '.join(FORMATS)}, or these and .gz"
+            f"{some(unknown)}: no table by the suffix; tables end in {', '.join(TABLE_FORMATS)}, or these and .gz"
         )
     if kinds == {"parquet"}:
         # Read ahead, a file is held in memory as a whole (pyarrow 26, ParquetFragmentScanOptions.pre_buffer).
@@ -164,9 +165,11 @@ def store(rows: Iterable[Row], features: datasets.Features, key: str) -> dataset
 
 def tables_of_folder(folder: Path, kind: str | None) -> tuple[dict[str, list[Path]], list[str]]:
     """Tables of a folder by their splits, which folders just below it or else their names stand for; and notes."""
-    suffixes = {suffix for suffix, found in FORMATS.items() if found == kind or (kind is None and found != "text")}
+    suffixes = {
+        suffix for suffix, found in TABLE_FORMATS.items() if found == kind or (kind is None and found != "text")
+    }
     found, left_out = [], {}
-    for name, fault in sift(folder, suffixes | {".gz", ".bz2", ".xz", ".zst"}, kind or "a table"):
+    for name, fault in sift(folder, suffixes.union(PACKED), kind or "a table"):
         known = format_of(name)
         if fault is None and known is not None and (known == kind or (kind is None and known != "text")):
             found.append(name)

@@ -65,10 +65,17 @@ def row_path(example: Mapping[str, object], media: str | None, folder: Path | No
         return None if name is None else str(name)
     if name is not None and str(path).endswith(f"/{name}"):  # a file of a folder, which its name is the end of
         return str(name)
-    return str(path).removeprefix(f"{folder}/")
+    below = str(path).removeprefix(f"{folder}/")
+    return Path(below).name if Path(below).is_absolute() else below  # folders of this machine say nothing elsewhere
 
 
 def row_words(example: Mapping[str, object], media: str | None, folder: Path | None = None) -> str | None:
     """An example as a message names it: its table and line, and what it is found by."""
     path, name = row_path(example, media, folder), example.get(ROW_NAME)
     return path if name is None or path == name else f"{name} ({path})"
+
+
+def row_title(rows: datasets.Dataset, index: int) -> str:
+    """An encoded row in a caption: its number, and what it is found by, where it has a name."""
+    path = rows["path"][index] if "path" in rows.column_names else None
+    return f"row {rows['row'][index]}{f' · {path}' if path else ''}"

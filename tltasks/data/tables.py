@@ -16,12 +16,13 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tltasks.config.data import format_of
 from tltasks.data.folders import fault_of
 from tltasks.errors import DataError, did_you_mean, first_line
 
@@ -29,16 +30,6 @@ Row = dict[str, object]
 Rows = Iterator[tuple[str, Row | DataError]]
 """Each with its place in the file, as `:3` for a line or `[2]` for one of a list; wanted cells, or their fault."""
 
-FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-"""Formats of tables by the suffix of a file."""
 _PACKED: dict[str, Callable[[BinaryIO], object]] = {
     ".gz": lambda file: gzip.GzipFile(fileobj=file),
     ".bz2": bz2.BZ2File,
@@ -49,18 +40,6 @@ _PACKED: dict[str, Callable[[BinaryIO], object]] = {
 UNREADABLE = (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, csv.Error, DataError)
 """Errors of a table that is none."""
 _DELIMITERS = (",", ";", "\t", "|")
-
-
-def format_of(name: str) -> str | None:
-    """The format of a table by its name, compressed or not.
-
-    >>> format_of("a.csv.gz"), format_of("a.jsonl"), format_of("a.png"), format_of("a.parquet.gz")
-    ('csv', 'json', None, None)
-    """
-    path = PurePosixPath(name.lower())
-    packed = path.suffix in _PACKED
-    found = FORMATS.get(PurePosixPath(path.stem).suffix if packed else path.suffix)
-    return None if packed and found == "parquet" else found
 
 
 def read_rows(
@@ -258,6 +237,8 @@ def as_label(value: object) -> str | int | None:
     """A cell that is to be a class: a text, a whole number, or `true` and `false` as they are written."""
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float) and (value != value or value.is_integer()):  # as pandas writes numbers beside blanks
+        return None if value != value else int(value)
     if isinstance(value, int) and abs(value) < 2**63:
         return value
     if isinstance(value, list):

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
+from tltasks.config.data import format_of
 from tltasks.data.folders import fault_of, shown_name, sift, told
-from tltasks.data.tables import UNREADABLE, as_text, format_of, read_rows, why
+from tltasks.data.tables import UNREADABLE, as_text, read_rows, why
 from tltasks.errors import DataError, RecipeError
 from tltasks.inference import web
 

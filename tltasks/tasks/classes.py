@@ -22,7 +22,7 @@ from typing_extensions import TypeVar
 from tltasks.config.data import ClassData
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import ClassStage, ModelT
-from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import DataError
 from tltasks.metrics.classification import classification
 from tltasks.metrics.neighbours import nearest_neighbours
@@ -153,7 +153,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
                 self.example_kind,
                 f"{self.class_names[predictions[i]['prediction']]} "
                 f"({float(predictions[i]['probabilities'].max()):.0%})",
-                f"is {self.class_names[references[i]]} · row {rows[i]['row']}",
+                f"is {self.class_names[references[i]]} · {row_title(rows, i)}",
                 self.example_content(rows, i),
             )
             for i in wrong[:SHOWN_MISTAKES]

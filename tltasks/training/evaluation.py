@@ -196,7 +196,8 @@ def score_beside_baselines(
 def write_predictions(
     path: Path, task: TaskBase, rows: datasets.Dataset, predictions: list[Prediction], references: References
 ) -> None:
-    """Write a line for each row: row, prediction, reference, and what else the task knows of it."""
-    table = pa.table({"row": list(rows["row"]), **task.columns(predictions, references)})
+    """Write a line for each row: row, path where it has one, prediction, reference, and what else the task knows."""
+    known = {name: list(rows[name]) for name in ("row", "path") if name in rows.column_names}
+    table = pa.table({**known, **task.columns(predictions, references)})
     with whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")

@@ -79,5 +79,6 @@ def _predict_corrupted(
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = rows[start : start + ROWS_AT_ONCE]
         changed = task.corrupt(part, kind, level, seed=seed)
-        found += predict(model, datasets.Dataset.from_dict(changed, features=rows.features))
+        features = datasets.Features({name: rows.features[name] for name in changed})
+        found += predict(model, datasets.Dataset.from_dict(changed, features=features))
     return found

@@ -23,7 +23,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.image import ContrastiveStage, ImageModel, UnlabelledImageData, Views
 from tltasks.data.seeding import draw_seed
-from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_head, input_of
 from tltasks.models.loading import ModelLoader, saved_as
@@ -177,7 +177,7 @@ class ContrastiveImage(
         """A picture with its views beside it."""
         batch = self.collate_eval(rows, [row])
         picture = torch.cat([batch[name][0] for name in ("pixels", "first", "second")], dim=2)
-        caption = f"row {rows[row]['row']} · as it is, and its two views"
+        caption = f"{row_title(rows, row)} · as it is, and its two views"
         return ReportExample("image", f"loss {prediction['loss']:.3f}", caption, to_png(picture, largest_side=320))
 
 

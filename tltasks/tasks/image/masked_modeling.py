@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.image import ImageModel, MaskedImageStage, UnlabelledImageData
-from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.loading import ModelLoader, initialise_head
@@ -137,5 +137,5 @@ class MaskedImageModeling(
     def report_example(self, rows: datasets.Dataset, row: int, prediction: Prediction) -> ReportExample:
         """A picture that is hard to complete."""
         columns = rows[[row]]
-        title, caption = f"loss {prediction['loss']:.3f}", f"row {columns['row'][0]}"
+        title, caption = f"loss {prediction['loss']:.3f}", row_title(rows, row)
         return ReportExample("image", title, caption, to_png(read_pixels(columns)[0]))

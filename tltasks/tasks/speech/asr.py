@@ -19,7 +19,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, corrupt_rows
-from tltasks.data.splits import Columns, Split, located
+from tltasks.data.splits import Columns, Split, located, row_title
 from tltasks.errors import DataError, RecipeError
 from tltasks.metrics import error_rate
 from tltasks.metrics.scripts import writes_without_spaces
@@ -380,10 +380,12 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         scores = self.row_scores(predictions, references)
         order = sorted(range(len(scores)), key=lambda i: (-scores[i, 0], -scores[i, 0] / max(1.0, scores[i, 1])))
         worst = [i for i in order if scores[i, 0]][:WORST_SHOWN]
-        return [self._report_example(rows[[i]], scores[i], predictions[i], references[i]) for i in worst]
+        return [
+            self._report_example(rows[[i]], row_title(rows, i), scores[i], predictions[i], references[i]) for i in worst
+        ]
 
     def _report_example(
-        self, columns: Columns, score: RowScores, prediction: Prediction, reference: dict[str, str]
+        self, columns: Columns, title: str, score: RowScores, prediction: Prediction, reference: dict[str, str]
     ) -> ReportExample:
         even, unit = error_rate.normaliser(self.normaliser), "words" if self.spaced else "characters"
         pair = [even(text) for text in (prediction["prediction"], reference["text"])]
@@ -391,7 +393,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             pair = [" ".join(text.replace(" ", "")) for text in pair]
         return ReportExample(
             "audio",
-            f"{score[0]:.0f} errors in {score[1]:.0f} {unit}, {columns['seconds'][0]:.1f} s, row {columns['row'][0]}",
+            f"{score[0]:.0f} errors in {score[1]:.0f} {unit}, {columns['seconds'][0]:.1f} s, {title}",
             str(error_rate.align_words(*pair)),
             audio.to_flac(audio.from_int16(columns["audio"][0]), self.recogniser.sampling_hz),
         )

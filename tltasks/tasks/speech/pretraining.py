@@ -21,7 +21,7 @@ from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechModel, SpeechObjectiveStage, UnlabelledSpeechData
 from tltasks.data.batching import step_of_rows
 from tltasks.data.seeding import draw_seed
-from tltasks.data.splits import Columns, EncodedSplit, Split, located
+from tltasks.data.splits import Columns, EncodedSplit, Split, located, row_title
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.loading import ModelLoader, open_config
@@ -302,7 +302,7 @@ class SpeechPretraining(SelfSupervisedTask[SpeechModel, UnlabelledSpeechData, Sp
         """A clip whose frames are hard to tell."""
         columns = rows[[row]]
         samples = audio.from_int16(columns["audio"][0])[: self._longest]
-        title = f"loss {prediction['loss'] / prediction['targets']:.3f}, row {columns['row'][0]}"
+        title = f"loss {prediction['loss'] / prediction['targets']:.3f}, {row_title(rows, row)}"
         caption = f"{prediction['right']} of {prediction['targets']} hidden frames told right"
         return ReportExample("audio", title, caption, audio.to_flac(samples, self._hz))
 

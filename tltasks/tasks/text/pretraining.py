@@ -26,7 +26,7 @@ from tltasks.config.tasks.text import (
 )
 from tltasks.data.packing import packed_batch, padded, padded_inputs
 from tltasks.data.seeding import draw_seed
-from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import target_losses
@@ -247,7 +247,7 @@ class TextPretraining(
         batch, title = self.collate_eval(rows, [row]), f"loss {prediction['loss'] / prediction['targets']:.3f}"
         read, wanted = batch["input_ids"][0], batch["labels"][0]
         texts = {"read": self.tokenizer.decode(read), "asked for": self.tokenizer.decode(wanted[wanted != IGNORED])}
-        return ReportExample("texts", title, f"row {rows[row]['row']}", json.dumps(texts).encode())
+        return ReportExample("texts", title, row_title(rows, row), json.dumps(texts).encode())
 
 
 # ------------------------------------------------------------------------------------------ the tasks

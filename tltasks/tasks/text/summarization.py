@@ -22,7 +22,7 @@ from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_rows, corrupt_text
 from tltasks.data.packing import packed_batch, padded, padded_inputs
-from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import RecipeError
 from tltasks.metrics import extractiveness, rouge
 from tltasks.metrics.intervals import score_interval
@@ -394,7 +394,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
                     "reference": references[i].summary,
                     "summary": predictions[i]["prediction"],
                 }
-                caption = f"{kind} · row {rows[i]['row']}"
+                caption = f"{kind} · {row_title(rows, i)}"
                 shown.append(ReportExample("texts", f"ROUGE-1 {scores[i]:.1f}", caption, json.dumps(texts).encode()))
         return shown
 
