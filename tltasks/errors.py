@@ -74,7 +74,7 @@ def printable(text: str, *, lines: bool = True) -> str:
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is that a disk, quota or file has no more room.
+    """Recognise an error that says, itself or by what led to it, that a disk, quota or file has no more room.
 
     Libraries that are not written in Python tell it in words alone.
 

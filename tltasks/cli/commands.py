@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _describe(error: Exception) -> str | None:
-    """What a user is told instead of a traceback; None for what is nobody's mistake but ours."""
+    """Text for the user instead of a traceback; None for what is nobody's mistake but ours."""
     if isinstance(error, TltasksError):
         return str(error)
     if isinstance(error, CycloptsError):
