@@ -6,7 +6,7 @@
     ├── CheckpointError      a checkpoint cannot be loaded, adapted, saved or resumed
     ├── TrainingError        training cannot go on (a loss that is not finite, memory that does not suffice)
     ├── HubError             the Hub refused, or could not be reached; nothing local was lost
-    └── StorageError         nothing more can be written; what was written before is whole
+    └── StorageError         another process found no space left; what was written before is whole
     Interrupted              no error: the run was told to stop, and has saved its state
 
 A message says where, what was found, and what to do.
@@ -44,7 +44,7 @@ class CheckpointError(TltasksError):
 
 
 class TrainingError(TltasksError):
-    """Training cannot go on; the last checkpoint is intact."""
+    """Training cannot go on; the last checkpoint, where there is one, is intact."""
 
 
 class HubError(TltasksError):
@@ -52,7 +52,7 @@ class HubError(TltasksError):
 
 
 class StorageError(TltasksError):
-    """Nothing more can be written to the disk; what was written before is whole."""
+    """Another process found no space left on the disk; what was written before is whole."""
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)

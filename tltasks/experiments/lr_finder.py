@@ -22,7 +22,7 @@ from tltasks.experiments.charts import draw_learning_rates
 from tltasks.reports.charts import png
 from tltasks.runs.callbacks import StepInfo
 from tltasks.runs.story import run
-from tltasks.runtime.files import check_place, write_bytes, write_json
+from tltasks.runtime.files import check_place, locked, write_bytes, write_json
 from tltasks.training.optimizer import learning_rate_factor
 
 Floats = NDArray[np.float64]
@@ -66,7 +66,6 @@ def find_learning_rate(
     holds = output.is_dir() and any(entry.name[0] != "." for entry in output.iterdir())
     if holds and not (output / "range.json").is_file():
         raise DataError(f"output {output}: is not empty and holds no range test; name another folder with --output.")
-    output.mkdir(parents=True, exist_ok=True)
     losses: list[float] = []
 
     def on_step(step: StepInfo) -> bool:
@@ -74,7 +73,7 @@ def find_learning_rate(
         return _diverged(_smooth(losses)) is not None
 
     ended = ""
-    with TemporaryDirectory(dir=output, prefix=".") as training:
+    with locked(output), TemporaryDirectory(dir=output, prefix=".", suffix=".tmp") as training:
         try:
             run(rising, output=training, on_step=on_step)
         except TrainingError as error:  # a loss that is not finite, at a rate that is far too high

@@ -67,7 +67,9 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     """Carry out a stage; or read back one that an earlier run has finished."""
     plan, folder = stage.plan, context.folder(stage.plan)
     if (folder / "result.json").is_file():
-        return _read_finished(context, stage, folder)
+        finished = _read_finished(context, stage, folder)
+        _drop_checkpoints(context, stage)
+        return finished
     # ------------------------------------------------------------------------------ build, adapt, train
     started = time.perf_counter()
     stage, built = _build(context, stage)
@@ -108,9 +110,13 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         baseline_names=dict(TASKS[plan.task].baseline_names),
     )
     context.on_main(lambda: write_text(folder / "result.json", result.to_json()))
-    if context.writes:
-        shutil.rmtree(context.plan.output / "checkpoints" / plan.name, ignore_errors=True)
+    _drop_checkpoints(context, stage)
     return FinishedStage(result, examples)
+
+
+def _drop_checkpoints(context: Context, stage: PreparedStage) -> None:
+    if context.writes:
+        shutil.rmtree(context.plan.output / "checkpoints" / stage.plan.name, ignore_errors=True)
 
 
 def _read_finished(context: Context, stage: PreparedStage, folder: Path) -> FinishedStage:

@@ -55,7 +55,7 @@ def run(
     with sole_writer(state, plan.output), devices.stop_on_signals() as stop_requested:
         # ------------------------------------------------------------------------------- each stage
         context = replace(context, stop_requested=stop_requested)
-        on_main_process(state, lambda: _begin(plan))
+        on_main_process(state, lambda: _begin(plan, resume=resume))
         context.accelerator.init_trackers("tltasks", config={"recipe_sha256": plan.sha256})
         finished: list[FinishedStage] = []
         for stage in prepared:
@@ -108,7 +108,8 @@ def _refuse(plan: RunPlan, *, resume: bool, push: bool) -> None:
         client.check_push(plan.recipe.hub.repo, private=plan.recipe.hub.private)
 
 
-def _begin(plan: RunPlan) -> None:
+def _begin(plan: RunPlan, *, resume: bool) -> None:
+    refuse_occupied(plan.output, plan.sha256, resume=resume)  # by now another run may have come and gone
     if not (plan.output / "recipe.yaml").exists():
         with whole_file(plan.output / "recipe.yaml") as place:
             write_recipe(plan.recipe, place)

@@ -214,7 +214,7 @@ def test_a_damaged_file_is_named(place: Path, name: str, how: Callable[[Path], N
     assert said in run(place, "damaged", "--resume", status=2 if name == "recipe.yaml" else 1)
 
 
-@pytest.mark.parametrize("left", ["cut metrics", "temporary files", "a lock", "no result"])
+@pytest.mark.parametrize("left", ["cut metrics", "temporary files", "a lock", "no result", "checkpoints"])
 def test_what_a_kill_leaves_does_no_harm(place: Path, left: str) -> None:
     output = place / left
     shutil.copytree(place / "whole", output)
@@ -226,6 +226,8 @@ def test_what_a_kill_leaves_does_no_harm(place: Path, left: str) -> None:
         (output / "stages").mkdir(parents=True)
         (output / ".recipe.yaml.1.tmp").write_text("task: image-cl")
         shutil.rmtree(output / "stages")
+    elif left == "checkpoints":
+        (output / "checkpoints" / "transfer" / "step-000000002").mkdir(parents=True)
     elif left == "a lock":
         (output / ".lock").touch()
     else:
@@ -234,6 +236,7 @@ def test_what_a_kill_leaves_does_no_harm(place: Path, left: str) -> None:
     assert equal(weights(place / "whole"), weights(output))
     assert json.loads((output / "result.json").read_text())["stages"]
     assert not [path for path in output.rglob(".*") if path.is_file()]
+    assert not list(output.glob("checkpoints/*"))
     assert os.stat(output / "model" / "model.safetensors").st_mode & 0o777 == 0o666 & ~umask()  # noqa: PTH116
 
 
