@@ -1,4 +1,4 @@
-"""What writing has that words depend on: scripts without spaces, characters that are not seen, marks inside words."""
+"""Scripts that put no spaces between words, characters that are not seen, and marks that stand inside words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNSPACED = "".join(
 UNSEEN = r"\p{Default_Ignorable_Code_Point}"
 """Joiners, soft hyphens, marks of direction, variation selectors and their like, for use within a set."""
 APOSTROPHES = "'‘’‛`´ʹʻʼʽ′＇"
-"""What stands for an apostrophe between two letters."""
+"""Characters that stand for an apostrophe between two letters."""
 
 _LETTER = regex.compile(r"\p{L}")
 _UNSPACED_LETTER = regex.compile(rf"[[{UNSPACED}]&&\p{{L}}]", regex.V1)

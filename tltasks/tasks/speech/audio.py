@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import json
 import math
-import struct
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeGuard
 
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from tltasks.data import folders
 from tltasks.errors import DataError
+from tltasks.tasks.speech.containers import Part, open_parts
 
 Samples = NDArray[np.float32]
 """Mono, in [-1, 1]."""
@@ -32,75 +35,145 @@ SHORTEST_SECONDS = 0.05
 """Less than a phoneme: such files are clicks or mistakes."""
 LONGEST_SECONDS = 3600.0
 """More would not fit into memory several at a time; cut such recordings into parts."""
-LOWEST_HZ = 4000
-"""Below this there is no intelligible speech, and the header is more likely wrong."""
+LOWEST_HZ, HIGHEST_HZ = 4000, 1_000_000
+"""Below there is no intelligible speech; beyond either the header is more likely wrong."""
+MOST_BYTES = 2**32
+"""More than a wav file can hold."""
+_FRAMES_AT_ONCE = 2**20
 _SLACK_SECONDS = 0.1
 """By which timestamps of aligners and of the Hub's data sets are off."""
 SILENCE = 1e-4
-"""Peak below which nothing can be heard (-80 dB of full scale)."""
+"""Half of the span from the lowest to the highest sample below which nothing can be heard (-80 dB of full scale)."""
+OPPOSITE = 0.1
+"""Of the power that a mean of unlike channels has: below it they cancel each other."""
 
 
 def decode_audio(value: object, sampling_hz: int) -> Samples:
     """Mono samples at `sampling_hz` of a path, encoded bytes, `{path, bytes}` or `{array, sampling_rate}`.
 
-    Raises DataError for what cannot be read or cannot be speech: missing, empty, cut short, silent, not finite, too
-    short or too long. Channels are averaged; samples beyond full scale are scaled down.
+    Files that were joined to one are read one after another. Raises DataError for what cannot be read or cannot be
+    speech: missing, empty, cut short, silent, not finite, too short or too long. Samples beyond full scale are scaled
+    down.
     """
-    samples, own_hz = _samples(value)
-    if own_hz < LOWEST_HZ:
-        raise DataError(f"says that it has {own_hz:,} samples a second; speech needs at least {LOWEST_HZ:,}")
-    seconds = samples.shape[0] / own_hz
+    parts = [(samples, hz) for samples, hz in _decode(value) if len(samples)]
+    seconds, n_samples = sum(len(samples) / hz for samples, hz in parts), sum(len(samples) for samples, _ in parts)
     if seconds < SHORTEST_SECONDS:
-        raise DataError(f"is {seconds:.3f} s long ({samples.shape[0]} samples); speech takes {SHORTEST_SECONDS} s")
+        raise DataError(f"is {seconds:.3f} s long ({n_samples} samples); speech takes {SHORTEST_SECONDS} s")
     if seconds > LONGEST_SECONDS:
         raise DataError(f"is {seconds:,.0f} s long; cut it into parts of at most {LONGEST_SECONDS:,.0f} s")
-    if not np.isfinite(samples).all():
+    if not all(np.isfinite(samples).all() for samples, _ in parts):
         raise DataError("holds samples that are not finite numbers")
-    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    peak = float(np.abs(mono).max())
-    if peak < SILENCE:
+    runs = [(hz, _joined([_mix(of) for of, _ in run])) for hz, run in groupby(parts, key=itemgetter(1))]
+    high, low = (float(of([of(samples) for _, samples in runs])) for of in (np.max, np.min))
+    if high - low < 2 * SILENCE:
         raise DataError("is silent")
-    if peak > 1:
-        mono = mono / peak
-    if own_hz != sampling_hz:
-        mono = soxr.resample(mono, own_hz, sampling_hz)
-    return np.ascontiguousarray(mono, dtype=np.float32)
+    if (peak := max(high, -low)) > 1:
+        runs = [(hz, samples / peak) for hz, samples in runs]
+    found = [samples if hz == sampling_hz else soxr.resample(samples, hz, sampling_hz) for hz, samples in runs]
+    return np.ascontiguousarray(_joined(found), dtype=np.float32)
+
+
+def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    joined: NDArray[np.float32] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return joined
 
 
 def audio_seconds(value: object) -> float | None:
-    """Seconds of audio by its header, without decoding it; None when it cannot be told."""
-    if isinstance(value, dict) and value.get("array") is not None:
-        return max(np.shape(value["array"]), default=0) / max(1, int(value.get("sampling_rate") or 0))
+    """Seconds of audio, decoded only where the header does not tell; None when it cannot be told."""
     try:
-        about = soundfile.info(io.BytesIO(content) if (content := _content(value)) else "")
-    except (soundfile.SoundFileError, DataError, OSError, TypeError):
+        if isinstance(value, dict) and value.get("array") is not None:
+            return sum(len(samples) / hz for samples, hz in _decode(value))
+        seconds = 0.0
+        for part in open_parts(_content(value)):
+            about = soundfile.info(io.BytesIO(part.content))
+            frames = about.frames if part.is_counted else part.frames or len(_decode_part(part)[0])
+            seconds += frames / about.samplerate
+    except (soundfile.SoundFileError, DataError, OSError, TypeError, ZeroDivisionError):
         return None
-    return float(about.frames / about.samplerate) if about.samplerate else None
+    return seconds
 
 
-def _samples(value: object) -> tuple[NDArray[np.float32], int]:
-    """Samples [frames, channels] and their rate."""
+def _mix(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean of the channels; the loudest of those that cancel, as of a cable with its poles exchanged.
+
+    Channels that have nothing in common have a mean of 1/n of their mean power, and those that agree have more.
+    """
+    n_channels = samples.shape[1]
+    if n_channels == 1:
+        return samples[:, 0]
+    mono: NDArray[np.float32] = samples.mean(axis=1)
+    power = np.einsum("ij,ij->j", samples, samples) / len(samples)
+    if n_channels * float(np.mean(mono * mono)) < OPPOSITE * float(power.mean()):
+        return samples[:, int(power.argmax())]
+    return mono
+
+
+def _decode(value: object) -> list[tuple[NDArray[np.float32], int]]:
+    """Samples [frames, channels] and their rate, of each of the files that were joined."""
     if isinstance(value, dict) and value.get("array") is not None:
-        array = np.asarray(value["array"], dtype=np.float32)
-        # Arrays come as [samples], [samples, channels] or [channels, samples]; there are never more channels.
-        wide = array[:, None] if array.ndim == 1 else array
-        return wide if wide.shape[0] >= wide.shape[1] else wide.T, int(value.get("sampling_rate") or 0)
-    content = _content(value)
+        return [_of_array(value["array"], value.get("sampling_rate"))]
+    return [_decode_part(part) for part in open_parts(_content(value))]
+
+
+def _of_array(given: object, rate: object) -> tuple[NDArray[np.float32], int]:
+    """Arrays come as [samples], [samples, channels] or [channels, samples]; there are never more channels."""
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            if file.samplerate and file.frames / file.samplerate > LONGEST_SECONDS:
-                raise DataError(
-                    f"is {file.frames / file.samplerate:,.0f} s long; cut it into parts of at most "
-                    f"{LONGEST_SECONDS:,.0f} s"
-                )
-            expected, own_hz = file.frames, file.samplerate
-            samples = file.read(dtype="float32", always_2d=True)
+        array, hz = np.asarray(given), int(str(rate or 0))
+        if array.ndim not in {1, 2} or array.dtype.kind not in "iuf":
+            raise ValueError(f"it is an array of {array.dtype} with {array.ndim} dimensions")
+    except ValueError as error:
+        raise DataError(f"is not audio that can be read ({error})") from error
+    if array.dtype.kind != "f":  # 16 or 32 bits, whatever they are kept in
+        array = array / (2**15 if np.abs(array).max(initial=0) <= 2**15 else 2**31)
+    wide = array[:, None] if array.ndim == 1 else array.T if array.shape[0] < array.shape[1] else array
+    return wide.astype(np.float32), _checked_rate(hz)
+
+
+def _checked_rate(hz: int) -> int:
+    if not LOWEST_HZ <= hz <= HIGHEST_HZ:
+        limit = f"at least {LOWEST_HZ:,}" if hz < LOWEST_HZ else f"no more than {HIGHEST_HZ:,}"
+        raise DataError(f"says that it has {hz:,} samples a second; speech needs {limit}")
+    return hz
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """A file that is read from its beginning to its end.
+
+    soundfile seeks after every read where it can (soundfile 0.14, _cdata_io), which some codecs cannot, and others do
+    wrong: of a MIDI sample dump every block came twice.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _decode_part(part: Part) -> tuple[NDArray[np.float32], int]:
+    """Samples [frames, channels] and their rate."""
+    n_read = 0
+    try:
+        with _Stream(io.BytesIO(part.content)) as file:
+            hz = _checked_rate(file.samplerate)
+            most, blocks = LONGEST_SECONDS * hz, []
+            if part.is_counted and file.frames > most:
+                raise DataError(f"is {file.frames / hz:,.0f} s long; cut it into parts of at most {most / hz:,.0f} s")
+            # What the header promises is read by itself: junk behind it is an error of all that is read with it.
+            while (left := (part.frames if n_read < part.frames else file.frames) - n_read) > 0 and n_read <= most:
+                block = file.read(min(left, _FRAMES_AT_ONCE), dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                n_read += len(block)
+                blocks.append(block)
     except (soundfile.SoundFileError, RuntimeError, OSError, ValueError) as error:
-        raise DataError(f"is not audio that can be read ({_reason(error)})") from error
-    promised = _promised_frames(content, samples.shape[1]) or expected
-    if 0 < samples.shape[0] < promised - 1:
-        raise DataError(f"is cut short: {samples.shape[0]:,} of {promised:,} samples are there")
-    return samples, own_hz
+        if not part.frames:
+            raise DataError(f"is not audio that can be read ({_reason(error)})") from error
+        if n_read < part.frames:
+            raise DataError(f"is cut short or damaged: its {part.frames:,} samples cannot be read") from error
+    promised = max(part.frames, round(n_read * part.promised))
+    if 0 < n_read < promised - 1:
+        raise DataError(f"is cut short: {n_read:,} of {promised:,} samples are there")
+    if n_read > most:
+        raise DataError(f"is longer than {LONGEST_SECONDS:,.0f} s; cut it into parts")
+    return _joined(blocks or [np.zeros((0, 1), np.float32)]), hz
 
 
 def _content(value: object) -> bytes:
@@ -110,32 +183,21 @@ def _content(value: object) -> bytes:
     if isinstance(value, (bytes, bytearray, memoryview)):
         content = bytes(value)
     elif isinstance(value, (str, Path)) and str(value):
+        path = Path(value)
         try:
-            content = Path(value).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot be opened: {Path(value).name}: {error.strerror}") from error
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode):
+                raise DataError(f"cannot be opened: {path.name} is no file")
+            if about.st_size > MOST_BYTES:
+                raise DataError(f"holds {about.st_size:,} bytes; cut it into parts")
+            content = path.read_bytes()
+        except (OSError, ValueError) as error:  # a path may hold no zero
+            raise DataError(f"cannot be opened: {path.name}: {getattr(error, 'strerror', error)}") from error
     else:
         raise DataError("has no audio")
     if not content:
         raise DataError("is an empty file")
     return content
-
-
-def _promised_frames(content: bytes, channels: int) -> int | None:
-    """Frames that a wav file says it has; libsndfile silently gives those that are there."""
-    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
-        return None
-    at, width = 12, 0
-    while at + 8 <= len(content):
-        name, size = content[at : at + 4], struct.unpack("<I", content[at + 4 : at + 8])[0]
-        if name == b"fmt " and at + 22 <= len(content):
-            width = struct.unpack("<H", content[at + 20 : at + 22])[0]
-        if name == b"data":
-            # Programs that write to a pipe leave the size at zero or at its largest.
-            open_ended = size == 0 or size >= 0x7FFFFF00
-            return None if open_ended or not width else size // width
-        at += 8 + size + size % 2
-    return None
 
 
 def _reason(error: Exception) -> str:

@@ -82,6 +82,7 @@ READABLE: dict[str, Any] = {
     "48 kHz": written(tone(48000), 48000),
     "192 kHz": written(tone(192000), 192000),
     "stereo": written(STEREO),
+    "channels that cancel": written(np.stack([TONE, -TONE], axis=1)),
     "six channels": written(np.repeat(TONE[:, None], 6, axis=1)),
     "array": {"array": TONE, "sampling_rate": HZ},
     "array, channels first": {"array": STEREO.T, "sampling_rate": HZ},
@@ -110,7 +111,6 @@ UNREADABLE: dict[str, tuple[Any, str]] = {
     "infinity": (with_holes(float("inf")), "not finite"),
     "silence": (written(np.zeros(HZ, np.float32)), "is silent"),
     "all but silence": (written(TONE * 1e-5, subtype="FLOAT"), "is silent"),
-    "channels that cancel": (written(np.stack([TONE, -TONE], axis=1)), "is silent"),
     "an hour and more": ({"array": np.ones(4000 * 3601, np.float32), "sampling_rate": 4000}, "is 3,601 s long; cut it"),
 }
 
@@ -128,7 +128,7 @@ def test_every_kind_of_audio_becomes_mono_at_one_rate(kind: str) -> None:
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
     assert abs(spectrum.argmax() * HZ / len(samples) - 440) < 5
     assert 0.4 < np.abs(samples[1000:-1000]).max() < 0.6
-    assert audio_seconds(READABLE[kind]) == pytest.approx(0.5, abs=0.05) or kind == "wav to a pipe"
+    assert audio_seconds(READABLE[kind]) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
