@@ -41,7 +41,7 @@ def encode_split(
         examples = {n: {name: values[i] for name, values in batch.items()} for i, n in enumerate(row)}
         paths = [row_path(examples[n], media, split.folder) for n in found["row"]]
         words = [row_words(examples[n], media, split.folder) for n in found["row"]]
-        errors = [f"{w}: {error}" if error and w else error for w, error in zip(words, found["error"], strict=True)]
+        errors = [f"{error} ({w})" if error and w else error for w, error in zip(words, found["error"], strict=True)]
         return {**found, "path": paths, "error": errors}
 
     text = datasets.Value("string")
@@ -76,7 +76,7 @@ def encode_split(
         )
     if skipped:
         encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
-    return EncodedSplit(split.name, encoded.remove_columns("error"), split.origin, skipped, _content_digest(encoded))
+    return EncodedSplit(split.name, encoded.remove_columns("error"), split.origin, skipped, _content_digest(encoded), split.place)
 
 
 def _content_digest(rows: datasets.Dataset) -> str:

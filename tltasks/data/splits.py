@@ -9,6 +9,8 @@ from typing import Any
 
 import datasets
 
+FEW = 3
+"""Rows that are named in a sentence."""
 Columns = dict[str, list[Any]]
 """A batch of rows, by column."""
 ROW_NAME = "tltasks:row"
@@ -47,6 +49,22 @@ class EncodedSplit:
     """Original row → why it was left out."""
     fingerprint: str
     """Digest of the encoded content: equal on every machine for equal data."""
+    place: str = ""
+    """Where the recipe names the split."""
+
+    @property
+    def where(self) -> str:
+        """Place and origin, with which a message begins."""
+        return f"{self.place}: {self.origin}"
+
+    @property
+    def left_out(self) -> str | None:
+        """A sentence on the rows that are left out, the first of them by name."""
+        if not self.skipped:
+            return None
+        shown = "; ".join(f"row {row}: {reason}" for row, reason in list(self.skipped.items())[:FEW])
+        more = f"; … and {len(self.skipped) - FEW:,} more" if len(self.skipped) > FEW else ""
+        return f"{len(self.skipped):,} rows cannot be used and are left out: {shown}{more}"
 
 
 def located(value: object, folder: Path | None) -> object:
@@ -55,6 +73,12 @@ def located(value: object, folder: Path | None) -> object:
     if isinstance(path, str) and folder is not None and not Path(path).is_absolute():
         return str(folder / path)
     return value
+
+
+def row_title(rows: datasets.Dataset, index: int) -> str:
+    """An encoded row as a report names it: its number in its split, and its file or line."""
+    named = rows.select_columns([name for name in ("row", "path") if name in rows.column_names])[index]
+    return f"row {named['row']}" + (f" · {named['path']}" if named.get("path") else "")
 
 
 def row_path(example: Mapping[str, object], media: str | None, folder: Path | None = None) -> str | None:

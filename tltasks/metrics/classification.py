@@ -6,6 +6,11 @@ import numpy as np
 
 from tltasks.metrics.arrays import Floats, Ints
 
+LARGEST_MATRIX = 100
+"""Classes up to which a confusion matrix is kept as a whole."""
+MOST_CONFUSED = 1000
+"""Pairs of confused classes that are kept of more."""
+
 
 def classification(
     probabilities: Floats, references: Ints, class_names: list[str]
@@ -13,10 +18,10 @@ def classification(
     """Scores of class probabilities [rows, classes], and the tables behind them.
 
     Accuracy, macro-F1 over the classes that occur, calibration error, log loss, and above five classes top-5 accuracy;
-    `class_names`, scores `per_class` and the `confusion_matrix`.
+    `class_names`, scores `per_class` and what `confusions` gives.
     """
     # sklearn takes a second to import, and only training and evaluation need it
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+    from sklearn.metrics import precision_recall_fscore_support, top_k_accuracy_score
 
     probabilities, classes = np.asarray(probabilities, dtype=np.float64), np.arange(len(class_names))
     chosen = probabilities.argmax(1)
@@ -36,9 +41,37 @@ def classification(
     details = {
         "class_names": class_names,
         "per_class": [dict(zip(("class", "precision", "recall", "f1", "support"), row, strict=True)) for row in rows],
-        "confusion_matrix": confusion_matrix(references, chosen, labels=classes).tolist(),
+        **confusions(chosen, references, class_names),
     }
     return values, details
+
+
+def confusions(chosen: Ints, references: Ints, class_names: list[str]) -> dict[str, object]:
+    """The `confusion_matrix` [true, predicted] of all classes, of the `matrix_classes` that occur, or the commonest
+    `confused` pairs (true, predicted, rows) alone: never more than LARGEST_MATRIX² or MOST_CONFUSED numbers.
+
+    >>> confusions(np.array([0, 1, 1]), np.array([0, 0, 1]), ["a", "b"])
+    {'confusion_matrix': [[1, 1], [0, 1]]}
+    """
+    from sklearn.metrics import confusion_matrix
+
+    occurring, n_classes = np.union1d(chosen, references), len(class_names)
+    if n_classes <= LARGEST_MATRIX:
+        return {"confusion_matrix": confusion_matrix(references, chosen, labels=np.arange(n_classes)).tolist()}
+    if len(occurring) <= LARGEST_MATRIX:
+        return {
+            "matrix_classes": [class_names[i] for i in occurring],
+            "confusion_matrix": confusion_matrix(references, chosen, labels=occurring).tolist(),
+        }
+    wrong = chosen != references
+    pairs, rows = np.unique(np.stack([references[wrong], chosen[wrong]], axis=1), axis=0, return_counts=True)
+    order = np.argsort(-rows, kind="stable")[:MOST_CONFUSED]
+    return {
+        "confused": [
+            [class_names[i], class_names[j], n]
+            for (i, j), n in zip(pairs[order].tolist(), rows[order].tolist(), strict=True)
+        ]
+    }
 
 
 def expected_calibration_error(probabilities: Floats, labels: Ints, *, bins: int = 15) -> float:

@@ -66,6 +66,7 @@ def _warnings(result: RunResult, beside: list[Comparison]) -> list[str]:
     if not beside:
         found.append("There is no baseline to compare with.")
     found += result.score.notes
+    found += stage.data[split].notes if split in stage.data else []
     if split in stage.data and (skipped := stage.data[split].skipped):
         found.append(f"{skipped} examples of this split could not be read and do not count.")
     return found
@@ -103,20 +104,25 @@ def describe_errors(split: str, details: dict[str, Any]) -> Errors | None:
     per_class.sort(key=lambda row: (row["f1"], row["class"]))
     absent = len(details.get("per_class", [])) - len(per_class)
     if "confusion_matrix" not in details:
-        return Errors(split, [], [], None, [], per_class, absent) if per_class else None
+        support = {row["class"]: row["support"] for row in per_class}
+        confused = [(true, said, n, n / support[true]) for true, said, n in details.get("confused", [])[:SHOWN_ROWS]]
+        names = sorted(support) if confused else []
+        return Errors(split, names, [], None, confused, per_class, absent) if per_class else None
     counts = np.array(details["confusion_matrix"], dtype=np.int64)
     # A kept head may know a thousand classes of which the data shows ten.
     occurring = np.flatnonzero(counts.sum(0) + counts.sum(1))
     counts = counts[np.ix_(occurring, occurring)]
-    names = [str(details["class_names"][i]) for i in occurring]
+    all_names = details.get("matrix_classes") or details["class_names"]
+    names = [str(all_names[i]) for i in occurring]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     if len(names) <= LARGEST_MATRIX:
         cells = [
             [_cell(int(n), float(s)) for n, s in zip(*both, strict=True)] for both in zip(counts, shares, strict=True)
         ]
         return Errors(split, names, cells, None, [], per_class, absent)
-    confused = _most_confused(counts, shares, names)
-    return Errors(split, names, [], charts.draw_matrix(shares), confused, per_class, absent)
+    return Errors(
+        split, names, [], charts.draw_matrix(shares), _most_confused(counts, shares, names), per_class, absent
+    )
 
 
 def _cell(count: int, share: float) -> tuple[int, str, str]:

@@ -93,6 +93,8 @@ class SplitSummary:
     """Digest of the encoded rows."""
     checks: dict[str, float] = field(default_factory=dict)
     """Oddities that the task counted."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences on these rows that whoever reads the numbers has to be told."""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,8 @@ class PreparedStage:
     encoded: dict[str, EncodedSplit]
     checks: dict[str, dict[str, float]]
     """What the task found odd about each split."""
+    split_notes: dict[str, list[str]] = field(default_factory=dict)
+    """What its user should know of each split."""
     extra_metrics: Sequence[Rescore] = ()
     """Beside the task's own."""
     lineage: list[Ancestor] = field(default_factory=list)

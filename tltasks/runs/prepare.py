@@ -69,7 +69,8 @@ def _prepare(
             for name, split in splits.items()
         }
     notes = [*dict.fromkeys(note for split in splits.values() for note in split.notes), *task.notes]
-    return PreparedStage(stage, task, source, encoded, task.data_checks(encoded), extra_metrics, notes=notes)
+    checks, told = task.data_checks(encoded), task.data_notes(encoded)
+    return PreparedStage(stage, task, source, encoded, checks, told, extra_metrics, notes=notes)
 
 
 def _locate(recipe: Recipe, stage: StagePlan) -> Callable[[str], str]:

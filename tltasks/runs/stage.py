@@ -434,6 +434,7 @@ def _describe_splits(stage: PreparedStage) -> dict[str, SplitSummary]:
             source=split.origin,
             fingerprint=split.fingerprint,
             checks=stage.checks.get(name, {}),
+            notes=stage.split_notes.get(name, []),
         )
         for name, split in stage.encoded.items()
     }

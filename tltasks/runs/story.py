@@ -122,7 +122,9 @@ def _prepare(context: Context) -> list[PreparedStage]:
         check_architecture(context.precision, stage.task.architecture, shown=stage.source.display_name)
     for stage in prepared:
         show_checks(context.console, stage.plan.name, stage.checks)
-        for note in stage.notes:
+        told = {name: [split.left_out, *stage.split_notes.get(name, [])] for name, split in stage.encoded.items()}
+        lines = [f"{name}: {note}" for name, notes in told.items() for note in notes if note]
+        for note in (*stage.notes, *lines):
             context.say(stage.plan, note)
     return prepared
 

@@ -171,6 +171,10 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """Sentences that the user should know before training."""
         return []
 
+    def data_notes(self, encoded: dict[str, EncodedSplit]) -> dict[str, list[str]]:
+        """Sentences by split that its user should read before training; DataError for one that nothing is told by."""
+        return {}
+
     # -------------------------------------------------------------------------------------- model
 
     @property

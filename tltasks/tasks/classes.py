@@ -5,6 +5,7 @@ A task of one modality derives from `ClassificationTask` and says how its rows a
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 from collections import Counter
@@ -35,8 +36,10 @@ ClassStageT = TypeVar("ClassStageT", bound=ClassStage, default=ClassStage, covar
 ClassCounts = dict[str, Counter[str]]
 """Rows of each class, by split."""
 SHOWN_MISTAKES = 24
-_NUMBER = re.compile("-?[0-9]{1,18}")
-"""Names that are sorted as numbers; Python's own digits are more (² has no value, some texts of them are too long)."""
+SORTED_ROWS = (
+    "A slice of rows that are sorted by class has few of them: `{}: 0.2` in data.splits holds a share out of train, "
+    "of each class in proportion."
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,26 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     class_names: list[str]
     """In the order of the model's outputs."""
 
+    # ------------------------------------------------------------------------------------ opening
+
+    def data_notes(self, encoded: dict[str, EncodedSplit]) -> dict[str, list[str]]:
+        """Classes of the training split that another lacks; raises DataError for a test or validation set of one."""
+        present = {name: set(self.references(split.rows)) for name, split in encoded.items()}
+        learnt = present.pop("train", set())
+        notes: dict[str, list[str]] = {}
+        for name, classes in present.items():
+            missing = [self.class_names[i] for i in sorted(learnt - classes)]
+            if not missing:
+                continue
+            split, advice = encoded[name], SORTED_ROWS.format(name)
+            if name in ("validation", "test") and len(classes) == 1:
+                raise DataError(
+                    f"{split.where}: all {len(split.rows):,} rows are of the class {self.class_names[min(classes)]}, "
+                    f"and train has {len(learnt)}: nothing can be told by them. {advice}"
+                )
+            notes[name] = [f"lacks {len(missing)} of the {len(learnt)} classes of train: {_some(missing)}. {advice}"]
+        return notes
+
     # -------------------------------------------------------------------------------------- model
 
     def head(self, model: nn.Module) -> list[str]:
@@ -69,13 +92,28 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
 
     # --------------------------------------------------------------------------------------- rows
 
-    def label_encoder(self, split: Split) -> Callable[[Columns], list[int]]:
-        """A function from a batch of a split's examples to their classes; those of a split without labels are -100."""
-        if "label" not in split.rows.column_names:
-            return lambda batch: [IGNORED] * len(batch["row"])
-        name = _label_namer(split, self.plan.data.class_names)
+    def labelled(self, split: Split, encode: Callable[[Columns], Columns]) -> Callable[[Columns], Columns]:
+        """`encode`, which gives `error` for each row, with each row's class; a row without one is bad.
+
+        Those of a split without labels are -100.
+        """
+        has_labels = "label" in split.rows.column_names
+        name = _label_namer(split, self.plan.data.class_names) if has_labels else None
         index = {name: i for i, name in enumerate(self.class_names)}
-        return lambda batch: [index[name(label)] for label in batch["label"]]
+
+        def whole(batch: Columns) -> Columns:
+            encoded = {**encode(batch), "row": batch["row"]}
+            if name is None:
+                return {**encoded, "label": [IGNORED] * len(batch["row"])}
+            labels = [name(label) for label in batch["label"]]
+            faults = [None if known else _no_class(label) for known, label in zip(labels, batch["label"], strict=True)]
+            return {
+                **encoded,
+                "label": [IGNORED if label is None else index[label] for label in labels],
+                "error": [error or fault for error, fault in zip(encoded["error"], faults, strict=True)],
+            }
+
+        return whole
 
     # --------------------------------------------------------------------------------------- step
 
@@ -168,16 +206,16 @@ def as_predictions(probabilities: NDArray[np.float32]) -> list[Prediction]:
 # ------------------------------------------------------------------------------------- classes of splits
 
 
-def count_classes(splits: Mapping[str, Split], class_names: list[str] | None) -> ClassCounts:
-    """Rows of each class in every split; `class_names` are those of integer labels that have none.
+def count_classes(splits: Mapping[str, Split], data: ClassData) -> ClassCounts:
+    """Rows of each class in every split; a few rows may have none, which encoding then names and leaves out.
 
-    Raises DataError, for all splits at once, for labels that are missing or are no classes.
+    Raises DataError, for all splits at once, for labels that are no classes, or missing from more rows than may be bad.
     """
     found: ClassCounts = {}
     mistakes = []
     for name, split in splits.items():
         try:
-            found[name] = _class_counts(split, class_names)
+            found[name] = _class_counts(split, data)
         except DataError as error:
             mistakes.append(str(error))
     if mistakes:
@@ -185,32 +223,64 @@ def count_classes(splits: Mapping[str, Split], class_names: list[str] | None) ->
     return found
 
 
-def _class_counts(split: Split, class_names: list[str] | None) -> Counter[str]:
+def _class_counts(split: Split, data: ClassData) -> Counter[str]:
     feature = split.rows.features["label"]
     kind = (
         "string" if isinstance(feature, datasets.ClassLabel) else str(getattr(feature, "dtype", type(feature).__name__))
     )
+    if kind.startswith("float"):  # whole numbers beside empty cells are of this type in pandas
+        whole = all(v is None or math.isnan(v) or v.is_integer() for v in split.rows["label"])
+        kind = "int" if whole else kind
     if not kind.startswith(("int", "uint", "string", "large_string", "bool")):
         raise DataError(f"{split.where}: column `label` holds {kind}; a class is a name or a whole number.")
-    values = Counter(split.rows["label"])
-    unlabelled = sum(n for value, n in values.items() if value is None or value == "")
-    if isinstance(feature, datasets.ClassLabel) or class_names is not None:
-        n_classes = feature.num_classes if isinstance(feature, datasets.ClassLabel) else len(class_names or [])
-        unlabelled += sum(n for value, n in values.items() if isinstance(value, int) and not 0 <= value < n_classes)
-    if unlabelled:
+    name, counts = _label_namer(split, data.class_names), Counter[str]()
+    without: Counter[object] = Counter()
+    for value, n in Counter(split.rows["label"]).items():
+        label = name(value)
+        if label is None:
+            without[value] += n
+        else:
+            counts[label] += n
+    if without.total() > data.max_bad_share * len(split.rows):
+        reasons = ", ".join(sorted({_no_class(value) for value in without}))
+        first = next(i for i, value in enumerate(split.rows["label"]) if name(value) is None)
         raise DataError(
-            f"{split.where}: {unlabelled} of {len(split.rows)} rows have no label or one outside the class list. "
+            f"{split.where}: {without.total()} of {len(split.rows)} rows have no label or one outside the class list "
+            f"(row {first} is the first: {reasons}; data.max_bad_share allows {data.max_bad_share:.1%}). "
             "Hub test splits are often unlabelled: use another split, or hold out a share (`test: 0.1`)."
         )
-    name = _label_namer(split, class_names)
-    return Counter({name(value): n for value, n in values.items()})
+    return counts
 
 
-def _label_namer(split: Split, class_names: list[str] | None) -> Callable[[object], str]:
-    """A function from this split's labels, numbers of named classes, numbers or names, to names."""
+def _no_class(label: object) -> str:
+    """Reason for a row to be left out that `_label_namer` has no name for."""
+    blank = label is None or label == "" or label == -1 or (isinstance(label, float) and math.isnan(label))
+    return "has no label" if blank or not str(label).strip() else f"has the label {label}, which is no class"
+
+
+def _label_namer(split: Split, class_names: list[str] | None) -> Callable[[object], str | None]:
+    """A function from this split's labels, numbers of named classes, numbers or names, to names; None for no class."""
     feature = split.rows.features["label"]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else class_names
-    return lambda value: str(names[value] if names is not None and isinstance(value, int) else value)
+
+    def name(value: object) -> str | None:
+        if isinstance(value, float):
+            value = None if math.isnan(value) else int(value)
+        number = as_number(value) if isinstance(value, str) and value not in (names or ()) else value
+        if names is not None and isinstance(number, int):
+            return str(names[number]) if 0 <= number < len(names) else None
+        return None if value is None or not str(value).strip() else str(value)
+
+    return name
+
+
+def as_number(label: str) -> int | None:
+    """The whole number that a label is written as.
+
+    >>> as_number("12"), as_number("-1"), as_number("²"), as_number("1.0")
+    (12, -1, None, None)
+    """
+    return int(label) if re.fullmatch("-?[0-9]{1,18}", label) else None
 
 
 def train_classes(train: Split, found: Counter[str], class_names: list[str] | None) -> list[str]:
@@ -224,8 +294,9 @@ def train_classes(train: Split, found: Counter[str], class_names: list[str] | No
     elif class_names is not None:
         names = class_names
     else:
-        numeric = all(_NUMBER.fullmatch(name) for name in found)
-        names = sorted(found, key=int if numeric else None)
+        numbers = {name: as_number(name) for name in found}
+        numeric = None not in numbers.values()
+        names = sorted(found, key=lambda name: (numbers[name] if numeric else 0, name))
     if len(names) < 2:
         raise DataError(f"{train.where}: holds the single class {names}; a classifier needs two.")
     if len(set(names)) < len(names):
@@ -262,7 +333,10 @@ def check_same_classes(names: list[str], found: ClassCounts, splits: Mapping[str
         if missing and unknown:
             lines.append(f"{splits[name].where}: lacks classes that train has: {_some(missing)}.")
     if lines:
-        lines.append(f"train has: {_some(sorted(names))}. A slice of sorted rows loses classes; a share does not.")
+        lines.append(
+            f"train has: {_some(sorted(names))}. A slice of rows that are sorted by class loses classes; a share held "
+            "out of train (`test: 0.2` in data.splits) keeps some of each there."
+        )
         raise DataError("\n".join(lines))
 
 

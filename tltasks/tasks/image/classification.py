@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -83,7 +84,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
 
     @classmethod
     def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        found = count_classes(splits, plan.data.class_names)
+        found = count_classes(splits, plan.data)
         config = read_image_config(AutoModelForImageClassification, plan, source)
         if plan.model.prompts is not None:
             refuse_prompts(config, display_name=source.display_name)
@@ -159,12 +160,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
         return self.preprocessing.cache_key(self.class_names, self.plan.data.class_names)
 
     def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
-        labels = self.label_encoder(split)
-
-        def encode(batch: Columns) -> Columns:
-            return {**self.encode(batch, split), "label": labels(batch), "row": batch["row"]}
-
-        return encode
+        return self.labelled(split, partial(self.encode, split=split))
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
         pixels = (image.numpy() for image in read_pixels(columns))

@@ -95,7 +95,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     @classmethod
     def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
-        found = count_classes(splits, plan.data.class_names)
+        found = count_classes(splits, plan.data)
         config, tokenizer = open_config(source), open_tokenizer(source)
         if plan.kind.head == "new":
             class_names, zero_shot = train_classes(splits["train"], found["train"], plan.data.class_names), None
@@ -167,14 +167,12 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         return digest_of(content_key(self.tokenizer), self.max_tokens, self.class_names, self.plan.data.class_names)
 
     def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
-        labels = self.label_encoder(split)
-
         def encode(batch: Columns) -> Columns:
             texts = ["" if text is None else str(text).strip() for text in batch["text"]]
             faults = [None if text else "empty text" for text in texts]
-            return {**self._encode(texts), "label": labels(batch), "row": batch["row"], "error": faults}
+            return {**self._encode(texts), "error": faults}
 
-        return encode
+        return self.labelled(split, encode)
 
     def _encode(self, texts: list[str]) -> Columns:
         whole = self.tokenizer(texts, verbose=False)["input_ids"]

@@ -365,8 +365,11 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         split = self.splits.get("validation") or self.splits.get("train")
         if split is None:
             return DEFAULT_LEAD
-        columns = split.rows[:]
-        return choose_lead(columns["document"], columns["summary"], seed=self.seed)
+        texts = ([_text(value) for value in split.rows[column]] for column in ("document", "summary"))
+        pairs = [pair for pair in zip(*texts, strict=True) if _fault(*pair) is None]
+        if not pairs:
+            return DEFAULT_LEAD
+        return choose_lead(*zip(*pairs, strict=True), seed=self.seed)
 
     def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         return {self.lead.name: [{"prediction": self.lead(pair.document)} for pair in self.references(rows)]}
