@@ -76,7 +76,9 @@ def encode_split(
         )
     if skipped:
         encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
-    return EncodedSplit(split.name, encoded.remove_columns("error"), split.origin, skipped, _content_digest(encoded), split.place)
+    return EncodedSplit(
+        split.name, encoded.remove_columns("error"), split.origin, skipped, _content_digest(encoded), split.place
+    )
 
 
 def _content_digest(rows: datasets.Dataset) -> str:

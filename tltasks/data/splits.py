@@ -75,12 +75,6 @@ def located(value: object, folder: Path | None) -> object:
     return value
 
 
-def row_title(rows: datasets.Dataset, index: int) -> str:
-    """An encoded row as a report names it: its number in its split, and its file or line."""
-    named = rows.select_columns([name for name in ("row", "path") if name in rows.column_names])[index]
-    return f"row {named['row']}" + (f" · {named['path']}" if named.get("path") else "")
-
-
 def row_path(example: Mapping[str, object], media: str | None, folder: Path | None = None) -> str | None:
     """File that an example has in its column `media`, below `folder`, or else its name."""
     value, name = example.get(media) if media is not None else None, example.get(ROW_NAME)

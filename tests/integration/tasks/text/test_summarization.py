@@ -616,7 +616,7 @@ def test_empty_texts_are_left_out_and_named(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match="row 3: empty document"):
         run_recipe(path, tmp_path / "run")
     result = run_recipe(path, tmp_path / "run", "data.max_bad_share=0.5", "stages.0.epochs=1")
-    assert result.stages[0].data["train"].skipped_rows == {"3": "empty document"}
+    assert result.stages[0].data["train"].skipped_rows == {"3": "empty document (train.jsonl:4)"}
 
 
 # --------------------------------------------------------------------------------------------- whole
