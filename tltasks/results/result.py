@@ -78,6 +78,9 @@ class Provenance:
     """Of the backbone's weights."""
     settings: dict[str, object] = field(default_factory=dict)
     """What a task adds, such as `prompt`, `objective` or `decoding`."""
+    saved_difference: float | None = None
+    """What saving changed in the outputs of a few rows, as a share of the largest: by merging an adapter, and between
+    the weights that were scored and those loaded again."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runs.context import DECIDING, Context, PreparedStage, open_context, sole_writer
 from tltasks.runs.prepare import prepare_stages
 from tltasks.runs.refusals import refuse_at_once, refuse_occupied
-from tltasks.runs.stage import FinishedStage, measure_stage, run_stage
+from tltasks.runs.stage import FinishedStage, check_saved, measure_stage, run_stage
 from tltasks.runtime import devices
 from tltasks.runtime.devices import on_main_process
 from tltasks.runtime.files import whole_file, write_text
@@ -60,12 +60,16 @@ def run(
         finished: list[FinishedStage] = []
         for stage in prepared:
             finished.append(run_stage(context, stage, [it.result for it in finished]))
+            if plan.feeds_next(stage.plan):
+                check_saved(finished[-1].result)
 
         # ----------------------------------------------------------------------------------- report
         result = _conclude(context, [it.result for it in finished])
         examples = finished[plan.final.index].examples
         on_main_process(state, lambda: write_results(plan, result, examples))
         show_result(context.console, result, plan.output)
+        for stage_result in result.stages:
+            check_saved(stage_result)
 
     # ---------------------------------------------------------------------------------------- push
     if push:

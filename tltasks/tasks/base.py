@@ -36,6 +36,8 @@ from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
 Batch = dict[str, Tensor]
 Prediction = dict[str, Any]
 """The record that is kept of one row: JSON values or a small array; at least the key `prediction`."""
+Outputs = dict[str, Tensor]
+"""Numbers of a forward pass, those of one magnitude under one name."""
 References = Sequence[Any]
 """The true value of each row, in the form that the task's `references` gives it."""
 Rescore = Callable[[Score, Columns], Score]
@@ -324,6 +326,19 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     def onnx_input(self) -> OnnxInput | None:
         """The input of the model as an ONNX file; None where answers are no single pass."""
         return None
+
+    # --------------------------------------------------------------------------------------- check
+
+    def collate_outputs(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+        """A batch for `outputs`."""
+        return self.collate_eval(rows, indices)
+
+    @abstractmethod
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Numbers of a forward pass over real rows: a smooth function of all weights that answers depend on.
+
+        By these, and not by answers, which hide or blow up small differences, saved weights are told from others.
+        """
 
     # --------------------------------------------------------------------------------- evaluation
 

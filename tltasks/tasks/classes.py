@@ -29,7 +29,7 @@ from tltasks.metrics.classification import classification
 from tltasks.metrics.neighbours import nearest_neighbours
 from tltasks.models.adapters import find_head, input_of, unwrap_model
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import IGNORED, Batch, Prediction, References, RowScores, TaskBase
+from tltasks.tasks.base import IGNORED, Batch, Outputs, Prediction, References, RowScores, TaskBase
 
 ClassDataT = TypeVar("ClassDataT", bound=ClassData, default=ClassData, covariant=True)
 ClassStageT = TypeVar("ClassStageT", bound=ClassStage, default=ClassStage, covariant=True)
@@ -123,6 +123,9 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        return {"logits": self.logits(model, batch)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         smoothing = self.stage.label_smoothing

@@ -9,13 +9,14 @@ from typing import ClassVar
 
 import datasets
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from tltasks.config.stage import DataT, ModelT, StageT
 from tltasks.data.splits import Columns, Split
 from tltasks.metrics.neighbours import feature_spread, left_out_neighbours
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import Batch, Prediction, References, RowScores, TaskBase
+from tltasks.tasks.base import Batch, Outputs, Prediction, References, RowScores, TaskBase
 
 EVALUATION = -1
 """The epoch that draws of evaluation are for: always the same."""
@@ -80,6 +81,12 @@ class SelfSupervisedTask(TaskBase[ModelT, DataT, StageT]):
     @abstractmethod
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """The encoder's representation of each row of an evaluation batch, [rows, width]."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """The numbers that predictions keep: features, and losses or what these are of."""
+        found = self.predict(model, batch)
+        names = [name for name in ("loss", "views", "features") if name in found[0]]
+        return {name: torch.as_tensor(np.array([row[name] for row in found])) for name in names}
 
     # --------------------------------------------------------------------------------- evaluation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -30,7 +31,7 @@ from tltasks.metrics import paired_difference
 from tltasks.results.result import Score
 from tltasks.runtime.devices import pass_budget
 from tltasks.runtime.files import whole_file
-from tltasks.tasks.base import Batch, Embeds, Prediction, References, Rescore, TaskBase, config_content
+from tltasks.tasks.base import Batch, Embeds, Outputs, Prediction, References, Rescore, TaskBase, config_content
 from tltasks.training.batches import read_batches
 
 NEIGHBOUR_ROWS = 5000
@@ -155,6 +156,37 @@ def _read(path: Path) -> Features | None:
     except (OSError, SafetensorError, KeyError):
         return None
     return features
+
+
+def forward_outputs(accelerator: Processes, task: TaskBase, model: nn.Module, rows: datasets.Dataset) -> list[Outputs]:
+    """The outputs of single rows in fp32, whatever the precision of the run, on every process the same."""
+    model.to(accelerator.device).eval()
+    found: list[Outputs] = []
+    # cuDNN's convolutions round to TF32 otherwise.
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for row in range(len(rows)):
+            batch = send_to_device(task.collate_outputs(rows, [row]), accelerator.device)
+            found.append({name: values.float().cpu() for name, values in task.outputs(model, batch).items()})
+    return found
+
+
+def largest_difference(ours: Sequence[Outputs], theirs: Sequence[Outputs]) -> float:
+    """The largest difference of two models' outputs, as a share of the largest output of its name.
+
+    >>> one, other = {"logits": torch.tensor([1.0, 4.0])}, {"logits": torch.tensor([1.0, 3.0])}
+    >>> largest_difference([one], [one]), largest_difference([one], [other])
+    (0.0, 0.25)
+    """
+    worst = 0.0
+    for name in ours[0]:
+        a, b = (torch.cat([row[name].flatten() for row in of]) for of in (ours, theirs))
+        if a.shape != b.shape:
+            return math.inf
+        unlike = ~torch.isclose(a, b, rtol=0, atol=0, equal_nan=True)
+        if unlike.any():
+            share = float((a - b)[unlike].abs().max() / a[a.isfinite()].abs().max())
+            worst = max(worst, math.inf if math.isnan(share) else share)
+    return worst
 
 
 def drawn_rows(n_rows: int, most: int | None, *, seed: int) -> list[int]:

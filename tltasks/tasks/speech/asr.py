@@ -32,6 +32,7 @@ from tltasks.tasks.base import (
     BuiltModel,
     InputKind,
     OnnxInput,
+    Outputs,
     Prediction,
     Processor,
     References,
@@ -268,6 +269,9 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.recogniser.loss(model, batch)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        return {"logits": self.recogniser.logits(model, batch)}
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         started = time.perf_counter()

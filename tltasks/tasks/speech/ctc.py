@@ -194,6 +194,9 @@ class CtcRecogniser(Recogniser):
             )
         return total / wanted.sum()
 
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._logits(model, batch)[0]
+
     def transcribe(self, model: nn.Module, batch: Batch) -> list[Transcript]:
         logits, lengths = self._logits(model, batch)
         ids = logits.argmax(-1)

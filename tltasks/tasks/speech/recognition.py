@@ -127,6 +127,10 @@ class Recogniser(ABC):
         """Mean loss over the targets."""
 
     @abstractmethod
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Logits of one forward pass over pieces: of all steps, or of the first tokens."""
+
+    @abstractmethod
     def transcribe(self, model: nn.Module, batch: Batch) -> list[Transcript]:
         """One transcript for each piece."""
 

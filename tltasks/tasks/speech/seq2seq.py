@@ -221,6 +221,15 @@ class SequenceRecogniser(Recogniser):
         )
         return functional.cross_entropy(logits[wanted].float(), batch["labels"][wanted])
 
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        device = next(model.parameters()).device
+        prompt = torch.tensor([self.prompt], device=device)
+        found = [
+            model(**inputs, decoder_input_ids=prompt.expand(len(next(iter(inputs.values()))), -1), use_cache=False)
+            for _, inputs in self._passes(batch)
+        ]
+        return torch.cat([output.logits for output in found])
+
     def transcribe(self, model: nn.Module, batch: Batch) -> list[Transcript]:
         ids: list[Tensor] = []
         for _, inputs in self._passes(batch):

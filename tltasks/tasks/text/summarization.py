@@ -27,9 +27,20 @@ from tltasks.errors import RecipeError
 from tltasks.metrics import extractiveness, rouge
 from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import generating_model, unwrap_model
+from tltasks.models.cross_entropy import target_losses
 from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample, Score
-from tltasks.tasks.base import IGNORED, Batch, BuiltModel, InputKind, Prediction, Processor, References, RowScores
+from tltasks.tasks.base import (
+    IGNORED,
+    Batch,
+    BuiltModel,
+    InputKind,
+    Outputs,
+    Prediction,
+    Processor,
+    References,
+    RowScores,
+)
 from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.prompting import (
@@ -278,6 +289,14 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.token_loss(model, batch, smoothing=self.stage.label_smoothing)
+
+    def collate_outputs(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
+        return self.collate_train(rows, indices, epoch=0)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """The loss of each token of the reference summaries."""
+        inputs = self.inputs(unwrap_model(model), batch)
+        return {"losses": target_losses(model, inputs, batch["labels"], chunked=self.chunked_loss)[0]}
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, object]:
         return super().inputs(model, batch) | self._global_attention(batch["input_ids"])
