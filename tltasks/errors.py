@@ -23,6 +23,7 @@ from pathlib import Path
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_IN_WORDS = (
     *("No space left on device", "Disk quota exceeded", "database or disk is full"),
+    "No usable temporary directory",  # since none of them has room for a test
     *(f"os error {number}" for number in sorted(_FULL)),  # Rust's way to tell
 )
 

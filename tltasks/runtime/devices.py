@@ -45,14 +45,15 @@ def init_distributed() -> PartialState:
     PartialState alone would not read ACCELERATE_USE_CPU, and without an accelerator would take each process that
     torchrun starts for the only one (accelerate 1.15, state.py, _prepare_backend).
     """
-    started = check_launch()
+    check_launch()
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     try:
         state = PartialState(cpu=cpu)
     except (RuntimeError, ValueError, ImportError) as error:
         raise RecipeError(
-            f"the devices of {started} processes cannot be opened ({first_line(error)}); check the launcher."
+            f"the devices cannot be opened, or their processes do not meet ({first_line(error)}); check the launcher."
         ) from error
+    started = int(os.environ.get("WORLD_SIZE") or 1)  # of mpirun, accelerate puts it there
     if state.num_processes != started:
         raise RecipeError(f"{started} processes were launched, but they do not find each other; check the launcher.")
     if state.distributed_type not in DISTRIBUTED_TYPES:

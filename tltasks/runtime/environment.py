@@ -32,8 +32,8 @@ _DECIDED = {
 _TRUE = {"1", "true", "yes", "on", "y", "t"}
 
 
-def check_launch() -> int:
-    """Number of processes that were launched; RecipeError for a way to launch them that is not supported."""
+def check_launch() -> None:
+    """Raise RecipeError for a way to launch processes that is not supported."""
     for variable, what in _UNSUPPORTED.items():
         if _value(variable) in _TRUE:
             raise RecipeError(f"{variable}: {what} is not supported. Launch without it, as {SUPPORTED}.")
@@ -46,7 +46,7 @@ def check_launch() -> int:
         if value and value != "-1" and not (value.isascii() and value.isdecimal()):
             raise RecipeError(f"{name}={value} in the environment is no number; start by a launcher, or unset it.")
     if numbers["WORLD_SIZE"] in {"", "1"} and numbers["LOCAL_RANK"] in {"", "-1"}:
-        return 1
+        return
     wanted = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")
     if missing := [name for name in wanted if _value(name) in {"", "-1"}]:
         there = ", ".join(f"{name}={_value(name)}" for name in wanted if name not in missing)
@@ -59,7 +59,6 @@ def check_launch() -> int:
             f"RANK={numbers['RANK']} in the environment is beyond WORLD_SIZE={numbers['WORLD_SIZE']}; check the "
             "launcher."
         )
-    return int(numbers["WORLD_SIZE"])
 
 
 def check_settings(precision: str, device: torch.device) -> None:

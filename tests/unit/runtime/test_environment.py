@@ -22,20 +22,20 @@ def set_to(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "processes"),
+    "values",
     [
-        ({}, 1),
-        ({"RANK": "1"}, 1),
-        ({"WORLD_SIZE": "1", "RANK": "0"}, 1),
-        ({"LOCAL_RANK": "-1"}, 1),
-        (LAUNCHED, 2),
-        ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": ""}, 1),
-        ({"ACCELERATE_USE_SAGEMAKER": "true", "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE": "NO"}, 1),
+        {},
+        {"RANK": "1"},
+        {"WORLD_SIZE": "1", "RANK": "0"},
+        {"LOCAL_RANK": "-1"},
+        LAUNCHED,
+        {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": ""},
+        {"ACCELERATE_USE_SAGEMAKER": "true", "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE": "NO"},
     ],
 )
-def test_launches_that_are_supported(monkeypatch: pytest.MonkeyPatch, values: dict[str, str], processes: int) -> None:
+def test_launches_that_are_supported(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
     set_to(monkeypatch, values)
-    assert check_launch() == processes
+    check_launch()
 
 
 @pytest.mark.parametrize(
