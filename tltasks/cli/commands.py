@@ -305,7 +305,7 @@ def range_test(
     from tltasks.experiments.lr_finder import find_learning_rate
 
     found = find_learning_rate(recipe, overrides, highest=highest, steps=steps, output=output)
-    _say(f"the loss falls fastest at {found.steepest:.1e}; a tenth of the rate with the least is {found.largest:.1e}")
+    _say(f"suggested learning rate: {found.suggested:.1e}")
     _say(f"figure   {output / 'range.png'}")
 
 

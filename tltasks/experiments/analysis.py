@@ -17,6 +17,7 @@ from tltasks.errors import DataError
 from tltasks.experiments.experiment import Experiment
 from tltasks.experiments.statistics import (
     Estimate,
+    added_rows,
     combine,
     estimate,
     examples_to_reach,
@@ -126,12 +127,19 @@ class Findings:
             worse = sum(drop.loss.low > 0 for drop in self.drops)
             text = f"Out of its domain, {worse} of {len(self.drops)} cells are worse beyond chance."
             said.append(("worse" if worse else "better", text))
-        seeds = min(cell.score.seeds for cell in self.cells)
-        if seeds == 1:
-            said.append(("unclear", "Some cells have one seed: intervals are over test rows alone."))
-        elif seeds < 3:
-            said.append(("unclear", f"Some cells have {seeds} seeds: intervals are wide."))
+        if few := few_seeds(min(cell.score.seeds for cell in self.cells)):
+            said.append(("unclear", few))
         return said
+
+
+def few_seeds(n_seeds: int) -> str:
+    """A sentence on seeds that are too few to tell how they vary; nothing where there are enough."""
+    having = "one seed" if n_seeds == 1 else f"{n_seeds} seeds"
+    return (
+        ""
+        if n_seeds > 2
+        else f"With {having}, scores have intervals over test rows alone: three seeds tell how they vary."
+    )
 
 
 @dataclass(frozen=True)
@@ -267,7 +275,12 @@ def _drops(cells: Cells, scores: Scores, sign: float) -> Iterator[Drop]:
         inside = own.get(at[0], {})
         if not cell.in_domain and (seeds := [seed for seed in scores[at] if seed in inside]):
             parts = [_table(inside, seeds), _table(scores[at], seeds)]
-            yield Drop(cell.levels, cell.target, combine(parts, [sign, -sign]))
+            bounded = _bounded(inside, scores[at])
+            whole = bounded and all(added_rows(part, (0.0, 1.0)) for part in parts)
+            loss = combine(
+                parts, [sign, -sign], bounds=(-1.0, 1.0) if bounded else None, more=(0.0, 1.0) if whole else ()
+            )
+            yield Drop(cell.levels, cell.target, loss)
 
 
 def _ranks(experiment: Experiment, cells: Cells, *, higher_is_better: bool) -> tuple[dict[str, float], int]:

@@ -172,14 +172,13 @@ def _scatter(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
         axes.plot(*np.array(chosen).reshape(-1, 2).T, mark, color=colour, markersize=7, label=state)
 
 
-def draw_learning_rates(rates: Sequence[float], losses: Sequence[float], marked: dict[str, float]) -> Figure:
-    """Smoothed training loss by learning rate; `marked` are rates by what they are."""
+def draw_learning_rates(rates: Sequence[float], losses: Sequence[float], suggested: float) -> Figure:
+    """Smoothed training loss by learning rate, and the rate that it suggests."""
     labels = {"x_label": "learning rate", "y_label": "training loss, smoothed"}
     with chart("learning rate range test", (6.4, 4.2), **labels) as (figure, axes):
         axes.plot(rates, losses, color=BLUE, linewidth=1.8)
         _logarithmic(axes)
-        for (name, rate), colour, style in zip(marked.items(), (ORANGE, GREY), ("-", "--"), strict=True):
-            axes.axvline(rate, color=colour, linestyle=style, linewidth=1.3, label=f"{name}: {rate:.1e}")
+        axes.axvline(suggested, color=ORANGE, linewidth=1.3, label=f"suggested: {suggested:.1e}")
         axes.legend(fontsize=11)
     return figure
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from tltasks.config.data import Data
 from tltasks.config.loading import Overrides
 from tltasks.config.recipe import plan_run
 from tltasks.errors import DataError
-from tltasks.experiments.analysis import CellScore, Findings, analyse
+from tltasks.experiments.analysis import CellScore, Findings, analyse, few_seeds
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import Workers, carry_out, run_on_ray
 from tltasks.experiments.experiment import Experiment, Given, load_experiment, read_source
@@ -199,8 +200,12 @@ def plan_experiment(
     return ExperimentPlan(planned, seconds, memory)
 
 
+def _data(item: PlannedTrial) -> Data | None:
+    return item.trial.recipe.data
+
+
 def _shots(item: PlannedTrial) -> float:
-    data = item.trial.recipe.data
+    data = _data(item)
     return float("inf") if data is None or data.shots is None else data.shots
 
 
@@ -218,6 +223,10 @@ def show_plan(console: Console, plan: ExperimentPlan, *, dry_run: bool = False) 
             rows += [[axis, level, f"{n:,}", f"{done[level]:,}"] for level, n in Counter(levels).items()]
         title = "plan (nothing was trained or written)"
         console.print(text_table(title, ["axis", "level"], ["trials", "finished"], rows))
+    if any(data is not None and data.splits.shares for data in map(_data, plan.trials)):
+        console.print("shares are held out with the same seed in all trials, so that all are tested on the same rows")
+    if few := few_seeds(len({item.trial.seed for item in plan.trials})):
+        console.print(few)
     if left and plan.seconds is not None:
         memory = f", with {plan.memory_bytes / 2**30:.1f} GiB of memory" if plan.memory_bytes else ""
         console.print(f"about {show_duration(plan.seconds)} on this machine, one after another{memory}")

@@ -1,11 +1,12 @@
-"""Learning rate range test: a short training while the rate rises a millionfold, and where the loss falls fastest.
+"""Learning rate range test: a short training while the rate rises a millionfold, and the rate that its losses suggest.
 
-Source: Smith, https://arxiv.org/abs/1506.01186, §3.3; smoothing and the choice as in fastai's `lr_find`,
-https://docs.fast.ai/callback.schedule.html.
+Source: Smith, https://arxiv.org/abs/1506.01186, §3.3; what is left out, the smoothing and the choice are those of
+fastai's `lr_find` with its rule `valley`, https://docs.fast.ai/callback.schedule.html.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,21 +31,21 @@ SMOOTHING = 0.9
 """Share of the mean loss before in the mean loss after a step; corrected for its start."""
 DIVERGED = 4.0
 """Times the smallest mean loss, from where on training counts as diverged."""
+START = 0.1
+"""Share of the steps, the first, that is left out: there the loss tells of the first batches, not of the rate."""
 FEWEST = 10
 """Steps before the loss diverges, below which nothing can be read off."""
 
 
 @dataclass(frozen=True)
 class LearningRateRange:
-    """Learning rates that a range test suggests, and what it measured."""
+    """Learning rate that a range test suggests, and what it measured."""
 
     rates: list[float]
     losses: list[float]
     """Smoothed."""
-    steepest: float
-    """Rate at which the loss falls fastest, to train with."""
-    largest: float
-    """A tenth of the rate with the smallest loss: the most that is advisable."""
+    suggested: float
+    """Rate to train with: half-way down the longest fall of the loss."""
 
 
 def find_learning_rate(
@@ -70,7 +71,7 @@ def find_learning_rate(
 
     def on_step(step: StepInfo) -> bool:
         losses.append(step.loss)
-        return _diverged(_smooth(losses)) is not None
+        return _diverged(_smooth(losses[math.ceil(START * steps) :])) is not None
 
     ended = ""
     with locked(output), TemporaryDirectory(dir=output, prefix=".", suffix=".tmp") as training:
@@ -80,11 +81,10 @@ def find_learning_rate(
             if not losses:
                 raise
             ended = str(error)
-    factors = [learning_rate_factor(s, total=steps, warmup=0.0, schedule="exponential") for s in range(len(losses))]
+    factors = [learning_rate_factor(s, total=steps, warmup=0.0, schedule="exponential") for s in range(steps)]
     found = read_range([highest * factor for factor in factors], losses, ended)
     write_json(output / "range.json", found)
-    marked = {"steepest": found.steepest, "minimum / 10": found.largest}
-    write_bytes(output / "range.png", png(draw_learning_rates(found.rates, found.losses, marked)))
+    write_bytes(output / "range.png", png(draw_learning_rates(found.rates, found.losses, found.suggested)))
     return found
 
 
@@ -109,15 +109,35 @@ def _rising(recipe: Recipe, highest: float, steps: int) -> Recipe:
 
 
 def read_range(rates: Sequence[float], losses: Sequence[float], ended: str = "") -> LearningRateRange:
-    """Read the range off the loss at each rate. Raises DataError where it diverges before anything can be read off."""
-    smoothed = _smooth(losses)
+    """Read the range off the losses, which may be fewer than the rates.
+
+    Raises DataError where the loss diverges before anything can be read off, or never falls.
+    """
+    start = math.ceil(START * len(rates))
+    smoothed = _smooth(losses[start:])
     smoothed = smoothed[: _diverged(smoothed)]
     if len(smoothed) < FEWEST:
-        raise DataError(f"range-test: training ended after {len(smoothed)} steps. {ended}".rstrip())
-    best = max(int(np.argmin(smoothed)), 2)
-    slope = np.gradient(smoothed[: best + 1], np.log10(rates[: best + 1]))
-    steepest, largest = rates[int(np.argmin(slope))], rates[best] / 10
-    return LearningRateRange(list(rates[: len(smoothed)]), smoothed.tolist(), steepest, largest)
+        raise DataError(f"range-test: training ended after {len(losses)} steps. {ended or 'Name more with --steps.'}")
+    rates, valley = list(rates[start : start + len(smoothed)]), _valley(smoothed)
+    if valley is None:
+        raise DataError(
+            f"range-test: the loss falls at no rate from {rates[0]:.1e} to {rates[-1]:.1e}; name another --highest, or "
+            "check the data: there may be nothing to learn."
+        )
+    return LearningRateRange(rates, smoothed.tolist(), rates[valley])
+
+
+def _valley(losses: Floats) -> int | None:
+    """The place half-way down the longest fall; None where there is none to speak of.
+
+    The longest fall has the most losses each smaller than the one before it, others between them left out. Source:
+    fastai 2.7, callback/schedule.py, `valley`.
+    """
+    lengths = np.ones(len(losses), dtype=int)
+    for place in range(1, len(losses)):
+        lengths[place] += lengths[:place][losses[:place] > losses[place]].max(initial=0)
+    end, length = int(lengths.argmax()), int(lengths.max())
+    return None if length < FEWEST / 2 else end - length + 1 + length // 2
 
 
 def _smooth(losses: Sequence[float]) -> Floats:

@@ -16,7 +16,7 @@ part prevails, and a little wide between (Banerjee, Sankhyā 22 (1960) 357–358
 analysed in the same way, row by row and seed by seed, which is what pairs them.
 
 A bootstrap over three seeds would be too narrow: it takes the variance between seeds for two thirds of what it is, and
-does not know how uncertain that is.
+does not know how uncertain that is. Two seeds say nothing of it: Student's t would have every score between 0 and 1.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from tltasks.metrics.intervals import influences
 from tltasks.results.comparison import verdict
 
 Floats = NDArray[np.float64]
+Bounds = tuple[float, float]
 LEVEL = 0.05
 TRANSFER = {"better": "positive", "unclear": "neutral", "worse": "negative"}
+FEWEST_DEGREES = 2.0
+"""Degrees of freedom below which nothing is known of seeds, and intervals are over rows alone: those of two seeds."""
 MOST_LENT = 4.0
 """Degrees of freedom that other comparisons may add to what a comparison's own seeds say of their spread."""
 SMALLEST_POWER = -12
@@ -43,7 +47,7 @@ SMALLEST_POWER = -12
 class Estimate:
     """A mean with its 95 % interval, and the two-sided probability of one so far from zero if there were nothing.
 
-    With one seed, both are over rows alone: how another seed would do is not known then.
+    With one seed or two, both are over rows alone: how another seed would do is not known then.
     """
 
     mean: float
@@ -60,15 +64,12 @@ def linearised(row_scores: Floats) -> Floats:
     """Values [rows] whose mean is the metric, and whose spread is that of the metric; from numerators and denominators.
 
     For a ratio of sums, such as a word error rate, it is the ratio and each row's influence on it; for a mean over
-    rows, such as accuracy, just each row's score. Source: Efron and Tibshirani, An Introduction to the Bootstrap,
-    1993, §22.6 (the infinitesimal jackknife).
+    rows, such as accuracy, just each row's score.
 
     >>> linearised(np.array([[1.0, 1.0], [0.0, 1.0]]))
     array([1., 0.])
     """
-    numerators, denominators = row_scores[:, 0], row_scores[:, 1]
-    ratio = numerators.sum() / denominators.sum()
-    values: Floats = ratio + (numerators - ratio * denominators) / denominators.mean()
+    values: Floats = row_scores[:, 0].sum() / row_scores[:, 1].sum() + influences(row_scores)
     return values
 
 
@@ -80,29 +81,48 @@ class Spread:
     degrees: float
 
 
-def estimate(values: Floats, *, bounds: tuple[float, float] | None = None, spread: Spread | None = None) -> Estimate:
+def estimate(values: Floats, *, bounds: Bounds | None = None, spread: Spread | None = None) -> Estimate:
     """The mean of values [seeds, rows] over all seeds and rows that there could be; `bounds` clip the interval.
 
     `spread` is what is known of the seeds; unset, it is what these values say of it.
     """
-    return combine([values], [1.0], bounds=bounds, spread=spread)
+    more = added_rows(values, bounds) if bounds is not None else ()
+    return combine([values], [1.0], bounds=bounds, spread=spread, more=more)
+
+
+def added_rows(values: Floats, bounds: Bounds) -> Sequence[float]:
+    """Rows that are added at the ends where all are at one, or all alike: such rows hide how they vary.
+
+    Two more of either for scores (Agresti and Coull, The American Statistician 52 (1998) 119–126), one more for
+    differences (Bonett and Price, Journal of Educational and Behavioral Statistics 37 (2012) 479–488).
+    """
+    whole = np.isin(np.round(values, 9), [0.0, *bounds]).all() or np.ptp(values) < 1e-12
+    return () if not whole else bounds if bounds[0] < 0 else 2 * bounds
 
 
 def combine(
     parts: Sequence[Floats],
     weights: Sequence[float],
     *,
-    bounds: tuple[float, float] | None = None,
+    bounds: Bounds | None = None,
     spread: Spread | None = None,
+    more: Sequence[float] = (),
 ) -> Estimate:
-    """A weighted sum of means over several test sets, each [seeds, rows], that the same seeds were tested on."""
+    """A weighted sum of means over several test sets, each [seeds, rows], that the same seeds were tested on.
+
+    `more` are rows to be added to each where their spread is computed.
+    """
     by_seed = np.sum([weight * values.mean(1) for weight, values in zip(weights, parts, strict=True)], axis=0)
     n_seeds, mean = len(by_seed), float(by_seed.mean())
     if spread is None and n_seeds > 1:
         spread = Spread(float(by_seed.var(ddof=1)), n_seeds - 1)
+    if spread is not None and spread.degrees < FEWEST_DEGREES:
+        spread, parts = None, [values.mean(0, keepdims=True) for values in parts]
+    padded = [np.hstack([values, np.tile(more, (len(values), 1))]) for values in parts]
+    centre = float(sum(weight * values.mean() for weight, values in zip(weights, padded, strict=True)))
     variances = [spread.variance / n_seeds] if spread is not None else []
     degrees = [spread.degrees] if spread is not None else []
-    for weight, values in zip(weights, parts, strict=True):
+    for weight, values in zip(weights, padded, strict=True):
         if values.shape[1] > 1:
             variances.append(weight**2 * _row_variance(values))
             degrees.append(values.shape[1] - 1)
@@ -112,13 +132,13 @@ def combine(
         quantiles = stats.t.isf(level / 2, degrees)
         return float(np.sqrt(np.square(quantiles) @ np.array(variances)))
 
-    low, high, p = mean, mean, float(mean == 0)
+    low, high, p = centre, centre, float(mean == 0)
     if total > 0:
-        low, high, p = mean - half_width(LEVEL), mean + half_width(LEVEL), 1.0
-        if mean:
+        low, high, p = centre - half_width(LEVEL), centre + half_width(LEVEL), 1.0
+        if centre:
             p = 10.0**SMALLEST_POWER
-            if half_width(p) > abs(mean):
-                p = _power_of_ten(lambda p: half_width(p) - abs(mean), SMALLEST_POWER, 0)
+            if half_width(p) > abs(centre):
+                p = _power_of_ten(lambda p: half_width(p) - abs(centre), SMALLEST_POWER, 0)
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
     share = variances[0] / total if total > 0 and spread is not None else 0.0

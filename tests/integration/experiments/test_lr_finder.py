@@ -14,10 +14,10 @@ def test_a_recipe_is_tested(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFi
     path = write_recipe(tiny / "range.yaml", Path("vit"), Path("data"), stage=stage)
     output = tmp_path / "out"
     assert main(["range-test", str(path), "--steps", "40", "--output", str(output)]) == 0
-    assert "the loss falls fastest at" in capsys.readouterr().err
+    assert "suggested learning rate: " in capsys.readouterr().err
     found = json.loads((output / "range.json").read_text())
-    assert 1e-6 <= found["steepest"] <= 1.0
-    assert found["rates"][0] == pytest.approx(1e-6)
+    assert 3e-6 < found["suggested"] < 1.0, "not its own start"
+    assert found["rates"][0] == pytest.approx(1e-6 * 10 ** (6 * 4 / 39)), "after a tenth of the steps"
     assert sorted(p.name for p in output.iterdir()) == ["range.json", "range.png"]
     assert main(["range-test", str(path), "--steps", "20", "--output", str(output)]) == 0, "it may be done again"
     (tmp_path / "other").mkdir()

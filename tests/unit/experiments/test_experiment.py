@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny.experiments import EXPERIMENT, N_TRIALS, write_experiment
+from tltasks.config.recipe import recipe_sha256
 from tltasks.errors import RecipeError
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.experiment import load_experiment
@@ -117,3 +118,35 @@ def test_a_thousand_trials_are_planned_in_seconds(place: Path, tmp_path: Path) -
     planned = plan_trials(found, tmp_path)
     assert len(to_do(planned)) == 1000
     assert time.perf_counter() - started < 10
+
+
+SHARES = """\
+recipe:
+  task: image-classification
+  model: {name: vit}
+  data: {name: parquet, files: {train: dark/train.parquet}, splits: {test: 0.2}}
+  stages:
+    - {stage: probe}
+    - stage: probe
+      name: other
+      data: {name: parquet, files: {train: red/train.parquet}, splits: {test: 0.5, validation: 0.1}}
+axes: {method: {one: , own: {data.splits.seed: 9}, named: {data.splits: {test: test}}}}
+seeds: [4, 1, 2]
+output: out
+"""
+
+
+def test_every_seed_is_tested_on_the_same_rows(place: Path) -> None:
+    """Shares are drawn with the first seed, unless a level says otherwise; further seeds move no earlier trial."""
+    (place / "e.yaml").write_text(SHARES)
+    trials = load_experiment(place / "e.yaml")[1]
+    assert len(trials) == 9
+    for trial in trials:
+        assert trial.recipe.data is not None
+        wanted = {"one": 4, "own": 9, "named": None}[trial.levels["method"]]
+        assert trial.recipe.data.splits.seed == wanted
+        assert trial.recipe.stages[1].data.splits.seed == 4  # type: ignore[union-attr]
+        assert trial.recipe.seed == trial.seed
+    alone = load_experiment(place / "e.yaml", ["seeds=[4]"])[1]
+    known = {recipe_sha256(trial.recipe) for trial in trials}
+    assert {recipe_sha256(trial.recipe) for trial in alone} <= known

@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from tltasks.experiments.analysis import few_seeds
 from tltasks.experiments.statistics import combine, estimate, holm, linearised, moderated, transfer_verdict
 
 TRIALS = 1000
@@ -47,6 +48,48 @@ def test_intervals_hold_the_truth_as_often_as_promised(seeds: int, spread: float
     assert 0.005 <= alarms / TRIALS <= 0.05
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+@pytest.mark.parametrize("shift", [2.6, 3.6])
+def test_scores_near_the_end_and_their_differences_hold_the_truth(shift: float, seeds: int) -> None:
+    """Accuracies of 0.97 and 0.99; seeds vary where there are enough of them to tell."""
+    kind, n_rows = {"spread": 0.2 if seeds > 2 else 0.0, "own": 0.3}, 60
+    rng, truth = np.random.default_rng(8), accuracy(shift, **kind)
+    gain, held, paired = truth - accuracy(shift - 0.6, **kind), 0, 0
+    for _ in range(TRIALS // 4):
+        rows = rng.normal(0, 1, n_rows)
+        ours, theirs = (correct(rng, rows, one, seeds=seeds, **kind) for one in (shift, shift - 0.6))
+        found, difference = estimate(ours, bounds=(0.0, 1.0)), estimate(ours - theirs, bounds=(-1.0, 1.0))
+        held += found.low <= truth <= found.high
+        paired += difference.low <= gain <= difference.high
+        assert found.low < found.high
+    assert held / (TRIALS // 4) >= 0.93 - 0.025
+    assert paired / (TRIALS // 4) >= 0.93 - 0.025
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_rows_that_are_alike_are_no_certainty(seeds: int) -> None:
+    for value in (0.0, 1.0):
+        found = estimate(np.full((seeds, 12), value), bounds=(0.0, 1.0))
+        assert (found.mean, found.low <= value <= found.high) == (value, True)
+        assert 0.15 < found.high - found.low < 0.4
+    found = estimate(np.ones((seeds, 12)), bounds=(-1.0, 1.0))
+    assert 0.4 < found.low < found.high == 1.0
+    same = estimate(np.zeros((seeds, 12)), bounds=(-1.0, 1.0))
+    assert same.low == pytest.approx(-same.high)
+    assert (same.high > 0.1, transfer_verdict(same.mean, same.p)) == (True, "neutral")
+
+
+def test_two_seeds_have_the_interval_over_rows() -> None:
+    values = np.random.default_rng(9).random((2, 40)) < 0.6
+    both, pooled = (estimate(v.astype(float)) for v in (values, values.mean(0, keepdims=True)))
+    assert (both.low, both.high, both.p) == (pooled.low, pooled.high, pooled.p)
+    assert (both.seeds, pooled.seeds) == (2, 1)
+    assert both.high - both.low < 0.4, "where Student's t of two seeds has 0 to 1"
+    assert few_seeds(1).startswith("With one seed, ")
+    assert few_seeds(2).startswith("With 2 seeds, ")
+    assert few_seeds(3) == ""
+
+
 def test_a_family_of_equal_arms_raises_an_alarm_in_one_of_twenty_experiments() -> None:
     """Four controls with six arms each, all equally good, some with seeds that differ twentyfold; any negative call is
     a false one."""
@@ -67,9 +110,9 @@ def test_a_family_of_equal_arms_raises_an_alarm_in_one_of_twenty_experiments() -
 def test_many_comparisons_lend_each_other_what_two_seeds_cannot_know() -> None:
     rng = np.random.default_rng(7)
     tables = [rng.normal(0.3, 0.02, (2, 1)) + rng.normal(0, 0.1, (2, 50)) for _ in range(12)]
-    alone = [estimate(table) for table in tables]
+    little = [estimate(t, spread=spread) for t, spread in zip(tables, moderated(tables, contexts=2), strict=True)]
     lent = [estimate(t, spread=spread) for t, spread in zip(tables, moderated(tables, contexts=12), strict=True)]
-    assert sum(p < 0.05 for p in holm([one.p for one in alone])) < 6
+    assert sum(p < 0.05 for p in holm([one.p for one in little])) < 6
     assert all(p < 0.05 for p in holm([one.p for one in lent]))
     spreads = moderated(tables, contexts=1)
     assert [s.variance for s in spreads if s] == pytest.approx([t.mean(1).var(ddof=1) for t in tables]), "none to lend"
