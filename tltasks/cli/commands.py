@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 """Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
 TOP_K = 5
-FULL = "no space is left on the disk. Free some; a run goes on from its last checkpoint with --resume."
+FULL = "no space is left on the disk. Free some; the same command then goes on, `run` and `predict` with --resume."
 _OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE}
 _OF_PEERS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 STANDARD_INPUT = "/dev/stdin"

@@ -50,6 +50,7 @@ def open_writer(path: Path | None, schema: pa.Schema, *, resume: bool) -> Predic
     if path is None:
         return _Lines(sys.stdout.buffer, set(), _json_lines)
     check_output(path, resume=resume)
+    path = path.resolve()  # what a link leads to is written, whatever its name
     release = lock(beside(path, ".lock"), f"--output {path}: another predict is writing to it; wait for its end.")
     try:
         check_output(path, resume=resume)  # by now it may have been begun and ended

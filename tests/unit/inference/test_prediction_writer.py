@@ -178,3 +178,17 @@ def test_the_longest_name_that_a_file_can_have(tmp_path: Path, suffix: str) -> N
     path = tmp_path / ("n" * (255 - len(suffix)) + suffix)
     write(path, OUTPUTS)
     assert len(read(path)) == 3
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_link_stays_one(tmp_path: Path, suffix: str) -> None:
+    path, link = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    write(path, OUTPUTS[:1])
+    link.symlink_to(path)
+    writer = open_writer(link, SCHEMA, resume=True)
+    with pytest.raises(RecipeError, match="another predict is writing to it"):
+        open_writer(path, SCHEMA, resume=True)
+    writer.write(OUTPUTS[1:])
+    writer.close()
+    assert link.is_symlink()
+    assert len(read(path)) == 3
