@@ -36,6 +36,7 @@ SPLITS = {
 """Splits by the names of folders, and of tables, that stand for them."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+OTHER = "of another suffix"
 SHOWN = 5
 
 
@@ -82,12 +83,12 @@ def walk(folder: Path) -> Iterator[tuple[str, str | None]]:
             pending += [(one, above | {(at.st_dev, at.st_ino)}) for one in below]
 
 
-def sift(folder: Path, suffixes: Collection[str], kind: str) -> Iterator[tuple[str, str | None]]:
-    """`walk`, with the reason for files whose suffix is not of the kind."""
+def sift(folder: Path, suffixes: Collection[str]) -> Iterator[tuple[str, str | None]]:
+    """`walk`, with the reason for files of another suffix."""
     for name, fault in walk(folder):
         suffix = PurePosixPath(name).suffix.lower()
         if fault is None and suffix not in suffixes:
-            fault = "an archive; unpack it" if suffix in ARCHIVES else f"not {kind} by its suffix"
+            fault = "an archive; unpack it" if suffix in ARCHIVES else OTHER
         yield name, fault
 
 
@@ -127,12 +128,13 @@ class MediaFolder:
     """Reason for every other file."""
     unlabelled: dict[str, str]
     """Why files of a split have no class, where that is so."""
+    notes: list[str]
 
 
 def media_folder(root: Path, kind: str) -> MediaFolder:
     """Look through a folder of images or recordings; raises DataError where its names could be read in two ways."""
     files, metadata, left_out = [], [], {}
-    for name, fault in sift(root, SUFFIXES[kind], {"image": "an image", "audio": "a recording"}[kind]):
+    for name, fault in sift(root, SUFFIXES[kind]):
         if PurePosixPath(name).name in METADATA and fault_of(root / name) is None:
             metadata.append(name)
         elif fault is None and not _is_text(name):
@@ -142,7 +144,7 @@ def media_folder(root: Path, kind: str) -> MediaFolder:
         else:
             left_out[name] = fault
     if not files:
-        raise DataError(f"holds no file that is taken for {kind}{_instead(left_out)}")
+        raise DataError(f"holds no {kind} file{instead(left_out)}")
     splits = split_folders([*files, *metadata])
     found: dict[str, list[tuple[str, str | None]]] = {}
     unlabelled: dict[str, str] = {}
@@ -156,7 +158,9 @@ def media_folder(root: Path, kind: str) -> MediaFolder:
         if len(parts) != 2:
             unlabelled.setdefault(split, _why_no_class(name, parts))
         found.setdefault(split, []).append((name, parts[0] if len(parts) == 2 else None))
-    return MediaFolder(root, kind, found, metadata, left_out, unlabelled)
+    inside = {part for name in files for part in name.split("/")[1:-1] if part.casefold() in SPLITS}
+    notes = [f"folders further down are called {some(sorted(inside))}, and no splits: these lie just below {root.name}"]
+    return MediaFolder(root, kind, found, metadata, left_out, unlabelled, notes if inside and not splits else [])
 
 
 def _why_no_class(name: str, parts: list[str]) -> str:
@@ -219,7 +223,8 @@ def split_of_table(name: str) -> str | None:
     return SPLITS.get((match[1] if match else stem).casefold())
 
 
-def _instead(left_out: dict[str, str]) -> str:
+def instead(left_out: dict[str, str]) -> str:
+    """Words on what a folder holds instead."""
     return "; there is " + "; ".join(told(left_out)) if left_out else "; it is empty"
 
 

@@ -17,9 +17,18 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source, format_of
-from tltasks.data.folders import SUFFIXES, sift, split_of_table
+from tltasks.data.folders import SUFFIXES, fault_of, sift, split_of_table, told
 from tltasks.data.held_out import draw_shots, hold_out
-from tltasks.data.local import Opened, Tables, conversion, open_files, open_media, open_media_files, tables_of_folder
+from tltasks.data.local import (
+    Opened,
+    Tables,
+    conversion,
+    declared_files,
+    open_files,
+    open_media,
+    open_media_files,
+    tables_of_folder,
+)
 from tltasks.data.splits import ROW_NAME, Columns, Split
 from tltasks.data.tables import as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby
@@ -136,7 +145,7 @@ def _open(data: Source, columns: dict[str, str], *, place: str) -> Opened:
     try:
         found = _open_local(data, columns) if _is_local(data) else Opened(_load_hub(data))
         return dataclasses.replace(found, tables={name: _undecoded(rows) for name, rows in found.tables.items()})
-    except (DataError, OSError, ConnectionError, ValueError, HfHubHTTPError, DatasetsError) as error:
+    except (DataError, FileNotFoundError, ConnectionError, ValueError, HfHubHTTPError, DatasetsError) as error:
         raise DataError(f"{place}: {describe(data)}: {_why_not(data, error, place)}") from error
 
 
@@ -145,18 +154,23 @@ def _is_local(data: Source) -> bool:
     name = str(data.name)
     if any("://" in file for file in _file_names(data)):
         return False
-    return name in BUILDERS or name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or format_of(name) is not None
+    return name in BUILDERS or is_path or Path(name).exists()
 
 
 def _open_local(data: Source, columns: dict[str, str]) -> Opened:
     """Splits of a folder or of files, by the builder that the source names, or else by what is there."""
     name = str(data.name)
     kind = {"imagefolder": "image", "audiofolder": "audio"}.get(name, name) if name in BUILDERS else None
-    root = Path(data.dir or name)
+    root = Path(data.dir or name, *([data.config] if data.config and kind is None else []))
     media = next((key for key in columns if key in SUFFIXES), None) if kind is None else kind
-    if data.files or root.is_file():
-        groups = _named_files(data.files or str(root))
-        return open_media_files(groups, kind) if kind in SUFFIXES else open_files(groups, columns, kind=kind)
+    files = data.files or (str(root) if root.is_file() else declared_files(root))
+    if files:
+        groups, notes = _named_files(files)
+        opened = open_media_files(groups, kind) if kind in SUFFIXES else open_files(groups, columns, kind=kind)
+        return dataclasses.replace(opened, notes=[*notes, *opened.notes])
+    if root.exists() and (fault := fault_of(root)):
+        raise DataError(f"{root.name} is {fault}")
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder or file {root.name}{nearby(root)}")
     if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
@@ -172,31 +186,39 @@ def _holds_media(folder: Path, kind: str) -> bool:
     """True for a folder of images or sound, rather than one of tables that name them."""
     if any(split_of_table(entry.name) and format_of(entry.name) for entry in folder.iterdir()):
         return False
-    return any(fault is None for _, fault in sift(folder, SUFFIXES[kind], kind))
+    return any(fault is None for _, fault in sift(folder, SUFFIXES[kind]))
 
 
-def _named_files(files: Files) -> dict[str, list[Path]]:
-    """Files by split, of names and patterns; raises FileNotFoundError for one that fits none."""
+def _named_files(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
+    """Files by split, of names and patterns, and notes; raises FileNotFoundError for one that fits none."""
     groups = files if isinstance(files, dict) else {"train": files or []}
     found: dict[str, list[Path]] = {}
+    left_out: dict[str, str] = {}
     for split, names in groups.items():
         for name in [names] if isinstance(names, str) else names:
             fitting = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))  # noqa: PTH110, PTH207
-            taken = [Path(file) for file in fitting if not os.path.isdir(file)]  # noqa: PTH112
-            if not taken:
+            # once each, whichever way through links a pattern finds it
+            once = {os.path.realpath(file): Path(file) for file in reversed(fitting) if not os.path.isdir(file)}  # noqa: PTH112
+            if not once:
                 raise FileNotFoundError(f"there is no file {Path(name).name}{nearby(Path(name))}")
-            found.setdefault(split, []).extend(taken)
-    return found
+            faults = {file: fault_of(file) for file in once.values()}
+            left_out |= {file.name: fault for file, fault in faults.items() if fault}
+            found.setdefault(split, []).extend(sorted((file for file, fault in faults.items() if not fault), key=str))
+        if not found[split]:
+            raise DataError(f"no file can be read; {'; '.join(told(left_out))}")
+    return found, [f"left out, {line}" for line in told(left_out)]
 
 
 def _why_not(data: Source, error: Exception, place: str) -> str:
     """Why a source could not be loaded, and what to do."""
+    # `place` begins with the recipe's file, where that is known.
+    beside = Path(place.split(":")[0]).parent.absolute() / str(data.name)
+    here = "" if _is_local(data) else f"; and there is no folder of this name{nearby(beside)}"
     match error:
         case DataError():
             return str(error)
         case OfflineModeIsEnabled():
-            there = nearby(_beside_recipe(data, place))
-            return f"not in the local cache, and offline mode is on (HF_HUB_OFFLINE); no folder of this name{there}."
+            return f"not in the local cache, and offline mode is on (HF_HUB_OFFLINE){here}."
         case HfHubHTTPError():
             return f"the Hub refused: {first_line(error)}. For gated data run `hf auth login`."
         # all that datasets leaves of the Hub's answer (datasets 5.2, load.py)
@@ -207,19 +229,13 @@ def _why_not(data: Source, error: Exception, place: str) -> str:
                 "token that may read this repository. 3. Run the same command again."
             )
         case FileNotFoundError() | HFValidationError():
-            here = "" if _is_local(data) else f"; no folder of this name{nearby(_beside_recipe(data, place))}"
             return (
                 f"not found ({first_line(error)}){here}. Name a Hub id, an existing folder (./folder), or a builder "
                 "(imagefolder, csv, json, parquet) with `dir` or `files`; private data needs `hf auth login`."
             )
         case ConnectionError():
-            return f"the Hub could not be reached ({first_line(error)})."
+            return f"the Hub could not be reached ({first_line(error)}){here}."
     return f"could not be read: {first_line(error.__cause__ or error)}"
-
-
-def _beside_recipe(data: Source, place: str) -> Path:
-    """The path that a name would have as a local folder: `place` begins with the recipe's file where that is known."""
-    return Path(place.split(":")[0]).parent.absolute() / str(data.name)
 
 
 def _slice(tables: Tables, spec: str, *, place: str, source: str) -> datasets.Dataset:

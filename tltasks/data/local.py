@@ -15,14 +15,17 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+from huggingface_hub import DatasetCard
 from pyarrow.dataset import ParquetFragmentScanOptions
+from yaml import YAMLError
 
 from tltasks.config.data import PACKED, TABLE_FORMATS, format_of
 from tltasks.data.folders import (
+    OTHER,
     SPLITS,
     SUFFIXES,
     MediaFolder,
-    fault_of,
+    instead,
     media_folder,
     sift,
     some,
@@ -165,19 +168,15 @@ def store(rows: Iterable[Row], features: datasets.Features, key: str) -> dataset
 
 def tables_of_folder(folder: Path, kind: str | None) -> tuple[dict[str, list[Path]], list[str]]:
     """Tables of a folder by their splits, which folders just below it or else their names stand for; and notes."""
-    suffixes = {
-        suffix for suffix, found in TABLE_FORMATS.items() if found == kind or (kind is None and found != "text")
-    }
     found, left_out = [], {}
-    for name, fault in sift(folder, suffixes.union(PACKED), kind or "a table"):
+    for name, fault in sift(folder, {*TABLE_FORMATS, *PACKED}):
         known = format_of(name)
         if fault is None and known is not None and (known == kind or (kind is None and known != "text")):
             found.append(name)
         else:
-            left_out[name] = fault or f"not {kind or 'a table'} by its suffix"
+            left_out[name] = fault or OTHER
     if not found:
-        instead = "; there is " + "; ".join(told(left_out)) if left_out else "; it is empty"
-        raise DataError(f"holds no {kind or ''} table{instead}".replace("  ", " "))
+        raise DataError(f"holds no table{f' in {kind}' if kind else ''}{instead(left_out)}")
     splits = split_folders(found)
     named = {name: split_of_table(posixpath.basename(name)) for name in found}
     groups: dict[str, list[Path]] = {}
@@ -192,7 +191,29 @@ def tables_of_folder(folder: Path, kind: str | None) -> tuple[dict[str, list[Pat
         groups.setdefault(split, []).append(folder / name)
     if not splits and any(named.values()) and len({posixpath.dirname(name) for name in found}) > 1:
         raise DataError(f"has tables in several folders ({some(found)}); name one of these as `dir`, or the files")
-    return {split: groups[split] for split in in_order(groups)}, told(left_out)
+    return {split: groups[split] for split in in_order(groups)}, told(
+        {name: reason for name, reason in left_out.items() if reason != OTHER}
+    )
+
+
+def declared_files(folder: Path) -> dict[str, str | list[str]]:
+    """Files by split where the card of a data set, its README.md, declares them for its first or only configuration."""
+    if not (folder / "README.md").is_file():
+        return {}
+    try:
+        configs = DatasetCard.load(folder / "README.md").data.to_dict().get("configs") or [{}]
+        files = configs[0].get("data_files") or []
+    except (ValueError, AttributeError, YAMLError):
+        return {}
+    items = [{"split": "train", "path": files}] if isinstance(files, str) else files
+    groups: dict[str, str | list[str]] = {}
+    for item in items:
+        split, paths = (item["split"], item["path"]) if isinstance(item, dict) else ("train", item)
+        groups[split] = [
+            *groups.get(split, []),
+            *(str(folder / p) for p in ([paths] if isinstance(paths, str) else paths)),
+        ]
+    return groups
 
 
 # --------------------------------------------------------------------------------------- media folders
@@ -219,7 +240,8 @@ def open_media(folder: Path, kind: str, columns: Mapping[str, str] | None = None
             hints[split] = f"{', '.join(listed)} has a metadata file ({some(found.metadata)}), and {split} has none"
         labelled = files if split not in found.unlabelled and len(names) > 1 else [(name, None) for name, _ in files]
         tables[split] = _store_media(kind, [(folder / name, name, label) for name, label in labelled], names)
-    return Opened(tables, [f"left out of {folder.name}, {line}" for line in told(left_out)], hints)
+    notes = [*found.notes, *(f"left out of {folder.name}, {line}" for line in told(left_out))]
+    return Opened(tables, notes, hints)
 
 
 def open_media_files(groups: Mapping[str, Sequence[Path]], kind: str) -> Opened:
@@ -227,9 +249,10 @@ def open_media_files(groups: Mapping[str, Sequence[Path]], kind: str) -> Opened:
     names = sorted({file.parent.name for files in groups.values() for file in files})
     tables, notes = {}, []
     for split, files in groups.items():
-        faults = {f: fault_of(f) or (f"not {kind}" if f.suffix.lower() not in SUFFIXES[kind] else None) for f in files}
-        notes += told({file.name: f"left out of {split}, {fault}" for file, fault in faults.items() if fault})
-        taken = [(f, f"{f.parent.name}/{f.name}", f.parent.name) for f, fault in faults.items() if fault is None]
+        fitting = [file for file in files if file.suffix.lower() in SUFFIXES[kind]]
+        left_out = {file.name: OTHER for file in files if file.suffix.lower() not in SUFFIXES[kind]}
+        notes += [f"left out of {split}, {line}" for line in told(left_out)]
+        taken = [(file, f"{file.parent.name}/{file.name}", file.parent.name) for file in fitting]
         tables[split] = _store_media(kind, taken if len(names) > 1 else [(f, n, None) for f, n, _ in taken], names)
     return Opened(tables, notes)
 

@@ -30,13 +30,13 @@ Row = dict[str, object]
 Rows = Iterator[tuple[str, Row | DataError]]
 """Each with its place in the file, as `:3` for a line or `[2]` for one of a list; wanted cells, or their fault."""
 
-_PACKED: dict[str, Callable[[BinaryIO], object]] = {
-    ".gz": lambda file: gzip.GzipFile(fileobj=file),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".zst": lambda file: pa.input_stream(file, compression="zstd"),
+_OPENERS: dict[str, Callable[[Path], object]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": lambda path: pa.input_stream(str(path), compression="zstd"),
 }
-"""How a compressed file is read, by its suffix."""
+"""How a compressed file is opened, by its suffix."""
 UNREADABLE = (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, csv.Error, DataError)
 """Errors of a table that is none."""
 _DELIMITERS = (",", ";", "\t", "|")
@@ -55,11 +55,9 @@ def read_rows(
     if kind == "parquet":
         yield from _parquet_rows(path, wanted, any_of=any_of)
         return
-    with path.open("rb") as raw:
-        content = cast(BinaryIO, _PACKED[path.suffix.lower()](raw) if path.suffix.lower() in _PACKED else raw)
-        start = content.read(2)
-        content.seek(0)
-        encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    with _binary(path) as content:
+        encoding = "utf-16" if content.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    with _binary(path) as content:
         file = io.TextIOWrapper(content, encoding=encoding, newline="" if kind == "csv" else None)
         if kind == "csv":
             yield from _csv_rows(file, path, wanted, any_of=any_of)
@@ -68,6 +66,11 @@ def read_rows(
         else:
             for i, line in enumerate(file):
                 yield f":{i + 1}", {"text": line.rstrip("\r\n")}
+
+
+def _binary(path: Path) -> BinaryIO:
+    opener: Callable[[Path], object] = _OPENERS.get(path.suffix.lower(), lambda plain: plain.open("rb"))
+    return cast(BinaryIO, opener(path))
 
 
 def _chosen(names: Sequence[str], wanted: Sequence[str] | None, *, any_of: bool) -> list[str]:

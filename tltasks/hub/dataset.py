@@ -129,7 +129,8 @@ def read_folder(folder: Path) -> MediaTables:
         opened = open_media(folder.resolve(), kind)
     except (DataError, OSError) as error:
         raise DataError(f"push-data {folder}: {error}") from error
-    tables = opened.tables
+    tables, notes = opened.tables, [*opened.notes]
+    notes += [f"{split} has no classes: {why}" for split, why in opened.hints.items() if " lies " in why]
     alike = {split: ", ".join(name for name in rows.column_names if name != ROW_NAME) for split, rows in tables.items()}
     if len({repr(rows.features) for rows in tables.values()}) > 1:
         found = "; ".join(f"{split} has {columns}" for split, columns in alike.items())
@@ -150,6 +151,8 @@ def read_folder(folder: Path) -> MediaTables:
                 measures.append(_measure_image(path) if kind == "image" else _measure_recording(path))
             except DataError as error:
                 bad[name] = str(error)
+                if not path.is_file():
+                    continue
             with path.open("rb") as file:
                 places[hashlib.file_digest(file, "sha256").hexdigest()].append((split, name))
         facts[split] = _facts(rows, kind, measures)
@@ -157,7 +160,7 @@ def read_folder(folder: Path) -> MediaTables:
     duplicates = {found[0][1]: [name for _, name in found[1:]] for found in same}
     across = sum(len({split for split, _ in found}) > 1 for found in same)
     plain = {split: rows.remove_columns(ROW_NAME) for split, rows in tables.items()}
-    return MediaTables(kind, plain, facts, bad, duplicates, across, opened.notes)
+    return MediaTables(kind, plain, facts, bad, duplicates, across, notes)
 
 
 def _find_kind(folder: Path) -> Kind:

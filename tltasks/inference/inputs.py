@@ -176,7 +176,7 @@ class Inputs:
             yield Item(STDIN, row, value)
 
     def _walk(self, folder: Path) -> Iterator[Path]:
-        for name, fault in sift(folder, self.kind.suffixes, f"{self.kind.column} file"):
+        for name, fault in sift(folder, self.kind.suffixes):
             if fault is None:
                 yield folder / name
             else:
