@@ -31,7 +31,7 @@ from tltasks.data.local import (
 )
 from tltasks.data.splits import ROW_NAME, Columns, Split
 from tltasks.data.tables import as_text
-from tltasks.errors import DataError, did_you_mean, first_line, nearby
+from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
 
 TEXT_TYPES = ("string", "large_string", "string_view")
 Locate = Callable[[str], str]
@@ -213,7 +213,11 @@ def _why_not(data: Source, error: Exception, place: str) -> str:
     """Why a source could not be loaded, and what to do."""
     # `place` begins with the recipe's file, where that is known.
     beside = Path(place.split(":")[0]).parent.absolute() / str(data.name)
-    here = "" if _is_local(data) else f"; and there is no folder of this name{nearby(beside)}"
+    here = (
+        ""
+        if _is_local(data)
+        else f"; and no folder of this name is here{did_you_mean(beside.name, siblings(beside)).rstrip('?')}"
+    )
     match error:
         case DataError():
             return str(error)

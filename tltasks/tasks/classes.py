@@ -68,7 +68,10 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     # ------------------------------------------------------------------------------------ opening
 
     def data_notes(self, encoded: dict[str, EncodedSplit]) -> dict[str, list[str]]:
-        """Classes of the training split that another lacks; raises DataError for a test or validation set of one."""
+        """Classes of the training split that another lacks, and such as look alike.
+
+        Raises DataError for a test or validation set of a single one.
+        """
         present = {name: set(self.references(split.rows)) for name, split in encoded.items()}
         learnt = present.pop("train", set())
         notes: dict[str, list[str]] = {}
@@ -83,6 +86,12 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
                     f"and train has {len(learnt)}: nothing can be told by them. {advice}"
                 )
             notes[name] = [f"lacks {len(missing)} of the {len(learnt)} classes of train: {_some(missing)}. {advice}"]
+        alike: dict[str, list[str]] = {}
+        for label in self.class_names:
+            alike.setdefault(" ".join(label.casefold().split()), []).append(repr(label))
+        for same in (same for same in alike.values() if len(same) > 1):
+            text = f"the classes {', '.join(same)} differ in case or spaces alone, and are told apart all the same."
+            notes.setdefault(next(iter(encoded)), []).append(text)
         return notes
 
     # -------------------------------------------------------------------------------------- model
