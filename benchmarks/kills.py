@@ -3,7 +3,7 @@
     python benchmarks/kills.py --count 500
 
 Half of the kills come at a random moment of the time that the command takes, half just before one of its changes to
-files. An episode is a command that is killed up to four times and then left to come to its end: weights, answers and
+files. An episode is a command that is killed up to six times and then left to come to its end: weights, answers and
 scores must be those of an undisturbed one to the bit, nothing may be missing, double or left over, and no process may
 hang or end in a traceback. Counts are in results/kills.json; called again, it goes on to `--count`.
 """
@@ -32,8 +32,9 @@ KINDS = (
     *("predict jsonl", "push", "predict csv", "two ranks", "predict parquet", "tune"),
 )
 """In turn, those that take long less often."""
-MOST = 4
-"""Kills of one episode."""
+MOST = 6
+"""Kills of one episode, each on what is left: so they come the earlier, the more there were."""
+SHORTER = 0.8
 PEERS_END = 60.0
 """Seconds in which a process ends whose peer is gone."""
 
@@ -82,12 +83,12 @@ def total(done: dict[str, Any]) -> int:
 
 
 def episode(subjects: Subjects, kind: str, folder: Path, draw: random.Random, kills: list[str], url: str) -> None:
-    """Kill a command up to four times, have it end, and compare its end."""
+    """Kill a command a few times, have it end, and compare its end."""
     output, log = subjects.output(kind, folder), folder / "log"
     cache = folder / "cache" if kind == "run" and draw.random() < 0.5 else subjects.cache
-    for _ in range(draw.randint(1, MOST)):
+    for i in range(draw.randint(1, MOST)):
         at_operation = subjects.operations[kind] > 0 and draw.random() < 0.5
-        moment = draw.random()
+        moment = draw.random() * SHORTER ** (i + 1)
         number = 1 + int(moment * subjects.operations[kind])
         more: dict[str, Any] = {"setup": kill_at(number, folder)} if at_operation else {}
         children = subjects.begin(kind, output, log, url=url, cache=cache, **more)

@@ -75,6 +75,8 @@ def check_settings(precision: str, device: torch.device) -> None:
         )
     if device.type == "cuda" and _value("NVIDIA_TF32_OVERRIDE"):
         raise _conflict("NVIDIA_TF32_OVERRIDE", "unset it, and set precision: bf16 for speed")
+    if torch.is_autocast_enabled(device.type):
+        raise RecipeError("torch.autocast is on around this call; the recipe decides. Leave it, and set `precision`.")
     if torch.get_default_dtype() != torch.float32:
         raise RecipeError(f"torch's default dtype is {torch.get_default_dtype()}; tltasks computes as the recipe says.")
     if torch.get_float32_matmul_precision() != "highest":

@@ -113,3 +113,9 @@ def test_defaults_of_torch_that_would_change_the_numbers() -> None:
             check_settings("fp32", CPU)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_autocast_around_a_run_is_refused() -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RecipeError, match=r"torch\.autocast is on"):
+        check_settings("fp32", CPU)
+    check_settings("fp32", CPU)
