@@ -37,8 +37,7 @@ def _evened(text: str) -> str:
 
     Joiners stay: they change how letters look.
     """
-    parts = regex.split(f"([{_JOINERS}])", unicodedata.normalize("NFC", text))
-    return " ".join("".join(part if part in _JOINERS else without_unseen(part) for part in parts).split())
+    return " ".join(without_unseen(unicodedata.normalize("NFC", text), keep=_JOINERS).split())
 
 
 def _basic(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import regex
 
@@ -29,15 +29,15 @@ _IN_WORD = regex.compile(
 )
 
 
-def without_unseen(text: str) -> str:
-    """Leave out what is not seen, so that a word stays one word, and the same one, with it or without.
+def without_unseen(text: str, keep: Container[str] = "") -> str:
+    """Leave out what is not seen, so that a word stays one word, and the same one, with it or without; `keep` stays.
 
     The space of no width stays a space where it parts words, in scripts that write no other.
 
     >>> without_unseen("Bei\u00adspiel, می\u200cخواهم"), without_unseen("ខ្ញុំ\u200bទៅ")
     ('Beispiel, میخواهم', 'ខ្ញុំ ទៅ')
     """
-    seen: str = _UNSEEN.sub(lambda found: "" if found[1] else " ", text)
+    seen: str = _UNSEEN.sub(lambda found: found[0] if found[0] in keep else "" if found[1] else " ", text)
     return seen
 
 
@@ -47,13 +47,13 @@ def even_apostrophes(text: str) -> str:
     return even
 
 
-def without_inner_marks(text: str) -> str:
-    """Leave out the marks that stand inside words and part none: apostrophes, gershayim, Catalan's dot.
+def without_inner_marks(text: str, keep: Container[str] = "") -> str:
+    """Leave out the marks that stand inside words and part none: apostrophes, gershayim, Catalan's dot; `keep` stays.
 
     >>> without_inner_marks("l’été, צה״ל, col·lecció")
     'lété, צהל, collecció'
     """
-    whole: str = _IN_WORD.sub("", text)
+    whole: str = _IN_WORD.sub(lambda found: found[0] if found[0] in keep else "", text)
     return whole
 
 

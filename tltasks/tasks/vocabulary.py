@@ -32,7 +32,7 @@ def lost_characters(
     With `unknown_only` what a tokenizer leaves out on purpose, as accents, is not counted: enough to read a text.
     """
     lost = [""] * len(texts)
-    if _decoded(tokenizer, [tokenizer(_RARE, add_special_tokens=False)["input_ids"]]) == [_RARE]:
+    if writes_bytes(tokenizer):
         return lost
     unknown = tokenizer.unk_token_id
     doubtful = [i for i, row in enumerate(ids) if not unknown_only or unknown is None or unknown in row]
@@ -41,6 +41,11 @@ def lost_characters(
         if (whole := _plain(texts[i])) != text:
             lost[i] = "".join((Counter(whole) - Counter(text)).elements())
     return lost
+
+
+def writes_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether the tokenizer loses no character, because it falls back to bytes."""
+    return _decoded(tokenizer, [tokenizer(_RARE, add_special_tokens=False)["input_ids"]]) == [_RARE]
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -58,10 +63,17 @@ def n_characters(text: str) -> int:
     return len("".join(text.split()))
 
 
-def lost_share(lost: Iterable[str], total: int, *, most: float, where: str) -> float:
+def lost_share(
+    lost: Iterable[str],
+    total: int,
+    *,
+    most: float,
+    where: str,
+    hint: str = "Name a checkpoint whose vocabulary has them.",
+) -> float:
     """The share of `total` characters that is lost; raises DataError where that is more than `most`.
 
-    `where` begins the message: whose tokenizer does not know them.
+    `where` begins the message, whose tokenizer does not know them, and `hint` ends it.
     """
     counts: Counter[str] = Counter()
     for characters in lost:
@@ -69,10 +81,7 @@ def lost_share(lost: Iterable[str], total: int, *, most: float, where: str) -> f
     share = min(1.0, counts.total() / max(1, total))
     if share > most:
         examples = " ".join(character for character, _ in counts.most_common(10))
-        raise DataError(
-            f"{where} {share:.0%} of the characters ({examples}), and {most:.0%} may be lost. Name a checkpoint whose "
-            "vocabulary has them."
-        )
+        raise DataError(f"{where} {share:.0%} of the characters ({examples}), and {most:.0%} may be lost. {hint}")
     return share
 
 

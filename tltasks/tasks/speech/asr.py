@@ -94,6 +94,8 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     normaliser: str
     spaced: bool
     """The language puts spaces between words; where not, characters are what is counted."""
+    told: str | None = None
+    """A note on characters that cannot be learnt."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -105,13 +107,18 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             config = wrap_for_speech(config, plan.model, plan.stage, plan.kind, display_name=source.display_name)
         recogniser: Recogniser
         if family(config, display_name=source.display_name) == "CTC":
-            recogniser = _open_ctc(plan, splits, texts, source, config)
+            recogniser = _open_ctc(plan, texts, source, config)
         else:
             recogniser = _open_sequence(plan, splits, source, config)
         name = plan.data.normaliser
         if name == "auto":
             name = "english" if _is_english(plan.model, recogniser) else "basic"
-        return cls(plan, source, config, seed, recogniser, name, not writes_without_spaces(texts))
+        told = recogniser.check_texts(texts, splits["train"].where) if "train" in splits else None
+        return cls(plan, source, config, seed, recogniser, name, not writes_without_spaces(texts), told)
+
+    @property
+    def notes(self) -> list[str]:
+        return [self.told] if self.told else []
 
     @property
     def headline(self) -> str:
@@ -427,16 +434,10 @@ def _open_sequence(
     )
 
 
-def _open_ctc(
-    plan: Plan, splits: dict[str, Split], texts: list[str], source: Checkpoint, config: PretrainedConfig
-) -> CtcRecogniser:
+def _open_ctc(plan: Plan, texts: list[str], source: Checkpoint, config: PretrainedConfig) -> CtcRecogniser:
     if given := given_keys(plan.model, "speech_task", "audio_window", "beams"):
         raise RecipeError(f"{given}: {source.display_name} is a CTC checkpoint, which has no such choice.")
-    builds, train = plan.kind.head == "new", splits.get("train")
-    recogniser = CtcRecogniser.open(source, config, texts=texts if builds else None)
-    if not builds and train is not None:
-        recogniser.check_texts(texts, train.where)
-    return recogniser
+    return CtcRecogniser.open(source, config, texts=texts if plan.kind.head == "new" else None)
 
 
 def _texts(splits: dict[str, Split]) -> list[str]:

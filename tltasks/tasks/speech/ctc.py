@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,12 +37,11 @@ from tltasks.tasks.speech.recognition import (
     open_feature_extractor,
     output_frames,
 )
+from tltasks.tasks.speech.spelling import DELIMITER, Spelling, letters_of
 
 LONGEST_PIECE_SECONDS = 30.0
 """Attention over longer audio costs too much, and the checkpoints have not seen it."""
-LARGEST_UNKNOWN_SHARE = 0.2
-"""Share of the training text's letters that a kept vocabulary may lack; with more it is another language's."""
-PAD, UNKNOWN, DELIMITER = "[PAD]", "[UNK]", "|"
+PAD, UNKNOWN = "[PAD]", "[UNK]"
 
 
 @dataclass(frozen=True)
@@ -107,47 +104,17 @@ class CtcRecogniser(Recogniser):
     # ---------------------------------------------------------------------------------------- rows
 
     @cached_property
-    def _letters(self) -> frozenset[str]:
-        """Characters that the vocabulary writes, the space among them."""
-        delimiter = self._delimiter
-        written = set(self.tokenizer.get_vocab()) - (set(self.tokenizer.all_special_tokens) - {delimiter})
-        return frozenset((written - {delimiter}) | ({" "} if delimiter in written else set()))
-
-    def spell(self, text: str) -> str:
-        """The text in the case and the characters that the vocabulary has; others are left out."""
-        plain = _spaced(text)
-        if not any(c.islower() for c in self._letters):
-            plain = plain.upper()
-        elif not any(c.isupper() for c in self._letters):
-            plain = plain.lower()
-        kept = "".join(c if c in self._letters else " " if not c.isalnum() else "" for c in plain)
-        gap = " " if " " in self._letters else ""
-        return gap.join(kept.split())
+    def spelling(self) -> Spelling:
+        return Spelling.of(self.tokenizer)
 
     def label_ids(self, text: str) -> list[int]:
-        spelt = self.spell(text)
-        if not spelt:
+        tokens, _ = self.spelling.write(text)
+        if not tokens:
             raise DataError("has a text of which the vocabulary writes nothing")
-        ids = self.tokenizer.convert_tokens_to_ids([self._delimiter if c == " " else c for c in spelt])
-        return [int(i) for i in ids]
+        return [int(i) for i in self.tokenizer.convert_tokens_to_ids(tokens)]
 
-    @property
-    def _delimiter(self) -> str:
-        return str(getattr(self.tokenizer, "word_delimiter_token", None) or " ")
-
-    def check_texts(self, texts: Sequence[str], where: str) -> None:
-        """Raise DataError when a kept vocabulary is not that of the training text."""
-        letters: Counter[str] = Counter()
-        for text in texts:
-            letters.update(c for c in unicodedata.normalize("NFC", text) if c.isalnum())
-        unknown = Counter({c: n for c, n in letters.items() if not {c, c.upper(), c.lower()} & self._letters})
-        share = unknown.total() / max(1, letters.total())
-        if share > LARGEST_UNKNOWN_SHARE:
-            some = " ".join(c for c, _ in unknown.most_common(12))
-            raise DataError(
-                f"{where}: {share:.0%} of the letters and digits are not in the vocabulary of {self.display_name} "
-                f"({some}). `stage: transfer` builds a vocabulary from the training text and puts a new head on it."
-            )
+    def lost(self, texts: Sequence[str]) -> list[str]:
+        return [self.spelling.write(text)[1] for text in texts]
 
     def misfit(self, seconds: float, labels: Sequence[int]) -> str | None:
         if seconds > self.window_seconds:
@@ -225,9 +192,7 @@ def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
 
     The bar stands for the space, as everywhere with CTC, so a bar in a text is taken for one.
     """
-    found: set[str] = set()
-    for text in texts:
-        found.update(_spaced(text))
+    found = letters_of(texts)
     letters = sorted(found - {" "})
     if not letters:
         raise RecipeError("the training text has no characters to build a vocabulary from.")
@@ -245,8 +210,3 @@ def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
             word_delimiter_token=DELIMITER,
             clean_up_tokenization_spaces=False,
         )
-
-
-def _spaced(text: str) -> str:
-    """A text in composed characters, with single spaces, which no bar can be taken for."""
-    return " ".join(unicodedata.normalize("NFC", text).replace(DELIMITER, " ").split())

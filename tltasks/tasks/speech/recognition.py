@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from tltasks.models.loading import ModelLoader
 from tltasks.tasks.base import Batch, Processor
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_samples
+from tltasks.tasks.vocabulary import MOST_LOST, lost_share, n_characters
 
 FRAMES_PER_SECOND = 100
 """Unit of `costs`: hundredths of a second."""
@@ -39,6 +41,7 @@ INPUTS = ("input_features", "input_values", "attention_mask")
 """Arguments of models that hear."""
 Family = Literal["sequence-to-sequence", "CTC"]
 TOKENIZER_HINT = "`stage: transfer` builds a vocabulary from the training text, for CTC checkpoints."
+LETTERS_SHOWN = 12
 SEQUENCE_FAMILIES = ("moonshine", "speech_to_text", "whisper")
 """Model types that transformers generates from in the same way; others are prompted, or answer with audio."""
 
@@ -102,6 +105,30 @@ class Recogniser(ABC):
     @abstractmethod
     def label_ids(self, text: str) -> list[int]:
         """Targets of a text; raises DataError for one that cannot be written in the vocabulary."""
+
+    @abstractmethod
+    def lost(self, texts: Sequence[str]) -> list[str]:
+        """Characters of each text that its labels leave out."""
+
+    def check_texts(self, texts: Sequence[str], where: str) -> str | None:
+        """Say which characters of the training text the vocabulary lacks; raises DataError for too many."""
+        lost, total = self.lost(texts), sum(map(n_characters, texts))
+        lost_share(
+            lost,
+            total,
+            most=MOST_LOST,
+            where=f"{where}: the vocabulary of {self.display_name} does not have",
+            hint=TOKENIZER_HINT,
+        )
+        found = Counter("".join(lost))
+        some = ", ".join(f"{letter} {n:,} times" for letter, n in found.most_common(LETTERS_SHOWN))
+        more = ", …" if len(found) > LETTERS_SHOWN else ""
+        return (
+            f"the vocabulary of {self.display_name} does not have {found.total():,} of the {total:,} characters of the "
+            f"training text: {some}{more}. They are left out of what is learnt."
+            if found
+            else None
+        )
 
     @abstractmethod
     def misfit(self, seconds: float, labels: Sequence[int]) -> str | None:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -46,6 +47,7 @@ from tltasks.tasks.speech.recognition import (
     drop_no_layers,
     open_feature_extractor,
 )
+from tltasks.tasks.vocabulary import lost_characters, writes_bytes
 
 LONGEST_PIECE_SECONDS = 30.0
 """Window of models without one of their own: attention over more costs too much, and they have not seen more."""
@@ -164,13 +166,29 @@ class SequenceRecogniser(Recogniser):
     # ---------------------------------------------------------------------------------------- rows
 
     def label_ids(self, text: str) -> list[int]:
-        plain = " ".join(text.split())
-        # Whisper's text begins with a space where its script has them: so it was trained, and so it answers.
-        lead = " " if self.is_whisper and not is_unspaced(plain[:1] or " ") else ""
-        ids: list[int] = self.tokenizer(lead + plain, add_special_tokens=False).input_ids
+        [ids] = self._text_ids([text])
         if not ids:
             raise DataError("has a text that the tokenizer leaves nothing of")
+        if signs := sorted(set(self.tokenizer.convert_ids_to_tokens(ids)) & self._signs):
+            raise DataError(f"has a text with {', '.join(signs)}, by which the tokenizer means something else")
         return [*ids, _end_token(self.generation, self.config)]
+
+    def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts; Whisper's begin with a space where its script has them: so it was trained and answers."""
+        plain = [" ".join(text.split()) for text in texts]
+        led = [f" {text}" if self.is_whisper and not is_unspaced(text[:1] or " ") else text for text in plain]
+        ids: list[list[int]] = self.tokenizer(led, add_special_tokens=False).input_ids
+        return ids
+
+    @cached_property
+    def _signs(self) -> set[str]:
+        """Special tokens, but that of unknown characters where these are not written as the end."""
+        tokenizer = self.tokenizer
+        harmless = {tokenizer.unk_token} if tokenizer.unk_token != tokenizer.eos_token else set()
+        return set(tokenizer.all_special_tokens) - harmless
+
+    def lost(self, texts: Sequence[str]) -> list[str]:
+        return [] if writes_bytes(self.tokenizer) else lost_characters(self.tokenizer, texts, self._text_ids(texts))
 
     def misfit(self, seconds: float, labels: Sequence[int]) -> str | None:
         if seconds > self.window_seconds:
