@@ -45,7 +45,8 @@ Files = str | list[str] | dict[str, str | list[str]] | None
 
 class Splits(Section):
     train: str | None = "train"
-    """Split to train on, with slicing as in `train[:95%]`."""
+    """Split to train on, or several as in `train+extra`. Slices such as `train[:1000]` take rows as they lie:
+    where rows are sorted by class they lack classes, and a share held out (`test: 0.2`) does not."""
     validation: str | HeldOut | None = None
     """Split that chooses the best weights; or a share held out of `train` (stratified by label, drawn with `seed`)."""
     test: str | HeldOut | None = "test"

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source, format_of
+from tltasks.data.class_names import join_rows
 from tltasks.data.folders import SUFFIXES, fault_of, sift, split_of_table, told
 from tltasks.data.held_out import draw_shots, hold_out
 from tltasks.data.local import (
@@ -250,11 +251,16 @@ def _slice(tables: Tables, spec: str, *, place: str, source: str) -> datasets.Da
         raise DataError(
             f"{place}: {source} has no split `{spec}`{did_you_mean(spec.split('[')[0], tables) or '.'} "
             f"It has: {', '.join(f'{k} ({len(v):,} rows)' for k, v in tables.items())}. "
-            "Slices are written as `train[:95%]` or `train[100:200]`."
+            "A share of train is held out, of each class in proportion, by a number: `test: 0.2`."
         ) from error
     # An empty range is none at all: datasets (5.2, arrow_dataset.py, _select_contiguous) refuses one behind the end.
     selected = [tables[p.splitname].select(range(p.from_ or 0, p.to or 0) or range(0)) for p in parts]
-    return selected[0] if len(selected) == 1 else datasets.concatenate_datasets(selected)
+    try:
+        return join_rows(
+            {f"{i + 1}. {part.splitname}": rows for i, (part, rows) in enumerate(zip(parts, selected, strict=True))}
+        )
+    except DataError as error:
+        raise DataError(f"{place}: {source}: {error}") from error
 
 
 def _select_columns(

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard
 from pyarrow.dataset import ParquetFragmentScanOptions
 from yaml import YAMLError
 
 from tltasks.config.data import PACKED, TABLE_FORMATS, format_of
+from tltasks.data.cache_keys import file_states
+from tltasks.data.class_names import clashing, join_rows
 from tltasks.data.folders import (
     OTHER,
     SPLITS,
@@ -79,10 +82,10 @@ def _open_split(files: Sequence[Path], columns: Mapping[str, str], kind: str | N
             f"{some(unknown)}: no table by the suffix; tables end in {', '.join(TABLE_FORMATS)}, or these and .gz"
         )
     if kinds == {"parquet"}:
-        # Read ahead, a file is held in memory as a whole (pyarrow 26, ParquetFragmentScanOptions.pre_buffer).
-        options = ParquetFragmentScanOptions(pre_buffer=False)
-        names = [glob.escape(str(file)) for file in files]
-        return datasets.Dataset.from_parquet(names, fragment_scan_options=options)
+        found = {file.name: datasets.Features.from_arrow_schema(pq.read_schema(file)) for file in files}
+        # Of several files datasets (5.2, parquet.py) takes the first one's class names for the numbers of all.
+        apart = clashing(found, list(columns.values()))
+        return join_rows({file.name: _read_parquet([file]) for file in files}) if apart else _read_parquet(files)
     if "parquet" in kinds:
         raise DataError(f"{some([file.name for file in files])}: one split is in parquet and in other formats")
     if kinds == {"text"}:
@@ -106,13 +109,17 @@ def _open_split(files: Sequence[Path], columns: Mapping[str, str], kind: str | N
     types = {name: datasets.Value("string") for name in dict.fromkeys([*columns.values(), ROW_NAME])}
     if label:
         types[label] = datasets.Value("int64" if kind_of_label is int else "string")
-    states = [(str(file), *_state(file)) for file in files]
+    states = [*map(str, files), file_states(files)]
     return store(alike(), datasets.Features(types), repr((states, sorted(columns.items()), kind)))
 
 
-def _state(file: Path) -> tuple[int, ...]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+def _read_parquet(files: Sequence[Path]) -> datasets.Dataset:
+    # Read ahead, a file is held in memory as a whole (pyarrow 26, ParquetFragmentScanOptions.pre_buffer).
+    options = ParquetFragmentScanOptions(pre_buffer=False)
+    # By itself datasets finds a file again by its name and modification time alone (5.2, data_files.py).
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-parquet" / file_states(files)[:32]
+    names = [glob.escape(str(file)) for file in files]
+    return datasets.Dataset.from_parquet(names, cache_dir=str(cache), fragment_scan_options=options)
 
 
 def _converted(file: Path, columns: Mapping[str, str], kind: str | None) -> Iterator[Row]:

@@ -24,7 +24,7 @@ class Split:
     name: str
     rows: datasets.Dataset
     origin: str
-    """Data set and split as a person names them, e.g. `uoft-cs/cifar10 train[:95%]`."""
+    """Data set and split as a person names them, e.g. `uoft-cs/cifar10 train`."""
     folder: Path | None
     """What relative media paths in the rows are relative to."""
     place: str

@@ -1,0 +1,66 @@
+"""Class names that belong to the numbers of one file, kept apart from those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import datasets
+
+from tltasks.data.splits import Columns
+from tltasks.errors import DataError
+
+
+def join_rows(parts: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+    """Rows of all parts, one after another; where these number their classes differently, by the classes' names.
+
+    Raises DataError, with the parts' own names, for a column of names in one part and of bare numbers in another.
+    """
+    rows = list(parts.values())
+    if len(rows) == 1:
+        return rows[0]
+    for column in clashing({name: part.features for name, part in parts.items()}, rows[0].column_names):
+        rows = [_named(part, column) for part in rows]
+    try:
+        return datasets.concatenate_datasets(rows)
+    except ValueError as error:
+        raise DataError(f"{' and '.join(list(parts)[:4])} have columns of different types: {error}") from error
+
+
+def clashing(features: Mapping[str, datasets.Features], columns: Sequence[str]) -> list[str]:
+    """Columns whose numbers mean other classes in one part than in another; raises DataError as `join_rows` does."""
+    found = []
+    for column in columns:
+        kinds = {name: _kind(own[column]) for name, own in features.items() if column in own}
+        if len(set(kinds.values())) < 2:
+            continue
+        numbered = [name for name, kind in kinds.items() if kind == "numbers"]
+        named = [name for name, kind in kinds.items() if kind == "names" or isinstance(kind, tuple)]
+        if numbered and named:
+            raise DataError(
+                f"`{column}` holds numbers without names in {numbered[0]} and names of classes in {named[0]}; which "
+                "number is which class cannot be told. Write names in both."
+            )
+        if any(isinstance(kind, tuple) for kind in kinds.values()):
+            found.append(column)
+    return found
+
+
+def _kind(feature: object) -> str | tuple[str, ...]:
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names)
+    dtype = str(getattr(feature, "dtype", ""))
+    return "names" if "string" in dtype else "numbers" if dtype.startswith(("int", "uint")) else "other"
+
+
+def _named(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    """The rows with names of classes in place of their numbers; one that is no class has none."""
+    feature = rows.features[column]
+    if not isinstance(feature, datasets.ClassLabel):
+        return rows
+    features = datasets.Features({**rows.features, column: datasets.Value("string")})
+    return rows.map(partial(_to_names, column, feature.names), batched=True, features=features)
+
+
+def _to_names(column: str, names: list[str], batch: Columns) -> Columns:
+    return {column: [None if n is None or not 0 <= n < len(names) else names[n] for n in batch[column]]}
