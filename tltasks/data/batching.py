@@ -14,14 +14,26 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 
 
-def plan_epoch(n_rows: int, *, batch_size: int, seed: int, epoch: int) -> list[Rows]:
+def plan_epoch(n_rows: int, *, batch_size: int, seed: int, epoch: int, least: int = 1) -> list[Rows]:
     """The rows of each step of an epoch, every row once; the last step may be smaller.
+
+    One of fewer rows than `least` takes some of the step before it.
 
     >>> [step.tolist() for step in plan_epoch(5, batch_size=2, seed=0, epoch=0)]
     [[2, 4], [3, 0], [1]]
+    >>> [len(step) for step in plan_epoch(9, batch_size=4, seed=0, epoch=0, least=2)]
+    [4, 3, 2]
     """
     order = np.random.default_rng((seed, epoch)).permutation(n_rows)
-    return [order[i : i + batch_size] for i in range(0, n_rows, batch_size)]
+    return _fill_last([order[i : i + batch_size] for i in range(0, n_rows, batch_size)], least)
+
+
+def _fill_last(groups: list[Rows], least: int) -> list[Rows]:
+    """Groups of which the last one has so many rows, too; it is part of the one before it where both have too few."""
+    if len(groups) < 2 or len(groups[-1]) >= least:
+        return groups
+    both = np.concatenate(groups[-2:])
+    return [*groups[:-2], *([both[:-least], both[-least:]] if len(both) >= 2 * least else [both])]
 
 
 def step_of_rows(n_rows: int, *, batch_size: int, seed: int, epoch: int) -> Rows:
@@ -57,13 +69,14 @@ def micro_batches(
     lengths: Sequence[int] | None = None,
     budget: int | None = None,
     rows_per_loss: int | None = None,
+    least: int = 1,
 ) -> list[Rows]:
     """The forward passes in which one of `world` processes takes its part of a step's rows.
 
     With `lengths`, rows alike in length share a micro-batch, dealt so that all ranks get alike work. `budget` bounds a
     micro-batch's rows × longest length, or its rows where there are no lengths. With `rows_per_loss`, so many rows
-    always share one, the same ones for any number of ranks, whatever the other limits. May be empty when there is less
-    to do than there are processes.
+    always share one, the same ones for any number of ranks, whatever the other limits. None has fewer rows than `least`
+    if the step has so many, unless rows have lengths. May be empty when there is less to do than there are processes.
 
     >>> [b.tolist() for b in micro_batches(np.arange(5), world=2, rank=0, max_rows=2)]
     [[0, 2], [4]]
@@ -74,20 +87,22 @@ def micro_batches(
     """
     if rows_per_loss is not None:
         order = rows if lengths is None else rows[np.argsort(-np.asarray(lengths, np.int64)[rows], kind="stable")]
-        return [order[i : i + rows_per_loss] for i in range(0, len(order), rows_per_loss)][rank::world]
+        groups = [order[i : i + rows_per_loss] for i in range(0, len(order), rows_per_loss)]
+        return _fill_last(groups, least)[rank::world]
     if lengths is None:
-        mine, max_rows = rows[rank::world], min(max_rows, budget or max_rows)
-        return [mine[i : i + max_rows] for i in range(0, len(mine), max_rows)]
+        world = min(world, max(1, len(rows) // least))
+        mine, max_rows = rows[rank::world] if rank < world else rows[:0], max(least, min(max_rows, budget or max_rows))
+        return _fill_last([mine[i : i + max_rows] for i in range(0, len(mine), max_rows)], least)
     sizes = np.asarray(lengths, dtype=np.int64)[rows]
     mine = rows[np.argsort(-sizes, kind="stable")][rank::world]
-    groups: list[list[int]] = []
+    by_length: list[list[int]] = []
     longest = 0
     for row in mine.tolist():
-        full = groups and (
-            len(groups[-1]) >= max_rows or (budget is not None and (len(groups[-1]) + 1) * longest > budget)
+        full = by_length and (
+            len(by_length[-1]) >= max_rows or (budget is not None and (len(by_length[-1]) + 1) * longest > budget)
         )
-        if not groups or full:
-            groups.append([])
+        if not by_length or full:
+            by_length.append([])
             longest = max(int(lengths[row]), 1)
-        groups[-1].append(row)
-    return [np.array(group, dtype=np.int64) for group in groups]
+        by_length[-1].append(row)
+    return [np.array(group, dtype=np.int64) for group in by_length]

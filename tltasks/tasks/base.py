@@ -138,6 +138,8 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     """The input of a row's prediction."""
     output_features: ClassVar[datasets.Features]
     """Columns of an answer."""
+    least_rows: ClassVar[int] = 1
+    """Fewest rows that a loss can be of."""
     head_name: ClassVar[str] = "its head"
     new_head_hint: ClassVar[str] = "use `stage: transfer`, which puts a new head on it."
     """Advice for a checkpoint without weights for `head_name`."""

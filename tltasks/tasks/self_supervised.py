@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tltasks.config.stage import DataT, ModelT, StageT
-from tltasks.data.splits import Columns, Split
+from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.errors import DataError
 from tltasks.metrics.neighbours import feature_spread, left_out_neighbours
 from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import Batch, Outputs, Prediction, References, RowScores, TaskBase
@@ -41,6 +42,16 @@ class SelfSupervisedTask(TaskBase[ModelT, DataT, StageT]):
     """Rows in the plural, such as `images`."""
     shown_rows: ClassVar[int] = 12
     """Rows of the report."""
+
+    def data_notes(self, encoded: dict[str, EncodedSplit]) -> dict[str, list[str]]:
+        """Nothing; raises DataError for a split with fewer rows than a loss is of."""
+        for split in encoded.values():
+            if len(split.rows) < self.least_rows:
+                raise DataError(
+                    f"{split.where}: has {len(split.rows)} {self.rows_name}, and this loss compares {self.least_rows} "
+                    "or more with each other."
+                )
+        return {}
 
     # --------------------------------------------------------------------------------------- rows
 

@@ -21,10 +21,11 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tltasks.config.stage import Stage
 from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epoch
-from tltasks.errors import DataError, Interrupted, TrainingError
+from tltasks.errors import DataError, Interrupted, RecipeError, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
 from tltasks.runtime.devices import on_main_process, pass_budget
 from tltasks.tasks.base import Batch, TaskBase
@@ -101,9 +102,9 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
     progress = training.progress
     while not progress.ended:
         started = time.perf_counter()  # reading a step's rows is part of its time
-        for rows, batches in training.read_steps():
+        for rows, batches, weight in training.read_steps():
             rate = training.set_learning_rate()
-            done = training.step(rows, batches)
+            done = training.step(rows, batches, weight)
             if done is None:  # out of memory: the rest of the epoch is read again in smaller pieces
                 break
             loss, norm = done
@@ -140,6 +141,7 @@ class _Training:
     def __init__(self, accelerator: Accelerator, job: Job, model: nn.Module) -> None:
         self.accelerator, self.job, self.model = accelerator, job, model
         stage = job.stage
+        self.least = least_rows(job, model)
         model.to(accelerator.device)
         freeze_unused(model, _unused_weights(accelerator, job, model))
         self.optimizer = build_optimizer(model, stage, head=job.head)
@@ -157,21 +159,26 @@ class _Training:
 
     # ------------------------------------------------------------------------------------------ a step
 
-    def read_steps(self) -> Iterator[tuple[Rows, list[Batch]]]:
-        """Each remaining step of the epoch: all its rows, and this process's micro-batches of them."""
+    def read_steps(self) -> Iterator[tuple[Rows, list[Batch], float]]:
+        """Each remaining step of the epoch: all its rows, this process's micro-batches of them, and their weight.
+
+        A process without rows repeats some for nothing.
+        """
         job, accelerator = self.job, self.accelerator
         epoch, start = divmod(self.progress.step, job.steps_per_epoch)
-        plan = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=epoch)[start:]
-        divide = _divider(accelerator, job, halvings=self.progress.halvings)
-        pieces = [divide(rows) or [rows[:1]] for rows in plan]
+        drawn = {"seed": job.seed, "epoch": epoch, "least": self.least}
+        plan = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, **drawn)[start:]
+        divide = _divider(accelerator, job, halvings=self.progress.halvings, least=self.least)
+        divided = [divide(rows) for rows in plan]
+        pieces = [own or [rows[: self.least]] for own, rows in zip(divided, plan, strict=True)]
         batches = read_batches(
             partial(job.task.collate_train, job.rows, epoch=epoch),
             [piece for of_step in pieces for piece in of_step],
             workers=job.workers,
             pin_memory=accelerator.device.type == "cuda",
         )
-        for rows, of_step in zip(plan, pieces, strict=True):
-            yield rows, [next(batches) for _ in of_step]
+        for rows, of_step, own in zip(plan, pieces, divided, strict=True):
+            yield rows, [next(batches) for _ in of_step], 1.0 if own else 0.0
 
     def set_learning_rate(self) -> float:
         """Set each group's rate for the step that comes, and return that of the head."""
@@ -183,7 +190,7 @@ class _Training:
             group["lr"] = group["peak_lr"] * factor
         return (stage.learning_rate or 0.0) * factor
 
-    def step(self, rows: Rows, batches: list[Batch]) -> tuple[float, float] | None:
+    def step(self, rows: Rows, batches: list[Batch], weight: float) -> tuple[float, float] | None:
         """Make one optimiser step; its loss and gradient norm, or None when memory did not suffice."""
         job, optimizer = self.job, self.prepared_optimizer
         set_training_mode(self.wrapped, frozen_batch_norm=job.frozen_batch_norm)
@@ -191,11 +198,11 @@ class _Training:
         drawn = np.random.SeedSequence((job.seed, self.progress.step, self.accelerator.process_index))
         torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0]))
         try:
-            loss = float(self.accelerator.reduce(self._backward(rows, batches), "sum"))
+            loss = float(self.accelerator.reduce(self._backward(batches, weight), "sum"))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            self._halve_micro_batches(can_halve=len(batches) < len(rows))
+            self._halve_micro_batches(can_halve=len(batches) * (2 * self.least - 1) < len(rows))
             optimizer.zero_grad(set_to_none=True)
             return None
         if not math.isfinite(loss):
@@ -212,11 +219,9 @@ class _Training:
         optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
-    def _backward(self, rows: Rows, batches: list[Batch]) -> Tensor:
+    def _backward(self, batches: list[Batch], weight: float) -> Tensor:
         """Put the gradient of the step's mean loss into the weights; this process's part of that loss, in fp32."""
         accelerator, job = self.accelerator, self.job
-        # A rank without rows repeats one for nothing.
-        weight = 1.0 if len(rows) > accelerator.process_index * (job.stage.rows_per_loss or 1) else 0.0
         counts = torch.stack([job.task.num_targets(batch) for batch in batches]).to(accelerator.device) * weight
         targets = accelerator.reduce(counts.sum().float(), reduction="sum")
         total = torch.zeros((), device=accelerator.device)
@@ -352,7 +357,30 @@ class _Training:
 # --------------------------------------------------------------------------------------- micro-batches
 
 
-def _divider(accelerator: Accelerator, job: Job, *, halvings: int) -> Callable[[Rows], list[Rows]]:
+def least_rows(job: Job, model: nn.Module) -> int:
+    """Fewest rows of a forward pass in training: two where its loss or batch normalisation compares rows.
+
+    Raises RecipeError where the rows cannot be dealt out so.
+    """
+    batch_statistics = not job.frozen_batch_norm and any(isinstance(m, _BatchNorm) for m in model.modules())
+    # Rows of a length each have many positions, over which statistics are taken, too.
+    least = max(job.task.least_rows, 2 if batch_statistics and job.task.lengths(job.rows) is None else 1)
+    n_rows, stage = len(job.rows), job.stage
+    left = n_rows % stage.batch_size if n_rows > stage.batch_size else 0
+    size = min(n_rows, stage.rows_per_loss or stage.batch_size)
+    if stage.micro_batch != "auto" and stage.rows_per_loss is None:
+        size = min(size, stage.micro_batch)
+    if size >= least and (left == 0 or left >= least or stage.batch_size - (least - left) >= least):
+        return least
+    joint = job.task.least_rows > 1
+    raise RecipeError(
+        f"stage {job.name}: {n_rows:,} rows in steps of {stage.batch_size} (micro_batch: {stage.micro_batch}) leave a "
+        f"forward pass with fewer than {least}, and {'its loss' if joint else 'batch normalisation'} compares rows "
+        f"with each other. Choose a larger batch_size{'' if joint else ' or `batch_norm: frozen`'}."
+    )
+
+
+def _divider(accelerator: Accelerator, job: Job, *, halvings: int, least: int) -> Callable[[Rows], list[Rows]]:
     """A function from a step's rows to the micro-batches of this process, of which there may be none."""
     stage, world = job.stage, accelerator.num_processes
     share = math.ceil(stage.batch_size / world)
@@ -366,6 +394,7 @@ def _divider(accelerator: Accelerator, job: Job, *, halvings: int) -> Callable[[
         lengths=job.task.lengths(job.rows),
         budget=budget if stage.micro_batch == "auto" else None,
         rows_per_loss=stage.rows_per_loss,
+        least=least,
     )
 
 
@@ -386,8 +415,9 @@ def _unused_weights(accelerator: Accelerator, job: Job, model: nn.Module) -> set
 def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
     """Seconds that one step takes, by the second of two forward and backward passes of one micro-batch."""
     model.to(accelerator.device)
-    first = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0)[0]
-    rows = (_divider(accelerator, job, halvings=0)(first) or [first[:1]])[0].tolist()
+    least = least_rows(job, model)
+    first = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0, least=least)[0]
+    rows = (_divider(accelerator, job, halvings=0, least=least)(first) or [first[:least]])[0].tolist()
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
     seconds = 0.0
     for _ in range(2):

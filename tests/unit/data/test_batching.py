@@ -53,3 +53,30 @@ def test_length_budget_bounds_padded_size() -> None:
     assert max(sizes) <= 512
     padded = sum(max(lengths[r] for r in b) * len(b) for b in batches)
     assert padded < 1.2 * sum(lengths)
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size"), [(9, 4), (10, 3), (7, 6), (13, 4), (8, 4), (5, 100)])
+def test_no_step_has_fewer_rows_than_asked_for(n_rows: int, batch_size: int) -> None:
+    plan = plan_epoch(n_rows, batch_size=batch_size, seed=3, epoch=1, least=2)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(n_rows))
+    assert len(plan) == steps_per_epoch(n_rows, batch_size)
+    assert min(map(len, plan)) >= 2
+    as_before = plan_epoch(n_rows, batch_size=batch_size, seed=3, epoch=1)
+    assert np.concatenate(plan).tolist() == np.concatenate(as_before).tolist()
+    if min(map(len, as_before)) >= 2:
+        assert list(map(len, plan)) == list(map(len, as_before))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("n_rows", [2, 3, 5, 13])
+@pytest.mark.parametrize("keys", [{"max_rows": 1}, {"max_rows": 2}, {"max_rows": 4}, {"max_rows": 9, "budget": 3}])
+@pytest.mark.parametrize("rows_per_loss", [None, 4])
+def test_no_forward_pass_has_fewer_rows_than_asked_for(
+    world: int, n_rows: int, keys: dict[str, int], rows_per_loss: int | None
+) -> None:
+    parts = [
+        micro_batches(np.arange(n_rows), world=world, rank=rank, rows_per_loss=rows_per_loss, least=2, **keys)
+        for rank in range(world)
+    ]
+    assert sorted(row for rank in parts for batch in rank for row in batch.tolist()) == list(range(n_rows))
+    assert min(len(batch) for rank in parts for batch in rank) >= 2

@@ -53,6 +53,7 @@ class ContrastiveImage(
 
     tag: ClassVar[str] = "contrastive-image"
     rows_name: ClassVar[str] = "images"
+    least_rows: ClassVar[int] = 2
     head_name: ClassVar[str] = "its projection"
     new_head_hint: ClassVar[str] = "use `stage: transfer`, which puts a new one on its backbone."
 
