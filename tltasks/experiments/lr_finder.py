@@ -23,7 +23,7 @@ from tltasks.experiments.charts import draw_learning_rates
 from tltasks.reports.charts import png
 from tltasks.runs.callbacks import StepInfo
 from tltasks.runs.story import run
-from tltasks.runtime.files import check_place, locked, write_bytes, write_json
+from tltasks.runtime.files import check_place, is_occupied, locked, write_bytes, write_json
 from tltasks.training.optimizer import learning_rate_factor
 
 Floats = NDArray[np.float64]
@@ -64,8 +64,7 @@ def find_learning_rate(
     """
     rising, output = _rising(load_recipe(recipe, overrides), highest, steps), Path(output)
     check_place(output)
-    holds = output.is_dir() and any(entry.name[0] != "." for entry in output.iterdir())
-    if holds and not (output / "range.json").is_file():
+    if is_occupied(output) and not (output / "range.json").is_file():
         raise DataError(f"output {output}: is not empty and holds no range test; name another folder with --output.")
     losses: list[float] = []
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from tltasks.config.recipe import Recipe
 from tltasks.errors import DataError
 from tltasks.results.result import Interval, Number
-from tltasks.runtime.files import check_place, locked
+from tltasks.runtime.files import check_place, is_occupied, locked
 
 SEARCH_JOURNAL = "trials.jsonl"
 """File of Optuna's in the results folder of a search."""
@@ -110,7 +110,7 @@ def results_folder(output: Path, what: Literal["experiment", "search"]) -> Itera
     with locked(output):
         journal, trials = output / SEARCH_JOURNAL, output / "trials"
         begun = journal.exists() == (what == "search") and (trials.is_dir() or what == "search")
-        if not begun and any(path.name[0] != "." for path in output.iterdir()):
+        if not begun and is_occupied(output):
             raise DataError(f"output {output}: is not empty and holds no {what}; name another folder with --output.")
         if what == "search":
             journal.touch()

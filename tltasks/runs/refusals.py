@@ -8,7 +8,7 @@ from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import RunPlan, recipe_sha256
 from tltasks.errors import RecipeError
 from tltasks.runtime.environment import check_launch
-from tltasks.runtime.files import check_place
+from tltasks.runtime.files import check_place, is_occupied
 from tltasks.training.tracking import check_trackers
 
 
@@ -25,8 +25,7 @@ def refuse_occupied(output: Path, sha256: str, *, resume: bool) -> None:
     check_place(output)
     if output.exists() and not output.is_dir():
         raise RecipeError(f"output {output}: is a file; name a folder with --output.")
-    left = (entry.name for entry in output.iterdir()) if output.is_dir() else ()
-    occupied = any(name != ".lock" and not (name[0] == "." and name.endswith(".tmp")) for name in left)
+    occupied = is_occupied(output)
     if occupied and not resume:
         raise RecipeError(
             f"output {output}: is not empty. Go on with that run with --resume, or name another folder with --output."

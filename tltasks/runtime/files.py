@@ -37,6 +37,11 @@ def check_place(path: Path, flag: str = "output") -> None:
         raise RecipeError(f"{flag} {path}: {place} cannot be written to; choose another place.")
 
 
+def is_occupied(folder: Path) -> bool:
+    """True for a folder with something in it besides hidden files, such as those that a killed run leaves."""
+    return folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir())
+
+
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Keep a second run out of the folder while this one writes; a killed run leaves no lock behind."""
