@@ -214,11 +214,8 @@ def _why_not(data: Source, error: Exception, place: str) -> str:
     """Why a source could not be loaded, and what to do."""
     # `place` begins with the recipe's file, where that is known.
     beside = Path(place.split(":")[0]).parent.absolute() / str(data.name)
-    here = (
-        ""
-        if _is_local(data)
-        else f"; and no folder of this name is here{did_you_mean(beside.name, siblings(beside)).rstrip('?')}"
-    )
+    close = "" if _is_local(data) else did_you_mean(beside.name, siblings(beside)).rstrip("?")
+    here = f"; no folder of this name is here{close}" if close else ""
     match error:
         case DataError():
             return str(error)
