@@ -64,13 +64,35 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e
 """What steers a terminal, turns the order of letters or is half a character; line breaks and tabs are neither."""
 
 
+_SECRET = re.compile(
+    r"""(://)[^/\s"'@]+@"""
+    r"""|([?&](?:[\w.-]*[_.-])?(?:token|api_?key|key|secret|password|passwd|pwd|signature|sig|credential|auth)=)[^&#\s"']+"""
+    r"""|(?<![A-Za-z0-9_])(?:(?:hf|ghp|gho)_[A-Za-z0-9]{16,}|github_pat_\w{16,})""",
+    re.IGNORECASE,
+)
+"""Logins within URLs, and tokens."""
+
+
+def has_secret(text: str) -> bool:
+    return _SECRET.search(text) is not None
+
+
+def without_secrets(text: str) -> str:
+    """
+    >>> without_secrets("https://ada:secret@example.org/data.csv?token=secret&part=1")
+    'https://…@example.org/data.csv?token=…&part=1'
+    """
+    return _SECRET.sub(lambda found: f"{found[1]}…@" if found[1] else f"{found[2] or ''}…", text)
+
+
 def printable(text: str, *, lines: bool = True) -> str:
-    """Text for a terminal as it is, but for control characters, which are written out; line breaks too unless `lines`.
+    """Text for a terminal as it is, but for secrets, and for control characters, which are written out; line breaks
+    too unless `lines`.
 
     >>> print(printable("a:cat:b\x1b[31m[red].jpg"))
     a:cat:b\\u001b[31m[red].jpg
     """
-    shown = _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    shown = _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", without_secrets(text))
     return shown if lines else shown.replace("\n", "\\n")
 
 

@@ -101,6 +101,9 @@ Model = Annotated[
     str,
     Parameter(name="OUTPUT_OR_HUB_ID", validator=_check_model, help="results folder, folder with a model, or Hub id"),
 ]
+TrustCode = Annotated[
+    bool, Parameter(name="--trust-remote-code", help="run Python code of others that the recipe asks for")
+]
 TopK = Annotated[int, Parameter(metavar="N", converter=_count, help="classes to name, the likeliest first")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="unset: as the run's recipe says")]
 Repo = Annotated[str | None, Parameter(metavar="USER/NAME", help="instead of the recipe's hub.repo")]
@@ -222,10 +225,11 @@ def run(
     push: Annotated[bool, Parameter(negative="--no-push", help="publish to hub.repo")] = False,
     dry_run: Annotated[bool, Parameter(help="open data and model, estimate time and memory, and stop")] = False,
     check: Annotated[bool, Parameter(help="check the recipe alone, and stop")] = False,
+    trust_remote_code: TrustCode = False,
 ) -> int:
     """Train, evaluate, and write a results folder."""
     from tltasks.config.loading import load_recipe
-    from tltasks.config.recipe import plan_run
+    from tltasks.config.recipe import consented, plan_run
     from tltasks.runs.refusals import refuse_at_once, refuse_occupied
     from tltasks.runtime.startup import without_collection
 
@@ -235,6 +239,7 @@ def run(
     if check:
         _say(f"{recipe}: in order")
         return 0
+    resolved = consented(resolved, trust_remote_code)
     plan = plan_run(resolved, output)
     refuse_at_once(plan, push=push)
     if not dry_run:
@@ -249,7 +254,7 @@ def run(
             story.run(resolved, output=plan.output, resume=resume, push=push)
     except (Interrupted, KeyboardInterrupt) as stop:
         again = ["run", str(recipe), *(word for change in overrides for word in ("--set", change))]
-        again += ["--output", str(plan.output), "--resume"]
+        again += ["--output", str(plan.output), "--resume", *(["--trust-remote-code"] if trust_remote_code else [])]
         said = f"{stop}; its state is saved" if isinstance(stop, Interrupted) else "stopped"
         _say(f"{said}. Go on with: tltasks {shlex.join(again)}")
         return INTERRUPTED
@@ -262,7 +267,7 @@ def check(*recipes: Annotated[Recipe, Parameter(required=True)], overrides: Over
     failed = 0
     for path in recipes:
         try:
-            _read(path, overrides)
+            _read(path, overrides, trust_remote_code=True)  # nothing is run
             print(printable(f"{path}: in order"))  # noqa: T201
         except RecipeError as error:
             failed += 1
@@ -270,24 +275,25 @@ def check(*recipes: Annotated[Recipe, Parameter(required=True)], overrides: Over
     return MISUSED if failed else 0
 
 
-def _read(path: Path, overrides: Sequence[str]) -> None:
+def _read(path: Path, overrides: Sequence[str], *, trust_remote_code: bool) -> None:
     """Read a recipe, an experiment or a search, whichever its keys say that it is; mistakes raise RecipeError.
 
     It takes a millisecond a recipe, and commands do so before what they import takes seconds.
     """
     from tltasks.config.loading import load_recipe, open_document
+    from tltasks.config.recipe import consented
 
     keys = open_document(path).value
     if "axes" in keys:
         from tltasks.experiments.experiment import load_experiment
 
-        load_experiment(path, overrides)
+        load_experiment(path, overrides, trust_remote_code=trust_remote_code)
     elif "space" in keys:
         from tltasks.experiments.search_space import load_search
 
-        load_search(path, overrides)
+        load_search(path, overrides, trust_remote_code=trust_remote_code)
     else:
-        load_recipe(path, overrides)
+        consented(load_recipe(path, overrides), trust_remote_code)
 
 
 @app.command(group=TRAIN)
@@ -299,12 +305,15 @@ def range_test(
     highest: Annotated[float, Parameter(metavar="RATE", help="at the last step; it starts at a millionth")] = 1.0,
     steps: Annotated[int, Parameter(metavar="N", converter=_count, help="of training")] = 100,
     output: Annotated[Path, Parameter(metavar="FOLDER", help="for the figure and the numbers")],
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Train briefly while the learning rate rises, and suggest one."""
-    _read(recipe, overrides)
+    _read(recipe, overrides, trust_remote_code=trust_remote_code)
     from tltasks.experiments.lr_finder import find_learning_rate
 
-    found = find_learning_rate(recipe, overrides, highest=highest, steps=steps, output=output)
+    found = find_learning_rate(
+        recipe, overrides, highest=highest, steps=steps, output=output, trust_remote_code=trust_remote_code
+    )
     _say(f"suggested learning rate: {found.suggested:.1e}")
     _say(f"figure   {output / 'range.png'}")
 
@@ -492,21 +501,28 @@ def compare(
     cores_per_trial: Annotated[
         int | None, Parameter(metavar="N", converter=_count, help="ray: cores of each trial; unset: 1")
     ] = None,
+    trust_remote_code: TrustCode = False,
 ) -> int:
     """Carry out an experiment, and say what transfers."""
     if engine != "ray" and (workers or cores_per_trial):
         raise RecipeError("compare: --workers and --cores-per-trial are for --engine ray.")
-    _read(experiment, overrides)
+    _read(experiment, overrides, trust_remote_code=trust_remote_code)
     from tltasks.experiments import comparison
     from tltasks.experiments.execution import Workers
 
     console = _console()
     if dry_run:
-        comparison.show_plan(console, comparison.plan_experiment(experiment, overrides, output=output), dry_run=True)
+        comparison.show_plan(
+            console,
+            comparison.plan_experiment(experiment, overrides, output=output, trust_remote_code=trust_remote_code),
+            dry_run=True,
+        )
         return 0
     ray = Workers(workers, cores_per_trial or 1) if engine == "ray" else None
     try:
-        result = comparison.compare(experiment, overrides, output=output, workers=ray, console=console)
+        result = comparison.compare(
+            experiment, overrides, output=output, workers=ray, console=console, trust_remote_code=trust_remote_code
+        )
     except (Interrupted, KeyboardInterrupt):
         return _stopped()
     return PARTIAL if result.failed else 0
@@ -524,18 +540,19 @@ def tune(
     overrides: Overrides = (),
     output: Output = None,
     dry_run: Annotated[bool, Parameter(help="show what there is to choose from, and stop")] = False,
+    trust_remote_code: TrustCode = False,
 ) -> int:
     """Search a recipe's keys for the best setting, by validation."""
-    _read(search, overrides)
+    _read(search, overrides, trust_remote_code=trust_remote_code)
     from tltasks.experiments import tuning
     from tltasks.experiments.search_space import load_search
 
     console = _console()
     if dry_run:
-        tuning.show_space(console, *load_search(search, overrides))
+        tuning.show_space(console, *load_search(search, overrides, trust_remote_code=trust_remote_code))
         return 0
     try:
-        result = tuning.tune(search, overrides, output=output, console=console)
+        result = tuning.tune(search, overrides, output=output, console=console, trust_remote_code=trust_remote_code)
     except (Interrupted, KeyboardInterrupt):
         return _stopped()
     return PARTIAL if result.count("failed") else 0
@@ -548,12 +565,13 @@ def rank(
     *,
     overrides: Overrides = (),
     output: Output = None,
+    trust_remote_code: TrustCode = False,
 ) -> None:
     """Rank an experiment's checkpoints for its data, before training."""
-    _read(experiment, overrides)
+    _read(experiment, overrides, trust_remote_code=trust_remote_code)
     from tltasks.experiments import ranking
 
-    ranking.rank(experiment, overrides, output=output, console=_console())
+    ranking.rank(experiment, overrides, output=output, console=_console(), trust_remote_code=trust_remote_code)
 
 
 def _console() -> Console:
@@ -581,6 +599,7 @@ def push(
         Parameter(name="--as", help="an adapter alone, or merged into its base; unset: as it is"),
     ] = None,
     dry_run: Annotated[bool, Parameter(help="show the files and the card, and send nothing")] = False,
+    trust_remote_code: Annotated[bool, Parameter(help="with --as merged: run Python code that its base ships")] = False,
     publication: Publication = DEFAULT_PUBLICATION,
 ) -> None:
     """Publish a results folder to the Hub, also later and elsewhere."""
@@ -613,8 +632,7 @@ def push(
             from tltasks.hub.saved_model import load_saved_model, write_merged
 
             model = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tltasks-")))
-            code = bool(recipe.model and recipe.model.trust_remote_code)
-            write_merged(load_saved_model(str(output), trust_remote_code=code), model)
+            write_merged(load_saved_model(str(output), trust_remote_code=trust_remote_code), model)
         run = plan_run(recipe)
 
         def card(result: RunResult) -> str:

@@ -9,9 +9,9 @@ import httpx2
 import torch
 from huggingface_hub import constants, get_token, whoami
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from rich.console import Console
 from rich.table import Table
 
+from tltasks.reports.console import open_terminal
 from tltasks.runtime import devices
 from tltasks.runtime.precision import choose_precision, fast_formats
 
@@ -37,7 +37,7 @@ def examine() -> int:
     table = Table(show_header=False)
     for name, value in rows:
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    open_terminal(stderr=False).print(table)
     return 0
 
 

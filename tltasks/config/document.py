@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tltasks.config.section import KeyPath
-from tltasks.errors import RecipeError
+from tltasks.errors import RecipeError, without_secrets
 
 DOTTED_KEY = re.compile(r"[\w-]+(\.[\w-]+|\[\d+\])*")
 """`stages.0.epochs`, or `stages[0].epochs`."""
@@ -195,5 +195,5 @@ def describe(value: object) -> str:
 
 def clip(text: str, width: int = 80) -> str:
     """One printable line of at most `width` characters."""
-    text = "".join(c if c.isprintable() else " " for c in text)
+    text = "".join(c if c.isprintable() else " " for c in without_secrets(text))
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -21,6 +21,7 @@ from tltasks.config.document import (
     Origin,
     clip,
     describe,
+    dotted,
     from_python,
     list_mistakes,
 )
@@ -30,7 +31,7 @@ from tltasks.config.section import KeyPath
 from tltasks.config.stage import Stage
 from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import dump, parse, parse_value, read_text
-from tltasks.errors import RecipeError, closest, did_you_mean, siblings
+from tltasks.errors import RecipeError, closest, did_you_mean, has_secret, siblings
 
 Overrides = Mapping[str, object] | Iterable[str]
 """Values by dotted keys (`{"stages.0.epochs": 1}`), or as they are typed at a shell (`["stages.0.epochs=1"]`)."""
@@ -51,19 +52,49 @@ def load_recipe(
     needs the key `stages`, a list of at least one stage
     overrides['seed']  seed: expected a whole number, found the number 1.5
     """
-    recipe, problems = read_recipe(open_document(source, overrides), check_files=check_files)
+    tree = open_document(source, overrides, check_secrets=check_files)
+    recipe, problems = read_recipe(tree, check_files=check_files)
     if recipe is None or problems:
         raise RecipeError(list_mistakes(problems, "the recipe"))
     return recipe
 
 
-def open_document(source: Path | str | Mapping[str, object], overrides: Overrides = ()) -> Document:
-    """Read a file or a mapping, with overrides in it. Raises RecipeError for what cannot be read or followed."""
+def open_document(
+    source: Path | str | Mapping[str, object], overrides: Overrides = (), *, check_secrets: bool = True
+) -> Document:
+    """Read a file or a mapping, with overrides in it. Raises RecipeError for what cannot be read or followed, and for
+    logins and tokens, since all of it is written into results, also comments.
+    """
     if isinstance(source, Mapping):
         tree = from_python(source, Origin("", Path.cwd()))
     else:
-        tree = parse(read_text(Path(source)), Origin(str(source), Path(source).parent))
-    return override(tree, overrides)
+        text = read_text(Path(source))
+        found = [i for i, line in enumerate(text.splitlines(), start=1) if check_secrets and has_secret(line)]
+        if found:
+            raise RecipeError(f"{source}:{found[0]}  {_HELD}")
+        tree = parse(text, Origin(str(source), Path(source).parent))
+    tree = override(tree, overrides)
+    if check_secrets and (keys := _secret_keys(tree.value)) is not None:
+        raise RecipeError(f"{tree.location(keys)}  {dotted(keys)}: {_HELD}".strip())
+    return tree
+
+
+_HELD = (
+    "holds a login or a token, which results and cards would publish. Log in outside of the recipe (`hf auth login`), "
+    "or download the file and name it. Nothing was loaded."
+)
+
+
+def _secret_keys(node: object, keys: KeyPath = ()) -> KeyPath | None:
+    """Where a tree holds a secret, in a key or in a value."""
+    if isinstance(node, str):
+        return keys if has_secret(node) else None
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, item in items:
+        found = keys if has_secret(str(key)) else _secret_keys(item, (*keys, key))
+        if found is not None:
+            return found
+    return None
 
 
 def override(tree: Document, overrides: Overrides) -> Document:

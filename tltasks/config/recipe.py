@@ -17,9 +17,11 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny
 
 from tltasks.config.data import BUILDERS, Data, Files, Source
+from tltasks.config.document import dotted
 from tltasks.config.model import Model
 from tltasks.config.section import Conflict, KeyPath, Name, Named, RepoName, Section
 from tltasks.config.stage import STAGES, Stage, StagePlan
+from tltasks.errors import RecipeError
 
 T = TypeVar("T")
 Kind = Literal["repository", "folder", "file"]
@@ -80,6 +82,8 @@ class Recipe(Section):
     """`file:line:column` of each key that was written."""
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
     """Local paths as they were written, by the absolute ones that they have become."""
+    _trusts_code: bool = PrivateAttr(default=False)
+    """Its user, who may not be its author, lets the code run that it asks for."""
 
     def conflicts(self) -> Iterator[Conflict]:
         for i, stage in enumerate(self.stages):
@@ -207,6 +211,35 @@ def stage_names(recipe: Recipe) -> list[str]:
             name, n = f"{stage.name or stage.stage}-{n}", n + 1
         names.append(name)
     return names
+
+
+# ---------------------------------------------------------------------------------- code of others
+
+
+def remote_code(value: object, keys: KeyPath = ()) -> Iterator[tuple[str, str]]:
+    """Keys of models and metrics whose repositories' code a recipe asks to run, and their names."""
+    if isinstance(value, Named) and getattr(value, "trust_remote_code", False):
+        yield dotted(keys), str(value.name)
+    if isinstance(value, Section):
+        for key in type(value).model_fields:
+            yield from remote_code(getattr(value, key), (*keys, key))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from remote_code(item, (*keys, i))
+
+
+def consented(recipe: Recipe, trust_remote_code: bool) -> Recipe:
+    """The recipe as one that may run. Raises RecipeError where it asks for code of others, and nobody has said yes."""
+    asked = [f"{written_at(recipe, f'{keys}.trust_remote_code')}: {name}" for keys, name in remote_code(recipe)]
+    if asked and not (trust_remote_code or recipe._trusts_code):
+        raise RecipeError(
+            "\n".join(["the recipe asks to run Python code that others have written; nothing was loaded.", *asked])
+            + "\nLook at it there, and name the `revision` that you have seen. Then say so yourself: "
+            "--trust-remote-code (in Python: trust_remote_code=True)."
+        )
+    recipe = recipe.model_copy()
+    recipe._trusts_code = trust_remote_code or recipe._trusts_code
+    return recipe
 
 
 # -------------------------------------------------------------------------------- paths and digest

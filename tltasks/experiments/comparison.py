@@ -97,6 +97,7 @@ def compare(
     output: Path | str | None = None,
     workers: Workers | None = None,
     console: Console | None = None,
+    trust_remote_code: bool = False,
 ) -> ComparisonResult:
     """Carry out an experiment, or go on with it, and say what transfers.
 
@@ -107,7 +108,7 @@ def compare(
     """
     console = console or open_terminal(quiet=True)
     source = read_source(experiment, (), "experiment")
-    design, trials = load_experiment(experiment, overrides)
+    design, trials = load_experiment(experiment, overrides, trust_remote_code=trust_remote_code)
     output = Path(output or design.output).expanduser()
     result: ComparisonResult | None = None
     with results_folder(output, "experiment"):
@@ -178,13 +179,17 @@ class ExperimentPlan:
 
 
 def plan_experiment(
-    experiment: Given, overrides: Overrides = (), *, output: Path | str | None = None
+    experiment: Given,
+    overrides: Overrides = (),
+    *,
+    output: Path | str | None = None,
+    trust_remote_code: bool = False,
 ) -> ExperimentPlan:
     """Look up which trials are finished, and take two steps of the trial of each other kind with the most data.
 
     Nothing is written. Raises a TltasksError for what the user can mend.
     """
-    design, trials = load_experiment(experiment, overrides)
+    design, trials = load_experiment(experiment, overrides, trust_remote_code=trust_remote_code)
     output = Path(output or design.output).expanduser()
     planned = plan_trials(trials, output)
     known = {item.kind for item in planned if item.record is not None}

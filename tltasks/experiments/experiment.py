@@ -19,7 +19,7 @@ from tltasks.config.checks import read_keys
 from tltasks.config.data import Data
 from tltasks.config.document import DOTTED_KEY, Document, Issue, dotted, list_mistakes
 from tltasks.config.loading import Overrides, open_document, read_recipe
-from tltasks.config.recipe import Recipe
+from tltasks.config.recipe import Recipe, consented
 from tltasks.config.section import Conflict, FileName, KeyPath, Name, Section
 from tltasks.config.stage import Stage
 from tltasks.config.yaml_reader import dump, read_text
@@ -131,7 +131,9 @@ def read_source(given: Given, overrides: Overrides, name: str) -> Source:
     return Source(tree, read_text(Path(given)), Path(given).stem, Path(given).parent)
 
 
-def load_experiment(given: Given, overrides: Overrides = ()) -> tuple[Experiment, list[Trial]]:
+def load_experiment(
+    given: Given, overrides: Overrides = (), *, trust_remote_code: bool = False
+) -> tuple[Experiment, list[Trial]]:
     """Read an experiment and the recipes of all its trials, the first seed's first.
 
     Raises RecipeError with every mistake in the experiment, or else in its recipes, each with its place.
@@ -145,7 +147,7 @@ def load_experiment(given: Given, overrides: Overrides = ()) -> tuple[Experiment
         raise RecipeError(list_mistakes(problems, "the experiment's recipes"))
     if not trials:
         raise RecipeError(f"{source.tree.location(('skip',))}  skip: leaves out every trial.")
-    return experiment, trials
+    return experiment, [dataclasses.replace(it, recipe=consented(it.recipe, trust_remote_code)) for it in trials]
 
 
 # --------------------------------------------------------------------------------------------- trials

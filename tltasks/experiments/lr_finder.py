@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tltasks.config.loading import Overrides, load_recipe
-from tltasks.config.recipe import Recipe
+from tltasks.config.recipe import Recipe, consented
 from tltasks.errors import DataError, RecipeError, TrainingError
 from tltasks.experiments.charts import draw_learning_rates
 from tltasks.reports.charts import png
@@ -55,6 +55,7 @@ def find_learning_rate(
     output: Path | str,
     highest: float = 1.0,
     steps: int = 100,
+    trust_remote_code: bool = False,
 ) -> LearningRateRange:
     """Train the recipe's first stage that is trained in steps while the rate rises to `highest`.
 
@@ -62,7 +63,7 @@ def find_learning_rate(
     weights. Raises DataError where the loss diverges before anything can be read off, and a TltasksError for what else
     the user can mend.
     """
-    rising, output = _rising(load_recipe(recipe, overrides), highest, steps), Path(output)
+    rising, output = _rising(consented(load_recipe(recipe, overrides), trust_remote_code), highest, steps), Path(output)
     check_place(output)
     if is_occupied(output) and not (output / "range.json").is_file():
         raise DataError(f"output {output}: is not empty and holds no range test; name another folder with --output.")

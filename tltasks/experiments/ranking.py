@@ -104,6 +104,7 @@ def rank(
     *,
     output: Path | str | None = None,
     console: Console | None = None,
+    trust_remote_code: bool = False,
 ) -> RankingResult:
     """Estimate how well every candidate would transfer to every target, before training.
 
@@ -112,7 +113,7 @@ def rank(
     mistakes.
     """
     console = console or open_terminal(quiet=True)
-    design, trials = load_experiment(experiment, overrides)
+    design, trials = load_experiment(experiment, overrides, trust_remote_code=trust_remote_code)
     name = "rank" if isinstance(experiment, Mapping) else experiment
     if design.candidates is None:
         raise RecipeError(f"{name}: needs the key `candidates`, the axis whose levels are checkpoints to be ranked.")

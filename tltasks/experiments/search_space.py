@@ -17,7 +17,7 @@ from pydantic import Field
 from tltasks.config.checks import read_keys
 from tltasks.config.document import Document, list_mistakes
 from tltasks.config.loading import Overrides, read_recipe
-from tltasks.config.recipe import Recipe
+from tltasks.config.recipe import Recipe, consented
 from tltasks.config.section import Conflict, Name, PositiveFloat, PositiveInt, Section
 from tltasks.errors import RecipeError
 from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, read_source
@@ -96,6 +96,7 @@ class BaseRecipe:
     """The recipe that a search changes."""
 
     tree: Document
+    trust_remote_code: bool = False
 
     def changed(self, settings: Mapping[str, Value], *, tests: bool) -> Recipe:
         """The recipe with keys set; without `tests` it has no test set that could be looked at.
@@ -116,7 +117,7 @@ class BaseRecipe:
         if problems or recipe is None:
             shown = f" with {settings}" if settings else ""
             raise RecipeError(list_mistakes(problems, f"the search's recipe{shown}"))
-        return recipe
+        return consented(recipe, self.trust_remote_code)
 
     def own_settings(self, space: Space) -> Settings:
         """The settings that the recipe has itself, by default too, as far as they are among those to choose from."""
@@ -135,13 +136,15 @@ class BaseRecipe:
         return Trial({"trial": str(number)}, recipe.seed, recipe)
 
 
-def load_search(given: Given, overrides: Overrides = ()) -> tuple[Search, BaseRecipe]:
+def load_search(
+    given: Given, overrides: Overrides = (), *, trust_remote_code: bool = False
+) -> tuple[Search, BaseRecipe]:
     """Read a search. Raises RecipeError with every mistake in it, or else in its recipe, each with its place."""
     source = read_source(given, overrides, "search")
     search, problems = read_keys(Search, source.tree)
     if search is None:
         raise RecipeError(list_mistakes(problems, "the search"))
-    base = BaseRecipe(source.base())
+    base = BaseRecipe(source.base(), trust_remote_code)
     for settings in ({}, *_corners(search.space)):
         base.changed(settings, tests=True)
     try:

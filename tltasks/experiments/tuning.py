@@ -107,6 +107,7 @@ def tune(
     *,
     output: Path | str | None = None,
     console: Console | None = None,
+    trust_remote_code: bool = False,
 ) -> SearchResult:
     """Search, or go on with it, and test the best setting beside the recipe's own.
 
@@ -116,7 +117,7 @@ def tune(
     """
     console = console or open_terminal(quiet=True)
     source = read_source(search, (), "search")
-    keys, base = load_search(search, overrides)
+    keys, base = load_search(search, overrides, trust_remote_code=trust_remote_code)
     output = Path(output or keys.output).expanduser()
     with results_folder(output, "search"):
         study = SearchStudy(keys, base, output)

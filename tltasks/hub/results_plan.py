@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, constants, eval_result_entries_to_yaml
 
 from tltasks.config.recipe import RunPlan, is_on_hub
-from tltasks.errors import HubError, first_line
+from tltasks.errors import HubError, first_line, has_secret
 from tltasks.hub.upload_plan import BESIDE_MODEL, UploadPlan, with_manifest
 from tltasks.results.result import RunResult, load_result
 
@@ -59,6 +59,10 @@ def plan_results(
     for path in sources.values():
         if isinstance(path, Path) and (path.is_symlink() or not path.is_file()):
             raise HubError(f"{path}: is a link or no file, and is not published unseen. Put the file in its place.")
+    if has_secret((output / "recipe.yaml").read_text(encoding="utf-8")):
+        raise HubError(
+            f"{output / 'recipe.yaml'}: holds a login or a token. Take it out, and make a new one on the Hub."
+        )
     if card is not None:
         sources["README.md"] = card(result).encode()
     if evaluation := _evaluation_results(result, run):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from tltasks.config.data import format_of
 from tltasks.data.folders import fault_of, shown_name, sift, told
 from tltasks.data.tables import UNREADABLE, as_text, read_rows, why
-from tltasks.errors import DataError, RecipeError
+from tltasks.errors import DataError, RecipeError, without_secrets
 from tltasks.inference import web
 
 if TYPE_CHECKING:  # arguments are checked before anything heavy is imported
@@ -77,7 +77,7 @@ def check_arguments(arguments: Sequence[str], *, fetches: bool) -> None:
     if arguments.count(STDIN) > 1:
         wrong.append(f"  {STDIN}: standard input can be read once")
     if wrong:
-        raise RecipeError("\n".join(["predict: these inputs cannot be read.", *wrong]))
+        raise RecipeError(without_secrets("\n".join(["predict: these inputs cannot be read.", *wrong])))
 
 
 def _fault(argument: str, *, fetches: bool) -> str | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # mistakes in the arguments are told before anything heavy is
     from tltasks.tasks.base import TaskBase
 
 SHOWN_ERRORS = 10
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of a cell that spreadsheets take for a formula."""
 
 
 @dataclass
@@ -33,6 +35,10 @@ class Counts:
     """Inputs that the output already had."""
     errors: list[str] = field(default_factory=list)
     """The first of them."""
+    notes: list[str] = field(default_factory=list)
+    """Files in folders that were passed over."""
+    formulas: int = 0
+    """Cells of a CSV file that are written as they are, and that a spreadsheet would run."""
 
     def add(self, item: Item, output: Output) -> None:
         error = output.get("error")
@@ -43,14 +49,17 @@ class Counts:
         if len(self.errors) < SHOWN_ERRORS:
             self.errors.append(f"{item.name}{'' if item.row is None else f' row {item.row}'}: {error}")
 
-    notes: list[str] = field(default_factory=list)
-    """Files in folders that were passed over."""
-
     def show(self, where: Path | None) -> None:
         """Say on standard error how it went, where somebody watches or there is a fault."""
         console = open_terminal()
-        if not console.is_terminal and not self.failed and not self.notes:
+        if not console.is_terminal and not self.failed and not self.notes and not self.formulas:
             return
+        if self.formulas:
+            console.print(
+                f"{self.formulas:,} cells begin as a formula does. They are as the model gave them: import the file "
+                "into a spreadsheet with its columns as text, or write .jsonl.",
+                soft_wrap=True,
+            )
         for note in self.notes:
             console.print(printable(note, lines=False), soft_wrap=True)
         for error in self.errors:
@@ -114,6 +123,9 @@ def predict(
                     writer.write([{"input": item.name, "row": item.row, **found} for item, found in chunk])
                     for item, found in chunk:
                         counts.add(item, found)
+                        if output is not None and output.suffix.lower() == ".csv":
+                            cells = [item.name, *found.values()]
+                            counts.formulas += sum(isinstance(c, str) and c.startswith(FORMULAS) for c in cells)
                 bar.update(len(chunk))
         finally:
             with hold():

@@ -13,9 +13,9 @@ from tltasks.results.comparison import compare_headline
 from tltasks.results.result import RunResult, StageMeasurement
 
 
-def open_terminal(*, quiet: bool = False) -> Console:
-    """Standard error, on which names are printed as they are: `[red]` and `:cat:` mean nothing in them."""
-    console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False)
+def open_terminal(*, quiet: bool = False, stderr: bool = True) -> Console:
+    """Standard error or output, on which names are printed as they are: `[red]` and `:cat:` mean nothing in them."""
+    console = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
     as_text = console.render_str
     console.render_str = lambda text, **options: as_text(printable(text), **options)  # type: ignore[method-assign]
     return console

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tltasks.config.loading import write_recipe
-from tltasks.config.recipe import Recipe, RunPlan, plan_run
+from tltasks.config.recipe import Recipe, RunPlan, consented, plan_run
 from tltasks.hub import client
 from tltasks.hub.results_plan import plan_results
 from tltasks.reports import html, model_card
@@ -32,6 +32,7 @@ def run(
     push: bool = False,
     on_step: OnStep | None = None,
     on_evaluation: OnEvaluation | None = None,
+    trust_remote_code: bool = False,
 ) -> RunResult:
     """Carry out a recipe, into its own results folder or `output`; `resume` goes on with the run that is there.
 
@@ -39,11 +40,13 @@ def run(
     returns True, the stage's training ends there, as by early stopping, and the run goes on with the weights that
     `keep` chooses. What one raises ends the run, which `resume` can go on with from the last checkpoint.
 
+    Code of others that the recipe asks for is run with `trust_remote_code` alone.
+
     Raises a TltasksError for whatever the user can mend, in order of cost and before anything is written; and
     Interrupted, with its state saved, when the process is told to stop.
     """
     # ------------------------------------------------------------------------------------- resolve
-    plan = plan_run(recipe, None if output is None else Path(output))
+    plan = plan_run(consented(recipe, trust_remote_code), None if output is None else Path(output))
     refuse_at_once(plan, push=push)
     state = devices.init_distributed()
     on_main_process(state, lambda: _refuse(plan, resume=resume, push=push))
@@ -78,12 +81,14 @@ def run(
     return result
 
 
-def dry_run(recipe: Recipe, *, output: Path | str | None = None, push: bool = False) -> list[StageMeasurement]:
+def dry_run(
+    recipe: Recipe, *, output: Path | str | None = None, push: bool = False, trust_remote_code: bool = False
+) -> list[StageMeasurement]:
     """Open data and checkpoints and measure a step of each stage, as `run` would begin; nothing is written.
 
     Raises a TltasksError for whatever the user can mend.
     """
-    plan = plan_run(recipe, None if output is None else Path(output))
+    plan = plan_run(consented(recipe, trust_remote_code), None if output is None else Path(output))
     refuse_at_once(plan, push=push)
     context = open_context(plan, devices.init_distributed())
     measured = [measure_stage(context, stage) for stage in _prepare(context)]
