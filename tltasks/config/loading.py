@@ -38,7 +38,11 @@ Overrides = Mapping[str, object] | Iterable[str]
 
 
 def load_recipe(
-    source: Path | str | Mapping[str, object], overrides: Overrides = (), *, check_files: bool = True
+    source: Path | str | Mapping[str, object],
+    overrides: Overrides = (),
+    *,
+    check_files: bool = True,
+    check_secrets: bool = True,
 ) -> Recipe:
     """Read and check a recipe from its file or from a mapping, with `overrides` in place of what it says.
 
@@ -52,7 +56,7 @@ def load_recipe(
     needs the key `stages`, a list of at least one stage
     overrides['seed']  seed: expected a whole number, found the number 1.5
     """
-    tree = open_document(source, overrides, check_secrets=check_files)
+    tree = open_document(source, overrides, check_secrets=check_secrets)
     recipe, problems = read_recipe(tree, check_files=check_files)
     if recipe is None or problems:
         raise RecipeError(list_mistakes(problems, "the recipe"))
