@@ -40,6 +40,8 @@ from tltasks.errors import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tltasks.hub.upload_plan import UploadPlan
+
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 """Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
 TOP_K = 5
@@ -640,18 +642,22 @@ def push(
 
         plan = plan_results(output, run, card=card, model=model)
         if dry_run:
-            print(f"would send to {name} ({'private' if private else 'public'}):")  # noqa: T201
-            for file in plan.files:
-                print(printable(f"  {file.size:>12,}  {file.path}", lines=False))  # noqa: T201
-            for why, n in Counter(plan.left.values()).items():  # the push itself names them
-                print(f"  stays here: {n} ({why})")  # noqa: T201
-            (page,) = (file.content for file in plan.files if file.path == "README.md")
-            print(printable(f"\n{page.decode() if isinstance(page, bytes) else ''}"))  # noqa: T201
+            _show_upload(plan, name, private=private)
             return
         if note := plan.note():
             _say(f"push {output}: {note}")
         receipt = client.push(plan, name, private=private, pull_request=publication.pr, force=publication.force)
     _say_published(receipt.url, publication)
+
+
+def _show_upload(plan: UploadPlan, name: str, *, private: bool) -> None:
+    print(f"would send to {name} ({'private' if private else 'public'}):")  # noqa: T201
+    for file in plan.files:
+        print(printable(f"  {file.size:>12,}  {file.path}", lines=False))  # noqa: T201
+    for why, n in Counter(plan.left.values()).items():  # the push itself names them
+        print(f"  stays here: {n} ({why})")  # noqa: T201
+    (page,) = (file.content for file in plan.files if file.path == "README.md")
+    print(printable(f"\n{page.decode() if isinstance(page, bytes) else ''}"))  # noqa: T201
 
 
 @app.command(group=PUBLISH)

@@ -90,7 +90,7 @@ _HELD = (
 
 
 def _secret_keys(node: object, keys: KeyPath = ()) -> KeyPath | None:
-    """Where a tree holds a secret, in a key or in a value."""
+    """The place of a secret in a tree, in a key or in a value."""
     if isinstance(node, str):
         return keys if has_secret(node) else None
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()

@@ -1,4 +1,4 @@
-"""What stands between the demo's page and its visitors: the hosts, routes and requests that it has, and uploads.
+"""Gate between the demo's page and its visitors: the hosts, routes and requests that it has, and their uploads.
 
 All else is refused before Gradio sees it, in words that say nothing of this machine.
 """

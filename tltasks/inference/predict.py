@@ -40,7 +40,10 @@ class Counts:
     formulas: int = 0
     """Cells of a CSV file that are written as they are, and that a spreadsheet would run."""
 
-    def add(self, item: Item, output: Output) -> None:
+    def add(self, item: Item, output: Output, *, in_cells: bool) -> None:
+        if in_cells:
+            cells = (item.name, *output.values())
+            self.formulas += sum(isinstance(cell, str) and cell.startswith(FORMULAS) for cell in cells)
         error = output.get("error")
         if error is None:
             self.predicted += 1
@@ -122,10 +125,7 @@ def predict(
                 with hold():
                     writer.write([{"input": item.name, "row": item.row, **found} for item, found in chunk])
                     for item, found in chunk:
-                        counts.add(item, found)
-                        if output is not None and output.suffix.lower() == ".csv":
-                            cells = [item.name, *found.values()]
-                            counts.formulas += sum(isinstance(c, str) and c.startswith(FORMULAS) for c in cells)
+                        counts.add(item, found, in_cells=output is not None and output.suffix.lower() == ".csv")
                 bar.update(len(chunk))
         finally:
             with hold():
