@@ -22,8 +22,10 @@ SUFFIXES: dict[str, frozenset[str]] = {
         ".nef", ".pbm", ".pgm", ".png", ".ppm", ".psd", ".svg", ".tga", ".tif", ".tiff", ".webp",
     }),
     "audio": frozenset({
-        ".aac", ".aif", ".aifc", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".mp4", ".oga",
-        ".ogg", ".opus", ".rf64", ".sph", ".w64", ".wav", ".weba", ".webm", ".wma",
+        ".3gp", ".8svx", ".aac", ".aif", ".aifc", ".aiff", ".amr", ".au", ".avr", ".caf", ".flac", ".htk", ".ircam",
+        ".m4a", ".mka", ".mp2", ".mp3", ".mp4", ".mpga", ".nist", ".oga", ".ogg", ".opus", ".paf", ".pvf", ".rf64",
+        ".sds", ".sf", ".snd", ".sph", ".spx", ".svx", ".voc", ".w64", ".wav", ".wave", ".weba", ".webm", ".wma",
+        ".wve",
     }),
 }  # fmt: skip
 """Endings of files that are taken for images and for audio, whether or not they can be decoded: those that cannot are

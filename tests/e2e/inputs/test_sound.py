@@ -319,13 +319,13 @@ def test_joined_files_are_read_one_after_another(kind: str) -> None:
     check(written(ONE, kind, "PCM_16") + written(TWO, kind, "PCM_16"))
 
 
-def test_voice_files_in_blocks() -> None:
+def test_voice_files_in_blocks_are_refused() -> None:
     content = written(WHOLE, "VOC", "PCM_16")
     head, about, sound = content[:26], content[30:42], content[42:-1]
-    block = lambda kind, body: bytes([kind]) + len(body).to_bytes(3, "little") + body  # noqa: E731
-    at = 2 * 9 * CHUNK
-    check(head + block(9, about + sound[:at]) + block(2, sound[at:]) + b"\0")
-    check(head + block(9, about + sound[:at]) + block(9, about + sound[at:]) + b"\0")
+    blocks = [bytes([kind]) + len(body).to_bytes(3, "little") + body for kind, body in ((9, about + sound), (2, sound))]
+    check(head + blocks[0] + b"\0")
+    with pytest.raises(DataError, match="in several blocks"):
+        decode_audio(head + b"".join(blocks) + b"\0", HZ)
 
 
 # ------------------------------------------------------------------------------------ channels and values

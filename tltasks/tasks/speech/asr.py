@@ -225,9 +225,9 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def _cut(self, samples: Samples, text: str, times: object) -> list[tuple[Samples, str]]:
         """A recording that is longer than the window in pieces, each with what is said in it."""
         hz, window = self.recogniser.sampling_hz, self.recogniser.window_seconds
+        segments = read_segments(times, seconds=len(samples) / hz)
         if len(samples) <= window * hz:
             return [(samples, text)]
-        segments = read_segments(times, seconds=len(samples) / hz)
         pieces = join_segments(segments, window_seconds=window, joint=" " if self.spaced else "")
         if not pieces:
             raise DataError("has no text in its segments")

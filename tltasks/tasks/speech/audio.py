@@ -11,7 +11,7 @@ import math
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import TypeGuard
@@ -281,7 +281,8 @@ def read_segments(value: object, *, seconds: float) -> list[Segment]:
     if isinstance(value, str):
         value = _decoded(value)
     if isinstance(value, dict):
-        value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+        columns = [column if isinstance(column, list) else [column] for column in value.values()]
+        value = [dict(zip(value, items, strict=False)) for items in zip_longest(*columns)]
     segments: list[Segment] = []
     for i, item in enumerate(value if isinstance(value, Sequence) else []):
         segment = _segment(item, seconds=seconds, place=f"segment {i}")
@@ -303,7 +304,8 @@ def _decoded(text: str) -> object:
 def _segment(item: object, *, seconds: float, place: str) -> Segment:
     if not isinstance(item, dict) or not isinstance(item.get("text"), str):
         raise DataError(f"{place} is not {{start, end, text}}: {str(item)[:80]}")
-    start, end = item.get("timestamp") or (item.get("start"), item.get("end"))
+    times = item.get("timestamp") or (item.get("start"), item.get("end"))
+    start, end = times if isinstance(times, Sequence) and len(times) == 2 else (times, times)
     if end is None and start is not None:  # the pipeline's last one may be open
         end = seconds
     if not (_is_time(start) and _is_time(end)):

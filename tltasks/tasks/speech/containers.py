@@ -153,26 +153,14 @@ def _settle(content: bytes, sound: _Sound, end: int) -> list[Part]:
 
 
 def _voc_parts(content: bytes) -> list[Part]:
-    """Creative's voice files with one block of sound each: libsndfile takes the heads of further ones for samples."""
-    at, ahead, sounds = int.from_bytes(content[20:22], "little"), b"", list[list[bytes]]()
+    """Creative's voice files: libsndfile takes the heads of all blocks but the first for samples."""
+    at, sounds = int.from_bytes(content[20:22], "little"), 0
     while at + 4 <= len(content) and content[at]:
-        end = at + 4 + int.from_bytes(content[at + 1 : at + 4], "little")
-        if end > len(content):
-            raise DataError(
-                f"is cut short: {len(content) - at - 4:,} of the {end - at - 4:,} bytes of a block are there"
-            )
-        if content[at] == 8:  # about the next
-            ahead = content[at:end]
-        elif content[at] in {1, 9}:
-            sounds.append([ahead + content[at : at + 1], content[at + 4 : end]])
-            ahead = b""
-        elif content[at] == 2 and sounds:
-            sounds[-1].append(content[at + 4 : end])
-        at = end
-    parts = [(head, b"".join(bodies)) for head, *bodies in sounds]
-    if any(len(body) >= 1 << 24 for _, body in parts):
-        raise DataError("is a voice file of more than 16 MiB; write it anew as wav")
-    return [Part(content[:26] + head + len(body).to_bytes(3, "little") + body + b"\0") for head, body in parts]
+        sounds += content[at] in {1, 2, 9}
+        at += 4 + int.from_bytes(content[at + 1 : at + 4], "little")
+    if sounds > 1 or at > len(content):
+        raise DataError("is cut short, or has its sound in several blocks, which cannot be read; write it anew as wav")
+    return [Part(content)]
 
 
 # --------------------------------------------------------------------------------------------- ogg and flac

@@ -2,6 +2,7 @@
 
 import doctest
 import io
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,20 @@ def test_bad_audio_is_named(kind: str) -> None:
         decode_audio(value, HZ)
     assert "0x" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    with (tmp_path / "huge.wav").open("wb") as file:
+        file.truncate(2**33)
+    for path, message in (
+        (str(tmp_path / "pipe.wav"), "pipe.wav is no file"),
+        ("/dev/zero", "zero is no file"),
+        (str(tmp_path / "huge.wav"), "holds 8,589,934,592 bytes"),
+        ("clip\0.wav", "cannot be opened"),
+    ):
+        with pytest.raises(DataError, match=message):
+            decode_audio(path, HZ)
 
 
 def test_sixteen_bits_are_kept_exactly(tmp_path: Path) -> None:

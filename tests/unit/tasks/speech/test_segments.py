@@ -23,6 +23,10 @@ def test_segments_are_read_in_every_form(given: Any) -> None:
     assert read_segments(given, seconds=3) == [Segment(0, 1.5, "one"), Segment(1.45, 3, "two")]
 
 
+def test_one_segment_may_stand_alone() -> None:
+    assert read_segments(ONE, seconds=3) == [Segment(0, 1.5, "one")]
+
+
 def test_no_segments() -> None:
     assert read_segments(None, seconds=3) == read_segments([], seconds=3) == []
 
@@ -38,6 +42,10 @@ def test_the_last_one_may_end_a_little_late() -> None:
         ([{"start": 0, "end": 1, "text": None}], "segment 0 is not {start, end, text}"),
         ([{"start": None, "end": 1, "text": "a"}], "segment 0 has no times in seconds: None to 1"),
         ([{"start": 0, "end": float("nan"), "text": "a"}], "segment 0 has no times in seconds: 0 to nan"),
+        ([{"timestamp": [0, 1, 2], "text": "a"}], "segment 0 has no times in seconds: [0, 1, 2] to [0, 1, 2]"),
+        ([{"timestamp": 1.5, "text": "a"}], "segment 0 goes from 1.50 to 1.50 s"),
+        ([{"start": 4, "end": None, "text": "a"}], "segment 0 goes from 4.00 to 3.00 s"),
+        ({"start": [0, 1], "end": [1, 2], "text": ["a"]}, "segment 1 is not {start, end, text}"),
         ([{"start": "0", "end": "1", "text": "a"}], "segment 0 has no times in seconds: 0 to 1"),
         ([ONE, {"start": 2, "end": 1.8, "text": "a"}], "segment 1 goes from 2.00 to 1.80 s"),
         ([{"start": -1, "end": 1, "text": "a"}], "segment 0 goes from -1.00 to 1.00 s"),
