@@ -95,6 +95,8 @@ def load_saved_model(
     named: str = getattr(getattr(plan.data, "columns"), own)  # noqa: B009 (a key of every task's Data)
     if base is not None:
         origin = dataclasses.replace(base, display_name=_display_name(base.display_name))
+    elif origin is not None and run == folder and not is_on_hub(origin.name):  # beside the weights, as a push puts it
+        origin = None  # the recipe may be anybody's, and names no folder of this machine
     elif origin is not None:  # a recipe from the Hub does not decide what code is run here
         origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
     return SavedModel(task, base, folder, recipe, (named, own), plan, origin, run)
@@ -141,7 +143,8 @@ def _find_base(folder: Path, *, display_name: str, trust_remote_code: bool) -> C
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"model {display_name}: its adapter_config.json names no base model.")
     place = Path(name)
-    if not place.is_dir():
+    if not place.is_dir() or folder.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
+        # what comes from the Hub names no folder of this machine
         if not HUB_ID.fullmatch(name):
             raise CheckpointError(f"model {display_name}: is an adapter for {name}, which is not there.")
         place = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from tltasks.config.recipe import Recipe, map_paths, plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.data.loading import load_splits
-from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError, first_line
+from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError, first_line, without_secrets
 from tltasks.hub import client
 from tltasks.hub.saved_model import SavedModel, load_saved_model, resolve_checkpoint
 from tltasks.inference.inputs import Item
@@ -170,8 +170,8 @@ def _open_pretrained(saved: SavedModel) -> SavedModel:
 
 
 def sentence(error: TltasksError) -> str:
-    """First line of an error, for a visitor who sees neither the command nor its options."""
-    text = first_line(error)
+    """First line of an error, without places of this machine, for a visitor who sees neither command nor options."""
+    text = re.sub(r"(?<![\w.])[~.]*(/[\w.@+-]+){2,}", "…", without_secrets(first_line(error)))
     return text[:1].upper() + text[1:]
 
 

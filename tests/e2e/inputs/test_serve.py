@@ -17,7 +17,8 @@ from tests.tiny import images, topics
 from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.errors import RecipeError, TltasksError, printable, without_secrets
+from tltasks.errors import CheckpointError, RecipeError, TltasksError, printable, without_secrets
+from tltasks.hub.saved_model import load_saved_model
 
 SECRET = "s3cretVALUE"
 TOKEN = "hf_" + "aB3" * 11
@@ -255,6 +256,31 @@ def test_a_card_behind_a_link_is_not_shown(own: Path, tmp_path: Path) -> None:
     (model / "README.md").symlink_to(tmp_path / "note.txt")
     demo = open_demo(str(model), tag=None, revision="main", trust_remote_code=False, top_k=3, precision="fp32")
     assert CANARY not in (demo.card() or "")
+
+
+def test_what_comes_from_the_hub_names_no_folder_of_this_machine(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = tmp_path / "cache" / "models--ada--x" / "snapshots" / "1"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(own / "vit")}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CheckpointError, match=r"is an adapter for .*, which is not there"):
+        load_saved_model(str(adapter), tag="image-classification")
+    theirs = published(own, tmp_path / "cats", TABLE)
+    recipe = theirs / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("ada/vit", str(own / "vit")))
+    assert load_saved_model(str(theirs)).origin is None
+    assert load_saved_model(str(own / "o")).origin is not None
+
+
+def test_what_visitors_are_told_names_no_place() -> None:
+    from tltasks.inference.demo import sentence
+
+    for place in ("/home/ada/models/vit", "~/models/vit", "../../models/vit", "./a/b"):
+        told = sentence(CheckpointError(f"model {place}: its config.json cannot be read ({place}/config.json)\nmore"))
+        assert told == "Model …: its config.json cannot be read (…)"
+    assert sentence(CheckpointError("google/vit: gone")) == "Google/vit: gone"
 
 
 # ------------------------------------------------------------------------------------------ names, cells
