@@ -15,7 +15,11 @@ Rows = NDArray[np.int64]
 
 
 def hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | None) -> tuple[Split, Split]:
-    """Move rows out of `train`, from each label in proportion; the last row of a label stays."""
+    """Move rows out of `train`, from each label in proportion; the last row of a label stays.
+
+    Labels that a task only looks at count, too: so stages with and without labels hold out the same rows.
+    """
+    label = label or ("label" if "label" in train.rows.column_names else None)
     n_rows = len(train.rows)
     if n_held >= n_rows:
         raise DataError(f"{place}: {train.origin} has too few rows ({n_rows}) to hold {n_held} of them out.")
