@@ -6,24 +6,28 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import datasets
+import pyarrow as pa
 
 from tltasks.data.splits import Columns
 from tltasks.errors import DataError
 
 
-def join_rows(parts: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
-    """Rows of all parts, one after another; where these number their classes differently, by the classes' names.
+def join_rows(parts: Mapping[str, datasets.Dataset], columns: Sequence[str]) -> datasets.Dataset:
+    """Rows of all parts, one after another; where these number classes differently, by the classes' names.
 
-    Raises DataError, with the parts' own names, for a column of names in one part and of bare numbers in another.
+    Raises DataError, with the parts' own names, for one of `columns` that holds names in one and numbers in another.
     """
     rows = list(parts.values())
     if len(rows) == 1:
         return rows[0]
-    for column in clashing({name: part.features for name, part in parts.items()}, rows[0].column_names):
+    for column in clashing({name: part.features for name, part in parts.items()}, columns):
         rows = [_named(part, column) for part in rows]
     try:
-        return datasets.concatenate_datasets(rows)
-    except ValueError as error:
+        features = rows[0].features
+        return datasets.concatenate_datasets(
+            [part if part.features == features else part.cast(features) for part in rows]
+        )
+    except (ValueError, TypeError, pa.ArrowException) as error:
         raise DataError(f"{' and '.join(list(parts)[:4])} have columns of different types: {error}") from error
 
 

@@ -99,7 +99,7 @@ def _columns(data: Data) -> dict[str, str]:
 def _take(name: str, data: Data, source: Source, opened: Opened, spec: str, *, key: str, locate: Locate) -> Split:
     """The rows of a split specification, with the task's columns."""
     origin, place = describe(source), locate(key)
-    rows = _slice(opened.tables, spec, place=place, source=origin)
+    rows = _slice(opened.tables, spec, list(_columns(data).values()), place=place, source=origin)
     first = spec.split("[")[0].split("+")[0].strip()
     rows = _select_columns(rows, _columns(data), source=origin, locate=locate, hint=opened.hints.get(first, ""))
     if not len(rows):
@@ -240,7 +240,7 @@ def _why_not(data: Source, error: Exception, place: str) -> str:
     return f"could not be read: {first_line(error.__cause__ or error)}"
 
 
-def _slice(tables: Tables, spec: str, *, place: str, source: str) -> datasets.Dataset:
+def _slice(tables: Tables, spec: str, columns: list[str], *, place: str, source: str) -> datasets.Dataset:
     """Rows of a split specification such as `train[:95%]` or `train+test`."""
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute({k: len(v) for k, v in tables.items()})
@@ -251,11 +251,9 @@ def _slice(tables: Tables, spec: str, *, place: str, source: str) -> datasets.Da
             "A share of train is held out, of each class in proportion, by a number: `test: 0.2`."
         ) from error
     # An empty range is none at all: datasets (5.2, arrow_dataset.py, _select_contiguous) refuses one behind the end.
-    selected = [tables[p.splitname].select(range(p.from_ or 0, p.to or 0) or range(0)) for p in parts]
+    selected = {str(p): tables[p.splitname].select(range(p.from_ or 0, p.to or 0) or range(0)) for p in parts}
     try:
-        return join_rows(
-            {f"{i + 1}. {part.splitname}": rows for i, (part, rows) in enumerate(zip(parts, selected, strict=True))}
-        )
+        return join_rows(selected, columns)
     except DataError as error:
         raise DataError(f"{place}: {source}: {error}") from error
 

@@ -85,7 +85,9 @@ def _open_split(files: Sequence[Path], columns: Mapping[str, str], kind: str | N
         found = {file.name: datasets.Features.from_arrow_schema(pq.read_schema(file)) for file in files}
         # Of several files datasets (5.2, parquet.py) takes the first one's class names for the numbers of all.
         apart = clashing(found, list(columns.values()))
-        return join_rows({file.name: _read_parquet([file]) for file in files}) if apart else _read_parquet(files)
+        if apart:
+            return join_rows({file.name: _read_parquet([file]) for file in files}, list(columns.values()))
+        return _read_parquet(files)
     if "parquet" in kinds:
         raise DataError(f"{some([file.name for file in files])}: one split is in parquet and in other formats")
     if kinds == {"text"}:
