@@ -66,9 +66,9 @@ class Source(Named):
     """Origin of examples."""
 
     name: Name | None = None
-    """Hub id, local folder, or a builder of datasets: imagefolder, csv, json, parquet."""
+    """Hub id, local folder or table, or a builder: imagefolder, audiofolder, csv, json, parquet, text."""
     config: str | None = None
-    """Configuration of the Hub data set."""
+    """Configuration of the Hub data set, or folder of a local one."""
     revision: str | None = None
     """Branch, tag or commit of the data set."""
     dir: str | None = None
@@ -96,7 +96,7 @@ class UnlabelledColumns(Columns):
 
 class Data(Source):
     name: Name
-    """Hub id, local folder, or a builder of datasets: imagefolder, csv, json, parquet."""
+    """Hub id, local folder or table, or a builder: imagefolder, audiofolder, csv, json, parquet, text."""
     splits: Splits = Splits()
     extra_test: dict[FileName, ExtraTest] = {}
     """Further test sets by name, scored beside `test`."""

@@ -163,9 +163,11 @@ def _open_local(data: Source, columns: dict[str, str]) -> Opened:
     """Splits of a folder or of files, by the builder that the source names, or else by what is there."""
     name = str(data.name)
     kind = {"imagefolder": "image", "audiofolder": "audio"}.get(name, name) if name in BUILDERS else None
-    root = Path(data.dir or name, *([data.config] if data.config and kind is None else []))
+    root = Path(data.dir or name)
     media = next((key for key in columns if key in SUFFIXES), None) if kind is None else kind
-    files = data.files or (str(root) if root.is_file() else declared_files(root))
+    files = data.files or (str(root) if root.is_file() else declared_files(root, data.config))
+    if data.config and kind is None and not files:
+        root /= data.config
     if files:
         groups, notes = _named_files(files)
         opened = open_media_files(groups, kind) if kind in SUFFIXES else open_files(groups, columns, kind=kind)

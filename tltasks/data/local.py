@@ -205,23 +205,22 @@ def tables_of_folder(folder: Path, kind: str | None) -> tuple[dict[str, list[Pat
     )
 
 
-def declared_files(folder: Path) -> dict[str, str | list[str]]:
-    """Files by split where the card of a data set, its README.md, declares them for its first or only configuration."""
-    if not (folder / "README.md").is_file():
-        return {}
+def declared_files(folder: Path, config: str | None) -> dict[str, str | list[str]]:
+    """Files by split where the card of a data set, its README.md, declares them; none where it does not."""
     try:
-        configs = DatasetCard.load(folder / "README.md").data.to_dict().get("configs") or [{}]
-        files = configs[0].get("data_files") or []
-    except (ValueError, AttributeError, YAMLError):
+        declared = DatasetCard.load(folder / "README.md").data.to_dict().get("configs") or []
+        configs = {str(one.get("config_name", "default")): one.get("data_files") for one in declared}
+    except (OSError, ValueError, AttributeError, YAMLError):
         return {}
-    items = [{"split": "train", "path": files}] if isinstance(files, str) else files
+    name = config or ("default" if "default" in configs or len(configs) != 1 else next(iter(configs)))
+    if len(configs) > 1 and name not in configs:
+        raise DataError(f"its card declares the configurations {', '.join(configs)}; name one with `config`")
     groups: dict[str, str | list[str]] = {}
-    for item in items:
+    files = configs.get(name) or []
+    for item in [files] if isinstance(files, (str, dict)) else files:
         split, paths = (item["split"], item["path"]) if isinstance(item, dict) else ("train", item)
-        groups[split] = [
-            *groups.get(split, []),
-            *(str(folder / p) for p in ([paths] if isinstance(paths, str) else paths)),
-        ]
+        places = [str(folder / path) for path in ([paths] if isinstance(paths, str) else paths)]
+        groups[split] = [*groups.get(split, []), *places]
     return groups
 
 
@@ -269,11 +268,11 @@ def open_media_files(groups: Mapping[str, Sequence[Path]], kind: str) -> Opened:
 def _store_media(kind: str, files: Sequence[tuple[Path, str, str | None]], names: list[str]) -> datasets.Dataset:
     """Files with their names and classes, of those called so; without a class where one of them has none."""
     features = datasets.Features({kind: _media_feature(kind), ROW_NAME: datasets.Value("string")})
-    labelled = all(label is not None for _, _, label in files)
-    if labelled:
+    if all(label is not None for _, _, label in files):
         features["label"] = datasets.ClassLabel(names=names)
+    numbers = {name: i for i, name in enumerate(names)}
     rows: Iterator[Row] = (
-        {kind: {"bytes": None, "path": str(file)}, ROW_NAME: name, "label": names.index(label) if label else None}
+        {kind: {"bytes": None, "path": str(file)}, ROW_NAME: name, "label": numbers.get(label or "")}
         for file, name, label in files
     )
     return store(rows, features, repr([(str(file), name, label) for file, name, label in files]))
