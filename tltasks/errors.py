@@ -85,6 +85,11 @@ def without_secrets(text: str) -> str:
     return _SECRET.sub(lambda found: f"{found[1]}…@" if found[1] else f"{found[2] or ''}…", text)
 
 
+def escaped(text: str) -> str:
+    """Text with its control characters written out, as JSON writes them."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
 def printable(text: str, *, lines: bool = True) -> str:
     """Text for a terminal as it is, but for secrets, and for control characters, which are written out; line breaks
     too unless `lines`.
@@ -92,7 +97,7 @@ def printable(text: str, *, lines: bool = True) -> str:
     >>> print(printable("a:cat:b\x1b[31m[red].jpg"))
     a:cat:b\\u001b[31m[red].jpg
     """
-    shown = _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", without_secrets(text))
+    shown = escaped(without_secrets(text))
     return shown if lines else shown.replace("\n", "\\n")
 
 

@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tltasks.errors import RecipeError
+from tltasks.errors import RecipeError, escaped
 from tltasks.runtime.files import append_to, beside, check_place, lock
 
 Row = Mapping[str, object]
@@ -135,7 +135,7 @@ class _Lines:
 
 def _json_lines(rows: list[Row]) -> str:
     kept = ({name: value for name, value in row.items() if value is not None} for row in rows)
-    return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in kept)
+    return "".join(f"{escaped(json.dumps(row, ensure_ascii=False))}\n" for row in kept)
 
 
 def _open_json(path: Path, schema: pa.Schema) -> PredictionWriter:

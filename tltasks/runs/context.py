@@ -15,7 +15,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from rich.console import Console
 
 from tltasks.config.model import Checkpoint
-from tltasks.config.recipe import RunPlan, remote_code
+from tltasks.config.recipe import RunPlan, is_on_hub, remote_code
 from tltasks.config.stage import StagePlan
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import Interrupted
@@ -95,6 +95,9 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
     console = open_terminal(quiet=quiet or not accelerator.is_main_process)
     for _, name in remote_code(recipe):
         console.print(f"{name}: Python code of its authors is run here", soft_wrap=True)
+    for metric in sorted({metric.name for stage in plan.stages for metric in stage.stage.metrics}):
+        if not is_on_hub(metric):
+            console.print(f"{metric}: the script of this metric is run here", soft_wrap=True)
     return Context(plan, accelerator, precision, console)
 
 

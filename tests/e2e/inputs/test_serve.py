@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import tltasks
@@ -19,6 +20,7 @@ from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.errors import CheckpointError, RecipeError, TltasksError, printable, without_secrets
 from tltasks.hub.saved_model import load_saved_model
+from tltasks.inference.prediction_writer import open_writer
 
 SECRET = "s3cretVALUE"
 TOKEN = "hf_" + "aB3" * 11
@@ -301,3 +303,14 @@ def test_labels_come_back_from_csv_as_they_are(tmp_path: Path, capsys: pytest.Ca
     n_formulas = sum(row["prediction"][0] in "=+-@" for row in rows)
     said = capsys.readouterr().err
     assert (f"{n_formulas} cells begin as a formula does" in said) == bool(n_formulas)
+
+
+def test_json_lines_steer_no_terminal_and_say_the_same(tmp_path: Path) -> None:
+    text = "a\x1b[31m b\x9b c\u202e d\x7f e\u2028 f:cat: 猫 \ud800"
+    writer = open_writer(tmp_path / "a.jsonl", pa.schema([("input", pa.string())]), resume=False)
+    writer.write([{"input": text}])
+    writer.close()
+    written = (tmp_path / "a.jsonl").read_text(encoding="utf-8")
+    assert not any(character in written for character in "\x1b\x9b\u202e\x7f\u2028\ud800")
+    assert "f:cat: 猫" in written
+    assert json.loads(written) == {"input": text}
