@@ -55,11 +55,12 @@ def _wrapped(
     import peft
 
     config.revision = revision
+    _check_size(model, method, config)
     if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     try:
         wrapped = peft.get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, MemoryError, OverflowError) as error:
         if "Unknown initialization" in str(error):  # peft 0.21, tuners/lora/layer.py, for convolutions
             raise CheckpointError(
                 f"adapt.{method.method}.init: only linear layers can start so, and {type(model).__name__} has "
@@ -73,6 +74,18 @@ def _wrapped(
     if method.peft is not None:
         _check_merging(wrapped, method.peft.type)
     return wrapped
+
+
+def _check_size(model: PreTrainedModel, method: Adapt, config: peft.PeftConfig) -> None:
+    """Raise RecipeError for a rank, or for virtual tokens, beyond the widest layer: more memory, and nothing gained."""
+    widest = max(max(p.shape) for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name)
+    for key in ("r", "init_r", "target_r", "num_virtual_tokens"):
+        size = getattr(config, key, None)
+        if isinstance(size, int) and size > widest:
+            raise RecipeError(
+                f"adapt.{method.method}: {size:,} ({key} in PEFT) is more than the {widest:,} of the widest layer of "
+                f"{type(model).__name__}, and would hold more weights than it has; 4 to 64 are usual."
+            )
 
 
 def _freeze(model: PreTrainedModel, method: str, patterns: Sequence[str], *, whole: list[str]) -> None:
@@ -90,6 +103,10 @@ def _freeze(model: PreTrainedModel, method: str, patterns: Sequence[str], *, who
             raise RecipeError(f"freeze: no weight matches `{pattern}`. Modules: {', '.join(tops[:20])}.")
         for parameter in hit:
             parameter.requires_grad_(False)
+    if method == "head" and not whole:
+        raise RecipeError(
+            f"adapt.head: {type(model).__name__} has no head apart from what it was pretrained with; use lora or full."
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise RecipeError(f"freeze: {', '.join(patterns)} leaves no weight to train.")
 
@@ -324,9 +341,20 @@ def merged(model: nn.Module) -> PreTrainedModel:
             # T5's configuration claims a tied head where the checkpoint has its own (transformers 5.24,
             # configuration_t5.py); PEFT mends the claim, and says so.
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-            whole: PreTrainedModel = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+            whole: PreTrainedModel = _with_own_modules(copy.deepcopy(model)).merge_and_unload(safe_merge=True)
         return whole
     assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _with_own_modules(model: peft.PeftModel) -> peft.PeftModel:
+    """Put modules that were trained whole in their places; unloading IA³ asks them for a weight (peft 0.21, ia3)."""
+    from peft.utils import ModulesToSaveWrapper
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module.modules_to_save[module.active_adapter])
     return model
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -36,10 +37,13 @@ if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
 ModelLoader: TypeAlias = type[_BaseAutoModelClass] | type[PreTrainedModel]
 """An Auto class of transformers, or a class of models."""
 
+LoadingInfo: TypeAlias = dict[str, list[Any]]
+"""Keys by kind as transformers gives them, those of other shapes with these."""
+
 LARGEST_SHARE_NEW = 0.1
 """A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
 
-_LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+_LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, UserWarning, SafetensorError)
 """Errors of loading for weights that are missing, damaged or of another model."""
 
 ENCODERS = {"vit_mae": "vit"}
@@ -76,11 +80,15 @@ def open_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer. Raises CheckpointError, with a hint to what may be done, where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(source.name, **source.arguments())
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.name, **source.arguments())
+        # Where there are no files, transformers 5.24 makes a tokenizer that knows special tokens and at most a space.
+        if len(tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}) < 2:
+            raise ValueError("its vocabulary is empty")
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise CheckpointError(
             f"model {source.display_name}: has no tokenizer that can be loaded ({first_line(error)}). {hint}"
         ) from error
+    return tokenizer
 
 
 def read_config(
@@ -128,12 +136,18 @@ def saved_as(base: type[PreTrainedModel], own: type[PreTrainedModel]) -> type[Pr
 
 
 def load_pretrained(
-    loader: ModelLoader, config: PretrainedConfig, source: Checkpoint, *, random: bool
+    loader: ModelLoader,
+    config: PretrainedConfig,
+    source: Checkpoint,
+    *,
+    random: bool,
+    outer: Callable[[PreTrainedModel], list[str]] | None = None,
 ) -> tuple[PreTrainedModel, Provenance]:
     """The model of `config` in fp32 with the weights of a checkpoint, or random ones, and where they come from.
 
     Weights whose shape depends on the labels are left to the caller; position tables of another image size are
-    interpolated. Raises CheckpointError for weights that cannot be loaded.
+    interpolated. Raises CheckpointError for weights that cannot be loaded, and, given the modules that may be `outer`
+    to the checkpoint, for others that its configuration does not fit.
     """
     shown, about = source.display_name, Provenance(source.display_name, source.revision, model_type=config.model_type)
     if random:
@@ -151,9 +165,11 @@ def load_pretrained(
             **source.arguments(),
         )
     except _LOADING as error:
-        raise CheckpointError(f"model {shown}: its weights cannot be loaded: {first_line(error)}") from error
+        raise CheckpointError(f"model {shown}: its weights cannot be loaded: {_told(error)}") from error
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     positions = sorted(key for key in mismatched if _is_position_table(key))
+    if outer is not None:
+        _check_fit(model, config, source, info, outer=outer(model))
     if positions:
         own = open_config(source)
         own = own if type(own) is type(config) else _of_encoder(own)
@@ -168,6 +184,52 @@ def load_pretrained(
         left=dict(Counter(key.partition(".")[0] for key in sorted(info["unexpected_keys"]))),
         commit=_commit(source),
     )
+
+
+def _check_fit(
+    model: PreTrainedModel,
+    config: PretrainedConfig,
+    source: Checkpoint,
+    info: LoadingInfo,
+    *,
+    outer: list[str],
+) -> None:
+    """Raise CheckpointError for weights of other shapes, and for layers that only the file or the model has."""
+
+    def is_inner(key: str) -> bool:
+        return not key.startswith(tuple(f"{name}." for name in outer))
+
+    odd = [
+        f"{key} is {list(held)} in the file and {list(asked)} by the configuration"
+        for key, held, asked in info["mismatched_keys"]
+        if is_inner(key) and not _is_position_table(key)
+    ]
+    own = model.state_dict()
+    odd += [f"{key} is not in the file" for key in info["missing_keys"] if key in own and is_inner(key) and _layer(key)]
+    ends: dict[str, int] = {}
+    for stack, number in filter(None, map(_layer, own)):
+        ends[stack] = max(number, ends.get(stack, 0))
+    if _depth(config) == _depth(open_config(source)):  # the recipe may want fewer layers
+        deeper = {key: _layer(key) for key in info["unexpected_keys"]}
+        odd += [
+            f"{key} has no place in the model" for key, at in deeper.items() if at and at[1] > ends.get(at[0], at[1])
+        ]
+    if odd:
+        more = f"; and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise CheckpointError(
+            f"model {source.display_name}: its configuration does not fit its weights ({'; '.join(odd[:3])}{more}), or "
+            f"these are not of a {type(model).__name__}."
+        )
+
+
+def _layer(key: str) -> tuple[str, int] | None:
+    """The stack of layers that a weight is in, and its place; None for what no layer could do without."""
+    found = re.match(r"(.*?\.)([0-9]+)\.", key)
+    return (found[1], int(found[2])) if found and not key.endswith(".num_batches_tracked") else None
+
+
+def _depth(config: PretrainedConfig) -> dict[str, object]:
+    return {key: value for key, value in config.to_dict().items() if re.search("layer|depth", key)}
 
 
 def _random_model(loader: ModelLoader, config: PretrainedConfig, source: Checkpoint) -> PreTrainedModel:
@@ -276,7 +338,7 @@ def load_saved(loader: ModelLoader, folder: Path, *, base: Checkpoint, config: P
     """The model that a user gets who loads `folder`: a plain one, or `base` with the adapter on it."""
     try:
         if not (folder / "adapter_config.json").is_file():
-            model: nn.Module = loader.from_pretrained(folder, dtype=torch.float32)
+            model: nn.Module = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
             return model
         plain = loader.from_pretrained(
             base.name,
@@ -291,7 +353,15 @@ def load_saved(loader: ModelLoader, folder: Path, *, base: Checkpoint, config: P
         with warnings.catch_warnings():
             # AdaLoRA's pattern of ranks is taken for LoRA's, which has other keys (peft 0.21, tuners_utils.py).
             warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
+            # of which PEFT only warns, and goes on with an adapter that does nothing there
+            warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted: nn.Module = PeftModel.from_pretrained(plain, folder)
         return adapted
     except _LOADING as error:
-        raise CheckpointError(f"{folder}: its weights cannot be loaded: {first_line(error)}") from error
+        raise CheckpointError(f"{folder}: its weights cannot be loaded: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """The message of an error in a line; torch's first one says that there are errors, and the next what they are."""
+    first, *others = str(error).strip().splitlines() or [""]
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first_line(error)

@@ -210,7 +210,11 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         Raises CheckpointError for weights that are not there or not of this architecture.
         """
         is_random = kind.weights == "random"
-        model, found = load_pretrained(self.auto_class, self.config, self.source, random=is_random)
+
+        def outer(model: PreTrainedModel) -> list[str]:
+            return [*self.head(model), *getattr(model, "input_layer", ())]
+
+        model, found = load_pretrained(self.auto_class, self.config, self.source, random=is_random, outer=outer)
         head = self.head(model)
         lost = [key for key in found.newly_initialised if key.startswith(tuple(f"{name}." for name in head))]
         if kind.head == "new":
@@ -220,8 +224,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
                 f"model {self.source.display_name}: has no weights for {self.head_name} "
                 f"({', '.join(lost[:3])}{', …' if len(lost) > 3 else ''}); {self.new_head_hint}"
             )
-        outer = [*head, *getattr(model, "input_layer", ())]
-        share = check_loaded(model, found.newly_initialised, head=outer, display_name=self.source.display_name)
+        share = check_loaded(model, found.newly_initialised, head=outer(model), display_name=self.source.display_name)
         provenance = dataclasses.replace(found, loaded_share=share, settings=self.settings)
         return self.finish_build(BuiltModel(model, self, provenance))
 

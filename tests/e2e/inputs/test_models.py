@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
+import pyarrow.parquet as pq
 import pytest
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers import decoders as token_decoders
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 import tltasks
-from tests.tiny import texts
+from tests.tiny import images, texts
+from tests.tiny.runs import run_recipe
+from tests.tiny.subjects import MORE, SUBJECTS
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import plan_run
 from tltasks.config.tasks.text import TextData, TextModel
 from tltasks.data.splits import EncodedSplit
-from tltasks.errors import CheckpointError, DataError
+from tltasks.errors import CheckpointError, DataError, TltasksError
 from tltasks.models.loading import open_generation
 from tltasks.runs.story import open_stages
 from tltasks.tasks.classes import train_classes
@@ -32,6 +39,9 @@ from tltasks.tasks.image.decoding import ODDITY, TRANSPARENT, decode_image
 from tltasks.tasks.image.preprocessing import ImageTask
 from tltasks.tasks.text.prompting import PROMPT_DATE, TextFormat, open_format
 from tltasks.tasks.vocabulary import MOST_LOST, lost_characters, lost_share
+
+# peft 0.21 asks transformers 5.24 by an old name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 # ------------------------------------------------------------------------------------------- pictures
 
@@ -378,3 +388,202 @@ def test_classes_that_python_takes_for_numbers(names: list[str], order: list[str
 
     rows = tltasks_rows({"label": names})
     assert train_classes(Split("train", rows, "d", None, "data"), Counter(names), None) == order
+
+
+# ------------------------------------------------------------------------------ checkpoints that do not fit
+
+Change = Callable[[Path], object]
+
+
+def configured(**changes: object) -> Change:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return change
+
+
+def written(name: str, content: bytes) -> Change:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def without(*names: str) -> Change:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def cut_short(folder: Path) -> None:
+    place = folder / "model.safetensors"
+    place.write_bytes(place.read_bytes()[:-100])
+
+
+MISFITS: dict[str, tuple[Change, str]] = {
+    "one layer more": (
+        configured(num_hidden_layers=3),
+        r"does not fit its weights \(vit\.\S*2\.\S+ is not in the file",
+    ),
+    "one layer less": (configured(num_hidden_layers=1), r"does not fit its weights \(vit\.\S*1\.\S+ has no place"),
+    "wider layers": (configured(intermediate_size=96), r"fc1\.weight is \[64, 32\] in the file and \[96, 32\] by"),
+    "wider throughout": (configured(hidden_size=64), r"and \d+ more\), or these are not of a ViTForImageClass"),
+    "other patches": (configured(patch_size=4), r"projection\.weight is \[32, 3, 8, 8\] in the file"),
+    "colours": (configured(num_channels=1), "is .* in the file and .* by the configuration"),
+    "another head": (configured(id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1}), "no weights for its head"),
+    "another architecture": (
+        configured(model_type="deit"),
+        "does not fit its weights|not in the checkpoint|no weights",
+    ),
+    "no weights": (without("model.safetensors"), "its weights cannot be loaded"),
+    "weights of no length": (written("model.safetensors", b""), "its weights cannot be loaded"),
+    "weights of zeros": (written("model.safetensors", bytes(64)), "its weights cannot be loaded"),
+    "weights cut short": (cut_short, "its weights cannot be loaded"),
+    "a pickle alone": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "its weights cannot be loaded",
+    ),
+    "no processor": (without("preprocessor_config.json"), "has no image processor"),
+}
+
+
+@pytest.mark.parametrize("kind", MISFITS)
+def test_checkpoints_that_do_not_fit_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    change, told = MISFITS[kind]
+    images.save_model(tmp_path / "vit")
+    change(tmp_path / "vit")
+    with pytest.raises(CheckpointError, match=told) as raised:
+        tltasks.load(tmp_path / "vit", task="image-classification")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_recipe_may_ask_for_fewer_layers_and_other_sizes(tmp_path: Path) -> None:
+    """What a recipe changes is no misfit, as far as there are weights for it."""
+    images.save_model(tmp_path / "vit")
+    images.save_data(tmp_path / "data")
+    path = images.write_recipe(tmp_path / "r.yaml", tmp_path / "vit", tmp_path / "data")
+    for keys, fits in (("{num_hidden_layers: 1}", True), ("{num_hidden_layers: 3}", False)):
+        (stage,) = open_stages(plan_run(load_recipe(path, [f"model.config={keys}"])))[1]
+        if fits:
+            assert stage.task.build(stage.plan.kind).model.config.num_hidden_layers == 1
+        else:
+            with pytest.raises(CheckpointError, match="is not in the file"):
+                stage.task.build(stage.plan.kind)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "gpt2", "llama", "pegasus"])
+def test_no_tokenizer(name: str, tmp_path: Path) -> None:
+    """For most families transformers makes one, which knows nothing."""
+    texts.save_model(tmp_path / name, name)
+    for file in [*tmp_path.rglob("tokenizer*"), *tmp_path.rglob("special_tokens*")]:
+        file.unlink()
+    with pytest.raises(CheckpointError, match="has no tokenizer that can be loaded"):
+        tltasks.load(tmp_path / name, task="summarization")
+
+
+# ------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 in `base`, and in `adapter` LoRA on it."""
+    folder = tmp_path_factory.mktemp("adapted")
+    texts.save_model(folder / "base", "t5")
+    base = AutoModelForSeq2SeqLM.from_pretrained(folder / "base")
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q", "v"], init_lora_weights=False))
+    model.peft_config["default"].base_model_name_or_path = str(folder / "base")
+    model.save_pretrained(folder / "adapter")
+    return folder
+
+
+def pickled(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(b"cposix\nsystem\n(S'touch ran'\ntR.")
+
+
+def renamed(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    changed = {key.replace("block.1.", "layer.1."): value for key, value in weights.items()}
+    save_file(changed, folder / "adapter_model.safetensors")
+
+
+def cut_ranks(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({key: value[:1].clone() for key, value in weights.items()}, folder / "adapter_model.safetensors")
+
+
+ADAPTERS: dict[str, tuple[Change, str]] = {
+    "a pickle": (pickled, "adapter_model.bin, a pickle, which could run code and is not opened"),
+    "no weights": (without("adapter_model.safetensors"), "the weights of its adapter are missing"),
+    "weights of no length": (written("adapter_model.safetensors", b""), "its weights cannot be loaded"),
+    "for other layers": (renamed, "its weights cannot be loaded: Found missing adapter keys"),
+    "of another rank": (cut_ranks, "its weights cannot be loaded: .*size mismatch for"),
+    "settings that are a list": (written("adapter_config.json", b"[]"), "adapter_config.json cannot be read"),
+    "of no base": (written("adapter_config.json", b"{}"), "names no base model"),
+    "of a base that is gone": (written("adapter_config.json", b'{"base_model_name_or_path": "/gone"}'), "is not there"),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_foreign_adapters_are_refused_by_name(kind: str, adapted: Path, tmp_path: Path) -> None:
+    change, told = ADAPTERS[kind]
+    shutil.copytree(adapted / "adapter", tmp_path / "adapter")
+    change(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=told):
+        tltasks.load(tmp_path / "adapter", task="summarization")
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_a_foreign_adapter_answers_as_peft_does(adapted: Path) -> None:
+    model = tltasks.load(adapted / "adapter", task="summarization")
+    base = AutoModelForSeq2SeqLM.from_pretrained(adapted / "base")
+    theirs = peft.PeftModel.from_pretrained(base, adapted / "adapter").eval()
+    task: Any = model.task
+    ids = task.form.tokenizer("summarize: the cats", return_tensors="pt").input_ids
+    settings = task.form.decoding(base.generation_config, task.plan.model.generation)
+    assert model("the cats")["prediction"] == task.form.decode(
+        theirs.generate(input_ids=ids, generation_config=settings)[0]
+    )
+
+
+# ------------------------------------------------------------------------------------ what is asked of adapters
+
+
+@pytest.mark.parametrize(
+    ("adapt", "told"),
+    [
+        ("{lora: {rank: 1000000000000000000}}", "adapt.lora: 1,000,000,000,000,000,000 .* is more than the 80"),
+        ("{dora: {rank: 1000000000}}", "adapt.dora: 1,000,000,000 .* more than the 80"),
+        ("{adalora: {init_r: 100000000, target_r: 8}}", "adapt.adalora: 100,000,000"),
+        ("{peft: {type: vera, r: 100000000}}", "adapt.peft: 100,000,000"),
+        ("{prompt: {tokens: 1000000000}}", "adapt.prompt"),
+    ],
+)
+def test_ranks_that_no_machine_holds(adapt: str, told: str, tmp_path: Path) -> None:
+    texts.save_model(tmp_path / "t5", "t5")
+    texts.save_data(tmp_path / "data", rows=8)
+    stage = f"{{stage: finetune, steps: 1, batch_size: 4, learning_rate: 1e-3, adapt: {adapt}}}"
+    path = texts.write_recipe(tmp_path / "r.yaml", tmp_path / "t5", tmp_path / "data", stage=stage)
+    with pytest.raises(TltasksError, match=told):
+        run_recipe(path, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["simmim", "simclr"])
+def test_scaling_layers_beside_a_head_that_is_no_layer(name: str, tmp_path: Path) -> None:
+    """IA³, whose merging asks a module that is trained whole for its weight."""
+    subject = (SUBJECTS | MORE)[name]
+    subject.save(tmp_path)
+    path = subject.write(tmp_path / "r.yaml", tmp_path, steps=1, batch_size=8, learning_rate=1e-2, adapt={"ia3": {}})
+    difference = run_recipe(path, tmp_path / "run").best.weights.saved_difference
+    assert difference is not None
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_what_is_scored_is_what_is_saved(precision: str, tmp_path: Path) -> None:
+    """An adapter beside the weights rounds otherwise than one in them, which in bf16 changes summaries."""
+    texts.save_model(tmp_path / "t5", "t5")
+    texts.save_data(tmp_path / "data", rows=24)
+    path = texts.write_recipe(tmp_path / "r.yaml", tmp_path / "t5", tmp_path / "data", precision=precision)
+    run_recipe(path, tmp_path / "run", "stages.0.learning_rate=2e-2")
+    (kept,) = (tmp_path / "run" / "predictions").glob("*-test.parquet")
+    rows = [json.loads(line) for line in (tmp_path / "data" / "test.jsonl").read_text().splitlines()]
+    answers = tltasks.load(tmp_path / "run")([row["document"] for row in rows])
+    assert [answer["prediction"] for answer in answers] == pq.read_table(kept).to_pydict()["prediction"]
