@@ -142,6 +142,12 @@ def _find_base(folder: Path, *, display_name: str, trust_remote_code: bool) -> C
     name, revision = config.get("base_model_name_or_path"), str(config.get("revision") or "main")
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"model {display_name}: its adapter_config.json names no base model.")
+    place = Path(name)
+    if not place.is_dir() or folder.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
+        # what comes from the Hub names no folder of this machine
+        if not HUB_ID.fullmatch(name):
+            raise CheckpointError(f"model {display_name}: is an adapter for {name}, which is not there.")
+        place = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
     if not (folder / "adapter_model.safetensors").is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         held = "in adapter_model.bin, a pickle, which could run code and is not opened" if pickled else "missing"
@@ -149,12 +155,6 @@ def _find_base(folder: Path, *, display_name: str, trust_remote_code: bool) -> C
             f"model {display_name}: the weights of its adapter are {held}; adapter_model.safetensors is read. PEFT's "
             "`save_pretrained` writes it."
         )
-    place = Path(name)
-    if not place.is_dir() or folder.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):
-        # what comes from the Hub names no folder of this machine
-        if not HUB_ID.fullmatch(name):
-            raise CheckpointError(f"model {display_name}: is an adapter for {name}, which is not there.")
-        place = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
     return Checkpoint(str(place), revision, trust_remote_code, display_name=name)
 
 
