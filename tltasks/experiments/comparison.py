@@ -229,9 +229,10 @@ def show_plan(console: Console, plan: ExperimentPlan, *, dry_run: bool = False) 
         title = "plan (nothing was trained or written)"
         console.print(text_table(title, ["axis", "level"], ["trials", "finished"], rows))
     if any(data is not None and data.splits.shares for data in map(_data, plan.trials)):
-        console.print("shares are held out with the same seed in all trials, so that all are tested on the same rows")
+        said = "shares are held out with the same seed in all trials, so that all are tested on the same rows"
+        console.print(said, soft_wrap=True)
     if few := few_seeds(len({item.trial.seed for item in plan.trials})):
-        console.print(few)
+        console.print(few, soft_wrap=True)
     if left and plan.seconds is not None:
         memory = f", with {plan.memory_bytes / 2**30:.1f} GiB of memory" if plan.memory_bytes else ""
         console.print(f"about {show_duration(plan.seconds)} on this machine, one after another{memory}")
