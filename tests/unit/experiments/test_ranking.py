@@ -15,6 +15,8 @@ def test_tau_is_scipy_s_over_targets() -> None:
     assert tau == pytest.approx(expected)
     assert low < tau < high
     ordered = np.arange(12.0).reshape(6, 2)
-    assert mean_tau([ordered]) == pytest.approx((1.0, 1.0, 1.0))
+    tau, low, high = mean_tau([ordered])
+    assert (tau, high) == (1.0, 1.0)
+    assert -0.2 < low < 0.5, "six candidates in order are no certainty"
     alike = np.array([[9 - 1e-12 * i, i] for i in range(6)])
     assert mean_tau([alike])[0] == 0.0, "an estimator that tells nothing apart"
