@@ -162,6 +162,7 @@ HARMLESS = {
     "zeros": written() + bytes(9000),
     "a chunk cut short": written() + b"LIST" + struct.pack("<I", 900) + b"INFO",
     "chunks in front": (head := written())[:12] + TAIL + head[12:],
+    "an ID3 tag with a foot": b"ID3\x04\0\x10\0\0\x01\0" + bytes(128) + b"3DI\x04\0\x10\0\0\x01\0" + written(),
     "an ID3 tag of version 2 in front": b"ID3\x03\0\0\0\0\x01\0" + bytes(128) + written(),
     "big-endian": written(WHOLE, "WAV", endian="BIG"),
     "nist, sphere": written(WHOLE, "NIST", "PCM_16"),
@@ -397,4 +398,5 @@ def test_arrays_of_every_type_are_as_loud(kind: type | str) -> None:
         np.int32: (sixteen << 16).astype(np.int32),
         "list": sixteen.tolist(),
     }.get(kind, WHOLE.astype(kind) if kind != "list" else None)
-    np.testing.assert_allclose(decode_audio({"array": array, "sampling_rate": HZ}, HZ), WHOLE, atol=1e-4)
+    for rate in (HZ, float(HZ), str(HZ)):
+        np.testing.assert_allclose(decode_audio({"array": array, "sampling_rate": rate}, HZ), WHOLE, atol=1e-4)

@@ -19,7 +19,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, corrupt_rows
-from tltasks.data.splits import Columns, Split, located, row_title
+from tltasks.data.splits import Columns, EncodedSplit, Split, located, row_title
 from tltasks.errors import DataError, RecipeError
 from tltasks.metrics import error_rate
 from tltasks.metrics.scripts import writes_without_spaces
@@ -94,8 +94,9 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     normaliser: str
     spaced: bool
     """The language puts spaces between words; where not, characters are what is counted."""
-    told: str | None = None
-    """A note on characters that cannot be learnt."""
+    lost_share: float = 0.0
+    """Share of the training text's characters that cannot be learnt."""
+    lost_note: Sequence[str] = ()
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -113,12 +114,15 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         name = plan.data.normaliser
         if name == "auto":
             name = "english" if _is_english(plan.model, recogniser) else "basic"
-        told = recogniser.check_texts(texts, splits["train"].where) if "train" in splits else None
-        return cls(plan, source, config, seed, recogniser, name, not writes_without_spaces(texts), told)
+        lost = recogniser.check_texts(texts, splits["train"].where) if "train" in splits else (0.0, [])
+        return cls(plan, source, config, seed, recogniser, name, not writes_without_spaces(texts), *lost)
 
     @property
     def notes(self) -> list[str]:
-        return [self.told] if self.told else []
+        return list(self.lost_note)
+
+    def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
+        return {"train": {"characters_unknown_share": self.lost_share}} if self.lost_share else {}
 
     @property
     def headline(self) -> str:

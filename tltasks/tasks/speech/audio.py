@@ -118,10 +118,10 @@ def _decode(value: object) -> list[tuple[NDArray[np.float32], int]]:
 def _of_array(given: object, rate: object) -> tuple[NDArray[np.float32], int]:
     """Arrays come as [samples], [samples, channels] or [channels, samples]; there are never more channels."""
     try:
-        array, hz = np.asarray(given), int(str(rate or 0))
+        array, hz = np.asarray(given), int(float(str(rate or 0)))
         if array.ndim not in {1, 2} or array.dtype.kind not in "iuf":
             raise ValueError(f"it is an array of {array.dtype} with {array.ndim} dimensions")
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"is not audio that can be read ({error})") from error
     if array.dtype.kind != "f":  # 16 or 32 bits, whatever they are kept in
         array = array / (2**15 if np.abs(array).max(initial=0) <= 2**15 else 2**31)

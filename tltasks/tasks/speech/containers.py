@@ -57,10 +57,12 @@ def _without_leader(content: bytes) -> bytes:
 
 
 def _id3_bytes(content: bytes, at: int) -> int:
+    if at + 10 > len(content):
+        return 10
     size = 0
     for byte in content[at + 6 : at + 10]:
         size = size << 7 | byte & 0x7F
-    return 10 + size
+    return 10 + size + 10 * bool(content[at + 5] & 0x10)  # with a foot like the head
 
 
 # ----------------------------------------------------------------------------------------- wav and its kin

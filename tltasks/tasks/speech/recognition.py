@@ -110,25 +110,16 @@ class Recogniser(ABC):
     def lost(self, texts: Sequence[str]) -> list[str]:
         """Characters of each text that its labels leave out."""
 
-    def check_texts(self, texts: Sequence[str], where: str) -> str | None:
-        """Say which characters of the training text the vocabulary lacks; raises DataError for too many."""
+    def check_texts(self, texts: Sequence[str], where: str) -> tuple[float, list[str]]:
+        """The share of the training text's characters that is lost, and which; raises DataError for too many."""
         lost, total = self.lost(texts), sum(map(n_characters, texts))
-        lost_share(
-            lost,
-            total,
-            most=MOST_LOST,
-            where=f"{where}: the vocabulary of {self.display_name} does not have",
-            hint=TOKENIZER_HINT,
-        )
+        begin = f"the vocabulary of {self.display_name} cannot write"
+        share = lost_share(lost, total, most=MOST_LOST, where=f"{where}: {begin}", hint=TOKENIZER_HINT)
         found = Counter("".join(lost))
-        some = ", ".join(f"{letter} {n:,} times" for letter, n in found.most_common(LETTERS_SHOWN))
-        more = ", …" if len(found) > LETTERS_SHOWN else ""
-        return (
-            f"the vocabulary of {self.display_name} does not have {found.total():,} of the {total:,} characters of the "
-            f"training text: {some}{more}. They are left out of what is learnt."
-            if found
-            else None
-        )
+        some = ", ".join(f"{letter} ×{n:,}" for letter, n in found.most_common(LETTERS_SHOWN))
+        some += ", …" if len(found) > LETTERS_SHOWN else ""
+        note = f"{begin} {found.total():,} of the {total:,} characters of the training text: {some}. They are left out."
+        return share, [note] if found else []
 
     @abstractmethod
     def misfit(self, seconds: float, labels: Sequence[int]) -> str | None:

@@ -229,10 +229,11 @@ def test_a_kept_vocabulary_takes_text_in_its_own_case(tmp_path: Path) -> None:
     recogniser = CtcRecogniser.open(source, open_config(source), texts=None)
     with pytest.raises(DataError, match="vocabulary writes nothing"):
         recogniser.label_ids("42")
-    assert recogniser.check_texts(["fine text"], "train") is None
-    told = recogniser.check_texts(["a fine text and not a short one", "with 1 é, and 1 more"], "train")
-    assert "does not have 3 of the 39 characters of the training text: 1 2 times, É 1 times. They are" in str(told)
-    with pytest.raises(DataError, match=r"does not have 100% of the characters \(П Р .*stage: transfer"):
+    assert recogniser.check_texts(["fine text"], "train") == (0, [])
+    share, [told] = recogniser.check_texts(["a fine text and not a short one", "with 1 é, and 1 more"], "train")
+    assert share == 3 / 39
+    assert "cannot write 3 of the 39 characters of the training text: 1 ×2, É ×1. They are left out." in told
+    with pytest.raises(DataError, match=r"cannot write 100% of the characters \(П Р .*stage: transfer"):
         recogniser.check_texts(["Привет"], "train")
 
 
@@ -327,18 +328,18 @@ def open_whisper(spoken: Path, **keys: Any) -> SequenceRecogniser:
 
 
 def test_texts_that_a_tokenizer_cannot_write_are_counted(spoken: Path) -> None:
-    assert open_whisper(spoken, language="en").check_texts(["今天 ᚠ <unk>"], "train") is None  # it writes bytes
+    assert open_whisper(spoken, language="en").check_texts(["今天 ᚠ <unk>"], "train") == (0, [])  # it writes bytes
     source = Checkpoint(str(spoken / "speech_to_text"), display_name="s2t")
     keys = {"window": None, "as_saved": False, "trains": True}
     recogniser = SequenceRecogniser.open(source, open_config(source), SpeechModel(name="m"), **keys)  # type: ignore[arg-type]
     known = "red green blue"
-    assert recogniser.check_texts([known], "train") is None
-    told = recogniser.check_texts([known] * 8 + ["red ᚠ"], "train")
-    assert told == (
-        "the vocabulary of s2t does not have 1 of the 100 characters of the training text: ᚠ 1 times. They are left "
-        "out of what is learnt."
-    )
-    with pytest.raises(DataError, match="train: the vocabulary of s2t does not have 100% of the characters"):
+    assert recogniser.check_texts([known], "train") == (0, [])
+    share, told = recogniser.check_texts([known] * 8 + ["red ᚠ"], "train")
+    assert share == 0.01
+    assert told == [
+        "the vocabulary of s2t cannot write 1 of the 100 characters of the training text: ᚠ ×1. They are left out."
+    ]
+    with pytest.raises(DataError, match="train: the vocabulary of s2t cannot write 100% of the characters"):
         recogniser.check_texts(["今天 ᚠ"], "train")
 
 
