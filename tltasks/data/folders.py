@@ -227,7 +227,7 @@ def split_of_table(name: str) -> str | None:
 
 def instead(left_out: dict[str, str]) -> str:
     """Words on what a folder holds instead."""
-    return "; there is " + "; ".join(told(left_out)) if left_out else "; it is empty"
+    return f"; left out are, {'; '.join(told(left_out))}" if left_out else "; it is empty"
 
 
 def _is_text(name: str) -> bool:

@@ -79,7 +79,7 @@ def _chosen(names: Sequence[str], wanted: Sequence[str] | None, *, any_of: bool)
     missing = [] if any_of and present else [name for name in wanted or () if name not in names]
     if missing:
         lacks = " It ".join(f"has no column `{name}`{did_you_mean(name, names) or '.'}" for name in missing)
-        raise DataError(f"{lacks} Its columns: {', '.join(names) or 'none'}.")
+        raise DataError(f"{lacks} It has: {', '.join(names) or 'none'}.")
     if twice := [name for name in present if list(names).count(name) > 1]:
         raise DataError(f"has several columns called `{twice[0]}`; which of them is meant cannot be told.")
     return present
@@ -228,8 +228,8 @@ def _parquet_rows(path: Path, wanted: Sequence[str] | None, *, any_of: bool) -> 
 
 def as_text(value: object) -> str | None:
     """A cell that is to be a text: a list of texts joined by spaces; raises DataError for anything else."""
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        value = " ".join(filter(None, (part.strip() for part in value)))
+    if isinstance(value, list) and all(part is None or isinstance(part, str) for part in value):
+        value = " ".join(part.strip() for part in value if part and part.strip())
     if value is None or isinstance(value, str):
         # JSON may hold halves of characters, which nothing else can.
         return value if value is None or value.isascii() else value.encode("utf-8", "replace").decode()

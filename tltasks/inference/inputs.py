@@ -64,7 +64,7 @@ class Item:
         if self.error is not None:
             raise DataError(self.error)
         value = fetch(self.value) if isinstance(self.value, Address) else self.value
-        if isinstance(value, Path) and (fault := fault_of(value)):
+        if isinstance(value, Path) and value.exists() and (fault := fault_of(value)):
             raise DataError(f"is {fault}")
         if kind.is_text:
             return _read_text(value) if isinstance(value, (Path, bytes)) else as_text(value) or ""
@@ -171,7 +171,7 @@ class Inputs:
                 try:
                     found = json.loads(text)
                     value = next(found[column] for column in self._columns if column in found)
-                except (ValueError, StopIteration):
+                except (ValueError, StopIteration, RecursionError):
                     value = text
             yield Item(STDIN, row, value)
 
@@ -236,7 +236,7 @@ def _cells(path: Path, columns: Sequence[str]) -> Iterator[object]:
     for rows in [loaded] if isinstance(loaded, datasets.Dataset) else loaded.values():
         column = next((name for name in columns if name in rows.column_names), None)
         if column is None:
-            raise DataError(f"has no column `{columns[0]}`. Its columns: {', '.join(rows.column_names)}.")
+            raise DataError(f"has no column `{columns[0]}`. It has: {', '.join(rows.column_names)}.")
         for batch in rows.select_columns([column]).with_format("arrow").iter(64):
             yield from batch.column(0).to_pylist()
 

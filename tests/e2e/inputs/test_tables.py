@@ -111,7 +111,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "deep.jsonl": (lines(row("a"), DEEP), r"deep\.jsonl:2 .*nested"),
     "broken line.jsonl": (lines(row("a"), '{"text": "b"', row("c")), r"broken line\.jsonl:2 is not JSON"),
     "by column.json": (json.dumps({"text": ["a", "b"], "label": ["x", "y"]}).encode(), "a list for each column"),
-    "wrapped.json": (json.dumps({"data": [row("a")]}).encode(), "Its columns: data"),
+    "wrapped.json": (json.dumps({"data": [row("a")]}).encode(), "It has: data"),
     "scalar.json": (b"3", "is the number 3"),
     "two kinds of classes.jsonl": (lines(row("a", 1), row("b", "1")), r":2 `label` is '1'"),
     "fractions.jsonl": (lines(row("a", 1.5)), "a class is a name or a whole number"),
