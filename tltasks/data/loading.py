@@ -253,7 +253,10 @@ def _slice(tables: Tables, spec: str, columns: list[str], *, place: str, source:
             "A share of train is held out, of each class in proportion, by a number: `test: 0.2`."
         ) from error
     # An empty range is none at all: datasets (5.2, arrow_dataset.py, _select_contiguous) refuses one behind the end.
-    selected = {str(p): tables[p.splitname].select(range(p.from_ or 0, p.to or 0) or range(0)) for p in parts}
+    selected = {
+        f"{p.splitname} ({i})": tables[p.splitname].select(range(p.from_ or 0, p.to or 0) or range(0))
+        for i, p in enumerate(parts, start=1)
+    }
     try:
         return join_rows(selected, columns)
     except DataError as error:
