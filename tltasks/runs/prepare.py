@@ -20,7 +20,7 @@ from tltasks.runs.context import PreparedStage
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Embeds
-from tltasks.training.extra_metrics import load_extra_metrics
+from tltasks.training.extra_metrics import load_extra_metrics, rehearse
 
 
 def prepare_stages(accelerator: Accelerator, plan: RunPlan) -> list[PreparedStage]:
@@ -70,6 +70,7 @@ def _prepare(
         }
     notes = [*dict.fromkeys(note for split in splits.values() for note in split.notes), *task.notes]
     checks, told = task.data_checks(encoded), task.data_notes(encoded)
+    rehearse(extra_metrics, task, encoded)
     return PreparedStage(stage, task, source, encoded, checks, told, extra_metrics, notes=notes)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -13,9 +15,10 @@ from typing import ClassVar, Protocol
 import datasets
 
 from tltasks.config.stage import Metric
-from tltasks.data.splits import Columns
-from tltasks.errors import RecipeError, first_line
+from tltasks.data.splits import Columns, EncodedSplit
+from tltasks.errors import DataError, RecipeError, first_line
 from tltasks.results.result import Score
+from tltasks.tasks.base import TaskBase
 
 HUB_PREFIX = "evaluate/"
 Supply = Callable[[Columns], Sequence[object]]
@@ -71,6 +74,29 @@ def load_extra_metrics(wanted: Sequence[Metric], task: Columnar) -> list[ExtraMe
     the user has not said may run.
     """
     return [_load(metric, task) for metric in wanted]
+
+
+def rehearse(metrics: Sequence[ExtraMetric], task: TaskBase, encoded: Mapping[str, EncodedSplit]) -> None:
+    """Compute metrics of probabilities of the majority baseline; raises DataError for a split where one has no value.
+
+    An area under a curve, for instance, is none where a class is missing.
+    """
+    for metric in metrics:
+        if "prediction_scores" not in metric.columns:
+            continue
+        for name, split in encoded.items():
+            if name == "train":
+                continue
+            predictions = task.baselines(encoded.get("train", split), split.rows)["majority_class"]
+            columns = task.columns(predictions, task.references(split.rows))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = metric(Score({}, ""), columns)
+            if found.notes or any(math.isnan(value) for value in found.values.values()):
+                raise DataError(
+                    f"{split.where}: {metric.name} has no value there: {' '.join(found.notes) or 'it is not a number'} "
+                    "It needs rows of every class; a share held out of train (`test: 0.2`) has them."
+                )
 
 
 def _load(metric: Metric, task: Columnar) -> ExtraMetric:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.tiny import images, topics
 from tests.tiny.runs import run_recipe
+from tests.tiny.tables import save_metric
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import plan_run
 from tltasks.errors import TltasksError
@@ -47,11 +48,12 @@ def jsonl(path: Path, labels: Labels) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def prepare(folder: Path, model: Path, data: dict[str, Any], *, stage: str = "transfer") -> PreparedStage:
+def prepare(folder: Path, model: Path, data: dict[str, Any], *, metrics: str = "[]") -> PreparedStage:
     """The stage of a recipe over text classification, its data loaded, encoded and checked."""
     (folder / "recipe.yaml").write_text(
         f"task: text-classification\nmodel: {{name: {model}}}\ndata: {json.dumps({'max_tokens': 64, **data})}\n"
-        f"stages: [{{stage: {stage}, steps: 1, batch_size: 8, learning_rate: 1e-3}}]\noutput: out\nprecision: fp32\n"
+        f"stages: [{{stage: transfer, steps: 1, batch_size: 8, learning_rate: 1e-3, metrics: {metrics}}}]\n"
+        "output: out\nprecision: fp32\n"
     )
     return open_stages(plan_run(load_recipe(folder / "recipe.yaml")))[1][0]
 
@@ -309,3 +311,20 @@ def test_results_grow_no_faster_than_classes(tmp_path: Path) -> None:
         _, details = classification(probabilities, rng.integers(n, size=2 * n), [f"class {i}" for i in range(n)])
         sizes[n] = len(json.dumps(details))
     assert sizes[1500] < 12 * sizes[150]
+
+
+@pytest.mark.parametrize(("lacks", "said"), [(False, ""), (True, "own has no value there")])
+def test_a_metric_that_a_missing_class_leaves_without_value_is_refused(
+    bert: Path, tmp_path: Path, *, lacks: bool, said: str
+) -> None:
+    features = "{'prediction_scores': datasets.List(datasets.Value('float')), 'references': datasets.Value('int32')}"
+    area = "__import__('sklearn.metrics').metrics.roc_auc_score(references, prediction_scores, multi_class='ovr')"
+    metric = save_metric(tmp_path / "own", features, f"{{'area': float({area})}}")
+    csv(tmp_path / "train.csv", ["a", "b", "c"] * 4)
+    csv(tmp_path / "test.csv", ["a", "b"] if lacks else ["a", "b", "c"])
+    data = {"name": "csv", "files": {"train": "train.csv", "test": "test.csv"}}
+    if said:
+        with pytest.raises(TltasksError, match=said):
+            prepare(tmp_path, bert, data, metrics=f"[{metric}]")
+    else:
+        prepare(tmp_path, bert, data, metrics=f"[{metric}]")
