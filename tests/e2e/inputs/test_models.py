@@ -270,6 +270,25 @@ def test_unknown_characters_are_counted_before_training(tmp_path: Path) -> None:
                 open_stages(plan_run(load_recipe(path)))
 
 
+def test_summaries_that_cannot_be_written_can_still_be_scored_by(tmp_path: Path) -> None:
+    texts.save_model(tmp_path / "t5", "t5")
+    rows = [{"document": "small cats sleep all day", "summary": "今天"}] * 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def checks(stage: str) -> dict[str, Any]:
+        path = tmp_path / "r.yaml"
+        path.write_text(
+            f"task: summarization\nmodel: {{name: {tmp_path}/t5}}\nprecision: fp32\noutput: out\n"
+            f"data: {{name: json, files: {{train: {tmp_path}/rows.jsonl, test: {tmp_path}/rows.jsonl}}}}\n"
+            f"stages: [{stage}]\n"
+        )
+        return open_stages(plan_run(load_recipe(path)))[1][0].checks
+
+    assert checks("{stage: zero_shot}")["test"]["summary_characters_unknown_share"] == 1.0
+    with pytest.raises(DataError, match=r"column `summary`: the tokenizer of .* does not know 100%"):
+        checks("{stage: finetune, steps: 1, batch_size: 4, learning_rate: 1e-3}")
+
+
 # --------------------------------------------------------------------------------- settings of generation
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -124,8 +124,9 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         return {name: counts | unknown[name] for name, counts in found.items()}
 
     def _check_vocabulary(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
-        """The shares of characters that are lost; raises DataError where that makes the summaries others."""
+        """The shares of characters that are lost; raises DataError where that would teach the model other summaries."""
         whose, found = self.source.display_name, dict[str, dict[str, float]]()
+        most_lost = MOST_LOST if self.stage.trains else 1.0  # the summaries themselves are what answers are scored by
         for name, split in encoded.items():
             found[name] = {
                 f"{part}_characters_unknown_share": lost_share(
@@ -134,7 +135,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
                     most=most,
                     where=f"{split.origin}: column `{part}`: the tokenizer of {whose} does not know",
                 )
-                for part, most in (("document", MOST_UNREAD), ("summary", MOST_LOST))
+                for part, most in (("document", MOST_UNREAD), ("summary", most_lost))
             }
         return found
 
