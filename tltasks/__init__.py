@@ -8,6 +8,8 @@
 Names are imported when they are first used, so that `import tltasks` costs nothing.
 """
 
+import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -59,14 +61,21 @@ _MODULES = {
 """Where each name is defined; the others are errors."""
 
 
-if not TYPE_CHECKING:  # for which an unknown member is a mistake
+def lazily(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
+    """The `__getattr__` of a package whose names are imported when they are first used; `modules` by name."""
 
-    def __getattr__(name: str) -> object:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value: object = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
-        globals()[name] = value  # asked once
+    def import_name(name: str) -> object:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value: object = getattr(import_module(f"{package}.{modules[name]}"), name)
+        setattr(sys.modules[package], name, value)  # asked once
         return value
+
+    return import_name
+
+
+if not TYPE_CHECKING:  # for which an unknown member is a mistake
+    __getattr__ = lazily(__name__, {name: _MODULES.get(name, "errors") for name in __all__})
 
 
 def __dir__() -> list[str]:

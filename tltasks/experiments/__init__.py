@@ -3,8 +3,9 @@
 Names are imported when they are first used: experiments and searches are checked before anything heavy is.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from tltasks import lazily
 
 if TYPE_CHECKING:
     from tltasks.experiments.comparison import ComparisonResult, ExperimentPlan, compare, plan_experiment
@@ -43,10 +44,4 @@ _MODULES = {
     "tuning": ("SearchResult", "tune"),
 }
 
-
-def __getattr__(name: str) -> object:
-    for module, names in _MODULES.items():
-        if name in names:
-            value: object = getattr(import_module(f"{__name__}.{module}"), name)
-            return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, {name: module for module, names in _MODULES.items() for name in names})

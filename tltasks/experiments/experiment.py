@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator, Field
 
@@ -34,6 +34,7 @@ Changes = Annotated[dict[Name, object], BeforeValidator(lambda value: {} if valu
 """Recipe keys, dotted as for `--set`, and their values; a level that changes nothing may be left empty."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 RecipeSource = Annotated[str, Field(min_length=1)] | dict[str, object]
+Part = TypeVar("Part", Recipe, Stage)
 Given = Path | str | Mapping[str, object]
 """A YAML file, or its keys, whose local paths then start at the working directory."""
 
@@ -176,14 +177,14 @@ def _read_trials(experiment: Experiment, source: Source) -> tuple[list[Trial], l
 def _with_fixed_splits(recipe: Recipe, seed: int) -> Recipe:
     """The recipe with one seed for the shares that it holds out, so that every trial is tested on the same rows."""
 
-    def fixed(part: Recipe | Stage) -> dict[str, object]:
+    def fixed(part: Part) -> Part:
         data: Data | None = getattr(part, "data", None)
         if data is None or not data.splits.shares or data.splits.seed is not None:
-            return {}
-        return {"data": data.model_copy(update={"splits": data.splits.model_copy(update={"seed": seed})})}
+            return part
+        splits = data.splits.model_copy(update={"seed": seed})
+        return part.model_copy(update={"data": data.model_copy(update={"splits": splits})})
 
-    stages = [stage.model_copy(update=fixed(stage)) for stage in recipe.stages]
-    return recipe.model_copy(update={"stages": stages, **fixed(recipe)})
+    return fixed(recipe.model_copy(update={"stages": [fixed(stage) for stage in recipe.stages]}))
 
 
 def _combinations(experiment: Experiment) -> Iterator[Levels]:

@@ -3,8 +3,9 @@
 Names are imported when they are first used: what is to be refused is refused before anything heavy is imported.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from tltasks import lazily
 
 if TYPE_CHECKING:
     from tltasks.runs.callbacks import EvaluationInfo, StepInfo
@@ -12,9 +13,4 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationInfo", "StepInfo", "dry_run", "run"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{'callbacks' if 'Info' in name else 'story'}"), name)
-    return value
+__getattr__ = lazily(__name__, {name: "callbacks" if "Info" in name else "story" for name in __all__})
