@@ -105,6 +105,16 @@ def test_shares_are_drawn_with_the_seed_and_keep_the_order(folder: Path) -> None
     assert numbers == sorted(numbers)
 
 
+def test_shares_may_have_a_seed_of_their_own(folder: Path) -> None:
+    """So that runs with other seeds are tested on the same rows; few shots are drawn with the run's."""
+    runs = [load(folder, seed=s, shots=3, splits={"test": 0.2, "validation": 0.1, "seed": 5}) for s in (0, 1)]
+    for name in ("test", "validation"):
+        assert len({tuple(pictures(splits[name])) for splits in runs}) == 1
+    assert len({tuple(pictures(splits["train"])) for splits in runs}) == 2
+    own = load(folder, seed=5, splits={"test": 0.2, "validation": 0.1})
+    assert pictures(own["test"]) == pictures(runs[0]["test"])
+
+
 def test_labels_that_are_too_few_are_not_stratified(tmp_path: Path) -> None:
     save(tmp_path, [f"kind {i}" for i in range(10)], "train")
     save(tmp_path, ["kind 0"], "test")
