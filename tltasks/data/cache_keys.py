@@ -87,11 +87,11 @@ def rows_key(split: Split, media: str | None) -> str:
     digest = hashlib.sha256(f"{rows._fingerprint} {rows.features!r}".encode())
     digest.update(file_states(file["filename"] for file in rows.cache_files).encode())
     if media is not None and media in rows.column_names:
-        digest.update(file_states(_media_paths(split, media)).encode())
+        digest.update(file_states(media_paths(split, media)).encode())
     return digest.hexdigest()
 
 
-def _media_paths(split: Split, media: str) -> Iterable[str]:
+def media_paths(split: Split, media: str) -> Iterable[str]:
     """Paths of a column of files; their bytes, where rows hold them, are not read."""
     rows, column = split.rows.select_columns([media]), media
     if isinstance(rows.features[media], (datasets.Image, datasets.Audio)):

@@ -15,14 +15,20 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.file_download import repo_folder_name
 
 from tltasks import __version__
+from tltasks.config.data import Data, format_of
 from tltasks.config.document import dotted
 from tltasks.config.recipe import Kind, Recipe, map_paths, recipe_sha256
 from tltasks.config.section import KeyPath, Section
+from tltasks.data.cache_keys import file_states, media_paths
+from tltasks.data.loading import load_splits
+from tltasks.errors import TltasksError
 from tltasks.experiments.trials import PlannedTrial, Trial, read_record
 from tltasks.runtime.files import write_json
 
 CODE = ("torch", "transformers", "timm", "peft", "datasets", "accelerate")
 """Packages on whose versions numbers may depend, besides tltasks itself."""
+MEDIA = ("image", "audio")
+"""Columns of files."""
 REPOSITORIES = {"model": "model", "metrics": "space"}
 """Kind of Hub repository by the recipe's key; all others are data sets."""
 
@@ -49,13 +55,14 @@ def _digest(value: object) -> str:
 class Contents:
     """Digests of files and commits of repositories, each looked up once.
 
-    Digests are kept in a file by size and time of change, so that large data is read once, not for every plan.
+    Digests are kept in a file by size, times and inode, so that large data is read once, not for every plan.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: dict[str, list[int | str]] = {}
-        """Size, time of change in nanoseconds and digest, by file."""
+        """Size, times in nanoseconds, inode and digest, by file; state and digest of the files that tables name."""
+        self.media: dict[str, str | None] = {}
         if path.is_file():
             self.files = json.loads(path.read_text(encoding="utf-8"))
         self.digest, self.commit = cache(self._read), cache(_find_commit)
@@ -81,7 +88,43 @@ class Contents:
             return name
 
         map_paths(recipe, look_up)
+        for place, data in [
+            ("data", recipe.data),
+            *((f"stages.{i}.data", s.data) for i, s in enumerate(recipe.stages)),
+        ]:
+            if data is None:
+                continue
+            key = "\0".join(["media of", data.model_dump_json()])
+            if key not in self.media:
+                self.media[key] = self._media(data, key)
+            if media := self.media[key]:
+                found[f"{place}.media"] = media
         return found
+
+    def _media(self, data: Data, key: str) -> str | None:
+        """Digest of the files that a table's rows name, whose content the table's own does not tell."""
+        named = getattr(data, "columns").model_dump()  # noqa: B009 (a key of every task's Data)
+        column = next((key for key in MEDIA if named.get(key)), None)
+        if column is None or not (data.files or format_of(data.name)):
+            return None
+        try:
+            splits = load_splits(data, seed=0, label=None).values()
+        except TltasksError:  # which the trial tells
+            return None
+        paths = sorted({path for split in splits for path in media_paths(split, column)})
+        state = file_states(paths)
+        known = self.files.get(key, [])
+        if known[:1] != [state]:
+            digest = hashlib.sha256()
+            for path in paths:
+                if Path(path).is_file():
+                    with Path(path).open("rb") as content:
+                        digest.update(hashlib.file_digest(content, "sha256").digest())
+                else:
+                    digest.update(b"absent")
+            known = [state, digest.hexdigest()[:24]]
+            self.files[key] = known
+        return str(known[1])
 
     def _read(self, path: Path) -> str:
         """Digest of a file, of all files of a folder with their names, or of those that a pattern fits."""
@@ -95,11 +138,12 @@ class Contents:
         for file in sorted(files):
             name, at = file.relative_to(path) if path.is_dir() else file.name, file.stat()
             known = self.files.get(str(file), [])
-            if known[:2] != [at.st_size, at.st_mtime_ns]:
+            state = [at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino]
+            if known[:-1] != state:
                 with file.open("rb") as content:
-                    known = [at.st_size, at.st_mtime_ns, hashlib.file_digest(content, "sha256").hexdigest()]
+                    known = [*state, hashlib.file_digest(content, "sha256").hexdigest()]
                 self.files[str(file)] = known
-            digest.update(f"{name}\0{known[2]}\0".encode())
+            digest.update(f"{name}\0{known[-1]}\0".encode())
         return digest.hexdigest()[:24]
 
 

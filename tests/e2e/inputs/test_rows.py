@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.tiny import images, topics
+from tests.tiny import images, texts, topics
 from tests.tiny.runs import run_recipe
 from tests.tiny.tables import save_metric
 from tltasks.config.loading import load_recipe
@@ -328,3 +328,21 @@ def test_a_metric_that_a_missing_class_leaves_without_value_is_refused(
             prepare(tmp_path, bert, data, metrics=f"[{metric}]")
     else:
         prepare(tmp_path, bert, data, metrics=f"[{metric}]")
+
+
+@pytest.mark.parametrize("column", ["document", "summary"])
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_an_empty_cell_of_a_pair_is_left_out_of_baselines_too(column: str, value: object, tmp_path: Path) -> None:
+    model, data = texts.save_model(tmp_path / "t5"), texts.save_data(tmp_path / "data")
+    for split in ("train", "validation", "test"):
+        path = data / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[3][column] = value
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = texts.write_recipe(tmp_path / "recipe.yaml", model, data)
+    stage = open_stages(plan_run(load_recipe(recipe, ["data.max_bad_share=0.1"])))[1][0]
+    test, train = stage.encoded["test"], stage.encoded["train"]
+    assert list(test.skipped) == [3]
+    assert test.skipped[3].startswith(f"empty {column} (test.jsonl:4")
+    (predicted,) = stage.task.baselines(train, test.rows).values()
+    assert len(predicted) == len(test.rows)

@@ -3,6 +3,7 @@
 Files need not hold anything to be named and told apart.
 """
 
+import os
 import re
 import time
 from pathlib import Path
@@ -109,6 +110,30 @@ def test_other_data_weights_or_recipes_are_other_trials(place: Path, tmp_path: P
     assert not set(names()) & set(before), "another checkpoint under the same name"
     config.write_text(text)
     assert names() == before
+
+
+def test_other_pictures_under_the_names_of_a_table_are_other_trials(place: Path, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (place / f"{name}.csv").write_text("image,label\na.png,x\nb.png,y\n")
+    (place / "a.png").write_bytes(b"one")
+    path = place / "tables.yaml"
+    path.write_text(
+        "recipe:\n  task: image-classification\n  model: {name: vit}\n  stages: [{stage: probe}]\n"
+        "  data: {name: csv, files: {train: train.csv, test: test.csv}}\n"
+        "axes: {method: {one: , other: {stages.0.l2: 0.1}}}\nseeds: [0, 1, 2]\noutput: out\n"
+    )
+
+    def names() -> list[str]:
+        return [item.id for item in plan_trials(load_experiment(path)[1], tmp_path)]
+
+    before = names()
+    assert names() == before
+    state = (place / "a.png").stat()
+    (place / "a.png").write_bytes(b"two")
+    os.utime(place / "a.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert not set(names()) & set(before)
+    (place / "a.png").write_bytes(b"one")
+    assert names() == before, "by content, whatever the times"
 
 
 def test_a_thousand_trials_are_planned_in_seconds(place: Path, tmp_path: Path) -> None:
