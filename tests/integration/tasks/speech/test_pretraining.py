@@ -365,7 +365,7 @@ def test_refusals_say_what_to_do(
 
 def test_clips_without_a_stretch_to_hide_are_left_out(zoo: Path, tmp_path: Path) -> None:
     data = shutil.copytree(zoo / "data", tmp_path / "data")
-    soundfile.write(data / "clips" / "short.wav", 0.1 * np.ones(1000, np.float32), 16000)
+    soundfile.write(data / "clips" / "short.wav", 0.1 * np.sin(np.arange(1000, dtype=np.float32)), 16000)
     with (data / "train.csv").open("a", newline="") as file:
         csv.writer(file).writerow(["clips/short.wav", "red"])
     stage = OBJECTIVE % ("finetune", ONCE)
