@@ -37,6 +37,11 @@ class Split:
         """Place and origin, with which a message begins."""
         return f"{self.place}: {self.origin}"
 
+    def called(self, row: int) -> str:
+        """A row in a message: its number, and its name where it has one."""
+        name = self.rows[ROW_NAME][row] if ROW_NAME in self.rows.column_names else None
+        return f"row {row} ({name})" if name else f"row {row}"
+
 
 @dataclass(frozen=True)
 class EncodedSplit:

@@ -258,7 +258,7 @@ def _class_counts(split: Split, data: ClassData) -> Counter[str]:
         first = next(i for i, value in enumerate(split.rows["label"]) if name(value) is None)
         raise DataError(
             f"{split.where}: {without.total()} of {len(split.rows)} rows have no label or one outside the class list "
-            f"(row {first} is the first: {reasons}; data.max_bad_share allows {data.max_bad_share:.1%}). "
+            f"({split.called(first)} is the first: {reasons}; data.max_bad_share allows {data.max_bad_share:.1%}). "
             "Hub test splits are often unlabelled: use another split, or hold out a share (`test: 0.1`)."
         )
     return counts

@@ -7,6 +7,7 @@ import lzma
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -18,13 +19,16 @@ from PIL import Image
 
 from tltasks.config.tasks.image import ImageData, UnlabelledImageData
 from tltasks.config.tasks.text import LabelledTextData, TextData
+from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
-from tltasks.data.splits import ROW_NAME, Split
+from tltasks.data.splits import ROW_NAME, Columns, Split, row_title
 from tltasks.errors import DataError, TltasksError
 from tltasks.hub.dataset import read_folder
 from tltasks.inference.inputs import Inputs, check_arguments
 from tltasks.tasks.base import InputKind
+from tltasks.tasks.classes import ClassificationTask, count_classes
 from tltasks.tasks.image.decoding import SUFFIXES
+from tltasks.training.evaluation import write_predictions
 
 TEXTS = InputKind("text", frozenset({".txt"}), is_text=True)
 IMAGES = InputKind("image", SUFFIXES)
@@ -184,6 +188,42 @@ def test_rows_are_named_by_table_and_line(tmp_path: Path) -> None:
     assert load(tmp_path / "t.csv")["train"].rows[ROW_NAME][:] == ["t.csv:2", "t.csv:4"]
     (tmp_path / "t.json").write_text(json.dumps([row("a"), row("b")]))
     assert load(tmp_path / "t.json")["train"].rows[ROW_NAME][:] == ["t.json[0]", "t.json[1]"]
+
+
+def test_rows_are_named_in_messages_and_predictions(tmp_path: Path) -> None:
+    """By table and line, and by the file that they are of; of a folder by the file alone."""
+    album(tmp_path, "train/a", "train/b")
+    (tmp_path / "t.csv").write_text("image,label\ntrain/a/0.png,a\ntrain/b/0.png,b\ntrain/b/1.png,b\n")
+
+    def encode(batch: Columns) -> Columns:
+        faults = [None if row else "is bad" for row in batch["row"]]
+        return {"label": [0] * len(faults), "row": batch["row"], "error": faults}
+
+    sources = {"name": str(tmp_path / "t.csv")}, {"name": "imagefolder", "dir": str(tmp_path)}
+    expected = ("is bad (t.csv:2 (train/a/0.png))", "is bad (train/a/0.png)")
+    for source, said in zip(sources, expected, strict=True):
+        data = ImageData(**source, splits={"test": None, "validation": "train"})
+        split = load_splits(data, seed=0, label="label")["train"]
+        features = datasets.Features({"label": datasets.Value("int32")})
+        encoded = encode_split(split, encode, features, key=said, max_bad_share=0.5, media="image")
+        assert encoded.skipped == {0: said}
+        task = SimpleNamespace(columns=lambda predictions, references: {"prediction": predictions})
+        write_predictions(tmp_path / "p.parquet", task, encoded.rows, ["x"] * len(encoded.rows), [])  # type: ignore[arg-type]
+        table = pq.read_table(tmp_path / "p.parquet")
+        assert table["path"].to_pylist()[-1] == "train/b/1.png"
+        assert table.column_names == ["row", "path", "prediction"]
+        assert row_title(encoded.rows, 0).startswith("row 1 · train/")
+    (tmp_path / "blank.csv").write_text("text,label\na,\nb,x\nc,y\n")
+    with pytest.raises(DataError, match=r"row 0 \(blank.csv:2\) is the first: has no label"):
+        count_classes(load(tmp_path / "blank.csv"), LabelledTextData(name="x"))
+
+
+def test_classes_that_look_alike_are_kept_and_said(tmp_path: Path) -> None:
+    labels = ["cat", "Cat", "cat ", "dog"]
+    task = SimpleNamespace(class_names=labels, references=lambda rows: [0])
+    notes = ClassificationTask.data_notes(task, {"train": SimpleNamespace(rows=None)})  # type: ignore[arg-type, dict-item]
+    assert list(notes) == ["train"]
+    assert "the classes 'cat', 'Cat', 'cat ' differ in case or spaces alone" in notes["train"][0]
 
 
 def test_a_table_that_changes_is_read_again(tmp_path: Path) -> None:
