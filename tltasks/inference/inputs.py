@@ -64,8 +64,9 @@ class Item:
         if self.error is not None:
             raise DataError(self.error)
         value = fetch(self.value) if isinstance(self.value, Address) else self.value
-        if isinstance(value, Path) and value.exists() and (fault := fault_of(value)):
-            raise DataError(f"is {fault}")
+        # os.path: an overlong name is no error
+        if isinstance(value, Path) and os.path.exists(value) and (fault := fault_of(value)):  # noqa: PTH110
+            raise DataError(fault if fault.startswith("cannot ") else f"is {fault}")
         if kind.is_text:
             return _read_text(value) if isinstance(value, (Path, bytes)) else as_text(value) or ""
         return str(value) if isinstance(value, Path) else value

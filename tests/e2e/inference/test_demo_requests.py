@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -120,6 +121,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     while uploads.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not uploads.exists(), "nothing of visitors is left behind"
+    gc.collect()  # what the server has left open is told here, rather than in the midst of another module's test
 
 
 TARGETS = {

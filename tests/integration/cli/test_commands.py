@@ -209,6 +209,11 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatc
     [
         ([], "name a command; `tltasks --help` lists them."),
         (["chek"], "no command is called `chek`; did you mean `check`?"),
+        (
+            ["zzz"],
+            "no command is called `zzz`. There are: run, check, range-test, predict, demo, export, compare, tune,",
+        ),
+        (["zzz"], "rank, push, push-data, recipes, doctor, schema. See `tltasks --help`."),
         (["check"], 'Command "check" parameter RECIPES requires an argument. See `tltasks check --help`.'),
         (["check", "r.yaml", "--zzz"], "Unknown option: --zzz. See `tltasks check --help`."),
         (["run", "r.yaml", "--dry-rum"], "Unknown option: --dry-rum. Did you mean --dry-run?"),
@@ -250,6 +255,12 @@ def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixtu
         ("predict ./nowhere x.png", "error: model ./nowhere: not found; name a run's results folder, a "),
         ("predict ~nobody/at/all x.png", "error: model ~nobody/at/all: not found"),
         ("export r.yaml --output o", "error: model r.yaml: is a file; name a run's results folder, a "),
+        ("export out", "error: export out: holds no model (neither config.json nor adapter_config.json)."),
+        ("run r.yaml --output n --set model.trust_remote_code=true", "the recipe asks to run Python code that others"),
+        (
+            "run r.yaml --output n --set hub.license=https://a:b@c",
+            "--set hub.license=https://…@c  hub.license: holds a",
+        ),
         ("demo ./nowhere", "error: model ./nowhere: not found"),
         ("push-data nowhere --repo a/b", "error: push-data nowhere: not a folder."),
         (
