@@ -40,10 +40,22 @@ ModelLoader: TypeAlias = type[_BaseAutoModelClass] | type[PreTrainedModel]
 LoadingInfo: TypeAlias = dict[str, list[Any]]
 """Keys by kind as transformers gives them, those of other shapes with these."""
 
+MOST_LAYERS = 10_000
 LARGEST_SHARE_NEW = 0.1
 """A checkpoint that leaves more of the backbone's weights at random than this does not fit the architecture."""
 
-_LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, UserWarning, SafetensorError)
+_LOADING = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    ImportError,
+    UserWarning,
+    SafetensorError,
+)
 """Errors of loading for weights that are missing, damaged or of another model."""
 
 ENCODERS = {"vit_mae": "vit"}
@@ -107,6 +119,8 @@ def read_config(
             raise RecipeError(
                 f"model.config.{key}: {type(config).__name__} of {source.display_name} has no such key{hint}"
             )
+        if isinstance(value, int) and value > MOST_LAYERS and re.search("layer|depth", key):
+            raise RecipeError(f"model.config.{key}: {value:,} is more than {MOST_LAYERS:,}, which no model has.")
         try:
             setattr(config, key, value)
         except (TypeError, ValueError) as error:

@@ -606,3 +606,25 @@ def test_what_is_scored_is_what_is_saved(precision: str, tmp_path: Path) -> None
     rows = [json.loads(line) for line in (tmp_path / "data" / "test.jsonl").read_text().splitlines()]
     answers = tltasks.load(tmp_path / "run")([row["document"] for row in rows])
     assert [answer["prediction"] for answer in answers] == pq.read_table(kept).to_pydict()["prediction"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("model.image_size=1000000000000000000", "expected a number of at most 8192"),
+        ("model.image_size=1", "its image processor makes nothing of an image"),
+        ("model.config={num_hidden_layers: 1000000000000}", "1,000,000,000,000 is more than 10,000"),
+        ("model.config={hidden_size: 0}", "its weights cannot be loaded"),
+    ],
+)
+def test_sizes_that_no_model_has(change: str, told: str, tmp_path: Path) -> None:
+    images.save_model(tmp_path / "vit")
+    images.save_data(tmp_path / "data")
+    path = images.write_recipe(tmp_path / "r.yaml", tmp_path / "vit", tmp_path / "data")
+
+    def build() -> None:
+        (stage,) = open_stages(plan_run(load_recipe(path, [change])))[1]
+        stage.task.build(stage.plan.kind)
+
+    with pytest.raises(TltasksError, match=told):
+        build()

@@ -85,6 +85,14 @@ def test_freezing_nothing_or_all_is_refused() -> None:
         adapted(build(), "full", freeze=["*"])
 
 
+def test_a_head_that_is_not_there_is_no_head_to_train() -> None:
+    """As of models whose head is their vocabulary, or texts."""
+    stage = ImageStage.model_validate({"stage": "finetune", "learning_rate": 1e-3, "epochs": 1.0, "adapt": "head"})
+    kept: dict[str, Any] = {"new_head": False, "head": [], "targets": [], "display_name": "a/b", "revision": "main"}
+    with pytest.raises(RecipeError, match=r"^adapt\.head: ViTForImageClassification has no head apart from"):
+        adapt(build(), stage.adapt, **kept)
+
+
 # ----------------------------------------------------------------------------------------------- adapters
 
 METHODS: dict[str, Any] = {

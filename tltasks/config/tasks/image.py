@@ -14,7 +14,7 @@ from tltasks.config.stage import IMAGE, ClassStage, JointStage, TaskSpec, Unlabe
 
 
 class ImageModel(Model):
-    image_size: PositiveInt | None = None
+    image_size: Annotated[int, Field(gt=0, le=8192)] | None = None
     """Side of the square input in pixels; position embeddings are interpolated. Unset: the checkpoint's own."""
     config: dict[FileName, bool | int | float | str | list[int]] = {}
     """Keys of the checkpoint's config.json to change, such as `{num_hidden_layers: 6}`: another architecture, from

@@ -15,7 +15,7 @@ from tltasks.config.stage import TEXT, ClassStage, Stage, TaskSpec, UnlabelledSt
 class Generation(Section):
     """How summaries are generated; what is unset is as the checkpoint's own generation_config.json says."""
 
-    num_beams: PositiveInt | None = None
+    num_beams: Annotated[int, Field(gt=0, le=1000)] | None = None
     """Beams of the search; 1 takes the likeliest token at each step."""
     length_penalty: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Exponent of the length that a beam's score is divided by: above 0 favours longer summaries."""
