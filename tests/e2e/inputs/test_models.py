@@ -595,7 +595,7 @@ def test_scaling_layers_beside_a_head_that_is_no_layer(name: str, tmp_path: Path
     assert difference < 1e-5
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.exhaustive)])
 def test_what_is_scored_is_what_is_saved(precision: str, tmp_path: Path) -> None:
     """An adapter beside the weights rounds otherwise than one in them, which in bf16 changes summaries."""
     texts.save_model(tmp_path / "t5", "t5")
