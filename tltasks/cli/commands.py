@@ -208,7 +208,7 @@ def _explain(error: CycloptsError) -> str:
     text = str(error)
     if isinstance(error, UnusedCliTokensError):
         text = f"{command}: more than it takes: {shlex.join(error.unused_tokens or ())}"
-    if isinstance(error, UnknownCommandError):  # its own list is cut (cyclopts 5.5, exceptions.py)
+    if isinstance(error, UnknownCommandError):  # its own list ends after eight (cyclopts 5.5, exceptions.py)
         word, known = (error.unused_tokens or [""])[0], [name for name in app if not name.startswith("-")]
         text = f"no command is called `{word}`{did_you_mean(word, known) or '.'} There are: {', '.join(known)}"
     return f"{text.rstrip('.')}. See `{command} --help`."
