@@ -174,6 +174,13 @@ def test_what_else_a_file_holds_is_no_sound(kind: str) -> None:
     check(HARMLESS[kind])
 
 
+@pytest.mark.parametrize("kind", ["AVR", "MAT4", "MPC2K", "SDS", "WVE", "VOC", "SVX", "WAVEX", "HTK"])
+def test_rare_containers_cut_short(kind: str) -> None:
+    subtype = "ALAW" if kind == "WVE" else "PCM_16"
+    with pytest.raises(DataError, match=r"cut short|not audio that can be read"):
+        decode_audio(written(WHOLE, kind, subtype)[:60000], HZ)
+
+
 def test_no_sound_at_all_is_said() -> None:
     empty = written(WHOLE[:0])
     for content in (empty, empty + TAIL, empty[:-4] + b"\xff" * 4):
@@ -309,7 +316,9 @@ def test_chained_and_broken_ogg(subtype: str) -> None:
     check(one + two + one, np.concatenate([ONE, TWO, ONE]), is_exact=False, gaps=1)
     whole = written(WHOLE, "OGG", subtype)
     last = whole.rindex(b"OggS")
-    assert 0.5 * len(WHOLE) < len(decode_audio(whole[: last - 10], HZ)) <= len(WHOLE)  # a recorder that was stopped
+    assert 0.5 * len(WHOLE) < len(decode_audio(whole[:last], HZ)) <= len(WHOLE)  # a recorder that was stopped
+    with pytest.raises(DataError, match="cut short: 10 bytes of its last page, or more"):
+        decode_audio(whole[:-10], HZ)
 
 
 # ------------------------------------------------------------------------------------------- joined files

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ LOWEST_HZ, HIGHEST_HZ = 4000, 1_000_000
 MOST_BYTES = 2**32
 """More than a wav file can hold."""
 _FRAMES_AT_ONCE = 2**20
+_RARE = {"AVR", "MAT4", "MPC2K", "SDS", "WVE"}
+"""Formats of which libsndfile's log alone says that they are cut short."""
 _SLACK_SECONDS = 0.1
 """By which timestamps of aligners and of the Hub's data sets are off."""
 SILENCE = 1e-4
@@ -156,6 +159,8 @@ def _decode_part(part: Part) -> tuple[NDArray[np.float32], int]:
             most, blocks = LONGEST_SECONDS * hz, []
             if part.is_counted and file.frames > most:
                 raise DataError(f"is {file.frames / hz:,.0f} s long; cut it into parts of at most {most / hz:,.0f} s")
+            if file.format in _RARE and _is_cut(file.extra_info, file.frames, is_padded=file.format == "SDS"):
+                raise DataError("is cut short: its header counts more sound than is there")
             # What the header promises is read by itself: junk behind it is an error of all that is read with it.
             while (left := (part.frames if n_read < part.frames else file.frames) - n_read) > 0 and n_read <= most:
                 block = file.read(min(left, _FRAMES_AT_ONCE), dtype="float32", always_2d=True)
@@ -174,6 +179,13 @@ def _decode_part(part: Part) -> tuple[NDArray[np.float32], int]:
     if n_read > most:
         raise DataError(f"is longer than {LONGEST_SECONDS:,.0f} s; cut it into parts")
     return _joined(blocks or [np.zeros((0, 1), np.float32)]), hz
+
+
+def _is_cut(log: str, frames: int, *, is_padded: bool) -> bool:
+    """Tell from libsndfile's log whether a file ends early; `is_padded` where it makes up for what is not there."""
+    counted = re.search(r"^ *Frames +: (\d+)$", log, re.MULTILINE)
+    says_so = "truncated" in log or "should be" in log
+    return says_so or (counted is not None and (int(counted[1]) < frames if is_padded else int(counted[1]) > frames))
 
 
 def _content(value: object) -> bytes:

@@ -178,6 +178,8 @@ def _ogg_parts(content: bytes) -> list[Part]:
         starts = opens
         n_segments = content[at + 26]
         at += 27 + n_segments + sum(content[at + 27 : at + 27 + n_segments])
+        if at > len(content):
+            raise DataError(f"is cut short: {at - len(content):,} bytes of its last page, or more, are not there")
     return [Part(content[i:j]) for i, j in pairwise([*bounds, len(content)])]
 
 
