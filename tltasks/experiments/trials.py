@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from tltasks.config.recipe import Recipe
 from tltasks.errors import DataError
 from tltasks.results.result import Interval, Number
-from tltasks.runtime.files import check_place, is_occupied, locked
+from tltasks.runtime.files import is_occupied, locked
 
 SEARCH_JOURNAL = "trials.jsonl"
 """File of Optuna's in the results folder of a search."""
@@ -106,7 +106,6 @@ class PlannedTrial:
 @contextmanager
 def results_folder(output: Path, what: Literal["experiment", "search"]) -> Iterator[None]:
     """Lock the results folder of an experiment or a search; DataError for one that holds something else."""
-    check_place(output)
     with locked(output):
         journal, trials = output / SEARCH_JOURNAL, output / "trials"
         begun = journal.exists() == (what == "search") and (trials.is_dir() or what == "search")
