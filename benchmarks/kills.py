@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
 import sys
@@ -35,8 +36,8 @@ KINDS = (
 MOST = 6
 """Kills of one episode, each on what is left: so they come the earlier, the more there were."""
 SHORTER = 0.8
-PEERS_END = 60.0
-"""Seconds in which a process ends whose peer is gone."""
+PEERS_END = 30.0
+"""Seconds in which a process ends whose peer is gone; where it still waits for the peer to come, once it is told to."""
 
 
 def main() -> None:
@@ -114,7 +115,10 @@ def episode(subjects: Subjects, kind: str, folder: Path, draw: random.Random, ki
 
 
 def wait_for_peers(children: list[Child], kind: str) -> None:
+    """Have processes end whose peer is gone: of themselves, or by the SIGTERM that launchers send."""
     for child in children:
+        if child.wait(PEERS_END) is None:
+            os.kill(child.pid, signal.SIGTERM)
         if child.wait(PEERS_END) is None:
             for other in children:
                 other.kill()

@@ -48,7 +48,8 @@ def init_distributed() -> PartialState:
     check_launch()
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     try:
-        state = PartialState(cpu=cpu)
+        with _ended_by_sigterm():
+            state = PartialState(cpu=cpu)
     except (RuntimeError, ValueError, ImportError) as error:
         raise RecipeError(
             f"the devices cannot be opened, or their processes do not meet ({first_line(error)}); check the launcher."
@@ -197,6 +198,18 @@ def interruptible() -> Iterator[Callable[[], AbstractContextManager[None]]]:
 
     with _handling_signals(request):
         yield hold
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Leave SIGTERM to the system where this process may wait for others in code that no handler interrupts."""
+    own = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL) if own else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
