@@ -4,11 +4,11 @@
     python benchmarks/numerics.py compare FILE [--only NAME…]
 
 Of each run: loss, rate and gradient norm of every step, all metrics of every evaluation, stage and baseline, and a
-digest of the tensors that it saves. `--offline` adds the recipes of recipes/offline, cut to a few steps; the scripts
-that their headers name make what they need. `compare` carries out again what is in the file, says which number moved,
-and ends with 1 if any did. `--only` takes names and shell patterns. Bits are the same with the same processor and
-versions, which the file names; elsewhere record the older commit anew. Nothing is timed, so the machine may have other
-work.
+digest of the tensors that it saves. Intervals are left to their own tests: they follow from rows and a method.
+`--offline` adds the recipes of recipes/offline, cut to a few steps; the scripts that their headers name make what
+they need. `compare` carries out again what is in the file, says which number moved, and ends with 1 if any did.
+`--only` takes names and shell patterns. Bits are the same with the same processor and versions, which the file names;
+elsewhere record the older commit anew. Nothing is timed, so the machine may have other work.
 """
 
 from __future__ import annotations
@@ -75,17 +75,22 @@ def found_in(output: Path) -> dict[str, Any]:
         scores = {"own": stage["metrics"], **stage["baselines"]}
         stages[stage["name"]] = {
             "scores": {
-                arm: {split: {**score["values"], "ci95": score["ci95"]} for split, score in by_split.items()}
-                for arm, by_split in scores.items()
+                arm: {split: score["values"] for split, score in by_split.items()} for arm, by_split in scores.items()
             },
             "parameters": [stage["trainable_parameters"], stage["total_parameters"]],
-            "robustness": stage["robustness"] or {},
+            "robustness": without_intervals(stage["robustness"] or {}),
             "training": {
                 k: (stage["training"] or {}).get(k) for k in ("best_step", "best_value", "l2", "interpolation")
             },
             "logged": logged.get(stage["name"], {}),
         }
     return {"stages": stages, "weights": digest_of_weights(output / "model")}
+
+
+def without_intervals(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_intervals(item) for key, item in value.items() if not key.endswith("ci95")}
+    return [without_intervals(item) for item in value] if isinstance(value, list) else value
 
 
 def make(name: str, folder: Path) -> None:
