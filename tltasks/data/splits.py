@@ -69,7 +69,8 @@ class EncodedSplit:
             return None
         shown = "; ".join(f"row {row}: {reason}" for row, reason in list(self.skipped.items())[:FEW])
         more = f"; … and {len(self.skipped) - FEW:,} more" if len(self.skipped) > FEW else ""
-        return f"{len(self.skipped):,} rows cannot be used and are left out: {shown}{more}"
+        n_rows = f"{len(self.skipped):,} rows" if len(self.skipped) > 1 else "1 row"
+        return f"{n_rows} cannot be used, left out: {shown}{more}"
 
 
 def located(value: object, folder: Path | None) -> object:

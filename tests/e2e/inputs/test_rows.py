@@ -133,7 +133,7 @@ CASES = {
     ),
     "a blank label beyond the share": Case(
         {"train": [(csv, ["a", "b", ""])], "test": [(csv, ["a", "b"])]},
-        said="1 of 3 rows have no label or one outside the class list (row 2 is the first: has no label",
+        said="1 of 3 rows have no label or one outside the class list (row 2 (train0.csv:4) is the first: has no label",
     ),
     "whole numbers beside a blank, as pandas writes them": Case(
         {"train": [(parquet, [0, 1] * 9 + [None])], "test": [(parquet, [0, 1])]},
@@ -211,9 +211,7 @@ def test_what_is_left_out_is_named_with_its_line_everywhere(bert: Path, tmp_path
     data = {"name": "csv", "files": {"train": "train.csv", "test": "test.csv"}, "max_bad_share": 0.1}
     stage = prepare(tmp_path, bert, data)
     assert stage.encoded["test"].skipped == {20: "has no label (test.csv:22)"}
-    assert (
-        stage.encoded["test"].left_out == "1 rows cannot be used and are left out: row 20: has no label (test.csv:22)"
-    )
+    assert stage.encoded["test"].left_out == "1 row cannot be used, left out: row 20: has no label (test.csv:22)"
     result = run_recipe(tmp_path / "recipe.yaml", tmp_path / "out")
     assert result.stages[0].data["test"].skipped_rows == {"20": "has no label (test.csv:22)"}
     written = pd.read_parquet(tmp_path / "out" / "predictions" / "transfer-test.parquet")
