@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.csv.csv import CsvConfig
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
@@ -31,7 +32,7 @@ from tltasks.data.local import (
     tables_of_folder,
 )
 from tltasks.data.splits import ROW_NAME, Columns, Split
-from tltasks.data.tables import as_text
+from tltasks.data.tables import as_label, as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
 
 TEXT_TYPES = ("string", "large_string", "string_view")
@@ -122,12 +123,22 @@ class _SoundPath(datasets.Audio):  # type: ignore[misc]
         return {"bytes": None, "path": str(value)}
 
 
-def _load_hub(data: Source) -> Tables:
+def _load_hub(data: Source, columns: dict[str, str]) -> Tables:
     """All splits of a Hub data set, or of a builder's files on the web, media undecoded."""
     options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)} if data.name == "parquet" else {}
-    builder = datasets.load_dataset_builder(
-        str(data.name), data.config, data_dir=data.dir, data_files=data.files, revision=data.revision, **options
+    open_builder = partial(
+        datasets.load_dataset_builder,
+        str(data.name),
+        data.config,
+        data_dir=data.dir,
+        data_files=data.files,
+        revision=data.revision,
     )
+    builder = open_builder(**options)
+    if isinstance(builder.config, CsvConfig) and builder.info.features is None:
+        # pandas guesses: 007 would be 7, and a class called NA a missing value
+        as_written = {column: str for key, column in columns.items() if conversion(key) in (as_text, as_label)}
+        builder = open_builder(converters=as_written, keep_default_na=False, na_values=[""])
     if getattr(builder, "BASE_FEATURE", None) is datasets.Audio:
         builder.BASE_FEATURE = _SoundPath
     builder.download_and_prepare()
@@ -144,7 +155,7 @@ def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
 def _open(data: Source, columns: dict[str, str], *, place: str) -> Opened:
     """All splits of a source, media left undecoded so that one bad file cannot end the run."""
     try:
-        found = _open_local(data, columns) if _is_local(data) else Opened(_load_hub(data))
+        found = _open_local(data, columns) if _is_local(data) else Opened(_load_hub(data, columns))
         return dataclasses.replace(found, tables={name: _undecoded(rows) for name, rows in found.tables.items()})
     except (DataError, FileNotFoundError, ConnectionError, ValueError, HfHubHTTPError, DatasetsError) as error:
         raise DataError(f"{place}: {describe(data)}: {_why_not(data, error, place)}") from error

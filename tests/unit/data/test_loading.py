@@ -14,6 +14,7 @@ from tests.tiny.tables import COLUMNS, data, load, pictures, save
 from tltasks.config.data import ExtraTest
 from tltasks.config.tasks.image import ImageColumns, ImageData
 from tltasks.config.tasks.speech import UnlabelledSpeechData
+from tltasks.config.tasks.text import LabelledTextData
 from tltasks.data.loading import load_splits
 from tltasks.data.splits import Split
 from tltasks.errors import DataError
@@ -285,3 +286,13 @@ def test_shots_leave_what_is_held_out_as_it_is(folder: Path) -> None:
     assert pictures(few["validation"]) == pictures(all_rows["validation"])
     assert set(pictures(few["train"])) < set(pictures(all_rows["train"]))
     assert kinds(few["train"]) == {"a": 2, "b": 2, "c": 2}
+
+
+def test_tables_on_the_web_are_read_as_written_too(tmp_path: Path) -> None:
+    cells = ["007", "NA", "1e5", "", "true", "null", "2021-05-18"]
+    (tmp_path / "a.csv").write_text("more,text,label\n" + "".join(f"1,word,{cell}\n" for cell in cells))
+    address = (tmp_path / "a.csv").as_uri()  # not a name on this machine, by its scheme
+    source = LabelledTextData(name="csv", files={"train": address, "test": address})
+    found = load_splits(source, seed=0, label="label")
+    assert found["test"].rows["label"] == [cell or None for cell in cells]
+    assert found["test"].rows["text"] == ["word"] * len(cells)
