@@ -195,11 +195,12 @@ def test_a_link_stays_one(tmp_path: Path, suffix: str) -> None:
 
 
 def test_parquet_that_could_not_be_written_takes_no_place_though_it_could_be_closed(tmp_path: Path) -> None:
-    path, rows = tmp_path / "a.parquet", many(400)
+    path, rows = tmp_path / "a.parquet", many(4000)
     write(path, rows[:64])
     file = open_writer(path, SCHEMA, resume=True)
-    with no_room(path.stat().st_size + 4096), pytest.raises(OSError, match="File too large"):
-        file.write(rows[64:])
+    with no_room(path.stat().st_size + 1024), pytest.raises(OSError, match="File too large"):  # noqa: PT012
+        for i in range(64, 4000, 64):
+            file.write(rows[i : i + 64])
     file.close()
     assert [row["prediction"] for row in read(path)] == [row["prediction"] for row in rows[:64]]
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
