@@ -215,16 +215,20 @@ def _check_fit(
 
     odd = [
         f"{key} is {list(held)} in the file and {list(asked)} by the configuration"
-        for key, held, asked in info["mismatched_keys"]
+        for key, held, asked in sorted(info["mismatched_keys"])
         if is_inner(key) and not _is_position_table(key)
     ]
     own = model.state_dict()
-    odd += [f"{key} is not in the file" for key in info["missing_keys"] if key in own and is_inner(key) and _layer(key)]
+    odd += [
+        f"{key} is not in the file"
+        for key in sorted(info["missing_keys"])
+        if key in own and is_inner(key) and _layer(key)
+    ]
     ends: dict[str, int] = {}
     for stack, number in filter(None, map(_layer, own)):
         ends[stack] = max(number, ends.get(stack, 0))
     if _depth(config) == _depth(open_config(source)):  # the recipe may want fewer layers
-        deeper = {key: _layer(key) for key in info["unexpected_keys"]}
+        deeper = {key: _layer(key) for key in sorted(info["unexpected_keys"])}
         odd += [
             f"{key} has no place in the model" for key, at in deeper.items() if at and at[1] > ends.get(at[0], at[1])
         ]
