@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         HubError,
         Interrupted,
         RecipeError,
+        StorageError,
         TltasksError,
         TrainingError,
     )
@@ -40,6 +41,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "RunResult",
+    "StorageError",
     "TltasksError",
     "TrainingError",
     "__version__",
