@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import datasets
@@ -20,15 +20,34 @@ def join_rows(parts: Mapping[str, datasets.Dataset], columns: Sequence[str]) -> 
     rows = list(parts.values())
     if len(rows) == 1:
         return rows[0]
+    for column in columns:
+        lacking = [name for name, part in parts.items() if column not in part.features]
+        if 0 < len(lacking) < len(rows):
+            raise DataError(f"{lacking[0]} has no column `{column}`, and others have it")
     for column in clashing({name: part.features for name, part in parts.items()}, columns):
         rows = [_named(part, column) for part in rows]
     try:
-        features = rows[0].features
+        shared = [name for name in rows[0].features if all(name in part.features for part in rows)]
+        rows = [part if part.column_names == shared else part.select_columns(shared) for part in rows]
+        typed = {
+            name: next((part.features[name] for part in rows if not _is_null(part.features[name])), None)
+            for name in shared
+        }
+        features = datasets.Features({name: feature or rows[0].features[name] for name, feature in typed.items()})
         return datasets.concatenate_datasets(
             [part if part.features == features else part.cast(features) for part in rows]
         )
     except (ValueError, TypeError, pa.ArrowException) as error:
         raise DataError(f"{' and '.join(list(parts)[:4])} have columns of different types: {error}") from error
+
+
+def are_alike(features: Iterable[datasets.Features]) -> bool:
+    """Return whether all parts have the same columns, and the same ones of them without any value."""
+    return len({frozenset((name, _is_null(own[name])) for name in own) for own in features}) == 1
+
+
+def _is_null(feature: object) -> bool:
+    return getattr(feature, "dtype", None) == "null"
 
 
 def clashing(features: Mapping[str, datasets.Features], columns: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from tltasks.errors import DataError
 
 SUFFIXES: dict[str, frozenset[str]] = {
     "image": frozenset({
-        ".avif", ".bmp", ".cr2", ".dng", ".gif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jpeg", ".jpg", ".jxl",
-        ".nef", ".pbm", ".pgm", ".png", ".ppm", ".psd", ".svg", ".tga", ".tif", ".tiff", ".webp",
+        ".apng", ".avif", ".bmp", ".cr2", ".dib", ".dng", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2",
+        ".jpe", ".jpeg", ".jpg", ".jpx", ".jxl", ".nef", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".svg",
+        ".tga", ".tif", ".tiff", ".webp",
     }),
     "audio": frozenset({
         ".3gp", ".8svx", ".aac", ".aif", ".aifc", ".aiff", ".amr", ".au", ".avr", ".caf", ".flac", ".htk", ".ircam",
@@ -64,7 +66,7 @@ def walk(folder: Path) -> Iterator[tuple[str, str | None]]:
     while pending:
         name, above = pending.pop()
         place = os.path.join(folder, name)  # noqa: PTH118
-        if PurePosixPath(name).name.startswith("."):
+        if PurePosixPath(name).name.startswith((".", "__MACOSX")):  # what macOS adds to archives
             yield name, "hidden"
         elif fault := fault_of(place):
             yield name, fault
@@ -156,13 +158,18 @@ def media_folder(root: Path, kind: str) -> MediaFolder:
             left_out[name] = f"beside the folders of the splits ({', '.join(splits)})"
             continue
         split, inner = (splits[top], below) if splits else ("train", name)
-        parts = inner.split("/")
+        # macOS writes é as two characters, and a folder's name is the same class wherever it was made
+        parts = unicodedata.normalize("NFC", inner).split("/")
         if len(parts) != 2:
             unlabelled.setdefault(split, _why_no_class(name, parts))
         found.setdefault(split, []).append((name, parts[0] if len(parts) == 2 else None))
     inside = {part for name in files for part in name.split("/")[1:-1] if part.casefold() in SPLITS}
-    notes = [f"folders further down are called {some(sorted(inside))}, and no splits: these lie just below {root.name}"]
-    return MediaFolder(root, kind, found, metadata, left_out, unlabelled, notes if inside and not splits else [])
+    notes = []
+    if inside and not splits:
+        notes = [f"folders further down are called {some(sorted(inside))}, no splits: these lie just below {root.name}"]
+    if twice := sorted(top for top, split in splits.items() if top == split != SPLITS.get(top.casefold(), top)):
+        notes.append(f"{some(twice)}: another folder stands for the same split, so each is one of its own name")
+    return MediaFolder(root, kind, found, metadata, left_out, unlabelled, notes)
 
 
 def _why_no_class(name: str, parts: list[str]) -> str:

@@ -22,7 +22,7 @@ from yaml import YAMLError
 
 from tltasks.config.data import PACKED, TABLE_FORMATS, format_of
 from tltasks.data.cache_keys import file_states
-from tltasks.data.class_names import clashing, join_rows
+from tltasks.data.class_names import are_alike, clashing, join_rows
 from tltasks.data.folders import (
     OTHER,
     SPLITS,
@@ -83,9 +83,8 @@ def _open_split(files: Sequence[Path], columns: Mapping[str, str], kind: str | N
         )
     if kinds == {"parquet"}:
         found = {file.name: datasets.Features.from_arrow_schema(pq.read_schema(file)) for file in files}
-        # Of several files datasets (5.2, parquet.py) takes the first one's class names for the numbers of all.
-        apart = clashing(found, list(columns.values()))
-        if apart:
+        # Of several files datasets (5.2, parquet.py) takes the first one's columns and class names for those of all.
+        if clashing(found, list(columns.values())) or not are_alike(found.values()):
             return join_rows({file.name: _read_parquet([file]) for file in files}, list(columns.values()))
         return _read_parquet(files)
     if "parquet" in kinds:

@@ -240,8 +240,10 @@ def as_label(value: object) -> str | int | None:
     """A cell that is to be a class: a text, a whole number, or `true` and `false` as they are written."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, float) and (value != value or value.is_integer()):  # as pandas writes numbers beside blanks
-        return None if value != value else int(value)
+    if isinstance(value, float) and value != value:  # as pandas writes blanks, and numbers beside them as floats
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and abs(value) < 2**63:
         return value
     if isinstance(value, list):

@@ -126,7 +126,7 @@ class Inputs:
 
     def count(self) -> int | None:
         """Number of inputs, if it can be told without reading them."""
-        if STDIN in self._arguments or any(path.suffix.lower() != ".parquet" for path in self._tables):
+        if STDIN in self._arguments or any(path.suffix.lower() != ".parquet" or path.is_dir() for path in self._tables):
             return None
         tables: int = sum(pq.read_metadata(path).num_rows for path in self._tables)
         files = sum(not _is_table(path) for path in self._paths())

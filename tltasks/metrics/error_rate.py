@@ -24,7 +24,7 @@ BUCKET_SECONDS = (2.0, 5.0, 10.0, 20.0, 30.0)
 _GAP = regex.compile(r"[\p{P}\p{S}\p{C}]")
 _SPOKEN = regex.compile(r"[\p{L}\p{N}]")
 _DOTS = regex.compile(r"\.{2,}|…")
-_JOINERS = "\u200c\u200d"
+_SHAPING = "\u200c\u200dـ"
 
 
 def normaliser(name: str) -> Normaliser:
@@ -35,9 +35,9 @@ def normaliser(name: str) -> Normaliser:
 def _evened(text: str) -> str:
     """Even out what can be neither heard nor seen: one form of each character, one space between words.
 
-    Joiners stay: they change how letters look.
+    Joiners and the tatweel stay: they change how letters look.
     """
-    return " ".join(without_unseen(unicodedata.normalize("NFC", text), keep=_JOINERS).split())
+    return " ".join(without_unseen(unicodedata.normalize("NFC", text), keep=_SHAPING).split())
 
 
 def _basic(text: str) -> str:
@@ -49,7 +49,7 @@ def _basic(text: str) -> str:
     >>> _basic("¿Qué “tal”?  L'été — १२ कि.")
     'qué tal lété १२ कि'
     """
-    even = unicodedata.normalize("NFKC", even_apostrophes(text)).casefold()
+    even = unicodedata.normalize("NFKC", even_apostrophes(text)).replace("İ", "i").casefold()  # else i and a dot
     return _words(_GAP.sub(" ", without_inner_marks(without_unseen(even))))
 
 

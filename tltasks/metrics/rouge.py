@@ -36,7 +36,8 @@ def tokens(text: str) -> list[str]:
     >>> tokens("Don't panic: it's 42!"), tokens("2024年の東京")
     (['don', 't', 'panic', 'it', 's', '42'], ['2024', '年', 'の', '東', '京'])
     """
-    found: list[str] = _TOKEN.findall(without_unseen(unicodedata.normalize("NFKC", text)).lower())
+    even = without_unseen(unicodedata.normalize("NFKC", text)).replace("İ", "i").lower()  # else i and a dot
+    found: list[str] = _TOKEN.findall(even)
     return found
 
 

@@ -12,15 +12,16 @@ UNSPACED = "".join(
 )
 """Their characters, for use within a set of a regular expression."""
 
-UNSEEN = r"\p{Default_Ignorable_Code_Point}"
-"""Joiners, soft hyphens, marks of direction, variation selectors and their like, for use within a set."""
+UNSEEN = r"\p{Default_Ignorable_Code_Point}ـ"
+"""Joiners, soft hyphens, marks of direction, variation selectors and their like, and the tatweel that stretches Arabic
+words; for use within a set."""
 APOSTROPHES = "'‘’‛`´ʹʻʼʽ′＇"
 """Characters that stand for an apostrophe between two letters."""
 
 _LETTER = regex.compile(r"\p{L}")
 _UNSPACED_LETTER = regex.compile(rf"[[{UNSPACED}]&&\p{{L}}]", regex.V1)
 
-_UNSEEN = regex.compile(rf"(?<=[{UNSPACED}])\u200b(?=[{UNSPACED}])|({UNSEEN})")
+_UNSEEN = regex.compile(rf"(?<=[{UNSPACED}])\u200b(?=[{UNSPACED}])|([{UNSEEN}])")
 _BETWEEN = regex.compile(rf"(?<=[\p{{L}}\p{{M}}])[{APOSTROPHES}](?=\p{{L}})")
 _IN_WORD = regex.compile(
     r"['’ʼ՚՛՜՞᠆]"  # Armenian asks and calls out within the word

@@ -24,6 +24,7 @@ _DECIDED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ({"", "1", "auto"}, "set stages.N.batch_size and micro_batch"),
     "ACCELERATE_GRADIENT_CLIPPING": ({"", "none", "auto"}, "set stages.N.max_grad_norm"),
     "ACCELERATE_DYNAMO_BACKEND": ({"", "no"}, "set stages.N.compile: true"),
+    "ACCELERATE_FP8_BACKEND": ({"", "no"}, "set precision: bf16 for speed"),
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": ({"", "0"}, "set precision: bf16 for speed"),
     "DNNL_DEFAULT_FPMATH_MODE": ({"", "strict"}, "set precision: bf16 for speed"),
     "ONEDNN_DEFAULT_FPMATH_MODE": ({"", "strict"}, "set precision: bf16 for speed"),
@@ -75,6 +76,8 @@ def check_settings(precision: str, device: torch.device) -> None:
         )
     if device.type == "cuda" and _value("NVIDIA_TF32_OVERRIDE"):
         raise _conflict("NVIDIA_TF32_OVERRIDE", "unset it, and set precision: bf16 for speed")
+    if device.type == "meta":
+        raise RecipeError("the device meta holds no numbers; unset ACCELERATE_TORCH_DEVICE.")
     if torch.is_autocast_enabled(device.type):
         raise RecipeError("torch.autocast is on around this call; the recipe decides. Leave it, and set `precision`.")
     if torch.get_default_dtype() != torch.float32:

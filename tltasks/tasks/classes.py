@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -88,9 +89,12 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
             notes[name] = [f"lacks {len(missing)} of the {len(learnt)} classes of train: {_some(missing)}. {advice}"]
         alike: dict[str, list[str]] = {}
         for label in self.class_names:
-            alike.setdefault(" ".join(label.casefold().split()), []).append(repr(label))
+            alike.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(repr(label))
         for same in (same for same in alike.values() if len(same) > 1):
-            text = f"the classes {', '.join(same)} differ in case or spaces alone, and are told apart all the same."
+            text = (
+                f"the classes {', '.join(same)} differ in case, spaces or the form of characters alone, and are told "
+                "apart all the same."
+            )
             notes.setdefault(next(iter(encoded)), []).append(text)
         return notes
 

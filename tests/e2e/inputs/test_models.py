@@ -153,6 +153,7 @@ def test_pictures_are_as_bright_as_they_are_stored(kind: str) -> None:
         (tiff(np.array([0, 2**20], "<u4").tobytes(), 2, bits=32), "integers from 0 to 1,048,576"),
         (tiff(np.array([0.5, np.nan], "<f4").tobytes(), 2, bits=32, kind=3), "floats from nan to nan"),
         (np.array([[0.0, 4095.0]]), "floats from 0 to 4,095"),
+        (np.array([[0.0, 0.5, 1.02]]), "floats from 0 to 1.02"),
         (np.array([[-1.0, 1.0]], np.float32), "floats from -1 to 1"),
         (np.array([[-1, 1]], np.int8), "integers from -1 to 1"),
         (np.array([[0, 2**40]]), "integers from 0 to 1.09951163e+12"),

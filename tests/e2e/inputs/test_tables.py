@@ -118,6 +118,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "wrapped.json": (json.dumps({"data": [row("a")]}).encode(), "It has: data"),
     "scalar.json": (b"3", "is the number 3"),
     "two kinds of classes.jsonl": (lines(row("a", 1), row("b", "1")), r":2 `label` is '1'"),
+    "endless numbers.jsonl": (lines(row("a", 1e30)), r":1 `label` holds the number 10{14}.*; a class is"),
     "fractions.jsonl": (lines(row("a", 1.5)), "a class is a name or a whole number"),
     "integers.parquet": (parquet(text=[1, 2], label=[1, 2]), "`text` holds int64"),
     "bytes.parquet": (parquet(text=[b"a"], label=[1]), "`text` holds binary"),
@@ -219,11 +220,30 @@ def test_rows_are_named_in_messages_and_predictions(tmp_path: Path) -> None:
 
 
 def test_classes_that_look_alike_are_kept_and_said(tmp_path: Path) -> None:
-    labels = ["cat", "Cat", "cat ", "dog"]
+    labels = ["cat", "Cat", "cat ", "dog", "d\u00e9j\u00e0", "de\u0301ja\u0300"]
     task = SimpleNamespace(class_names=labels, references=lambda rows: [0])
     notes = ClassificationTask.data_notes(task, {"train": SimpleNamespace(rows=None)})  # type: ignore[arg-type, dict-item]
     assert list(notes) == ["train"]
-    assert "the classes 'cat', 'Cat', 'cat ' differ in case or spaces alone" in notes["train"][0]
+    said = "differ in case, spaces or the form of characters alone"
+    assert f"the classes 'cat', 'Cat', 'cat ' {said}" in notes["train"][0]
+    assert said in notes["train"][1]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_parquet_files_of_one_split_need_not_have_the_same_columns(order: int, tmp_path: Path) -> None:
+    contents = [
+        parquet(text=["a"], label=["x"]),
+        parquet(note=[1], label=["y"], text=["b"]),
+        parquet(text=["c"], label=pa.nulls(1)),
+    ]
+    for i, content in enumerate(contents):
+        (tmp_path / f"{i}.parquet").write_bytes(content)
+    files = [str(tmp_path / f"{i}.parquet") for i in range(3)[::order]]
+    found = load(tmp_path, name="parquet", files={"train": files})["train"]
+    assert sorted(pairs(found), key=str) == [("a", "x"), ("b", "y"), ("c", None)]
+    (tmp_path / "9.parquet").write_bytes(parquet(text=["d"]))
+    with pytest.raises(DataError, match=r"9\.parquet has no column `label`, and others have it"):
+        load(tmp_path, name="parquet", files={"train": [*files, str(tmp_path / "9.parquet")]})
 
 
 def test_a_table_that_changes_is_read_again(tmp_path: Path) -> None:
@@ -377,6 +397,20 @@ def inputs(folder: Path) -> Inputs:
 def test_folders_that_could_be_read_in_two_ways_are_refused(parts: list[str], said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said):
         look(album(tmp_path, *parts))
+
+
+def test_folders_that_macos_has_named(tmp_path: Path) -> None:
+    """Accents are characters of their own there, and archives have a second tree beside the pictures."""
+    folder = album(tmp_path, "train/\u00e9", "train/b", "test/e\u0301", "test/b", "__MACOSX/train/b")
+    found = look(folder)
+    assert classes(found["test"]) == ["b", "b", "\u00e9", "\u00e9"]
+    assert classes(found["train"]) == classes(found["test"])
+    assert "hidden: __MACOSX" in found["train"].notes[0]
+
+
+def test_two_folders_for_one_split_are_told(tmp_path: Path) -> None:
+    found = look(album(tmp_path, "TRAIN/a", "TRAIN/b", *TRAIN_TEST))
+    assert "TRAIN: another folder stands for the same split" in "\n".join(found["train"].notes)
 
 
 def test_every_file_counts_or_is_named(tmp_path: Path) -> None:

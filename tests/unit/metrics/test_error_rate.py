@@ -62,6 +62,8 @@ WORDS = {
     "Mongolian, vowel separator": ("ᠬᠠᠭᠠᠨ\u180eᠠ ᠪᠢ", ["ᠬᠠᠭᠠᠨᠠ", "ᠪᠢ"]),
     "Hangul filler": ("가\u3164 나", ["가", "나"]),
     "variation selector": ("b\U000e0100 a\ufe0fb", ["b", "ab"]),
+    "Arabic, stretched": ("مـــرحبا عـالم", ["مرحبا", "عالم"]),
+    "Turkish, a capital with its dot": ("İstanbul BİR", ["istanbul", "bir"]),
     "Khmer, words parted by a space of no width": ("ខ្ញុំ\u200bទៅ", ["ខ្ញុំ", "ទៅ"]),
 }
 """Texts, and their words under `basic`; in scripts with spaces ROUGE finds the same."""

@@ -89,6 +89,8 @@ def test_settings_that_change_nothing(
         ({"NVIDIA_TF32_OVERRIDE": "1"}, GPU, "NVIDIA_TF32_OVERRIDE=1"),
         ({"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}, CPU, "precision: bf16"),
         ({"DNNL_DEFAULT_FPMATH_MODE": "BF16"}, CPU, "DNNL_DEFAULT_FPMATH_MODE=BF16"),
+        ({"ACCELERATE_FP8_BACKEND": "TE"}, CPU, "ACCELERATE_FP8_BACKEND=TE in the environment.*precision: bf16"),
+        ({"ACCELERATE_TORCH_DEVICE": "meta"}, torch.device("meta"), "the device meta holds no numbers"),
         ({"ONEDNN_DEFAULT_FPMATH_MODE": "ANY"}, CPU, "ONEDNN_DEFAULT_FPMATH_MODE=ANY"),
     ],
 )

@@ -144,7 +144,7 @@ def _to_8_bit(values: NDArray[Any], white: int | None = None) -> tuple[NDArray[n
 
     Unsigned 16 bits go to 65,535, so that 257 is one level. Wider integers and floats do not tell: white is the least
     of 1 (floats), 255 and 65,535 (integers) that holds them all, which is returned, so that images by different ones
-    can be found. Raises DataError for values outside.
+    can be found. Raises DataError for values outside, and for floats a little above 1, as resizing leaves them.
 
     >>> _to_8_bit(np.array([0, 257, 65535], dtype=np.uint16))
     (array([  0,   1, 255], dtype=uint8), None)
@@ -159,7 +159,7 @@ def _to_8_bit(values: NDArray[Any], white: int | None = None) -> tuple[NDArray[n
     kind, small, large = ("floats", 1, 255) if values.dtype.kind == "f" else ("integers", 255, 65535)
     known = white or {"bool": 1, "uint16": 65535}.get(values.dtype.name)
     white = known or (small if high <= small else large)
-    if not 0 <= low <= high <= white:
+    if not 0 <= low <= high <= white or (kind == "floats" and small < high <= 2):
         raise DataError(
             f"{kind} from {low:,.9g} to {high:,.9g}, which do not tell what is black and white; store 8 or 16 bits"
         )
