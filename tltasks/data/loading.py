@@ -58,6 +58,10 @@ def load_splits(
         if isinstance(spec, str):
             with _noted(mistakes):
                 splits[name] = _take(name, data, data, opened, spec, key=f"splits.{name}", locate=locate)
+                known = specs["train"] if train and name != "train" and "train" in splits else None
+                if isinstance(known, str) and (shared := _shared_rows(opened.tables, known, spec)):
+                    note = f"{shared:,} rows of `{spec}`, the {name} split, are in train (`{known}`), too"
+                    splits[name] = dataclasses.replace(splits[name], notes=(*splits[name].notes, note))
     for name, extra in data.extra_test.items():
         with _noted(mistakes):
             splits[name] = _extra_test(name, data, extra, locate=locate)
@@ -272,6 +276,18 @@ def _slice(tables: Tables, spec: str, columns: list[str], *, place: str, source:
         return join_rows(selected, columns)
     except DataError as error:
         raise DataError(f"{place}: {source}: {error}") from error
+
+
+def _shared_rows(tables: Tables, one: str, other: str) -> int:
+    """The number of rows that two specifications of splits, which fit the tables, have in common."""
+    sizes = {name: len(rows) for name, rows in tables.items()}
+    parts, others = (datasets.ReadInstruction.from_spec(spec).to_absolute(sizes) for spec in (one, other))
+    shared = 0
+    for a in parts:
+        for b in (b for b in others if b.splitname == a.splitname):
+            low, high = max(a.from_ or 0, b.from_ or 0), min(a.to or 0, b.to or 0)
+            shared += max(high - low, 0)
+    return shared
 
 
 def _select_columns(

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -230,13 +231,15 @@ def open_media(folder: Path, kind: str, columns: Mapping[str, str] | None = None
     """Images or recordings of a folder; with metadata, of its columns the named ones or all."""
     found = media_folder(folder, kind)
     listed = _metadata(found, columns or {}, every=columns is None)
-    left_out, hints = dict(found.left_out), dict(found.unlabelled)
+    left_out, hints, again = dict(found.left_out), dict(found.unlabelled), list[str]()
     names = sorted({c for split, files in found.files.items() if split not in hints for _, c in files if c})
     tables: Tables = {}
     for split in in_order([*found.files, *listed]):
         files = found.files.get(split, [])
         if split in listed:
-            known = {row[ROW_NAME] for row in listed[split]}
+            known = Counter(str(row[ROW_NAME]) for row in listed[split])
+            if twice := [name for name, times in known.items() if times > 1]:
+                again.append(f"listed more than once in the metadata of {split}: {some(twice)}")
             left_out |= {name: "in no metadata file" for name, _ in files if name not in known}
             hints[split] = "a metadata file replaces the folder names as labels: add a label column to it"
             tables[split] = _store_listed(listed[split], folder, kind)
@@ -247,7 +250,7 @@ def open_media(folder: Path, kind: str, columns: Mapping[str, str] | None = None
             hints[split] = f"{', '.join(listed)} has a metadata file ({some(found.metadata)}), and {split} has none"
         labelled = files if split not in found.unlabelled and len(names) > 1 else [(name, None) for name, _ in files]
         tables[split] = _store_media(kind, [(folder / name, name, label) for name, label in labelled], names)
-    notes = [*found.notes, *(f"left out of {folder.name}, {line}" for line in told(left_out))]
+    notes = [*found.notes, *again, *(f"left out of {folder.name}, {line}" for line in told(left_out))]
     return Opened(tables, notes, hints)
 
 

@@ -102,6 +102,8 @@ def _csv_rows(file: TextIO, path: Path, wanted: Sequence[str] | None, *, any_of:
     enough = any if any_of else all
     delimiters = [d for d in _DELIMITERS if wanted is not None and enough(name in columns(d) for name in wanted)]
     default = "\t" if ".tsv" in path.name.lower() else ","
+    if wanted is None:
+        delimiters = sorted([default, *_DELIMITERS], key=lambda d: -len(columns(d)))
     reader = csv.reader(itertools.chain([first], file), delimiter=(delimiters or [default])[0], strict=True)
     names = next(reader, [])
     while names and not names[-1].strip():  # a delimiter ends each line

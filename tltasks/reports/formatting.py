@@ -21,13 +21,14 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def show_number(value: float | None, digits: int | None = None) -> str:
     """
-    >>> [show_number(v) for v in (0.84321, 12345.6, 0.00012, 0.99988, 1.0, 0.0, None, float("nan"))]
+    >>> [show_number(v) for v in (0.84321, 12345.6, 0.00012, 0.99988, 1.0, -0.0, None, float("nan"))]
     ['0.843', '12,345.6', '1.2e-04', '0.9999', '1.000', '0.000', '–', '–']
     """
     if not is_number(value):
         return UNKNOWN
     if digits is not None:
         return f"{value:,.{digits}f}"
+    value += 0.0  # a zero with a sign has none
     if value and abs(value) < 0.0005:
         return f"{value:.1e}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.{decimals(1 - value) if 0 < value < 1 else 3}f}"

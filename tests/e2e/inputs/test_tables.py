@@ -246,6 +246,18 @@ def test_parquet_files_of_one_split_need_not_have_the_same_columns(order: int, t
         load(tmp_path, name="parquet", files={"train": [*files, str(tmp_path / "9.parquet")]})
 
 
+@pytest.mark.parametrize(
+    ("train", "other", "shared"),
+    [("train", "train", 10), ("train[:60%]", "train[40%:]", 2), ("train[:3]+train[8:]", "train[2:9]", 2)],
+)
+def test_rows_that_are_trained_on_and_tested_by_are_told(train: str, other: str, shared: int, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"{i},x\n" for i in range(10)))
+    found = load(tmp_path / "t.csv", splits={"train": train, "test": other})["test"]
+    assert f"{shared} rows of `{other}`, the test split, are in train (`{train}`), too" in found.notes
+    apart = load(tmp_path / "t.csv", splits={"train": "train[:5]", "validation": "train[5:7]", "test": "train[7:]"})
+    assert not any(split.notes for split in apart.values())
+
+
 def test_a_table_that_changes_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     for text in ("one", "two"):
@@ -465,6 +477,9 @@ def test_metadata(tmp_path: Path) -> None:
     both = "file_name,label\n" + "".join(f"{split}/{i}.png,c{i}\n" for split in ("train", "test") for i in range(3))
     found = look(with_metadata(tmp_path / "above", root=both))
     assert [split.rows["label"][:] for split in found.values()] == [["c0", "c1", "c2"]] * 2
+    found = look(with_metadata(tmp_path / "other", train=CSV.replace(",", ";") + "0.png;009\n", test=CSV))
+    assert found["train"].rows["label"][:] == ["007", "012", "007", "009"]
+    assert "listed more than once in the metadata of train: train/0.png" in found["train"].notes
     some = '{"file_name": "0.png", "label": 1}\n{"file_name": "7.png", "label": 2}\n'
     found = look(with_metadata(tmp_path / "some", train=some, test=some))
     assert found["train"].rows["label"][:] == [1, 2]
