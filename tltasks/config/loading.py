@@ -143,6 +143,8 @@ def read_recipe(tree: Document, *, check_files: bool) -> tuple[Recipe | None, li
         if check_files and not (is_file and _is_file(path)) and not (kind != "file" and os.path.isdir(path)):  # noqa: PTH112
             said = f"there is no {'file' if is_file else 'folder'} {clip(text)}{_beside(at.folder, tree)}"
             close = did_you_mean(Path(path).name, siblings(Path(path)))
+            if os.path.exists(path):  # noqa: PTH110
+                said, close = f"{clip(text)} is no {'file' if is_file else 'folder, and no table by its suffix'}", ""
             problems.append(tree.issue(keys, said + close))
         return path
 

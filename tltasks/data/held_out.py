@@ -12,6 +12,12 @@ from tltasks.data.splits import Split
 from tltasks.errors import DataError
 
 Rows = NDArray[np.int64]
+_MARK = " held out)"
+
+
+def is_held_out(origin: str) -> bool:
+    """Return whether a split of this origin is a share of train."""
+    return origin.endswith(_MARK)
 
 
 def hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | None) -> tuple[Split, Split]:
@@ -33,7 +39,7 @@ def hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | N
     return (
         dataclasses.replace(train, rows=train.rows.select(kept)),
         dataclasses.replace(
-            train, rows=train.rows.select(held), origin=f"{train.origin} ({n_held:,} held out)", place=place
+            train, rows=train.rows.select(held), origin=f"{train.origin} ({n_held:,}{_MARK}", place=place
         ),
     )
 

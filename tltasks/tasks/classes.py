@@ -24,6 +24,7 @@ from typing_extensions import TypeVar
 from tltasks.config.data import ClassData
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import ClassStage, ModelT
+from tltasks.data.held_out import is_held_out
 from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import DataError
 from tltasks.metrics.classification import classification
@@ -41,6 +42,7 @@ SORTED_ROWS = (
     "A slice of rows that are sorted by class has few of them: `{}: 0.2` in data.splits holds a share out of train, "
     "of each class in proportion."
 )
+FEW_ROWS = "A share is held out here: classes of very few rows cannot be in every split."
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
             missing = [self.class_names[i] for i in sorted(learnt - classes)]
             if not missing:
                 continue
-            split, advice = encoded[name], SORTED_ROWS.format(name)
+            split = encoded[name]
+            advice = FEW_ROWS if is_held_out(split.origin) else SORTED_ROWS.format(name)
             if name in ("validation", "test") and len(classes) == 1:
                 raise DataError(
                     f"{split.where}: all {len(split.rows):,} rows are of the class {self.class_names[min(classes)]}, "
@@ -349,10 +352,13 @@ def check_same_classes(names: list[str], found: ClassCounts, splits: Mapping[str
         if missing and unknown:
             lines.append(f"{splits[name].where}: lacks classes that train has: {_some(missing)}.")
     if lines:
-        lines.append(
-            f"train has: {_some(sorted(names))}. A slice of rows that are sorted by class loses classes; a share held "
-            "out of train (`test: 0.2` in data.splits) keeps some of each there."
+        advice = (
+            "A slice of rows that are sorted by class loses classes; a share held out of train (`test: 0.2` in "
+            "data.splits) keeps some of each there."
         )
+        if any(is_held_out(split.origin) for split in splits.values()):
+            advice = FEW_ROWS
+        lines.append(f"train has: {_some(sorted(c for c in names if found['train'][c]))}. {advice}")
         raise DataError("\n".join(lines))
 
 

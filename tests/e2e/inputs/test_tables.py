@@ -26,7 +26,7 @@ from tltasks.errors import DataError, TltasksError
 from tltasks.hub.dataset import read_folder
 from tltasks.inference.inputs import Inputs, check_arguments
 from tltasks.tasks.base import InputKind
-from tltasks.tasks.classes import ClassificationTask, count_classes
+from tltasks.tasks.classes import ClassificationTask, check_same_classes, count_classes, train_classes
 from tltasks.tasks.image.decoding import SUFFIXES
 from tltasks.training.evaluation import write_predictions
 
@@ -256,6 +256,15 @@ def test_rows_that_are_trained_on_and_tested_by_are_told(train: str, other: str,
     assert f"{shared} rows of `{other}`, the test split, are in train (`{train}`), too" in found.notes
     apart = load(tmp_path / "t.csv", splits={"train": "train[:5]", "validation": "train[5:7]", "test": "train[7:]"})
     assert not any(split.notes for split in apart.values())
+
+
+def test_the_advice_fits_the_way_in_which_rows_were_held_out(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"{i},c{i}\n" for i in range(10)))
+    for splits, advice in (({"test": 0.3}, "very few rows"), ({"train": "train[:7]", "test": "train[7:]"}, "a share")):
+        found = load(tmp_path / "t.csv", splits=splits)
+        counts = count_classes(found, LabelledTextData(name="x"))
+        with pytest.raises(DataError, match=f"has classes that train has not.*\\n.*{advice}"):
+            check_same_classes(train_classes(found["train"], counts["train"], None), counts, found)
 
 
 def test_a_table_that_changes_is_read_again(tmp_path: Path) -> None:

@@ -295,8 +295,12 @@ def read_segments(value: object, *, seconds: float) -> list[Segment]:
     if isinstance(value, dict):
         columns = [column if isinstance(column, list) else [column] for column in value.values()]
         value = [dict(zip(value, items, strict=False)) for items in zip_longest(*columns)]
+    if value is None or value != value:  # NaN, as pandas writes blanks
+        return []
+    if not isinstance(value, list):
+        raise DataError(f"has segments that are no list of {{start, end, text}}: {str(value)[:80]}")
     segments: list[Segment] = []
-    for i, item in enumerate(value if isinstance(value, Sequence) else []):
+    for i, item in enumerate(value):
         segment = _segment(item, seconds=seconds, place=f"segment {i}")
         if segments and segment.start < segments[-1].end - _SLACK_SECONDS:
             raise DataError(

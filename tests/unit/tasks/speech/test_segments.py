@@ -28,7 +28,7 @@ def test_one_segment_may_stand_alone() -> None:
 
 
 def test_no_segments() -> None:
-    assert read_segments(None, seconds=3) == read_segments([], seconds=3) == []
+    assert read_segments(None, seconds=3) == read_segments([], seconds=3) == read_segments("NaN", seconds=3) == []
 
 
 def test_the_last_one_may_end_a_little_late() -> None:
@@ -38,6 +38,9 @@ def test_the_last_one_may_end_a_little_late() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (5, "has segments that are no list of {start, end, text}: 5"),
+        ("true", "has segments that are no list of {start, end, text}: True"),
+        ('"one"', "has segments that are no list of {start, end, text}: one"),
         (["one"], "segment 0 is not {start, end, text}: one"),
         ([{"start": 0, "end": 1, "text": None}], "segment 0 is not {start, end, text}"),
         ([{"start": None, "end": 1, "text": "a"}], "segment 0 has no times in seconds: None to 1"),
