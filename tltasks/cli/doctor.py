@@ -11,6 +11,7 @@ from huggingface_hub import constants, get_token, whoami
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from rich.table import Table
 
+from tltasks.errors import without_secrets
 from tltasks.reports.console import open_terminal
 from tltasks.runtime import devices
 from tltasks.runtime.precision import choose_precision, fast_formats
@@ -31,7 +32,7 @@ def examine() -> int:
         ("cores, memory", f"{facts['cpu_cores']} cores, {int(facts['memory_bytes']) / 2**30:.1f} GiB"),
         ("precision: auto", f"{facts['precision']} (fast formats: {', '.join(fast_formats(device)) or 'fp32 alone'})"),
         ("versions", ", ".join(f"{name} {version}" for name, version in devices.versions().items())),
-        ("Hub", f"{constants.ENDPOINT}: {_login()}"),
+        ("Hub", f"{without_secrets(constants.ENDPOINT)}: {_login()}"),
         ("Hub cache", f"{constants.HF_HOME}, {free / 2**30:.0f} GiB free" + (" (little)" if free < FEW_BYTES else "")),
     ]
     table = Table(show_header=False)

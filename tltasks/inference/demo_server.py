@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeVar
-from urllib.parse import urlsplit
 
 import gradio
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
@@ -29,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 T = TypeVar("T")
 POLICY = {
-    "Content-Security-Policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'",
+    "Content-Security-Policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; form-action 'none'; object-src 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -156,9 +155,9 @@ class Gate:
     def _looked_through(self, scope: Scope) -> Scope:
         """The request without what the page's server need not know. Raises _Refusal for one that is not the page's."""
         headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
-        origin = urlsplit(headers["origin"]).netloc or "?" if "origin" in headers else None
         forwarded = headers.get("x-forwarded-host")
-        named = [*headers.getlist("host"), *(forwarded.split(",") if forwarded else []), *([origin] if origin else [])]
+        named = [*headers.getlist("host"), *(forwarded.split(",") if forwarded else [])]
+        named += [origin.partition("://")[2] for origin in headers.getlist("origin")]
         here = {*self.hosts, str((scope.get("server") or [""])[0]).lower()}
         if "host" not in headers or any(_host(name.strip()) not in here for name in named):
             raise _Refusal(421, "This server has no such name. Its owner can allow it with --allow-host.")

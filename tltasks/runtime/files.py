@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ def check_place(path: Path, flag: str = "output") -> None:
     """Raise RecipeError where a file or folder of that name cannot be made; nothing is written."""
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         raise RecipeError(f"{flag} {str(path)[:60]}…: a name of more than {LONGEST_NAME} bytes; choose a shorter one.")
+    if any(re.fullmatch(r"[A-Za-z][\w+.-]*:", part) for part in path.parts[:-1]):
+        raise RecipeError(f"{flag} {path}: is a URL; choose a place on this machine.")
     path = place = path.absolute()
     for place in (path, *path.parents):
         try:

@@ -265,6 +265,9 @@ HOSTS: dict[str, dict[str, str | None]] = {
     "second behind a proxy": {"X-Forwarded-Host": "localhost, rebound.example"},
     "another page": {"Origin": "https://rebound.example"},
     "a page without a name": {"Origin": "null"},
+    "a page with half an address": {"Origin": "http://[::1"},
+    "a page with a path": {"Origin": "http://localhost/x"},
+    "a page of another protocol": {"Origin": "file://"},
 }
 
 

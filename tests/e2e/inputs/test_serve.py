@@ -45,12 +45,23 @@ HELD: dict[str, dict[str, Any]] = {
     "token in the licence": {"hub.license": f"see {TOKEN}"},
     "another's token": {"hub.license": "github_pat_" + SECRET * 3},
     "results folder": {"output": f"out/{TOKEN}"},
+    "sign that parts logins, in a password": {"data.files": f"https://ada:a@{SECRET}@example.org/a.csv"},
+    "quote in a password": {"data.files": f"https://ada:{SECRET}'{SECRET}@example.org/a.csv"},
+    "slash in a password": {"data.files": f"s3://ada:{SECRET}/{SECRET}@bucket/a.csv"},
+    "token behind a number sign": {"data.files": f"https://example.org/a.csv#access_token={SECRET}"},
+    "token in one word": {"data.files": f"https://example.org/a.csv?part=1&accessToken={SECRET}"},
+    "token behind a semicolon": {"data.files": f"https://example.org/a.csv?part=1;token={SECRET}"},
+    "signature of a share": {"data.files": f"https://example.org/a.csv?sas={SECRET}"},
+    "token of a code host": {"hub.license": "glpat-" + SECRET * 3},
+    "token of an organisation": {"hub.license": "api_org_" + SECRET * 3},
 }
 PLAIN: dict[str, dict[str, Any]] = {
     "address": {"hub.license": "https://example.org/a.csv?part=1&author=ada"},
     "file at a revision": {"hub.license": "hf://datasets/ada/x@main/a.csv"},
     "mail": {"hub.license": "see https://example.org or ada@example.org"},
-    "words": {"hub.license": "hf_bert hf_wav2vec2 hf-internal-testing"},
+    "port, and a name at a version": {"hub.license": "http://example.org:8080/x@v1 and http://[::1]:80/x@v1"},
+    "number of words": {"hub.license": "https://example.org/?monkey=1&tokens=3#key"},
+    "words": {"hub.license": "sk-learn-contrib-documentation hf_bert hf_wav2vec2 hf-internal-testing"},
 }
 TREE: dict[str, Any] = {
     "task": "image-classification",
