@@ -65,14 +65,14 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e
 
 
 _SECRET = re.compile(
-    r"""((?<=\w\w):/{1,2})(?:[^/?#\s":@\[]+:(?!\d+[/?#])[^\s"]{1,200}|[^/?#\s"]+)@"""  # whose password may have any of /?#@
+    r"""((?<=\w\w):/{1,2})(?:[^/?#\s":@\[]+:(?!\d+[/?#])[^\s"]{1,200}|[^/?#\s"]+)@"""
     r"""|([?&#;](?:[\w.-]*(?:token|secret|passw(?:or)?d|signature|credentials?|(?:api|access)_?key)"""
     r"""|(?:[\w.-]*[_.-])?(?:key|pwd|pass|sig|sas|jwt|auth|authorization))=)[^&#;\s"']+"""
     r"""|(?<![A-Za-z0-9_])(?:(?:hf|gh[oprsu]|api_org)_[A-Za-z0-9]{16,}|github_pat_\w{16,}|(?:glpat|xox[abprs])-[\w-]{16,}"""
     r"""|sk-(?:\w+-)?[A-Za-z0-9]{20,})""",
     re.IGNORECASE,
 )
-"""Logins within URLs, also where a Path has taken one of their slashes, and tokens."""
+"""Logins within URLs, also with /?#@ in a password or one slash that a Path has taken, and tokens."""
 
 
 def has_secret(text: str) -> bool:
