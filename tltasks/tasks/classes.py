@@ -42,7 +42,7 @@ SORTED_ROWS = (
     "A slice of rows that are sorted by class has few of them: `{}: 0.2` in data.splits holds a share out of train, "
     "of each class in proportion."
 )
-FEW_ROWS = "A share is held out here: classes of very few rows cannot be in every split."
+FEW_ROWS = "A share is held out here: of few rows it cannot have every class."
 
 
 @dataclass(frozen=True)
@@ -358,7 +358,10 @@ def check_same_classes(names: list[str], found: ClassCounts, splits: Mapping[str
         )
         if any(is_held_out(split.origin) for split in splits.values()):
             advice = FEW_ROWS
-        lines.append(f"train has: {_some(sorted(c for c in names if found['train'][c]))}. {advice}")
+        learnt = [name for name in names if found["train"][name]]
+        if len(learnt) < len(found["train"]):
+            advice = f"data.class_names lists: {_some(names)}."
+        lines.append(f"train has: {_some(sorted(learnt))}. {advice}" if learnt else advice)
         raise DataError("\n".join(lines))
 
 

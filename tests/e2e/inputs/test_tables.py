@@ -260,11 +260,13 @@ def test_rows_that_are_trained_on_and_tested_by_are_told(train: str, other: str,
 
 def test_the_advice_fits_the_way_in_which_rows_were_held_out(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"{i},c{i}\n" for i in range(10)))
-    for splits, advice in (({"test": 0.3}, "very few rows"), ({"train": "train[:7]", "test": "train[7:]"}, "a share")):
+    for splits, advice in (({"test": 0.3}, "of few rows"), ({"train": "train[:7]", "test": "train[7:]"}, "a share")):
         found = load(tmp_path / "t.csv", splits=splits)
         counts = count_classes(found, LabelledTextData(name="x"))
         with pytest.raises(DataError, match=f"has classes that train has not.*\\n.*{advice}"):
             check_same_classes(train_classes(found["train"], counts["train"], None), counts, found)
+    with pytest.raises(DataError, match=r"\ndata.class_names lists: a, b\.$"):
+        check_same_classes(["a", "b"], counts, found)
 
 
 def test_a_table_that_changes_is_read_again(tmp_path: Path) -> None:
