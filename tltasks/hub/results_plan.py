@@ -59,10 +59,9 @@ def plan_results(
     for path in sources.values():
         if isinstance(path, Path) and (path.is_symlink() or not path.is_file()):
             raise HubError(f"{path}: is a link or no file, and is not published unseen. Put the file in its place.")
-    if has_secret((output / "recipe.yaml").read_text(encoding="utf-8")):
-        raise HubError(
-            f"{output / 'recipe.yaml'}: holds a login or a token. Take it out, and make a new one on the Hub."
-        )
+    for path in (output / name for name in ("recipe.yaml", "README.md", "result.json")):
+        if has_secret(path.read_text(encoding="utf-8", errors="replace")):
+            raise HubError(f"{path}: holds a login or a token. Take it out, and make a new one on the Hub.")
     if card is not None:
         sources["README.md"] = card(result).encode()
     if evaluation := _evaluation_results(result, run):

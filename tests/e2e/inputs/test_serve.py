@@ -18,9 +18,12 @@ from tests.tiny import images, topics
 from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
-from tltasks.errors import CheckpointError, RecipeError, TltasksError, printable, without_secrets
+from tltasks.config.recipe import plan_run
+from tltasks.errors import CheckpointError, HubError, RecipeError, TltasksError, printable, without_secrets
+from tltasks.hub.results_plan import plan_results
 from tltasks.hub.saved_model import load_saved_model
 from tltasks.inference.prediction_writer import open_writer
+from tltasks.results.result import load_result
 
 SECRET = "s3cretVALUE"
 TOKEN = "hf_" + "aB3" * 11
@@ -258,6 +261,20 @@ def test_a_demo_shows_what_lies_with_the_model_and_what_is_ones_own(own: Path, t
     assert "../data" in recipe
     (given / "recipe.yaml").write_text(recipe.replace("../data", str(own / "data")))
     assert shown(given, tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "README.md", "result.json"])
+def test_a_login_that_was_added_to_results_is_not_published(name: str, own: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o"
+    shutil.copytree(own / "o", output)
+    (output / "metrics.jsonl").touch()
+    plan = plan_run(load_recipe(output / "recipe.yaml", check_files=False))
+    assert plan_results(output, plan).files
+    with (output / name).open("a") as file:
+        file.write(f"\n# {TOKEN}\n")
+    with pytest.raises(HubError, match="holds a login or a token") as caught:
+        plan_results(output, plan, load_result(own / "o" / "result.json"))
+    assert hides(str(caught.value))
 
 
 def test_a_card_behind_a_link_is_not_shown(own: Path, tmp_path: Path) -> None:
