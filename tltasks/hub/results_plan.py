@@ -39,7 +39,9 @@ def plan_results(
     not finished.
     """
     model = model or output / "model"
-    missing = [name for name in BESIDE_MODEL if not (output / name).is_file()]
+    # a run that trained nothing has measured no steps
+    beside = [name for name in BESIDE_MODEL if name != "metrics.jsonl" or (output / name).exists()]
+    missing = [name for name in beside if not (output / name).is_file()]
     if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
         missing.append("model/config.json or model/adapter_config.json")
     if not any(model.glob("*.safetensors")):
@@ -55,7 +57,7 @@ def plan_results(
         raise HubError(f"{output}: result.json cannot be read ({first_line(error)}).") from error
     sources, left = _sort_out(model)
     # PEFT writes a README.md of its own beside an adapter (peft 0.21, peft_model.py, save_pretrained): the card wins.
-    sources |= {name: output / name for name in BESIDE_MODEL}
+    sources |= {name: output / name for name in beside}
     for path in sources.values():
         if isinstance(path, Path) and (path.is_symlink() or not path.is_file()):
             raise HubError(f"{path}: is a link or no file, and is not published unseen. Put the file in its place.")

@@ -267,7 +267,6 @@ def test_a_demo_shows_what_lies_with_the_model_and_what_is_ones_own(own: Path, t
 def test_a_login_that_was_added_to_results_is_not_published(name: str, own: Path, tmp_path: Path) -> None:
     output = tmp_path / "o"
     shutil.copytree(own / "o", output)
-    (output / "metrics.jsonl").touch()
     plan = plan_run(load_recipe(output / "recipe.yaml", check_files=False))
     assert plan_results(output, plan).files
     with (output / name).open("a") as file:
