@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import fnmatch
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -17,9 +18,18 @@ from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import AdaLora, Adapt
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
+from tltasks.models.trial import Run, unfit_layers
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     import peft
+
+LEAST_REACHED = 0.1
+"""Share of the weights of a model's layers that are to be in those that are adapted, where the recipe names none."""
+LEAST_FIT = 0.5
+"""Share of the weights of these that are to be left when the unfit ones are out: what is left is else no backbone."""
+
+MOST_CONVOLUTIONS = 10
+"""With more convolutions for each linear layer, these are the backbone, however large a linear layer of the head is."""
 
 
 def adapt(
@@ -32,15 +42,19 @@ def adapt(
     targets: list[str],
     display_name: str,
     revision: str,
+    run: Run | None = None,
 ) -> nn.Module:
     """Freeze the model, or wrap it, as a stage's `adapt` and `freeze` say. A new head is always trained.
 
-    `display_name` and `revision` are what a published adapter names as its base.
+    `display_name` and `revision` are what a published adapter names as its base. Targets are tried by `run`, where it
+    is given.
     """
     if method.is_virtual:
         _check_virtual(model)
     if method.is_peft:
         config = _peft_config(method, head=head if new_head else [], targets=targets)
+        if run is not None:
+            _try_targets(model, method, config, run, head=head, chosen=targets)
         adapted: nn.Module = _wrapped(model, method, config, display_name=display_name, revision=revision)
     else:
         _freeze(model, method.method, freeze, whole=head if method.method == "head" or new_head else [])
@@ -56,6 +70,11 @@ def _wrapped(
 
     config.revision = revision
     _check_size(model, method, config)
+    if odd := next((name for name, module in model.named_modules() if hasattr(module, "base_layer")), None):
+        raise CheckpointError(  # which is how PEFT knows its own layers (peft 0.21, tuners_utils.py)
+            f"adapt.{method.method}: PEFT takes {odd or 'the model'} of {type(model).__name__} for a layer of its own, "
+            "and could not merge what is trained; use `adapt: full` or `adapt: head`."
+        )
     if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     try:
@@ -74,6 +93,46 @@ def _wrapped(
     if method.peft is not None:
         _check_merging(wrapped, method.peft.type)
     return wrapped
+
+
+def _try_targets(
+    model: PreTrainedModel, method: Adapt, config: peft.PeftConfig, run: Run, *, head: list[str], chosen: list[str]
+) -> None:
+    """Leave out those of the `chosen` targets that an adapter does not fit, and refuse such as the recipe names."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if getattr(config, "target_modules", None) is None:
+        return
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D, nn.Conv2d))}
+    names = [name for name in layers if check_target_module_exists(config, name)]
+    shown = type(model).__name__
+    try:
+        unfit = unfit_layers(model, names, run)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        raise CheckpointError(
+            f"adapt.{method.method}: {shown} does not run with PEFT's layers in it ({first_line(error)}). Use "
+            "`adapt: full` or `adapt: head`, or name `targets: […]`."
+        ) from error
+    examples = {reason: name for name, reason in reversed(unfit.items())}
+    counts = Counter(unfit.values()).most_common(3)
+    why = "; ".join(f"{examples[reason]}{f' and {n - 1} more' if n > 1 else ''}: {reason}" for reason, n in counts)
+    if config.target_modules != set(chosen):
+        if unfit:
+            raise CheckpointError(
+                f"adapt.{method.method}: {len(unfit)} of the targets in {shown} cannot be adapted ({why}). Name "
+                "others as `targets`, or use `adapt: full` or `adapt: head`."
+            )
+        return
+    whole = sum(layer.weight.numel() for name, layer in layers.items() if not _belongs(name, head))
+    meant = sum(layers[name].weight.numel() for name in names)
+    reached = meant - sum(layers[name].weight.numel() for name in unfit)
+    if reached < max(LEAST_REACHED * whole, LEAST_FIT * meant, 1):
+        found = f" ({why})" if unfit else ""
+        raise CheckpointError(
+            f"adapt.{method.method}: layers that can be adapted hold {reached / max(1, whole):.1%} of the weights of "
+            f"{shown}{found}. Use `adapt: full` or `adapt: head`, or name `targets: […]`."
+        )
+    config.target_modules = set(names) - unfit.keys()
 
 
 def _check_size(model: PreTrainedModel, method: Adapt, config: peft.PeftConfig) -> None:
@@ -259,9 +318,7 @@ def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
 def find_head(model: PreTrainedModel) -> list[str]:
     """Modules whose weights change shape with the number of labels, so any architecture tells its own head's name."""
     config = copy.deepcopy(model.config)
-    names = list(config.id2label.values())
-    config.id2label = dict(enumerate([*names, "one more"]))
-    config.label2id = {name: i for i, name in config.id2label.items()}
+    _label(config, [*config.id2label.values(), "one more"])
     with torch.device("meta"):
         other = type(model)(config).state_dict()
     own = model.state_dict()
@@ -290,7 +347,7 @@ def find_lora_targets(model: nn.Module, *, head: list[str]) -> list[str]:
         elif isinstance(module, nn.Conv2d) and module.groups == 1:
             dense.append(name)
             size["convolution"] += module.weight.numel()
-    if size["convolution"] > size["linear"]:
+    if size["convolution"] > size["linear"] or len(dense) > MOST_CONVOLUTIONS * len(linear):
         return dense[1:] + linear
     return linear
 
@@ -358,10 +415,16 @@ def _with_own_modules(model: peft.PeftModel) -> peft.PeftModel:
     return model
 
 
+def _label(config: PretrainedConfig, names: list[str]) -> None:
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    if "num_labels" in vars(config):  # PVT's is a number of its own (transformers 5.24, configuration_pvt.py)
+        config.num_labels = len(names)
+
+
 def relabel(config: PretrainedConfig, class_names: list[str]) -> None:
     """Give a configuration its labels."""
-    config.id2label = dict(enumerate(class_names))
-    config.label2id = {name: i for i, name in enumerate(class_names)}
+    _label(config, class_names)
     if "label_names" in vars(config):
         # timm_wrapper keeps the names that it was read with, and saves those (transformers 5.24,
         # configuration_timm_wrapper.py, to_dict)

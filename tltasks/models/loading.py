@@ -256,9 +256,9 @@ def _random_model(loader: ModelLoader, config: PretrainedConfig, source: Checkpo
         if issubclass(loader, PreTrainedModel):
             return loader._from_config(own)
         return loader.from_config(own, trust_remote_code=source.trust_remote_code)
-    except (ValueError, RuntimeError, KeyError, ZeroDivisionError) as error:
+    except (ValueError, RuntimeError, KeyError, ZeroDivisionError, ImportError) as error:
         raise CheckpointError(
-            f"model {source.display_name}: no model can be built of its configuration: {error}"
+            f"model {source.display_name}: no model can be built of its configuration: {str(error).strip()}"
         ) from error
 
 

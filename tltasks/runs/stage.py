@@ -232,6 +232,7 @@ def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.M
         targets=task.lora_targets(model),
         display_name=stage.source.display_name,
         revision=str(built.provenance.commit or stage.source.revision),  # what a branch holds may change
+        run=task.example_pass(),
     )
     return adapted, tuple(head)
 

@@ -31,6 +31,7 @@ from tltasks.errors import CheckpointError
 from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import ModelLoader, check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
+from tltasks.models.trial import Run
 from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
 
 Batch = dict[str, Tensor]
@@ -243,6 +244,10 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     def lora_targets(self, model: nn.Module) -> list[str]:
         """Names of the modules that low-rank adaptation should reach."""
         return find_lora_targets(model, head=self.head(model))
+
+    def example_pass(self) -> Run | None:
+        """A pass of two made-up examples, by which those modules are tried; None where all are taken as they are."""
+        return None
 
     @property
     @abstractmethod

@@ -26,6 +26,7 @@ from tltasks.errors import CheckpointError, DataError
 from tltasks.models.adapters import relabel
 from tltasks.models.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images
 from tltasks.models.loading import ModelLoader
+from tltasks.models.trial import Run
 from tltasks.tasks.base import Batch, BuiltModel, OnnxInput, Processor
 from tltasks.tasks.classes import (
     ClassCounts,
@@ -131,6 +132,12 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
         found = super().lora_targets(model)
         return [name for name in found if not (self.texts is not None and name.startswith("text_"))]
 
+    def example_pass(self) -> Run:
+        size = self.preprocessing.size
+        pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+        return lambda model: classifier_logits(model, pixels.to(next(model.parameters()).device))
+
     @property
     def setup(self) -> Sequence[Processor]:
         return super().setup if self.texts is None else [*super().setup, self.texts.tokenizer]
@@ -199,8 +206,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
     # --------------------------------------------------------------------------------------- step
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits: Tensor = model(pixel_values=self.preprocessing.normalise(batch["pixels"])).logits
-        return logits.float()
+        return classifier_logits(model, self.preprocessing.normalise(batch["pixels"])).float()
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return super().probabilities(logits) if self.texts is None else self.texts.probabilities(logits)
@@ -240,6 +246,18 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
 
     def example_content(self, rows: datasets.Dataset, row: int) -> bytes:
         return to_png(read_pixels(rows[[row]])[0])
+
+
+def classifier_logits(model: nn.Module, pixels: Tensor) -> Tensor:
+    """A classifier's logits. Raises CheckpointError for one that names none, as transformers' pipeline would."""
+    output = model(pixel_values=pixels)
+    try:
+        logits: Tensor = output.logits
+    except AttributeError as error:  # PP-LCNet (transformers 5.24, modeling_pp_lcnet.py)
+        raise CheckpointError(
+            f"{type(model).__name__} gives {type(output).__name__} without logits; use another architecture."
+        ) from error
+    return logits
 
 
 def _named_classes(

@@ -53,11 +53,17 @@ class Preprocessing:
     def __init__(self, processor: BaseImageProcessor, *, name: str) -> None:
         self.processor = processor
         try:
-            sizes = {tuple(self._run([Image.new("RGB", wh)]).shape[-2:]) for wh in ((64, 48), (48, 64), (256, 256))}
-        except (ValueError, RuntimeError, ArithmeticError, MemoryError) as error:
+            shapes = {tuple(self._run([Image.new("RGB", wh)]).shape) for wh in ((64, 48), (48, 64), (256, 256))}
+        except (ValueError, KeyError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
             raise CheckpointError(
                 f"{name}: its image processor makes nothing of an image ({first_line(error)}); see model.image_size."
             ) from error
+        if any(len(shape) != 4 for shape in shapes):
+            raise CheckpointError(
+                f"{name}: its image processor gives no images ({sorted(shapes)}, where [images, colours, height, "
+                "width] is served); use another checkpoint."
+            )
+        sizes = {shape[-2:] for shape in shapes}
         if len(sizes) > 1 or len(set(next(iter(sizes)))) > 1:
             raise CheckpointError(
                 f"{name}: its image processor gives images of different shapes ({sorted(sizes)}). "

@@ -1,0 +1,321 @@
+"""Layers that an adapter does not fit, of each kind; and architectures that have them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import pytest
+import timm
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from tests.tiny.images import SIZE
+from tltasks.config.stage import STAGES
+from tltasks.config.tasks.image import ImageStage
+from tltasks.errors import CheckpointError
+from tltasks.models.adapters import adapt, find_head, find_lora_targets, merged, relabel
+from tltasks.models.trial import unfit_layers
+from tltasks.tasks.image.classification import classifier_logits
+from tltasks.tasks.image.preprocessing import Preprocessing
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+# ------------------------------------------------------------------------------------------ kinds of layers
+
+
+class Net(nn.Module):
+    """A layer between two that are as layers should be."""
+
+    def __init__(self, layer: nn.Module, call: Callable[[nn.Module, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.before, self.layer, self.after = nn.Conv2d(3, 8, 3, padding=1), layer, nn.Conv2d(8, 8, 1)
+        self.call = call or (lambda layer, x: layer(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.call(self.layer, self.before(x).relu())).mean((2, 3))
+
+
+class OnLast(nn.Module):
+    """A layer over the last axis, of images' channels."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.inner = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.movedim(1, -1).contiguous()).movedim(-1, 1)
+
+
+class Encoder(nn.Module):
+    """torch's own block, which reads its layers' weights past them where no gradient is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
+
+
+def twice(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x) + functional.conv2d(x, layer.weight)  # type: ignore[arg-type]
+
+
+def asked(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x) * layer.stride[0]  # type: ignore[index]
+
+
+def conv(kind: Any = nn.Conv2d, size: int = 3, **keys: Any) -> nn.Module:
+    layer: nn.Module = kind(8, 8, size, **keys)
+    return layer
+
+
+def pinned(parametrization: Any) -> nn.Module:
+    layer: nn.Module = parametrization(nn.Conv2d(8, 8, 1))
+    return layer
+
+
+KINDS: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
+    "convolution": (lambda: Net(conv(padding=1)), None),
+    "strides": (lambda: Net(conv(stride=2)), None),
+    "same": (lambda: Net(conv(timm.layers.Conv2dSame, stride=2)), None),
+    "linear": (lambda: Net(OnLast(nn.Linear(8, 8))), None),
+    "gpt2": (lambda: Net(OnLast(Conv1D(8, 8))), None),
+    "called twice": (lambda: Net(conv(padding=1), lambda layer, x: layer(layer(x))), None),
+    "by forward": (lambda: Net(conv(padding=1), lambda layer, x: layer.forward(x)), None),
+    "tiny scale": (lambda: Net(conv(padding=1), lambda layer, x: x + 1e-43 * layer(x)), None),
+    "zero scale": (lambda: Net(conv(padding=1), lambda layer, x: x + 0 * layer(x)), None),
+    "standardised": (lambda: Net(conv(timm.layers.StdConv2d)), "function of its weight"),
+    "scaled": (lambda: Net(conv(timm.layers.ScaledStdConv2d)), "function of its weight"),
+    "weight norm": (lambda: Net(pinned(nn.utils.parametrizations.weight_norm)), "function of its weight"),
+    "spectral norm": (lambda: Net(pinned(nn.utils.parametrizations.spectral_norm)), "function of its weight"),
+    "dilated": (lambda: Net(conv(dilation=2)), "PEFT's adapter fails"),
+    "dilated, same": (lambda: Net(conv(dilation=2, padding=2)), "PEFT's adapter fails"),
+    "read past": (lambda: Net(conv(size=1), lambda layer, x: functional.conv2d(x, layer.weight)), "passes it by"),
+    "never used": (lambda: Net(conv(), lambda layer, x: x), "passes it by"),
+    "read past for inference": (lambda: Net(Encoder()), "passes it by"),
+    "read past, too": (lambda: Net(conv(size=1), twice), "used elsewhere"),
+    "result unused": (lambda: Net(conv(), lambda layer, x: x + 0 * layer(x).detach().mean()), "no gradient"),
+    "asked": (lambda: Net(conv(padding=1), asked), "asks it for its `stride`"),
+}
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | Conv1D)]
+
+
+def run(model: nn.Module) -> Tensor:
+    output: Tensor = model(torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)))
+    return output
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_that_an_adapter_does_not_fit_is_found(kind: str) -> None:
+    torch.manual_seed(0)
+    make, reason = KINDS[kind]
+    model = make()
+    found = unfit_layers(model, layers_of(model), run)
+    assert not found.keys() & {"before", "after"}, "the layers around it are as they should be"
+    if reason is None:
+        assert found == {}
+    else:
+        assert found.keys() == {name for name in layers_of(model) if name.startswith("layer")}
+        assert all(reason in told for told in found.values()), found
+
+
+def test_two_layers_of_one_weight() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2))
+    model[3].weight = model[2].weight
+    found = unfit_layers(model, ["1", "2", "3", "4"], run)
+    assert found == dict.fromkeys(["2", "3"], "its weight is used elsewhere, too")
+
+
+def test_a_grouped_convolution_is_tried_as_it_is() -> None:
+    """PEFT warns that such cannot be merged, which is so for some."""
+    torch.manual_seed(0)
+    model = Net(conv(groups=4, padding=1))
+    found = unfit_layers(model, ["layer"], run)
+    config = peft.LoraConfig(r=4, target_modules=["layer"], init_lora_weights=False)
+    with pytest.warns(UserWarning, match="groups > 1"):
+        wrapped = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        try:
+            before, after = run(wrapped), run(wrapped.merge_and_unload())
+            fits = torch.allclose(before, after, atol=1e-5)
+        except RuntimeError:
+            fits = False
+    assert bool(found) is not fits
+
+
+def test_trying_leaves_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = Net(nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(), conv(timm.layers.StdConv2d)))
+    model.layer[0].eval()
+    model.before.weight.requires_grad_(False)
+    model.after.bias.grad = torch.ones(8)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modules, attributes, state = dict(model.named_modules()), set(vars(model)), torch.get_rng_state()
+    assert unfit_layers(model, layers_of(model), run).keys() == {"layer.2"}
+    assert {name: id(m) for name, m in model.named_modules()} == {name: id(m) for name, m in modules.items()}
+    assert set(vars(model)) == attributes
+    assert all("forward" not in vars(module) for module in modules.values())
+    assert [name for name, m in model.named_modules() if not m.training] == ["layer.0"]
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["before.weight"]
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["after.bias"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -------------------------------------------------------------------------------------------- architectures
+
+
+def timm_config(name: str, size: int = SIZE, **arguments: Any) -> transformers.PretrainedConfig:
+    cfg = {"input_size": [3, size, size], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    return transformers.TimmWrapperConfig(architecture=name, model_args=arguments, pretrained_cfg=cfg)
+
+
+SMALL_BEIT = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+ARCHITECTURES: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "bit": lambda: transformers.BitConfig(embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1], num_groups=4),
+    "nfnet": lambda: timm_config("nf_resnet26"),
+    "nf-regnet": lambda: timm_config("nf_regnet_b0"),
+    "mobilenet": lambda: transformers.MobileNetV2Config(image_size=SIZE, depth_multiplier=0.35),
+    "dla": lambda: timm_config("dla46_c"),
+    "timm-beit": lambda: timm_config("beit_base_patch16_224", **SMALL_BEIT),
+    "eva": lambda: timm_config("eva02_tiny_patch14_224", **SMALL_BEIT),
+    "distilled": lambda: timm_config("deit_tiny_distilled_patch16_224", **SMALL_BEIT),
+    "efficientvit": lambda: timm_config("efficientvit_b0"),
+    "pvt": lambda: transformers.PvtConfig(
+        image_size=SIZE, hidden_sizes=[8, 16, 20, 32], num_attention_heads=[1, 1, 1, 1], depths=[1, 1, 1, 1]
+    ),
+}
+
+
+def build(name: str) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    config = ARCHITECTURES[name]()
+    relabel(config, [f"class {i}" for i in range(5)])
+    model: transformers.PreTrainedModel = transformers.AutoModelForImageClassification.from_config(config)
+    return model.eval()
+
+
+def outputs(model: nn.Module) -> Tensor:
+    pixels = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return classifier_logits(model, pixels)
+
+
+def adapted(model: transformers.PreTrainedModel, how: Any) -> nn.Module:
+    stage = ImageStage.model_validate({"stage": "transfer", "learning_rate": 1e-3, "epochs": 1.0, "adapt": how})
+    head = find_head(model)
+    return adapt(
+        model,
+        stage.adapt,
+        new_head=STAGES["transfer"].head == "new",
+        head=head,
+        targets=find_lora_targets(model, head=head),
+        display_name="ada/base",
+        revision="main",
+        run=outputs,
+    )
+
+
+@pytest.mark.parametrize("how", ["lora", "dora", "ia3", {"peft": {"type": "loha", "r": 2}}])
+@pytest.mark.parametrize("name", ["bit", "nfnet", "nf-regnet"])
+def test_a_backbone_of_standardised_weights_is_refused(name: str, how: Any) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^adapt\.\w+: layers that can be adapted hold .*function of its weight.*full"
+    ):
+        adapted(build(name), how)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mobilenet", r"asks it for its `stride`.*Use `adapt: full`"),
+        ("dla", r"for a layer of its own.*use `adapt: full`"),
+    ],
+)
+def test_what_peft_cannot_adapt_is_refused_before_training(name: str, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        adapted(build(name), "lora")
+
+
+def test_targets_by_name_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^adapt\.lora: 2 of the targets .*attn\.qkv and 1 more: the model passes"
+    ):
+        adapted(build("timm-beit"), {"lora": {"targets": ["qkv", "proj"]}})
+
+
+def test_a_model_that_does_not_run_with_adapters_is_refused() -> None:
+    model = build("distilled")
+    head = find_head(model)
+    stage = ImageStage.model_validate({"stage": "transfer", "learning_rate": 1e-3, "epochs": 1.0, "adapt": "lora"})
+
+    def fails(model: nn.Module) -> Tensor:
+        if any(isinstance(module, peft.tuners.lora.LoraLayer) for module in model.modules()):
+            raise TypeError("expected a Linear")
+        return outputs(model)
+
+    with pytest.raises(CheckpointError, match=r"does not run with PEFT's layers in it \(expected a Linear\)"):
+        adapt(
+            model,
+            stage.adapt,
+            new_head=True,
+            head=head,
+            targets=find_lora_targets(model, head=head),
+            display_name="",
+            revision="",
+            run=fails,
+        )
+    assert outputs(model).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out"), [("timm-beit", {"qkv"}), ("distilled", set()), ("efficientvit", set()), ("pvt", set())]
+)
+def test_the_others_are_adapted_and_merge(name: str, left_out: set[str]) -> None:
+    model = build(name)
+    chosen = set(find_lora_targets(model, head=find_head(model)))
+    wrapped = adapted(model, {"lora": {"rank": 2}})
+    assert isinstance(wrapped, peft.PeftModel)
+    assert {target.rpartition(".")[2] for target in chosen - set(wrapped.targeted_module_names)} == left_out
+    assert len(wrapped.targeted_module_names) > 5, "a backbone, rather than a layer of it"
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before = outputs(wrapped.eval())
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        expected = outputs(wrapped)
+        found = outputs(merged(wrapped))
+    effect = float((expected - before).abs().max())
+    assert effect > 1e-2 * float(expected.abs().max())
+    assert float((found - expected).abs().max()) < 1e-4 * effect
+
+
+def test_a_number_of_classes_that_is_the_configurations_own() -> None:
+    model = build("pvt")
+    assert outputs(model).shape == (2, 5)
+    assert find_head(model) == ["classifier"]
+
+
+def test_a_classifier_without_logits_is_refused() -> None:
+    model = transformers.PPLCNetForImageClassification(transformers.PPLCNetConfig(scale=0.25, class_expand=16)).eval()
+    with pytest.raises(CheckpointError, match=r"PPLCNetForImageClassification gives .* without logits"):
+        outputs(model)
+
+
+@pytest.mark.parametrize(
+    ("processor", "said"),
+    [
+        (lambda: transformers.ImageGPTImageProcessor(clusters=[[0.0] * 3, [1.0] * 3]), "makes nothing of an image"),
+        (transformers.Siglip2ImageProcessor, r"gives no images \(\[\(1, 256, 768\)\]"),
+    ],
+)
+def test_a_processor_that_gives_no_images_is_refused(processor: Any, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        Preprocessing(processor(), name="a/b")
