@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -12,7 +13,7 @@ from tltasks.data.splits import EncodedSplit
 from tltasks.metrics import paired_difference
 from tltasks.results.result import Score, StageResult
 from tltasks.runs.context import Context, PreparedStage
-from tltasks.tasks.base import Embeds, Prediction
+from tltasks.tasks.base import BuiltModel, Embeds, Prediction, TaskBase
 from tltasks.training.evaluation import NEIGHBOUR_ROWS, cached_features, drawn_rows, predict_rows
 
 ROW_SCORES = "row_scores.safetensors"
@@ -41,9 +42,15 @@ def _known(stage: PreparedStage) -> EncodedSplit:
     return stage.encoded.get("train") or next(iter(stage.evaluated.values()))
 
 
+def _build_pretrained(context: Context, stage: PreparedStage) -> BuiltModel[TaskBase]:
+    """The checkpoint as it stands; what it lacks is drawn as the stage has drawn it, whatever ran before."""
+    set_seed(context.seed)
+    return stage.task.as_pretrained().build(stage.plan.kind)
+
+
 def _pretrained_predictions(context: Context, stage: PreparedStage) -> dict[str, list[Prediction]]:
     """Predictions of the checkpoint as it stands."""
-    pretrained, workers = stage.task.as_pretrained().build(stage.plan.kind), context.workers(stage.plan)
+    pretrained, workers = _build_pretrained(context, stage), context.workers(stage.plan)
     return {
         name: predict_rows(context.accelerator, pretrained.task, pretrained.model, split.rows, workers=workers)
         for name, split in stage.evaluated.items()
@@ -52,7 +59,7 @@ def _pretrained_predictions(context: Context, stage: PreparedStage) -> dict[str,
 
 def _nearest_neighbours(context: Context, stage: PreparedStage) -> dict[str, list[Prediction]]:
     """Predictions by the nearest training rows, in the features of the checkpoint as it stands."""
-    task, model = stage.task, stage.task.as_pretrained().build(stage.plan.kind).model
+    task, model = stage.task, _build_pretrained(context, stage).model
     assert isinstance(task, Embeds)
     known = _known(stage)
     if len(known.rows) > NEIGHBOUR_ROWS:

@@ -157,6 +157,16 @@ def test_what_is_around_the_blocks_is_trained_and_the_blocks_are_not(ran: tuple[
     assert result["weights"]["model_type"] == "frozen-transformer"
 
 
+def test_the_checkpoint_as_it_stands_is_the_same_whatever_ran_before(zoo: Path, tmp_path: Path) -> None:
+    """Its new layers are drawn: with the seed, and not with what training has left of the random numbers."""
+    found = []
+    for steps in (1, 2):
+        path = write(tmp_path / "recipe.yaml", zoo, stage("transfer", steps), model=f"gpt2, {FROZEN}")
+        result = run_recipe(path, tmp_path / str(steps))
+        found.append(result.stages[-1].baselines["checkpoint_knn"]["test"].values)
+    assert found[0] == found[1]
+
+
 def test_it_learns_a_few_pictures_by_heart(ran: tuple[str, Path]) -> None:
     score = json.loads((ran[1] / "result.json").read_text())["stages"][0]["metrics"]["test"]
     assert score["values"]["accuracy"] == 1
