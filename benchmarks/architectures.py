@@ -75,6 +75,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "donut-swin": {"image_size": 224},
     "hiera": {"depths": [1, 2, 2, 1]},
     "textnet": {"image_size": [64, 64]},
+    "perceiver": {"num_cross_attention_heads": 1},
     "swin": {"image_size": 224},
 }
 """What a configuration needs besides fewer layers."""
