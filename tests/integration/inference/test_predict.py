@@ -137,7 +137,7 @@ def test_what_names_nothing_is_refused_before_anything_is_loaded(
     assert "--top-k: 0 is no" in refused(capsys, run / "output", picture, "--top-k", 0)
     assert "not found" in refused(capsys, "./nothing", picture)
     assert "holds no model" in refused(capsys, tmp_path, picture, status=RAISED)
-    assert "has no file that ends in .avif" in refused(capsys, run / "output", tmp_path)
+    assert "has no file that ends in .apng" in refused(capsys, run / "output", tmp_path)
     column = refused(capsys, run / "output", run / "data" / "test.parquet", "--column", "photo")
     assert "has no column `photo`" in column
     assert "It has: image, label." in column
