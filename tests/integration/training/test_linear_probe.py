@@ -51,6 +51,12 @@ def opened(recipe: Path) -> Any:
     return prepare_stages(Accelerator(cpu=True), plan_run(loaded))[0]
 
 
+@pytest.fixture(autouse=True)
+def features_of_no_other_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features are found by their content, which other tests of the same tiny models may have computed."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_the_head_on_the_cache_is_the_head_through_the_backbone(
     zoo: Path, name: str, monkeypatch: pytest.MonkeyPatch
