@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tltasks.errors import printable
 from tltasks.reports.formatting import show_duration, show_interval, show_number
@@ -13,12 +15,16 @@ from tltasks.results.comparison import compare_headline
 from tltasks.results.result import RunResult, StageMeasurement
 
 
+class _Terminal(Console):
+    """A console that writes out control characters and leaves out secrets."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def open_terminal(*, quiet: bool = False, stderr: bool = True) -> Console:
     """Standard error or output, on which names are printed as they are: `[red]` and `:cat:` mean nothing in them."""
-    console = Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
-    as_text = console.render_str
-    console.render_str = lambda text, **options: as_text(printable(text), **options)  # type: ignore[method-assign]
-    return console
+    return _Terminal(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
 
 
 def show_result(console: Console, result: RunResult, output: Path) -> None:
