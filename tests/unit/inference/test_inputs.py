@@ -72,6 +72,16 @@ def test_urls_are_refused(url: str, folder: Path) -> None:
     assert good.read(PICTURES) == str(folder / "b.png")
 
 
+@contextlib.contextmanager
+def served(pages: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Address of a web server in a thread, which logs nothing."""
+    quiet = type("Quiet", (pages,), {"log_message": lambda *_: None})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture
 def site(folder: Path) -> Iterator[str]:
     """The folder on the web, where `large` never ends and `old` has moved."""
@@ -94,13 +104,8 @@ def site(folder: Path) -> Iterator[str]:
             else:
                 super().do_GET()
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(Pages) as address:
+        yield address
 
 
 def test_urls_are_fetched_on_request(site: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,13 +167,8 @@ def other_site(moved: dict[str, str]) -> Iterator[str]:
                     self.wfile.write(b"x")
                     time.sleep(0.05)
 
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(Pages) as address:
+        yield address
 
 
 def test_what_trickles_ends(monkeypatch: pytest.MonkeyPatch) -> None:
