@@ -40,6 +40,7 @@ from tltasks.data.folders import (
 from tltasks.data.splits import ROW_NAME
 from tltasks.data.tables import UNREADABLE, Row, as_json, as_label, as_path, as_text, read_rows, why
 from tltasks.errors import DataError
+from tltasks.runtime.files import whole_file
 
 Tables = dict[str, datasets.Dataset]
 ROWS_AT_ONCE = 1000
@@ -162,16 +163,10 @@ def store(rows: Iterable[Row], features: datasets.Features, key: str) -> dataset
     name = hashlib.sha256(repr((READER, features, key)).encode("utf-8", "surrogatepass")).hexdigest()[:32]
     path = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-tables" / f"{name}.arrow"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, schema = path.with_suffix(f".{os.getpid()}.tmp"), features.arrow_schema
-        try:
-            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-                left = iter(rows)
-                while some_rows := list(itertools.islice(left, ROWS_AT_ONCE)):
-                    writer.write_table(pa.Table.from_pylist(some_rows, schema=schema))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        schema, left = features.arrow_schema, iter(rows)
+        with whole_file(path) as place, pa.OSFile(str(place), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            while some_rows := list(itertools.islice(left, ROWS_AT_ONCE)):
+                writer.write_table(pa.Table.from_pylist(some_rows, schema=schema))
     return datasets.Dataset.from_file(str(path))
 
 
