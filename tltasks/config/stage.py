@@ -57,6 +57,7 @@ def _metric_by_name(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "sgd", "muon"]
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
 ModelT = TypeVar("ModelT", bound=Model, default=Model, covariant=True)
 DataT = TypeVar("DataT", bound=Data, default=Data, covariant=True)
@@ -93,7 +94,9 @@ class Stage(Section, Generic[ModelT, DataT]):
     compile: bool = False
     """Compile the model with torch.compile: pays on long runs on an accelerator."""
     learning_rate: PositiveFloat | None = None
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: OptimizerName = "adamw"
+    """adamw_8bit holds AdamW's state in 8 bits (needs bitsandbytes); adafactor holds a row and a column of it; muon is
+    for matrices within the model, with AdamW for all else (docs/adapting.md)."""
     momentum: Share = 0.9
     """Momentum of sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from tltasks.config.loading import load_recipe
@@ -16,6 +17,10 @@ def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
     """Raise RecipeError for what neither devices nor files have to be looked at for."""
     check_launch()
     check_trackers(list(plan.recipe.trackers))
+    if any(stage.stage.optimizer == "adamw_8bit" for stage in plan.stages) and find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            "optimizer: adamw_8bit needs bitsandbytes, which is not installed: pip install 'tltasks[8bit]'."
+        )
     if push and plan.recipe.hub.repo is None:
         raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
 

@@ -110,8 +110,9 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
         name, _, quantity = key.rpartition("/")
         parameter = by_name[name]
         # Step counters stay where the optimiser made them: fused kernels want them beside the weight (torch 2.14,
-        # optim/optimizer.py, _process_value_according_to_param_policy).
-        optimizer.state[parameter][quantity] = tensor.clone().to(parameter.device)
+        # optim/optimizer.py, _process_value_according_to_param_policy). bitsandbytes counts by a plain number.
+        is_number = tensor.ndim == 0 and tensor.dtype == torch.int64
+        optimizer.state[parameter][quantity] = tensor.item() if is_number else tensor.clone().to(parameter.device)
 
 
 class Checkpoints:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.stage import Stage
 
@@ -26,25 +28,82 @@ def build_optimizer(model: nn.Module, stage: Stage, *, head: Iterable[str] = ())
     names = [name for name, _ in model.named_parameters()]
     scales = layer_scales(names, stage.layer_decay or 1.0, head=tuple(head))
     above = blocks_above(names, head=tuple(head))
-    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
+    matrices = inner_matrices(model, head=head) if stage.optimizer == "muon" else set()
+    groups: dict[tuple[float, float, int, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         decay = stage.weight_decay if _is_decayed(name, parameter) and stage.l2_sp is None else 0.0
         # The fused SGD wants all of a group to have momentum, or none (torch 2.14, optim/sgd.py).
         unfrozen = above[name] if stage.unfreeze_epochs else 0
-        groups.setdefault((decay, scales[name], unfrozen), []).append(parameter)
-    options = [
-        {"params": members, "weight_decay": decay, "lr": stage.learning_rate * scale}
-        for (decay, scale, _), members in groups.items()
-    ]
+        groups.setdefault((decay, scales[name], unfrozen, name in matrices), []).append(parameter)
+    plain, inner = (
+        [
+            {"params": members, "weight_decay": decay, "lr": stage.learning_rate * scale}
+            for (decay, scale, _, is_inner), members in groups.items()
+            if is_inner == wanted
+        ]
+        for wanted in (False, True)
+    )
     fused = all(p.device.type in {"cpu", "cuda", "mps", "xpu"} and p.is_floating_point() for _, p in named)
-    optimizer: torch.optim.Optimizer
-    if stage.optimizer == "sgd":
-        optimizer = torch.optim.SGD(options, lr=stage.learning_rate, momentum=stage.momentum, fused=fused)
-    else:
-        optimizer = torch.optim.AdamW(options, lr=stage.learning_rate, fused=fused)
+    rate, parts = stage.learning_rate, list[torch.optim.Optimizer]()
+    if inner:  # in steps as large as AdamW's, so that its rates serve: Liu et al., https://arxiv.org/abs/2502.16982
+        parts.append(torch.optim.Muon(inner, lr=rate, adjust_lr_fn="match_rms_adamw"))
+    if plain and stage.optimizer == "sgd":
+        parts.append(torch.optim.SGD(plain, lr=rate, momentum=stage.momentum, fused=fused))
+    elif plain and stage.optimizer == "adafactor":
+        parts.append(torch.optim.Adafactor(plain, lr=rate, foreach=False))  # else all updates would be held at once
+    elif plain and stage.optimizer == "adamw_8bit":
+        parts.append(_adamw_8bit()(plain, lr=rate))
+    elif plain:
+        parts.append(torch.optim.AdamW(plain, lr=rate, fused=fused))
+    optimizer = parts[0] if len(parts) == 1 else Together(*parts)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
+
+
+def _adamw_8bit() -> type[torch.optim.Optimizer]:
+    """bitsandbytes' AdamW: Dettmers et al., https://arxiv.org/abs/2110.02861."""
+    import bitsandbytes
+
+    found: type[torch.optim.Optimizer] = bitsandbytes.optim.AdamW8bit
+    return found
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimisers, each of groups of its own, as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        start = 0
+        for part in self.parts:  # groups and state are other objects once they have been loaded
+            part.param_groups = self.param_groups[start : start + len(part.param_groups)]
+            part.state = self.state
+            part.step()
+            start += len(part.param_groups)
+
+
+def inner_matrices(model: nn.Module, *, head: Iterable[str] = ()) -> set[str]:
+    """Names of the weights of linear layers that are neither the head nor an embedding, its use as output included.
+
+    Those are what Muon is for; source: Jordan et al., https://kellerjordan.github.io/posts/muon/.
+    """
+    outer = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    outputs = [module.get_output_embeddings() for module in model.modules() if isinstance(module, PreTrainedModel)]
+    outer |= {id(p) for output in outputs if isinstance(output, nn.Module) for p in output.parameters()}
+    top = {
+        name
+        for name, above in blocks_above([n for n, _ in model.named_parameters()], head=tuple(head)).items()
+        if not above
+    }
+    linear = (nn.Linear, Conv1D)
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, linear) and id(module.weight) not in outer and f"{name}.weight" not in top
+    }
 
 
 def trained(model: nn.Module) -> Named:

@@ -218,6 +218,15 @@ def test_further_test_sets_are_judged_beside_the_first(tiny: Path, tmp_path: Pat
     assert "shifted" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_an_optimiser_of_another_package_is_refused_before_anything_is_loaded(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tltasks.runs.refusals.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"adamw_8bit needs bitsandbytes.*pip install 'tltasks\[8bit\]'"):
+        run_recipe(tiny / "recipe.yaml", tmp_path / "run", "stages.0.optimizer=adamw_8bit", "model.name=nobody/nothing")
+    assert not (tmp_path / "run").exists()
+
+
 # ------------------------------------------------------------------------------------------------- trackers
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +22,11 @@ from tltasks.config.recipe import plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.errors import Interrupted
 from tltasks.results.result import RunResult
+from tltasks.runs import stage as stage_module
 from tltasks.runs.prepare import prepare_stages
+from tltasks.training.checkpoint import Progress
+from tltasks.training.loop import Job
+from tltasks.training.optimizer import trained
 
 SGD = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "optimizer": "sgd", "keep": "last"}
 """Equal gradients make equal weights, but for rounding; momentum is state to be resumed."""
@@ -122,3 +129,39 @@ def _same(a: Any, b: Any) -> bool:
 
 def test_every_task_is_here() -> None:
     assert {subject.task for subject in SUBJECTS.values()} == set(TASKS)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21
+@pytest.mark.parametrize(
+    "name",
+    ["vit", "t5", *(pytest.param(it, marks=pytest.mark.exhaustive) for it in ("whisper", "wav2vec2", "bert", "gpt2"))],
+)
+def test_recomputed_activations_give_every_weight_of_an_adapter_its_gradient(name: str, tmp_path: Path) -> None:
+    subject = SUBJECTS[name]
+    subject.save(tmp_path)
+    keys = {**SGD, "adapt": {"lora": {"rank": 2, "dropout": 0.2}}}
+    recipe = subject.write(tmp_path / "recipe.yaml", tmp_path, **keys)
+    kept: dict[str, dict[str, torch.Tensor]] = {}
+    for recomputed in (False, True):
+        output = tmp_path / f"run-{recomputed}"
+        with trained_weights() as kept[output.name]:
+            run_recipe(recipe, output, f"stages.0.gradient_checkpointing={json.dumps(recomputed)}")
+    plain, again = kept.values()
+    moved = [key for key, tensor in plain.items() if "lora_B" in key and tensor.abs().max() > 0]
+    assert len(moved) == sum("lora_B" in key for key in plain) > 3
+    assert largest_difference(plain, again) < 5e-6
+
+
+@contextlib.contextmanager
+def trained_weights() -> Iterator[dict[str, torch.Tensor]]:
+    """What a run has trained, filled in when it ends."""
+    found: dict[str, torch.Tensor] = {}
+    train = stage_module.train
+
+    def watched(accelerator: Accelerator, job: Job, model: torch.nn.Module) -> Progress:
+        progress = train(accelerator, job, model)
+        found.update({name: p.detach().clone() for name, p in trained(model)})
+        return progress
+
+    with mock.patch.object(stage_module, "train", watched):
+        yield found

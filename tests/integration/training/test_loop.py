@@ -71,9 +71,11 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tiny: Path, tmp_path: Pa
         run_recipe(recipe, tmp_path / "run", "stages.0.epochs=1", resume=True)
 
 
-def test_a_request_to_stop_is_heeded_after_the_step(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "adafactor", "muon"])
+def test_a_request_to_stop_is_heeded_after_the_step_and_gone_on_from(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
+    keys = f"stages.0.optimizer={optimizer}", "stages.0.adapt=full"
     polls: list[int] = []
 
     @contextlib.contextmanager
@@ -82,12 +84,12 @@ def test_a_request_to_stop_is_heeded_after_the_step(
 
     monkeypatch.setattr("tltasks.runtime.devices.stop_on_signals", stop_in_third_step)
     with pytest.raises(Interrupted, match="after step 3 of 12"):
-        run_recipe(tiny / "recipe.yaml", tmp_path / "run")
+        run_recipe(tiny / "recipe.yaml", tmp_path / "run", *keys)
     assert [p.name for p in (tmp_path / "run" / "checkpoints" / "transfer").iterdir()] == ["step-000000003"]
     polls[:] = [-100]  # does not reach 3 again
     monkeypatch.undo()
-    run_recipe(tiny / "recipe.yaml", tmp_path / "run", resume=True)
-    run_recipe(tiny / "recipe.yaml", tmp_path / "straight")
+    run_recipe(tiny / "recipe.yaml", tmp_path / "run", *keys, resume=True)
+    run_recipe(tiny / "recipe.yaml", tmp_path / "straight", *keys)
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "straight"))
 
 
@@ -188,6 +190,8 @@ def test_checkpoints_go_when_the_stage_is_done(tiny: Path, tmp_path: Path) -> No
     [
         {"optimizer": "adamw", "schedule": "linear", "warmup": 0.3},
         {"optimizer": "sgd", "schedule": "constant", "momentum": 0.5},
+        {"optimizer": "muon", "adapt": {"lora": {"rank": 2}}},
+        {"optimizer": "adafactor"},
         {"gradient_checkpointing": True},
         {"layer_decay": 0.5, "adapt": "full"},
         {"freeze": ["vit.embeddings*"], "adapt": "full"},

@@ -12,7 +12,14 @@ from tests.tiny.images import CONFIGS
 from tltasks.config.adaptation import Adapt, Full
 from tltasks.config.tasks.image import ImageStage
 from tltasks.models.adapters import find_head
-from tltasks.training.optimizer import MovingAverage, build_optimizer, layer_scales, learning_rate_factor, trained
+from tltasks.training.optimizer import (
+    MovingAverage,
+    build_optimizer,
+    inner_matrices,
+    layer_scales,
+    learning_rate_factor,
+    trained,
+)
 
 
 def stage(**keys: Any) -> ImageStage:
@@ -26,6 +33,85 @@ def build(name: str) -> transformers.PreTrainedModel:
     config.id2label = {i: f"class {i}" for i in range(5)}
     classes: dict[str, Any] = {"deit": transformers.DeiTForImageClassification}
     return classes.get(name, transformers.AutoModelForImageClassification.from_config)(config)
+
+
+# ------------------------------------------------------------------------------------------ optimisers
+
+
+def language_model(*, tied: bool) -> transformers.PreTrainedModel:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=16, n_embd=8, n_layer=2, n_head=2, n_positions=8, tie_word_embeddings=tied, bos_token_id=0
+        )
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_muon_is_for_matrices_that_are_no_embedding_and_no_output(tied: bool) -> None:
+    found = inner_matrices(language_model(tied=tied))
+    assert len(found) == 8
+    assert all(".h." in name for name in found)
+
+
+def test_muon_leaves_the_head_and_convolutions_to_adamw() -> None:
+    model = build("vit")
+    found = inner_matrices(model, head=find_head(model))
+    assert found
+    assert all(name.startswith("vit.layers.") and name.endswith("weight") for name in found)
+    optimizer = build_optimizer(model, stage(optimizer="muon"), head=find_head(model))
+    matrices, others = optimizer.param_groups[0], optimizer.param_groups[1:]
+    assert {id(p) for p in matrices["params"]} == {id(p) for name, p in model.named_parameters() if name in found}
+    assert sum(len(group["params"]) for group in others) == len(list(model.parameters())) - len(found)
+
+
+def test_muon_beside_adamw_is_each_of_them_also_after_its_state_was_loaded() -> None:
+    models = [language_model(tied=True) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizer = build_optimizer(models[0], stage(optimizer="muon", weight_decay=0.0))
+    names = inner_matrices(models[1])
+    parts = [
+        torch.optim.Muon(
+            [p for n, p in models[1].named_parameters() if n in names],
+            lr=1e-2,
+            weight_decay=0.0,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            [p for n, p in models[1].named_parameters() if n not in names], lr=1e-2, weight_decay=0.0, fused=True
+        ),
+    ]
+    tokens = torch.arange(8)[None]
+    for step in range(3):
+        optimizer.load_state_dict(optimizer.state_dict())  # as Accelerate does
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 / (step + 1)
+        for part in parts:
+            part.param_groups[0]["lr"] = 1e-2 / (step + 1)
+        for model, its in zip(models, ([optimizer], parts), strict=True):
+            model.zero_grad()
+            model.eval()(input_ids=tokens, labels=tokens).loss.backward()
+            for one in its:
+                one.step()
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("adamw", 2.0), ("adamw_8bit", 0.55), ("adafactor", 0.05), ("sgd", 1.0), ("muon", 1.05)]
+)
+def test_state_of_optimisers_is_as_large_as_documented(name: str, share: float) -> None:
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(256, 256))
+    optimizer = build_optimizer(model, stage(optimizer=name), head=())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = sum(
+        t.numel() * t.element_size()
+        for s in optimizer.state.values()
+        for t in s.values()
+        if isinstance(t, torch.Tensor)
+    )
+    assert held / sum(4 * p.numel() for p in model.parameters()) == pytest.approx(share, abs=0.05)
 
 
 # ------------------------------------------------------------------------------------------- layer decay
