@@ -52,7 +52,7 @@ def build_optimizer(model: nn.Module, stage: Stage, *, head: Iterable[str] = ())
     elif plain and stage.optimizer == "adafactor":
         parts.append(torch.optim.Adafactor(plain, lr=rate, foreach=False))  # else all updates would be held at once
     elif plain and stage.optimizer == "adamw_8bit":
-        parts.append(_adamw_8bit()(plain, lr=rate))
+        parts.append(_adamw_8bit(plain, rate))
     elif plain:
         parts.append(torch.optim.AdamW(plain, lr=rate, fused=fused))
     optimizer = parts[0] if len(parts) == 1 else Together(*parts)
@@ -61,12 +61,12 @@ def build_optimizer(model: nn.Module, stage: Stage, *, head: Iterable[str] = ())
     return optimizer
 
 
-def _adamw_8bit() -> type[torch.optim.Optimizer]:
+def _adamw_8bit(groups: list[dict[str, object]], rate: float) -> torch.optim.Optimizer:
     """bitsandbytes' AdamW: Dettmers et al., https://arxiv.org/abs/2110.02861."""
-    import bitsandbytes
+    from bitsandbytes.optim.adamw import AdamW8bit
 
-    found: type[torch.optim.Optimizer] = bitsandbytes.optim.AdamW8bit
-    return found
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=rate)  # type: ignore[no-untyped-call]
+    return optimizer
 
 
 class Together(torch.optim.Optimizer):
