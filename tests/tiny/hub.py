@@ -122,6 +122,10 @@ def _text_model(name: str) -> Callable[[Path], None]:
     return save
 
 
+def _mt5(folder: Path) -> None:
+    texts.save_mt5(folder)
+
+
 def _whisper(folder: Path) -> None:
     speech.save_whisper(folder)
 
@@ -152,7 +156,7 @@ MODELS: dict[str, Callable[[Path], None]] = {
     "openai/clip-vit-base-patch32": _clip,
     "openai-community/gpt2": _objective("gpt2"),
     "facebook/bart-base": _text_model("bart"),
-    "google/mt5-small": _text_model("mt5"),
+    "google/mt5-small": _mt5,
     "HuggingFaceTB/SmolLM2-360M-Instruct": _text_model("llama"),
     "google-t5/t5-small": _objective("t5"),
     "google-bert/bert-base-uncased": _objective("bert"),

@@ -181,6 +181,25 @@ def save_model(folder: Path, name: str = "t5", *, seed: int = 0) -> Path:
     return folder
 
 
+def save_mt5(folder: Path) -> Path:
+    """mT5 with its vocabulary as the Hub has it: a file of SentencePiece's, and nothing that is read without it."""
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    save_model(folder, "mt5")
+    (folder / "tokenizer.json").unlink()
+    kinds = proto.ModelProto.SentencePiece
+    special = [("<pad>", kinds.CONTROL), ("</s>", kinds.CONTROL), ("<unk>", kinds.UNKNOWN), ("<n>", kinds.USER_DEFINED)]
+    pieces = [
+        *(kinds(piece=piece, score=0.0, type=kind) for piece, kind in special),
+        *(kinds(piece=piece, score=score, type=kinds.NORMAL) for piece, score in _pieces()),
+    ]
+    trained = proto.TrainerSpec(model_type="UNIGRAM", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    (folder / "spiece.model").write_bytes(proto.ModelProto(pieces=pieces, trainer_spec=trained).SerializeToString())
+    keys = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "additional_special_tokens": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(keys))
+    return folder
+
+
 OBJECTIVES = ("t5", "bart", "bert", "gpt2", "llama")
 """Families with an objective that needs no labels."""
 

@@ -29,6 +29,7 @@ from transformers.utils import CONFIG_NAME
 
 from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
+from tltasks.models.packages import cannot_open, missing_packages
 from tltasks.results.result import Provenance
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
@@ -66,6 +67,10 @@ def open_config(source: Checkpoint) -> PretrainedConfig:
     """The configuration of a checkpoint, as it stands. Raises CheckpointError for one that cannot be read."""
     try:
         return AutoConfig.from_pretrained(source.name, **source.arguments())
+    except ImportError as error:
+        raise cannot_open(
+            "configuration", source.display_name, error, "The repository's own code does not run here."
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"model {source.display_name}: cannot be opened ({first_line(error)}). Name a Hub id, or a folder with "
@@ -96,10 +101,9 @@ def open_tokenizer(
         # Where there are no files, transformers 5.24 makes a tokenizer that knows special tokens and at most a space.
         if len(tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}) < 2:
             raise ValueError("its vocabulary is empty")
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise CheckpointError(
-            f"model {source.display_name}: has no tokenizer that can be loaded ({first_line(error)}). {hint}"
-        ) from error
+        tokenizer("a")  # some ask for a package only now
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise cannot_open("tokenizer", source.display_name, error, hint) from error
     return tokenizer
 
 
@@ -179,6 +183,8 @@ def load_pretrained(
             **source.arguments(),
         )
     except _LOADING as error:
+        if missing_packages(error):
+            raise cannot_open(f"model ({config.model_type})", source.display_name, error, "") from error
         raise CheckpointError(f"model {shown}: its weights cannot be loaded: {_told(error)}") from error
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     positions = sorted(key for key in mismatched if _is_position_table(key))
@@ -257,6 +263,8 @@ def _random_model(loader: ModelLoader, config: PretrainedConfig, source: Checkpo
             return loader._from_config(own)
         return loader.from_config(own, trust_remote_code=source.trust_remote_code)
     except (ValueError, RuntimeError, KeyError, ZeroDivisionError, ImportError) as error:
+        if missing_packages(error):
+            raise cannot_open(f"model ({config.model_type})", source.display_name, error, "") from error
         raise CheckpointError(
             f"model {source.display_name}: no model can be built of its configuration: {str(error).strip()}"
         ) from error

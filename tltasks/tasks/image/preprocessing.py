@@ -29,6 +29,7 @@ from tltasks.config.tasks.image import ImageModel
 from tltasks.data.splits import Columns, EncodedSplit, Split, located
 from tltasks.errors import CheckpointError, DataError, first_line
 from tltasks.models.loading import read_config
+from tltasks.models.packages import cannot_open
 from tltasks.tasks.base import InputKind, Processor, TaskBase, digest_of
 from tltasks.tasks.image.decoding import ODDITY, SUFFIXES, TRANSPARENT, decode_image
 
@@ -216,11 +217,9 @@ def load_processor(source: Checkpoint, config: PretrainedConfig, *, image_size: 
     """The checkpoint's own processor, set to another image size where one is given. Raises CheckpointError."""
     try:
         processor = AutoImageProcessor.from_pretrained(source.name, **source.arguments())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source.display_name}: has no image processor that can be loaded ({first_line(error)}). "
-            "A preprocessor_config.json must stand beside the weights."
-        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        hint = "A preprocessor_config.json must stand beside the weights."
+        raise cannot_open("image processor", source.display_name, error, hint) from error
     if image_size is None:
         return processor
     if config.model_type == "timm_wrapper":

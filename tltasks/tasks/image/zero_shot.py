@@ -22,9 +22,10 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from tltasks.config.model import Checkpoint
-from tltasks.errors import CheckpointError, RecipeError, first_line
+from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.loading import saved_as
+from tltasks.models.packages import cannot_open
 
 FAMILIES = ("clip", "metaclip_2", "siglip")
 """Architectures that compare an image's features with a text's by their cosine."""
@@ -61,10 +62,8 @@ class PromptClassifier:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
         except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(
-                f"model {name}: naming classes by text needs its tokenizer, which cannot be loaded "
-                f"({first_line(error)}). Put its tokenizer files beside the weights."
-            ) from error
+            hint = "Naming classes by text needs one: put its files beside the weights."
+            raise cannot_open("tokenizer", name, error, hint) from error
         read: dict[tuple[int, ...], str] = {}
         for class_name in class_names:
             # transformers 5.24 makes up a tokenizer without words for a CLIP without tokenizer files.

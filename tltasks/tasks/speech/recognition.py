@@ -28,8 +28,9 @@ from transformers.models.auto.modeling_auto import (
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.tasks.speech import SpeechModel
-from tltasks.errors import CheckpointError, first_line
+from tltasks.errors import CheckpointError
 from tltasks.models.loading import ModelLoader
+from tltasks.models.packages import cannot_open
 from tltasks.tasks.base import Batch, Processor
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_samples
@@ -190,10 +191,8 @@ def open_feature_extractor(source: Checkpoint) -> SequenceFeatureExtractor:
     try:
         return AutoFeatureExtractor.from_pretrained(source.name, **source.arguments())
     except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(
-            f"model {source.display_name}: has no feature extractor that can be loaded ({first_line(error)}). "
-            "A preprocessor_config.json must stand beside the weights."
-        ) from error
+        hint = "A preprocessor_config.json must stand beside the weights."
+        raise cannot_open("feature extractor", source.display_name, error, hint) from error
 
 
 # ---------------------------------------------------------------------------------------------- frames
