@@ -43,23 +43,51 @@ def format_of(name: str) -> str | None:
 Files = str | list[str] | dict[str, str | list[str]] | None
 
 
+class HeldOutRows(Section):
+    """Rows held out of train that are alike in nothing but what is to be learnt."""
+
+    share: HeldOut
+    group: Name | None = None
+    """Column whose rows of one value stay together (patient, speaker, document): the share is one of groups."""
+    ordered_by: Name | None = None
+    """Column, a date or a number, whose last rows are held out."""
+
+    @property
+    def column(self) -> str:
+        return self.group or self.ordered_by or ""
+
+
 class Splits(Section):
     train: str | None = "train"
     """Split to train on, or several as in `train+extra`. Slices such as `train[:1000]` take rows as they lie:
     where rows are sorted by class they lack classes, and a share held out (`test: 0.2`) does not."""
-    validation: str | HeldOut | None = None
-    """Split that chooses the best weights; or a share held out of `train` (stratified by label, drawn with `seed`)."""
-    test: str | HeldOut | None = "test"
-    """Split of the headline; or a share held out of `train`."""
+    validation: str | HeldOut | HeldOutRows | None = None
+    """Split that chooses the best weights; or a share held out of `train` (stratified by label, drawn with `seed`); or
+    one by a column, such as `{share: 0.1, group: speaker}`."""
+    test: str | HeldOut | HeldOutRows | None = "test"
+    """Split of the headline; or a share held out of `train`, by a column or not."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Seed that shares held out are drawn with. Unset: the recipe's; in an experiment the first of its `seeds`, for all
     trials."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for name, rows in self.held_by.items():
+            if (rows.group is None) == (rows.ordered_by is None):
+                text = "takes `group` or `ordered_by`; a share alone is a number, such as `test: 0.2`"
+                yield Conflict(text, (name,))
 
     @property
     def shares(self) -> dict[str, float]:
         """Shares held out of `train`, by split."""
         given = {"validation": self.validation, "test": self.test}
-        return {name: share for name, share in given.items() if isinstance(share, float)}
+        held = {name: rows.share if isinstance(rows, HeldOutRows) else rows for name, rows in given.items()}
+        return {name: share for name, share in held.items() if isinstance(share, float)}
+
+    @property
+    def held_by(self) -> dict[str, HeldOutRows]:
+        """Shares held out of `train` by a column, by split."""
+        given = {"validation": self.validation, "test": self.test}
+        return {name: rows for name, rows in given.items() if isinstance(rows, HeldOutRows)}
 
 
 class Source(Named):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tltasks.config.data import HeldOutRows
 from tltasks.data.splits import Split
 from tltasks.errors import DataError
 
@@ -20,16 +22,31 @@ def is_held_out(origin: str) -> bool:
     return origin.endswith(_MARK)
 
 
-def hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | None) -> tuple[Split, Split]:
+def hold_out(
+    train: Split, n_held: int, place: str, *, seed: int, label: str | None, by: HeldOutRows | None = None, key: str = ""
+) -> tuple[Split, Split]:
     """Move rows out of `train`, from each label in proportion; the last row of a label stays.
 
-    Labels that a task only looks at count, too: so stages with and without labels hold out the same rows.
+    Labels that a task only looks at count, too: so stages with and without labels hold out the same rows. With `by`
+    they are chosen by the column `key`: about so many rows of whole groups, or the last rows of an order.
     """
     label = label or ("label" if "label" in train.rows.column_names else None)
     n_rows = len(train.rows)
     if n_held >= n_rows:
         raise DataError(f"{place}: {train.origin} has too few rows ({n_rows}) to hold {n_held} of them out.")
-    if label is None:
+    if by is not None:
+        values = [None if value is None else str(value) for value in train.rows[key][:]]
+        if missing := values.count(None):
+            raise DataError(
+                f"{place}: {missing:,} rows of {train.origin} have no `{by.column}`; fill it in, or drop them."
+            )
+        texts = [value or "" for value in values]
+        kinds = None if label is None else _label_names(train, label)
+        if by.group:
+            held = _whole_groups(texts, kinds, n_held / n_rows, f"{place}: {train.origin}: `{by.group}`", seed=seed)
+        else:
+            held = np.sort(_in_order(texts)[n_rows - n_held :])
+    elif label is None:
         from sklearn.model_selection import train_test_split  # a second to import
 
         held = np.sort(train_test_split(np.arange(n_rows), test_size=n_held, random_state=seed)[1])
@@ -39,9 +56,40 @@ def hold_out(train: Split, n_held: int, place: str, *, seed: int, label: str | N
     return (
         dataclasses.replace(train, rows=train.rows.select(kept)),
         dataclasses.replace(
-            train, rows=train.rows.select(held), origin=f"{train.origin} ({n_held:,}{_MARK}", place=place
+            train, rows=train.rows.select(held), origin=f"{train.origin} ({len(held):,}{_MARK}", place=place
         ),
     )
+
+
+MOST_FOLDS = 20
+"""Parts that rows are dealt into by their groups, of which some are held out."""
+
+
+def _whole_groups(groups: Sequence[str], labels: Sequence[str] | None, share: float, where: str, *, seed: int) -> Rows:
+    """Rows of whole groups, about such a share of all, with labels in the proportions that groups allow."""
+    from sklearn.model_selection import StratifiedGroupKFold  # a second to import
+
+    n_groups = len(set(groups))
+    if n_groups < 2:
+        raise DataError(f"{where} has one value, {groups[0]!r}, in all rows; name a column of several groups.")
+    n_folds = min(range(2, min(MOST_FOLDS, n_groups) + 1), key=lambda n: (abs(max(1, round(share * n)) / n - share), n))
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of labels with fewer rows than folds
+        dealt = [held for _, held in folds.split(groups, labels or [""] * len(groups), groups) if len(held)]
+    return np.sort(np.concatenate(dealt[: min(max(1, round(share * n_folds)), len(dealt) - 1)]))
+
+
+def _in_order(values: Sequence[str]) -> Rows:
+    """Rows in the order of what they hold: of numbers where all are, or else of texts, as dates in ISO 8601 are.
+
+    >>> _in_order(["10", "9.5", "-1"]).tolist(), _in_order(["2024-03-01", "2023-12-31"]).tolist()
+    ([2, 1, 0], [1, 0])
+    """
+    try:
+        return np.argsort(np.array([float(value) for value in values]), kind="stable")
+    except ValueError:
+        return np.argsort(np.array(values), kind="stable")
 
 
 def draw_held(labels: Sequence[str], n_held: int, *, seed: int) -> Rows:

@@ -31,7 +31,7 @@ from tltasks.data.local import (
     open_media_files,
     tables_of_folder,
 )
-from tltasks.data.splits import ROW_NAME, Columns, Split
+from tltasks.data.splits import BY, ROW_NAME, Columns, Split
 from tltasks.data.tables import as_label, as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
 
@@ -53,11 +53,14 @@ def load_splits(
     specs = {"train": wanted.train if train or shares else None, "validation": wanted.validation, "test": wanted.test}
     splits: dict[str, Split] = {}
     mistakes: dict[str, None] = {}  # in order, and a column that all splits lack once
-    opened = _open(data, _columns(data), place=locate("name"))
+    columns = _columns(data)
+    by = {f"{BY}{rows.column}": rows.column for rows in wanted.held_by.values() if rows.column not in columns.values()}
+    opened = _open(data, columns | by, place=locate("name"))
     for name, spec in specs.items():
         if isinstance(spec, str):
             with _noted(mistakes):
-                splits[name] = _take(name, data, data, opened, spec, key=f"splits.{name}", locate=locate)
+                taken = columns | by if name == "train" else columns
+                splits[name] = _take(name, taken, data, opened, spec, key=f"splits.{name}", locate=locate)
                 known = specs["train"] if train and name != "train" and "train" in splits else None
                 if isinstance(known, str) and (shared := _shared_rows(opened.tables, known, spec)):
                     note = f"{shared:,} rows of `{spec}`, the {name} split, are in train (`{known}`), too"
@@ -71,8 +74,15 @@ def load_splits(
     for name, share in shares.items():
         n_held = max(1, round(n_rows * share))
         drawn_with = seed if wanted.seed is None else wanted.seed
-        held = hold_out(splits["train"], n_held, locate(f"splits.{name}"), seed=drawn_with, label=label)
+        rows = wanted.held_by.get(name)
+        key = next((key for key, column in (columns | by).items() if rows and column == rows.column), "")
+        place = locate(f"splits.{name}")
+        held = hold_out(splits["train"], n_held, place, seed=drawn_with, label=label, by=rows, key=key)
         splits["train"], splits[name] = held[0], dataclasses.replace(held[1], name=name)
+    for name, split in splits.items():
+        splits[name] = dataclasses.replace(
+            split, rows=split.rows.remove_columns(sorted(by.keys() & set(split.rows.column_names)))
+        )
     if data.shots is not None and "train" in splits:
         splits["train"] = draw_shots(splits["train"], data.shots, seed=seed, label=label)
     return splits
@@ -92,7 +102,7 @@ def _extra_test(name: str, data: Data, extra: ExtraTest, *, locate: Locate) -> S
     spec = extra.split or (next(iter(opened.tables)) if len(opened.tables) == 1 else data.splits.test)
     if not isinstance(spec, str):
         raise DataError(f"{locate(key)}: has the splits {', '.join(opened.tables)}; name one with `split`.")
-    return _take(name, data, source, opened, spec, key=f"{key}.split", locate=locate)
+    return _take(name, _columns(data), source, opened, spec, key=f"{key}.split", locate=locate)
 
 
 def _columns(data: Data) -> dict[str, str]:
@@ -101,12 +111,14 @@ def _columns(data: Data) -> dict[str, str]:
     return {key: column for key, column in named.items() if column is not None}
 
 
-def _take(name: str, data: Data, source: Source, opened: Opened, spec: str, *, key: str, locate: Locate) -> Split:
+def _take(
+    name: str, columns: dict[str, str], source: Source, opened: Opened, spec: str, *, key: str, locate: Locate
+) -> Split:
     """The rows of a split specification, with the task's columns."""
     origin, place = describe(source), locate(key)
-    rows = _slice(opened.tables, spec, list(_columns(data).values()), place=place, source=origin)
+    rows = _slice(opened.tables, spec, list(columns.values()), place=place, source=origin)
     first = spec.split("[")[0].split("+")[0].strip()
-    rows = _select_columns(rows, _columns(data), source=origin, locate=locate, hint=opened.hints.get(first, ""))
+    rows = _select_columns(rows, columns, source=origin, locate=locate, hint=opened.hints.get(first, ""))
     if not len(rows):
         raise DataError(f"{place}: {origin} {spec} has no rows; name another split.")
     folder = opened.folders.get(first) or _media_folder(source)
@@ -299,7 +311,8 @@ def _select_columns(
     missing = {key: column for key, column in columns.items() if column not in present}
     if missing:
         lines = [
-            f"{locate(f'columns.{key}')}: {source} has no column `{column}`{did_you_mean(column, present) or '.'}"
+            f"{locate('splits' if key.startswith(BY) else f'columns.{key}')}: {source} has no column `{column}`"
+            f"{did_you_mean(column, present) or '.'}"
             for key, column in missing.items()
         ]
         listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())

@@ -37,8 +37,8 @@ from tltasks.data.folders import (
     split_of_table,
     told,
 )
-from tltasks.data.splits import ROW_NAME
-from tltasks.data.tables import UNREADABLE, Row, as_json, as_label, as_path, as_text, read_rows, why
+from tltasks.data.splits import BY, ROW_NAME
+from tltasks.data.tables import UNREADABLE, Row, as_json, as_label, as_path, as_text, as_value, read_rows, why
 from tltasks.errors import DataError
 from tltasks.runtime.files import whole_file
 
@@ -65,6 +65,8 @@ def conversion(key: str) -> Callable[[object], str | int | None]:
     """How a cell is read that a task takes for `key`."""
     if key == "label":
         return as_label
+    if key.startswith(BY):
+        return as_value
     return as_path if key in SUFFIXES else as_json if key == "segments" else as_text
 
 

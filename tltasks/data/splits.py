@@ -16,6 +16,9 @@ Columns = dict[str, list[Any]]
 ROW_NAME = "tltasks:row"
 """Column with what a person calls a row: its file below the folder of a data set, or its table and line."""
 
+BY = "tltasks:by "
+"""Begins the names of columns by which rows are held out."""
+
 
 @dataclass(frozen=True)
 class Split:

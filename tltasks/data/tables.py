@@ -256,6 +256,11 @@ def as_label(value: object) -> str | int | None:
         raise DataError(f"holds {described(value)}; a class is a name or a whole number") from error
 
 
+def as_value(value: object) -> str | None:
+    """A cell of which it matters alone which others it equals, or comes before."""
+    return None if value is None or value == "" else str(value)
+
+
 def as_path(value: object) -> str | None:
     """A cell that is to be a file's path, itself or as `path` of an object."""
     if isinstance(value, dict) and not value.get("bytes"):

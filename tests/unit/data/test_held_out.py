@@ -1,12 +1,20 @@
 """Rows held out of a training split."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from pydantic import ValidationError
 from sklearn.model_selection import train_test_split
 
+from tltasks.config.data import Splits
+from tltasks.config.tasks.text import LabelledTextData
 from tltasks.data.held_out import draw_held
+from tltasks.data.loading import load_splits
+from tltasks.data.splits import Split
+from tltasks.errors import DataError
 
 LABELS = {
     "one of a kind": ["a"] * 20 + ["b"] * 19 + ["rare"],
@@ -45,3 +53,88 @@ def test_more_rows_than_can_be_spared_are_held_out_all_the_same() -> None:
     labels = ["a", "b", "c", "d"]
     assert {len(draw_held(labels, n, seed=0)) for n in (1, 2, 3)} == {1, 2, 3}
     assert {tuple(draw_held(labels, 1, seed=seed)) for seed in range(30)} == {(0,), (1,), (2,), (3,)}
+
+
+# ------------------------------------------------------------------------------------ by a column
+
+
+def table(folder: Path, form: str, rows: list[dict[str, object]]) -> LabelledTextData:
+    path = folder / f"rows.{form}"
+    frame = pd.DataFrame(rows)
+    match form:
+        case "csv":
+            frame.to_csv(path, index=False)
+        case "jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case _:
+            frame.to_parquet(path)
+    return LabelledTextData(name=str(path), splits=Splits(test=0.2))
+
+
+def visits(n: int = 120) -> list[dict[str, object]]:
+    """Six visits of each patient, of one kind or of another."""
+    return [
+        {"text": f"visit {i}", "label": "ab"[i // 6 % 2], "patient": 1000 + i // 6, "day": (i * 7) % n}
+        for i in range(n)
+    ]
+
+
+def load(data: LabelledTextData, **splits: object) -> dict[str, Split]:
+    chosen = data.model_copy(update={"splits": Splits.model_validate(splits)})
+    return load_splits(chosen, seed=0, label="label")
+
+
+def number(split: Split) -> list[int]:
+    return [int(text.split()[1]) for text in split.rows["text"]]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.35])
+def test_groups_are_held_out_whole(tmp_path: Path, form: str, share: float) -> None:
+    by = {"share": share, "group": "patient"}
+    splits = load(table(tmp_path, form, visits()), test=by, validation=by)
+    patients = {name: {i // 6 for i in number(split)} for name, split in splits.items()}
+    assert sum(map(len, patients.values())) == 20
+    assert set.union(*patients.values()) == set(range(20))
+    for name in ("test", "validation"):
+        assert len(splits[name].rows) == pytest.approx(share * 120, abs=12)
+        assert set(splits[name].rows["label"]) == {"a", "b"}
+    assert all("tltasks:by patient" not in split.rows.column_names for split in splits.values())
+
+
+def test_the_last_rows_of_an_order_are_held_out_by_numbers_and_by_dates(tmp_path: Path) -> None:
+    found = load(table(tmp_path, "csv", visits()), test={"share": 0.25, "ordered_by": "day"})
+    assert {(i * 7) % 120 for i in number(found["test"])} == set(range(90, 120))
+    dated = [{**row, "day": f"2024-{1 + i // 28:02d}-{1 + i % 28:02d}"} for i, row in enumerate(visits())][::-1]
+    for form in ("csv", "parquet"):
+        found = load(table(tmp_path, form, dated), test={"share": 0.25, "ordered_by": "day"})
+        assert sorted(number(found["test"])) == list(range(90, 120))
+
+
+def test_a_column_of_the_task_may_be_the_group(tmp_path: Path) -> None:
+    twice = [{**row, "text": f"visit {i // 2}"} for i, row in enumerate(visits())]
+    splits = load(table(tmp_path, "csv", twice), test={"share": 0.2, "group": "text"})
+    assert not set(number(splits["train"])) & set(number(splits["test"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "by", "message"),
+    [
+        ({"patient": 1}, {"group": "patient"}, "`patient` has one value, '1', in all rows"),
+        ({"patient": None}, {"group": "patient"}, "120 rows of rows.csv train have no `patient`"),
+        ({}, {"group": "patients"}, "no column `patients`; did you mean `patient`"),
+        ({}, {"ordered_by": "date"}, "no column `date`"),
+    ],
+)
+def test_a_column_that_cannot_divide_rows_is_an_error(
+    tmp_path: Path, changes: dict[str, object], by: dict[str, object], message: str
+) -> None:
+    rows = [{**row, **changes} for row in visits()]
+    with pytest.raises(DataError, match=message):
+        load(table(tmp_path, "csv", rows), test={"share": 0.2, **by})
+
+
+def test_a_share_takes_one_column() -> None:
+    for keys in ({}, {"group": "a", "ordered_by": "b"}):
+        with pytest.raises(ValidationError, match="takes `group` or `ordered_by`; a share alone is a number"):
+            Splits.model_validate({"test": {"share": 0.2, **keys}})
