@@ -355,7 +355,7 @@ stages:
     metrics: [evaluate/f1, {name: w/x, revision: v2, trust_remote_code: true, options: {average: macro, on: [1, no]}}]
     task: image-classification
     model: {name: s/t}
-    data: {name: u/v, splits: {validation: "validation"}}
+    data: {name: u/v, splits: {validation: {share: 0.1, group: g}, test: {share: 0.1, ordered_by: d}}}
     augment: {flip: true, crop: 0.5, randaugment: {ops: 1, magnitude: 3}, erase: 0.5, mixup: 0.5, cutmix: 1}
     label_smoothing: 0.5
   - {stage: finetune, start: previous, adapt: full, freeze: ["a*"], steps: 3, learning_rate: 1, keep: best}
@@ -543,7 +543,8 @@ CHANGED = {
     "length_penalty": "0.375",
     "packing": "false",
     "model.generation.early_stopping": "true",
-    "validation": "0.375",
+    **dict.fromkeys(("group", "ordered_by"), "other"),
+    "share": "0.375",
     "class_names": "[x, y]",
     "task": "image-classification",
     "stage": "finetune",
@@ -576,6 +577,15 @@ BEFORE = {
         f"{at}.{key}": [f"{at}={{name: x/y, as: transformer, image_size: 32, patch_size: 8}}"]
         for at in ("model", "stages.1.model")
         for key in ("as", "patch_size")
+    },
+    **{
+        f"{at}data.splits.{split}.{key}": [
+            *(["stages.1.data={name: x/y}"] if at else []),
+            f"{at}data.splits.{split}={{share: 0.25, {'group' if key == 'share' else key}: x}}",
+        ]
+        for at in ("", "stages.1.")
+        for split in ("test", "validation")
+        for key in ("share", "group", "ordered_by")
     },
     "stages.1.model.prompt": ["stages.1.model={name: x/y}"],
     **{f"stages.1.adapt.{m}": [f"stages.1.adapt={{{m}: {{}}}}"] for m in ("lora", "dora", "adalora", "ia3", "prompt")},
