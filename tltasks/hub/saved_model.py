@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import httpx2
 import torch
@@ -60,16 +61,18 @@ class SavedModel:
         asked = self.recipe.precision if self.recipe else "auto"
         return "auto" if asked == "fp16" and "fp16" not in fast_formats(device) else asked
 
-    def build(self, *, device: torch.device, precision: str) -> nn.Module:
-        """Load the weights; the model attends as the run's own did."""
+    def build(self, *, device: torch.device, precision: str) -> tuple[Self, nn.Module]:
+        """Load the weights; the model attends as the run's own did, and the task is as the model allows it."""
         model: nn.Module
         if self.base is None:
-            model = self.task.build(STAGES["zero_shot"]).model
+            built = self.task.build(STAGES["zero_shot"])
+            task, model = built.task, built.model
         else:
             model = self.task.starting_from(self.base).reload(self.folder)
+            task = self.task.tried(unwrap_model(model))
         choose_attention(unwrap_model(model), tokens=self.task.sequence_length, device=device, precision=precision)
         hold_cast(model, precision)
-        return model
+        return dataclasses.replace(self, task=task), model
 
 
 def load_saved_model(

@@ -78,7 +78,7 @@ def export(
             f"export {name}: its answers are generated token by token, which is no single pass that a file could hold. "
             "Classifiers and CTC speech recognition can be exported."
         )
-    plain = merged(saved.build(device=torch.device("cpu"), precision="fp32"))
+    plain = merged(saved.build(device=torch.device("cpu"), precision="fp32")[1])
     model = _Function(plain.eval().float(), about).eval()
     inputs = Inputs(arguments, task.input_kind, saved.columns) if arguments else ()
     values = [*about.made_up(MADE_UP), *(about.read(item.read(task.input_kind)) for item in inputs)]

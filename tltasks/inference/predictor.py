@@ -122,7 +122,8 @@ class Predictor:
     def load(cls, saved: SavedModel, device: torch.device, *, precision: str | None = None) -> Predictor:
         """Load the weights, in the number format of the training unless another is named."""
         precision = choose_precision(precision or saved.precision(device), device)
-        return cls(saved, saved.build(device=device, precision=precision), device, precision)
+        saved, model = saved.build(device=device, precision=precision)
+        return cls(saved, model, device, precision)
 
     @property
     def task(self) -> TaskBase:

@@ -315,10 +315,16 @@ def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
     return received[0]
 
 
-def find_head(model: PreTrainedModel) -> list[str]:
-    """Modules whose weights change shape with the number of labels, so any architecture tells its own head's name."""
+def find_head(model: PreTrainedModel, enlarge: Callable[[PretrainedConfig], None] | None = None) -> list[str]:
+    """Modules whose weights change shape with the number of labels, so any architecture tells its own head's name.
+
+    What else decides the head's size is to be enlarged by a function that is given.
+    """
     config = copy.deepcopy(model.config)
-    _label(config, [*config.id2label.values(), "one more"])
+    if enlarge is not None:
+        enlarge(config)
+    else:
+        _label(config, [*config.id2label.values(), "one more"])
     with torch.device("meta"):
         other = type(model)(config).state_dict()
     own = model.state_dict()

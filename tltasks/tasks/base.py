@@ -237,6 +237,10 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """Finish a model whose weights are loaded, and note what is found out about it."""
         return built
 
+    def tried(self, model: PreTrainedModel) -> Self:
+        """The same task as a model with its weights allows it."""
+        return self
+
     @abstractmethod
     def head(self, model: nn.Module) -> list[str]:
         """Names of the modules that depend on the labels."""

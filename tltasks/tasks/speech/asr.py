@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
@@ -23,7 +23,7 @@ from tltasks.data.splits import Columns, EncodedSplit, Split, located, row_title
 from tltasks.errors import DataError, RecipeError
 from tltasks.metrics import error_rate
 from tltasks.metrics.scripts import writes_without_spaces
-from tltasks.models.adapters import find_lora_targets
+from tltasks.models.adapters import find_lora_targets, unwrap_model
 from tltasks.models.frozen_transformer import wrap_for_speech
 from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample, Score
@@ -144,14 +144,17 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
         interpolated = [*built.provenance.interpolated, *self.recogniser.prepare(built.model)]
         provenance = dataclasses.replace(built.provenance, interpolated=interpolated)
-        return dataclasses.replace(built, provenance=provenance)
+        return BuiltModel(built.model, self.tried(built.model), provenance)
+
+    def tried(self, model: PreTrainedModel) -> Self:
+        return dataclasses.replace(self, recogniser=self.recogniser.tried(model))
 
     def head(self, model: nn.Module) -> list[str]:
-        return list(self.recogniser.head)
+        return self.recogniser.head(unwrap_model(model))
 
     def lora_targets(self, model: nn.Module) -> list[str]:
         # The output layer shares its weights with the input embedding, or is the head.
-        return find_lora_targets(model, head=["proj_out", "lm_head"])
+        return find_lora_targets(model, head=["proj_out", "lm_head", *self.head(model)])
 
     @property
     def setup(self) -> Sequence[Processor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import tempfile
@@ -17,27 +18,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCTC, PretrainedConfig, Wav2Vec2CTCTokenizer
+from transformers import AutoModelForCTC, PretrainedConfig, PreTrainedModel, Wav2Vec2CTCTokenizer
 
 from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, DataError, RecipeError
-from tltasks.models.adapters import unwrap_model
+from tltasks.models.adapters import find_head, unwrap_model
 from tltasks.models.frozen_transformer import FrozenTransformerCtcConfig, feature_extractor
 from tltasks.models.loading import ModelLoader, open_tokenizer
 from tltasks.tasks.base import IGNORED, Batch, content_key
 from tltasks.tasks.speech.recognition import (
     FRAMES_PER_SECOND,
-    INPUTS,
     TOKENIZER_HINT,
     Family,
     Recogniser,
     Transcript,
     drop_no_layers,
-    goes_apart,
+    each_alone,
+    inputs_of,
+    mask_of,
     open_feature_extractor,
-    output_frames,
+    read_clips,
 )
 from tltasks.tasks.speech.spelling import DELIMITER, Spelling, letters_of
+from tltasks.tasks.vocabulary import lost_characters
 
 LONGEST_PIECE_SECONDS = 30.0
 """Attention over longer audio costs too much, and the checkpoints have not seen it."""
@@ -50,7 +53,6 @@ class CtcRecogniser(Recogniser):
 
     auto_class: ClassVar[ModelLoader] = AutoModelForCTC
     family: ClassVar[Family] = "CTC"
-    head: ClassVar[tuple[str, ...]] = ("lm_head",)
     cpu_batch_budget: ClassVar[int] = 16 * 1000
     joint: ClassVar[str] = " "
 
@@ -81,7 +83,9 @@ class CtcRecogniser(Recogniser):
     def _write_vocabulary(self, config: PretrainedConfig) -> None:
         """Into a configuration, with what would make training depend on how it is split turned off."""
         if self.built:
-            config.vocab_size = len(self.tokenizer)
+            set_vocabulary(config, len(self.tokenizer))
+            if hasattr(config, "blank_token_id"):
+                config.blank_token_id = self.tokenizer.pad_token_id
         config.pad_token_id = self.tokenizer.pad_token_id
         drop_no_layers(config)
         # SpecAugment is ours: the model's draws from numpy's global state (transformers 5.24, modeling_wav2vec2.py).
@@ -98,8 +102,14 @@ class CtcRecogniser(Recogniser):
         return content_key(self.tokenizer)
 
     @property
-    def is_apart(self) -> bool:
-        return goes_apart(self.config)
+    def blank(self) -> int:
+        """The class of steps that write nothing, which most architectures call padding."""
+        own = getattr(self.config, "blank_token_id", None)
+        return int(self.config.pad_token_id if own is None else own)
+
+    def head(self, model: PreTrainedModel) -> list[str]:
+        with torch.random.fork_rng(devices=[]):  # building a model draws
+            return find_head(model, lambda config: set_vocabulary(config, config.vocab_size + 1))
 
     # ---------------------------------------------------------------------------------------- rows
 
@@ -108,13 +118,29 @@ class CtcRecogniser(Recogniser):
         return Spelling.of(self.tokenizer)
 
     def label_ids(self, text: str) -> list[int]:
-        tokens, _ = self.spelling.write(text)
-        if not tokens:
+        [ids] = self._ids_of([text])
+        if not ids:
             raise DataError("has a text of which the vocabulary writes nothing")
-        return [int(i) for i in self.tokenizer.convert_tokens_to_ids(tokens)]
+        return ids
+
+    def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._has_pieces:
+            found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+            return found
+        return [list(map(int, self.tokenizer.convert_tokens_to_ids(self.spelling.write(text)[0]))) for text in texts]
+
+    @property
+    def _has_pieces(self) -> bool:
+        """Tell whether the vocabulary is of parts of words, and so written by rules of its own."""
+        return bool(self.tokenizer.is_fast)
 
     def lost(self, texts: Sequence[str]) -> list[str]:
-        return [self.spelling.write(text)[1] for text in texts]
+        if not self._has_pieces:
+            return [self.spelling.write(text)[1] for text in texts]
+        pad = self.tokenizer.pad_token_id  # between equal neighbours, which would be read as one
+        return lost_characters(
+            self.tokenizer, texts, [[t for i in ids for t in (i, pad)] for ids in self._ids_of(texts)]
+        )
 
     def misfit(self, seconds: float, labels: Sequence[int]) -> str | None:
         if seconds > self.window_seconds:
@@ -128,11 +154,17 @@ class CtcRecogniser(Recogniser):
 
     def _frames(self, n_samples: int) -> int:
         """Steps of the model's output for so many samples."""
-        if isinstance(self.config, FrozenTransformerCtcConfig):
-            return n_samples // self.config.inputs_to_logits_ratio
-        if not hasattr(self.config, "conv_kernel"):  # features of 10 ms, two to a step
-            return n_samples // (2 * self.sampling_hz // FRAMES_PER_SECOND)
-        return output_frames(self.config, n_samples)
+        model, one, two = self._skeleton
+        features = one + (n_samples - self.sampling_hz) * (two - one) // self.sampling_hz
+        return max(0, int(_n_steps(model, torch.tensor(features))))
+
+    @cached_property
+    def _skeleton(self) -> tuple[PreTrainedModel, int, int]:
+        """The model without weights, and the number of features, or samples, of one second and of two."""
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = AutoModelForCTC.from_config(copy.deepcopy(self.config))
+        one, two = (read_clips([np.ones(n * self.sampling_hz, np.float32)], self.feature_extractor) for n in (1, 2))
+        return model, int(mask_of(one).sum()), int(mask_of(two).sum())
 
     def costs(self, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
         costs: NDArray[np.int64] = np.ceil(seconds * FRAMES_PER_SECOND).astype(np.int64)
@@ -155,7 +187,7 @@ class CtcRecogniser(Recogniser):
                 batch["labels"][wanted],
                 lengths,
                 wanted.sum(-1),
-                blank=int(self.config.pad_token_id),
+                blank=self.blank,
                 reduction="sum",
                 zero_infinity=True,  # a clip sped up until its text no longer fits
             )
@@ -168,20 +200,37 @@ class CtcRecogniser(Recogniser):
         logits, lengths = self._logits(model, batch)
         ids = logits.argmax(-1)
         beyond = torch.arange(ids.shape[1], device=ids.device)[None] >= lengths[:, None]
-        ids[beyond] = int(self.config.pad_token_id)
-        return [Transcript(text) for text in self.tokenizer.batch_decode(ids.cpu())]
+        ids[beyond] = self.blank
+        # Tokenizers drop what pads, and where that is not the blank, this as a special token.
+        signs = self.blank != self.tokenizer.pad_token_id
+        return [Transcript(text) for text in self.tokenizer.batch_decode(ids.cpu(), skip_special_tokens=signs)]
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits [clips, steps, vocabulary] and the steps of each clip that are not padding."""
-        inputs = {k: v for k, v in batch.items() if k in INPUTS}
-        if self.is_apart:
-            sizes = inputs["attention_mask"].sum(-1).tolist()
-            each = [model(values[None, :n]).logits[0] for values, n in zip(inputs["input_values"], sizes, strict=True)]
-            lengths = torch.tensor([len(logits) for logits in each], device=each[0].device)
-            return pad_sequence(each, batch_first=True), lengths
-        logits = model(**inputs).logits
-        lengths = unwrap_model(model)._get_feat_extract_output_lengths(inputs["attention_mask"].sum(-1)).to(torch.long)
-        return logits, lengths.clamp(max=logits.shape[1])
+        passes = each_alone(batch) if self.is_apart else [inputs_of(batch)]
+        each = [logits for inputs in passes for logits in model(**inputs).logits]
+        lengths = _n_steps(unwrap_model(model), mask_of(batch).sum(-1)).to(torch.long)
+        return pad_sequence(each, batch_first=True), lengths.clamp(max=max(map(len, each)))
+
+
+def _n_steps(model: PreTrainedModel, n_features: Tensor) -> Tensor:
+    """Steps of the output for numbers of features, or samples, by the model's own count."""
+    names = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
+    own = next((getattr(model, name) for name in names if hasattr(model, name)), None)
+    if own is None:
+        raise CheckpointError(
+            f"{type(model).__name__} does not tell how many steps its output has for a clip's length."
+        )
+    steps: Tensor = own(n_features)
+    return steps
+
+
+def set_vocabulary(config: PretrainedConfig, size: int) -> None:
+    """Write the size of the vocabulary wherever a configuration, or one inside it, has it."""
+    old = config.vocab_size
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        if getattr(part, "vocab_size", None) == old:
+            part.vocab_size = size
 
 
 # ------------------------------------------------------------------------------------------ vocabulary

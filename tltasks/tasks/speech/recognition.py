@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -38,8 +38,13 @@ from tltasks.tasks.vocabulary import MOST_LOST, lost_share, n_characters
 
 FRAMES_PER_SECOND = 100
 """Unit of `costs`: hundredths of a second."""
-INPUTS = ("input_features", "input_values", "attention_mask")
+MASKS = ("attention_mask", "padding_mask")
+INPUTS = ("input_features", "input_values", *MASKS)
 """Arguments of models that hear."""
+TRIED_SECONDS = (1.31, 0.4)
+"""Clips by which a model is tried."""
+ALIKE = 1e-3
+"""Share of the largest logit by which padding may change one: beyond rounding, and well below what a leak does."""
 Family = Literal["sequence-to-sequence", "CTC"]
 TOKENIZER_HINT = "`stage: transfer` builds a vocabulary from the training text, for CTC checkpoints."
 LETTERS_SHOWN = 12
@@ -62,8 +67,6 @@ class Recogniser(ABC):
 
     auto_class: ClassVar[ModelLoader]
     family: ClassVar[Family]
-    head: ClassVar[tuple[str, ...]]
-    """Modules that depend on the vocabulary; empty where it cannot be taken off."""
     cpu_batch_budget: ClassVar[int]
     """Sum of `costs` of one forward pass that keeps a CPU busy."""
     joint: ClassVar[str]
@@ -73,6 +76,8 @@ class Recogniser(ABC):
     feature_extractor: SequenceFeatureExtractor
     tokenizer: PreTrainedTokenizerBase
     display_name: str
+    is_apart: bool = field(default=True, kw_only=True)
+    """Clips go through the model one by one, as they must where their padding would change what is heard."""
 
     @property
     def sampling_hz(self) -> int:
@@ -88,11 +93,6 @@ class Recogniser(ABC):
     def key(self) -> str:
         """Everything that labels depend on."""
 
-    @property
-    @abstractmethod
-    def is_apart(self) -> bool:
-        """Tell whether clips go through the model one by one: a norm over a clip's length would count its padding."""
-
     def as_pretrained(self) -> Self:
         """As the checkpoint stands, without what the recipe changes in its architecture."""
         return self
@@ -100,6 +100,23 @@ class Recogniser(ABC):
     def prepare(self, model: PreTrainedModel) -> list[str]:
         """Change a loaded model as the recipe says; returns the weights that were cut or resampled."""
         return []
+
+    def head(self, model: PreTrainedModel) -> list[str]:
+        """Modules that depend on the vocabulary; none where it cannot be taken off."""
+        return []
+
+    def tried(self, model: PreTrainedModel) -> Self:
+        """With several clips in a pass, where a model answers them as it answers each alone."""
+        hz, random = self.sampling_hz, np.random.default_rng(0)
+        clips = [random.normal(0, 0.1, int(seconds * hz)).astype(np.float32) for seconds in TRIED_SECONDS]
+        together, trains = replace(self, is_apart=False), model.training
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            both = together.logits(model, self.read(clips))
+            alone = [together.logits(model, self.read([clip]))[0] for clip in clips]
+        model.train(trains)
+        pairs = [(padded[: len(logits)], logits) for padded, logits in zip(both, alone, strict=True)]
+        return together if all((a - b).abs().max() <= ALIKE * b.abs().max() for a, b in pairs) else self
 
     # ---------------------------------------------------------------------------------------- rows
 
@@ -218,8 +235,34 @@ def drop_no_layers(config: PretrainedConfig) -> None:
 
 
 def read_clips(clips: Sequence[Samples], extractor: SequenceFeatureExtractor) -> Batch:
-    """Clips of samples as the model's input, padded to the longest."""
-    found = extractor(
-        clips, sampling_rate=extractor.sampling_rate, padding=True, return_attention_mask=True, return_tensors="pt"
-    )
-    return {name: torch.as_tensor(values) for name, values in found.items()}
+    """Clips of samples as the model's input, each read alone and padded to the longest; `frames` of each are not."""
+    asked = {"sampling_rate": extractor.sampling_rate, "return_attention_mask": True, "return_tensors": "pt"}
+    found = [extractor([clip], padding=True, **asked) for clip in clips]
+    batch = {name: _stacked([torch.as_tensor(each[name][0]) for each in found]) for name in found[0] if name in INPUTS}
+    return {**batch, "frames": torch.tensor([mask_of(each).shape[-1] for each in found])}
+
+
+def mask_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """What tells a clip from its padding, [clips, features or samples]."""
+    return next(batch[name] for name in MASKS if name in batch)
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """Values that differ in the size of one axis, with zeros where they end."""
+    whole = torch.stack([torch.tensor(value.shape) for value in values]).amax(0)
+    ends = [[side for n in (whole - torch.tensor(value.shape)).flip(0) for side in (0, int(n))] for value in values]
+    return torch.stack([nn.functional.pad(value, end) for value, end in zip(values, ends, strict=True)])
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """What the model is called with."""
+    return {name: values for name, values in batch.items() if name in INPUTS}
+
+
+def each_alone(batch: Batch) -> Iterator[Batch]:
+    """The model's input for each clip without its padding."""
+    inputs = inputs_of(batch)
+    whole = mask_of(inputs).shape[-1]
+    for row, n in enumerate(batch["frames"].tolist()):
+        own = {name: values[row : row + 1] for name, values in inputs.items()}
+        yield {name: values.narrow(1 + values.shape[1:].index(whole), 0, n) for name, values in own.items()}

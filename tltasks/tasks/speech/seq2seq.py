@@ -39,12 +39,13 @@ from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_spectrogram
 from tltasks.tasks.speech.recognition import (
     FRAMES_PER_SECOND,
-    INPUTS,
     TOKENIZER_HINT,
     Family,
     Recogniser,
     Transcript,
     drop_no_layers,
+    each_alone,
+    inputs_of,
     open_feature_extractor,
 )
 from tltasks.tasks.vocabulary import lost_characters, writes_bytes
@@ -63,7 +64,6 @@ class SequenceRecogniser(Recogniser):
 
     auto_class: ClassVar[ModelLoader] = AutoModelForSpeechSeq2Seq
     family: ClassVar[Family] = "sequence-to-sequence"
-    head: ClassVar[tuple[str, ...]] = ()
     cpu_batch_budget: ClassVar[int] = 8 * 3600
     joint: ClassVar[str] = ""
 
@@ -117,14 +117,6 @@ class SequenceRecogniser(Recogniser):
     @property
     def is_whisper(self) -> bool:
         return bool(self.config.model_type == "whisper")
-
-    @property
-    def is_apart(self) -> bool:
-        """Moonshine's first norm is over a clip's whole length.
-
-        Source: transformers 5.24, modeling_moonshine.py, `MoonshineEncoder.groupnorm`.
-        """
-        return bool(self.config.model_type == "moonshine")
 
     @property
     def window_seconds(self) -> float:
@@ -262,12 +254,11 @@ class SequenceRecogniser(Recogniser):
 
     def _passes(self, batch: Batch) -> Iterator[tuple[slice, Batch]]:
         """The model's inputs, for all rows at once, or for each without its padding."""
-        inputs = {name: values for name, values in batch.items() if name in INPUTS}
         if not self.is_apart:
-            yield slice(None), inputs
+            yield slice(None), inputs_of(batch)
             return
-        for row, n in enumerate(inputs["attention_mask"].sum(-1).tolist()):
-            yield slice(row, row + 1), {name: values[row : row + 1, :n] for name, values in inputs.items()}
+        for row, inputs in enumerate(each_alone(batch)):
+            yield slice(row, row + 1), inputs
 
     # -------------------------------------------------------------------------------------- saving
 
