@@ -75,6 +75,12 @@ def padded_inputs(
     return {"input_ids": padded(rows, fill=pad, left=left), "attention_mask": padded(seen, fill=0, left=left)}
 
 
+def shifted(labels: Tensor, *, start: int, fill: int) -> Tensor:
+    """Inputs by which a decoder writes the labels: their ids one place later, after the one that it starts with."""
+    ids = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+    return ids.masked_fill(ids < 0, fill)
+
+
 def attention_mask(segments: Tensor, model: PreTrainedModel) -> Tensor:
     """The tokens that each sees, [rows, 1, length, length]: earlier ones of its example, in the form of the model.
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from tltasks.config.stage import DataT, StageT
 from tltasks.config.tasks.text import TextModel
-from tltasks.data.packing import attention_mask, keeps_examples_apart
+from tltasks.data.packing import attention_mask, keeps_examples_apart, shifted
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import has_plain_head, mean_loss
 from tltasks.tasks.base import Batch, BuiltModel, TaskBase
@@ -58,8 +58,15 @@ class LanguageModelTask(TaskBase[TextModel, DataT, StageT]):
         inputs["attention_mask"] = batch["attention_mask"]
         if self.config.is_encoder_decoder:
             inputs["use_cache"] = False
-            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            inputs["decoder_input_ids"] = self.decoder_inputs(model, batch["labels"])
         return inputs
+
+    def decoder_inputs(self, model: PreTrainedModel, labels: Tensor) -> Tensor:
+        """Ids that a decoder reads to write the labels."""
+        if shift := getattr(model, "prepare_decoder_input_ids_from_labels", None):
+            ids: Tensor = shift(labels=labels.clone())  # FSMT's writes over them (transformers 5.24, modeling_fsmt.py)
+            return ids
+        return shifted(labels, start=model.config.decoder_start_token_id, fill=model.config.pad_token_id)
 
     def token_loss(self, model: nn.Module, batch: Batch, *, smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy over the batch's targets."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -36,6 +38,8 @@ CHAT_PROMPT = "Summarize the following text.\n\n{document}"
 PROMPT_DATE = date(2024, 7, 26)
 """Today, for chat templates that say what day it is: Llama's have this date where nothing tells them another."""
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]+)?|__\w+__")
+"""Names and tokens of languages; of programming languages, too (PLBart)."""
 _MARK = "summary\u241fmark"
 
 
@@ -54,9 +58,14 @@ class TextFormat:
     pad: int
     lead: str
     """Text between a decoder's prompt and the summary."""
+    start: int
+    """Id that an encoder-decoder begins to write after."""
+    opening: tuple[int, ...]
+    """Ids before a summary's text that are to be written: a first token (BART), or its language."""
     closing: tuple[int, ...]
     """Ids after a summary's text: the end, and in some vocabularies its language."""
-    language: str | None
+    language: int | None
+    """Id of the language, where the vocabulary has such."""
     max_document_tokens: int
     max_summary_tokens: int
     splits: bool
@@ -68,7 +77,7 @@ class TextFormat:
     def key(self) -> str:
         """All that encoded rows depend on."""
         parts = (content_key(self.tokenizer), self.prompt, self.encoder_decoder)
-        frame = (self.chat, self.lead, self.closing, self.language)
+        frame = (self.chat, self.lead, self.start, self.opening, self.closing)
         limits = (self.max_document_tokens, self.max_summary_tokens, self.splits)
         return digest_of(*parts, *frame, *limits)
 
@@ -87,7 +96,8 @@ class TextFormat:
                 left -= len(ids) - self.max_document_tokens
                 ids = self._framed([self._cut(texts[i], whole[i], left)])[0]
             framed[i] = ids
-        return framed, counts, lost_characters(self.tokenizer, texts, whole, unknown_only=True)
+        with one_vocabulary(self.tokenizer, "encoder"):
+            return framed, counts, lost_characters(self.tokenizer, texts, whole, unknown_only=True)
 
     def encode_pieces(self, texts: Sequence[str]) -> list[list[Ids]]:
         """Token ids of each document in its prompt, of those that are too long piece by piece."""
@@ -109,7 +119,8 @@ class TextFormat:
         if len(ids) <= room:
             return text
         if not self.tokenizer.is_fast:
-            return str(self.tokenizer.decode(ids[:room]))
+            fits = bisect.bisect(range(len(text) + 1), room, key=lambda end: len(self._plain_ids([text[:end]])[0]))
+            return text[: max(0, fits - 1)]
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return text[: offsets["offset_mapping"][room - 1][1]] if room > 0 else ""
 
@@ -127,8 +138,10 @@ class TextFormat:
         """Token ids of each summary with what closes it, the tokens of the whole summary, and characters lost."""
         closing = list(self.closing)
         if self.encoder_decoder:
-            ids: list[Ids] = self.tokenizer(text_target=list(texts), verbose=False)["input_ids"]
-            ids = [row[: -len(closing)] if row[-len(closing) :] == closing else row for row in ids]
+            around = {"add_special_tokens": False, "verbose": False}
+            with one_vocabulary(self.tokenizer, "decoder"):
+                ids: list[Ids] = self.tokenizer(text_target=list(texts), **around)["input_ids"]
+            ids = [[*self.opening, *row] for row in ids]
         else:
             ids = self._plain_ids([f"{self.lead}{text}" for text in texts])
         room = self.max_summary_tokens - len(closing)
@@ -137,7 +150,8 @@ class TextFormat:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of generated ids. PEGASUS writes `<n>` between sentences."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        # M2M-100's tokenizer takes its languages for words (transformers 5.24, tokenization_m2m_100.py, __init__).
+        text: str = self.tokenizer.decode([i for i in ids if i != self.language], skip_special_tokens=True)
         return text.replace("<n>", "\n").strip()
 
     # ----------------------------------------------------------------------------------- generation
@@ -162,27 +176,27 @@ class TextFormat:
         others = [end for end in ends if end is not None and end != self.end]
         config.eos_token_id = [self.end, *others] if others else self.end
         config.pad_token_id = self.pad
+        if self.encoder_decoder:
+            config.decoder_start_token_id = self.start
         if self.language is not None:
-            language = self.tokenizer.convert_tokens_to_ids(self.language)
-            if self.closing[-1] == language:  # mBART of 25 languages: what closes a summary begins it
-                config.decoder_start_token_id, config.forced_bos_token_id = language, None
-            else:
-                config.forced_bos_token_id = language
+            config.forced_bos_token_id = self.language if self.language in self.opening else None
         return config
 
 
 def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, data: TextData) -> TextFormat:
     """The format of a checkpoint, with what the recipe says of it; raises CheckpointError or RecipeError."""
     tokenizer, name = open_tokenizer(source), source.display_name
-    if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"model {name}: its tokenizer names no end token (eos_token), so no summary would end.")
     encoder_decoder = bool(config.is_encoder_decoder)
     chat = not encoder_decoder and bool(tokenizer.chat_template)
-    set_language(tokenizer, model.language, display_name=name)
+    language = set_language(tokenizer, model.language, display_name=name)
     dated = chat and _fix_date(tokenizer, display_name=name)
     prompt = model.prompt or _own_prompt(config, chat=chat)
-    lead, end = _answer(tokenizer) if chat else (" ", tokenizer.eos_token_id)
+    end = _end(tokenizer, config)
+    if end is None:
+        raise CheckpointError(f"model {name}: its tokenizer names no end token (eos_token), so no summary would end.")
+    lead, end = _answer(tokenizer) if chat else (" ", end)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    start, opening, closing = _frame(source, config, tokenizer, end) if encoder_decoder else (end, (), (end,))
     made = TextFormat(
         tokenizer,
         prompt,
@@ -191,8 +205,10 @@ def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, 
         end,
         pad,
         lead,
-        _closing(tokenizer, end) if encoder_decoder else (end,),
-        model.language,
+        start,
+        opening,
+        closing,
+        language,
         data.max_document_tokens,
         data.max_summary_tokens,
         data.long_documents == "split",
@@ -254,10 +270,54 @@ def _answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     return lead, end
 
 
-def _closing(tokenizer: PreTrainedTokenizerBase, end: int) -> tuple[int, ...]:
-    """Ids that an encoder-decoder's tokenizer puts behind the text of a target, from the end token on."""
+def _end(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int | None:
+    """The id that ends a text; of ProphetNet and pairs of BERTs the configuration knows it, or it is what separates."""
+    named = getattr(config, "eos_token_id", None)
+    ends = (tokenizer.eos_token_id, named[0] if isinstance(named, list) else named, tokenizer.sep_token_id)
+    return next((end for end in ends if end is not None), None)
+
+
+def _frame(
+    source: Checkpoint, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, end: int
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """The id that an encoder-decoder writes after, and those around a target's text, as its tokenizer puts them.
+
+    A first token that is the same as what is written after would stand there twice.
+    """
     ids: Ids = tokenizer(text_target="", verbose=False)["input_ids"]
-    return tuple(ids[ids.index(end) :]) if end in ids else (end,)
+    last = len(ids) - 1 - ids[::-1].index(end) if end in ids else len(ids)
+    opening, closing = ids[:last], ids[last:] or [end]
+    generation = open_generation(source)
+    starts = (
+        closing[-1] if len(closing) > 1 else None,  # mBART of 25 languages: the language that closes a text begins it
+        generation.decoder_start_token_id,
+        getattr(config, "decoder_start_token_id", None),
+        generation.bos_token_id,
+        *opening,
+        end,
+    )
+    start = next(start for start in starts if start is not None)
+    return start, tuple(opening[1:] if opening[:1] == [start] else opening), tuple(closing)
+
+
+@contextlib.contextmanager
+def one_vocabulary(tokenizer: PreTrainedTokenizerBase, side: str) -> Iterator[None]:
+    """The `encoder`'s vocabulary or the `decoder`'s for both, where a tokenizer has two.
+
+    FSMT's reads targets by the one and writes them by the other (transformers 5.24, tokenization_fsmt.py).
+    """
+    if not hasattr(tokenizer, "tgt_vocab_size"):
+        yield
+        return
+    held = tokenizer.encoder, tokenizer.decoder
+    if side == "decoder":
+        tokenizer.encoder = {token: i for i, token in held[1].items()}
+    else:
+        tokenizer.decoder = {i: token for token, i in held[0].items()}
+    try:
+        yield
+    finally:
+        tokenizer.encoder, tokenizer.decoder = held
 
 
 def token_counts(rows: datasets.Dataset) -> NDArray[np.int64]:
@@ -288,23 +348,35 @@ def cut_shares(encoded: Mapping[str, EncodedSplit], most: int) -> dict[str, dict
     return {name: {"texts_cut_share": float((token_counts(it.rows) > most).mean())} for name, it in encoded.items()}
 
 
-def set_language(tokenizer: PreTrainedTokenizerBase, language: str | None, *, display_name: str) -> None:
-    """Set the language of what is read and written; raises RecipeError where it is not known, or not asked for."""
-    if not hasattr(tokenizer, "tgt_lang"):
+def set_language(tokenizer: PreTrainedTokenizerBase, language: str | None, *, display_name: str) -> int | None:
+    """Set the language of what is read and written, and return its id; None where texts are framed by no language.
+
+    It may be named with the lines around its token (`__en__`) or without. Unset, it is the checkpoint's own, where that
+    reads and writes the same. Raises RecipeError where it is not known, or not asked for.
+    """
+    own = getattr(tokenizer, "tgt_lang", None)
+    names = getattr(tokenizer, "lang_code_to_id", None) or tokenizer.all_special_tokens
+    known = sorted(name.strip("_") for name in names if hasattr(tokenizer, "tgt_lang") and _LANGUAGE.fullmatch(name))
+    if not known:
         if language is not None:
             raise RecipeError(
                 f"model.language: the tokenizer of {display_name} has no language tokens; take the key out."
             )
-        return
-    known = sorted(token for token in tokenizer.all_special_tokens if "_" in token)
+        return None
+    language = language or (own if own == tokenizer.src_lang else None)
     if language is None:
         raise RecipeError(
             f"model.language: {display_name} knows {len(known)} languages; name the one of the documents and "
             f"summaries, e.g. `language: {known[0]}`. It knows: {', '.join(known)}."
         )
-    if tokenizer.convert_tokens_to_ids(language) in (None, tokenizer.unk_token_id):
-        raise RecipeError(f"model.language: {display_name} does not know `{language}`. It knows: {', '.join(known)}.")
-    tokenizer.src_lang = tokenizer.tgt_lang = language
+    name = language.strip("_")
+    for spelled in (name, f"__{name}__"):  # as tokenizers want it
+        with contextlib.suppress(KeyError):
+            tokenizer.src_lang = tokenizer.tgt_lang = spelled
+            for i in tokenizer(text_target="", verbose=False)["input_ids"]:
+                if str(tokenizer.convert_ids_to_tokens(i)).strip("_") == name:
+                    return int(i)
+    raise RecipeError(f"model.language: {display_name} does not know `{language}`. It knows: {', '.join(known)}.")
 
 
 def _check_room(made: TextFormat, config: PretrainedConfig, *, display_name: str) -> None:
@@ -355,10 +427,14 @@ def own_summary_limit(source: Checkpoint, config: PretrainedConfig) -> int | Non
 
 def positions(config: PretrainedConfig) -> tuple[int | None, int | None]:
     """Most tokens of a document and of a summary. T5's relative positions have no end, and its configuration none."""
-    document = getattr(config, "max_encoder_position_embeddings", None) or getattr(
-        config, "max_position_embeddings", None
-    )
-    return document, getattr(config, "max_decoder_position_embeddings", None) or document
+
+    def own(side: str) -> int | None:
+        part = getattr(config, side, None)  # of a pair of models
+        names = (f"max_{side}_position_embeddings", "max_position_embeddings")
+        found = (getattr(of, name, None) for of in (config, part) for name in names)
+        return next((int(longest) for longest in found if longest is not None), None)
+
+    return own("encoder"), own("decoder") or own("encoder")
 
 
 # -------------------------------------------------------------------------------- documents in pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_rows, corrupt_text
-from tltasks.data.packing import packed_batch, padded, padded_inputs
+from tltasks.data.packing import packed_batch, padded, padded_inputs, shifted
 from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import RecipeError
 from tltasks.metrics import extractiveness, rouge
@@ -176,7 +177,11 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
         built.model.generation_config = self._decoding(built.model)
-        settings = {**built.provenance.settings, "decoding": _decoding_words(built.model.generation_config)}
+        settings = {
+            **built.provenance.settings,
+            "decoding": _decoding_words(built.model.generation_config),
+            "global_attention": _has_global_attention(built.model),
+        }
         return super().finish_build(replace(built, provenance=replace(built.provenance, settings=settings)))
 
     def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
@@ -300,11 +305,14 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         return {"losses": target_losses(model, inputs, batch["labels"], chunked=self.chunked_loss)[0]}
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, object]:
-        return super().inputs(model, batch) | self._global_attention(batch["input_ids"])
+        return super().inputs(model, batch) | self.global_attention(model, batch["input_ids"])
 
-    def _global_attention(self, input_ids: Tensor) -> dict[str, Tensor]:
+    def decoder_inputs(self, model: PreTrainedModel, labels: Tensor) -> Tensor:
+        return shifted(labels, start=self.form.start, fill=self.form.pad)
+
+    def global_attention(self, model: PreTrainedModel, input_ids: Tensor) -> dict[str, Tensor]:
         """LED's first token sees, and is seen by, all. Source: Beltagy et al., https://arxiv.org/abs/2004.05150, §5."""
-        if self.config.model_type != "led":
+        if not _has_global_attention(model):
             return {}
         everywhere = torch.zeros_like(input_ids)
         everywhere[:, 0] = 1
@@ -343,7 +351,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         written = generating_model(model).generate(
             **inputs,
-            **self._global_attention(inputs["input_ids"]),
+            **self.global_attention(unwrap_model(model), inputs["input_ids"]),
             generation_config=self._decoding(unwrap_model(model)),
         )
         start = 0 if self.form.encoder_decoder else inputs["input_ids"].shape[1]
@@ -462,6 +470,10 @@ def _statistics(summaries: Sequence[str], references: Sequence[Pair]) -> dict[st
         "repetition": repetition,
         "new_bigrams": new,
     }
+
+
+def _has_global_attention(model: PreTrainedModel) -> bool:
+    return "global_attention_mask" in inspect.signature(model.forward).parameters
 
 
 def _decoding_words(config: GenerationConfig) -> str:

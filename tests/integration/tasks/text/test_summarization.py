@@ -92,7 +92,7 @@ def test_loss_is_that_of_transformers(folder: Path, name: str) -> None:
     for row in rows:
         document, summary = (torch.tensor([row[f"{key}_ids"]]) for key in ("document", "summary"))
         if opened.task.form.encoder_decoder:
-            extra = opened.task._global_attention(document)
+            extra = opened.task.global_attention(model, document)
             loss = model(input_ids=document, labels=summary, **extra).loss
         else:
             ids = torch.cat([document, summary], dim=1)
@@ -169,7 +169,7 @@ def test_a_saved_model_generates_the_same_with_transformers_alone(folder: Path, 
                 [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
             )
         inputs = tokenizer(asked, return_tensors="pt", add_special_tokens=not opened.task.form.chat)
-        extra = opened.task._global_attention(inputs["input_ids"])
+        extra = opened.task.global_attention(loaded, inputs["input_ids"])
         ids = loaded.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **extra)[0]
         start = 0 if opened.task.form.encoder_decoder else inputs["input_ids"].shape[1]
         theirs.append(tokenizer.decode(ids[start:], skip_special_tokens=True).replace("<n>", "\n").strip())
