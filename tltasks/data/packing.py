@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
 
 
 def pack(lengths: Sequence[int], *, capacity: int) -> list[list[int]]:
@@ -79,39 +78,3 @@ def shifted(labels: Tensor, *, start: int, fill: int) -> Tensor:
     """Inputs by which a decoder writes the labels: their ids one place later, after the one that it starts with."""
     ids = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
     return ids.masked_fill(ids < 0, fill)
-
-
-def attention_mask(segments: Tensor, model: PreTrainedModel) -> Tensor:
-    """The tokens that each sees, [rows, 1, length, length]: earlier ones of its example, in the form of the model.
-
-    Padding sees the padding before it, since attention to nothing is not a number.
-    """
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    seen = (segments[:, None, :, None] == segments[:, None, None, :]) & causal
-    if model.config._attn_implementation == "sdpa":
-        return seen
-    mask = torch.zeros(seen.shape, dtype=model.dtype, device=segments.device)
-    return mask.masked_fill(~seen, torch.finfo(model.dtype).min)
-
-
-def keeps_examples_apart(model: PreTrainedModel) -> bool:
-    """Return whether the model takes packed rows: the same logits for two examples in one row as in two, by trying."""
-    examples = [np.array([3, 5, 4]), np.array([5, 3, 4])]
-    trained = model.training
-    with torch.inference_mode():
-        model.eval()
-        try:
-            apart = [model(input_ids=torch.tensor(e[None]).to(model.device), use_cache=False).logits for e in examples]
-            segments = torch.tensor([[1, 1, 1, 2, 2, 2]], device=model.device)
-            packed = model(
-                input_ids=torch.tensor(np.concatenate(examples)[None]).to(model.device),
-                position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]], device=model.device),
-                attention_mask=attention_mask(segments, model),
-                use_cache=False,
-            ).logits
-        except (TypeError, ValueError, RuntimeError, IndexError):  # no such argument, or another form of mask
-            return False
-        finally:
-            model.train(trained)
-    return bool(torch.allclose(torch.cat(apart, dim=1), packed, rtol=1e-3, atol=1e-4))

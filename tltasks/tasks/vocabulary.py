@@ -43,6 +43,12 @@ def lost_characters(
     return lost
 
 
+def ordinary_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of texts, those with a meaning of their own aside."""
+    known = set(tokenizer.get_vocab().values())
+    return sorted(known - {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}) or sorted(known)
+
+
 def writes_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether the tokenizer loses no character, because it falls back to bytes."""
     return _decoded(tokenizer, [tokenizer(_RARE, add_special_tokens=False)["input_ids"]]) == [_RARE]

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from tltasks.config.stage import DataT, StageT
 from tltasks.config.tasks.text import TextModel
-from tltasks.data.packing import attention_mask, keeps_examples_apart, shifted
+from tltasks.data.packing import shifted
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import has_plain_head, mean_loss
+from tltasks.models.decoder_trial import Habits, packed_inputs
 from tltasks.tasks.base import Batch, BuiltModel, TaskBase
 
 
@@ -23,8 +24,8 @@ class LanguageModelTask(TaskBase[TextModel, DataT, StageT]):
 
     cpu_batch_budget: ClassVar[int] = 1024
 
-    packs: bool = field(default=False, kw_only=True)
-    """The model takes several examples in a row."""
+    habits: Habits = field(default=Habits(), kw_only=True)
+    """How a decoder may be run."""
     chunked_loss: bool = field(default=False, kw_only=True)
     """The model's head can be applied to some targets at a time."""
 
@@ -33,16 +34,27 @@ class LanguageModelTask(TaskBase[TextModel, DataT, StageT]):
     def may_pack(self) -> bool:
         """Tell whether the recipe would have several examples in a row."""
 
+    @property
+    def packs(self) -> bool:
+        """Tell whether rows hold several examples."""
+        return self.may_pack and self.habits.packing is not None
+
+    @abstractmethod
+    def try_habits(self, model: PreTrainedModel) -> Habits | None:
+        """The habits of a decoder, by trying; None for other models."""
+
     @abstractmethod
     def probe(self) -> Batch:
         """A small training batch, by which a model is tried."""
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
-        model, packs = built.model, self.may_pack and keeps_examples_apart(built.model)
-        task = replace(self, packs=packs)
+        model, habits = built.model, self.try_habits(built.model)
+        task = self if habits is None else replace(self, habits=habits)
         batch = task.probe()
         chunked = has_plain_head(model, task.inputs(model, batch), batch["labels"])
-        settings = {**built.provenance.settings, "packing": packs, "chunked_loss": chunked}
+        settings = {**built.provenance.settings, "packing": task.packs, "chunked_loss": chunked}
+        if habits is not None:
+            settings |= {"padding": habits.pads, "cache": habits.caches}
         provenance = replace(built.provenance, settings=settings)
         return BuiltModel(model, replace(task, chunked_loss=chunked), provenance)
 
@@ -51,10 +63,9 @@ class LanguageModelTask(TaskBase[TextModel, DataT, StageT]):
         inputs: dict[str, object] = {"input_ids": batch["input_ids"]}
         if "segments" in batch:
             inputs["use_cache"] = False
-            if not self.packs:
+            if not self.packs or self.habits.packing is None:
                 return inputs | {"attention_mask": (batch["segments"] > 0).long()}
-            seen = attention_mask(batch["segments"], model)
-            return inputs | {"attention_mask": seen, "position_ids": batch["position_ids"]}
+            return inputs | packed_inputs(batch["segments"], batch["position_ids"], model, self.habits.packing)
         inputs["attention_mask"] = batch["attention_mask"]
         if self.config.is_encoder_decoder:
             inputs["use_cache"] = False

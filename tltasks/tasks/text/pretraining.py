@@ -30,6 +30,7 @@ from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import target_losses
+from tltasks.models.decoder_trial import Habits, try_decoder
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.results.result import ReportExample
 from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor, content_key, digest_of
@@ -37,7 +38,7 @@ from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounde
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, set_language, token_counts, token_room
-from tltasks.tasks.vocabulary import LOST, MOST_LOST, lost_columns, unknown_shares
+from tltasks.tasks.vocabulary import LOST, MOST_LOST, lost_columns, ordinary_ids, unknown_shares
 
 Plan = StagePlan[TextModel, UnlabelledTextData, TextObjectiveStage]
 FEWEST_TOKENS = 2
@@ -113,6 +114,12 @@ class TextPretraining(
     @property
     def may_pack(self) -> bool:
         return isinstance(self.stage, CausalLanguageStage) and self.stage.packing
+
+    def try_habits(self, model: PreTrainedModel) -> Habits | None:
+        if not isinstance(self.objective, CausalLanguage):
+            return None
+        ids, name = ordinary_ids(self.tokenizer), self.source.display_name
+        return try_decoder(model, ids, tokens=self.max_tokens, pad=self._pad, writes=False, display_name=name)
 
     def probe(self) -> Batch:
         return self._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])

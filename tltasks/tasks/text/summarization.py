@@ -29,6 +29,7 @@ from tltasks.metrics import extractiveness, rouge
 from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import generating_model, unwrap_model
 from tltasks.models.cross_entropy import target_losses
+from tltasks.models.decoder_trial import Habits, try_decoder
 from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import (
@@ -51,9 +52,10 @@ from tltasks.tasks.text.prompting import (
     open_format,
     own_limits,
     own_summary_limit,
+    reads_alone,
     stored_task,
 )
-from tltasks.tasks.vocabulary import MOST_LOST, MOST_UNREAD, lost_share, n_characters
+from tltasks.tasks.vocabulary import MOST_LOST, MOST_UNREAD, lost_share, n_characters, ordinary_ids
 
 Plan = StagePlan[TextModel, TextData, TextStage]
 PIECES_AT_ONCE = 16
@@ -110,7 +112,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
             own = own_summary_limit(source, config) or plan.data.max_summary_tokens
             plan = replace(plan, data=plan.data.model_copy(update={"max_summary_tokens": own}))
         form = open_format(source, config, plan.model, plan.data)
-        config.task_specific_params = stored_task(form)
+        config.task_specific_params = stored_task(form, alone=reads_alone(config))
         return cls(plan, source, config, seed, form, splits)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
@@ -176,13 +178,28 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         """Leave a head as it was drawn: only models that are random as a whole have a new one."""
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
-        built.model.generation_config = self._decoding(built.model)
+        built = super().finish_build(built)
+        model, habits = built.model, built.task.habits
+        model.generation_config = self._decoding(model)
+        if not habits.caches:
+            model.generation_config.use_cache = False
+        for config in (self.config, model.config):
+            config.task_specific_params = stored_task(
+                self.form, alone=not self.form.encoder_decoder and not habits.pads
+            )
         settings = {
             **built.provenance.settings,
-            "decoding": _decoding_words(built.model.generation_config),
-            "global_attention": _has_global_attention(built.model),
+            "decoding": _decoding_words(model.generation_config),
+            "global_attention": _has_global_attention(model),
         }
-        return super().finish_build(replace(built, provenance=replace(built.provenance, settings=settings)))
+        return replace(built, provenance=replace(built.provenance, settings=settings))
+
+    def try_habits(self, model: PreTrainedModel) -> Habits | None:
+        if self.form.encoder_decoder:
+            return None
+        form, most = self.form, self.form.max_document_tokens + self.form.max_summary_tokens
+        ids, name = ordinary_ids(form.tokenizer), self.source.display_name
+        return try_decoder(model, ids, tokens=most, pad=form.pad, writes=True, display_name=name)
 
     def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
         return self.form.decoding(model.generation_config, self.plan.model.generation)
@@ -347,8 +364,19 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         return written
 
     def _write(self, model: nn.Module, batch: Batch) -> list[str]:
-        """The text that is generated for each row of the batch."""
+        """The text that is generated for each row of the batch; at once for those of a length, where need be."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if self.form.encoder_decoder or not reads_alone(unwrap_model(model).config):
+            return self._generate(model, inputs)
+        sizes, texts = inputs["attention_mask"].sum(1), [""] * len(inputs["input_ids"])
+        for size in sorted(set(sizes.tolist())):
+            alike = (sizes == size).nonzero()[:, 0].tolist()
+            written = self._generate(model, {name: values[alike, -size:] for name, values in inputs.items()})
+            for row, text in zip(alike, written, strict=True):
+                texts[row] = text
+        return texts
+
+    def _generate(self, model: nn.Module, inputs: Batch) -> list[str]:
         written = generating_model(model).generate(
             **inputs,
             **self.global_attention(unwrap_model(model), inputs["input_ids"]),

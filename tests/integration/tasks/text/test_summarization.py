@@ -24,6 +24,7 @@ from tltasks.data.loading import load_splits
 from tltasks.errors import DataError, RecipeError
 from tltasks.models.adapters import adapt, merged
 from tltasks.models.cross_entropy import mean_loss
+from tltasks.models.decoder_trial import Habits
 from tltasks.results.result import load_result
 from tltasks.runtime.precision import check_architecture
 from tltasks.tasks.text.prompting import open_format
@@ -243,7 +244,7 @@ def test_packing_changes_neither_loss_nor_gradients(folder: Path, name: str) -> 
     columns = opened.rows[:6]
     documents = [ids[: 4 + i] for i, ids in enumerate(columns["document_ids"][:4])] + columns["document_ids"][4:]
     for packing in (True, False):
-        task = dataclasses.replace(opened.task, packs=packing)
+        task = opened.task if packing else dataclasses.replace(opened.task, habits=Habits())
         batch = task._collate(documents, columns["summary_ids"])
         opened.model.zero_grad()
         loss = task.loss(opened.model.eval(), batch)
@@ -256,9 +257,10 @@ def test_packing_changes_neither_loss_nor_gradients(folder: Path, name: str) -> 
 
 
 def test_a_model_that_mixes_packed_examples_is_padded_instead(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "tltasks.data.packing.attention_mask", lambda segments, model: torch.ones(1, 1, 6, 6).tril().bool()
-    )
+    def all_seen(segments: torch.Tensor, *_: object) -> dict[str, torch.Tensor]:
+        return {"attention_mask": torch.ones(1, 1, *2 * segments.shape[1:]).tril().bool()}
+
+    monkeypatch.setattr("tltasks.models.decoder_trial.packed_inputs", all_seen)
     assert PreparedStage(folder, "llama").task.packs is False
 
 

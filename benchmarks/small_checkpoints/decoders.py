@@ -1,0 +1,161 @@
+"""Decoders as summarisers: every entry of transformers' mapping for causal language models, made small."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from tests.tiny import texts
+
+LAYERS = 4
+"""As many as show the kinds of layers of those that have several."""
+WIDTHS: dict[str, Any] = {
+    # width
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "dim_model", "emb_dim", "embedding_dim", "embedding_size"), 64
+    ),
+    **dict.fromkeys(("word_embed_proj_dim", "lru_width", "attention_hidden_size", "input_embedding_size"), 64),
+    "output_embedding_size": 64,
+    **dict.fromkeys(
+        ("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "dff", "dim_ff", "d_inner"), 96
+    ),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 48),
+    **dict.fromkeys(("expert_ffn_hidden_size", "intermediate_size_mlp", "dense_intermediate_size"), 48),
+    **dict.fromkeys(("shared_experts_intermediate_size", "moe_shared_expert_intermediate_size"), 48),
+    **dict.fromkeys(("ffn_hidden_size", "feed_forward_size"), 96),
+    # heads
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads", "swa_num_attention_heads"), 4),
+    **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads", "num_query_groups"), 4),
+    **dict.fromkeys(("num_key_value_heads", "swa_num_key_value_heads", "num_kv_heads"), 2),
+    **dict.fromkeys(
+        ("head_dim", "attention_head_dim", "swa_head_dim", "attention_head_size", "dim_head", "d_head"), 16
+    ),
+    **dict.fromkeys(("qk_nope_head_dim", "v_head_dim", "index_head_dim", "kv_channels"), 16),
+    **dict.fromkeys(("qk_rope_head_dim", "rotary_dim"), 8),
+    "qk_head_dim": 24,
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "o_lora_rank", "gated_norm_rank", "loop_gate_rank"), 16),
+    **dict.fromkeys(("hc_lowrank", "laurel_rank", "adapter_rank", "router_hidden_size", "d_rel"), 16),
+    "query_pre_attn_scalar": 16,
+    # depth
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), LAYERS
+    ),
+    **dict.fromkeys(("num_encoder_layers", "num_decoder_layers", "num_blocks", "max_window_layers"), LAYERS),
+    # experts
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "zero_expert_num"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "num_expert_group", "n_shared_experts", "num_shared_experts"), 1),
+    **dict.fromkeys(("moe_num_shared_experts", "first_k_dense_replace", "num_dense_layers"), 1),
+    # windows, shorter than the documents
+    **dict.fromkeys(("sliding_window", "attention_window_size", "window_size", "local_attention"), 24),
+    **dict.fromkeys(("sliding_window_size", "attention_chunk_size", "keep_window_size", "rel_extent"), 24),
+    **dict.fromkeys(("index_topk", "floor_scale"), 24),
+    # states
+    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 8),
+    **dict.fromkeys(
+        ("mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "linear_num_value_heads", "linear_num_heads"), 4
+    ),
+    **dict.fromkeys(("linear_num_key_heads", "n_groups", "mamba_n_groups", "mamba_ngroups"), 2),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 16),
+    **dict.fromkeys(("mamba_chunk_size", "chunk_size"), 16),
+    **dict.fromkeys(("time_step_rank", "mamba_dt_rank"), 8),
+    # lengths
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"), 128),
+}
+"""Keys of configurations that make a model small, each where an architecture has it."""
+STILL = ("dropout", "pdrop", "layerdrop", "dropout_p", "dropout_prob")
+"""Ends of the names of rates of dropout."""
+KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types")
+"""Keys that say of each layer what it is."""
+MLA = {"num_key_value_heads": 4, "head_dim": 8}
+"""Latent attention has as many keys as queries, and rotates a part of each."""
+_GEMMA3N = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
+    "vocab_size_per_layer_input": 420,
+    "hidden_size_per_layer_input": 16,
+}
+MORE: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1, 3], "mamba_d_head": 32},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dory": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_hidden_layers": 4,
+        "n_input_layers": 1,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 1,
+    },
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    **dict.fromkeys(
+        ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral", "nemotron"), {"head_dim": 16, "num_key_value_heads": 2}
+    ),
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "mamba2": {"head_dim": 32},
+    "reformer": {
+        "is_decoder": True,
+        "axial_pos_shape": [8, 16],
+        "axial_pos_embds_dim": [16, 48],
+        "num_hidden_layers": 2,
+        "attn_layers": ["local", "lsh"],
+    },
+    "zaya": {"num_experts_per_tok": 1},
+    "xmod": {"default_language": "en_XX"},
+    "gemma3n_text": _GEMMA3N,
+    "gemma3n": {"text_config": _GEMMA3N},
+    "gemma4_text": {"vocab_size_per_layer_input": 420, "hidden_size_per_layer_input": 16},
+    "gemma4": {"text_config": {"vocab_size_per_layer_input": 420, "hidden_size_per_layer_input": 16}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2, "mamba_d_head": 32},
+}
+"""What single architectures need besides."""
+
+
+def small_config(model_type: str, *, vocab_size: int, ids: dict[str, Any]) -> PretrainedConfig:
+    """The configuration of an architecture, its numbers made small."""
+    config = AutoConfig.for_model(model_type)
+    changes = _smaller(config) | MORE.get(model_type, {})
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PretrainedConfig):
+            text = {"vocab_size": vocab_size, **ids} if name == "text_config" else {}
+            changes[name] = part.to_dict() | _smaller(part) | text | changes.get(name, {})
+    return AutoConfig.for_model(model_type, **{"vocab_size": vocab_size, **ids, **changes})
+
+
+def _narrow(known: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in WIDTHS.items() if known.get(key) is not None}
+
+
+def _smaller(config: PretrainedConfig) -> dict[str, Any]:
+    known = config.to_dict()
+    changes = _narrow(known)
+    changes |= {key: 0.0 for key, value in known.items() if key.endswith(STILL) and isinstance(value, float)}
+    if "kv_lora_rank" in known:
+        changes |= MLA
+    depth = next((known[key] for key in ("num_hidden_layers", "num_layers") if key in known), 0)
+    kinds = [known[key] for key in KINDS if isinstance(known.get(key), list) and len(known[key]) == depth]
+    kept = _each_kind(list(zip(*kinds, strict=True)) or [()] * LAYERS)
+    for key, value in known.items():
+        if isinstance(value, list) and len(value) == depth > LAYERS:
+            changes[key] = [value[i] for i in kept]
+        elif key == "per_layer_config" and value:
+            own = {int(layer): _narrow(keys) for layer, keys in value.items()}
+            changes[key] = {str(i): own[layer] for i, layer in enumerate(kept) if layer in own}
+    return changes | {key: len(kept) for key in ("num_hidden_layers", "num_layers") if key in known}
+
+
+def _each_kind(layers: list[tuple[Any, ...]]) -> list[int]:
+    """Places of the first layer of each kind, and of so many of the first that there are enough."""
+    kept = [layers.index(kind) for kind in dict.fromkeys(layers)]
+    return sorted([*kept, *[i for i in range(len(layers)) if i not in kept][: max(0, LAYERS - len(kept))]])
