@@ -1,18 +1,78 @@
-"""Decoders as summarisers: every entry of transformers' mapping for causal language models, made small."""
+"""Small checkpoints of every entry of transformers' mapping for causal language models, as summarisers."""
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.tiny import texts
+from benchmarks.small_checkpoints import Small
+from tests.tiny.texts import CORPUS
+
+# ----------------------------------------------------------------------------------------- other tasks
+
+_ENCODER = "an encoder: it reads what comes after a word, and has not learnt to write"
+_BOTH = "its checkpoints are encoder-decoders, and opened as such"
+OTHER_TASKS: dict[str, str] = {
+    **dict.fromkeys(("bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"), _ENCODER),
+    **dict.fromkeys(("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xmod"), _ENCODER),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl"), _ENCODER),
+    **dict.fromkeys(("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp"), _BOTH),
+    **dict.fromkeys(("pegasus", "plbart", "prophetnet"), _BOTH),
+    "xlnet": "learns words in an order that is drawn, and reads all others; it does not write from left to right",
+    "cpmant": "fills in a text that it sees whole, by instructions of its own",
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "drafts for a larger model, whose states it reads"
+    ),
+    **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "writes sound"),
+    **dict.fromkeys(("whisper", "moss_transcribe_diarize"), "writes what is said in a recording"),
+    **dict.fromkeys(("git", "got_ocr2", "trocr"), "writes what an image shows"),
+}
+"""Entries that are no summarisers, and why."""
+
+# ------------------------------------------------------------------------------------------ tokenizers
+
+VOCABULARY = 420
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DATED = "<|im_start|>system\nToday: {{ strftime_now('%d %B %Y') }}<|im_end|>\n" + CHAT
+NO_SYSTEM = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system') }}{% endif %}" + CHAT
+)
+TEMPLATES = (None, CHAT, DATED, NO_SYSTEM)
+"""Of a model without a chat, of chats like Qwen's and Llama's, and of one like Gemma's."""
+
+
+def save_tokenizer(folder: Path, *, template: str | None, pad: bool) -> PreTrainedTokenizerFast:
+    """Bytes as GPT-2 has them, with a template for chats and a token for padding, or without."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet)
+    core.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|endoftext|>",
+        bos_token="<|endoftext|>",
+        **({"pad_token": "<|pad|>"} if pad else {}),
+    )
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+# --------------------------------------------------------------------------------------- configurations
 
 LAYERS = 4
 """As many as show the kinds of layers of those that have several."""
@@ -77,12 +137,14 @@ KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types")
 """Keys that say of each layer what it is."""
 MLA = {"num_key_value_heads": 4, "head_dim": 8}
 """Latent attention has as many keys as queries, and rotates a part of each."""
+HEADS = {"head_dim": 16, "num_key_value_heads": 2}
+"""What some configurations leave open, and all checkpoints say."""
 _GEMMA3N = {
     "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "num_kv_shared_layers": 2,
     "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
-    "vocab_size_per_layer_input": 420,
+    "vocab_size_per_layer_input": VOCABULARY,
     "hidden_size_per_layer_input": 16,
 }
 MORE: dict[str, dict[str, Any]] = {
@@ -97,9 +159,7 @@ MORE: dict[str, dict[str, Any]] = {
     },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    **dict.fromkeys(
-        ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral", "nemotron"), {"head_dim": 16, "num_key_value_heads": 2}
-    ),
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral", "nemotron"), HEADS),
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "mamba2": {"head_dim": 32},
     "reformer": {
@@ -113,24 +173,24 @@ MORE: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "gemma3n_text": _GEMMA3N,
     "gemma3n": {"text_config": _GEMMA3N},
-    "gemma4_text": {"vocab_size_per_layer_input": 420, "hidden_size_per_layer_input": 16},
-    "gemma4": {"text_config": {"vocab_size_per_layer_input": 420, "hidden_size_per_layer_input": 16}},
+    "gemma4_text": {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16},
+    "gemma4": {"text_config": {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2, "mamba_d_head": 32},
 }
 """What single architectures need besides."""
 
 
-def small_config(model_type: str, *, vocab_size: int, ids: dict[str, Any]) -> PretrainedConfig:
+def small_config(model_type: str, *, ids: dict[str, Any]) -> PretrainedConfig:
     """The configuration of an architecture, its numbers made small."""
     config = AutoConfig.for_model(model_type)
     changes = _smaller(config) | MORE.get(model_type, {})
     for name in config.sub_configs:
         part = getattr(config, name, None)
         if isinstance(part, PretrainedConfig):
-            text = {"vocab_size": vocab_size, **ids} if name == "text_config" else {}
+            text = {"vocab_size": VOCABULARY, **ids} if name == "text_config" else {}
             changes[name] = part.to_dict() | _smaller(part) | text | changes.get(name, {})
-    return AutoConfig.for_model(model_type, **{"vocab_size": vocab_size, **ids, **changes})
+    return AutoConfig.for_model(model_type, **{"vocab_size": VOCABULARY, **ids, **changes})
 
 
 def _narrow(known: dict[str, Any]) -> dict[str, Any]:
@@ -159,3 +219,43 @@ def _each_kind(layers: list[tuple[Any, ...]]) -> list[int]:
     """Places of the first layer of each kind, and of so many of the first that there are enough."""
     kept = [layers.index(kind) for kind in dict.fromkeys(layers)]
     return sorted([*kept, *[i for i in range(len(layers)) if i not in kept][: max(0, LAYERS - len(kept))]])
+
+
+# ------------------------------------------------------------------------------------------ checkpoints
+
+
+def save(folder: Path, model_type: str) -> None:
+    """A checkpoint; which template, pad token and settings of generation it has is told by its name."""
+    kind = zlib.crc32(model_type.encode())
+    tokenizer = save_tokenizer(folder, template=TEMPLATES[kind % 4], pad=bool(kind // 4 % 2))
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = small_config(model_type, ids={**ids, "pad_token_id": tokenizer.pad_token_id})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # scales of zero would hide the layers before them
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model.generation_config = GenerationConfig(**ids)
+    model.save_pretrained(folder)
+    _save_generation(folder, ("neither", "own file", "configuration")[kind // 8 % 3])
+
+
+def _save_generation(folder: Path, place: str) -> None:
+    """Settings of generation in generation_config.json, in config.json as older checkpoints have them, or nowhere."""
+    own = folder / "generation_config.json"
+    if place == "own file":
+        sampled = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}
+        own.write_text(json.dumps(json.loads(own.read_text()) | sampled))
+        return
+    own.unlink()
+    if place == "configuration":
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"no_repeat_ngram_size": 3, "num_beams": 2}))
+
+
+def checkpoints() -> Iterator[Small]:
+    """Every entry of the mapping, those of other tasks with the reason."""
+    for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        shown = f"transformers/{model_type}" + (f"/{name}" if OTHER_TASKS.get(model_type) == _BOTH else "")
+        other = OTHER_TASKS.get(model_type, "")
+        yield Small(shown, "summarization", partial(save, model_type=model_type), other_task=other)
