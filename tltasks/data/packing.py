@@ -57,9 +57,11 @@ def packed_batch(
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def padded(rows: Sequence[Sequence[int] | NDArray[np.int64]], *, fill: int, left: bool = False) -> Tensor:
-    """Rows of unequal length as int64 [rows, longest], filled up at the right, or at the left."""
-    width = max(len(row) for row in rows)
+def padded(
+    rows: Sequence[Sequence[int] | NDArray[np.int64]], *, fill: int, left: bool = False, least: int = 0
+) -> Tensor:
+    """Rows of unequal length as int64 [rows, longest or `least`], filled up at the right, or at the left."""
+    width = max(least, *(len(row) for row in rows))
     array = np.full((len(rows), width), fill, dtype=np.int64)
     for i, row in enumerate(rows):
         array[i, width - len(row) if left else 0 : width if left else len(row)] = row

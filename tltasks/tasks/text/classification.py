@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -26,7 +27,7 @@ from tltasks.data.corruptions import corrupt_rows, corrupt_text
 from tltasks.data.packing import padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
-from tltasks.models.adapters import input_of, relabel, unwrap_model
+from tltasks.models.adapters import find_head, input_of, relabel, unwrap_model
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.tasks.base import Batch, BuiltModel, InputKind, OnnxInput, Prediction, Processor, content_key, digest_of
 from tltasks.tasks.classes import (
@@ -39,6 +40,7 @@ from tltasks.tasks.classes import (
     train_classes,
 )
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, token_counts, token_room
+from tltasks.tasks.text.reading import PLAIN, Reading, find_reading, inputs_beside, made_up_texts, no_cache
 from tltasks.tasks.vocabulary import LOST, lost_columns, unknown_shares
 
 Plan = StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage]
@@ -88,8 +90,12 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
     zero_shot: ZeroShotClasses | None = None
-    untrained: tuple[str, ...] = ()
-    """Modules below the head that the checkpoint has no weights for, as a pooler; they are part of a new head."""
+    beside: tuple[str, ...] = ()
+    """What the model is told of each token besides its id."""
+    reading: Reading = PLAIN
+    """How texts of unequal length go through the model."""
+    found_head: tuple[str, ...] = ()
+    """The head of a model that is built; with modules that the checkpoint has no weights for, as a pooler."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -106,11 +112,10 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
             class_names, zero_shot = _kept_classes(config, plan.model, data_classes, source)
             check_kept_head(class_names, found, splits, source)
         _check_architecture(config, zero_shot, source)
-        if tokenizer.pad_token_id is None:  # decoders have none; the head looks for the last token before padding
-            tokenizer.pad_token = tokenizer.eos_token
-        config.pad_token_id = tokenizer.pad_token_id
+        _set_padding(config, tokenizer, source)
+        beside = inputs_beside(tokenizer, source)
         room = token_room(config, tokenizer, plan.data.max_tokens, with_data=bool(splits), name=source.display_name)
-        return cls(plan, source, config, seed, class_names, tokenizer, room, zero_shot)
+        return cls(plan, source, config, seed, class_names, tokenizer, room, zero_shot, beside)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """The shares of texts that are longer than what is read of them, and of characters that are unknown."""
@@ -137,17 +142,32 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
         missing = {name.rpartition(".")[0] for name in built.provenance.newly_initialised if ".pooler." in name}
-        return replace(built, task=replace(self, untrained=tuple(sorted(missing))))
+        head = (*sorted(missing), *self.head(built.model))
+        return replace(built, task=replace(self, found_head=head).tried(built.model))
+
+    def tried(self, model: PreTrainedModel) -> Self:
+        """The task with what texts of unequal length need; raises CheckpointError for a model that reads no texts."""
+        if self.zero_shot is not None:
+            return self
+        columns = self._encode(made_up_texts(self.tokenizer, longest=self.max_tokens))
+
+        def answer(rows: Sequence[int], reading: Reading) -> Tensor:
+            chosen = {name: [columns[name][i] for i in rows] for name in ("ids", *self.beside)}
+            task = replace(self, reading=reading)
+            return task.logits(model, task._inputs(chosen))
+
+        name, trains = self.source.display_name, self.plan.kind.trains
+        found = find_reading(model, answer, len(columns["ids"]), trains=trains, display_name=name)
+        return replace(self, reading=found)
 
     def head(self, model: nn.Module) -> list[str]:
-        if self.zero_shot is not None:
-            return []
+        if self.zero_shot is not None or self.found_head:
+            return list(self.found_head)
         plain = unwrap_model(model)
         beside = [name for name, _ in plain.named_children() if name != plain.base_model_prefix]
-        return [
-            *self.untrained,
-            *(name for name in beside if any(True for _ in plain.get_submodule(name).parameters())),
-        ]
+        found = [name for name in beside if any(True for _ in plain.get_submodule(name).parameters())]
+        # Perceiver's is a part of its base model
+        return found or sorted({".".join(name.split(".")[:2]) for name in find_head(plain)})
 
     @property
     def setup(self) -> Sequence[Processor]:
@@ -158,8 +178,9 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
     @property
     def features(self) -> datasets.Features:
         number = datasets.Value("int32")
+        of_tokens = {name: datasets.List(number) for name in ("ids", *self.beside)}
         return datasets.Features(
-            {"text": datasets.Value("string"), "ids": datasets.List(number), "tokens": number, **LOST, "label": number}
+            {"text": datasets.Value("string"), **of_tokens, "tokens": number, **LOST, "label": number}
         )
 
     @property
@@ -175,13 +196,14 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         return self.labelled(split, encode)
 
     def _encode(self, texts: list[str]) -> Columns:
-        whole = self.tokenizer(texts, verbose=False)["input_ids"]
-        tokens, most = [len(ids) for ids in whole], self.max_tokens
-        ids = [
-            self.tokenizer(text, truncation=True, max_length=most)["input_ids"] if len(row) > most else row
-            for text, row in zip(texts, whole, strict=True)
-        ]
-        return {"text": texts, "ids": ids, "tokens": tokens, **lost_columns(self.tokenizer, texts, whole)}
+        whole, most = self.tokenizer(texts, verbose=False), self.max_tokens
+        tokens = [len(ids) for ids in whole["input_ids"]]
+        columns: Columns = {name: list(whole["input_ids" if name == "ids" else name]) for name in ("ids", *self.beside)}
+        for i in (i for i, count in enumerate(tokens) if count > most):
+            cut = self.tokenizer(texts[i], truncation=True, max_length=most)
+            for name in columns:
+                columns[name][i] = cut["input_ids" if name == "ids" else name]
+        return {"text": texts, **columns, "tokens": tokens, **lost_columns(self.tokenizer, texts, whole["input_ids"])}
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
         texts = corrupt_rows(corrupt_text, columns["text"], columns["row"], kind, level, seed=seed)
@@ -194,16 +216,16 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         return lengths
 
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
-        columns = rows.select_columns(["text", "ids", "label"])[list(indices)]
-        batch = (
-            padded_inputs(columns["ids"], pad=self.config.pad_token_id)
-            if self.zero_shot is None
-            else self._pairs(columns["text"], self.zero_shot)
-        )
+        columns = rows.select_columns(["text", "ids", *self.beside, "label"])[list(indices)]
+        batch = self._inputs(columns) if self.zero_shot is None else self._pairs(columns["text"], self.zero_shot)
         return {**batch, "labels": torch.tensor(columns["label"])}
 
     def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         return self.collate_eval(rows, indices)
+
+    def _inputs(self, columns: Columns) -> Batch:
+        named = {"input_ids": columns["ids"], **{name: columns[name] for name in self.beside}}
+        return self.reading.batch(named, pad=self.config.pad_token_id)
 
     def _pairs(self, texts: Sequence[str], zero_shot: ZeroShotClasses) -> Batch:
         """Every text with every class, [texts × classes, tokens]; texts are cut, never what is said of the class."""
@@ -236,9 +258,10 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         inputs = {name: values for name, values in batch.items() if name not in {"labels", "asked"}}
-        logits: Tensor = model(**inputs).logits.float()
         if self.zero_shot is None:
-            return logits
+            keys = no_cache(model)
+            return self.reading.run(lambda part: model(**part, **keys).logits.float(), inputs, self.config)
+        logits: Tensor = model(**inputs).logits.float()
         if self.zero_shot.by == "entailment":
             return logits[:, self.zero_shot.entailment].view(-1, len(self.class_names))
         chosen = batch["input_ids"][:, 1:, None]
@@ -248,23 +271,33 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         return mean.view(-1, len(self.class_names))
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The head's input, [rows, width]: where that is one vector for each token (GPT-2, Llama), the last token's."""
+        """The head's input, [rows, width]: where that is one vector for each token (GPT-2, Llama), of the one it reads.
+
+        That is the one of which the head makes the model's answer.
+        """
         head = model.get_submodule(self.head(model)[-1])
-        first = next(part for part in head.modules() if isinstance(part, nn.Linear))
-        features = input_of(first, lambda: self.logits(model, batch)).float()
-        if features.ndim == 2:
-            return features
-        last = batch["attention_mask"].sum(1) - 1
-        return features[torch.arange(len(features), device=features.device), last]
+        layers = [part for part in head.modules() if isinstance(part, nn.Linear)]
+
+        def features(part: Batch) -> Tensor:
+            answers: list[Tensor] = []
+            found = input_of(layers[0], lambda: answers.append(self.logits(model, part))).float()
+            if found.ndim == 2:
+                return found
+            layer = next(layer for layer in layers if layer.out_features == answers[0].shape[1])
+            found = input_of(layer, lambda: self.logits(model, part)).float() if layer is not layers[0] else found
+            distance = (layer(found).float() - answers[0][:, None]).abs().sum(-1)
+            return found[torch.arange(len(found), device=found.device), distance.argmin(1)]
+
+        return self.reading.run(features, batch, self.config)
 
     def onnx_input(self) -> OnnxInput | None:
         """Token ids; what is padding follows from them."""
-        if self.zero_shot is not None:
+        if self.zero_shot is not None or self.beside:
             return None
         pad = int(self.config.pad_token_id)
 
         def read(value: object) -> Tensor:
-            return padded(self._encode([str(value)])["ids"], fill=pad)
+            return self._inputs(self._encode([str(value)]))["input_ids"]
 
         def made_up(n: int) -> list[Tensor]:
             words = [token for token in self.tokenizer.get_vocab() if token.isalpha()][:50] or ["a"]
@@ -338,6 +371,25 @@ def _check_architecture(config: PretrainedConfig, zero_shot: ZeroShotClasses | N
             f"model {source.display_name}: transformers has no classifier of texts for {config.model_type}; "
             "encoders (BERT), decoders (GPT-2, Llama) and encoder-decoders (BART, T5) have one."
         )
+
+
+def _set_padding(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, source: Checkpoint) -> None:
+    """Give both the same padding, before which the head of a decoder looks for the last token.
+
+    A tokenizer without any, as most of decoders, takes the configuration's, the end or what stands for the unknown.
+    """
+    if tokenizer.pad_token_id is None:
+        own = config.get_text_config().pad_token_id
+        known = isinstance(own, int) and 0 <= own < len(tokenizer)
+        token = tokenizer.convert_ids_to_tokens(own) if known else tokenizer.eos_token or tokenizer.unk_token
+        if token is None:
+            raise CheckpointError(
+                f"model {source.display_name}: its tokenizer has no token for padding, nor for the end or the unknown; "
+                "set `pad_token` in tokenizer_config.json."
+            )
+        tokenizer.pad_token = token
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = tokenizer.pad_token_id
 
 
 def _words_alone(

@@ -436,13 +436,13 @@ def own_summary_limit(source: Checkpoint, config: PretrainedConfig) -> int | Non
 
 
 def positions(config: PretrainedConfig) -> tuple[int | None, int | None]:
-    """Most tokens of a document and of a summary. T5's relative positions have no end, and its configuration none."""
+    """Most tokens of a document and of a summary; None without an end, as T5's and XLNet's relative positions (-1)."""
 
     def own(side: str) -> int | None:
         part = getattr(config, side, None)  # of a pair of models
         names = (f"max_{side}_position_embeddings", "max_position_embeddings")
         found = (getattr(of, name, None) for of in (config, part) for name in names)
-        return next((int(longest) for longest in found if longest is not None), None)
+        return next((int(longest) for longest in found if longest is not None and longest > 0), None)
 
     return own("encoder"), own("decoder") or own("encoder")
 

@@ -1,0 +1,175 @@
+"""Texts as a model reads them, each in a batch as it would be alone; what a model needs for that is found by trying."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from tltasks.config.model import Checkpoint
+from tltasks.data.packing import padded
+from tltasks.errors import CheckpointError, first_line
+from tltasks.models.adapters import set_training_mode, unwrap_model
+
+Ids = Sequence[Sequence[int]]
+LEAST_TOKENS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+"""Lengths that texts are padded to, where a model reads no shorter ones."""
+TRIED_TOKENS = 1024
+"""Longest text that a model is tried with."""
+ALIKE = 1e-4
+"""Share of the difference between texts by which the answer to one may depend on the others of its batch."""
+ROUNDING = 2e-6
+_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError)
+"""Errors of models for input that they were not written for."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts of unequal length go through a model, so that each is answered as it is alone."""
+
+    side: Literal["right", "left"] = "right"
+    """Where padding stands."""
+    apart: bool = False
+    """Only texts of one length go through together: the model does not heed padding (FNet, ConvBERT, CANINE)."""
+    least: int = 1
+    """Tokens that shorter texts are padded to (Funnel reads none of fewer than five)."""
+
+    def batch(self, columns: Mapping[str, Ids], *, pad: int) -> dict[str, Tensor]:
+        """Token ids and what else is told of each token, [texts, tokens], with their attention mask."""
+        left, seen = self.side == "left", [[1] * len(ids) for ids in columns["input_ids"]]
+        fills = {"input_ids": pad}
+        return {
+            name: padded(rows, fill=fills.get(name, 0), left=left, least=self.least)
+            for name, rows in {**columns, "attention_mask": seen}.items()
+        }
+
+    def run(
+        self, answer: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor], config: PretrainedConfig
+    ) -> Tensor:
+        """What `answer` gives for a batch, [texts, …]: for all at once, or for those together that may go together.
+
+        The heads of encoder-decoders (BART, T5) read the last end token, and want as many in each text of a batch.
+        """
+        ids, lengths = batch["input_ids"], batch["attention_mask"].sum(1).clamp(min=self.least)
+        kinds = lengths if self.apart else torch.zeros_like(lengths)
+        if config.is_encoder_decoder and isinstance(config.eos_token_id, int):
+            kinds = kinds * (ids.shape[1] + 1) + (ids == config.eos_token_id).sum(1)
+        elif not self.apart:
+            return answer(batch)
+        groups = [(kinds == kind).nonzero().flatten() for kind in torch.unique(kinds)]
+        if len(groups) == 1:
+            return answer(batch)
+        answers = []
+        for rows in groups:
+            width = int(lengths[rows].max())
+            cut = slice(ids.shape[1] - width, None) if self.side == "left" else slice(width)
+            answers.append(answer({n: t[rows][:, cut] if t.ndim > 1 else t[rows] for n, t in batch.items()}))
+        return torch.cat(answers)[torch.cat(groups).argsort()]
+
+
+PLAIN = Reading()
+
+
+def find_reading(
+    model: PreTrainedModel,
+    answer: Callable[[Sequence[int], Reading], Tensor],
+    texts: int,
+    *,
+    trains: bool,
+    display_name: str,
+) -> Reading:
+    """How a model reads texts of unequal length, by trying: each alone, and all together in one way after another.
+
+    `answer` is the model's answer to those texts, [rows, …]. Raises CheckpointError for a model that does not read
+    texts, or whose answers do not depend on them alone; one that `trains` reads them in training, too.
+    """
+    said = f"model {display_name}: {type(model).__name__}"
+    training = {module: module.training for module in model.modules()}
+    try:
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            model.eval()
+            reading = _find(answer, range(texts), trains=trains, said=said)
+            if trains:
+                set_training_mode(model, frozen_batch_norm=True)
+                answer(range(texts), reading)
+            return reading
+    except _FAULTS as error:
+        raise CheckpointError(f"{said} reads texts, but not in training: {first_line(error)}") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _find(
+    answer: Callable[[Sequence[int], Reading], Tensor], rows: Sequence[int], *, trains: bool, said: str
+) -> Reading:
+    faults: list[Exception] = []
+    for least in LEAST_TOKENS:
+        try:
+            alone, again = (torch.cat([answer([row], Reading(least=least)) for row in rows]) for _ in range(2))
+            break
+        except _FAULTS as error:
+            faults.append(error)
+    else:
+        raise CheckpointError(f"{said} does not read texts ({first_line(faults[0])}).") from faults[0]
+    spread = float((alone - alone[:1]).abs().max())
+    if trains and (alone - again).abs().max() > ALIKE * spread:
+        raise CheckpointError(
+            f"{said} answers the same text differently each time, as it draws lots for its attention. Set the seed "
+            "for that in config.json (`hash_seed` of Reformer) where it has one, or use another architecture."
+        )
+    if trains and not spread > ROUNDING * float(alone.abs().max()):
+        raise CheckpointError(
+            f"{said} gives all texts the same answer: what it is made of does not run on this machine (MRA's attention "
+            "is zero without a GPU and the package `kernels`), or its weights are damaged."
+        )
+    for side in ("right", "left"):
+        try:
+            together = answer(rows, reading := Reading(side, least=least))
+        except _FAULTS:
+            continue
+        if (together - alone).abs().max() <= ALIKE * spread + ROUNDING * alone.abs().max():
+            return reading
+    return Reading(apart=True, least=least)
+
+
+def no_cache(model: nn.Module) -> dict[str, bool]:
+    """The argument that keeps a model from storing keys and values for tokens to come, where it has one."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(unwrap_model(model).forward).parameters else {}
+
+
+def made_up_texts(tokenizer: PreTrainedTokenizerBase, *, longest: int) -> list[str]:
+    """Texts of a word, of some more, and of as many as are read."""
+    words = sorted(token for token in tokenizer.get_vocab() if token.isalpha())[:500] or ["a", "b"]
+    drawn = np.random.default_rng(0)
+    return [" ".join(drawn.choice(words, n)) for n in (1, 5, 12, min(longest, TRIED_TOKENS))]
+
+
+def inputs_beside(tokenizer: PreTrainedTokenizerBase, source: Checkpoint) -> tuple[str, ...]:
+    """Names of what a tokenizer gives for each token besides its id, such as XLNet's kinds of tokens.
+
+    Those that are zero, as BERT's for a text alone, are left to the model. Raises CheckpointError for a tokenizer of
+    something else than texts.
+    """
+    try:
+        found = tokenizer(["a text", "some words of another"], verbose=False)
+        ids = found["input_ids"]
+        counts = [len(row) for row in ids]
+        if len(ids) != 2:  # words of one text
+            raise ValueError(f"two texts are {len(ids)} rows to it")
+        beside = {name: rows for name, rows in found.items() if name not in ("input_ids", "attention_mask")}
+        if nested := [name for name, rows in beside.items() if any(np.ndim(row) > 1 for row in rows)]:
+            raise ValueError(f"{nested[0]} has several numbers for each token")
+    except (ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
+        raise CheckpointError(
+            f"model {source.display_name}: its tokenizer ({type(tokenizer).__name__}) does not read plain texts, but "
+            f"documents with their layout or tables: {first_line(error)}"
+        ) from error
+    of_tokens = {name: rows for name, rows in beside.items() if [len(row) for row in rows] == counts}
+    return tuple(name for name, rows in of_tokens.items() if any(np.any(row) for row in rows))
