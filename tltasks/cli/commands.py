@@ -11,6 +11,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -34,6 +35,7 @@ from tltasks.errors import (
     TltasksError,
     did_you_mean,
     is_full_disk,
+    nearby,
     printable,
 )
 
@@ -86,6 +88,13 @@ def _check_folder(_: object, folder: Path) -> None:
         raise DataError(f"push-data {folder}: not a folder.")
 
 
+def _check_data(_: object, data: str | None) -> None:
+    from tltasks.config.data import is_local_name
+
+    if data is not None and is_local_name(data) and not Path(data).expanduser().exists():
+        raise DataError(f"{data}: there is no such folder or file{nearby(Path(data).expanduser())}.")
+
+
 def _count(_: object, tokens: Sequence[Token]) -> int:
     text = tokens[0].value
     if not text.isdecimal() or int(text) < 1:  # by itself the library rounds 2.5 to 2
@@ -108,6 +117,8 @@ TrustCode = Annotated[
 ]
 TopK = Annotated[int, Parameter(metavar="N", converter=_count, help="classes to name, the likeliest first")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="unset: as the run's recipe says")]
+DATA = "folder, table, folder of save_to_disk, or Hub id"
+DRAFTED = "its Hub tag, where the data could be for several: image-classification"
 Repo = Annotated[str | None, Parameter(metavar="USER/NAME", help="instead of the recipe's hub.repo")]
 
 
@@ -137,7 +148,20 @@ class Publication:
     """overwrite files that no tltasks push wrote"""
 
 
-DEFAULT_CHECKPOINT, DEFAULT_PUBLICATION = Checkpoint(), Publication()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Drafted:
+    """Data without a recipe."""
+
+    data: Annotated[str | None, Parameter(metavar="DATA", validator=_check_data)] = None
+    """instead of a recipe: folder, table, folder of save_to_disk, or Hub id"""
+    tag: Annotated[str | None, Parameter(name="--task", metavar="TAG", validator=_check_task)] = None
+    """with --data: its Hub tag, where the data could be for several"""
+    model: Annotated[str | None, Parameter(metavar="HUB_ID")] = None
+    """with --data: checkpoint to start from; unset: a small one of the task"""
+
+
+DEFAULT_CHECKPOINT, DEFAULT_PUBLICATION, NO_DRAFT = Checkpoint(), Publication(), Drafted()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -228,18 +252,29 @@ def run(
     dry_run: Annotated[bool, Parameter(help="open data and model, estimate time and memory, and stop")] = False,
     check: Annotated[bool, Parameter(help="check the recipe alone, and stop")] = False,
     trust_remote_code: TrustCode = False,
+    drafted: Drafted = NO_DRAFT,
 ) -> int:
-    """Train, evaluate, and write a results folder."""
+    """Train, evaluate, and write a results folder.
+
+    Instead of a recipe `--data` names what to learn from, and the recipe is the one that `tltasks init` would write.
+    """
     from tltasks.config.loading import load_recipe
     from tltasks.config.recipe import consented, plan_run
     from tltasks.runs.refusals import refuse_at_once, refuse_occupied
     from tltasks.runtime.startup import without_collection
 
-    if recipe is None:
-        raise RecipeError("run: name one recipe, as `tltasks run RECIPE`. `tltasks recipes` lists those at hand.")
-    resolved = load_recipe(recipe, overrides)
+    source: Path | dict[str, object]
+    if recipe is None and drafted.data is not None:
+        source = _draft(drafted)
+    elif recipe is None or drafted != NO_DRAFT:
+        raise RecipeError(
+            "run: name one recipe, as `tltasks run RECIPE`, or else `--data`. `tltasks recipes` lists those at hand."
+        )
+    else:
+        source = recipe
+    resolved = load_recipe(source, overrides)
     if check:
-        _say(f"{recipe}: in order")
+        _say(f"{recipe or drafted.data}: in order")
         return 0
     resolved = consented(resolved, trust_remote_code)
     plan = plan_run(resolved, output)
@@ -255,12 +290,61 @@ def run(
         else:
             story.run(resolved, output=plan.output, resume=resume, push=push)
     except (Interrupted, KeyboardInterrupt) as stop:
-        again = ["run", str(recipe), *(word for change in overrides for word in ("--set", change))]
+        again = [
+            "run",
+            str(recipe or plan.output / "recipe.yaml"),
+            *(word for change in overrides for word in ("--set", change)),
+        ]
         again += ["--output", str(plan.output), "--resume", *(["--trust-remote-code"] if trust_remote_code else [])]
         said = f"{stop}; its state is saved" if isinstance(stop, Interrupted) else "stopped"
         _say(f"{said}. Go on with: tltasks {shlex.join(again)}")
         return INTERRUPTED
     return 0
+
+
+def _draft(drafted: Drafted) -> dict[str, object]:
+    """The recipe for data that are named without one, in the working directory."""
+    from tltasks.data.survey import survey
+    from tltasks.runs.draft import draft
+
+    name = _name_of(str(drafted.data))
+    found = draft(survey(str(drafted.data)), task=drafted.tag, model=drafted.model, folder=Path.cwd(), name=name)
+    if found.table:
+        raise RecipeError(f"run: the files of {drafted.data} need a table that names their content: `tltasks init` it.")
+    _say("\n".join(f"- {line}" for line in found.said))
+    return found.keys
+
+
+@app.command(group=TRAIN)
+def init(
+    data: Annotated[str, Parameter(name="DATA", validator=_check_data, help=DATA)],
+    *,
+    tag: Annotated[str | None, Parameter(name="--task", metavar="TAG", validator=_check_task, help=DRAFTED)] = None,
+    model: Annotated[str | None, Parameter(metavar="HUB_ID", help="checkpoint; unset: a small one of the task")] = None,
+    output: Annotated[Path | None, Parameter(metavar="FILE", help="recipe to write; unset: NAME_OF_DATA.yaml")] = None,
+    force: Annotated[bool, Parameter(help="overwrite it")] = False,
+) -> int:
+    """Look at data and write a recipe for them, with the reasons beside each choice."""
+    from tltasks.data.survey import survey
+    from tltasks.runs.draft import draft
+    from tltasks.runtime.files import write_text
+
+    path = output or Path(f"{_name_of(data)}.yaml")
+    found = draft(survey(data), task=tag, model=model, folder=path.absolute().parent, name=path.stem)
+    texts = {path.with_suffix(".csv"): found.table, path: found.text}
+    for one in (one for one, text in texts.items() if text and one.exists() and not force):
+        raise RecipeError(f"init: {one} is there already; name another with --output, or overwrite it with --force.")
+    for one, text in texts.items():
+        if text:
+            write_text(one, text)
+    print(printable("\n".join(f"- {line}" for line in found.said)))  # noqa: T201
+    _say(f"wrote {' and '.join(str(one) for one, text in texts.items() if text)}. Then: tltasks run {path}")
+    return 0
+
+
+def _name_of(data: str) -> str:
+    """A name for a recipe by that of its data."""
+    return re.sub(r"[^\w-]+", "_", Path(data).expanduser().absolute().name.split(".")[0]).strip("_") or "recipe"
 
 
 @app.command(group=TRAIN)

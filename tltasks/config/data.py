@@ -40,6 +40,11 @@ def format_of(name: str) -> str | None:
     return None if packed and found == "parquet" else found
 
 
+def is_local_name(name: str) -> bool:
+    """True for what cannot be a Hub id, whether it is there or not."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or format_of(name) is not None
+
+
 Files = str | list[str] | dict[str, str | list[str]] | None
 
 

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source, format_of
+from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source, format_of, is_local_name
 from tltasks.data.class_names import join_rows
 from tltasks.data.folders import SUFFIXES, fault_of, sift, split_of_table, told
 from tltasks.data.held_out import draw_shots, hold_out
@@ -55,7 +55,7 @@ def load_splits(
     mistakes: dict[str, None] = {}  # in order, and a column that all splits lack once
     columns = _columns(data)
     by = {f"{BY}{rows.column}": rows.column for rows in wanted.held_by.values() if rows.column not in columns.values()}
-    opened = _open(data, columns | by, place=locate("name"))
+    opened = open_source(data, columns | by, place=locate("name"))
     for name, spec in specs.items():
         if isinstance(spec, str):
             with _noted(mistakes):
@@ -98,7 +98,7 @@ def _noted(mistakes: dict[str, None]) -> Iterator[None]:
 
 def _extra_test(name: str, data: Data, extra: ExtraTest, *, locate: Locate) -> Split:
     source, key = data.source_of(extra), f"extra_test.{name}"
-    opened = _open(source, _columns(data), place=locate(key))
+    opened = open_source(source, _columns(data), place=locate(key))
     spec = extra.split or (next(iter(opened.tables)) if len(opened.tables) == 1 else data.splits.test)
     if not isinstance(spec, str):
         raise DataError(f"{locate(key)}: has the splits {', '.join(opened.tables)}; name one with `split`.")
@@ -168,7 +168,7 @@ def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
     return rows
 
 
-def _open(data: Source, columns: dict[str, str], *, place: str) -> Opened:
+def open_source(data: Source, columns: dict[str, str], *, place: str) -> Opened:
     """All splits of a source, media left undecoded so that one bad file cannot end the run."""
     try:
         found = _open_local(data, columns) if _is_local(data) else Opened(_load_hub(data, columns))
@@ -182,8 +182,7 @@ def _is_local(data: Source) -> bool:
     name = str(data.name)
     if any("://" in file for file in _file_names(data)):
         return False
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or format_of(name) is not None
-    return name in BUILDERS or is_path or Path(name).exists()
+    return name in BUILDERS or is_local_name(name) or Path(name).exists()
 
 
 def _open_local(data: Source, columns: dict[str, str]) -> Opened:

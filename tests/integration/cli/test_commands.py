@@ -11,17 +11,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import tltasks
 from tests.unit.config.test_loading import RECIPES, copy_shipped, write
 from tests.unit.config.test_recipe import BASE
 from tltasks.cli.commands import INTERRUPTED, MISUSED, RAISED, app, main
+from tltasks.config.loading import load_recipe
 from tltasks.config.schema import json_schema
 from tltasks.errors import DataError, HubError, RecipeError, TltasksError
 
 ROOT = RECIPES.parent
 COMMANDS = (
-    *("run", "check", "recipes", "doctor", "push", "push-data", "predict", "demo"),
+    *("run", "init", "check", "recipes", "doctor", "push", "push-data", "predict", "demo"),
     *("compare", "tune", "range-test", "rank", "export", "schema"),
 )
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm", "sklearn", "pandas", "numpy"}
@@ -211,7 +213,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatc
         (["chek"], "no command is called `chek`; did you mean `check`?"),
         (
             ["zzz"],
-            "no command is called `zzz`. There are: run, check, range-test, predict, demo, export, compare, tune,",
+            "no command is called `zzz`. There are: run, init, check, range-test, predict, demo, export, compare,",
         ),
         (["zzz"], "rank, push, push-data, recipes, doctor, schema. See `tltasks --help`."),
         (["check"], 'Command "check" parameter RECIPES requires an argument. See `tltasks check --help`.'),
@@ -261,6 +263,8 @@ def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixtu
             "run r.yaml --output n --set hub.license=https://a:b@c",
             "--set hub.license=https://…@c  hub.license: holds a",
         ),
+        ("init nowhere.csv", "error: nowhere.csv: there is no such folder or file"),
+        ("run --data ./nowhere", "error: ./nowhere: there is no such folder or file"),
         ("demo ./nowhere", "error: model ./nowhere: not found"),
         ("push-data nowhere --repo a/b", "error: push-data nowhere: not a folder."),
         (
@@ -312,7 +316,7 @@ def test_flags_and_inputs_mix(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["run"], "error: run: name one recipe, as `tltasks run RECIPE`."),
+        (["run"], "error: run: name one recipe, as `tltasks run RECIPE`, or else `--data`."),
         (["run", "nowhere.yaml"], "error: nowhere.yaml: not found.\n"),
         (["run", "r.yaml", "--set", "epochs"], "error: --set epochs: write it as KEY=VALUE"),
         (
@@ -434,3 +438,17 @@ def test_experiments_and_searches_are_checked_too(tmp_path: Path, capsys: pytest
     broken.write_text("recipe: x.yaml\nspace: {stages.0.epochs: [1]}\ntrials: 3\noutput: o\n")
     assert main(["check", str(broken)]) == MISUSED
     assert "mistake" in capsys.readouterr().err
+
+
+def test_a_run_needs_no_recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(24):
+        place = tmp_path / "photos" / ("red", "blue")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), ((255, 0, 0), (0, 0, 255))[i % 2]).save(place / f"{i}.png")
+    model = ["--model", str(tiny / "vit")]
+    assert main(["run", "--data", "photos", *model, "--set", "stages.0.epochs=2", "--output", "out"]) == 0
+    recipe = load_recipe(tmp_path / "out" / "recipe.yaml")
+    assert recipe.task == "image-classification"
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["stages"][0]["data"]["test"]["examples"] == 5
+    assert main(["run", "out/recipe.yaml", "--data", "photos"]) == 2

@@ -1,0 +1,237 @@
+"""Recipes written from a look at data as people have them: each is checked, and opens its data as meant."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from PIL import Image
+
+from tltasks.cli.commands import main
+from tltasks.config.loading import load_recipe
+from tltasks.config.recipe import Recipe
+from tltasks.data.loading import load_splits
+from tltasks.data.splits import Split
+from tltasks.tasks import load_adapter
+
+RNG = np.random.default_rng(0)
+WORDS = ["river", "stone", "window", "paper", "yellow", "engine", "garden", "letter", "market", "winter"]
+
+
+def picture(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)).save(path)
+    return path
+
+
+def clip(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, RNG.normal(size=1600) / 10, 16000)
+    return path
+
+
+def words(n: int, seed: int) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, n))
+
+
+# ------------------------------------------------------------------------------------------ data as found
+
+
+def class_folders(place: Path) -> Path:
+    for i in range(60):
+        picture(place / "emoji" / ["face", "animal", "food"][i % 3] / f"{i}.png", i)
+    return place / "emoji"
+
+
+def numbers_beside_pictures(place: Path) -> Path:
+    rows = [{"file": picture(place / "cars" / f"img{i:03d}.jpg", i).name, "class": i % 4} for i in range(60)]
+    pd.DataFrame(rows).to_csv(place / "cars" / "labels.csv", index=False)
+    return place / "cars"
+
+
+def named_texts(place: Path) -> Path:
+    lines = [f"{clip(place / 'prompts' / f'vm-{i}.wav').stem}: {words(4, i)}." for i in range(40)]
+    (place / "prompts" / "prompts-en.txt").write_text("\n".join(lines) + "\n")
+    return place / "prompts"
+
+
+def texts_beside(place: Path) -> Path:
+    for i in range(40):
+        clip(place / "stamps" / f"{i}.ogg").with_suffix(".txt").write_text(f"{words(3, i)}\n")
+    return place / "stamps"
+
+
+def pairs(place: Path) -> Path:
+    rows = [{"package": f"lib{i}", "description": words(60, i), "synopsis": words(6, i)} for i in range(300)]
+    pd.DataFrame(rows).to_json(place / "packages.jsonl", orient="records", lines=True)
+    return place / "packages.jsonl"
+
+
+def saved(place: Path) -> Path:
+    rows = {"text": [words(20, i) for i in range(60)], "label": [i % 2 for i in range(60)]}
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": whole, "test": whole.select(range(20))}).save_to_disk(str(place / "saved"))
+    return place / "saved"
+
+
+def structs(place: Path) -> Path:
+    rows = [
+        {"image": {"bytes": picture(place / "tmp" / f"{i}.png", i).read_bytes(), "path": None}, "species": "abc"[i % 3]}
+        for i in range(60)
+    ]
+    shutil.rmtree(place / "tmp")
+    pd.DataFrame(rows).to_parquet(place / "birds.parquet")
+    return place / "birds.parquet"
+
+
+def labels_in_names(place: Path) -> Path:
+    for i in range(40):
+        picture(place / "pets" / f"{['cat', 'big dog'][i % 2]}_{i:03d}.png", i)
+    return place / "pets"
+
+
+def three_folders(place: Path) -> Path:
+    for split, n in (("train", 40), ("val", 12), ("test", 12)):
+        for i in range(n):
+            picture(place / "leaves" / split / ["oak", "elm"][i % 2] / f"{i}.png", i)
+    return place / "leaves"
+
+
+def patients(place: Path) -> Path:
+    rows = [
+        {"note": words(30, i), "diagnosis_label": ["flu", "cold"][i // 6 % 2], "patient_id": i // 6} for i in range(240)
+    ]
+    pd.DataFrame(rows).to_csv(place / "notes.csv", index=False)
+    return place / "notes.csv"
+
+
+@pytest.mark.parametrize(
+    ("make", "task", "rows", "column"),
+    [
+        (class_folders, "image-classification", {"train": 48, "test": 12}, ("label", {"face", "animal", "food"})),
+        (numbers_beside_pictures, "image-classification", {"train": 48, "test": 12}, ("label", {"0", "1", "2", "3"})),
+        (named_texts, "automatic-speech-recognition", {"train": 32, "test": 8}, ("text", None)),
+        (texts_beside, "automatic-speech-recognition", {"train": 32, "test": 8}, ("text", None)),
+        (pairs, "summarization", {"train": 210, "validation": 30, "test": 60}, ("summary", None)),
+        (saved, "text-classification", {"train": 60, "test": 20}, ("label", {"no", "yes"})),
+        (structs, "image-classification", {"train": 48, "test": 12}, ("label", {"a", "b", "c"})),
+        (labels_in_names, "image-classification", {"train": 32, "test": 8}, ("label", {"cat", "big dog"})),
+        (three_folders, "image-classification", {"train": 40, "validation": 12, "test": 12}, ("label", {"oak", "elm"})),
+        (patients, "text-classification", {"train": 168, "validation": 24, "test": 48}, ("label", {"flu", "cold"})),
+    ],
+)
+def test_data_as_found_become_a_recipe_that_opens_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], Path],
+    task: str,
+    rows: dict[str, int],
+    column: tuple[str, set[Any] | None],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    data = make(tmp_path / "data")
+    assert main(["init", str(data), "--output", "r.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert f"{sum(n for n in rows.values()):,} rows" in said
+    recipe = load_recipe(Path("r.yaml"))
+    assert recipe.task == task
+    splits = opened(recipe)
+    assert {name: len(split.rows) for name, split in splits.items()} == pytest.approx(
+        rows, abs=6 if make is patients else 0
+    )
+    assert sum(len(split.rows) for split in splits.values()) == sum(rows.values())
+    key, expected = column
+    for split in splits.values():
+        feature = split.rows.features[key]
+        found = [feature.int2str(v) if isinstance(feature, datasets.ClassLabel) else v for v in split.rows[key]]
+        assert all(value not in (None, "") for value in found)
+        assert expected is None or set(found) == expected
+
+
+def opened(recipe: Recipe) -> dict[str, Split]:
+    assert recipe.data is not None
+    return load_splits(recipe.data, seed=0, label=load_adapter(str(recipe.task)).label)
+
+
+def test_rows_of_a_patient_are_not_in_two_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", str(patients(tmp_path)), "--output", "r.yaml"]) == 0
+    texts = {words(30, i): i // 6 for i in range(240)}
+    seen = [{texts[text] for text in split.rows["text"]} for split in opened(load_recipe(Path("r.yaml"))).values()]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 40
+
+
+def ambiguous(place: Path) -> Path:
+    rows = [{"body": words(50, i), "title": words(5, i), "topic": "ab"[i % 2]} for i in range(60)]
+    pd.DataFrame(rows).to_csv(place / "news.csv", index=False)
+    return place / "news.csv"
+
+
+def test_what_could_be_read_in_two_ways_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = str(ambiguous(tmp_path))
+    assert main(["init", data, "--output", "r.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "--task summarization (document: body, summary: title)" in said
+    assert "--task text-classification (text: body, label: topic)" in said
+    assert not Path("r.yaml").exists()
+    for task in ("summarization", "text-classification"):
+        assert main(["init", data, "--task", task, "--output", f"{task}.yaml"]) == 0
+        assert load_recipe(Path(f"{task}.yaml")).task == task
+
+
+def nothing(place: Path) -> Path:
+    pd.DataFrame({"a": RNG.normal(size=20), "b": RNG.normal(size=20)}).to_csv(place / "numbers.csv", index=False)
+    return place / "numbers.csv"
+
+
+def no_labels(place: Path) -> Path:
+    for i in range(20):
+        picture(place / "photos" / f"{i:04d}.png", i)
+    return place / "photos"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (nothing, "the columns do not tell what a task would need. There are: a (number, 20 values)"),
+        (no_labels, "the columns do not tell what a task would need. There are: image (image"),
+        (lambda place: place / "nowhere.csv", "there is no such folder or file"),
+        (lambda place: place, "error: "),
+    ],
+)
+def test_data_without_a_task_are_refused_with_what_they_hold(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], Path],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", str(make(tmp_path)), "--output", "r.yaml"]) in (1, 2)
+    assert message in capsys.readouterr().err
+    assert not Path("r.yaml").exists()
+
+
+def test_a_recipe_that_is_there_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("packages.yaml").write_text("mine")
+    assert main(["init", str(pairs(tmp_path))]) == 2
+    assert Path("packages.yaml").read_text() == "mine"
+    assert "packages.yaml is there already" in capsys.readouterr().err
+    assert main(["init", str(pairs(tmp_path)), "--force"]) == 0
+    assert load_recipe(Path("packages.yaml")).task == "summarization"

@@ -1,0 +1,322 @@
+"""A look at a data set as it is found: its splits, its columns, and what each could be taken for."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import datasets
+
+from tltasks.config.data import Source, format_of, is_local_name
+from tltasks.data.folders import SUFFIXES, sift, some, split_of_table
+from tltasks.data.loading import open_source
+from tltasks.data.local import Opened, in_order, open_files, open_media, tables_of_folder
+from tltasks.data.splits import ROW_NAME
+from tltasks.data.tables import UNREADABLE, Row, read_rows, why
+from tltasks.errors import DataError, nearby
+
+Kind = Literal["image", "audio", "text", "number", "list", "other"]
+MOST_ROWS = 100_000
+"""Rows that are looked at; the others are counted."""
+MOST_VALUES = 20_000
+"""Different values of a column that are told apart."""
+LISTED_SHARE = 0.8
+"""Share of a folder's files that a list, or their own names, must tell something of."""
+
+
+@dataclass
+class Column:
+    """A column, by a look at its cells."""
+
+    name: str
+    kinds: Counter[Kind] = field(default_factory=Counter)
+    values: Counter[str] = field(default_factory=Counter)
+    letters: int = 0
+    missing: int = 0
+
+    def add(self, value: object, kind: Kind | None) -> None:
+        if kind is None:
+            self.missing += 1
+            return
+        self.kinds[kind] += 1
+        if kind in ("text", "number"):
+            text = str(value).strip()
+            self.letters += len(text)
+            if len(self.values) < MOST_VALUES or text in self.values:
+                self.values[text] += 1
+
+    @property
+    def rows(self) -> int:
+        """Cells that hold something."""
+        return self.kinds.total()
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of most of the cells."""
+        return self.kinds.most_common(1)[0][0] if self.kinds else "other"
+
+    @property
+    def length(self) -> float:
+        """Mean number of characters."""
+        return self.letters / max(1, self.rows)
+
+    @property
+    def repeats(self) -> bool:
+        """True where values come again, as classes do: on average twice, and few of them."""
+        return 2 <= len(self.values) <= min(1000, self.rows / 2)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A data set as it is known without a recipe."""
+
+    source: dict[str, object]
+    """Keys of `data` that name it."""
+    splits: dict[str, int]
+    """Rows by split, the training split first."""
+    columns: dict[str, Column]
+    """Of the training split."""
+    notes: list[str] = field(default_factory=list)
+    listing: list[dict[str, str]] = field(default_factory=list)
+    """Rows that a table is to be written of, since no table or folder names what the files are."""
+
+
+def survey(place: str) -> Survey:
+    """Look at a folder, a table, a folder of `save_to_disk`, or a data set of the Hub.
+
+    Raises DataError for what is none of these.
+    """
+    path = Path(place).expanduser()
+    if not path.exists():
+        if not is_local_name(place):
+            return _of_tables({"name": place}, open_source(Source(name=place), {}, place=place))
+        raise DataError(f"{place}: there is no such folder or file{nearby(path)}.")
+    try:
+        if path.is_file():
+            if format_of(path.name) is None:
+                raise DataError("is no table by its suffix; name a csv, JSON or parquet file, or a folder")
+            return _of_files({"name": str(path)}, {"train": [path]}, [])
+        if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
+            return _of_tables({"name": str(path)}, open_source(Source(name=str(path)), {}, place=place))
+        return _of_folder(path)
+    except UNREADABLE as error:
+        reason = str(error) if isinstance(error, DataError) else why(error)
+        raise DataError(f"{place}: {reason}{'' if reason.endswith('.') else '.'}") from error
+
+
+def _of_folder(path: Path) -> Survey:
+    found = {kind: [name for name, fault in sift(path, SUFFIXES[kind]) if fault is None] for kind in SUFFIXES}
+    kind = max(found, key=lambda one: len(found[one]))
+    source: dict[str, object] = {"name": str(path)}
+    if not found[kind]:
+        groups, notes = tables_of_folder(path, None)
+        return _of_files(source, groups, notes)
+    others = [
+        f"{len(names)} {one} files beside them are left out" for one, names in found.items() if names and one != kind
+    ]
+    if tables := _tables_about(path, kind):
+        if all(split_of_table(table.name) for table in tables):
+            groups, notes = tables_of_folder(path, None)
+            return _of_files(source, groups, [*others, *notes])
+        one: dict[str, object] = {"name": str(tables[0])}
+        if len(tables) > 1:
+            one = {"name": "csv", "files": [*map(str, tables)]}
+        return _of_files(one, {"train": tables}, others)
+    opened = open_media(path, kind)
+    first = opened.tables[next(iter(opened.tables))]
+    if len(first.column_names) > 2:  # more than the file and its name: a class, or columns of a metadata file
+        return _of_tables(source, opened, others)
+    listing, note = _told_by_names(path, kind, found[kind])
+    if listing:
+        columns = _look(listing, path)
+        return Survey({}, {"train": len(listing)}, columns, [*others, note], listing)
+    return _of_tables(source, opened, [*others, *(f"{split}: {hint}" for split, hint in opened.hints.items())])
+
+
+def _tables_about(folder: Path, kind: str) -> list[Path]:
+    """Tables just below a folder, one column of which names files of it."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and format_of(path.name) not in (None, "text") and not path.name.startswith("metadata."):
+            rows = [row for _, row in islice(read_rows(path), 50) if not isinstance(row, DataError)]
+            if any(column.kind == kind for column in _look(rows, folder).values()):
+                found.append(path)
+    return found
+
+
+def _of_files(source: dict[str, object], groups: Mapping[str, Sequence[Path]], notes: list[str]) -> Survey:
+    """Tables on this machine, as they are written; parquet with the names of its classes."""
+    if all(format_of(file.name) == "parquet" for files in groups.values() for file in files):
+        return _of_tables(source, open_files(groups, {}, kind=None), notes)
+    splits: dict[str, int] = {}
+    columns: dict[str, Column] = {}
+    for split in in_order(groups):
+        counted = 0
+
+        def rows(files: Sequence[Path] = groups[split]) -> Iterator[Row]:
+            nonlocal counted
+            for file in files:
+                for place, row in read_rows(file):
+                    if isinstance(row, DataError):
+                        raise DataError(f"{file.name}{place} {row}")
+                    counted += 1
+                    yield row
+
+        left = rows()
+        found = _look(islice(left, MOST_ROWS), groups[split][0].parent)
+        for _ in left:
+            pass
+        splits[split] = counted
+        columns = columns or found
+    return Survey(source, splits, columns, notes)
+
+
+def _of_tables(source: dict[str, object], opened: Opened, notes: Sequence[str] = ()) -> Survey:
+    """Tables of the datasets library, whose media stay as they are."""
+    splits = {split: len(opened.tables[split]) for split in in_order(opened.tables)}
+    first = next(iter(splits))
+    rows = opened.tables[first].select(range(min(splits[first], MOST_ROWS)))
+    names = {column: f for column, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
+    folder = opened.folders.get(first, Path())
+    columns = {column: Column(column) for column in rows.column_names if column != ROW_NAME}
+    large = [column for column in columns if _is_large(rows.features[column])]
+    for column in large:
+        feature = rows.features[column]
+        found = (
+            _media_of(feature)
+            or _look(rows.select_columns([column]).select(range(min(20, len(rows)))), folder)[column].kind
+        )
+        columns[column] = Column(column, Counter({found: len(rows)}))
+    if small := [column for column in columns if column not in large]:
+
+        def named() -> Iterator[Row]:
+            for row in rows.select_columns(small):
+                yield {c: names[c].int2str(v) if c in names and v is not None and v >= 0 else v for c, v in row.items()}
+
+        columns |= _look(named(), folder)
+    return Survey(source, splits, columns, [*opened.notes, *notes])
+
+
+def _is_large(feature: object) -> bool:
+    return (
+        _media_of(feature) is not None or isinstance(feature, dict) or getattr(feature, "dtype", "").endswith("binary")
+    )
+
+
+def _media_of(feature: object) -> Kind | None:
+    if isinstance(feature, datasets.Image):
+        return "image"
+    return "audio" if isinstance(feature, datasets.Audio) else None
+
+
+def _look(rows: Iterable[Mapping[str, object]], folder: Path) -> dict[str, Column]:
+    """Columns of some rows, whose paths start in a folder."""
+    columns: dict[str, Column] = {}
+    for row in rows:
+        for name, value in row.items():
+            columns.setdefault(name, Column(name)).add(value, _kind_of(value, folder))
+    return columns
+
+
+_MAGIC: dict[bytes, Kind] = {
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*"), "image"),
+    **dict.fromkeys((b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"FORM"), "audio"),
+}
+
+
+def _kind_of(value: object, folder: Path) -> Kind | None:
+    """The kind of a cell; None for an empty one."""
+    if value is None or value == "" or value != value:  # no number
+        return None
+    if isinstance(value, dict) and {"bytes", "path"} & value.keys():
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        if value[:4] == b"RIFF":
+            return "audio" if value[8:12] == b"WAVE" else "image"
+        return next((kind for magic, kind in _MAGIC.items() if value.startswith(magic)), "other")
+    if isinstance(value, str):
+        suffix = PurePosixPath(value.lower()).suffix
+        media: Kind | None = (
+            "image" if suffix in SUFFIXES["image"] else "audio" if suffix in SUFFIXES["audio"] else None
+        )
+        if media and os.path.exists(os.path.join(folder, value.replace("\\", "/"))):  # noqa: PTH110, PTH118
+            return media
+        return "number" if re.fullmatch(r"-?\d+(\.\d+)?", value.strip()) else "text"
+    if isinstance(value, bool):
+        return "text"
+    if isinstance(value, int | float):
+        return "number"
+    return "list" if isinstance(value, list) else "other"
+
+
+# ------------------------------------------------------------------------------- files that tell by their names
+
+
+def _told_by_names(folder: Path, kind: str, files: list[str]) -> tuple[list[dict[str, str]], str]:
+    """Rows of files whose content a text beside each, a list of `name: text`, or their own names tell; and how."""
+    ways = (
+        _texts_beside(folder, files),
+        _listed_texts(folder, files),
+        ("label", _labels_in_names(files), "their names"),
+    )
+    for column, texts, how in ways:
+        if len(texts) >= LISTED_SHARE * len(files):
+            note = f"{column} of {len(texts):,} of {len(files):,} files from {how}"
+            without = [name for name in files if name not in texts]
+            note += f"; left out, as nothing tells theirs: {some(without)}" if without else ""
+            return [{kind: str(folder / name), column: texts[name]} for name in files if name in texts], note
+    return [], ""
+
+
+def _texts_beside(folder: Path, files: list[str]) -> tuple[str, dict[str, str], str]:
+    """Texts in a file of the same name that ends in .txt."""
+    found = {}
+    for name in files:
+        beside = (folder / name).with_suffix(".txt")
+        if beside.is_file() and (text := beside.read_text(encoding="utf-8-sig").strip()):
+            found[name] = " ".join(text.split())
+    return "text", found, "the .txt file beside each"
+
+
+_LISTED = re.compile(r"\s*(?P<name>[^:|\t]+?)\s*[:|\t]\s*(?P<text>.+?)\s*")
+
+
+def _listed_texts(folder: Path, files: list[str]) -> tuple[str, dict[str, str], str]:
+    """Texts of a file whose lines are `name: text`, with the suffixes of the names or without."""
+    by_name: dict[str, list[str]] = {}
+    for name in files:
+        path = PurePosixPath(name)
+        for key in {path.name, path.stem, name, str(path.with_suffix(""))}:
+            by_name.setdefault(key, []).append(name)
+    best: dict[str, str] = {}
+    list_of = ""
+    for candidate in sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in (".txt", ".tsv", ".lst", ".csv", "")
+    ):
+        if not candidate.is_file():
+            continue
+        try:
+            lines = candidate.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            continue
+        matches = [match for line in lines if (match := _LISTED.fullmatch(line))]
+        found = {by_name[m["name"]][0]: m["text"] for m in matches if len(by_name.get(m["name"], [])) == 1}
+        if len(found) > len(best):
+            best, list_of = found, candidate.name
+    return "text", best, list_of
+
+
+def _labels_in_names(files: list[str]) -> dict[str, str]:
+    """Classes by the words that names begin with, before a number: `cat_001.jpg`, `dog.2.jpg`."""
+    found = {}
+    for name in files:
+        if match := re.fullmatch(r"(.*?[^\W\d_])[ _.-]*\(?\d+\)?", PurePosixPath(name).stem):
+            found[name] = match[1]
+    counts = Counter(found.values())
+    return found if 2 <= len(counts) <= len(found) / 2 and min(counts.values()) >= 2 else {}

@@ -1,0 +1,295 @@
+"""A recipe for data as they are found: written from a look at them, with the reasons beside each choice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tltasks.config.document import Origin
+from tltasks.config.tasks import TASKS
+from tltasks.config.yaml_reader import parse
+from tltasks.data.survey import Column, Survey
+from tltasks.errors import RecipeError
+
+MODELS = {
+    "image-classification": "google/vit-base-patch16-224-in21k",
+    "automatic-speech-recognition": "openai/whisper-base",
+    "summarization": "google-t5/t5-small",
+    "text-classification": "microsoft/MiniLM-L12-H384-uncased",
+}
+"""Checkpoints that a laptop can adapt, where the user names none."""
+LEARNING_RATES = {"summarization": 2e-3}
+LEARNING_RATE = 1e-3
+"""Of LoRA."""
+STEPS = 400
+"""Optimiser steps that epochs are chosen for, between 2 and 20."""
+BATCH = 16
+HELD_OUT = 0.2
+FEW_ROWS = 200
+"""Of fewer, none are held out to choose the best weights by."""
+LABEL_NAMES = {
+    "label",
+    "labels",
+    "class",
+    "category",
+    "target",
+    "species",
+    "kind",
+    "type",
+    "topic",
+    "section",
+    "sentiment",
+    "intent",
+    "genre",
+}
+TEXT_NAMES = {"text", "transcript", "transcription", "sentence", "transcripts", "utterance"}
+SUMMARY_NAMES = {"summary", "highlights", "title", "headline", "abstract", "synopsis", "tldr", "short", "summaries"}
+GROUP_NAMES = {
+    "patient",
+    "subject",
+    "speaker",
+    "participant",
+    "person",
+    "user",
+    "author",
+    "client",
+    "group",
+    "session",
+    "scene",
+    "video",
+    "document",
+    "case",
+}
+LONG = 12
+"""Characters on average from which a column is read as text."""
+RARE = 5
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe's text, what there is to say of it, and a table that it reads where one is to be written."""
+
+    text: str
+    said: list[str]
+    table: str = ""
+
+    @property
+    def keys(self) -> dict[str, object]:
+        """The recipe as a mapping."""
+        keys = parse(self.text, Origin("", Path.cwd())).value
+        assert isinstance(keys, dict)
+        return keys
+
+
+def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, name: str) -> Draft:
+    """A recipe in `folder` called `name`, for the task that the columns tell.
+
+    Raises RecipeError where they tell none, or several.
+    """
+    tag, roles = _choose(survey, task)
+    said = [f"{sum(survey.splits.values()):,} rows: " + ", ".join(f"{n:,} in {s}" for s, n in survey.splits.items())]
+    said += [_say(key, survey.columns[column]) for key, column in roles.items()]
+    said += survey.notes
+    others = [column for column in survey.columns if column not in roles.values()]
+    label = survey.columns[roles["label"]] if "label" in roles else None
+    if label is not None and (rare := [f"{value} ({n})" for value, n in label.values.items() if n < RARE]):
+        said.append(f"classes with fewer than {RARE} rows, of which little can be learnt: {', '.join(rare[:8])}")
+    if label is not None and label.kind == "number":
+        said.append("the classes are numbers: `class_names: [...]` under `data` gives 0, 1, … their names")
+    splits, notes = _splits(survey, [survey.columns[column] for column in others], by_class=label is not None)
+    held_by = json.dumps(splits)
+    if unused := [column for column in others if json.dumps(column) not in held_by]:
+        said.append(f"not used: the columns {', '.join(unused)}")
+    checkpoint = {"name": model or MODELS[tag]}
+    if tag == "automatic-speech-recognition" and model is None:
+        checkpoint["language"] = "en"
+        notes.append("not decided is the language of the recordings: the recipe says en")
+    n_train = int(next(iter(survey.splits.values())) * (1 - sum(_share(value) for value in splits.values())))
+    batch = BATCH if n_train >= 10 * BATCH else 4
+    epochs = min(20, max(2, round(STEPS * batch / max(1, n_train))))
+    source = dict(survey.source) or {"name": f"./{name}.csv"}
+    lines = [
+        f"# {TASKS[tag].summary}; written by `tltasks init` from a look at the data. Whatever is unset has a default.",
+        "#",
+        *(f"# - {line}" for line in [*said, *notes]),
+        "#",
+        f"#   tltasks run {name}.yaml --dry-run    # opens data and model, and estimates time and memory",
+        f"#   tltasks run {name}.yaml",
+        f"task: {tag}",
+        f"model: {_yaml(checkpoint)}" + ("" if model else "  # or another of the Hub"),
+        "data:",
+        *(f"  {key}: {_yaml(_relative(value, folder))}" for key, value in source.items()),
+        *(
+            [f"  columns: {_yaml({k: c for k, c in roles.items() if k != c})}"]
+            if any(k != c for k, c in roles.items())
+            else []
+        ),
+        f"  splits: {_yaml(splits)}",
+        "stages:",
+        f"  - stage: {'transfer' if 'label' in roles else 'finetune'}",
+        "    adapt: lora  # few weights are trained; `full` trains all, with a tenth of the learning rate",
+        f"    epochs: {epochs}  # about {epochs * -(-n_train // batch):,} steps",
+        f"    batch_size: {batch}",
+        f"    learning_rate: {LEARNING_RATES.get(tag, LEARNING_RATE):g}",
+        *(
+            []
+            if splits["validation"]
+            else ["    keep: last  # there is no validation split to choose the best weights by"]
+        ),
+        f"output: outputs/{name}",
+    ]
+    return Draft("\n".join(lines) + "\n", [*said, *notes], _table(survey, folder))
+
+
+def _say(key: str, column: Column) -> str:
+    text = f"`{column.name}` is taken for the {key}"
+    if key == "label":
+        common = ", ".join(f"{value} ({n:,})" for value, n in column.values.most_common(5))
+        text += f": {len(column.values)} classes, {common}{', …' if len(column.values) > 5 else ''}"
+    elif column.kind == "text":
+        text += f": {column.length:.0f} characters on average"
+    return text + (f"; missing in {column.missing:,} rows" if column.missing else "")
+
+
+# ----------------------------------------------------------------------------------------------- the task
+
+
+def _choose(survey: Survey, task: str | None) -> tuple[str, dict[str, str]]:
+    """The task, and the column for each of what it needs."""
+    found = {tag: roles for tag, roles in _possible(survey).items() if task in (None, tag)}
+    if len(found) == 1:
+        return next(iter(found.items()))
+    held = ", ".join(
+        f"{column.name} ({column.kind}, {len(column.values):,} values)" for column in survey.columns.values()
+    )
+    if not found:
+        wanted = f"a {task}" if task else "a task"
+        raise RecipeError(
+            f"init: the columns do not tell what {wanted} would need. There are: {held}. Image classification needs "
+            "images and a class for each, speech recognition recordings and what is said, text classification texts "
+            "and a class, summarisation texts and a shorter one. Write a recipe that names the columns (docs/data.md)."
+        )
+    ways = "; ".join(
+        f"--task {tag} ({', '.join(f'{k}: {c}' for k, c in roles.items())})" for tag, roles in found.items()
+    )
+    raise RecipeError(f"init: the columns could be read in {len(found)} ways. Say which: {ways}.")
+
+
+def _possible(survey: Survey) -> dict[str, dict[str, str]]:
+    columns = list(survey.columns.values())
+    media = {kind: [c.name for c in columns if c.kind == kind] for kind in ("image", "audio")}
+    texts = sorted(
+        (c for c in columns if c.kind == "text" and c.length >= LONG and not c.repeats), key=lambda c: -c.length
+    )
+    spoken = _best([c for c in columns if c.kind == "text"], TEXT_NAMES)
+    label = _best(
+        [c for c in columns if c.kind in ("text", "number") and c.repeats and c.length <= 5 * LONG], LABEL_NAMES
+    )
+    if len(media["image"]) == 1:
+        return {"image-classification": {"image": media["image"][0], "label": label.name}} if label else {}
+    if len(media["audio"]) == 1:
+        return {"automatic-speech-recognition": {"audio": media["audio"][0], "text": spoken.name}} if spoken else {}
+    found: dict[str, dict[str, str]] = {}
+    short = [c for c in texts[1:] if c.length <= 0.6 * texts[0].length]
+    summary = _best(short, SUMMARY_NAMES)
+    named = label is not None and _words(label.name) & LABEL_NAMES
+    if summary is not None and not (named and not _words(summary.name) & SUMMARY_NAMES):
+        found["summarization"] = {"document": texts[0].name, "summary": summary.name}
+    if label is not None and texts:
+        found["text-classification"] = {"text": texts[0].name, "label": label.name}
+    return found
+
+
+def _best(columns: Sequence[Column], names: set[str]) -> Column | None:
+    """The column of one of these names; or the only one."""
+    named = [column for column in columns if _words(column.name) & names]
+    return named[0] if named else columns[0] if len(columns) == 1 else None
+
+
+def _words(name: str) -> set[str]:
+    """
+    >>> sorted(_words("patientId")), sorted(_words("Class_Label"))
+    (['id', 'patient'], ['class', 'label'])
+    """
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)}
+
+
+# ---------------------------------------------------------------------------------------------- the splits
+
+
+def _splits(survey: Survey, others: Sequence[Column], *, by_class: bool) -> tuple[dict[str, object], list[str]]:
+    """Splits as a recipe names them, and why."""
+    names, notes = list(survey.splits), list[str]()
+    train = "train" if "train" in names else names[0]
+    n_rows = survey.splits[train]
+    group = next((c for c in others if _words(c.name) & GROUP_NAMES and 5 <= len(c.values) <= n_rows / 1.5), None)
+    held: object = HELD_OUT if group is None else {"share": HELD_OUT, "group": group.name}
+    if group is not None and "test" not in names:
+        notes.append(f"rows of one `{group.name}` stay together: held out are whole ones of the {len(group.values):,}")
+    elif again := [c.name for c in others if c.kind == "text" and 5 <= len(c.values) <= n_rows / 1.5]:
+        notes.append(f"values of {', '.join(again)} come again: if such rows belong together, hold out by group")
+    splits: dict[str, object] = {} if train == "train" else {"train": train}
+    if "test" in names:
+        splits["validation"] = "validation" if "validation" in names else 0.1 if n_rows >= FEW_ROWS else None
+    elif "validation" in names:
+        notes.append("there is no test split: the validation split is what is reported, and nothing is chosen by it")
+        return {**splits, "validation": 0.1 if n_rows >= FEW_ROWS else None, "test": "validation"}, notes
+    else:
+        splits |= {"validation": _scaled(held, 0.1) if n_rows >= FEW_ROWS else None, "test": held}
+        notes.append(
+            f"a test set of {HELD_OUT:.0%} is held out, " + ("by group" if group else "each class in proportion")
+        )
+    if extra := [name for name in names if name not in (train, "validation", "test")]:
+        notes.append(f"other splits, which may be scored as `extra_test`: {', '.join(extra)}")
+    return splits, notes
+
+
+def _scaled(held: object, share: float) -> object:
+    return {**held, "share": share} if isinstance(held, dict) else share
+
+
+def _share(value: object) -> float:
+    found = value.get("share") if isinstance(value, dict) else value
+    return found if isinstance(found, float) else 0.0
+
+
+# ----------------------------------------------------------------------------------------------- the text
+
+
+def _yaml(value: object) -> str:
+    """A value in one line of YAML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_yaml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*", value) and value not in ("null", "true", "false"):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _relative(value: object, folder: Path) -> object:
+    """Paths as the recipe's folder sees them; Hub ids as they are."""
+    if isinstance(value, list):
+        return [_relative(one, folder) for one in value]
+    path = Path(str(value)).expanduser()
+    if not path.exists():
+        return value
+    found = os.path.relpath(path, folder)
+    return found if found.startswith(".") or path.is_file() else f"./{found}"
+
+
+def _table(survey: Survey, folder: Path) -> str:
+    """The listing of files as csv, with paths that start in a folder."""
+    if not survey.listing:
+        return ""
+    columns = list(survey.listing[0])
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(columns)
+    for row in survey.listing:
+        writer.writerow([os.path.relpath(row[columns[0]], folder), *(row[column] for column in columns[1:])])
+    return written.getvalue()
