@@ -77,6 +77,9 @@ class Stage(Section, Generic[ModelT, DataT]):
     adapt: Annotated[Adapt, BeforeValidator(_method_by_name, json_schema_input_type=AdaptMethod | Adapt)] = Adapt(
         full=Full()
     )
+    base_dtype: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
+    """Format in which weights that are not trained are held; results and files are of the checkpoint's own. auto:
+    matrices in the format that LoRA, AdaLoRA and (IA)³ compute in, which changes no number; else fp32."""
     freeze: list[str] = []
     """Module name patterns (shell wildcards) whose weights stay as they are, e.g. `vit.embeddings*`."""
     batch_norm: Literal["auto", "frozen", "batch"] = "auto"
@@ -204,6 +207,8 @@ class Stage(Section, Generic[ModelT, DataT]):
             yield Conflict(f"`micro_batch` {self.micro_batch} exceeds `batch_size` {self.batch_size}")
         if self.adapt.method != "full" and self.freeze:
             yield Conflict(f"`freeze` has no effect with `adapt: {self.adapt.method}`, which trains nothing else")
+        if self.loops:
+            yield from self._of_base_dtype()
         if self.l2_sp and "weight_decay" in given:
             yield Conflict("`l2_sp` takes the place of `weight_decay`; keep one")
         if self.l2_sp and self.adapt.method != "full":
@@ -226,6 +231,23 @@ class Stage(Section, Generic[ModelT, DataT]):
             )
         if self.stage == "pretrain" and self.start == "checkpoint" and self.adapt.method != "full":
             yield Conflict(f"pretrain from random weights trains all of them; `adapt: {self.adapt.method}` would not")
+
+    def _of_base_dtype(self) -> Iterator[Conflict]:
+        dtype = self.base_dtype
+        if dtype in {"auto", "fp32"}:
+            return
+        if dtype in {"int8", "nf4"}:
+            yield Conflict(
+                f"`base_dtype: {dtype}` is not offered: no kept library trains beside such weights on every device "
+                "that this package runs on; `bf16` needs half of the memory of fp32, and trains as well"
+            )
+        elif self.adapt.method == "full" and not self.freeze:
+            yield Conflict(f"`base_dtype: {dtype}` has no effect with `adapt: full`, which trains every weight in fp32")
+        elif self.adapt.is_peft and not self.adapt.stands_alone:
+            yield Conflict(
+                f"`base_dtype: {dtype}` would round what `adapt.{self.adapt.method}.init` takes out of the weights; "
+                "leave one of them out"
+            )
 
 
 class ClassStage(Stage[ModelT, DataT]):

@@ -195,7 +195,8 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         if (curve := training.interpolation) is not None:
             by = "chosen on validation" if "validation" in curve.by_split else "as the recipe says"
             facts.append(("interpolated", f"to α = {curve.alpha:g} of the way from the start, {by}"))
-        facts.append(("precision", training.precision))
+        held = f", frozen weights in {training.base_dtype}" if training.base_dtype else ""
+        facts.append(("precision", f"{training.precision}{held}"))
         if training.best_step is not None:
             facts.append(("best on validation", f"step {training.best_step:,}"))
     weights = vars(stage.weights) | stage.weights.settings

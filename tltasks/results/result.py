@@ -121,6 +121,8 @@ class TrainingSummary:
     seconds: float
     method: str
     precision: str
+    base_dtype: str | None = None
+    """Format in which weights that were not trained were held meanwhile; None where there were none."""
     epochs: float | None = None
     best_step: int | None = None
     best_value: Number | None = None

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,12 @@ from torch import nn
 from tqdm import tqdm
 
 from tltasks.config.model import Checkpoint
+from tltasks.config.stage import StagePlan
 from tltasks.config.tasks import TASKS
 from tltasks.data.batching import steps_per_epoch
 from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import adapt, count_parameters, merged
+from tltasks.models.held import FORMATS, hold, is_held, loading_held, restore
 from tltasks.results.result import (
     EXAMPLES,
     Interpolation,
@@ -40,7 +43,7 @@ from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.context import Context, PreparedStage
 from tltasks.runtime import devices
 from tltasks.runtime.files import whole_file, whole_folder, write_text
-from tltasks.runtime.precision import choose_attention
+from tltasks.runtime.precision import choose_attention, choose_base_dtype, hold_cast
 from tltasks.tasks.base import BuiltModel, Outputs, Prediction, TaskBase
 from tltasks.training.checkpoint import Checkpoints, Progress
 from tltasks.training.evaluation import (
@@ -88,15 +91,16 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     del built
     context.heed_stop(f"stage {plan.name}: stopped after training, before evaluation")
     trained, total = count_parameters(model)
-    # ----------------------------------------------------------------------------------------- evaluate
+    # --------------------------------------------------------------------------------------------- save
     predict = partial(predict_rows, context.accelerator, stage.task, workers=context.workers(plan))
     model, interpolation, baselines = _interpolate(context, stage, model, predict)
     adapter = trains and plan.index == context.plan.final.index and can_publish_adapter(stage, provenance)
     model, difference = (model, 0.0) if adapter else _merge(context, stage, model)  # what is scored is what is saved
+    difference = max(difference, _save(context, stage, model, adapter=adapter))
+    # ----------------------------------------------------------------------------------------- evaluate
+    hold_cast(model, context.precision)
     predictions = {name: predict(model, split.rows) for name, split in stage.evaluated.items()}
     robustness = _measure_robustness(context, stage, model, predictions, predict)
-    # --------------------------------------------------------------------------------------------- save
-    difference = max(difference, _save(context, stage, model, adapter=adapter))
     del model
     context.accelerator.free_memory()
     # -------------------------------------------------------------------------------------------- score
@@ -155,11 +159,14 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
     plan = stage.plan
     set_seed(context.seed)
     # A stage that continues has no weights to go on from yet, and time does not depend on them.
-    built = stage.task.build(dataclasses.replace(plan.kind, weights="random") if plan.continues else plan.kind)
+    kind = dataclasses.replace(plan.kind, weights="random") if plan.continues else plan.kind
+    with _holding(context, stage):
+        built = stage.task.build(kind)
     stage, model = dataclasses.replace(stage, task=built.task), built.model
     steps = seconds = None
     if plan.kind.trains and not plan.kind.cached:
         model, head = adapt_model(stage, built)
+        hold_frozen(context, stage, model)
         job = make_job(context, stage, head)
         steps = job.total_steps
         seconds = seconds_per_step(context.accelerator, job, model) * steps
@@ -179,7 +186,8 @@ def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, Built
         source = Checkpoint(str(before), display_name=stage.source.display_name)
         stage = dataclasses.replace(stage, source=source, task=stage.task.starting_from(source))
     set_seed(context.seed)
-    built = stage.task.build(plan.kind)
+    with _holding(context, stage):
+        built = stage.task.build(plan.kind)
     stage = dataclasses.replace(stage, task=built.task)
     device, tokens = context.accelerator.device, stage.task.sequence_length
     choose_attention(built.model, tokens=tokens, device=device, precision=context.precision)
@@ -205,7 +213,41 @@ def _train(
     if not plan.kind.trains:
         return built.model, Progress(), None
     model, head = adapt_model(stage, built)
-    return model, _loop(context, stage, model, head), None
+    hold_frozen(context, stage, model)
+    progress = _loop(context, stage, model, head)
+    if is_held(model):
+        set_seed(context.seed)
+        restore(model, stage.task.build(plan.kind).model, display_name=stage.source.display_name)
+    return model, progress, None
+
+
+# ------------------------------------------------------------------------------ frozen weights
+
+
+def _base_dtype(context: Context, plan: StagePlan) -> str:
+    """The format in which the stage holds weights that it does not train."""
+    if not plan.stage.loops or plan.kind.weights == "random":
+        return "fp32"
+    return choose_base_dtype(plan.stage.base_dtype, precision=context.precision, adapt=plan.stage.adapt)
+
+
+def _holding(context: Context, stage: PreparedStage) -> AbstractContextManager[None]:
+    """What a model is built in whose weights are loaded straight in the format that they are held in."""
+    plan = stage.plan
+    dtype, method = _base_dtype(context, plan), plan.stage.adapt.method
+    if dtype not in FORMATS or method == "full":
+        return nullcontext()
+    trains_head = plan.kind.head == "new" or method == "head"
+    exact = plan.stage.base_dtype == "auto"
+    return loading_held(FORMATS[dtype], stage.task.head if trains_head else lambda model: [], exact=exact)
+
+
+def hold_frozen(context: Context, stage: PreparedStage, model: nn.Module) -> None:
+    """Hold what `freeze` has left of a model that is else trained in full."""
+    dtype = _base_dtype(context, stage.plan)
+    if dtype in FORMATS and stage.plan.stage.adapt.method == "full":
+        keep = [name.rpartition(".")[0] for name, p in model.named_parameters() if p.requires_grad]
+        hold(model, FORMATS[dtype], keep=keep, exact=False)
 
 
 def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.Module, tuple[str, ...]]:
@@ -477,6 +519,7 @@ def _describe_training(
         seconds=round(progress.seconds, 3),
         method="head" if fit else keys.adapt.method,
         precision=context.precision,
+        base_dtype=_base_dtype(context, stage.plan) if keys.adapt.method != "full" or keys.freeze else None,
         epochs=None if fit else round(progress.step / per_epoch, 3),
         best_step=progress.best_step,
         best_value=progress.best_value,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 
+from tltasks.config.adaptation import Adapt
 from tltasks.errors import RecipeError
 
 
@@ -33,6 +34,20 @@ def choose_precision(requested: str, device: torch.device) -> str:
         return "bf16" if "bf16" in fast else "fp32"
     if requested == "fp16" and "fp16" not in fast:
         raise RecipeError(f"precision: fp16 needs a GPU, found {device.type}. Use `auto`, `bf16` or `fp32`.")
+    return requested
+
+
+_BESIDE = {"lora", "adalora", "ia3", "prompt"}
+"""Methods that leave the product with a frozen weight to its layer, rather than compute with the weight themselves."""
+
+
+def choose_base_dtype(requested: str, *, precision: str, adapt: Adapt) -> str:
+    """`auto` is what products are computed in where the weights are not trained: casting them once or each time is one.
+
+    Methods that read the weights themselves, or start out of them, have them in fp32.
+    """
+    if requested == "auto":
+        return precision if adapt.method in _BESIDE and adapt.stands_alone else "fp32"
     return requested
 
 
