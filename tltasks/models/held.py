@@ -19,9 +19,9 @@ FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Held(nn.Module):
-    """A layer with its weight in 16 bits, which computes in the format of what it is given, or in autocast's."""
+    """A layer whose weight is in 16 bits. It computes in fp32 unless autocast says other."""
 
-    weight: nn.Parameter
+    weight: Tensor
     held_as: str
     """Its name in the model as it was loaded, whatever wraps it since."""
     compute_dtype = torch.float32
@@ -32,28 +32,20 @@ class HeldLinear(Held, nn.Linear):
     """`nn.Linear`; nothing of it is kept in another format for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if _fits(x, self.weight) else _product(x, self.weight, self.bias)
+        computed = _computed(x)
+        if computed == self.weight.dtype:
+            return super().forward(x)
+        return _Product.apply(x.to(computed), self.weight, self.bias)  # type: ignore[no-any-return]
 
 
 class HeldConv1D(Held, Conv1D):  # type: ignore[misc]
     """GPT-2's linear layer, whose weight is transposed."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if _fits(x, self.weight) else _product(x, self.weight.T, self.bias)
-
-
-class HeldConvolution1d(Held, nn.Conv1d):
-    """`nn.Conv1d`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight if _fits(x, self.weight) else self.weight.to(x.dtype), self.bias)
-
-
-class HeldConvolution2d(Held, nn.Conv2d):
-    """`nn.Conv2d`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight if _fits(x, self.weight) else self.weight.to(x.dtype), self.bias)
+        computed = _computed(x)
+        if computed == self.weight.dtype:
+            return super().forward(x)  # type: ignore[no-any-return]
+        return _Product.apply(x.to(computed), self.weight.T, self.bias)  # type: ignore[no-any-return]
 
 
 class HeldEmbedding(Held, nn.Embedding):
@@ -63,18 +55,10 @@ class HeldEmbedding(Held, nn.Embedding):
         return super().forward(ids).float()
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether a product with the weight as it is held is one of two tensors of a format, by autocast or not."""
+def _computed(x: Tensor) -> torch.dtype:
+    """The format of a product; models that cast to the format of a weight are not followed in that."""
     kind = x.device.type
-    computed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return computed == weight.dtype
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        x = x.to(torch.get_autocast_dtype(kind))
-    return _Product.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
 
 
 class _Product(torch.autograd.Function):
@@ -86,7 +70,7 @@ class _Product(torch.autograd.Function):
         return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         weight, x = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
@@ -98,11 +82,10 @@ class _Product(torch.autograd.Function):
 _HELD: dict[type[nn.Module], type[Held]] = {
     nn.Linear: HeldLinear,
     Conv1D: HeldConv1D,
-    nn.Conv1d: HeldConvolution1d,
-    nn.Conv2d: HeldConvolution2d,
     nn.Embedding: HeldEmbedding,
 }
-"""By exact type: what derives from these may compute with another function of the weight."""
+"""By exact type: what derives from these may compute with another function of the weight. Convolutions are small beside
+their activations, and models cast pixels to the format of the first (transformers 5.24, modeling_vit.py)."""
 _PLAIN = {held: plain for plain, held in _HELD.items()}
 
 Keep = Callable[[PreTrainedModel], Sequence[str]]
@@ -112,22 +95,29 @@ Keep = Callable[[PreTrainedModel], Sequence[str]]
 def loading_held(dtype: torch.dtype, keep: Keep, *, exact: bool) -> Iterator[None]:
     """Have checkpoints loaded with the weights of their layers in `dtype`, of which no other copy is made on the way.
 
-    Modules that `keep` names stay in fp32, and with them all that is no layer's matrix; so do embeddings if the result
-    is to be `exact`: what autocast computes. transformers loads a weight in the dtype that the model has it in while it
-    is still without weights (5.24, core_model_loading.py), and asks it for its plan of dtypes just before.
+    Modules that `keep` names stay in fp32, and with them all that is no layer's matrix or not in the checkpoint; so do
+    embeddings if the result is to be `exact`: what autocast computes. transformers loads a weight in the dtype that the
+    model has it in while it is still without weights (5.24, core_model_loading.py), and asks it for its plan of dtypes
+    just before; then it draws what was not there.
     """
-    plan = PreTrainedModel._get_dtype_plan
+    plan, draw = PreTrainedModel._get_dtype_plan, PreTrainedModel.initialize_weights
 
     def held_plan(model: PreTrainedModel, asked: torch.dtype) -> dict[str, torch.dtype]:
         hold(model, dtype, keep=keep(model), exact=exact)
         found: dict[str, torch.dtype] = plan(model, asked)
         return found
 
-    PreTrainedModel._get_dtype_plan = held_plan
+    def draw_whole(model: PreTrainedModel) -> None:
+        for module in model.modules():
+            if isinstance(module, Held) and not getattr(module.weight, "_is_hf_initialized", False):
+                _release(module, nn.Parameter(torch.empty_like(module.weight, dtype=torch.float32)))
+        draw(model)
+
+    PreTrainedModel._get_dtype_plan, PreTrainedModel.initialize_weights = held_plan, draw_whole
     try:
         yield
     finally:
-        PreTrainedModel._get_dtype_plan = plan
+        PreTrainedModel._get_dtype_plan, PreTrainedModel.initialize_weights = plan, draw
 
 
 def hold(model: nn.Module, dtype: torch.dtype, *, keep: Sequence[str] = (), exact: bool) -> None:
@@ -170,6 +160,10 @@ def restore(model: nn.Module, original: PreTrainedModel, *, display_name: str) -
                 f"model {display_name}: {module.held_as} is no longer what training began with; the checkpoint has "
                 "changed meanwhile. Fetch it again, and go on with --resume."
             )
-        module.weight = whole.requires_grad_(False)
-        module.__class__ = _PLAIN[type(module)]
-        del module.held_as
+        _release(module, whole.requires_grad_(False))
+
+
+def _release(module: Held, weight: nn.Parameter) -> None:
+    module.weight, plain = weight, _PLAIN[type(module)]
+    module.__class__ = plain  # type: ignore[assignment]
+    del module.held_as

@@ -166,7 +166,8 @@ class _Trial:
 
         def keep(weight: nn.Parameter) -> None:
             assert weight.grad is not None
-            gradient = weight.grad.T if isinstance(self.base[users[weight][0]], Conv1D) else weight.grad.flatten(1)
+            whole = weight.grad.float()  # of a weight that is held in 16 bits
+            gradient = whole.T if isinstance(self.base[users[weight][0]], Conv1D) else whole.flatten(1)
             for name in users[weight]:
                 layer = self.layers[name]
                 self.beside[name] = layer.scaling[ADAPTER] * gradient @ layer.lora_A[ADAPTER].weight.flatten(1).T

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -188,6 +189,14 @@ def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, Built
     set_seed(context.seed)
     with _holding(context, stage):
         built = stage.task.build(plan.kind)
+    if is_held(built.model) and (reason := _stumbles(built)) is not None:
+        if plan.stage.base_dtype != "auto":
+            raise CheckpointError(
+                f"base_dtype: {type(built.model).__name__} reads weights past their layers, and does not run with "
+                f"some of them in {plan.stage.base_dtype} ({reason}). Use `base_dtype: fp32`."
+            )
+        set_seed(context.seed)
+        built = stage.task.build(plan.kind)
     stage = dataclasses.replace(stage, task=built.task)
     device, tokens = context.accelerator.device, stage.task.sequence_length
     choose_attention(built.model, tokens=tokens, device=device, precision=context.precision)
@@ -232,7 +241,7 @@ def _base_dtype(context: Context, plan: StagePlan) -> str:
 
 
 def _holding(context: Context, stage: PreparedStage) -> AbstractContextManager[None]:
-    """What a model is built in whose weights are loaded straight in the format that they are held in."""
+    """A context in which a model is loaded straight in the format that its frozen weights are held in."""
     plan = stage.plan
     dtype, method = _base_dtype(context, plan), plan.stage.adapt.method
     if dtype not in FORMATS or method == "full":
@@ -240,6 +249,17 @@ def _holding(context: Context, stage: PreparedStage) -> AbstractContextManager[N
     trains_head = plan.kind.head == "new" or method == "head"
     exact = plan.stage.base_dtype == "auto"
     return loading_held(FORMATS[dtype], stage.task.head if trains_head else lambda model: [], exact=exact)
+
+
+def _stumbles(built: BuiltModel[TaskBase]) -> str | None:
+    """Why the model does not run with weights in 16 bits, where it does not; None, too, where that is not known."""
+    run = built.task.example_pass()
+    try:
+        with torch.no_grad():
+            _ = run and run(built.model)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return first_line(error)
+    return None
 
 
 def hold_frozen(context: Context, stage: PreparedStage, model: nn.Module) -> None:

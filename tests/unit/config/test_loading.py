@@ -331,6 +331,7 @@ stages:
     name: one
     start: checkpoint
     adapt: {lora: {rank: 2, alpha: 3, dropout: 0.5, targets: [a, b], rslora: true, init: gaussian}}
+    base_dtype: fp32
     batch_norm: frozen
     epochs: 0.5
     batch_size: 8
