@@ -557,6 +557,7 @@ CHANGED = {
     "keep": "last",
     "type": "OFT",
     "precision": "fp32",
+    "base_dtype": "fp32",
 }  # fmt: skip
 """Another value for each key of a recipe; a new key needs its own here."""
 BEFORE = {
