@@ -10,30 +10,37 @@ from typing import Any
 import timm
 import torch
 import transformers
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from benchmarks.small_checkpoints import Small
+from tltasks.models.shrinking import layer_kinds, smaller_configs
 
 CLASSES = 5
+SIZE = 64
 
-DEPTH = {
-    "num_hidden_layers": 2,
-    "n_layer": 2,
-    "num_blocks": 1,
-    "num_blocks_per_stage": 1,
-    "num_self_attends_per_block": 2,
-}
 CHANGES: dict[str, dict[str, Any]] = {
     "beit": {"use_relative_position_bias": True},
-    "efficientnet": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
+    "bit": {"embedding_size": 32, "hidden_sizes": [128, 128, 256, 256], "depths": [1, 1, 2, 1]},
     "donut-swin": {"image_size": 224},
+    "efficientnet": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
     "hiera": {"depths": [1, 2, 2, 1]},
-    "textnet": {"image_size": [64, 64]},
-    "perceiver": {"num_cross_attention_heads": 1},
+    "imagegpt": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
+    "perceiver": {
+        "num_cross_attention_heads": 1,
+        "num_self_attention_heads": 2,
+        "num_self_attends_per_block": 2,
+        "num_latents": 16,
+        "d_latents": 32,
+    },
+    "siglip2": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
     "swin": {"image_size": 224},
+    "textnet": {"image_size": [64, 64]},
 }
-"""What a configuration needs besides fewer layers."""
+"""What a configuration needs before it is made smaller, or instead."""
 OTHER_TASK = {
     "shieldgemma2": "it answers yes or no to a policy that is put into words, and has no head to train",
 }
@@ -167,26 +174,49 @@ def checkpoints() -> Iterator[Small]:
 
 def _save(model_type: str, architecture: str, folder: Path) -> None:
     config = _small(model_type, architecture)
-    size = getattr(getattr(config, "vision_config", config), "image_size", None) or 64
+    size = getattr(getattr(config, "vision_config", config), "image_size", None) or SIZE
     height, width = (size, size) if isinstance(size, int) else size
     PROCESSORS.get(model_type, lambda size: transformers.ViTImageProcessor(size=size))(
         {"height": height, "width": width}
     ).save_pretrained(folder)
-    _save_weights(lambda: getattr(transformers, architecture)(config), config, folder)
+    build: Callable[[PretrainedConfig], Any] = getattr(transformers, architecture)
+    config = next(
+        (smaller for smaller in smaller_configs(config) if _runs(build, config, smaller, height, width)), config
+    )
+    _save_weights(lambda: build(config), config, folder)
+
+
+def _runs(
+    build: Callable[[PretrainedConfig], Any],
+    config: PretrainedConfig,
+    smaller: PretrainedConfig,
+    height: int,
+    width: int,
+) -> bool:
+    """Tell whether a smaller configuration holds together, and its model has the layers of the other."""
+    try:
+        with torch.device("meta"):
+            kinds = layer_kinds(build(config))
+        model = build(smaller).eval()
+        with torch.no_grad():
+            model(torch.zeros(2, 3, height, width))
+    except Exception:
+        return False
+    return layer_kinds(model) == kinds
 
 
 def _save_timm(name: str, arguments: dict[str, Any], folder: Path) -> None:
+    """As timm saves checkpoints (1.0.31), but for weights that two layers share, at which it fails."""
     known = timm.models.get_pretrained_cfg(name)
     assert known is not None
-    size = arguments.get("img_size") or (known.input_size[-1] if known.fixed_input_size else 64)
-    cfg = {**known.to_dict(), "input_size": [3, size, size]}
-    config = transformers.TimmWrapperConfig(
-        architecture=name,
-        model_args={} if name in CONVOLUTIONAL else dict(arguments),
-        pretrained_cfg=cfg,
-        num_labels=CLASSES,
-    )
-    _save_weights(lambda: transformers.TimmWrapperForImageClassification(config), config, folder)
+    size = arguments.get("img_size") or (known.input_size[-1] if known.fixed_input_size else SIZE)
+    arguments = {} if name in CONVOLUTIONAL else arguments
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=CLASSES, **arguments)
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, size, size)}
+    _draw(model)
+    save_config_for_hf(model, folder / "config.json", model_args=arguments)
+    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
 
 
 def _save_weights(build: Callable[[], Any], config: PretrainedConfig, folder: Path) -> None:
@@ -197,10 +227,15 @@ def _save_weights(build: Callable[[], Any], config: PretrainedConfig, folder: Pa
     except ImportError:
         config.save_pretrained(folder)
         return
-    with torch.no_grad():  # scales of zero would hide the layers before them
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape))
+    _draw(model)
     model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _draw(model: nn.Module) -> None:
+    """Scales of zero would hide the layers before them."""
+    for parameter in model.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape))
 
 
 def _small(model_type: str, architecture: str) -> PretrainedConfig:
@@ -210,13 +245,9 @@ def _small(model_type: str, architecture: str) -> PretrainedConfig:
         if part is None:
             continue
         known = part.to_dict()
-        changes = {key: value for key, value in DEPTH.items() if isinstance(known.get(key), int)}
-        depths = known.get("depths")
-        if isinstance(depths, list | tuple) and all(isinstance(depth, int) for depth in depths):
-            changes["depths"] = [min(2, depth) for depth in depths]
         if isinstance(known.get("image_size"), int):
-            changes["image_size"] = 64 if 64 % int(known.get("patch_size") or 16) == 0 else 56
-        for key, value in (changes | CHANGES.get(model_type, {})).items():
+            part.image_size = SIZE if SIZE % int(known.get("patch_size") or 16) == 0 else 56
+        for key, value in CHANGES.get(model_type, {}).items():
             setattr(part, key, value)
     config.id2label = {i: f"class {i}" for i in range(CLASSES)}
     config.label2id = {f"class {i}": i for i in range(CLASSES)}

@@ -196,7 +196,7 @@ def _use(small: Small, data: Path, output: Path) -> None:
     answers = isinstance(recorded["prediction"][0], str)
     rows = _test_rows(small, data)
     ours = tltasks.load(output)([row for row, _ in rows])
-    said = _said_by_card(output, [given for _, given in rows])
+    said = _said_by_card(output, [given for _, given in rows] if answers else None)
     if answers:
         _compare_loaded(ours, recorded)
         _compare_card(said, recorded)
@@ -232,17 +232,19 @@ def _is_close_call(recorded: dict[str, list[Any]], row: int) -> bool:
     return bool(first - second < SAME_PROBABILITY)
 
 
-def _said_by_card(output: Path, rows: list[Any]) -> list[str]:
-    """What the code that the card prints says of each row, run in the results folder."""
+def _said_by_card(output: Path, rows: list[Any] | None) -> list[str]:
+    """What the code that the card prints says of each row, run in the results folder; or of what the card has."""
     code = (output / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-    lines = code.splitlines(keepends=True)
-    (given,) = [i for i, line in enumerate(lines) if "# yours" in line]
-    name, rest = lines[given].split(" = ")[0], "".join(lines[given + 1 :])
     names: dict[str, Any] = {}
     said: list[str] = []
-    with contextlib.chdir(output):
-        with contextlib.redirect_stdout(io.StringIO()):
-            exec("".join(lines[:given]), names)
+    with contextlib.chdir(output), contextlib.redirect_stdout(io.StringIO()):
+        if rows is None:
+            exec(code, names)
+            return said
+        lines = code.splitlines(keepends=True)
+        (given,) = [i for i, line in enumerate(lines) if "# yours" in line]
+        name, rest = lines[given].split(" = ")[0], "".join(lines[given + 1 :])
+        exec("".join(lines[:given]), names)
         for names[name] in rows:
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec(rest, names)
@@ -377,6 +379,8 @@ def prepare() -> None:
         importlib.import_module(task.adapter.partition(":")[0])
     for name in ("run", "load", "load_recipe"):
         getattr(tltasks, name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("peft.tuners.lora.bnb")  # which an adapter's first layer imports, for a second
 
 
 def quiet() -> None:

@@ -360,6 +360,19 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
+def save_whole(model: PreTrainedModel, folder: Path) -> None:
+    """Save a model; weights of a layer that has several names, as CoaT's have, once under each.
+
+    transformers knows of weights that are tied, and refuses others that are shared (5.24, modeling_utils.py).
+    """
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(f"{name}.")
+    again = tuple(name for of_module in names.values() for name in of_module[1:])
+    state = {k: t.clone() if k.startswith(again) else t for k, t in model.state_dict().items()} if again else None
+    model.save_pretrained(folder, state_dict=state)
+
+
 def load_saved(loader: ModelLoader, folder: Path, *, base: Checkpoint, config: PretrainedConfig) -> nn.Module:
     """The model that a user gets who loads `folder`: a plain one, or `base` with the adapter on it."""
     try:

@@ -30,7 +30,15 @@ from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import find_lora_targets, merged
-from tltasks.models.loading import ModelLoader, check_loaded, initialise_head, load_pretrained, load_saved, save_adapter
+from tltasks.models.loading import (
+    ModelLoader,
+    check_loaded,
+    initialise_head,
+    load_pretrained,
+    load_saved,
+    save_adapter,
+    save_whole,
+)
 from tltasks.models.trial import Run
 from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
 
@@ -269,7 +277,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         if adapter:
             save_adapter(model, folder)
         else:
-            merged(model).save_pretrained(folder)
+            save_whole(merged(model), folder)
 
     def reload(self, folder: Path) -> nn.Module:
         """The model as a user would load it from what `save` wrote."""

@@ -204,6 +204,9 @@ def read_image_config(
     """The checkpoint's configuration, with what the recipe changes in it and the image size that it asks for."""
     changes = plan.model.config if plan.stage.start == "checkpoint" else {}
     config = read_config(auto_class, source, changes=changes)
+    if arguments := getattr(config, "model_args", None):
+        # timm (1.0.31) writes the number of classes there, too, and the wrapper would give it twice (transformers 5.24)
+        config.model_args = {key: value for key, value in arguments.items() if key != "num_classes"}
     if plan.model.image_size is not None:
         set_image_size(config, plan.model.image_size)
     return config
