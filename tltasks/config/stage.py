@@ -255,6 +255,19 @@ class ClassStage(Stage[ModelT, DataT]):
 
     label_smoothing: Share = 0.0
     """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
+    class_weights: Literal["auto"] | dict[Name, PositiveFloat] | None = None
+    """Weight of each row in the loss by its class; classes that are not named have 1. auto: rows / (classes × rows of
+    the class), so that all classes weigh alike (King and Zeng, https://doi.org/10.1093/oxfordjournals.pan.a004868)."""
+    focal: PositiveFloat | None = None
+    """Exponent γ of the factor (1 − p)^γ on each row's loss, which takes weight from rows that are right already.
+    Source: Lin et al., https://arxiv.org/abs/1708.02002."""
+    sampling: Literal["rows", "balanced"] = "rows"
+    """balanced: an epoch has as many rows as ever, and of each class alike; those of a rare class come again."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
+        if self.loops and self.class_weights == "auto" and self.sampling == "balanced":
+            yield Conflict("`class_weights: auto` and `sampling: balanced` each make up for rare classes; keep one")
 
 
 class UnlabelledStage(Stage[ModelT, DataT]):

@@ -28,6 +28,25 @@ def plan_epoch(n_rows: int, *, batch_size: int, seed: int, epoch: int, least: in
     return _fill_last([order[i : i + batch_size] for i in range(0, n_rows, batch_size)], least)
 
 
+def balanced_rows(classes: Sequence[int], *, seed: int, epoch: int) -> Rows:
+    """As many rows as there are, of each class alike as far as that goes; a rare class's come again, in turn.
+
+    >>> drawn = balanced_rows([0, 0, 0, 0, 0, 1], seed=0, epoch=0)
+    >>> np.bincount(np.array([0, 0, 0, 0, 0, 1])[drawn]).tolist(), len(set(drawn.tolist()))
+    ([3, 3], 4)
+    """
+    random, kinds = np.random.default_rng((seed, epoch)), np.asarray(classes)
+    present = random.permutation(np.unique(kinds))
+    share, more = divmod(len(kinds), len(present))
+    drawn = []
+    for place, kind in enumerate(present.tolist()):
+        own = np.flatnonzero(kinds == kind)
+        wanted = share + (place < more)
+        turns = [random.permutation(own) for _ in range(-(-wanted // len(own)))]
+        drawn.append(np.concatenate(turns)[:wanted])
+    return np.sort(np.concatenate(drawn))
+
+
 def _fill_last(groups: list[Rows], least: int) -> list[Rows]:
     """Groups of which the last one has so many rows, too; it is part of the one before it where both have too few."""
     if len(groups) < 2 or len(groups[-1]) >= least:

@@ -319,6 +319,10 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """Size of each row for bucketing, or None when all are alike."""
         return None
 
+    def epoch_rows(self, rows: datasets.Dataset, *, epoch: int) -> datasets.Dataset:
+        """The rows that an epoch of training deals out, as many as there are; a function of (seed, epoch)."""
+        return rows
+
     @abstractmethod
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         """A batch for evaluation."""

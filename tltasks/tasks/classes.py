@@ -11,11 +11,12 @@ import unicodedata
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import datasets
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,9 +25,10 @@ from typing_extensions import TypeVar
 from tltasks.config.data import ClassData
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import ClassStage, ModelT
+from tltasks.data.batching import balanced_rows
 from tltasks.data.held_out import is_held_out
 from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
-from tltasks.errors import DataError
+from tltasks.errors import DataError, did_you_mean
 from tltasks.metrics.classification import classification
 from tltasks.metrics.neighbours import nearest_neighbours
 from tltasks.models.adapters import find_head, input_of, unwrap_model
@@ -42,6 +44,8 @@ SORTED_ROWS = (
     "A slice of rows that are sorted by class has few of them: `{}: 0.2` in data.splits holds a share out of train, "
     "of each class in proportion."
 )
+IMBALANCE = 10
+"""Times the rows of another class from which the commonest class is worth a word."""
 FEW_ROWS = "A share is held out here: of few rows it cannot have every class."
 
 
@@ -67,6 +71,8 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
 
     class_names: list[str]
     """In the order of the model's outputs."""
+    class_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
+    """Weight of a row of each class in the loss; None where all are 1."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -90,6 +96,8 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
                     f"and train has {len(learnt)}: nothing can be told by them. {advice}"
                 )
             notes[name] = [f"lacks {len(missing)} of the {len(learnt)} classes of train: {_some(missing)}. {advice}"]
+        if "train" in encoded and self.stage.trains and (line := self._imbalance(encoded["train"])):
+            notes["train"] = [line]
         alike: dict[str, list[str]] = {}
         for label in self.class_names:
             alike.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(repr(label))
@@ -100,6 +108,18 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
             )
             notes.setdefault(next(iter(encoded)), []).append(text)
         return notes
+
+    def _imbalance(self, train: EncodedSplit) -> str | None:
+        """A sentence on classes that have few rows beside the others."""
+        counts = Counter(self.references(train.rows)).most_common()
+        common, most = counts[0]
+        if most < IMBALANCE * counts[-1][1]:
+            return None
+        few = [f"{self.class_names[label]} ({n})" for label, n in reversed(counts) if most >= IMBALANCE * n]
+        text = f"classes are uneven: {self.class_names[common]} has {most:,} rows, {_some(few, 5)}"
+        handled = self.stage.class_weights or self.stage.sampling == "balanced" or not self.stage.loops
+        advice = "" if handled else "; `class_weights: auto` or `sampling: balanced` makes up for it"
+        return f"{text}. Look at macro-F1 beside accuracy{advice}."
 
     # -------------------------------------------------------------------------------------- model
 
@@ -144,8 +164,27 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         return {"logits": self.logits(model, batch)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits = self.logits(model, batch)
+        if self.class_weights is not None or self.stage.focal is not None:
+            return self.row_losses(logits, batch["labels"]).mean()
+        return functional.cross_entropy(logits, batch["labels"], label_smoothing=self.stage.label_smoothing)
+
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of each row, [rows], with the weight of its class. Their mean is over rows, not over weights, so that a
+        step's gradient is on average that of the weighted loss, however its rows are split."""
         smoothing = self.stage.label_smoothing
-        return functional.cross_entropy(self.logits(model, batch), batch["labels"], label_smoothing=smoothing)
+        losses = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        if self.stage.focal is not None:
+            right = logits.softmax(-1).gather(1, labels.unsqueeze(1)).squeeze(1)
+            losses = losses * (1 - right) ** self.stage.focal
+        if self.class_weights is not None:
+            losses = losses * torch.tensor(self.class_weights, device=logits.device)[labels]
+        return losses
+
+    def epoch_rows(self, rows: datasets.Dataset, *, epoch: int) -> datasets.Dataset:
+        if self.stage.sampling == "rows":
+            return rows
+        return rows.select(balanced_rows(self.references(rows), seed=self.seed, epoch=epoch))
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         return as_predictions(self.probabilities(self.logits(model, batch)).cpu().numpy())
@@ -215,6 +254,26 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
             )
             for i in wrong[:SHOWN_MISTAKES]
         ]
+
+
+def weights_of(stage: ClassStage, train: Counter[str] | None, class_names: list[str]) -> tuple[float, ...] | None:
+    """Weights of the classes, as a stage asks for them; `train` counts the training rows of each.
+
+    Raises DataError for the name of a class that there is not.
+    """
+    asked = stage.class_weights
+    if asked is None or train is None:
+        return None
+    if asked == "auto":
+        n_rows, present = train.total(), sum(1 for name in class_names if train[name])
+        return tuple(n_rows / (present * train[name]) if train[name] else 1.0 for name in class_names)
+    for name in asked:
+        if name not in class_names:
+            raise DataError(
+                f"class_weights: no class is called {name!r}{did_you_mean(name, class_names) or '.'} "
+                f"There are: {_some(class_names)}."
+            )
+    return tuple(asked.get(name, 1.0) for name in class_names)
 
 
 def as_predictions(probabilities: NDArray[np.float32]) -> list[Prediction]:

@@ -156,6 +156,8 @@ class _Training:
             model, stage, head=job.head, new_head=job.new_head, total_steps=job.total_steps
         )
         self.progress = self._resume()
+        self.rows = job.rows
+        """Those of the epoch, which numbers in a step's rows are places among."""
 
     # ------------------------------------------------------------------------------------------ a step
 
@@ -168,11 +170,12 @@ class _Training:
         epoch, start = divmod(self.progress.step, job.steps_per_epoch)
         drawn = {"seed": job.seed, "epoch": epoch, "least": self.least}
         plan = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, **drawn)[start:]
-        divide = _divider(accelerator, job, halvings=self.progress.halvings, least=self.least)
+        self.rows = job.task.epoch_rows(job.rows, epoch=epoch)
+        divide = _divider(accelerator, job, self.rows, halvings=self.progress.halvings, least=self.least)
         divided = [divide(rows) for rows in plan]
         pieces = [own or [rows[: self.least]] for own, rows in zip(divided, plan, strict=True)]
         batches = read_batches(
-            partial(job.task.collate_train, job.rows, epoch=epoch),
+            partial(job.task.collate_train, self.rows, epoch=epoch),
             [piece for of_step in pieces for piece in of_step],
             workers=job.workers,
             pin_memory=accelerator.device.type == "cuda",
@@ -240,7 +243,7 @@ class _Training:
     def _not_finite(self, what: str, rows: Rows, more: str = "") -> TrainingError:
         saved = self.job.checkpoints.steps()
         left = f"The last checkpoint, {saved[-1]}, is whole." if saved else "No checkpoint is saved yet."
-        named = ", ".join(map(str, self.job.rows[rows[:8].tolist()]["row"]))
+        named = ", ".join(map(str, self.rows[rows[:8].tolist()]["row"]))
         return TrainingError(
             f"stage {self.job.name}: {what} at step {self.progress.step + 1}, rows {named}"
             f"{f', … ({len(rows)})' if len(rows) > 8 else ''}. Lower learning_rate, or use precision: fp32{more}. "
@@ -380,7 +383,9 @@ def least_rows(job: Job, model: nn.Module) -> int:
     )
 
 
-def _divider(accelerator: Accelerator, job: Job, *, halvings: int, least: int) -> Callable[[Rows], list[Rows]]:
+def _divider(
+    accelerator: Accelerator, job: Job, rows: datasets.Dataset, *, halvings: int, least: int
+) -> Callable[[Rows], list[Rows]]:
     """A function from a step's rows to the micro-batches of this process, of which there may be none."""
     stage, world = job.stage, accelerator.num_processes
     share = math.ceil(stage.batch_size / world)
@@ -391,7 +396,7 @@ def _divider(accelerator: Accelerator, job: Job, *, halvings: int, least: int) -
         world=world,
         rank=accelerator.process_index,
         max_rows=max_rows,
-        lengths=job.task.lengths(job.rows),
+        lengths=job.task.lengths(rows),
         budget=budget if stage.micro_batch == "auto" else None,
         rows_per_loss=stage.rows_per_loss,
         least=least,
@@ -417,7 +422,7 @@ def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> fl
     model.to(accelerator.device)
     least = least_rows(job, model)
     first = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0, least=least)[0]
-    rows = (_divider(accelerator, job, halvings=0, least=least)(first) or [first[:least]])[0].tolist()
+    rows = (_divider(accelerator, job, job.rows, halvings=0, least=least)(first) or [first[:least]])[0].tolist()
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
     seconds = 0.0
     for _ in range(2):

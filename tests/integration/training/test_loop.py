@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
@@ -39,6 +41,50 @@ def test_a_step_does_not_depend_on_its_micro_batches(
 ) -> None:
     run_recipe(exact, tmp_path / "run", f"stages.0.micro_batch={micro_batch}")
     assert largest_difference(whole, weights(tmp_path / "run")) < 1e-6
+
+
+UNEVEN = ("stages.0.class_weights=auto", "stages.0.focal=2", "stages.0.augment={mixup: 0.4, flip: true}")
+BALANCED = ("stages.0.sampling=balanced", "stages.0.class_weights={red: 3}", "stages.0.augment={flip: true, crop: 0.5}")
+
+
+@pytest.mark.parametrize("keys", [UNEVEN, BALANCED], ids=["weights", "sampling"])
+def test_weights_and_sampling_of_classes_do_not_depend_on_micro_batches_and_resume(
+    tiny: Path, tmp_path: Path, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = uneven(tiny, tmp_path)
+    trained = {}
+    for size in (8, 3):
+        run_recipe(recipe, tmp_path / f"run-{size}", f"stages.0.micro_batch={size}", *keys)
+        trained[size] = weights(tmp_path / f"run-{size}")
+    assert largest_difference(trained[8], trained[3]) < 1e-6
+    run_recipe(recipe, tmp_path / "plain", "stages.0.micro_batch=8", *keys[-1:])
+    assert largest_difference(trained[8], weights(tmp_path / "plain")) > 1e-4
+    polls: list[int] = []
+
+    @contextlib.contextmanager
+    def stop_in_fifth_step() -> Any:
+        yield lambda: polls.append(0) or len(polls) >= 5
+
+    monkeypatch.setattr("tltasks.runtime.devices.stop_on_signals", stop_in_fifth_step)
+    with pytest.raises(Interrupted, match="after step 5 of 6"):
+        run_recipe(recipe, tmp_path / "run", "stages.0.micro_batch=8", *keys)
+    monkeypatch.undo()
+    run_recipe(recipe, tmp_path / "run", "stages.0.micro_batch=8", *keys, resume=True)
+    assert equal(trained[8], weights(tmp_path / "run"))
+
+
+def uneven(tiny: Path, folder: Path) -> Path:
+    """A recipe of six steps over 28 rows of one class and four of each other."""
+    train = datasets.Dataset.from_parquet(str(tiny / "data" / "train.parquet"))
+    labels = train["label"]
+    kept = [i for i, label in enumerate(labels) if label == labels[0] or labels[:i].count(label) < 4]
+    common = [i for i in kept if labels[i] == labels[0]]
+    (folder / "data").mkdir()
+    for split in ("validation", "test"):
+        shutil.copy(tiny / "data" / f"{split}.parquet", folder / "data")
+    train.select(kept + common[: 28 - len(common)]).to_parquet(str(folder / "data" / "train.parquet"))
+    stage = (STAGE % ", keep: last").replace("steps: 4", "steps: 6")
+    return write_recipe(folder / "r.yaml", tiny / "vit", Path("data"), stage=stage)
 
 
 def test_the_split_would_be_seen(exact: Path, whole: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -359,6 +359,9 @@ stages:
     data: {name: u/v, splits: {validation: {share: 0.1, group: g}, test: {share: 0.1, ordered_by: d}}}
     augment: {flip: true, crop: 0.5, randaugment: {ops: 1, magnitude: 3}, erase: 0.5, mixup: 0.5, cutmix: 1}
     label_smoothing: 0.5
+    class_weights: {x: 2.0}
+    focal: 2.0
+    sampling: balanced
   - {stage: finetune, start: previous, adapt: full, freeze: ["a*"], steps: 3, learning_rate: 1, keep: best}
   - {stage: finetune, start: previous, l2_sp: {alpha: 1, beta: 2}, unfreeze_epochs: 1, steps: 3, learning_rate: 1}
   - {stage: finetune, interpolate: {alphas: [0.5]}, model: {name: x/y, prompts: ["a {}"]}, steps: 3, learning_rate: 1}
@@ -532,6 +535,9 @@ CHANGED = {
     **dict.fromkeys(("targets", "freeze", "language"), "[x]"),
     **dict.fromkeys(("full", "head", "bitfit"), "{}"),
     "init": "gaussian",
+    "class_weights": "{x: 2.5}",
+    "focal": "2.5",
+    "sampling": "balanced",
     "alphas": "[0.25]",
     **dict.fromkeys(("l2_sp.alpha", "beta", "unfreeze_epochs"), "0.375"),
     "prompts": "['other {}']",

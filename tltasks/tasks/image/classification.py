@@ -22,7 +22,7 @@ from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.image import ImageData, ImageModel, ImageStage
 from tltasks.data.corruptions import corrupt_image, corrupt_rows
 from tltasks.data.splits import Columns, Split
-from tltasks.errors import CheckpointError, DataError
+from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import relabel
 from tltasks.models.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images
 from tltasks.models.loading import ModelLoader
@@ -36,6 +36,7 @@ from tltasks.tasks.classes import (
     classes_of,
     count_classes,
     train_classes,
+    weights_of,
 )
 from tltasks.tasks.image.augmentation import ImageAugmentation, apply_mix, draw_mix
 from tltasks.tasks.image.decoding import to_png
@@ -108,7 +109,10 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
         else:
             preprocessing = open_preprocessing(source, config, image_size=plan.model.image_size)
         texts = PromptClassifier.open(source, config, class_names) if by_text else None
-        return cls(plan, source, config, seed, class_names, preprocessing, texts)
+        weights = weights_of(plan.stage, found.get("train"), class_names)
+        if by_text and (weights or plan.stage.focal):
+            raise RecipeError("`class_weights` and `focal` are for a head, not for prompts; use `sampling: balanced`.")
+        return cls(plan, source, config, seed, class_names, preprocessing, texts, class_weights=weights)
 
     # -------------------------------------------------------------------------------------- model
 
@@ -218,10 +222,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
         logits = self.logits(model, batch)
         if self.texts is not None:
             return self.texts.loss(logits, _soft_targets(batch, logits.shape[1], smoothing=smoothing))
-        own, partner = (
-            functional.cross_entropy(logits, batch[key], label_smoothing=smoothing, reduction="none")
-            for key in ("labels", "partner_labels")
-        )
+        own, partner = (self.row_losses(logits, batch[key]) for key in ("labels", "partner_labels"))
         return (own * batch["own_share"] + partner * (1 - batch["own_share"])).mean()
 
     def onnx_input(self) -> OnnxInput:

@@ -38,6 +38,7 @@ from tltasks.tasks.classes import (
     classes_of,
     count_classes,
     train_classes,
+    weights_of,
 )
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, token_counts, token_room
 from tltasks.tasks.text.reading import PLAIN, Reading, find_reading, inputs_beside, made_up_texts, no_cache
@@ -115,7 +116,9 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         _set_padding(config, tokenizer, source)
         beside = inputs_beside(tokenizer, source)
         room = token_room(config, tokenizer, plan.data.max_tokens, with_data=bool(splits), name=source.display_name)
-        return cls(plan, source, config, seed, class_names, tokenizer, room, zero_shot, beside)
+        weights = weights_of(plan.stage, found.get("train"), class_names)
+        rest = (tokenizer, room, zero_shot, beside)
+        return cls(plan, source, config, seed, class_names, *rest, class_weights=weights)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """The shares of texts that are longer than what is read of them, and of characters that are unknown."""
