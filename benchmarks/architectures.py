@@ -41,6 +41,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.small_checkpoints.page import render  # noqa: E402
+
+PAGE = ROOT / "docs" / "architectures.md"
 RESULTS = ROOT / "benchmarks" / "results" / "architectures.json"
 MODULES = ("images", "speech", "summaries", "decoders", "texts", "unlabelled")
 MAIN = ("full", "head", "probe", "lora", "dora", "ia3", "bitfit")
@@ -255,12 +258,16 @@ def main() -> int:
     parser.add_argument("--methods", metavar="METHOD", nargs="+", default=list(MAIN), help="`all`, or some by name")
     parser.add_argument("--jobs", type=int, default=1, help="checkpoints that are tried at a time")
     parser.add_argument("--summary", action="store_true", help="show what is recorded, and try nothing")
+    parser.add_argument("--page", action="store_true", help="write docs/architectures.md, and try nothing")
     parser.add_argument("--dry-run", action="store_true", help="record nothing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     whole = read(arguments.results)
+    if arguments.page:
+        PAGE.write_text(render(whole), encoding="utf-8")
+    told = arguments.summary or arguments.page
     tried: Rows = {}
-    for small, rows in [] if arguments.summary else sweep(wanted_rows(arguments, whole["tasks"]), jobs=arguments.jobs):
+    for small, rows in [] if told else sweep(wanted_rows(arguments, whole["tasks"]), jobs=arguments.jobs):
         there = whole["tasks"].setdefault(small.task, {}).setdefault(small.name, {})
         if "all" in rows or "all" in there:
             there.clear()
@@ -272,7 +279,7 @@ def main() -> int:
         if not arguments.dry_run:
             whole["versions"] = versions()
             write(arguments.results, whole)
-    shown = whole["tasks"] if arguments.summary else tried
+    shown = whole["tasks"] if told else tried
     print(summary(shown))
     return int(any(row["outcome"] == "fails" for of in shown.values() for rows in of.values() for row in rows.values()))
 

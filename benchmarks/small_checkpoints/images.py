@@ -180,10 +180,16 @@ def _save(model_type: str, architecture: str, folder: Path) -> None:
         {"height": height, "width": width}
     ).save_pretrained(folder)
     build: Callable[[PretrainedConfig], Any] = getattr(transformers, architecture)
-    config = next(
-        (smaller for smaller in smaller_configs(config) if _runs(build, config, smaller, height, width)), config
-    )
+    smaller = (_with_own_stages(smaller) for smaller in smaller_configs(config))
+    config = next((found for found in smaller if _runs(build, config, found, height, width)), config)
     _save_weights(lambda: build(config), config, folder)
+
+
+def _with_own_stages(config: PretrainedConfig) -> PretrainedConfig:
+    """The same with names of its stages that fit its depth."""
+    named = {"stage_names", "out_features", "out_indices"}
+    found: PretrainedConfig = type(config).from_dict({k: v for k, v in config.to_dict().items() if k not in named})
+    return found
 
 
 def _runs(

@@ -7,6 +7,7 @@ then `tltasks.load` answers for the test rows, and so does the code that the car
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import importlib
 import io
@@ -41,6 +42,8 @@ ROUNDING = 1e-5
 """Share of the largest output below which two outputs are the same number in fp32."""
 LEAST_EFFECT = 1e-3
 """Share of the outputs that training has to change for a row to say anything."""
+MOST_STILL = 0.5
+"""Share of the trained tensors that may stay as they are: behind a unit that no row wakes there is no gradient."""
 SAME_PROBABILITY = 2e-3
 """The card prints three digits of probabilities, and pictures are resized to whole numbers."""
 
@@ -275,6 +278,8 @@ class _Watch:
     def __init__(self) -> None:
         self.trained = False
         self.numbers: dict[str, Any] = {}
+        self._still: list[str] = []
+        self._rounding = False
         self._before: dict[str, torch.Tensor] = {}
         self._outputs: list[dict[str, torch.Tensor]] = []
         self._effect = 0.0
@@ -294,7 +299,8 @@ class _Watch:
 
         def watched_train(context: Any, stage: Any, built: Any) -> Any:
             self.numbers["parameters"] = sum(p.numel() for p in built.model.parameters())
-            without = stages._outputs(context, stage, built.model)
+            # Of a copy: some models keep tensors of their first pass (BEiT), and here these are none to train with.
+            without = stages._outputs(context, stage, copy.deepcopy(built.model))
             result = train(context, stage, built)
             model = result[0]
             if is_adapted(model) and not model.active_peft_config.is_prompt_learning:
@@ -321,11 +327,13 @@ class _Watch:
     def _look_at_weights(self, model: nn.Module) -> None:
         now = dict(model.named_parameters())
         unreached = [name for name in self._before if not now[name].requires_grad]
-        still = [n for n, p in self._before.items() if now[n].requires_grad and torch.equal(p, now[n].detach().cpu())]
+        self._still = [
+            n for n, p in self._before.items() if now[n].requires_grad and torch.equal(p, now[n].detach().cpu())
+        ]
         if self._before:
             self.numbers |= {"trained": len(self._before), "without_gradient": len(unreached)}
-        if still:
-            self.numbers |= {"still": len(still), "such_as": still[0]}
+        if self._still:
+            self.numbers["still"] = len(self._still)
 
     def compare_saved(self, folder: Path) -> None:
         """Outputs of the model that is loaded from a folder against those of the trained one, before any merging."""
@@ -342,8 +350,8 @@ class _Watch:
             raise Fault(f"training changes the outputs by {effect} of the largest: next to nothing")
         if error is None or (error > MERGED_WITHIN and not self._rounding):
             raise Fault(f"saved and loaded, the outputs differ by {error} of what was learnt")
-        if self.numbers.get("still"):
-            raise Fault(f"{self.numbers['still']} trained weights do not move, such as {self.numbers['such_as']}")
+        if self._still and len(self._still) > MOST_STILL * len(self._before):
+            raise Fault(f"{len(self._still)} trained weights do not move, such as {self._still[0]}")
 
 
 @contextlib.contextmanager
