@@ -204,7 +204,7 @@ def source_probabilities(
     missing = any(key.startswith(f"{head}.") for key in loaded["missing_keys"])
     if missing or not isinstance(linear, nn.Linear) or linear.in_features != features.shape[1]:
         return None
-    with torch.inference_mode():
+    with torch.no_grad():
         theta: Floats = linear(torch.from_numpy(features)).double().softmax(1).numpy()
     return theta
 

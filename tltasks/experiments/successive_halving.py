@@ -54,7 +54,7 @@ def zero_shot_loss(recipe: Recipe, output: Path) -> Estimated:
     nats = 0.0
     for i in range(len(rows)):
         batch = send_to_device(task.collate_train(rows, [i], epoch=0), context.accelerator.device)
-        with torch.inference_mode(), context.accelerator.autocast():
+        with torch.no_grad(), context.accelerator.autocast():
             nats += float(task.loss(model, batch)) * float(task.num_targets(batch))
     characters = sum(map(len, task.target_texts(rows)))
     return Estimated(-nats / max(1, characters), time.perf_counter() - started)

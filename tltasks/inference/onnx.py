@@ -112,7 +112,7 @@ def _write(model: _Function, about: OnnxInput, path: Path, *, display_name: str)
     if 0 in about.free_axes:
         example = torch.cat([example, example])  # a size of one is taken for a constant
     try:
-        with _quiet(), torch.inference_mode():
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -150,7 +150,7 @@ def compare(model: nn.Module, path: Path, values: Sequence[Tensor]) -> Parity:
     name = session.get_inputs()[0].name
     largest, same = 0.0, 0
     for value in values:
-        with torch.inference_mode():
+        with torch.no_grad():
             wanted: NDArray[np.float32] = model(value).numpy()
         found: NDArray[np.float32] = session.run(None, {name: value.numpy()})[0]
         largest = max(largest, float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-9)))

@@ -109,7 +109,7 @@ def has_plain_head(model: PreTrainedModel, inputs: Inputs, targets: Tensor) -> b
     if model.get_output_embeddings() is None:
         return False
     trained = model.training
-    with torch.inference_mode():
+    with torch.no_grad():
         model.eval()
         whole = mean_loss(model, inputs, targets, chunked=False)
         try:

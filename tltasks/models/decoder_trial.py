@@ -99,7 +99,7 @@ def _small_first(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 def _at_rest(model: PreTrainedModel) -> Iterator[None]:
     training = model.training
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             model.eval()
             yield
     finally:

@@ -78,7 +78,9 @@ def _for_each_row(
         piece = pieces[0]
         try:
             for piece, batch in zip(pieces, batches, strict=True):
-                with torch.inference_mode(), accelerator.autocast():
+                # Not in inference mode: BEiT keeps a tensor of its first pass for all models of the process, and could
+                # train none of them then (transformers 5.24, modeling_beit.py).
+                with torch.no_grad(), accelerator.autocast():
                     values = function(send_to_device(batch, accelerator.device))
                 for row, value in zip(piece.tolist(), values, strict=True):
                     found[row] = value
@@ -163,7 +165,7 @@ def forward_outputs(accelerator: Processes, task: TaskBase, model: nn.Module, ro
     model.to(accelerator.device).eval()
     found: list[Outputs] = []
     # cuDNN's convolutions round to TF32 otherwise.
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for row in range(len(rows)):
             batch = send_to_device(task.collate_outputs(rows, [row]), accelerator.device)
             found.append({name: values.float().cpu() for name, values in task.outputs(model, batch).items()})

@@ -34,7 +34,9 @@ class Sums:
         return {"x": torch.nn.utils.rnn.pad_sequence([torch.tensor(v) for v in rows[indices]["x"]], batch_first=True)}
 
     def predict(self, model: nn.Module, batch: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
+        # Some models keep tensors of a pass for all models of the process, and none of these could be trained then.
+        assert not torch.is_inference_mode_enabled()
         assert not model.training
         if self.memory is not None and batch["x"].numel() > self.memory:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

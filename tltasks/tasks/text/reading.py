@@ -92,7 +92,7 @@ def find_reading(
     said = f"model {display_name}: {type(model).__name__}"
     training = {module: module.training for module in model.modules()}
     try:
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             model.eval()
             reading = _find(answer, range(texts), trains=trains, said=said)
             if trains:

@@ -302,6 +302,16 @@ def test_zero_shot_evaluates_the_untouched_checkpoint(tmp_path: Path) -> None:
     assert result.headline.stage == "zero_shot"
 
 
+def test_a_model_is_trained_after_another_of_its_kind_was_evaluated(tmp_path: Path) -> None:
+    # BEiT keeps the places of its patches for all models of the process (transformers 5.24, modeling_beit.py), by the
+    # number of patches: one that no other test has here.
+    save_model(tmp_path / "beit", "beit", labels=list(COLOURS))
+    save_data(tmp_path / "data", rows=6)
+    stages = "{stage: zero_shot}\n  - {stage: finetune, steps: 1, batch_size: 4, learning_rate: 1e-3}"
+    recipe = write_recipe(tmp_path / "r.yaml", Path("beit, image_size: 48"), Path("data"), stage=stages)
+    assert run_recipe(recipe, tmp_path / "run").stages[1].training.steps == 1
+
+
 def test_folders_of_pictures_are_classes(zoo: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split, count in {"train": 6, "test": 3}.items():
