@@ -1,18 +1,19 @@
 """What is loaded, interpolated and drawn anew, against transformers' own."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
 
 from tests.tiny.images import CONFIGS, SIZE, save_model
 from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_head, relabel
-from tltasks.models.loading import _resize_absolute, check_loaded, initialise_head, load_pretrained
+from tltasks.models.loading import _resize_absolute, check_loaded, initialise_head, load_pretrained, save_whole
 from tltasks.results.result import Provenance
 from tltasks.tasks.image.preprocessing import set_image_size
 
@@ -164,3 +165,29 @@ def test_a_new_head_is_drawn_from_the_seed_and_nothing_else_moves(zoo: Path, nam
     assert all(torch.equal(drawn[0][k], drawn[1][k]) for k in before)
     assert any(not torch.equal(drawn[0][k], drawn[2][k]) for k in moved)
     assert all(v.isfinite().all() for v in drawn[0].values() if v.is_floating_point())
+
+
+class _Twice(PreTrainedModel):
+    """One layer under two names, as CoaT has them, and an embedding that is tied as transformers knows it."""
+
+    config_class = PretrainedConfig
+    _tied_weights_keys: ClassVar = {"out.weight": "into.weight"}
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)
+        self.into, self.out = torch.nn.Embedding(3, 2), torch.nn.Linear(2, 3, bias=False)
+        self.one = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        self.other = self.one
+        self.post_init()
+
+
+def test_a_layer_with_two_names_is_saved_under_both(tmp_path: Path) -> None:
+    model = _Twice(PretrainedConfig(tie_word_embeddings=True))
+    with pytest.raises(RuntimeError, match="shared tensors"):
+        model.save_pretrained(tmp_path)
+    save_whole(model, tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == {"into.weight", "one.0.weight", "one.0.bias", "other.0.weight", "other.0.bias"}
+    again = _Twice.from_pretrained(tmp_path)
+    assert again.one is again.other
+    assert torch.equal(again.one[0].weight, model.one[0].weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import peft
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -310,6 +312,17 @@ def test_a_model_is_trained_after_another_of_its_kind_was_evaluated(tmp_path: Pa
     stages = "{stage: zero_shot}\n  - {stage: finetune, steps: 1, batch_size: 4, learning_rate: 1e-3}"
     recipe = write_recipe(tmp_path / "r.yaml", Path("beit, image_size: 48"), Path("data"), stage=stages)
     assert run_recipe(recipe, tmp_path / "run").stages[1].training.steps == 1
+
+
+def test_what_timm_saves_is_opened(tmp_path: Path) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=32, embed_dim=24, depth=2, num_heads=2)
+    timm.models.save_for_hf(model, tmp_path / "vit", safe_serialization=True)
+    assert json.loads((tmp_path / "vit" / "config.json").read_text())["model_args"]["num_classes"] == 5
+    save_data(tmp_path / "data", rows=6)
+    stage = "{stage: transfer, steps: 1, batch_size: 4, learning_rate: 1e-3}"
+    run_recipe(write_recipe(tmp_path / "r.yaml", Path("vit"), Path("data"), stage=stage), tmp_path / "run")
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "model")
+    assert loaded.timm_model.num_classes == len(COLOURS)
 
 
 def test_folders_of_pictures_are_classes(zoo: Path, tmp_path: Path) -> None:
