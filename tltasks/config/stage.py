@@ -178,6 +178,7 @@ class Stage(Section, Generic[ModelT, DataT]):
                 "model",
                 "data",
                 "metrics",
+                "metric",
                 *({"l2"} if self.stage == "probe" else set()),
             }
         useless = {"l2", *({"momentum"} if self.optimizer != "sgd" else ()), *({"weight_decay"} if self.l2_sp else ())}
@@ -261,6 +262,9 @@ class ClassStage(Stage[ModelT, DataT]):
     focal: PositiveFloat | None = None
     """Exponent γ of the factor (1 − p)^γ on each row's loss, which takes weight from rows that are right already.
     Source: Lin et al., https://arxiv.org/abs/1708.02002."""
+    metric: Literal["accuracy", "macro_f1", "balanced_accuracy"] | None = None
+    """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset:
+    accuracy."""
     sampling: Literal["rows", "balanced"] = "rows"
     """balanced: an epoch has as many rows as ever, and of each class alike; those of a rare class come again."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tltasks.metrics.arrays import Floats, Ints
 
@@ -44,6 +45,30 @@ def classification(
         **confusions(chosen, references, class_names),
     }
     return values, details
+
+
+def class_row_scores(metric: str, chosen: Ints, references: Ints) -> NDArray[np.float64]:
+    """Each row's part in a metric, [rows, 2]: a numerator and 1, whose mean over rows is the metric.
+
+    Macro-F1 and balanced accuracy are no means over rows; there a row's part is the metric and the row's influence on
+    it, whose spread is that of the metric (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, §22.6).
+    Macro-F1 is over the classes that occur, balanced accuracy over those that rows have.
+
+    >>> chosen, references = np.array([0, 0, 0, 1, 0]), np.array([0, 0, 0, 1, 1])
+    >>> [class_row_scores(m, chosen, references).mean(0).round(3).tolist() for m in ("balanced_accuracy", "macro_f1")]
+    [[0.75, 1.0], [0.762, 1.0]]
+    """
+    n_rows, right = len(references), chosen == references
+    if metric == "accuracy":
+        return np.stack([right.astype(np.float64), np.ones(n_rows)], axis=1)
+    occur, at = np.unique(np.concatenate([chosen, references]), return_inverse=True)
+    guess, true = (np.eye(len(occur))[part] for part in (at[:n_rows], at[n_rows:]))
+    both = guess * true
+    sizes, hits = (true, both) if metric == "balanced_accuracy" else (guess + true, 2 * both)
+    has_rows = sizes.sum(0) > 0
+    shares = hits.sum(0)[has_rows] / sizes.sum(0)[has_rows]
+    influence = (hits[:, has_rows] - shares * sizes[:, has_rows]) / sizes[:, has_rows].mean(0)
+    return np.stack([shares.mean() + influence.mean(1), np.ones(n_rows)], axis=1)
 
 
 def confusions(chosen: Ints, references: Ints, class_names: list[str]) -> dict[str, object]:

@@ -29,7 +29,7 @@ from tltasks.data.batching import balanced_rows
 from tltasks.data.held_out import is_held_out
 from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import DataError, did_you_mean
-from tltasks.metrics.classification import classification
+from tltasks.metrics.classification import class_row_scores, classification
 from tltasks.metrics.neighbours import nearest_neighbours
 from tltasks.models.adapters import find_head, input_of, unwrap_model
 from tltasks.results.result import ReportExample, Score
@@ -53,7 +53,6 @@ FEW_ROWS = "A share is held out here: of few rows it cannot have every class."
 class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     """A model that gives each row a probability for each class."""
 
-    headline: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
     top_score: ClassVar[float | None] = 1.0
     label: ClassVar[str | None] = "label"
@@ -73,6 +72,10 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     """In the order of the model's outputs."""
     class_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
     """Weight of a row of each class in the loss; None where all are 1."""
+
+    @property
+    def headline(self) -> str:
+        return self.stage.metric or "accuracy"
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -208,13 +211,16 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         return [int(label) for label in rows["label"]]
 
     def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
-        correct = [float(p["prediction"] == r) for p, r in zip(predictions, references, strict=True)]
-        return np.stack([np.array(correct), np.ones(len(correct))], axis=1)
+        chosen = np.array([p["prediction"] for p in predictions])
+        return class_row_scores(self.headline, chosen, np.array(references))
 
     def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
         probabilities = np.stack([p["probabilities"] for p in predictions])
         values, details = classification(probabilities, np.array(references), self.class_names)
-        interval = self.interval(self.row_scores(predictions, references), intervals=intervals)
+        row_scores = self.row_scores(predictions, references)
+        low, high = self.interval(row_scores, intervals=intervals)
+        interval = max(low, 0.0), min(high, 1.0)  # an influence may lead beyond
+        values = {self.headline: float(row_scores[:, 0].mean()), **values}
         return Score(values, self.headline, interval, details)
 
     def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:

@@ -328,3 +328,18 @@ def test_what_a_callback_raises_ends_a_run_that_can_go_on(tiny: Path, tmp_path: 
     assert [it.step for it in seen] == list(range(7, 13))
     assert result.best.training is not None
     assert result.best.training.steps == 12
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy"])
+def test_another_metric_decides_and_is_what_all_compare_by(tiny: Path, tmp_path: Path, metric: str) -> None:
+    result = run_recipe(tiny / "recipe.yaml", tmp_path / "run", f"stages.0.metric={metric}", "stages.0.epochs=1")
+    stage = result.stages[0]
+    score = stage.metrics["test"]
+    assert result.headline.metric == score.headline == metric
+    assert next(iter(score.values)) == metric
+    assert score.ci95[0] <= score.values[metric] <= score.ci95[1]
+    assert all(one.headline == metric for by_split in stage.baselines.values() for one in by_split.values())
+    evaluated = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["split"] == "validation"]
+    assert stage.training is not None
+    assert stage.training.best_value == pytest.approx(max(row[metric] for row in evaluated))
+    assert metric.replace("_", " ") in (tmp_path / "run" / "report.html").read_text().lower().replace("_", " ")

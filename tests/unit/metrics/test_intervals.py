@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from tltasks.metrics import paired_difference, score_interval, wilson
+from tltasks.metrics.classification import class_row_scores
 
 Floats = NDArray[np.float64]
 SIZES = (10, 20, 30, 60, 100, 300, 1000)
@@ -162,3 +164,24 @@ def test_where_rows_cannot_tell_there_is_no_interval() -> None:
         paired_difference(ones(np.full(9, 2.0)), ones(np.full(9, 2.0)), most=None),
     ):
         assert np.isnan(found).all()
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy"])
+@pytest.mark.parametrize("shares", [(0.4, 0.3, 0.3), (0.9, 0.06, 0.04)])
+def test_metrics_that_are_no_means_have_intervals_that_hold_them(metric: str, shares: tuple[float, ...]) -> None:
+    """95 % of 400 samples of 200 rows, give or take; a class of four rows alone would have 85 %."""
+    rng, right = np.random.default_rng(0), np.array([[0.9, 0.06, 0.04], [0.3, 0.6, 0.1], [0.3, 0.1, 0.6]])
+    whole = np.array(shares)[:, None] * right
+    f1 = np.mean([2 * whole[i, i] / (whole[i].sum() + whole[:, i].sum()) for i in range(3)])
+    true = f1 if metric == "macro_f1" else right.diagonal().mean()
+    held = 0
+    for _ in range(400):
+        references = rng.choice(3, 200, p=shares)
+        chosen = (rng.random((200, 1)) > right.cumsum(1)[references]).sum(1)
+        rows = class_row_scores(metric, chosen, references)
+        sklearn = f1_score if metric == "macro_f1" else balanced_accuracy_score
+        keys = {"average": "macro"} if metric == "macro_f1" else {}
+        assert rows[:, 0].mean() == pytest.approx(sklearn(references, chosen, **keys))
+        low, high = score_interval(rows, most=1.0)
+        held += low <= true <= high
+    assert 0.92 <= held / 400 <= 0.98

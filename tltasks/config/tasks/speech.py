@@ -100,6 +100,9 @@ class SpeechAugment(Section):
 
 
 class SpeechStage(Stage[SpeechModel, SpeechData]):
+    metric: Literal["wer", "cer"] | None = None
+    """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset: wer, or
+    cer of scripts without spaces."""
     augment: SpeechAugment = SpeechAugment()
 
 

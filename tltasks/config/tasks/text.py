@@ -108,6 +108,9 @@ class UnlabelledTextData(Data):
 
 class TextStage(Stage[TextModel, TextData]):
     label_smoothing: Share = 0.0
+    metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
+    """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset:
+    rouge1."""
     """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
     packing: bool = True
     """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""

@@ -126,7 +126,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     @property
     def headline(self) -> str:
-        return "wer" if self.spaced else "cer"
+        return self.stage.metric or ("wer" if self.spaced else "cer")
 
     # -------------------------------------------------------------------------------------- model
 
@@ -355,7 +355,8 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         )
 
     def _of_headline(self, counts: RowScores) -> RowScores:
-        return np.stack([counts[:, :3].sum(1), counts[:, 3]], axis=1) if self.spaced else counts[:, 4:]
+        by_words = self.headline == "wer"
+        return np.stack([counts[:, :3].sum(1), counts[:, 3]], axis=1) if by_words else counts[:, 4:]
 
     def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
         return self._of_headline(self._counts(predictions, references, self.normaliser))
@@ -405,7 +406,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def _report_example(
         self, columns: Columns, title: str, score: RowScores, prediction: Prediction, reference: dict[str, str]
     ) -> ReportExample:
-        even, unit = error_rate.normaliser(self.normaliser), "words" if self.spaced else "characters"
+        even, unit = error_rate.normaliser(self.normaliser), "words" if self.headline == "wer" else "characters"
         pair = [even(text) for text in (prediction["prediction"], reference["text"])]
         if not self.spaced:
             pair = [" ".join(text.replace(" ", "")) for text in pair]

@@ -85,7 +85,6 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     """One stage's view of a summariser: how it reads, writes, and is compared with the lead."""
 
     tag: ClassVar[str] = "summarization"
-    headline: ClassVar[str] = "rouge1"
     higher_is_better: ClassVar[bool] = True
     top_score: ClassVar[float | None] = 100.0
     input_kind: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
@@ -393,6 +392,10 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     def references(self, rows: datasets.Dataset) -> list[Pair]:
         texts = rows.select_columns(["document", "summary"])
         return [Pair(texts, row) for row in range(len(texts))]
+
+    @property
+    def headline(self) -> str:
+        return self.stage.metric or "rouge1"
 
     def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
         scores = _all_row_scores(predictions, references)[:, rouge.KINDS.index(self.headline)]
