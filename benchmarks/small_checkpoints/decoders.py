@@ -141,11 +141,34 @@ HEADS = {"head_dim": 16, "num_key_value_heads": 2}
 """What some configurations leave open, and all checkpoints say."""
 _GEMMA3N = {
     "num_hidden_layers": 4,
+    "intermediate_size": [96] * 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "num_kv_shared_layers": 2,
     "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
     "vocab_size_per_layer_input": VOCABULARY,
     "hidden_size_per_layer_input": 16,
+}
+_DOTS3 = {
+    "num_key_value_heads": 4,
+    "head_dim": 24,
+    "layer_types": ["indexed_attention", "sliding_attention"] * 2,
+    "per_layer_config": {},
+}
+_QWEN4 = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "ngram_vocab_size_base": 100,
+    "split_ngram_parts": 2,
+}
+_BLT: dict[str, Any] = {
+    "encoder_hash_byte_group_vocab": 100,
+    **{
+        f"{part}_config": {"vocab_size": VOCABULARY, "hidden_size_global": 64, "encoder_cross_output_size": 128}
+        for part in ("patcher", "encoder", "decoder", "global")
+    },
 }
 MORE: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3], "mamba_d_head": 32},
@@ -163,6 +186,7 @@ MORE: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "mamba2": {"head_dim": 32},
     "reformer": {
+        "pad_token_id": 0,
         "is_decoder": True,
         "axial_pos_shape": [8, 16],
         "axial_pos_embds_dim": [16, 48],
@@ -172,9 +196,46 @@ MORE: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "xmod": {"default_language": "en_XX"},
     "gemma3n_text": _GEMMA3N,
-    "gemma3n": {"text_config": _GEMMA3N},
+    "gemma3n": {"text_config": _GEMMA3N, "vision_config": {"architecture": "lcnet_050", "model_args": {}}},
     "gemma4_text": {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16},
     "gemma4": {"text_config": {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 16}},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            key: {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+            for key in ("sliding_attention", "full_attention")
+        },
+    },
+    "dots3_note_text": _DOTS3,
+    "dots3_note": {
+        "text_config": _DOTS3,
+        "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
+    },
+    **{
+        key: {"unpadded_vocab_size": VOCABULARY, "vocab_size": VOCABULARY + 4}
+        for key in ("inkling2_text", "inkling2_loop_text")
+    },
+    "qwen4_exp_text": _QWEN4,
+    "qwen4_exp": {"text_config": _QWEN4},
+    "xlstm": {"hidden_size": 64, "qk_dim_factor": 1.0, "head_dim": None},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
+    "blt": _BLT,
+    "bert-generation": {"is_decoder": True},
+    "xlm": {"causal": True},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2, "mamba_d_head": 32},
 }

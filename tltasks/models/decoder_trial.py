@@ -64,21 +64,23 @@ def packed_inputs(
 
 
 def try_decoder(
-    model: PreTrainedModel, ids: Sequence[int], *, tokens: int, pad: int, writes: bool, display_name: str
+    model: PreTrainedModel, ids: Sequence[int], *, tokens: int, pad: int, beams: int | None, display_name: str
 ) -> Habits:
     """The habits of a decoder in rows of up to `tokens` of the tokens `ids`, by its small copy or, without one, itself.
 
-    `writes` tells whether it is to generate, too. Windows and chunks are seen by texts longer than they are alone.
+    It is to generate by so many `beams`, or not at all. Windows and chunks are seen by longer texts alone.
     Raises CheckpointError for a model that reads what comes after, as encoders do, or does not run.
     """
     for tried in _small_first(model):
-        trial = _Trial(tried, ids, tokens, pad, display_name)
+        trial = _Trial(tried, ids, tokens, pad, display_name, is_copy=tried is not model)
         try:
             with _at_rest(tried):
-                return trial.habits(writes=writes)
+                habits = trial.habits(beams=beams)
         except CheckpointError:
-            if tried is model:  # a copy may have faults of its own
+            if tried is model:  # copies have faults of their own, and do not hold together each
                 raise
+        else:
+            return habits
     raise AssertionError("the model itself is the last")
 
 
@@ -109,21 +111,23 @@ def _at_rest(model: PreTrainedModel) -> Iterator[None]:
 class _Trial:
     """A long text and the first half of it, put through a model in several ways."""
 
-    def __init__(self, model: PreTrainedModel, ids: Sequence[int], tokens: int, pad: int, shown: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, ids: Sequence[int], tokens: int, pad: int, shown: str, *, is_copy: bool
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randint(len(ids), (tokens,), generator=generator).tolist()
         long = torch.tensor([ids[i] for i in drawn], device=model.device)
         self.model, self.pad, self.texts = model, pad, [long, long[: max(2, tokens // 2)]]
         self.prompts = [text[: max(1, len(text) - NEW_TOKENS)] for text in self.texts]  # there is room for no more
-        self.shown = f"model {shown}: {type(model).__name__}"
+        self.is_copy, self.shown = is_copy, f"model {shown}: {type(model).__name__}"
 
-    def habits(self, *, writes: bool) -> Habits:
+    def habits(self, *, beams: int | None) -> Habits:
         alone = self._alone()
         packing = next((way for way in WAYS if self._keeps_apart(alone, way)), None)
-        if not writes:
+        if beams is None:
             return Habits(packing)
+        caches = self._caches(beams)
         try:
-            caches = _alike(*self._written_and_read(cached=True))
             long = self._write(self.prompts[:1], cached=caches)[1]
         except _FAILS as error:
             raise CheckpointError(
@@ -133,16 +137,17 @@ class _Trial:
 
     def _alone(self) -> list[Tensor]:
         """The states of each text; raises CheckpointError for models that cannot be trained to write."""
+        short = None
         try:
-            long, short = (self._read([text]) for text in self.texts)
-            size = short.shape[1]
+            short = self._read(self.texts[1:])
+            long, size = self._read(self.texts[:1]), short.shape[1]
             seen = torch.ones(2, long.shape[1], dtype=torch.long, device=long.device)
             seen[1, size:] = 0
             together = self._read(self.texts, attention_mask=seen)
         except _FAILS as error:
+            advice = ": name another decoder" if short is None else "; lower `data.max_document_tokens`"
             raise CheckpointError(
-                f"{self.shown} does not run on {len(self.texts[0])} tokens ({first_line(error)}); lower "
-                "`data.max_document_tokens`."
+                f"{self.shown} does not run on {len(self.texts[0])} tokens ({first_line(error)}){advice}."
             ) from error
         if not _alike(long[:, :size], short):
             raise CheckpointError(
@@ -178,32 +183,53 @@ class _Trial:
             return False
         return _alike(torch.cat(list(alone), dim=1), packed)
 
-    def _write(self, texts: Sequence[Tensor], *, cached: bool) -> tuple[Tensor, Tensor]:
+    def _write(self, texts: Sequence[Tensor], *, cached: bool, **keys: int) -> tuple[Tensor, Tensor]:
         """Texts filled up at the left with what the model writes behind them, and the logits of that."""
         width = max(map(len, texts))
         rows = torch.full((len(texts), width), self.pad, device=texts[0].device)
         seen = torch.zeros_like(rows)
         for i, text in enumerate(texts):
             rows[i, width - len(text) :], seen[i, width - len(text) :] = text, 1
-        keys = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "use_cache": cached, "do_sample": False}
+        lengths = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
         ids = {"pad_token_id": self.pad, "eos_token_id": self.pad}
-        config = GenerationConfig(**keys, **ids, output_logits=True, return_dict_in_generate=True)
+        config = GenerationConfig(
+            **lengths,
+            **ids,
+            **keys,
+            use_cache=cached,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
         made = self.model.generate(input_ids=rows, attention_mask=seen, generation_config=config)
         return made.sequences, torch.stack(made.logits, 1).float()
 
-    def _written_and_read(self, *, cached: bool) -> tuple[Tensor, Tensor]:
-        """The logits of tokens as they are written, and of the same in a single pass."""
-        sequences, written = self._write(self.prompts[:1], cached=cached)
-        few = {"logits_to_keep": NEW_TOKENS} if "logits_to_keep" in signature(self.model.forward).parameters else {}
-        logits = self.model(input_ids=sequences[:, :-1], use_cache=False, **few).logits.float()
-        return logits[:, -NEW_TOKENS:], written
+    def _caches(self, beams: int) -> bool:
+        """Tell whether tokens have the logits, as they are written with a cache, that they have in a single pass."""
+        try:
+            sequences, written = self._write(self.prompts[:1], cached=True)
+            few = {"logits_to_keep": NEW_TOKENS} if "logits_to_keep" in signature(self.model.forward).parameters else {}
+            logits = self.model(input_ids=sequences[:, :-1], use_cache=False, **few).logits.float()
+            if beams > 1:  # whose states are put in another order
+                with_it, without = (self._write(self.prompts, cached=on, num_beams=beams)[0] for on in (True, False))
+                if not torch.equal(with_it, without):
+                    return False
+        except _FAILS as error:
+            return self._without(error)
+        return _alike(logits[:, -NEW_TOKENS:], written)
 
     def _pads(self, long: Tensor, *, cached: bool) -> bool:
         try:
             short, together = (self._write(texts, cached=cached)[1] for texts in (self.prompts[1:], self.prompts))
-        except _FAILS:
-            return False
+        except _FAILS as error:
+            return self._without(error)
         return _alike(torch.cat([long, short]), together)
+
+    def _without(self, error: Exception) -> bool:
+        """False for a model that fails; raises CheckpointError for a copy, of which that says little."""
+        if self.is_copy:
+            raise CheckpointError(f"{self.shown}, a copy of it, fails ({first_line(error)}).") from error
+        return False
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

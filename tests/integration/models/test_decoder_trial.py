@@ -68,8 +68,8 @@ def made(config: Any) -> PreTrainedModel:
     return model
 
 
-def tried(model: PreTrainedModel, *, tokens: int = 40, writes: bool = True) -> Habits:
-    return try_decoder(model, range(3, 60), tokens=tokens, pad=0, writes=writes, display_name="mine")
+def tried(model: PreTrainedModel, *, tokens: int = 40, beams: int | None = 1) -> Habits:
+    return try_decoder(model, range(3, 60), tokens=tokens, pad=0, beams=beams, display_name="mine")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +90,7 @@ def test_a_window_is_seen_by_texts_longer_than_it() -> None:
 @pytest.mark.parametrize("kind", ["all seen", "window", "two kinds of layers"])
 def test_examples_of_a_row_get_the_gradients_of_rows_of_their_own(kind: str) -> None:
     model = made(KINDS[kind][0]())
-    packing = tried(model, writes=False).packing
+    packing = tried(model, beams=None).packing
     assert packing is not None
     texts = [torch.randint(3, 60, (n,), generator=torch.Generator().manual_seed(n)) for n in (20, 13)]
     segments = torch.tensor([[1] * 20 + [2] * 13 + [0] * 4])
@@ -128,12 +128,19 @@ def test_a_cache_that_holds_something_else_is_not_used(monkeypatch: pytest.Monke
     model = made(KINDS["all seen"][0]())
     write = decoder_trial._Trial._write
 
-    def forgetful(trial: Any, texts: Any, *, cached: bool) -> Any:
-        sequences, logits = write(trial, texts, cached=cached)
+    def forgetful(trial: Any, texts: Any, *, cached: bool, **keys: Any) -> Any:
+        sequences, logits = write(trial, texts, cached=cached, **keys)
         return sequences, logits + torch.randn_like(logits) if cached else logits
 
     monkeypatch.setattr(decoder_trial._Trial, "_write", forgetful)
     assert tried(model) == Habits("mask", True, False)
+
+
+def test_beams_whose_states_cannot_be_reordered_are_searched_without_a_cache() -> None:
+    model = made(KINDS["heedless of padding"][0]())
+    assert tried(model, beams=1).caches
+    assert not tried(model, beams=2).caches
+    assert tried(made(KINDS["recurrent"][0]()), beams=2).caches
 
 
 def test_the_small_copy_of_a_model_has_its_habits(monkeypatch: pytest.MonkeyPatch) -> None:

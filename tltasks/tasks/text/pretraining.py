@@ -119,7 +119,7 @@ class TextPretraining(
         if not isinstance(self.objective, CausalLanguage):
             return None
         ids, name = ordinary_ids(self.tokenizer), self.source.display_name
-        return try_decoder(model, ids, tokens=self.max_tokens, pad=self._pad, writes=False, display_name=name)
+        return try_decoder(model, ids, tokens=self.max_tokens, pad=self._pad, beams=None, display_name=name)
 
     def probe(self) -> Batch:
         return self._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])

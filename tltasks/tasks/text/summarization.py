@@ -198,7 +198,8 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
             return None
         form, most = self.form, self.form.max_document_tokens + self.form.max_summary_tokens
         ids, name = ordinary_ids(form.tokenizer), self.source.display_name
-        return try_decoder(model, ids, tokens=most, pad=form.pad, writes=True, display_name=name)
+        beams = self._decoding(model).num_beams or 1
+        return try_decoder(model, ids, tokens=most, pad=form.pad, beams=beams, display_name=name)
 
     def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
         return self.form.decoding(model.generation_config, self.plan.model.generation)
