@@ -72,12 +72,14 @@ class TextFormat:
     """Documents that are too long are read in pieces outside training."""
     dated: bool
     """The chat template said what day it is, and has `PROMPT_DATE` instead."""
+    tail: int
+    """Special tokens that the tokenizer puts behind a text, of which a decoder would take that its prompt has ended."""
 
     @property
     def key(self) -> str:
         """All that encoded rows depend on."""
         parts = (content_key(self.tokenizer), self.prompt, self.encoder_decoder)
-        frame = (self.chat, self.lead, self.start, self.opening, self.closing)
+        frame = (self.chat, self.tail, self.lead, self.start, self.opening, self.closing)
         limits = (self.max_document_tokens, self.max_summary_tokens, self.splits)
         return digest_of(*parts, *frame, *limits)
 
@@ -130,7 +132,7 @@ class TextFormat:
         if self.chat:
             texts = [_chat(self.tokenizer, [{"role": "user", "content": text}], answer_next=True) for text in texts]
         ids: list[Ids] = self.tokenizer(texts, add_special_tokens=not self.chat, verbose=False)["input_ids"]
-        return ids
+        return [row[: len(row) - self.tail] for row in ids]
 
     # ------------------------------------------------------------------------------------ summaries
 
@@ -213,6 +215,7 @@ def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, 
         data.max_summary_tokens,
         data.long_documents == "split",
         dated,
+        0 if encoder_decoder or chat else _tail(tokenizer),
     )
     _check_room(made, config, display_name=name)
     return made
@@ -268,6 +271,13 @@ def _answer(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     end: int = after[0] if after and after[0] in special else tokenizer.eos_token_id
     return lead, end
+
+
+def _tail(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Special tokens that the tokenizer puts behind a text."""
+    ids: Ids = tokenizer("the", verbose=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    return len(list(itertools.takewhile(special.__contains__, reversed(ids))))
 
 
 def _end(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int | None:
@@ -439,9 +449,9 @@ def positions(config: PretrainedConfig) -> tuple[int | None, int | None]:
     """Most tokens of a document and of a summary; None without an end, as T5's and XLNet's relative positions (-1)."""
 
     def own(side: str) -> int | None:
-        part = getattr(config, side, None)  # of a pair of models
+        parts = (config, getattr(config, side, None), config.get_text_config(decoder=True))  # of several models
         names = (f"max_{side}_position_embeddings", "max_position_embeddings")
-        found = (getattr(of, name, None) for of in (config, part) for name in names)
+        found = (getattr(of, name, None) for of in parts for name in names)
         return next((int(longest) for longest in found if longest is not None and longest > 0), None)
 
     return own("encoder"), own("decoder") or own("encoder")

@@ -157,8 +157,10 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
     @property
     def settings(self) -> dict[str, object]:
-        dated = {"prompt_date": PROMPT_DATE.isoformat()} if self.form.dated else {}
-        return dated | {
+        told: dict[str, object] = {"prompt_date": PROMPT_DATE.isoformat()} if self.form.dated else {}
+        if self.form.tail:
+            told["prompt_tail"] = self.form.tail
+        return told | {
             "prompt": self.form.prompt,
             "chat": self.form.chat,
             "encoder_decoder": self.form.encoder_decoder,

@@ -11,6 +11,7 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.tiny import texts
@@ -25,6 +26,7 @@ from tltasks.errors import DataError, RecipeError
 from tltasks.models.adapters import adapt, merged
 from tltasks.models.cross_entropy import mean_loss
 from tltasks.models.decoder_trial import Habits
+from tltasks.models.loading import open_config
 from tltasks.results.result import load_result
 from tltasks.runtime.precision import check_architecture
 from tltasks.tasks.text.prompting import open_format
@@ -262,6 +264,29 @@ def test_a_model_that_mixes_packed_examples_is_padded_instead(folder: Path, monk
 
     monkeypatch.setattr("tltasks.models.decoder_trial.packed_inputs", all_seen)
     assert PreparedStage(folder, "llama").task.packs is False
+
+
+def test_a_prompt_does_not_end_with_a_token_that_ends_texts(folder: Path, tmp_path: Path) -> None:
+    """As of tokenizers made for encoders and decoders alike (ModernBERT's)."""
+    model = tmp_path / "framed"
+    tokenizer = texts.save_tokenizer(model, "gpt2")
+    ends = [
+        ("<|im_start|>", tokenizer.convert_tokens_to_ids("<|im_start|>")),
+        ("<|endoftext|>", tokenizer.eos_token_id),
+    ]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        f"{ends[0][0]} $A {ends[1][0]}", special_tokens=ends
+    )
+    tokenizer.save_pretrained(model)
+    texts.make_model("gpt2", tokenizer).save_pretrained(model)
+    path = texts.write_recipe(tmp_path / "framed.yaml", model, folder / "data", stage=TOPIC_STAGE % (1, 1e-3))
+    source, plan = Checkpoint(str(model), display_name="framed"), plan_run(load_recipe(path)).stages[0]
+    form = open_format(source, open_config(source), plan.model, plan.data)
+    ids, sizes, _ = form.encode_documents(["the cats", "the " * 600])
+    assert form.tokenizer.decode(ids[0]) == "<|im_start|>the cats\n\nTL;DR:"
+    assert (len(ids[1]), sizes[0]) == (80, len(ids[0]))
+    run_recipe(path, tmp_path / "out")
+    assert "inputs[key][:, :-1] for key" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_what_a_decoder_reads(folder: Path) -> None:
