@@ -55,6 +55,14 @@ MORE: dict[str, dict[str, Any]] = {
     },
 }
 """What single architectures need besides."""
+_PAGE = "reads words with their places on a page, and no plain texts"
+TABLES_AND_PAGES = {
+    "layoutlmv2": f"{_PAGE} (and needs detectron2)",
+    "layoutlmv3": _PAGE,
+    "markuplm": "reads web pages by the places of words in their markup, and no plain texts",
+    "tapas": "reads tables with a question or a statement on them, and no plain texts",
+}
+"""Entries of mappings that do not read plain texts."""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -82,4 +90,5 @@ def checkpoints() -> Iterator[Small]:
             f"transformers/{model_type}",
             "text-classification",
             partial(save_text_model, model_type=model_type, architecture=pretrained),
+            other_task=TABLES_AND_PAGES.get(model_type, ""),
         )

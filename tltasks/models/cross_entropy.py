@@ -51,7 +51,7 @@ def mean_loss(
     """
     wanted = targets != -100
     if not chunked:
-        logits = model(**inputs).logits[wanted].float()
+        logits = model(**inputs).logits[:, : wanted.shape[1]][wanted].float()  # Perceiver has some for every place
         return functional.cross_entropy(logits, targets[wanted], label_smoothing=smoothing)
     head, hidden = hidden_states(model, inputs)
 
@@ -77,7 +77,7 @@ def target_losses(model: nn.Module, inputs: Inputs, targets: Tensor, *, chunked:
         head, hidden = hidden_states(model, inputs)
         found = torch.cat([judge(head(h), t) for h, t in head.parts(hidden[wanted], targets[wanted])], dim=1)
     else:
-        found = judge(model(**inputs).logits[wanted], targets[wanted])
+        found = judge(model(**inputs).logits[:, : wanted.shape[1]][wanted], targets[wanted])
     return found[0], found[1]
 
 

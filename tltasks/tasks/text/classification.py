@@ -263,7 +263,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         inputs = {name: values for name, values in batch.items() if name not in {"labels", "asked"}}
         if self.zero_shot is None:
             keys = no_cache(model)
-            return self.reading.run(lambda part: model(**part, **keys).logits.float(), inputs, self.config)
+            return self.reading.run(lambda part: model(**part, **keys).logits.float(), inputs, end=self._end)
         logits: Tensor = model(**inputs).logits.float()
         if self.zero_shot.by == "entailment":
             return logits[:, self.zero_shot.entailment].view(-1, len(self.class_names))
@@ -272,6 +272,11 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         asked = batch["asked"][:, 1:]
         mean: Tensor = (log_likelihood * asked).sum(1) / asked.sum(1)
         return mean.view(-1, len(self.class_names))
+
+    @property
+    def _end(self) -> int | None:
+        end = self.config.eos_token_id
+        return end if self.config.is_encoder_decoder and isinstance(end, int) else None
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """The head's input, [rows, width]: where that is one vector for each token (GPT-2, Llama), of the one it reads.
@@ -291,7 +296,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
             distance = (layer(found).float() - answers[0][:, None]).abs().sum(-1)
             return found[torch.arange(len(found), device=found.device), distance.argmin(1)]
 
-        return self.reading.run(features, batch, self.config)
+        return self.reading.run(features, batch, end=self._end)
 
     def onnx_input(self) -> OnnxInput | None:
         """Token ids; what is padding follows from them."""

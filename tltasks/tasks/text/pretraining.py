@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import datasets
@@ -27,17 +27,25 @@ from tltasks.config.tasks.text import (
 from tltasks.data.packing import packed_batch, padded, padded_inputs
 from tltasks.data.seeding import draw_seed
 from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
-from tltasks.errors import CheckpointError, RecipeError
+from tltasks.errors import CheckpointError, RecipeError, first_line
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import target_losses
 from tltasks.models.decoder_trial import Habits, try_decoder
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.results.result import ReportExample
-from tltasks.tasks.base import IGNORED, Batch, InputKind, Prediction, Processor, content_key, digest_of
+from tltasks.tasks.base import IGNORED, Batch, BuiltModel, InputKind, Prediction, Processor, content_key, digest_of
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounded
 from tltasks.tasks.text.language_model import LanguageModelTask
-from tltasks.tasks.text.objectives import CausalLanguage, Ids, TextObjective, check_room, choose_objective
+from tltasks.tasks.text.objectives import (
+    CausalLanguage,
+    Ids,
+    MaskedLanguage,
+    TextObjective,
+    check_room,
+    choose_objective,
+)
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, set_language, token_counts, token_room
+from tltasks.tasks.text.reading import FAULTS, PLAIN, TRIED_TOKENS, Around, Reading, around, find_reading, inputs_beside
 from tltasks.tasks.vocabulary import LOST, MOST_LOST, lost_columns, ordinary_ids, unknown_shares
 
 Plan = StagePlan[TextModel, UnlabelledTextData, TextObjectiveStage]
@@ -65,6 +73,10 @@ class TextPretraining(
     tokenizer: PreTrainedTokenizerBase
     objective: TextObjective
     max_tokens: int
+    reading: Reading = PLAIN
+    """How texts of unequal length go through a model of masked words."""
+    around: Around = field(default_factory=dict)
+    """What such a model is told, beside their ids, of the tokens around a text."""
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -88,7 +100,11 @@ class TextPretraining(
             )
         tokens = token_room(config, tokenizer, plan.data.max_tokens, with_data=bool(splits), name=name)
         check_room(objective.frame, tokens)
-        return cls(plan, source, config, seed, tokenizer, objective, tokens)
+        task = cls(plan, source, config, seed, tokenizer, objective, tokens)
+        if not isinstance(objective, MaskedLanguage):
+            return task
+        size, beside = (len(objective.frame.before), len(objective.frame.after)), inputs_beside(tokenizer, source)
+        return replace(task, around=around(tokenizer, beside, size, name=name))
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """The shares of texts that are longer than what is read at once, and of characters that cannot be written."""
@@ -120,6 +136,33 @@ class TextPretraining(
             return None
         ids, name = ordinary_ids(self.tokenizer), self.source.display_name
         return try_decoder(model, ids, tokens=self.max_tokens, pad=self._pad, beams=None, display_name=name)
+
+    def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
+        task = self.tried(built.model)
+        try:
+            return super(TextPretraining, task).finish_build(built)
+        except FAULTS as error:
+            raise CheckpointError(
+                f"model {self.source.display_name}: {type(built.model).__name__} cannot be trained by "
+                f"{self.objective.name} ({first_line(error)})."
+            ) from error
+
+    def tried(self, model: PreTrainedModel) -> Self:
+        """The task with what texts of unequal length need; raises CheckpointError for a model that reads no texts."""
+        if not isinstance(self.objective, MaskedLanguage):
+            return self
+        ordinary = np.asarray(self.objective.ordinary)
+        drawn, first = np.random.default_rng(0), ordinary[:1]
+        sizes = (1, 4, 11, min(self._room, TRIED_TOKENS) - 1)
+        ids = [self.objective.frame(np.concatenate([first, drawn.choice(ordinary, n)])) for n in sizes]
+
+        def answer(rows: Sequence[int], reading: Reading) -> Tensor:
+            task = replace(self, reading=reading)
+            return task.embed(model, task._whole([ids[i] for i in rows]))
+
+        name, trains = self.source.display_name, self.plan.kind.trains
+        reading = find_reading(model, answer, len(ids), trains=trains, display_name=name)
+        return replace(self, reading=reading)
 
     def probe(self) -> Batch:
         return self._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])
@@ -163,9 +206,12 @@ class TextPretraining(
         ]
         batch = self._collate(texts, epoch, columns["row"])
         if epoch == EVALUATION:  # the text as it is, for features
-            whole = padded_inputs([self.objective.frame(ids) for ids in texts], pad=self._pad)
-            batch |= {"whole_ids": whole["input_ids"], "whole_seen": whole["attention_mask"]}
+            batch |= self._whole([self.objective.frame(ids) for ids in texts])
         return batch
+
+    def _whole(self, texts: Sequence[Ids]) -> Batch:
+        whole = self.reading.batch({"input_ids": texts}, pad=self._pad)
+        return {"whole_ids": whole["input_ids"], "whole_seen": whole["attention_mask"]}
 
     def _stretch(self, ids: Ids, epoch: int, row: int) -> Ids:
         spare = len(ids) - self._room
@@ -189,15 +235,44 @@ class TextPretraining(
             packed = self.packs and epoch != EVALUATION
             return packed_batch([ids[:1] for ids in whole], [ids[1:] for ids in whole], packed=packed)
         read, wanted = zip(*drawn, strict=True)
-        return {**padded_inputs(read, pad=self._pad), "labels": padded(wanted, fill=IGNORED)}
+        if not isinstance(self.objective, MaskedLanguage):
+            return {**padded_inputs(read, pad=self._pad), "labels": padded(wanted, fill=IGNORED)}
+        named = {"input_ids": read, "labels": wanted}  # a target for each token that is read
+        return self.reading.batch(named, pad=self._pad, ignored=IGNORED)
 
     # --------------------------------------------------------------------------------------- step
 
+    def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, object]:
+        return {**super().inputs(model, batch), **self._beside(batch.get("attention_mask"))}
+
+    def _beside(self, seen: Tensor | None) -> dict[str, Tensor]:
+        """What is told of each token, beside its id, of texts of which so much is seen."""
+        if seen is None or not self.around:
+            return {}
+        lengths, left = seen.sum(1).tolist(), self.reading.side == "left"
+        rows = {
+            name: [[*before, *[0] * (n - len(before) - len(after)), *after] for n in lengths]
+            for name, (before, after) in self.around.items()
+        }
+        return {n: padded(r, fill=0, left=left, least=seen.shape[1]).to(seen.device) for n, r in rows.items()}
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.token_loss(model, batch)
+        parts = self.reading.parts(batch)
+        if len(parts) == 1:
+            return self.token_loss(model, batch)
+        sums = [self.token_loss(model, part) * self.num_targets(part) for _, part in parts]
+        return torch.stack(sums).sum() / self.num_targets(batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """The loss of each text and its features; `prediction` is its mean over targets."""
+        found = {
+            row: answer
+            for rows, part in self.reading.parts(batch)
+            for row, answer in zip(rows.tolist(), self._predict(model, part), strict=True)
+        }
+        return [found[row] for row in sorted(found)]
+
+    def _predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         inputs, labels = self.inputs(unwrap_model(model), batch), batch["labels"]
         losses, right = target_losses(model, inputs, labels, chunked=self.chunked_loss)
         counts = (labels != IGNORED).sum(1).tolist()
@@ -216,11 +291,19 @@ class TextPretraining(
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over a text of what the encoder, or the decoder where that is all, makes of it, [texts, width]."""
-        plain, seen = unwrap_model(model), batch["whole_seen"]
+        plain = unwrap_model(model)
         body = plain.get_encoder() if self.config.is_encoder_decoder else plain.base_model
-        states = body(input_ids=batch["whole_ids"], attention_mask=seen).last_hidden_state.float()
-        mean: Tensor = (states * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True)
-        return mean
+
+        def mean(part: Batch) -> Tensor:
+            seen = part["attention_mask"]
+            inputs = {body.main_input_name: part["input_ids"], "attention_mask": seen, **self._beside(seen)}
+            states: Tensor = body(**inputs).last_hidden_state.float()
+            if states.shape[1] != seen.shape[1]:  # Perceiver's are of no token
+                return states.mean(1)
+            return (states * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True)
+
+        whole = {"input_ids": batch["whole_ids"], "attention_mask": batch["whole_seen"]}
+        return self.reading.run(mean, whole)
 
     # --------------------------------------------------------------------------------- evaluation
 

@@ -9,15 +9,18 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tltasks.config.model import Checkpoint
 from tltasks.data.packing import padded
 from tltasks.errors import CheckpointError, first_line
 from tltasks.models.adapters import set_training_mode, unwrap_model
 
-Ids = Sequence[Sequence[int]]
+Ids = Sequence[Sequence[int] | NDArray[np.int64]]
+Around = dict[str, tuple[list[int], list[int]]]
+"""By name: numbers for the tokens before a text, and for those behind it."""
 LEAST_TOKENS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 """Lengths that texts are padded to, where a model reads no shorter ones."""
 TRIED_TOKENS = 1024
@@ -25,7 +28,7 @@ TRIED_TOKENS = 1024
 ALIKE = 1e-4
 """Share of the difference between texts by which the answer to one may depend on the others of its batch."""
 ROUNDING = 2e-6
-_FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError)
+FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError)
 """Errors of models for input that they were not written for."""
 
 
@@ -40,37 +43,44 @@ class Reading:
     least: int = 1
     """Tokens that shorter texts are padded to (Funnel reads none of fewer than five)."""
 
-    def batch(self, columns: Mapping[str, Ids], *, pad: int) -> dict[str, Tensor]:
+    def batch(self, columns: Mapping[str, Ids], *, pad: int, ignored: int = 0) -> dict[str, Tensor]:
         """Token ids and what else is told of each token, [texts, tokens], with their attention mask."""
         left, seen = self.side == "left", [[1] * len(ids) for ids in columns["input_ids"]]
-        fills = {"input_ids": pad}
+        fills = {"input_ids": pad, "labels": ignored}
         return {
             name: padded(rows, fill=fills.get(name, 0), left=left, least=self.least)
             for name, rows in {**columns, "attention_mask": seen}.items()
         }
 
     def run(
-        self, answer: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor], config: PretrainedConfig
+        self, answer: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor], *, end: int | None = None
     ) -> Tensor:
         """What `answer` gives for a batch, [texts, …]: for all at once, or for those together that may go together.
 
-        The heads of encoder-decoders (BART, T5) read the last end token, and want as many in each text of a batch.
+        The heads of encoder-decoders (BART, T5) read the last `end` token, and want as many in each text of a batch.
         """
-        ids, lengths = batch["input_ids"], batch["attention_mask"].sum(1).clamp(min=self.least)
-        kinds = lengths if self.apart else torch.zeros_like(lengths)
-        if config.is_encoder_decoder and isinstance(config.eos_token_id, int):
-            kinds = kinds * (ids.shape[1] + 1) + (ids == config.eos_token_id).sum(1)
-        elif not self.apart:
+        parts = self.parts(batch, None if end is None else (batch["input_ids"] == end).sum(1))
+        if len(parts) == 1:
             return answer(batch)
-        groups = [(kinds == kind).nonzero().flatten() for kind in torch.unique(kinds)]
-        if len(groups) == 1:
-            return answer(batch)
-        answers = []
+        return torch.cat([answer(part) for _, part in parts])[torch.cat([rows for rows, _ in parts]).argsort()]
+
+    def parts(self, batch: dict[str, Tensor], kinds: Tensor | None = None) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Rows that go together, by their places, and the batch of them: of one kind and, where they must be, length.
+
+        All that has several numbers for a text has one for each token.
+        """
+        if not self.apart and kinds is None:
+            return [(torch.arange(len(next(iter(batch.values())))), batch)]
+        width, lengths = batch["input_ids"].shape[1], batch["attention_mask"].sum(1).clamp(min=self.least)
+        key = torch.zeros_like(lengths) if kinds is None else kinds
+        key = key * (width + 1) + lengths if self.apart else key
+        groups = [(key == value).nonzero().flatten() for value in torch.unique(key)]
+        found = []
         for rows in groups:
-            width = int(lengths[rows].max())
-            cut = slice(ids.shape[1] - width, None) if self.side == "left" else slice(width)
-            answers.append(answer({n: t[rows][:, cut] if t.ndim > 1 else t[rows] for n, t in batch.items()}))
-        return torch.cat(answers)[torch.cat(groups).argsort()]
+            longest = int(lengths[rows].max())
+            cut = slice(width - longest, None) if self.side == "left" else slice(longest)
+            found.append((rows, {n: t[rows] if t.ndim == 1 else t[rows][:, cut] for n, t in batch.items()}))
+        return found
 
 
 PLAIN = Reading()
@@ -99,7 +109,7 @@ def find_reading(
                 set_training_mode(model, frozen_batch_norm=True)
                 answer(range(texts), reading)
             return reading
-    except _FAULTS as error:
+    except FAULTS as error:
         raise CheckpointError(f"{said} reads texts, but not in training: {first_line(error)}") from error
     finally:
         for module, mode in training.items():
@@ -114,7 +124,7 @@ def _find(
         try:
             alone, again = (torch.cat([answer([row], Reading(least=least)) for row in rows]) for _ in range(2))
             break
-        except _FAULTS as error:
+        except FAULTS as error:
             faults.append(error)
     else:
         raise CheckpointError(f"{said} does not read texts ({first_line(faults[0])}).") from faults[0]
@@ -132,11 +142,27 @@ def _find(
     for side in ("right", "left"):
         try:
             together = answer(rows, reading := Reading(side, least=least))
-        except _FAULTS:
+        except FAULTS:
             continue
         if (together - alone).abs().max() <= ALIKE * spread + ROUNDING * alone.abs().max():
             return reading
     return Reading(apart=True, least=least)
+
+
+def around(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], size: tuple[int, int], *, name: str) -> Around:
+    """What is told, beside ids, of the tokens that stand around each text, so many before it and behind.
+
+    Raises CheckpointError where the tokens of a text itself are told apart so, as RoCBert's by their shapes.
+    """
+    found, (before, after) = tokenizer("the words of a text"), size
+    for kind in names:
+        row = found[kind]
+        if any(row[before : len(row) - after]):
+            raise CheckpointError(
+                f"model {name}: its tokenizer gives {kind} for each token besides its id, and this objective hides and "
+                "replaces ids alone. Use text-classification."
+            )
+    return {kind: (found[kind][:before], found[kind][len(found[kind]) - after :]) for kind in names}
 
 
 def no_cache(model: nn.Module) -> dict[str, bool]:
