@@ -367,10 +367,6 @@ def _longt5(attention: str) -> Callable[[Json], PretrainedConfig]:
     return _plain("longt5", **_T5, local_radius=7, global_block_size=5, encoder_attention_type=attention)
 
 
-def _moe(model_type: str, **keys: Any) -> Callable[[Json], PretrainedConfig]:
-    return _plain(model_type, num_experts=4, **keys)
-
-
 _bart_pairs = partial(byte_pairs, tokenizer_class="BartTokenizer")
 _mbart = _plain("mbart", forced_eos_token_id=2, scale_embedding=True)
 KINDS: dict[str, Kind] = {
@@ -382,7 +378,8 @@ KINDS: dict[str, Kind] = {
     "longt5/local": Kind(_longt5("local"), t5_both_files),
     "longt5/transient-global": Kind(_longt5("transient-global"), t5_both_files),
     "switch_transformers": Kind(
-        _moe("switch_transformers", num_sparse_encoder_layers=1, num_sparse_decoder_layers=1), t5_both_files
+        _plain("switch_transformers", num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1),
+        t5_both_files,
     ),
     "bart": Kind(_plain("bart", forced_bos_token_id=0, forced_eos_token_id=2), _bart_pairs, "</s>", None, _SUMMARY),
     "mvp": Kind(
@@ -423,7 +420,12 @@ KINDS: dict[str, Kind] = {
     "m2m_100": Kind(_plain("m2m_100"), m2m_pieces, "</s>", "de"),
     "m2m_100/nllb": Kind(_plain("m2m_100"), nllb_pieces, "</s>", "deu_Latn", _BEAMS),
     "m2m_100/nllb-legacy": Kind(_plain("m2m_100"), partial(nllb_pieces, legacy_behaviour=True), "</s>", "deu_Latn"),
-    "nllb-moe": Kind(_moe("nllb-moe", encoder_sparse_step=2, decoder_sparse_step=2), nllb_pieces, "</s>", "eng_Latn"),
+    "nllb-moe": Kind(
+        _plain("nllb-moe", num_experts=16, encoder_sparse_step=2, decoder_sparse_step=2),
+        nllb_pieces,
+        "</s>",
+        "eng_Latn",
+    ),
     "pegasus": Kind(
         _plain("pegasus", forced_eos_token_id=1, scale_embedding=True, static_position_embeddings=True),
         pegasus_pieces,
@@ -435,8 +437,8 @@ KINDS: dict[str, Kind] = {
         partial(pegasus_pieces, both_files=True),
     ),
     "bigbird_pegasus": Kind(
-        _plain("bigbird_pegasus", block_size=4, num_random_blocks=1, attention_type="block_sparse"),
-        pegasus_pieces,
+        _plain("bigbird_pegasus", block_size=2, num_random_blocks=1, attention_type="block_sparse"),
+        partial(pegasus_pieces, both_files=True),
         "</s>",
     ),
     "prophetnet": Kind(

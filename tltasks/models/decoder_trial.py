@@ -25,7 +25,7 @@ LARGEST_COPY = 30_000_000
 """Parameters of a copy that is quicker to try than most models themselves."""
 Packing = Literal["mask", "positions"]
 WAYS: tuple[Packing, ...] = get_args(Packing)
-_FAILS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, NotImplementedError)
+FAILS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def try_decoder(
     It is to generate by so many `beams`, or not at all. Windows and chunks are seen by longer texts alone.
     Raises CheckpointError for a model that reads what comes after, as encoders do, or does not run.
     """
-    for tried in _small_first(model):
+    for tried in small_first(model):
         trial = _Trial(tried, ids, tokens, pad, display_name, is_copy=tried is not model)
         try:
-            with _at_rest(tried):
+            with at_rest(tried):
                 habits = trial.habits(beams=beams)
         except CheckpointError:
             if tried is model:  # copies have faults of their own, and do not hold together each
@@ -84,7 +84,7 @@ def try_decoder(
     raise AssertionError("the model itself is the last")
 
 
-def _small_first(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def small_first(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Small random copies of the model where there are any, and itself."""
 
     def build(config: PretrainedConfig) -> PreTrainedModel:
@@ -98,7 +98,7 @@ def _small_first(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 @contextmanager
-def _at_rest(model: PreTrainedModel) -> Iterator[None]:
+def at_rest(model: PreTrainedModel) -> Iterator[None]:
     training = model.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -129,7 +129,7 @@ class _Trial:
         caches = self._caches(beams)
         try:
             long = self._write(self.prompts[:1], cached=caches)[1]
-        except _FAILS as error:
+        except FAILS as error:
             raise CheckpointError(
                 f"{self.shown} cannot generate with this transformers ({first_line(error)})."
             ) from error
@@ -144,18 +144,18 @@ class _Trial:
             seen = torch.ones(2, long.shape[1], dtype=torch.long, device=long.device)
             seen[1, size:] = 0
             together = self._read(self.texts, attention_mask=seen)
-        except _FAILS as error:
+        except FAILS as error:
             advice = ": name another decoder" if short is None else "; lower `data.max_document_tokens`"
             raise CheckpointError(
                 f"{self.shown} does not run on {len(self.texts[0])} tokens ({first_line(error)}){advice}."
             ) from error
-        if not _alike(long[:, :size], short):
+        if not alike(long[:, :size], short):
             raise CheckpointError(
                 f"{self.shown} reads what comes after a word, as encoders do, and so has not learnt to write. Name a "
                 "decoder (GPT-2, Llama, …) or an encoder-decoder (T5, BART, …); the config.json of one that was "
                 "trained to write says `is_decoder: true`."
             )
-        if not (_alike(long[0], together[0]) and _alike(short[0], together[1, :size])):
+        if not (alike(long[0], together[0]) and alike(short[0], together[1, :size])):
             raise CheckpointError(
                 f"{self.shown} reads a text otherwise beside a longer one, so that what it learns would depend on the "
                 "batch. Name another decoder."
@@ -179,9 +179,9 @@ class _Trial:
         segments = torch.cat([torch.full((size,), i + 1, device=row.device) for i, size in enumerate(sizes)])
         try:
             packed = self._read([row], **packed_inputs(segments[None], places[None], self.model, way))
-        except _FAILS:  # no such argument, or another form of mask
+        except FAILS:  # no such argument, or another form of mask
             return False
-        return _alike(torch.cat(list(alone), dim=1), packed)
+        return alike(torch.cat(list(alone), dim=1), packed)
 
     def _write(self, texts: Sequence[Tensor], *, cached: bool, **keys: int) -> tuple[Tensor, Tensor]:
         """Texts filled up at the left with what the model writes behind them, and the logits of that."""
@@ -214,16 +214,16 @@ class _Trial:
                 with_it, without = (self._write(self.prompts, cached=on, num_beams=beams)[0] for on in (True, False))
                 if not torch.equal(with_it, without):
                     return False
-        except _FAILS as error:
+        except FAILS as error:
             return self._without(error)
-        return _alike(logits[:, -NEW_TOKENS:], written)
+        return alike(logits[:, -NEW_TOKENS:], written)
 
     def _pads(self, long: Tensor, *, cached: bool) -> bool:
         try:
             short, together = (self._write(texts, cached=cached)[1] for texts in (self.prompts[1:], self.prompts))
-        except _FAILS as error:
+        except FAILS as error:
             return self._without(error)
-        return _alike(torch.cat([long, short]), together)
+        return alike(torch.cat([long, short]), together)
 
     def _without(self, error: Exception) -> bool:
         """False for a model that fails; raises CheckpointError for a copy, of which that says little."""
@@ -232,5 +232,5 @@ class _Trial:
         return False
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
+def alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and float((one - other).abs().max()) <= ALIKE * float(one.std())

@@ -169,7 +169,7 @@ def load_pretrained(
     """
     shown, about = source.display_name, Provenance(source.display_name, source.revision, model_type=config.model_type)
     if random:
-        return random_model(loader, config, source), replace(about, newly_initialised=["all"])
+        return _without_unsaved(_random_model(loader, config, source)), replace(about, newly_initialised=["all"])
     try:
         # dtype: the default keeps the dtype of the file (transformers 5.24, modeling_utils.py), and half-precision
         # master weights do not train.
@@ -197,13 +197,27 @@ def load_pretrained(
             source.name, config=own, dtype=torch.float32, use_safetensors=True, **source.arguments()
         ).state_dict()
         _interpolate(model, original, positions, display_name=shown)
-    return model, replace(
+    return _without_unsaved(model), replace(
         about,
         newly_initialised=sorted((set(info["missing_keys"]) | mismatched) - set(positions)),
         interpolated=positions,
         left=dict(Counter(key.partition(".")[0] for key in sorted(info["unexpected_keys"]))),
         commit=_commit(source),
     )
+
+
+def _without_unsaved(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with those weights frozen that it is never saved with, as it makes them anew.
+
+    Marian's sines and cosines are frozen when they are made, and no longer once a checkpoint is loaded (transformers
+    5.24, modeling_marian.py).
+    """
+    unsaved = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    saved = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name not in unsaved}
+    for parameter in model.parameters():
+        if id(parameter) not in saved:
+            parameter.requires_grad_(False)
+    return model
 
 
 def _check_fit(
@@ -256,8 +270,7 @@ def _depth(config: PretrainedConfig) -> dict[str, object]:
     return {key: value for key, value in config.to_dict().items() if re.search("layer|depth", key)}
 
 
-def random_model(loader: ModelLoader, config: PretrainedConfig, source: Checkpoint) -> PreTrainedModel:
-    """A model of a configuration with random weights. Raises CheckpointError for one that cannot be built."""
+def _random_model(loader: ModelLoader, config: PretrainedConfig, source: Checkpoint) -> PreTrainedModel:
     own = copy.deepcopy(config)
     try:
         if issubclass(loader, PreTrainedModel):

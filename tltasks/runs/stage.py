@@ -252,11 +252,11 @@ def _holding(context: Context, stage: PreparedStage) -> AbstractContextManager[N
 
 
 def _stumbles(built: BuiltModel[TaskBase]) -> str | None:
-    """Why the model does not run with weights in 16 bits, where it does not."""
+    """Why the model does not run with weights in 16 bits, where it does not; None, too, where that is not known."""
     run = built.task.example_pass()
     try:
         with torch.no_grad():
-            run(built.model)
+            _ = run and run(built.model)
     except (RuntimeError, TypeError, ValueError) as error:
         return first_line(error)
     return None
@@ -294,7 +294,7 @@ def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.M
         targets=task.lora_targets(model),
         display_name=stage.source.display_name,
         revision=str(built.provenance.commit or stage.source.revision),  # what a branch holds may change
-        trial=task.trial(),
+        run=task.example_pass(),
     )
     return adapted, tuple(head)
 

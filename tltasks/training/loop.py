@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ from tltasks.training.optimizer import MovingAverage, build_optimizer, learning_
 from tltasks.training.regularization import Regularization
 from tltasks.training.tracking import Tracker
 
+ROWS_TRIED = 8
+"""Rows that are put through a model one by one, to see whether its experts differ."""
 Values = dict[str, float]
 """Metrics by name."""
 
@@ -404,8 +407,28 @@ def _divider(
 
 
 def _unused_weights(accelerator: Accelerator, job: Job, model: nn.Module) -> set[str]:
-    """Trained weights that the loss does not reach, by one small forward and backward pass."""
-    batch = job.task.collate_train(job.rows, list(range(min(2, len(job.rows)))), epoch=0)
+    """Trained weights that the loss does not reach, by one small forward and backward pass.
+
+    Weights of one expert of several are reached by some rows and not by others: where that is seen in single rows, all
+    the experts beside it are left in training.
+    """
+    indices = list(range(min(2, len(job.rows))))
+    unused = _unreached(accelerator, job, model, indices)
+    used = {_beside(name) for name, _ in trained(model) if name not in unused}
+    if used.isdisjoint(map(_beside, unused)):
+        return unused
+    rows = [unused ^ _unreached(accelerator, job, model, [row]) for row in range(min(ROWS_TRIED, len(job.rows)))]
+    routed = {_beside(name) for changed in rows for name in changed}
+    return {name for name in unused if _beside(name) not in routed}
+
+
+def _beside(name: str) -> str:
+    """The weight's name with the place of the innermost list of modules left open: the same for all experts."""
+    return re.sub(r"^(.*)(\.\d+\.|\.\w+_\d+\.)", r"\1.*.", name)
+
+
+def _unreached(accelerator: Accelerator, job: Job, model: nn.Module, rows: list[int]) -> set[str]:
+    batch = job.task.collate_train(job.rows, rows, epoch=0)
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     job.task.loss(model, send_to_device(batch, accelerator.device)).backward()  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar, Self
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from tltasks.data.packing import shifted
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import has_plain_head, mean_loss
 from tltasks.models.decoder_trial import Habits, packed_inputs
+from tltasks.models.passes import forget_passes
 from tltasks.tasks.base import Batch, BuiltModel, TaskBase
 
 
@@ -48,15 +50,28 @@ class LanguageModelTask(TaskBase[TextModel, DataT, StageT]):
         """A small training batch, by which a model is tried."""
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
-        model, habits = built.model, self.try_habits(built.model)
+        model = built.model
+        put_back = self.forget_passes(model)
+        habits = self.try_habits(model)
         task = self if habits is None else replace(self, habits=habits)
         batch = task.probe()
         chunked = has_plain_head(model, task.inputs(model, batch), batch["labels"])
         settings = {**built.provenance.settings, "packing": task.packs, "chunked_loss": chunked}
+        if put_back:
+            settings["put_back"] = put_back
         if habits is not None:
             settings |= {"padding": habits.pads, "cache": habits.caches}
         provenance = replace(built.provenance, settings=settings)
         return BuiltModel(model, replace(task, chunked_loss=chunked), provenance)
+
+    def forget_passes(self, model: PreTrainedModel) -> list[tuple[str, str, int | float | str | None]]:
+        """Let the model's numbers for a text not depend on those that it has read before."""
+        return forget_passes(model, lambda: model(**self.inputs(model, self.probe())))
+
+    def reload(self, folder: Path) -> nn.Module:
+        model = super().reload(folder)
+        self.forget_passes(unwrap_model(model))
+        return model
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, object]:
         """Arguments of the model's forward for a batch."""

@@ -30,6 +30,7 @@ from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import generating_model, unwrap_model
 from tltasks.models.cross_entropy import target_losses
 from tltasks.models.decoder_trial import Habits, try_decoder
+from tltasks.models.encoder_trial import reads_padded
 from tltasks.models.loading import ModelLoader, open_config
 from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import (
@@ -175,9 +176,6 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     def probe(self) -> Batch:
         return self._collate([[self.form.end] * 3], [[self.form.end] * 2])
 
-    def examples(self) -> Columns:
-        return super().examples() | {"summary": ["a", "the"]}
-
     def draw_head(self, model: PreTrainedModel, head: list[str], *, is_random: bool) -> None:
         """Leave a head as it was drawn: only models that are random as a whole have a new one."""
 
@@ -188,9 +186,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         if not habits.caches:
             model.generation_config.use_cache = False
         for config in (self.config, model.config):
-            config.task_specific_params = stored_task(
-                self.form, alone=not self.form.encoder_decoder and not habits.pads
-            )
+            config.task_specific_params = stored_task(self.form, alone=not habits.pads)
         settings = {
             **built.provenance.settings,
             "decoding": _decoding_words(model.generation_config),
@@ -199,12 +195,20 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         return replace(built, provenance=replace(built.provenance, settings=settings))
 
     def try_habits(self, model: PreTrainedModel) -> Habits | None:
-        if self.form.encoder_decoder:
-            return None
         form, most = self.form, self.form.max_document_tokens + self.form.max_summary_tokens
         ids, name = ordinary_ids(form.tokenizer), self.source.display_name
+        if form.encoder_decoder:
+            longest = form.max_document_tokens
+            return Habits(pads=reads_padded(model, ids, tokens=longest, run=self._read, display_name=name))
         beams = self._decoding(model).num_beams or 1
         return try_decoder(model, ids, tokens=most, pad=form.pad, beams=beams, display_name=name)
+
+    def _read(self, model: PreTrainedModel, documents: list[list[int]]) -> Tensor:
+        """The logits of an encoder-decoder for each document's first tokens."""
+        batch = self._collate(documents, [[self.form.end] * 3] * len(documents))
+        inputs = self.inputs(model, {name: values.to(model.device) for name, values in batch.items()})
+        logits: Tensor = model(**inputs).logits.float()
+        return logits
 
     def _decoding(self, model: PreTrainedModel) -> GenerationConfig:
         return self.form.decoding(model.generation_config, self.plan.model.generation)
@@ -316,7 +320,10 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     # --------------------------------------------------------------------------------------- step
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.token_loss(model, batch, smoothing=self.stage.label_smoothing)
+        parts = [batch] if self.habits.pads or not self.form.encoder_decoder else [part for _, part in _by_size(batch)]
+        shares = [self.num_targets(part) / self.num_targets(batch) for part in parts]
+        losses = (self.token_loss(model, part, smoothing=self.stage.label_smoothing) for part in parts)
+        return torch.stack([share * loss for share, loss in zip(shares, losses, strict=True)]).sum()
 
     def collate_outputs(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         return self.collate_train(rows, indices, epoch=0)
@@ -371,13 +378,11 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     def _write(self, model: nn.Module, batch: Batch) -> list[str]:
         """The text that is generated for each row of the batch; at once for those of a length, where need be."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        if self.form.encoder_decoder or not reads_alone(unwrap_model(model).config):
+        if not reads_alone(unwrap_model(model).config):
             return self._generate(model, inputs)
-        sizes, texts = inputs["attention_mask"].sum(1), [""] * len(inputs["input_ids"])
-        for size in sorted(set(sizes.tolist())):
-            alike = (sizes == size).nonzero()[:, 0].tolist()
-            written = self._generate(model, {name: values[alike, -size:] for name, values in inputs.items()})
-            for row, text in zip(alike, written, strict=True):
+        texts = [""] * len(inputs["input_ids"])
+        for rows, part in _by_size(inputs):
+            for row, text in zip(rows, self._generate(model, part), strict=True):
                 texts[row] = text
         return texts
 
@@ -468,6 +473,16 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
 
 # -------------------------------------------------------------------------------------------- texts
+
+
+def _by_size(batch: Batch) -> Iterator[tuple[list[int], Batch]]:
+    """Rows of each number of tokens, and the batch of these without padding, which is all on one side."""
+    seen = batch["attention_mask"]
+    sizes = seen.sum(1)
+    for size in sorted(set(sizes.tolist())):
+        rows = (sizes == size).nonzero()[:, 0].tolist()
+        cut = slice(size) if bool(seen[rows[0], 0]) else slice(-size, None)
+        yield rows, {k: v[rows, cut] if k in ("input_ids", "attention_mask") else v[rows] for k, v in batch.items()}
 
 
 def _text(value: object) -> str:

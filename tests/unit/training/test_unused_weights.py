@@ -1,0 +1,42 @@
+"""Which weights a loss does not reach, and that experts are not among them."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tltasks.training.loop import _unused_weights
+
+
+class Routed(nn.Module):
+    """Each row goes to the expert that its number names, and past a layer that nothing reaches."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
+        self.experts = nn.ModuleDict({f"expert_{i}": nn.Linear(2, 1) for i in range(experts)})
+
+    def forward(self, rows: Tensor) -> Tensor:
+        hidden = self.layers[0](torch.ones(len(rows), 2))
+        parts = [self.experts[f"expert_{row}"](hidden[i]) for i, row in enumerate(rows.tolist())]
+        return torch.stack(parts).mean()
+
+
+def unused(rows: list[int], *, experts: int = 4) -> set[str]:
+    def collate(rows: list[int], indices: list[int], *, epoch: int) -> dict[str, Tensor]:
+        return {"rows": torch.tensor([rows[i] for i in indices])}
+
+    task = SimpleNamespace(collate_train=collate, loss=lambda model, batch: model(batch["rows"]))
+    job: Any = SimpleNamespace(task=task, rows=rows, frozen_batch_norm=False)
+    accelerator: Any = SimpleNamespace(device=torch.device("cpu"))
+    return _unused_weights(accelerator, job, Routed(experts))
+
+
+def test_experts_of_which_other_rows_reach_others_are_used() -> None:
+    assert unused([0, 1, 2]) == {"layers.1.weight", "layers.1.bias"}, "expert 3 may yet be reached"
+
+
+def test_parts_that_are_passed_by_for_every_row_are_unused() -> None:
+    never = {f"experts.expert_{i}.{name}" for i in (1, 2, 3) for name in ("weight", "bias")}
+    assert unused([0, 0, 0]) == {"layers.1.weight", "layers.1.bias"} | never
