@@ -8,6 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -101,7 +102,8 @@ def open_tokenizer(
         # Where there are no files, transformers 5.24 makes a tokenizer that knows special tokens and at most a space.
         if len(tokenizer.get_vocab().keys() - {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}) < 2:
             raise ValueError("its vocabulary is empty")
-        tokenizer("a")  # some ask for a package only now
+        with suppress(ValueError, TypeError):  # of those that read pages or tables
+            tokenizer("a")  # some ask for a package only now
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise cannot_open("tokenizer", source.display_name, error, hint) from error
     return tokenizer
