@@ -23,7 +23,7 @@ TEXTS = [
     "fresh bread",
     "to</s> in",
 ]
-LABELS = {i: name for i, name in enumerate("abc")}
+LABELS = dict(enumerate("abc"))
 
 
 def save_classifier(folder: Path, model_type: str, architecture: str) -> Path:
@@ -55,7 +55,7 @@ def probabilities(found: list[Any], value: str) -> list[list[float]]:
 )
 def test_a_text_is_answered_alike_alone_and_beside_others(tmp_path: Path, model_type: str, architecture: str) -> None:
     folder = save_classifier(tmp_path, model_type, architecture)
-    predict = tltasks.load(folder, task="text-classification")
+    predict = tltasks.load(folder, task="text-classification", precision="fp32")
     alone = probabilities([predict(text)["top"] for text in TEXTS], "probability")
     together = probabilities([answer["top"] for answer in predict(TEXTS)], "probability")
     assert torch.tensor(alone).std(0).max() > 1e-3
@@ -78,7 +78,7 @@ def test_a_text_is_answered_alike_alone_and_beside_others(tmp_path: Path, model_
 def test_a_model_of_pages_or_tables_is_refused(tmp_path: Path, model_type: str, architecture: str) -> None:
     folder = save_classifier(tmp_path, model_type, architecture)
     with pytest.raises(CheckpointError, match="does not read plain texts"):
-        tltasks.load(folder, task="text-classification")
+        tltasks.load(folder, task="text-classification", precision="fp32")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_model_of_pages_or_tables_is_refused(tmp_path: Path, model_type: str, 
 )
 def test_masked_words_are_as_hard_alone_as_beside_others(tmp_path: Path, model_type: str, architecture: str) -> None:
     save_text_model(tmp_path, model_type, architecture)
-    predict = tltasks.load(tmp_path, task="masked-language-modeling")
+    predict = tltasks.load(tmp_path, task="masked-language-modeling", precision="fp32")
     task = predict.task
     assert isinstance(task, MaskedLanguageModeling)
     encoded = task.encode({"text": TEXTS}, None)  # type: ignore[arg-type]
