@@ -51,15 +51,35 @@ Files = str | list[str] | dict[str, str | list[str]] | None
 class HeldOutRows(Section):
     """Rows held out of train that are alike in nothing but what is to be learnt."""
 
-    share: HeldOut
+    share: HeldOut | None = None
     group: Name | None = None
     """Column whose rows of one value stay together (patient, speaker, document): the share is one of groups."""
     ordered_by: Name | None = None
     """Column, a date or a number, whose last rows are held out."""
+    fold: Annotated[int, Field(ge=0)] | None = None
+    """Of `folds` parts the one that is held out, the first being 0. Experiments set it: `folds: 5`."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Parts that the rows are dealt into, each label in proportion, instead of a share."""
 
     @property
-    def column(self) -> str:
-        return self.group or self.ordered_by or ""
+    def column(self) -> str | None:
+        return self.group or self.ordered_by
+
+    @property
+    def size(self) -> float:
+        """The share of rows that are held out."""
+        return self.share or 1 / (self.folds or 2)
+
+    @property
+    def fault(self) -> str | None:
+        """Why these keys do not go together."""
+        if self.folds is None and self.fold is None:
+            both = (self.group is None) == (self.ordered_by is None)
+            ask = "takes `group` or `ordered_by`; a share alone is a number, such as `test: 0.2`"
+            return ask if both else "needs a `share`" if self.share is None else None
+        if self.folds is None or self.fold is None or self.fold >= self.folds:
+            return f"`fold` is one of `folds`, from 0 to {(self.folds or 5) - 1}"
+        return "`folds` takes the place of `share` and `ordered_by`" if self.share or self.ordered_by else None
 
 
 class Splits(Section):
@@ -77,15 +97,14 @@ class Splits(Section):
 
     def conflicts(self) -> Iterator[Conflict]:
         for name, rows in self.held_by.items():
-            if (rows.group is None) == (rows.ordered_by is None):
-                text = "takes `group` or `ordered_by`; a share alone is a number, such as `test: 0.2`"
+            if text := rows.fault:
                 yield Conflict(text, (name,))
 
     @property
     def shares(self) -> dict[str, float]:
         """Shares held out of `train`, by split."""
         given = {"validation": self.validation, "test": self.test}
-        held = {name: rows.share if isinstance(rows, HeldOutRows) else rows for name, rows in given.items()}
+        held = {name: rows.size if isinstance(rows, HeldOutRows) else rows for name, rows in given.items()}
         return {name: share for name, share in held.items() if isinstance(share, float)}
 
     @property

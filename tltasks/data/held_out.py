@@ -23,26 +23,31 @@ def is_held_out(origin: str) -> bool:
 
 
 def hold_out(
-    train: Split, n_held: int, place: str, *, seed: int, label: str | None, by: HeldOutRows | None = None, key: str = ""
+    train: Split,
+    n_held: int,
+    place: str,
+    *,
+    seed: int,
+    label: str | None,
+    by: HeldOutRows | None = None,
+    key: str | None = None,
 ) -> tuple[Split, Split]:
     """Move rows out of `train`, from each label in proportion; the last row of a label stays.
 
     Labels that a task only looks at count, too: so stages with and without labels hold out the same rows. With `by`
-    they are chosen by the column `key`: about so many rows of whole groups, or the last rows of an order.
+    they are chosen by the column `key`: about so many rows of whole groups, or the last rows of an order; or they are
+    one of several folds.
     """
     label = label or ("label" if "label" in train.rows.column_names else None)
     n_rows = len(train.rows)
     if n_held >= n_rows:
         raise DataError(f"{place}: {train.origin} has too few rows ({n_rows}) to hold {n_held} of them out.")
     if by is not None:
-        values = [None if value is None else str(value) for value in train.rows[key][:]]
-        if missing := values.count(None):
-            raise DataError(
-                f"{place}: {missing:,} rows of {train.origin} have no `{by.column}`; fill it in, or drop them."
-            )
-        texts = [value or "" for value in values]
+        texts = [] if key is None else _values(train, key, f"{place}: {train.origin}", str(by.column))
         kinds = None if label is None else _label_names(train, label)
-        if by.group:
+        if by.folds is not None:
+            held = _fold(n_rows, by, kinds, texts, f"{place}: {train.origin}", seed=seed)
+        elif by.group:
             held = _whole_groups(texts, kinds, n_held / n_rows, f"{place}: {train.origin}: `{by.group}`", seed=seed)
         else:
             held = np.sort(_in_order(texts)[n_rows - n_held :])
@@ -78,6 +83,33 @@ def _whole_groups(groups: Sequence[str], labels: Sequence[str] | None, share: fl
         warnings.simplefilter("ignore")  # of labels with fewer rows than folds
         dealt = [held for _, held in folds.split(groups, labels or [""] * len(groups), groups) if len(held)]
     return np.sort(np.concatenate(dealt[: min(max(1, round(share * n_folds)), len(dealt) - 1)]))
+
+
+def _values(train: Split, key: str, where: str, column: str) -> list[str]:
+    values = [None if value is None else str(value) for value in train.rows[key][:]]
+    if missing := values.count(None):
+        raise DataError(f"{where}: {missing:,} rows have no `{column}`; fill it in, or drop them.")
+    return [value or "" for value in values]
+
+
+def _fold(
+    n_rows: int, by: HeldOutRows, labels: Sequence[str] | None, groups: Sequence[str], where: str, *, seed: int
+) -> Rows:
+    """The rows of one of the folds, each label in proportion. The only row of a label is in none of them."""
+    from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold  # a second to import
+
+    if by.folds is None or by.fold is None:
+        raise AssertionError("a fold is one of several")
+    if by.folds > (most := len(set(groups)) if groups else n_rows):
+        raise DataError(f"{where}: {most:,} {'groups' if groups else 'rows'} make no {by.folds} folds.")
+    dealer = StratifiedGroupKFold if groups else KFold if labels is None else StratifiedKFold
+    kinds = np.unique(np.array(labels), return_inverse=True)[1] if labels else np.zeros(n_rows, np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of labels with fewer rows than folds
+        dealt = dealer(by.folds, shuffle=True, random_state=seed).split(kinds, kinds, groups or None)
+        held: Rows = [part for _, part in dealt][by.fold]
+    alone = np.bincount(kinds)[kinds] == 1
+    return held[~alone[held]] if labels else held
 
 
 def _in_order(values: Sequence[str]) -> Rows:

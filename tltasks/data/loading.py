@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source, format_of, is_local_name
+from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source, Splits, format_of, is_local_name
 from tltasks.data.class_names import join_rows
 from tltasks.data.folders import SUFFIXES, fault_of, sift, split_of_table, told
 from tltasks.data.held_out import draw_shots, hold_out
@@ -54,7 +54,8 @@ def load_splits(
     splits: dict[str, Split] = {}
     mistakes: dict[str, None] = {}  # in order, and a column that all splits lack once
     columns = _columns(data)
-    by = {f"{BY}{rows.column}": rows.column for rows in wanted.held_by.values() if rows.column not in columns.values()}
+    held_by = [rows.column for rows in wanted.held_by.values() if rows.column is not None]
+    by = {f"{BY}{column}": column for column in held_by if column not in columns.values()}
     opened = open_source(data, columns | by, place=locate("name"))
     for name, spec in specs.items():
         if isinstance(spec, str):
@@ -71,11 +72,11 @@ def load_splits(
     if mistakes:
         raise DataError("\n".join(mistakes))
     n_rows = len(splits["train"].rows) if shares else 0
-    for name, share in shares.items():
+    for name, share in sorted(shares.items(), key=lambda item: _is_fold(wanted, item[0]), reverse=True):
         n_held = max(1, round(n_rows * share))
         drawn_with = seed if wanted.seed is None else wanted.seed
         rows = wanted.held_by.get(name)
-        key = next((key for key, column in (columns | by).items() if rows and column == rows.column), "")
+        key = next((key for key, column in (columns | by).items() if rows and column == rows.column), None)
         place = locate(f"splits.{name}")
         held = hold_out(splits["train"], n_held, place, seed=drawn_with, label=label, by=rows, key=key)
         splits["train"], splits[name] = held[0], dataclasses.replace(held[1], name=name)
@@ -86,6 +87,12 @@ def load_splits(
     if data.shots is not None and "train" in splits:
         splits["train"] = draw_shots(splits["train"], data.shots, seed=seed, label=label)
     return splits
+
+
+def _is_fold(splits: Splits, name: str) -> bool:
+    """True for a part of all rows, which is the same whatever else is held out."""
+    rows = splits.held_by.get(name)
+    return rows is not None and rows.folds is not None
 
 
 @contextmanager

@@ -26,7 +26,8 @@ from tltasks.experiments.statistics import (
     moderated,
     transfer_verdict,
 )
-from tltasks.experiments.trials import Levels, TrialRecord
+from tltasks.experiments.trials import Levels, TargetScore, TrialRecord
+from tltasks.results.result import UNKNOWN
 
 Floats = NDArray[np.float64]
 
@@ -163,10 +164,12 @@ def analyse(experiment: Experiment, records: Iterable[TrialRecord], output: Path
     """Compare the scores of finished trials. Raises DataError where they cannot be compared, or there are none."""
     by_levels: dict[tuple[str, ...], dict[int, TrialRecord]] = defaultdict(dict)
     scores: Scores = defaultdict(dict)
-    for record in records:
+    for record, row_scores in _whole(records, experiment.folds, output):
         levels = tuple(record.levels.values())
         by_levels[levels][record.seed] = record
-        for target, rows in _read(record, output):
+        for target, found in row_scores.items():
+            bounded = bool(np.all((found[:, 0] >= 0) & (found[:, 0] <= found[:, 1])))
+            rows = _Rows(linearised(found), record.targets[target].fingerprint, bounded)
             scores[levels, target][record.seed] = rows
     kinds = {(one.metric, one.higher_is_better) for by_seed in by_levels.values() for one in by_seed.values()}
     if not kinds:
@@ -184,13 +187,46 @@ def analyse(experiment: Experiment, records: Iterable[TrialRecord], output: Path
     return Findings(metric, higher_is_better, list(cells.values()), drops, ranks, contexts, families)
 
 
-def _read(record: TrialRecord, output: Path) -> Iterator[tuple[str, _Rows]]:
+def _whole(
+    records: Iterable[TrialRecord], n_folds: int | None, output: Path
+) -> Iterator[tuple[TrialRecord, dict[str, Floats]]]:
+    """Records with the scores of their rows, [rows, 2], by test set; of folds one for all, where all are finished."""
+    folds: dict[tuple[object, ...], list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        folds[(*record.levels.items(), record.seed)].append(record)
+    for group in folds.values():
+        if len(group) < (n_folds or 1):
+            continue
+        read = [_read(record, output) for record in group]
+        yield (group[0], read[0]) if len(group) == 1 else _together(group, read)
+
+
+def _together(folds: list[TrialRecord], read: list[dict[str, Floats]]) -> tuple[TrialRecord, dict[str, Floats]]:
+    """One record of all folds: the rows of their test sets in a row; of one that all share, their mean."""
+    scores: dict[str, Floats] = {}
+    targets: dict[str, TargetScore] = {}
+    for name in read[0]:
+        parts, told = [part[name] for part in read], [record.targets[name].fingerprint for record in folds]
+        shared = len(set(told)) == 1
+        scores[name] = np.mean(parts, axis=0) if shared else np.concatenate(parts)
+        value = float(scores[name][:, 0].sum() / scores[name][:, 1].sum())
+        fingerprint = told[0] if shared else " ".join(told)
+        targets[name] = TargetScore(value, UNKNOWN, len(scores[name]), fingerprint, {folds[0].metric: value})
+    whole = dataclasses.replace(
+        folds[0],
+        targets=targets,
+        train_examples=round(float(np.mean([record.train_examples for record in folds]))),
+        training_seconds=float(np.mean([record.training_seconds for record in folds])),
+        fold=None,
+    )
+    return whole, scores
+
+
+def _read(record: TrialRecord, output: Path) -> dict[str, Floats]:
     """Scores by test set; by validation split where there is no other."""
     row_scores = load_file(output / "trials" / record.row_scores)
-    for target in [name for name in record.targets if name != "validation"] or list(record.targets):
-        scores = row_scores[target]
-        bounded = bool(np.all((scores[:, 0] >= 0) & (scores[:, 0] <= scores[:, 1])))
-        yield target, _Rows(linearised(scores), record.targets[target].fingerprint, bounded)
+    names = [name for name in record.targets if name != "validation"] or list(record.targets)
+    return {name: row_scores[name] for name in names}
 
 
 def _score(experiment: Experiment, at: Place, rows: dict[int, _Rows], records: dict[int, TrialRecord]) -> CellScore:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -16,7 +16,7 @@ from typing import Annotated, TypeVar
 from pydantic import BeforeValidator, Field
 
 from tltasks.config.checks import read_keys
-from tltasks.config.data import Data
+from tltasks.config.data import Data, HeldOutRows
 from tltasks.config.document import DOTTED_KEY, Document, Issue, dotted, list_mistakes
 from tltasks.config.loading import Overrides, open_document, read_recipe
 from tltasks.config.recipe import Recipe, consented
@@ -59,6 +59,9 @@ class Experiment(Section):
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default=[0])
     """Every combination of levels is carried out with each: means and intervals are over them, and over the test
     rows."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: instead of the share that `data.splits.test` holds out, each of so many parts of the rows is
+    held out once by every trial, and scores are over all of them together. By group where the share is."""
     skip: list[dict[FileName, FileName | list[FileName]]] = Field(default=[])
     """Combinations of levels to leave out."""
     contrast: Contrast | None = None
@@ -94,7 +97,7 @@ class Experiment(Section):
                 yield Conflict("write recipe keys as `data.shots` or `stages.0.epochs`", ("axes", axis, level, key))
         if len(set(self.seeds)) < len(self.seeds):
             yield Conflict("has a seed twice; a trial is carried out once with each", ("seeds",))
-        n_trials = len(self.seeds) * math.prod(map(len, self.axes.values()))
+        n_trials = (self.folds or 1) * len(self.seeds) * math.prod(map(len, self.axes.values()))
         if n_trials > MOST_TRIALS:
             yield Conflict(f"{n_trials:,} trials; an experiment has at most {MOST_TRIALS:,}", ("axes",))
 
@@ -166,25 +169,69 @@ def _read_trials(experiment: Experiment, source: Source) -> tuple[list[Trial], l
         problems |= dict.fromkeys(found)
         if recipe is not None and not found:
             read.append((levels, recipe))
+    if experiment.folds is not None:
+        faults = {fault for _, recipe in read for data in _data_of(recipe) if (fault := _why_no_folds(data))}
+        problems |= {Issue(source.tree.location(("folds",)), "folds", fault): None for fault in sorted(faults)}
+    if problems:
+        return [], sorted(problems, key=lambda problem: problem.location)
     trials = [
-        Trial(levels, seed, _with_fixed_splits(recipe, experiment.seeds[0]).model_copy(update={"seed": seed}))
+        Trial(levels, seed, dealt.model_copy(update={"seed": seed}), fold)
         for seed in experiment.seeds
         for levels, recipe in read
+        for fold, dealt in _folds(_with_fixed_splits(recipe, experiment.seeds[0]), experiment.folds)
     ]
-    return trials, sorted(problems, key=lambda problem: problem.location)
+    return trials, []
+
+
+def _data_of(recipe: Recipe) -> list[Data]:
+    return [data for data in (recipe.data, *(stage.data for stage in recipe.stages)) if data is not None]
+
+
+def _why_no_folds(data: Data) -> str | None:
+    test = data.splits.test
+    if isinstance(test, float) or (isinstance(test, HeldOutRows) and test.group is not None and test.folds is None):
+        return None
+    return (
+        "deals the rows of train out as test sets, so the recipe's `data.splits.test` is to hold a share out of it "
+        "(`test: 0.2`, or `{share: 0.2, group: patient}`)"
+    )
+
+
+def _folds(recipe: Recipe, n_folds: int | None) -> Iterator[tuple[int | None, Recipe]]:
+    """The recipe once for each fold, which takes the place of its test set."""
+    if n_folds is None:
+        yield None, recipe
+        return
+    for fold in range(n_folds):
+
+        def dealt(data: Data, fold: int = fold) -> Data:
+            test = data.splits.test
+            group = test.group if isinstance(test, HeldOutRows) else None
+            rows = HeldOutRows(group=group, fold=fold, folds=n_folds)
+            return data.model_copy(update={"splits": data.splits.model_copy(update={"test": rows})})
+
+        yield fold, _with_data(recipe, dealt)
 
 
 def _with_fixed_splits(recipe: Recipe, seed: int) -> Recipe:
     """The recipe with one seed for the shares that it holds out, so that every trial is tested on the same rows."""
 
-    def fixed(part: Part) -> Part:
-        data: Data | None = getattr(part, "data", None)
-        if data is None or not data.splits.shares or data.splits.seed is not None:
-            return part
-        splits = data.splits.model_copy(update={"seed": seed})
-        return part.model_copy(update={"data": data.model_copy(update={"splits": splits})})
+    def fixed(data: Data) -> Data:
+        if not data.splits.shares or data.splits.seed is not None:
+            return data
+        return data.model_copy(update={"splits": data.splits.model_copy(update={"seed": seed})})
 
-    return fixed(recipe.model_copy(update={"stages": [fixed(stage) for stage in recipe.stages]}))
+    return _with_data(recipe, fixed)
+
+
+def _with_data(recipe: Recipe, change: Callable[[Data], Data]) -> Recipe:
+    """The recipe with its data, and that of its stages, changed."""
+
+    def changed(part: Part) -> Part:
+        data: Data | None = getattr(part, "data", None)
+        return part if data is None else part.model_copy(update={"data": change(data)})
+
+    return changed(recipe.model_copy(update={"stages": [changed(stage) for stage in recipe.stages]}))
 
 
 def _combinations(experiment: Experiment) -> Iterator[Levels]:

@@ -30,10 +30,13 @@ class Trial:
     levels: Levels
     seed: int
     recipe: Recipe
+    fold: int | None = None
+    """The part of the rows that it is tested on, where they are dealt into several."""
 
     @property
     def name(self) -> str:
-        return ", ".join([*self.levels.values(), f"seed {self.seed}"])
+        part = [] if self.fold is None else [f"fold {self.fold}"]
+        return ", ".join([*self.levels.values(), f"seed {self.seed}", *part])
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class TrialRecord:
     seconds: float
     versions: dict[str, str]
     hardware: dict[str, str | int]
+    fold: int | None = None
 
 
 _RECORD = TypeAdapter(TrialRecord)
@@ -138,7 +142,7 @@ def to_do(planned: Iterable[PlannedTrial]) -> list[PlannedTrial]:
 def finished(planned: Iterable[PlannedTrial]) -> list[TrialRecord]:
     """Records of finished trials, one for each combination of levels that comes to the same recipe."""
     return [
-        replace(item.record, levels=item.trial.levels, seed=item.trial.seed)
+        replace(item.record, levels=item.trial.levels, seed=item.trial.seed, fold=item.trial.fold)
         for item in planned
         if item.record is not None
     ]

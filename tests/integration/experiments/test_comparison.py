@@ -253,3 +253,21 @@ def test_tables(finished: Path) -> None:
     latex = (finished / "table.tex").read_text()
     assert latex.count("\\\\\n") == 1 + 4
     assert "\\textbf{" in latex
+
+
+def test_folds_are_one_score_over_all_rows(place: Path, tmp_path: Path) -> None:
+    path = write_experiment(place, tmp_path / "folds")
+    skip = "skip=[{shots: '2'}]"
+    folded = ["recipe.data.splits.test=0.25", "recipe.data.extra_test={}", "domains=null", "folds=3", "seeds=[0]", skip]
+    result = compare(path, folded)
+    records = [trial for trial in result.trials if trial.levels["method"] == "probe"]
+    assert sorted(record.fold or 0 for record in records) == [0, 1, 2]
+    rows = [load_file(tmp_path / "folds" / "trials" / record.row_scores)["test"] for record in records]
+    assert [len(part) for part in rows] == [4, 4, 4]
+    (cell,) = (cell for cell in result.findings.cells if cell.levels["method"] == "probe")
+    assert cell.score.rows == 12
+    assert cell.score.mean == pytest.approx(np.concatenate(rows)[:, 0].mean())
+    assert cell.score.low < cell.score.mean < cell.score.high or cell.score.mean in (0, 1)
+    assert cell.train_examples == 8
+    assert cell.comparisons
+    assert len(result.trials) == 6

@@ -356,7 +356,7 @@ stages:
     metrics: [evaluate/f1, {name: w/x, revision: v2, trust_remote_code: true, options: {average: macro, on: [1, no]}}]
     task: image-classification
     model: {name: s/t}
-    data: {name: u/v, splits: {validation: {share: 0.1, group: g}, test: {share: 0.1, ordered_by: d}}}
+    data: {name: u/v, splits: {validation: {share: 0.1, ordered_by: d}, test: {group: g, fold: 0, folds: 5}}}
     augment: {flip: true, crop: 0.5, randaugment: {ops: 1, magnitude: 3}, erase: 0.5, mixup: 0.5, cutmix: 1}
     label_smoothing: 0.5
     class_weights: {x: 2.0}
@@ -554,6 +554,8 @@ CHANGED = {
     "model.generation.early_stopping": "true",
     **dict.fromkeys(("group", "ordered_by"), "other"),
     "share": "0.375",
+    "fold": "1",
+    "folds": "3",
     "class_names": "[x, y]",
     "task": "image-classification",
     "stage": "finetune",
@@ -596,6 +598,15 @@ BEFORE = {
         for at in ("", "stages.1.")
         for split in ("test", "validation")
         for key in ("share", "group", "ordered_by")
+    },
+    **{
+        f"{at}data.splits.{split}.{key}": [
+            *(["stages.1.data={name: x/y}"] if at else []),
+            f"{at}data.splits.{split}={{fold: 0, folds: 5}}",
+        ]
+        for at in ("", "stages.1.")
+        for split in ("test", "validation")
+        for key in ("fold", "folds")
     },
     "stages.1.model.prompt": ["stages.1.model={name: x/y}"],
     **{f"stages.1.adapt.{m}": [f"stages.1.adapt={{{m}: {{}}}}"] for m in ("lora", "dora", "adalora", "ia3", "prompt")},

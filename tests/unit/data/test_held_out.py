@@ -121,7 +121,7 @@ def test_a_column_of_the_task_may_be_the_group(tmp_path: Path) -> None:
     ("changes", "by", "message"),
     [
         ({"patient": 1}, {"group": "patient"}, "`patient` has one value, '1', in all rows"),
-        ({"patient": None}, {"group": "patient"}, "120 rows of rows.csv train have no `patient`"),
+        ({"patient": None}, {"group": "patient"}, "rows.csv train: 120 rows have no `patient`"),
         ({}, {"group": "patients"}, "no column `patients`; did you mean `patient`"),
         ({}, {"ordered_by": "date"}, "no column `date`"),
     ],
@@ -138,3 +138,41 @@ def test_a_share_takes_one_column() -> None:
     for keys in ({}, {"group": "a", "ordered_by": "b"}):
         with pytest.raises(ValidationError, match="takes `group` or `ordered_by`; a share alone is a number"):
             Splits.model_validate({"test": {"share": 0.2, **keys}})
+
+
+@pytest.mark.parametrize("group", [None, "patient"])
+def test_folds_hold_out_every_row_once(tmp_path: Path, group: str | None) -> None:
+    data = table(tmp_path, "csv", visits())
+    seen: list[int] = []
+    for fold in range(5):
+        splits = load(data, test={"fold": fold, "folds": 5, "group": group}, validation=0.1)
+        held = number(splits["test"])
+        assert len(held) == pytest.approx(24, abs=6 if group else 0)
+        assert set(splits["test"].rows["label"]) == {"a", "b"}
+        rest = number(splits["train"]) + number(splits["validation"])
+        assert sorted(held + rest) == list(range(120))
+        assert not group or not {i // 6 for i in held} & {i // 6 for i in rest}
+        seen += held
+    assert sorted(seen) == list(range(120))
+
+
+def test_the_only_row_of_a_class_is_tested_in_no_fold(tmp_path: Path) -> None:
+    rows = [{**row, "label": "rare" if i == 7 else row["label"]} for i, row in enumerate(visits())]
+    data = table(tmp_path, "csv", rows)
+    held = [number(load(data, test={"fold": fold, "folds": 4})["test"]) for fold in range(4)]
+    assert sorted(row for part in held for row in part) == [i for i in range(120) if i != 7]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"fold": 5, "folds": 5}, "`fold` is one of `folds`, from 0 to 4"),
+        ({"folds": 5}, "`fold` is one of `folds`"),
+        ({"fold": 0, "folds": 5, "share": 0.2}, "`folds` takes the place of `share`"),
+        ({"fold": 0, "folds": 5, "ordered_by": "day"}, "`folds` takes the place of `share` and `ordered_by`"),
+        ({"group": "patient"}, "needs a `share`"),
+    ],
+)
+def test_folds_that_are_none_are_mistakes(rows: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Splits.model_validate({"test": rows})

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny.experiments import EXPERIMENT, N_TRIALS, write_experiment
+from tltasks.config.data import HeldOutRows
 from tltasks.config.recipe import recipe_sha256
 from tltasks.errors import RecipeError
 from tltasks.experiments.contents import plan_trials
@@ -175,3 +176,27 @@ def test_every_seed_is_tested_on_the_same_rows(place: Path) -> None:
     alone = load_experiment(place / "e.yaml", ["seeds=[4]"])[1]
     known = {recipe_sha256(trial.recipe) for trial in trials}
     assert {recipe_sha256(trial.recipe) for trial in alone} <= known
+
+
+FOLDED = ["recipe.data.splits.test=0.25", "recipe.data.extra_test={}", "domains=null", "folds=3"]
+
+
+def test_folds_are_trials_that_are_tested_on_other_rows(place: Path, tmp_path: Path) -> None:
+    found = load_experiment(write_experiment(place, tmp_path / "out"), FOLDED)[1]
+    assert len(found) == 3 * N_TRIALS
+    assert [trial.fold for trial in found] == [0, 1, 2] * N_TRIALS
+    assert len({recipe_sha256(trial.recipe) for trial in found}) == 3 * N_TRIALS
+    for trial in found:
+        splits = trial.recipe.data.splits if trial.recipe.data else None
+        assert splits is not None
+        assert splits.seed == 0, "all seeds are tested on the same parts"
+        assert splits.test == HeldOutRows(fold=trial.fold, folds=3)
+    by_group = [*FOLDED, "recipe.data.splits.test={share: 0.2, group: g}"]
+    found = load_experiment(write_experiment(place, tmp_path / "out"), by_group)[1]
+    assert {trial.recipe.data.splits.test.group for trial in found} == {"g"}  # type: ignore[union-attr]
+
+
+def test_folds_take_the_place_of_a_share(place: Path, tmp_path: Path) -> None:
+    said = mistakes(place, tmp_path, "folds=3")
+    assert "folds: deals the rows of train out as test sets" in said
+    assert "is to hold a share out of it (`test: 0.2`" in said
