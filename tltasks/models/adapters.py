@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import AdaLora, Adapt
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
-from tltasks.models.trial import Run, unfit_layers
+from tltasks.models.trial import FAULTS, LAYERS, Trial
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     import peft
@@ -42,19 +42,19 @@ def adapt(
     targets: list[str],
     display_name: str,
     revision: str,
-    run: Run | None = None,
+    trial: Trial | None = None,
 ) -> nn.Module:
     """Freeze the model, or wrap it, as a stage's `adapt` and `freeze` say. A new head is always trained.
 
-    `display_name` and `revision` are what a published adapter names as its base. Targets are tried by `run`, where it
-    is given.
+    `display_name` and `revision` are what a published adapter names as its base. Targets are tried where `trial` says
+    how.
     """
     if method.is_virtual:
         _check_virtual(model)
     if method.is_peft:
         config = _peft_config(method, head=head if new_head else [], targets=targets)
-        if run is not None:
-            _try_targets(model, method, config, run, head=head, chosen=targets)
+        if trial is not None:
+            _try_targets(model, method, config, trial, head=head, chosen=targets)
         adapted: nn.Module = _wrapped(model, method, config, display_name=display_name, revision=revision)
     else:
         _freeze(model, method.method, freeze, whole=head if method.method == "head" or new_head else [])
@@ -96,19 +96,19 @@ def _wrapped(
 
 
 def _try_targets(
-    model: PreTrainedModel, method: Adapt, config: peft.PeftConfig, run: Run, *, head: list[str], chosen: list[str]
+    model: PreTrainedModel, method: Adapt, config: peft.PeftConfig, trial: Trial, *, head: list[str], chosen: list[str]
 ) -> None:
     """Leave out those of the `chosen` targets that an adapter does not fit, and refuse such as the recipe names."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     if getattr(config, "target_modules", None) is None:
         return
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D, nn.Conv2d))}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
     names = [name for name in layers if check_target_module_exists(config, name)]
     shown = type(model).__name__
     try:
-        unfit = unfit_layers(model, names, run)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        unfit = trial.unfit(model, names, config)
+    except FAULTS as error:
         raise CheckpointError(
             f"adapt.{method.method}: {shown} does not run with PEFT's layers in it ({first_line(error)}). Use "
             "`adapt: full` or `adapt: head`, or name `targets: […]`."
@@ -116,7 +116,7 @@ def _try_targets(
     examples = {reason: name for name, reason in reversed(unfit.items())}
     counts = Counter(unfit.values()).most_common(3)
     why = "; ".join(f"{examples[reason]}{f' and {n - 1} more' if n > 1 else ''}: {reason}" for reason, n in counts)
-    if config.target_modules != set(chosen):
+    if isinstance(config.target_modules, str) or set(config.target_modules) != set(chosen):
         if unfit:
             raise CheckpointError(
                 f"adapt.{method.method}: {len(unfit)} of the targets in {shown} cannot be adapted ({why}). Name "
@@ -132,7 +132,8 @@ def _try_targets(
             f"adapt.{method.method}: layers that can be adapted hold {reached / max(1, whole):.1%} of the weights of "
             f"{shown}{found}. Use `adapt: full` or `adapt: head`, or name `targets: […]`."
         )
-    config.target_modules = set(names) - unfit.keys()
+    if unfit or isinstance(config.target_modules, set):
+        config.target_modules = set(names) - unfit.keys()
 
 
 def _check_size(model: PreTrainedModel, method: Adapt, config: peft.PeftConfig) -> None:

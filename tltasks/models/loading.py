@@ -171,7 +171,7 @@ def load_pretrained(
     """
     shown, about = source.display_name, Provenance(source.display_name, source.revision, model_type=config.model_type)
     if random:
-        return _without_unsaved(_random_model(loader, config, source)), replace(about, newly_initialised=["all"])
+        return _without_unsaved(random_model(loader, config, source)), replace(about, newly_initialised=["all"])
     try:
         # dtype: the default keeps the dtype of the file (transformers 5.24, modeling_utils.py), and half-precision
         # master weights do not train.
@@ -272,7 +272,8 @@ def _depth(config: PretrainedConfig) -> dict[str, object]:
     return {key: value for key, value in config.to_dict().items() if re.search("layer|depth", key)}
 
 
-def _random_model(loader: ModelLoader, config: PretrainedConfig, source: Checkpoint) -> PreTrainedModel:
+def random_model(loader: ModelLoader, config: PretrainedConfig, source: Checkpoint) -> PreTrainedModel:
+    """A model of a configuration with random weights. Raises CheckpointError for one that cannot be built."""
     own = copy.deepcopy(config)
     try:
         if issubclass(loader, PreTrainedModel):

@@ -16,6 +16,8 @@ Build = Callable[[PretrainedConfig], nn.Module]
 
 LEAST_LAYERS = 2
 """Some architectures treat even and odd layers differently, or the last one."""
+LARGEST_COPY = 500_000_000
+"""Weights beyond which a copy is not worth building."""
 NARROWEST_HEAD = 16
 """Width of an attention head below which rotary embeddings cannot be cut into their sections."""
 
@@ -25,12 +27,12 @@ _DEPTH = re.compile(
 """Keys of how many layers there are."""
 _ABOUT_LAYERS = re.compile(r"layer|depth|block|period|interval|offset|step|every|frequency|replace|_idxs|_ids$")
 """Keys that may say which layer is of which kind, by counts and places."""
-_HEADS = re.compile(r"(.*_)?(num|n)?_?(attention_|key_value_|kv_|key_|value_)?heads?")
+_HEADS = re.compile(r"(.*_)?((num|n)_(.*_)?heads?|attention_heads)")
 _WIDTH = re.compile(
-    r"(.*_)?(hidden_size|hidden_sizes|hidden_dim|intermediate_size|d_model|d_ff|d_inner|n_embd|n_inner|embed_dims?|dim|"
+    r"(.*_)?(hidden_sizes?|hidden_size_per_layer_input|hidden_dim|intermediate_size|d_model|d_ff|d_ssm|d_inner|n_embd|n_inner|embed_dims?|dim|"
     r"ffn_dim|ffn_size|feature_size|conv_dim|output_hidden_size|classifier_proj_size|proj_size|embedding_size|inner_dim)"
 )
-_HEAD_WIDTH = re.compile(r"(.*_)?(head_dim|d_kv|head_size)")
+_HEAD_WIDTH = re.compile(r"(.*_)?(head_dim|d_kv|head_size|d_head)")
 
 
 def pattern(name: str) -> str:
@@ -43,9 +45,9 @@ def pattern(name: str) -> str:
 
 
 def layer_kinds(model: nn.Module) -> dict[str, str]:
-    """The class of the layers that have weights, by the pattern of their names."""
+    """The class of the layers that have weights, by the pattern of their names; in 16 bits they are the same layers."""
     return {
-        pattern(name): type(module).__name__
+        pattern(name): type(module).__name__.removeprefix("Held")
         for name, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     }
@@ -54,17 +56,17 @@ def layer_kinds(model: nn.Module) -> dict[str, str]:
 def small_copies(model: nn.Module, config: PretrainedConfig, build: Build) -> Iterator[nn.Module]:
     """Random models with the same kinds of layers as `model`, the smallest first; whether they run is for trying.
 
-    There are none of an architecture that cannot be made smaller by half. `model` may be on the meta device. Weights
+    There are none where no half as large one can be had. `model` may be on the meta device. Weights
     are drawn so that each matters: scales that start at zero would hide the layers before them.
     """
-    kinds, size = layer_kinds(model), _size(model)
+    kinds, most = layer_kinds(model), min(_size(model) // 2, LARGEST_COPY)
     for smaller in smaller_configs(config):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
                 with torch.device("meta"):
                     found = build(copy.deepcopy(smaller))
-                if layer_kinds(found) != kinds or 2 * _size(found) > size:
+                if layer_kinds(found) != kinds or _size(found) > most:
                     continue
                 found = build(copy.deepcopy(smaller))
             except Exception:  # noqa: S112 - of a configuration that does not hold together, which may be any
@@ -136,18 +138,19 @@ def _kinds(values: Sequence[object]) -> set[str]:
 
 
 def _make_narrow(config: PretrainedConfig, *, heads_too: bool) -> None:
-    """Divide widths and numbers of heads by one power of two, and with `heads_too` the width of heads by another."""
+    """Leave as few heads as their numbers allow, and widths in proportion; with `heads_too` heads are narrow, too."""
     known = {key: value for key, value in vars(config).items() if not key.startswith("_")}
     heads = {key: value for key, value in known.items() if _HEADS.fullmatch(key) and _numbers(value)}
     widths = {key: value for key, value in known.items() if _WIDTH.fullmatch(key) and _numbers(value)}
     each = {key: value for key, value in known.items() if _HEAD_WIDTH.fullmatch(key) and _numbers(value)}
-    fewer = math.gcd(*(number for value in heads.values() for number in _numbers(value))) if heads else 1
-    fewer = fewer & -fewer  # its largest power of two
-    narrower = 1
+    counts = {number for value in heads.values() for number in _numbers(value)}
+    fewer, narrower = math.gcd(*counts) if counts else 1, 1
+    if len(counts) == 1 and fewer % 2 == 0:  # two: a single one may hide how they are taken apart
+        fewer //= 2
     if heads_too:  # of the first stage, where there are several
         most = max((_numbers(value)[0] for value in heads.values()), default=1)
-        least = min((_numbers(value)[0] for value in widths.values()), default=1)
-        width = min((_numbers(value)[0] for value in each.values()), default=least // most)
+        shared = [_numbers(value)[0] // most for value in widths.values() if _numbers(value)[0] % most == 0]
+        width = min((_numbers(value)[0] for value in each.values()), default=min(shared, default=1))
         while width >= 2 * NARROWEST_HEAD * narrower:
             narrower *= 2
     for found, by in ((heads, fewer), (widths, fewer * narrower), (each, narrower)):

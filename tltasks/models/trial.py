@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tltasks.errors import first_line
+from tltasks.models.shrinking import Build, pattern, small_copies
+from tltasks.runtime.files import write_json
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
+    import peft
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 Run = Callable[[nn.Module], Tensor]
 """Passes an example or two through a model."""
 
+LAYERS = (nn.Linear, Conv1D, nn.Conv2d, nn.Conv1d)
+"""Kinds of layers that adapters are put beside; transformers' Conv1D is GPT-2's linear layer."""
 ADAPTER = "tried"
 RANK = 2
 MERGED_WITHIN = 1e-2
@@ -36,6 +49,164 @@ PASSED_BY = "the model passes it by (its weight is read past the layer, or not a
 OTHER_FUNCTION = "it computes with a function of its weight, such as a standardised one"
 OTHER_USER = "its weight is used elsewhere, too"
 NO_GRADIENT = "no gradient comes there"
+LARGEST_TRIED = 20_000_000
+"""Weights of a model that is tried itself; of a larger one, a small copy is."""
+FAULTS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError)
+"""What models and PEFT raise where they do not go together."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All that it takes to try the layers of a model, and where the outcome is kept."""
+
+    examples: Callable[[], Run]
+    """Makes up a pass of two examples."""
+    build: Build | None = None
+    """Builds the same architecture by another configuration; None where the model itself is to be tried."""
+    folder: Path | None = None
+    """Cache of outcomes."""
+    key: str = ""
+    """What outcomes depend on besides the model's configuration, its layers and the adapter."""
+
+    def unfit(self, model: PreTrainedModel, names: Sequence[str], config: peft.PeftConfig) -> dict[str, str]:
+        """Those of the layers `names` that the adapter must not be put beside, and why; from the cache, if it is there.
+
+        A large model is judged by a small random copy, whose layers stand for those of the same pattern.
+        """
+        path = None if self.folder is None else self.folder / f"{self._digest(model, names, config)}.json"
+        found = None if path is None else _read(path, names)
+        if found is None:
+            found = self._tried(model, names)
+            left = {name: model.get_submodule(name) for name in names if name not in found}
+            found |= misfits(left, config)
+            if path is not None:
+                write_json(path, found)
+        return found
+
+    def _digest(self, model: PreTrainedModel, names: Sequence[str], config: peft.PeftConfig) -> str:
+        own = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "id2label")}
+        method = {key: value for key, value in config.to_dict().items() if key not in ("revision", "target_modules")}
+        attention = model.config._attn_implementation
+        parts = (self.key, version("peft"), type(model).__name__, attention, list(names), own, method)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+    def _tried(self, model: PreTrainedModel, names: Sequence[str]) -> dict[str, str]:
+        run = self.examples()
+        if self.build is not None and sum(parameter.numel() for parameter in model.parameters()) > LARGEST_TRIED:
+            for small in small_copies(model, model.config, self.build):
+                try:
+                    found = _by_copy(small, names, run)
+                except FAULTS:  # of a configuration that does not hold together after all
+                    continue
+                if found is not None:
+                    return found
+        return unfit_layers(model, names, run)
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, str] | None:
+    """An outcome from the cache; a damaged file is as good as none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or not all(name in names and isinstance(found[name], str) for name in found):
+        return None
+    return found
+
+
+def _by_copy(small: nn.Module, names: Sequence[str], run: Run) -> dict[str, str] | None:
+    """What a small copy says of layers; None where layers of one pattern fare differently and have no counterpart."""
+    layers = {name for name, module in small.named_modules() if isinstance(module, LAYERS)}
+    if layers.issuperset(names):
+        return unfit_layers(small, names, run)
+    wanted = {pattern(name) for name in names}
+    own = [name for name in sorted(layers) if pattern(name) in wanted]
+    found = unfit_layers(small, own, run)
+    reasons = {pattern(name): reason for name, reason in found.items()}
+    if any(pattern(name) in reasons for name in own if name not in found):
+        return None
+    return {name: reasons[pattern(name)] for name in names if pattern(name) in reasons}
+
+
+def misfits(layers: Mapping[str, nn.Module], config: peft.PeftConfig) -> dict[str, str]:
+    """Those of some layers that a method other than LoRA does not fit by their kind and size, and why.
+
+    A layer of each kind is taken by itself: with its adapter it must give gradients, and compute the same when merged.
+    """
+    if config.peft_type == "LORA" and not getattr(config, "use_dora", False):  # by which all have been tried
+        return {}
+    kinds: dict[str, str | None] = {}
+    found: dict[str, str] = {}
+    for name, layer in layers.items():
+        kind = f"{type(layer)} {layer.extra_repr()} {layer.weight.shape}"
+        if kind not in kinds:
+            kinds[kind] = _fault_alone(layer, config)
+        if reason := kinds[kind]:
+            found[name] = reason
+    return found
+
+
+class _Alone(nn.Module):
+    """A layer by itself, with weights of its own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = copy.deepcopy(layer).requires_grad_(False)
+        with torch.no_grad():
+            for parameter in self.layer.parameters():
+                parameter.copy_(torch.randn(parameter.shape) / 8)
+        self.layer.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x)
+        return found
+
+
+def _fault_alone(layer: nn.Module, config: peft.PeftConfig) -> str | None:
+    """Why the adapter does not fit a layer that it is put beside alone."""
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING
+
+    kind = config.peft_type.value
+    own = copy.deepcopy(config)
+    own.target_modules, own.inference_mode = {"layer"}, False
+    for name in ("modules_to_save", "exclude_modules", "layers_to_transform", "layers_pattern"):
+        if hasattr(own, name):
+            setattr(own, name, None)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PEFT, about what is found out here
+        torch.manual_seed(0)
+        try:
+            alone = _Alone(layer)
+            x = torch.randn(_input_shape(layer))
+            plain = alone(x)
+            PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](alone, own, ADAPTER)
+            trained = [parameter for parameter in alone.parameters() if parameter.requires_grad]
+            with torch.no_grad():
+                for parameter in trained:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            alone.eval()
+            adapted = alone(x)
+            adapted.square().sum().backward()
+            if not trained or any(parameter.grad is None for parameter in trained):
+                return f"{kind} gives its weights no gradient there"
+            with torch.no_grad():
+                tuner: BaseTunerLayer = alone.get_submodule("layer")
+                tuner.merge(safe_merge=False, adapter_names=[ADAPTER])
+                error, effect = (alone(x) - adapted).abs().max(), (adapted - plain).abs().max()
+            if not error <= MERGED_WITHIN * effect + ROUNDING * plain.abs().max():
+                return f"{kind} merges into another function there"
+        except FAULTS as error:
+            return f"{kind} does not fit it ({first_line(error)})"
+    return None
+
+
+def _input_shape(layer: nn.Module) -> list[int]:
+    """Of a small input of a layer."""
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        reach = [d * (k - 1) + 3 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
+        return [2, layer.in_channels, *reach]
+    assert isinstance(layer, nn.Linear | Conv1D)
+    return [2, 3, layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.weight.shape[1]]
 
 
 def unfit_layers(model: nn.Module, names: Sequence[str], run: Run) -> dict[str, str]:
@@ -48,8 +219,11 @@ def unfit_layers(model: nn.Module, names: Sequence[str], run: Run) -> dict[str, 
     found: dict[str, str] = {}
     with _as_it_was(model):
         while left := [name for name in names if name not in found]:
-            trial = _Trial(model, left)
+            trial = _Adapted(model, left)
             try:
+                if refused := trial.refused():
+                    found |= refused
+                    continue
                 found |= trial.outcome(run)
                 break
             except AttributeError as error:  # models ask layers for what PEFT's stand-ins for them do not have
@@ -80,30 +254,50 @@ def _as_it_was(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-class _Trial:
+class _Adapted:
     """A model with an adapter beside each of some layers."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        import peft
-
         self.model, self.attributes = model, set(vars(model))
         self.base = {name: model.get_submodule(name) for name in names}
+        self.layers: dict[str, LoraLayer] = {}
+        self.reasons: dict[str, str] = {}
+        self.called: set[str] = set()
+        self.beside: dict[str, Tensor] = {}
+        """The share of a weight's gradient that its adapter would see, if all of it came through the layer."""
+
+    def refused(self) -> dict[str, str]:
+        """Put adapters beside the layers; or say which of them PEFT refuses, by the last part of their names."""
+        try:
+            self._inject(list(self.base))
+        except (ValueError, TypeError, NotImplementedError):
+            found: dict[str, str] = {}
+            for kind in sorted({name.rpartition(".")[2] for name in self.base}):
+                self.undo()
+                alike = [name for name in self.base if name.rpartition(".")[2] == kind]
+                try:
+                    self._inject(alike)
+                except (ValueError, TypeError, NotImplementedError) as refusal:
+                    found |= dict.fromkeys(alike, f"PEFT refuses it ({first_line(refusal)})")
+            if not found:
+                raise
+            return found
+        return {}
+
+    def _inject(self, names: Sequence[str]) -> None:
+        import peft
+
         groups = {name: int(getattr(layer, "groups", 1)) for name, layer in self.base.items()}
-        self.transposed = any(isinstance(module, Conv1D) for module in model.modules())
         config = peft.LoraConfig(
             r=RANK,
             lora_alpha=RANK,
             target_modules=rf"({'|'.join(re.escape(name) for name in names)})",
             rank_pattern={rf"^{re.escape(name)}": n for name, n in groups.items() if n > 1},  # as PEFT asks
             init_lora_weights=False,
-            fan_in_fan_out=self.transposed,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),
         )
-        peft.inject_adapter_in_model(config, model, adapter_name=ADAPTER)
-        self.layers: dict[str, LoraLayer] = {name: model.get_submodule(name) for name in names}
-        self.reasons: dict[str, str] = {}
-        self.called: set[str] = set()
-        self.beside: dict[str, Tensor] = {}
-        """The share of a weight's gradient that its adapter would see, if all of it came through the layer."""
+        peft.inject_adapter_in_model(config, self.model, adapter_name=ADAPTER)
+        self.layers = {name: self.model.get_submodule(name) for name in names}
         for name, layer in self.layers.items():
             layer.forward = self._tried(name, layer.forward)
 

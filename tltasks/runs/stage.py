@@ -252,11 +252,11 @@ def _holding(context: Context, stage: PreparedStage) -> AbstractContextManager[N
 
 
 def _stumbles(built: BuiltModel[TaskBase]) -> str | None:
-    """Why the model does not run with weights in 16 bits, where it does not; None, too, where that is not known."""
+    """Why the model does not run with weights in 16 bits, where it does not."""
     run = built.task.example_pass()
     try:
         with torch.no_grad():
-            _ = run and run(built.model)
+            run(built.model)
     except (RuntimeError, TypeError, ValueError) as error:
         return first_line(error)
     return None
@@ -294,7 +294,7 @@ def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.M
         targets=task.lora_targets(model),
         display_name=stage.source.display_name,
         revision=str(built.provenance.commit or stage.source.revision),  # what a branch holds may change
-        run=task.example_pass(),
+        trial=task.trial(),
     )
     return adapted, tuple(head)
 

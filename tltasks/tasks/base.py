@@ -26,6 +26,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import DataT, ModelT, StageKind, StagePlan, StageT
+from tltasks.data.cache_keys import code_version
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.metrics.intervals import score_interval
@@ -36,10 +37,11 @@ from tltasks.models.loading import (
     initialise_head,
     load_pretrained,
     load_saved,
+    random_model,
     save_adapter,
     save_whole,
 )
-from tltasks.models.trial import Run
+from tltasks.models.trial import Run, Trial
 from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
 
 Batch = dict[str, Tensor]
@@ -80,6 +82,12 @@ def config_content(config: PretrainedConfig) -> dict[str, object]:
     return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
+def made_up_text(drawn: np.random.Generator) -> str:
+    """Some of the commonest words, which tokenizers of most languages know."""
+    words = ["a", "of", "the", "to", "in", "and", "is", "on", "for", "it", "was", "as"]
+    return " ".join(drawn.choice(words, 12))
+
+
 @dataclass(frozen=True)
 class InputKind:
     """The input that a task predicts from."""
@@ -90,6 +98,8 @@ class InputKind:
     """Endings of the files that are taken from a folder; a file that is named is taken whatever it is called."""
     is_text: bool = False
     """The value is a text, rather than a file or its bytes."""
+    made_up: Callable[[np.random.Generator], object] = made_up_text
+    """Draws a value of it."""
 
 
 class Processor(Protocol):
@@ -257,9 +267,36 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """Names of the modules that low-rank adaptation should reach."""
         return find_lora_targets(model, head=self.head(model))
 
-    def example_pass(self) -> Run | None:
-        """A pass of two made-up examples, by which those modules are tried; None where all are taken as they are."""
-        return None
+    def examples(self) -> Columns:
+        """Two made-up examples to train on, by column."""
+        kind, drawn = self.input_kind, np.random.default_rng(0)
+        return {kind.column: [kind.made_up(drawn) for _ in range(2)]}
+
+    def example_pass(self) -> Run:
+        """The loss of two made-up examples, by which the layers of a model are tried."""
+        found: Columns = {**self.examples(), "row": [0, 1]}
+        rows = datasets.Dataset.from_dict({name: found[name] for name in found if name != self.input_kind.column})
+        encoded = self.preprocess(Split("train", rows, "made-up examples", None, "examples"))(found)
+        features = datasets.Features({**self.features, "row": datasets.Value("int64")})
+        own = datasets.Dataset.from_dict({name: encoded[name] for name in features}, features=features)
+        batch = self.collate_train(own, [0, 1], epoch=0)
+
+        def run(model: nn.Module) -> Tensor:
+            device = next(model.parameters()).device
+            return self.loss(model, {name: values.to(device) for name, values in batch.items()})
+
+        return run
+
+    def random_model(self, config: PretrainedConfig) -> PreTrainedModel:
+        """A model of this task with random weights, by another configuration of the same architecture."""
+        model = random_model(self.auto_class, config, self.source)
+        task = dataclasses.replace(self, config=config)
+        return task.finish_build(BuiltModel(model, task, Provenance(self.source.display_name))).model
+
+    def trial(self) -> Trial:
+        """How layers of this task's models are tried, and where outcomes are kept."""
+        place = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-targets"
+        return Trial(self.example_pass, self.random_model, place, f"{self.tag} {code_version()}")
 
     @property
     @abstractmethod

@@ -129,6 +129,11 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     def head(self, model: nn.Module) -> list[str]:
         return find_head(unwrap_model(model))
 
+    def examples(self) -> Columns:
+        names = [self.class_names[0], self.class_names[-1]]
+        numbers = {name: number for number, name in enumerate(self.plan.data.class_names or ())}
+        return super().examples() | {"label": [numbers.get(name, name) for name in names]}
+
     # --------------------------------------------------------------------------------------- rows
 
     def labelled(self, split: Split, encode: Callable[[Columns], Columns]) -> Callable[[Columns], Columns]:

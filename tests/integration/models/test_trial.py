@@ -17,7 +17,7 @@ from tltasks.config.stage import STAGES
 from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import adapt, find_head, find_lora_targets, merged, relabel
-from tltasks.models.trial import unfit_layers
+from tltasks.models.trial import Trial, unfit_layers
 from tltasks.tasks.image.classification import classifier_logits
 from tltasks.tasks.image.preprocessing import Preprocessing
 
@@ -218,7 +218,7 @@ def adapted(model: transformers.PreTrainedModel, how: Any) -> nn.Module:
         targets=find_lora_targets(model, head=head),
         display_name="ada/base",
         revision="main",
-        run=outputs,
+        trial=Trial(lambda: outputs),
     )
 
 
@@ -269,7 +269,7 @@ def test_a_model_that_does_not_run_with_adapters_is_refused() -> None:
             targets=find_lora_targets(model, head=head),
             display_name="",
             revision="",
-            run=fails,
+            trial=Trial(lambda: fails),
         )
     assert outputs(model).shape == (2, 5)
 

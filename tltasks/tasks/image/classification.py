@@ -26,7 +26,6 @@ from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.models.adapters import relabel
 from tltasks.models.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images
 from tltasks.models.loading import ModelLoader
-from tltasks.models.trial import Run
 from tltasks.tasks.base import Batch, BuiltModel, OnnxInput, Processor
 from tltasks.tasks.classes import (
     ClassCounts,
@@ -135,12 +134,6 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
     def lora_targets(self, model: nn.Module) -> list[str]:
         found = super().lora_targets(model)
         return [name for name in found if not (self.texts is not None and name.startswith("text_"))]
-
-    def example_pass(self) -> Run:
-        size = self.preprocessing.size
-        pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-        return lambda model: classifier_logits(model, pixels.to(next(model.parameters()).device))
 
     @property
     def setup(self) -> Sequence[Processor]:

@@ -159,11 +159,16 @@ def read_pixels(columns: Columns) -> list[Tensor]:
 # ------------------------------------------------------------------------------------- tasks of images
 
 
+def made_up_image(drawn: np.random.Generator) -> Pixels:
+    """An image of noise."""
+    return drawn.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
 @dataclass(frozen=True)
 class ImageTask(TaskBase[ImageModel, DataT, StageT]):
     """A task whose rows are images, as its checkpoint's processor makes them."""
 
-    input_kind: ClassVar[InputKind] = InputKind("image", SUFFIXES)
+    input_kind: ClassVar[InputKind] = InputKind("image", SUFFIXES, made_up=made_up_image)
 
     preprocessing: Preprocessing
 

@@ -74,7 +74,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     tag: ClassVar[str] = "automatic-speech-recognition"
     higher_is_better: ClassVar[bool] = False
     top_score: ClassVar[float | None] = 1.0
-    input_kind: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
+    input_kind: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES, made_up=audio.made_up_audio)
     output_features: ClassVar[datasets.Features] = datasets.Features(
         {
             "prediction": datasets.Value("string"),
@@ -155,6 +155,10 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def lora_targets(self, model: nn.Module) -> list[str]:
         # The output layer shares its weights with the input embedding, or is the head.
         return find_lora_targets(model, head=["proj_out", "lm_head", *self.head(model)])
+
+    def examples(self) -> Columns:
+        letters = sorted(token for token in self.recogniser.tokenizer.get_vocab() if token.isalpha())[:2]
+        return super().examples() | {"text": letters[:1] + letters[-1:]}
 
     @property
     def setup(self) -> Sequence[Processor]:

@@ -51,6 +51,11 @@ OPPOSITE = 0.1
 """Of the power that a mean of unlike channels has: below it they cancel each other."""
 
 
+def made_up_audio(drawn: np.random.Generator) -> dict[str, object]:
+    """A second and a half of noise."""
+    return {"array": drawn.normal(0, 0.1, 24_000).astype(np.float32), "sampling_rate": 16_000}
+
+
 def decode_audio(value: object, sampling_hz: int) -> Samples:
     """Mono samples at `sampling_hz` of a path, encoded bytes, `{path, bytes}` or `{array, sampling_rate}`.
 

@@ -67,7 +67,7 @@ class SpeechPretraining(SelfSupervisedTask[SpeechModel, UnlabelledSpeechData, Sp
     """
 
     tag: ClassVar[str] = "speech-pretraining"
-    input_kind: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES)
+    input_kind: ClassVar[InputKind] = InputKind("audio", audio.SUFFIXES, made_up=audio.made_up_audio)
     rows_name: ClassVar[str] = "clips"
     auto_class: ClassVar[ModelLoader] = AutoModelForPreTraining
     cpu_batch_budget: ClassVar[int] = 16 * 1000

@@ -176,6 +176,9 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     def probe(self) -> Batch:
         return self._collate([[self.form.end] * 3], [[self.form.end] * 2])
 
+    def examples(self) -> Columns:
+        return super().examples() | {"summary": ["a", "the"]}
+
     def draw_head(self, model: PreTrainedModel, head: list[str], *, is_random: bool) -> None:
         """Leave a head as it was drawn: only models that are random as a whole have a new one."""
 
