@@ -7,7 +7,8 @@ import dataclasses
 import fnmatch
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -392,6 +393,21 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Trained and all parameters, PEFT's frozen copies of a replaced head not counted."""
     named = [(name, p) for name, p in model.named_parameters() if ".original_module." not in name]
     return sum(p.numel() for _, p in named if p.requires_grad), sum(p.numel() for _, p in named)
+
+
+@contextmanager
+def without_adapter(model: nn.Module) -> Iterator[None]:
+    """The model with what was trained beside its layers put aside; a new head, trained whole, stays."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
 
 
 def merged(model: nn.Module) -> PreTrainedModel:

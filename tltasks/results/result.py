@@ -81,6 +81,8 @@ class Provenance:
     saved_difference: float | None = None
     """What saving changed in the outputs of a few rows, as a share of the largest: by merging an adapter, and between
     the weights that were scored and those loaded again."""
+    adapter_effect: float | None = None
+    """What the adapter changes in them, which `saved_difference` is judged by."""
 
 
 @dataclass(frozen=True)

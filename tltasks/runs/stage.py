@@ -24,7 +24,7 @@ from tltasks.config.stage import StagePlan
 from tltasks.config.tasks import TASKS
 from tltasks.data.batching import steps_per_epoch
 from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
-from tltasks.models.adapters import adapt, count_parameters, merged
+from tltasks.models.adapters import adapt, count_parameters, is_adapted, merged, without_adapter
 from tltasks.models.held import FORMATS, hold, is_held, loading_held, restore
 from tltasks.results.result import (
     EXAMPLES,
@@ -64,8 +64,10 @@ from tltasks.training.weight_interpolation import interpolate
 
 BySplit = dict[str, list[Prediction]]
 SAVED_WITHIN = 1e-3
-"""Share of the largest output by which a saved model may differ. In fp32, merging and loading again change the last
-digits (1e-7 to 1e-6 on tiny models); a head or an adapter that is lost changes the first."""
+"""Share of the largest output by which a saved model may differ; a head that is lost changes the first digits."""
+ROUNDING_WITHIN, EFFECT_WITHIN = 1e-4, 1e-2
+"""Where an adapter was merged: what rounding in fp32 may make (1e-7 in tiny models, 1e-5 in Whisper base), and which
+share of the adapter's own effect. One that is merged into another function of the weight errs by all of its effect."""
 CHECKED_ROWS = 8
 
 
@@ -94,10 +96,13 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     trained, total = count_parameters(model)
     # --------------------------------------------------------------------------------------------- save
     predict = partial(predict_rows, context.accelerator, stage.task, workers=context.workers(plan))
-    model, interpolation, baselines = _interpolate(context, stage, model, predict)
     adapter = trains and plan.index == context.plan.final.index and can_publish_adapter(stage, provenance)
-    model, difference = (model, 0.0) if adapter else _merge(context, stage, model)  # what is scored is what is saved
+    model, difference, effect = _merge(context, stage, model, keep=adapter)  # what is scored is what is saved
+    model, interpolation, baselines = _interpolate(context, stage, model, predict)
     difference = max(difference, _save(context, stage, model, adapter=adapter))
+    weights = dataclasses.replace(
+        provenance, start=plan.stage.start, adapter=adapter, saved_difference=difference, adapter_effect=effect
+    )
     # ----------------------------------------------------------------------------------------- evaluate
     hold_cast(model, context.precision)
     predictions = {name: predict(model, split.rows) for name, split in stage.evaluated.items()}
@@ -106,8 +111,8 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     context.accelerator.free_memory()
     # -------------------------------------------------------------------------------------------- score
     scores, beside, examples = _score(context, stage, predictions, baselines, earlier)
-    if difference > SAVED_WITHIN:
-        scores = {n: dataclasses.replace(s, notes=[*s.notes, _doubt(difference)]) for n, s in scores.items()}
+    if doubt := _doubt(weights):
+        scores = {n: dataclasses.replace(s, notes=[*s.notes, doubt]) for n, s in scores.items()}
     result = StageResult(
         kind=plan.stage.stage,
         name=plan.name,
@@ -120,7 +125,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         peak_memory_bytes=devices.peak_memory_bytes(context.accelerator.device),
         trainable_parameters=trained if trains else 0,
         total_parameters=total,
-        weights=dataclasses.replace(provenance, start=plan.stage.start, adapter=adapter, saved_difference=difference),
+        weights=weights,
         data=_describe_splits(stage),
         training=_describe_training(context, stage, progress, fit, interpolation) if trains else None,
         robustness=robustness,
@@ -133,7 +138,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
 
 
 def _drop_checkpoints(context: Context, result: StageResult) -> None:
-    if context.writes and (result.weights.saved_difference or 0.0) <= SAVED_WITHIN:
+    if context.writes and _doubt(result.weights) is None:
         shutil.rmtree(context.plan.output / "checkpoints" / result.name, ignore_errors=True)
 
 
@@ -426,12 +431,20 @@ def can_publish_adapter(stage: PreparedStage, provenance: Provenance) -> bool:
     )
 
 
-def _merge(context: Context, stage: PreparedStage, model: nn.Module) -> tuple[nn.Module, float]:
-    """The model without an adapter, merged where there is one, and how far that has changed its outputs."""
-    whole = merged(model)
-    if whole is model:
-        return model, 0.0
-    return whole, largest_difference(_outputs(context, stage, model), _outputs(context, stage, whole))
+def _merge(
+    context: Context, stage: PreparedStage, model: nn.Module, *, keep: bool
+) -> tuple[nn.Module, float, float | None]:
+    """The model with its adapter merged, how far that has changed its outputs, and how far the adapter itself does.
+
+    The adapter may be one to `keep`; without any there is no effect.
+    """
+    if not is_adapted(model):
+        return model, 0.0, None
+    ours = _outputs(context, stage, model)
+    with without_adapter(model):
+        effect = largest_difference(ours, _outputs(context, stage, model))
+    whole = model if keep else merged(model)
+    return whole, 0.0 if keep else largest_difference(ours, _outputs(context, stage, whole)), effect
 
 
 def _save(context: Context, stage: PreparedStage, model: nn.Module, *, adapter: bool) -> float:
@@ -459,18 +472,24 @@ def _outputs(context: Context, stage: PreparedStage, model: nn.Module) -> list[O
     return forward_outputs(context.accelerator, stage.task, model, rows.select(range(min(CHECKED_ROWS, len(rows)))))
 
 
-def _doubt(difference: float) -> str:
+def _doubt(weights: Provenance) -> str | None:
+    """A sentence on a model that is saved as another than was trained."""
+    difference, effect, most = weights.saved_difference or 0.0, weights.adapter_effect, SAVED_WITHIN
+    if effect is not None and not weights.adapter:
+        most = min(most, max(ROUNDING_WITHIN, EFFECT_WITHIN * effect))
+    if difference <= most:
+        return None
+    beside = "" if effect is None else f" (the adapter makes {effect:.2g})"
     return (
-        f"Loaded again, the saved model gives outputs that differ by {difference:.2g} of the largest, where rounding "
-        f"makes less than {SAVED_WITHIN:g}: it is not the model that was scored, and not to be trusted."
+        f"Loaded again, the saved model gives outputs that differ by {difference:.2g} of the largest{beside}, where "
+        f"rounding makes less than {most:.2g}: it is not the model that was trained, and not to be trusted."
     )
 
 
 def check_saved(result: StageResult) -> None:
-    """Raise CheckpointError where the model that a stage has saved is not the one that was scored."""
-    difference = result.weights.saved_difference or 0.0
-    if difference > SAVED_WITHIN:
-        raise CheckpointError(f"stage {result.name}: {_doubt(difference)} checkpoints/ still holds the trained state.")
+    """Raise CheckpointError where the model that a stage has saved is not the one that was trained."""
+    if doubt := _doubt(result.weights):
+        raise CheckpointError(f"stage {result.name}: {doubt} checkpoints/ still holds the trained state.")
 
 
 # ------------------------------------------------------------------------------------------------- score

@@ -1,5 +1,6 @@
 """What a run refuses, repeats not, hands on from stage to stage and writes; training itself is in test_training."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.tiny.runs import largest_difference, run_recipe, weights
 from tests.tiny.tables import save_metric
 from tltasks.config.loading import load_recipe
 from tltasks.errors import CheckpointError, RecipeError
+from tltasks.models import adapters
 from tltasks.results.result import load_result
 from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.stage import SAVED_WITHIN
@@ -94,6 +96,28 @@ def test_a_saved_model_that_answers_otherwise_is_not_trusted(
     assert result.best.weights.saved_difference > 100
     for file in ("report.html", "README.md"):
         assert "not to be trusted" in (tmp_path / "run" / file).read_text()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21
+def test_an_adapter_that_merging_loses_is_seen_however_small_its_effect(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def merged(model: Any) -> Any:
+        lost = copy.deepcopy(model)
+        for name, parameter in lost.named_parameters():
+            if "lora_B" in name:
+                parameter.data.zero_()
+        return adapters.merged(lost)
+
+    changes = ("stages.0.adapt={lora: {rank: 2}}", "stages.0.epochs=1", "stages.0.learning_rate=3e-6")
+    run_recipe(tiny / "recipe.yaml", tmp_path / "kept", *changes)
+    kept = load_result(tmp_path / "kept" / "result.json").best.weights
+    assert kept.adapter_effect is not None
+    assert kept.saved_difference is not None
+    assert kept.saved_difference < 1e-5 < 1e-4 < kept.adapter_effect < SAVED_WITHIN
+    monkeypatch.setattr("tltasks.runs.stage.merged", merged)
+    with pytest.raises(CheckpointError, match=r"the adapter makes .*: it is not the model that was trained"):
+        run_recipe(tiny / "recipe.yaml", tmp_path / "lost", *changes)
 
 
 # ------------------------------------------------------------------------------------------------- dry run
