@@ -126,6 +126,7 @@ def try_checkpoint(small: Any, methods: list[str], scratch: Path) -> dict[str, R
 
     if small.other_task:
         return {"all": {"outcome": "not of this task", "why": small.other_task}}
+    one.prepare()
     scratch.mkdir(parents=True)
     model, said = scratch / "model", scratch / "said.txt"
     model.mkdir()

@@ -240,9 +240,10 @@ def _save_weights(build: Callable[[], Any], config: PretrainedConfig, folder: Pa
 
 @torch.no_grad()
 def _draw(model: nn.Module) -> None:
-    """Scales of zero would hide the layers before them."""
+    """Weights so large that what an image shows comes through narrow layers; scales of zero would hide all of it."""
     for parameter in model.parameters():
-        parameter.add_(0.02 * torch.randn(parameter.shape))
+        fan_in = parameter.numel() // len(parameter) if parameter.ndim > 1 else 2500
+        parameter.add_(fan_in**-0.5 * torch.randn(parameter.shape))
 
 
 def _small(model_type: str, architecture: str) -> PretrainedConfig:

@@ -67,7 +67,7 @@ def _section(task: str, rows: dict[str, dict[str, Row]]) -> str:
     methods = [*(m for m in METHODS if m in tried), *sorted(tried - set(METHODS))]
     notes: dict[str, int] = {}
     lines = []
-    for name, of in sorted(rows.items()):
+    for name, of in sorted(rows.items(), key=lambda item: (item[0].startswith("timm/"), item[0])):
         cells = [_cell(name, of.get(method, of.get("all")), notes) for method in methods]
         lines.append(f"| {name.removeprefix('transformers/')} | {' | '.join(cells)} |")
     table = [f"| architecture | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}", *lines]
@@ -79,7 +79,9 @@ def _counted(rows: dict[str, dict[str, Row]]) -> str:
     outcomes = [row["outcome"] for of in rows.values() for row in of.values()]
     counts = {outcome: outcomes.count(outcome) for outcome in SIGNS if outcome in outcomes}
     said = ", ".join(f"{n:,} {outcome}" for outcome, n in counts.items())
-    return f"{len(rows)} architectures; of {len(outcomes):,} rows {said}."
+    errors = [row["error"] for of in rows.values() for row in of.values() if row["outcome"] == "works"]
+    worst = f" The largest error is {max(errors):.0e} of what was learnt." if errors else ""
+    return f"{len(rows)} architectures; of {len(outcomes):,} rows {said}.{worst}"
 
 
 def _cell(name: str, row: Row | None, notes: dict[str, int]) -> str:

@@ -12,6 +12,7 @@ import gc
 import importlib
 import io
 import json
+import logging
 import math
 import os
 import traceback
@@ -387,6 +388,7 @@ def prepare() -> None:
         importlib.import_module(task.adapter.partition(":")[0])
     for name in ("run", "load", "load_recipe"):
         getattr(tltasks, name)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with contextlib.suppress(ImportError):
         importlib.import_module("peft.tuners.lora.bnb")  # which an adapter's first layer imports, for a second
 

@@ -312,7 +312,7 @@ def test_a_classifier_without_logits_is_refused() -> None:
 @pytest.mark.parametrize(
     ("processor", "said"),
     [
-        (lambda: transformers.ImageGPTImageProcessor(clusters=[[0.0] * 3, [1.0] * 3]), "makes nothing of an image"),
+        (lambda: transformers.ImageGPTImageProcessor(clusters=[[0.0] * 3, [1.0] * 3]), "makes input_ids of an image"),
         (transformers.Siglip2ImageProcessor, r"gives no images \(\[\(1, 256, 768\)\]"),
     ],
 )

@@ -52,7 +52,7 @@ class Preprocessing:
     """
 
     def __init__(self, processor: BaseImageProcessor, *, name: str) -> None:
-        self.processor = processor
+        self.processor, self.name = processor, name
         try:
             shapes = {tuple(self._run([Image.new("RGB", wh)]).shape) for wh in ((64, 48), (48, 64), (256, 256))}
         except (ValueError, KeyError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
@@ -62,7 +62,7 @@ class Preprocessing:
         if any(len(shape) != 4 for shape in shapes):
             raise CheckpointError(
                 f"{name}: its image processor gives no images ({sorted(shapes)}, where [images, colours, height, "
-                "width] is served); use another checkpoint."
+                "width] is served); use a checkpoint for images of one size (of SigLIP 2, one without `naflex`)."
             )
         sizes = {shape[-2:] for shape in shapes}
         if len(sizes) > 1 or len(set(next(iter(sizes)))) > 1:
@@ -79,7 +79,13 @@ class Preprocessing:
         self._inverse = torch.linalg.inv(self._matrix.double()).float()
 
     def _run(self, images: Sequence[Image.Image]) -> Tensor:
-        output: Tensor = self.processor(list(images), return_tensors="pt")["pixel_values"]
+        made = self.processor(list(images), return_tensors="pt")
+        if "pixel_values" not in made:  # ImageGPT
+            raise CheckpointError(
+                f"{self.name}: its image processor makes {', '.join(made)} of an image, and only models that read "
+                "pixels are served; use another checkpoint (ViT, ConvNeXt, …)."
+            )
+        output: Tensor = made["pixel_values"]
         return output.float()  # 8-bit where the processor neither rescales nor normalises
 
     def fit(self, images: Sequence[Image.Image]) -> Pixels:
