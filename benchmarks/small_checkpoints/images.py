@@ -244,6 +244,9 @@ def _draw(model: nn.Module) -> None:
     for parameter in model.parameters():
         fan_in = parameter.numel() // len(parameter) if parameter.ndim > 1 else 2500
         parameter.add_(fan_in**-0.5 * torch.randn(parameter.shape))
+    for module in model.modules():  # MobileViT draws their scales around zero
+        if isinstance(module, nn.BatchNorm2d) and float(module.weight.mean()) < 0.5:
+            module.weight.add_(1.0)
 
 
 def _small(model_type: str, architecture: str) -> PretrainedConfig:
