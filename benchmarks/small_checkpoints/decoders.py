@@ -284,13 +284,20 @@ def _each_kind(layers: list[tuple[Any, ...]]) -> list[int]:
 
 # ------------------------------------------------------------------------------------------ checkpoints
 
+UNLABELLED = {
+    *("bloom", "deepseek_v3", "falcon_h1", "gemma3", "gemma3_text", "gpt2", "gpt_neox", "llama", "mamba"),
+    *("mistral", "olmoe", "opt", "qwen3", "qwen3_next", "rwkv"),
+}
+"""One of each kind, for the objective that all of them were made by."""
+
 
 def save(folder: Path, model_type: str) -> None:
     """A checkpoint; which template, pad token and settings of generation it has is told by its name."""
     kind = zlib.crc32(model_type.encode())
     tokenizer = save_tokenizer(folder, template=TEMPLATES[kind % 4], pad=bool(kind // 4 % 2))
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = small_config(model_type, ids={**ids, "pad_token_id": tokenizer.pad_token_id})
+    padding = {"pad_token_id": tokenizer.pad_token_id} if tokenizer.pad_token_id is not None else {}
+    config = small_config(model_type, ids=ids | padding)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():  # scales of zero would hide the layers before them
@@ -315,8 +322,10 @@ def _save_generation(folder: Path, place: str) -> None:
 
 
 def checkpoints() -> Iterator[Small]:
-    """Every entry of the mapping, those of other tasks with the reason."""
+    """Every entry of the mapping, those of other tasks with the reason; some for an objective without labels, too."""
     for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         shown = f"transformers/{model_type}" + (f"/{name}" if OTHER_TASKS.get(model_type) == _BOTH else "")
         other = OTHER_TASKS.get(model_type, "")
         yield Small(shown, "summarization", partial(save, model_type=model_type), other_task=other)
+        if model_type in UNLABELLED:
+            yield Small(shown, "causal-language-modeling", partial(save, model_type=model_type))

@@ -24,6 +24,7 @@ NEW_TOKENS = 3
 LARGEST_COPY = 30_000_000
 """Parameters of a copy that is quicker to try than most models themselves."""
 Packing = Literal["mask", "positions"]
+Batches = Literal["any rows", "equal lengths", "single rows"]
 WAYS: tuple[Packing, ...] = get_args(Packing)
 FAILS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, NotImplementedError)
 
@@ -34,10 +35,15 @@ class Habits:
 
     packing: Packing | None = None
     """What keeps several examples of a row apart: a mask of who sees whom, positions that begin anew, or nothing."""
-    pads: bool = False
-    """Rows that are generated from may be filled up at the left."""
+    batches: Batches = "single rows"
+    """Rows that are generated from together: any, filled up at the left, or those of a length, or none."""
     caches: bool = True
     """With its cache it writes what it writes without."""
+
+    @property
+    def pads(self) -> bool:
+        """Tell whether rows of any length go together."""
+        return self.batches == "any rows"
 
 
 def attention_mask(segments: Tensor, model: PreTrainedModel) -> Tensor:
@@ -133,7 +139,7 @@ class _Trial:
             raise CheckpointError(
                 f"{self.shown} cannot generate with this transformers ({first_line(error)})."
             ) from error
-        return Habits(packing, self._pads(long, cached=caches), caches)
+        return Habits(packing, self._batches(long, cached=caches), caches)
 
     def _alone(self) -> list[Tensor]:
         """The states of each text; raises CheckpointError for models that cannot be trained to write."""
@@ -218,12 +224,17 @@ class _Trial:
             return self._without(error)
         return alike(logits[:, -NEW_TOKENS:], written)
 
-    def _pads(self, long: Tensor, *, cached: bool) -> bool:
-        try:
-            short, together = (self._write(texts, cached=cached)[1] for texts in (self.prompts[1:], self.prompts))
-        except FAILS as error:
-            return self._without(error)
-        return alike(torch.cat([long, short]), together)
+    def _batches(self, long: Tensor, *, cached: bool) -> Batches:
+        first, half = self.prompts
+        others: dict[Batches, Tensor] = {"any rows": half, "equal lengths": first.flip(0)}
+        for batches, other in others.items():
+            try:
+                alone, both = (self._write(texts, cached=cached)[1] for texts in ([other], [first, other]))
+                if alike(torch.cat([long, alone]), both):
+                    return batches
+            except FAILS as error:
+                self._without(error)
+        return "single rows"
 
     def _without(self, error: Exception) -> bool:
         """False for a model that fails; raises CheckpointError for a copy, of which that says little."""

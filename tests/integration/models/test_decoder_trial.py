@@ -24,23 +24,23 @@ SMALL = {
 }
 BERT = {k: v for k, v in SMALL.items() if k not in {"num_key_value_heads", "head_dim"}}
 KINDS: dict[str, tuple[Any, Habits]] = {
-    "all seen": (lambda: transformers.LlamaConfig(**SMALL), Habits("mask", True, True)),
+    "all seen": (lambda: transformers.LlamaConfig(**SMALL), Habits("mask", "any rows")),
     # A mask that says who sees whom stands in place of the window, too (transformers 5.24, masking_utils.py).
-    "window": (lambda: transformers.MistralConfig(**SMALL, sliding_window=6), Habits("positions", True, True)),
+    "window": (lambda: transformers.MistralConfig(**SMALL, sliding_window=6), Habits("positions", "any rows")),
     "two kinds of layers": (
         lambda: transformers.Gemma3TextConfig(
             **SMALL, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
         ),
-        Habits("positions", True, True),
+        Habits("positions", "any rows"),
     ),
     "recurrent": (
         lambda: transformers.MambaConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, state_size=4),
-        Habits(None, True, True),
+        Habits(None, "any rows"),
     ),
-    # RWKV takes no mask at all, and padding is text to it (modeling_rwkv.py).
+    # RWKV takes no mask at all, and mixes the states of rows where it has a cache (modeling_rwkv.py).
     "heedless of padding": (
         lambda: transformers.RwkvConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32),
-        Habits(None, False, True),
+        Habits(None, "single rows"),
     ),
     # BART's decoder counts positions from the beginning of the row (modeling_bart.py).
     "places from the left": (
@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[Any, Habits]] = {
             is_decoder=True,
             is_encoder_decoder=False,
         ),
-        Habits(None, False, True),
+        Habits(None, "equal lengths"),
     ),
 }
 
@@ -115,7 +115,7 @@ def test_examples_of_a_row_get_the_gradients_of_rows_of_their_own(kind: str) -> 
 def test_an_encoder_is_refused_and_the_same_as_a_decoder_is_not() -> None:
     with pytest.raises(CheckpointError, match="BertLMHeadModel reads what comes after a word, as encoders do"):
         tried(made(transformers.BertConfig(**BERT)))
-    assert tried(made(transformers.BertConfig(**BERT, is_decoder=True))).pads
+    assert tried(made(transformers.BertConfig(**BERT, is_decoder=True))).batches == "any rows"
 
 
 def test_a_text_that_is_too_long_for_a_model_is_refused() -> None:
@@ -133,7 +133,7 @@ def test_a_cache_that_holds_something_else_is_not_used(monkeypatch: pytest.Monke
         return sequences, logits + torch.randn_like(logits) if cached else logits
 
     monkeypatch.setattr(decoder_trial._Trial, "_write", forgetful)
-    assert tried(model) == Habits("mask", True, False)
+    assert tried(model) == Habits("mask", "any rows", caches=False)
 
 
 def test_beams_whose_states_cannot_be_reordered_are_searched_without_a_cache() -> None:
@@ -152,4 +152,4 @@ def test_the_small_copy_of_a_model_has_its_habits(monkeypatch: pytest.MonkeyPatc
         raise AssertionError("the model itself is run")
 
     monkeypatch.setattr(model, "forward", not_run)
-    assert tried(model) == Habits("positions", True, True)
+    assert tried(model) == Habits("positions", "any rows")

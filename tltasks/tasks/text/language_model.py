@@ -60,7 +60,7 @@ class LanguageModelTask(TaskBase[TextModel, DataT, StageT]):
         if put_back:
             settings["put_back"] = put_back
         if habits is not None:
-            settings |= {"padding": habits.pads, "cache": habits.caches}
+            settings |= {"batches": habits.batches, "cache": habits.caches}
         provenance = replace(built.provenance, settings=settings)
         return BuiltModel(model, replace(task, chunked_loss=chunked), provenance)
 

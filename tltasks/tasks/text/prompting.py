@@ -407,20 +407,20 @@ def _check_room(made: TextFormat, config: PretrainedConfig, *, display_name: str
         raise RecipeError(f"data.max_summary_tokens: {display_name} writes at most {summaries} tokens.")
 
 
-def stored_task(made: TextFormat, *, alone: bool) -> dict[str, dict[str, object]]:
+def stored_task(made: TextFormat, batches: str | None = None) -> dict[str, dict[str, object]]:
     """All that a later user of the checkpoint must know, as `task_specific_params` of its configuration.
 
-    `alone`: it does not write for a row beside a longer one as it does for that row alone.
+    `batches`: the rows that it writes for together as it does for each alone, where these are not any.
     """
     prefix, _, suffix = made.prompt.partition("{document}")
     told = {"prefix": prefix, "suffix": suffix, "max_document_tokens": made.max_document_tokens}
-    return {"summarization": {**told, "padding": False} if alone else told}
+    return {"summarization": {**told, "batches": batches} if batches else told}
 
 
-def reads_alone(config: PretrainedConfig) -> bool:
-    """Tell whether a configuration says that rows of one length alone may share a batch."""
-    known = (getattr(config, "task_specific_params", None) or {}).get("summarization", {})
-    return known.get("padding") is False
+def stored_batches(config: PretrainedConfig) -> str | None:
+    """The rows that a configuration says may be written for together; None where these are any."""
+    known: str | None = (getattr(config, "task_specific_params", None) or {}).get("summarization", {}).get("batches")
+    return known
 
 
 def own_limits(source: Checkpoint, config: PretrainedConfig, data: TextData) -> TextData:

@@ -53,7 +53,7 @@ from tltasks.tasks.text.prompting import (
     open_format,
     own_limits,
     own_summary_limit,
-    reads_alone,
+    stored_batches,
     stored_task,
 )
 from tltasks.tasks.vocabulary import MOST_LOST, MOST_UNREAD, lost_share, n_characters, ordinary_ids
@@ -112,7 +112,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
             own = own_summary_limit(source, config) or plan.data.max_summary_tokens
             plan = replace(plan, data=plan.data.model_copy(update={"max_summary_tokens": own}))
         form = open_format(source, config, plan.model, plan.data)
-        config.task_specific_params = stored_task(form, alone=reads_alone(config))
+        config.task_specific_params = stored_task(form, stored_batches(config))
         return cls(plan, source, config, seed, form, splits)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
@@ -189,7 +189,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         if not habits.caches:
             model.generation_config.use_cache = False
         for config in (self.config, model.config):
-            config.task_specific_params = stored_task(self.form, alone=not habits.pads)
+            config.task_specific_params = stored_task(self.form, None if habits.pads else habits.batches)
         settings = {
             **built.provenance.settings,
             "decoding": _decoding_words(model.generation_config),
@@ -202,7 +202,8 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         ids, name = ordinary_ids(form.tokenizer), self.source.display_name
         if form.encoder_decoder:
             longest = form.max_document_tokens
-            return Habits(pads=reads_padded(model, ids, tokens=longest, run=self._read, display_name=name))
+            padded = reads_padded(model, ids, tokens=longest, run=self._read, display_name=name)
+            return Habits(batches="any rows" if padded else "equal lengths")
         beams = self._decoding(model).num_beams or 1
         return try_decoder(model, ids, tokens=most, pad=form.pad, beams=beams, display_name=name)
 
@@ -379,12 +380,13 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         return written
 
     def _write(self, model: nn.Module, batch: Batch) -> list[str]:
-        """The text that is generated for each row of the batch; at once for those of a length, where need be."""
+        """The text that is generated for each row of the batch, at once as far as the model may be asked so."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        if not reads_alone(unwrap_model(model).config):
+        batches = stored_batches(unwrap_model(model).config)
+        if batches is None:
             return self._generate(model, inputs)
         texts = [""] * len(inputs["input_ids"])
-        for rows, part in _by_size(inputs):
+        for rows, part in _by_size(inputs, single=batches == "single rows"):
             for row, text in zip(rows, self._generate(model, part), strict=True):
                 texts[row] = text
         return texts
@@ -478,12 +480,14 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 # -------------------------------------------------------------------------------------------- texts
 
 
-def _by_size(batch: Batch) -> Iterator[tuple[list[int], Batch]]:
-    """Rows of each number of tokens, and the batch of these without padding, which is all on one side."""
+def _by_size(batch: Batch, *, single: bool = False) -> Iterator[tuple[list[int], Batch]]:
+    """Rows of each number of tokens, or each row, and the batch of these without padding, which is all on one side."""
     seen = batch["attention_mask"]
-    sizes = seen.sum(1)
-    for size in sorted(set(sizes.tolist())):
-        rows = (sizes == size).nonzero()[:, 0].tolist()
+    sizes = seen.sum(1).tolist()
+    keys = range(len(sizes)) if single else sizes
+    for key in sorted(set(keys)):
+        rows = [row for row, own in enumerate(keys) if own == key]
+        size = sizes[rows[0]]
         cut = slice(size) if bool(seen[rows[0], 0]) else slice(-size, None)
         yield rows, {k: v[rows, cut] if k in ("input_ids", "attention_mask") else v[rows] for k, v in batch.items()}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from tests.tiny import texts
 from tests.tiny.runs import largest_difference, run_recipe
+from tltasks import load
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import plan_run
@@ -264,6 +266,29 @@ def test_a_model_that_mixes_packed_examples_is_padded_instead(folder: Path, monk
 
     monkeypatch.setattr("tltasks.models.decoder_trial.packed_inputs", all_seen)
     assert PreparedStage(folder, "llama").task.packs is False
+
+
+def test_rows_that_may_share_no_batch_are_written_one_by_one(tmp_path: Path) -> None:
+    """RWKV mixes the states of rows where it has a cache (transformers 5.24, modeling_rwkv.py, `shifted`)."""
+    model = tmp_path / "rwkv"
+    ids = {"vocab_size": len(texts.save_tokenizer(model, "gpt2")), "bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.RwkvConfig(
+        **ids, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, context_length=128
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    data = texts.save_data(tmp_path / "data", rows=12)
+    path = texts.write_recipe(tmp_path / "rwkv.yaml", model, data, stage=TOPIC_STAGE % (1, 5e-3))
+    result = run_recipe(path, tmp_path / "out")
+    assert result.stages[0].weights.settings["batches"] == "single rows"
+    saved = json.loads((tmp_path / "out" / "model" / "config.json").read_text())
+    assert saved["task_specific_params"]["summarization"]["batches"] == "single rows"
+    written = pq.read_table(tmp_path / "out" / "predictions" / "finetune-test.parquet").column("prediction").to_pylist()
+    documents = [json.loads(line)["document"] for line in (data / "test.jsonl").read_text().splitlines()]
+    assert len(set(map(len, documents))) > 3
+    summarise = load(tmp_path / "out")
+    assert [summarise(document)["prediction"] for document in documents] == written
+    assert [output["prediction"] for output in summarise(documents)] == written
 
 
 def test_a_prompt_does_not_end_with_a_token_that_ends_texts(folder: Path, tmp_path: Path) -> None:
