@@ -6,15 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
 import tokenizers
 import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CTC_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
 
 from benchmarks.small_checkpoints import Small
-from tests.tiny.speech import WORDS
+from benchmarks.small_checkpoints.row import METHODS
+from tests.tiny.speech import WORDS, save_moonshine, save_speech_to_text, save_whisper
 
 TASK = "automatic-speech-recognition"
 WIDE = {
@@ -37,6 +42,15 @@ WIDE = {
     "subsampling_conv_channels": 16,
     "conv_channels": 32,
     "output_hidden_size": 32,
+    "feature_projection_input_dim": 32,
+    "speech_encoder_layers": 2,
+    "speech_encoder_attention_heads": 2,
+    "speech_encoder_intermediate_size": 64,
+    "max_position_embeddings": 256,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "initializer_range": 0.2,
     "num_ctc_classes": 8,
     "subsampling_factor": 4,
     "subsample_layers": [0],
@@ -51,7 +65,7 @@ def shrink(config: PretrainedConfig, **changes: Any) -> PretrainedConfig:
         if isinstance(value, PretrainedConfig):
             shrink(value)
         elif key in WIDE and value is not None:
-            setattr(config, key, WIDE[key])
+            setattr(config, key, WIDE[key])  # a spread of 0.02 in layers so narrow would make all answers alike
         elif key == "conv_dim":
             config.conv_dim = type(value)(32 for _ in value)
         elif "dropout" in key and isinstance(value, float):
@@ -190,8 +204,131 @@ def _ctc(model_type: str, make: Callable[[PretrainedConfig], Made]) -> Callable[
     return save
 
 
+# ------------------------------------------------------------------------------------------ encoder-decoders
+
+
+def sentence_pieces(file: Path, *, kind: str = "unigram") -> Path:
+    """A vocabulary of SentencePiece's in a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    words = [" ".join(WORDS)] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words),
+        model_prefix=str(file.with_suffix("")),
+        vocab_size=32,
+        hard_vocab_limit=False,
+        model_type=kind,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
+    file.with_suffix(".vocab").unlink()
+    return file
+
+
+def _seamless(config: PretrainedConfig, folder: Path) -> Made:
+    core = pieces(["<pad>", "<unk>", "<s>", "</s>"])
+    merges = [("r", "e"), ("▁", "b"), ("e", "e")]
+    languages = [f"__{code}__" for code in ("eng", "fra", "spa")]
+    tokenizer = transformers.SeamlessM4TTokenizer(
+        vocab=core.get_vocab(), merges=merges, additional_special_tokens=languages
+    )
+    shrink(config, vocab_size=len(tokenizer))
+    return config, tokenizer, transformers.SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16, stride=2)
+
+
+def _seamless_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return {"text_decoder_lang_to_code_id": {c: tokenizer.convert_tokens_to_ids(f"__{c}__") for c in ("eng", "fra")}}
+
+
+def _speecht5(config: PretrainedConfig, folder: Path) -> Made:
+    tokenizer = transformers.SpeechT5Tokenizer(str(sentence_pieces(folder / "spm_char.model", kind="char")))
+    shrink(config, vocab_size=len(tokenizer))
+    return config, tokenizer, transformers.SpeechT5FeatureExtractor(return_attention_mask=True)
+
+
+def _encoder_decoder(config: PretrainedConfig, folder: Path) -> Made:
+    """A wav2vec 2.0 that a GPT-2 listens to, as they are put together from two checkpoints."""
+    core = pieces(["<unk>"])
+    roles = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **roles)
+    end = tokenizer.eos_token_id
+    decoder = shrink(AutoConfig.for_model("gpt2"), vocab_size=len(tokenizer), eos_token_id=end, bos_token_id=end)
+    encoder = shrink(AutoConfig.for_model("wav2vec2"), do_stable_layer_norm=True, **LAYERED)
+    config = transformers.SpeechEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = tokenizer.bos_token_id, end, end
+    return config, tokenizer, transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True)
+
+
+def _moonshine_streaming(config: PretrainedConfig, folder: Path) -> Made:
+    roles = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=pieces(["<unk>", "<s>", "</s>"]), **roles)
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    shrink(config, vocab_size=len(tokenizer), decoder_start_token_id=tokenizer.bos_token_id, **ids)
+    config.encoder_config.sliding_windows, config.num_key_value_heads = [[16, 4], [16, 0]], 2
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    return config, tokenizer, transformers.MoonshineStreamingProcessor(extractor, tokenizer)
+
+
+WRITERS: dict[str, Callable[[PretrainedConfig, Path], Made]] = {
+    "moonshine_streaming": _moonshine_streaming,
+    "seamless_m4t": _seamless,
+    "seamless_m4t_v2": _seamless,
+    "speech-encoder-decoder": _encoder_decoder,
+    "speecht5": _speecht5,
+}
+SAVED: dict[str, Callable[[Path], object]] = {
+    "moonshine": save_moonshine,
+    "speech_to_text": save_speech_to_text,
+    "whisper": lambda folder: save_whisper(folder, seconds=4),
+    "whisper/english": lambda folder: save_whisper(folder, seconds=4, multilingual=False),
+}
+"""Those that the tests have."""
+LANGUAGES = {"whisper": "es", "seamless_m4t": "eng", "seamless_m4t_v2": "eng"}
+SETTINGS = {"seamless_m4t": _seamless_settings, "seamless_m4t_v2": _seamless_settings}
+"""Settings of generation besides those of the configuration."""
+OTHER = {
+    "dia": "it speaks what is written",
+    "pop2piano": "it writes notes for a piano after what it hears",
+    "vibevoice": "it speaks what is written",
+}
+"""Why entries of the list are no recognisers."""
+BESIDES_A_HEAD = tuple(method for method in METHODS if method != "head")
+
+
+def _writer(model_type: str) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        torch.manual_seed(0)
+        config, tokenizer, extractor = WRITERS[model_type](AutoConfig.for_model(model_type), folder)
+        model = transformers.AutoModelForSpeechSeq2Seq.from_config(config)
+        settings = SETTINGS.get(model_type, lambda tokenizer: {})(tokenizer)
+        # `_from_model_config` of new models would have it that settings of their own are not read (transformers 5.24).
+        for name, value in {**settings, "max_length": 40, "max_new_tokens": None, "_from_model_config": False}.items():
+            setattr(model.generation_config, name, value)
+        every_weight(model).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+
+    return save
+
+
+def _sequences() -> Iterator[Small]:
+    for name in [*MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, "whisper/english"]:
+        keys = {"language": LANGUAGES[name]} if name in LANGUAGES else {}
+        other = OTHER.get(name, "")
+        save = SAVED.get(name) or (_config_alone(name) if name not in WRITERS else _writer(name))
+        yield Small(f"transformers/{name}", TASK, save, keys, methods=BESIDES_A_HEAD, other_task=other)
+
+
+def _config_alone(model_type: str) -> Callable[[Path], object]:
+    """What is enough to be told why it is refused."""
+    return lambda folder: AutoConfig.for_model(model_type).save_pretrained(folder)
+
+
 def checkpoints() -> Iterator[Small]:
     """One for each entry of the lists of speech recognisers."""
+    yield from _sequences()
     for model_type in MODEL_FOR_CTC_MAPPING_NAMES:
         yield Small(f"transformers/{model_type}", TASK, _ctc(model_type, CTC.get(model_type, _waves())))
     for name, (model_type, make) in VARIANTS.items():

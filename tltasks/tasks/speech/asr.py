@@ -13,14 +13,14 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForSpeechSeq2Seq, PretrainedConfig, PreTrainedModel
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, corrupt_rows
 from tltasks.data.splits import Columns, EncodedSplit, Split, located, row_title
-from tltasks.errors import DataError, RecipeError
+from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics import error_rate
 from tltasks.metrics.scripts import writes_without_spaces
 from tltasks.models.adapters import find_lora_targets, unwrap_model
@@ -45,6 +45,7 @@ from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.audio import Samples, join_segments, read_segments
 from tltasks.tasks.speech.augmentation import augment_audio
 from tltasks.tasks.speech.ctc import CtcRecogniser
+from tltasks.tasks.speech.prompted import PromptedRecogniser, open_processor
 from tltasks.tasks.speech.recognition import Recogniser, family, given_keys
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
 
@@ -154,7 +155,9 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     def lora_targets(self, model: nn.Module) -> list[str]:
         # The output layer shares its weights with the input embedding, or is the head.
-        return find_lora_targets(model, head=["proj_out", "lm_head", *self.head(model)])
+        output = unwrap_model(model).get_output_embeddings()
+        own = [name for name, module in model.named_modules() if module is output]
+        return find_lora_targets(model, head=["proj_out", "lm_head", *own, *self.head(model)])
 
     def examples(self) -> Columns:
         letters = sorted(token for token in self.recogniser.tokenizer.get_vocab() if token.isalpha())[:2]
@@ -435,6 +438,16 @@ def _open_sequence(
         )
     if plan.stage.adapt.method == "head":
         raise RecipeError(f"stage {plan.name}: {source.display_name} has no head of its own; use adapt: lora or full.")
+    kind = AutoModelForSpeechSeq2Seq._model_mapping[type(config)]
+    if "audio" in kind.output_modalities:
+        raise CheckpointError(f"model {source.display_name}: {config.model_type} writes sound, and no text.")
+    if processor := open_processor(source):
+        return PromptedRecogniser.ask(processor, source, config, plan.model, as_saved=not splits)
+    if not config.is_encoder_decoder:
+        raise CheckpointError(
+            f"model {source.display_name}: {config.model_type} is a language model that hears, and its processor makes no "
+            "request for a transcript (`apply_transcription_request`), after which a text could be learnt."
+        )
     window = plan.model.audio_window if plan.kind.trains else None  # a cut encoder must be trained before it is used
     return SequenceRecogniser.open(
         source,

@@ -32,12 +32,13 @@ from tltasks.tasks.speech.recognition import (
     Family,
     Recogniser,
     Transcript,
-    drop_no_layers,
+    draw_nothing,
     each_alone,
     inputs_of,
     mask_of,
     open_feature_extractor,
     read_clips,
+    with_parts,
 )
 from tltasks.tasks.speech.spelling import DELIMITER, Spelling, letters_of
 from tltasks.tasks.vocabulary import lost_characters
@@ -87,9 +88,7 @@ class CtcRecogniser(Recogniser):
             if hasattr(config, "blank_token_id"):
                 config.blank_token_id = self.tokenizer.pad_token_id
         config.pad_token_id = self.tokenizer.pad_token_id
-        drop_no_layers(config)
-        # SpecAugment is ours: the model's draws from numpy's global state (transformers 5.24, modeling_wav2vec2.py).
-        config.apply_spec_augment = False
+        draw_nothing(config)
 
     # --------------------------------------------------------------------------------------- shape
 
@@ -228,7 +227,7 @@ def _n_steps(model: PreTrainedModel, n_features: Tensor) -> Tensor:
 def set_vocabulary(config: PretrainedConfig, size: int) -> None:
     """Write the size of the vocabulary wherever a configuration, or one inside it, has it."""
     old = config.vocab_size
-    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+    for part in with_parts(config):
         if getattr(part, "vocab_size", None) == old:
             part.vocab_size = size
 

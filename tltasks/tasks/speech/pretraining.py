@@ -31,7 +31,7 @@ from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask, rounde
 from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.recognition import (
     FRAMES_PER_SECOND,
-    drop_no_layers,
+    draw_nothing,
     given_keys,
     goes_apart,
     open_feature_extractor,
@@ -88,7 +88,7 @@ class SpeechPretraining(SelfSupervisedTask[SpeechModel, UnlabelledSpeechData, Sp
             own = {"negatives": config.num_negatives, "temperature": config.contrastive_logits_temperature}
             plan = replace(plan, stage=plan.stage.model_copy(update=own))
         stage = plan.stage
-        drop_no_layers(config)
+        draw_nothing(config)
         config.apply_spec_augment = True  # by which the model hides frames
         config.mask_feature_prob = 0.0  # drawn from numpy's global state, and no part of the objective
         config.num_negatives, config.contrastive_logits_temperature = stage.negatives, stage.temperature

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForCTC,
+    AutoModelForSpeechSeq2Seq,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -48,8 +49,6 @@ ALIKE = 1e-3
 Family = Literal["sequence-to-sequence", "CTC"]
 TOKENIZER_HINT = "`stage: transfer` builds a vocabulary from the training text, for CTC checkpoints."
 LETTERS_SHOWN = 12
-SEQUENCE_FAMILIES = ("moonshine", "speech_to_text", "whisper")
-"""Model types that transformers generates from in the same way; others are prompted, or answer with audio."""
 
 
 @dataclass(frozen=True)
@@ -186,15 +185,14 @@ class Recogniser(ABC):
 
 def family(config: PretrainedConfig, *, display_name: str) -> Family:
     """The way in which a checkpoint turns audio into text, which its architecture decides."""
-    if config.model_type in SEQUENCE_FAMILIES:
-        return "sequence-to-sequence"
     if type(config) in AutoModelForCTC._model_mapping:  # with those that were registered
         return "CTC"
-    other = config.model_type in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
-    why = "takes its audio in a way of its own" if other else "does not recognise speech"
+    why = "does not recognise speech"
+    if type(config) in AutoModelForSpeechSeq2Seq._model_mapping:
+        return "sequence-to-sequence"
     raise CheckpointError(
         f"model {display_name}: {config.model_type} {why}. What can be trained: "
-        f"{', '.join(sorted({*SEQUENCE_FAMILIES, *MODEL_FOR_CTC_MAPPING_NAMES}))}."
+        f"{', '.join(sorted({*MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, *MODEL_FOR_CTC_MAPPING_NAMES}))}."
     )
 
 
@@ -227,11 +225,23 @@ def goes_apart(config: PretrainedConfig) -> bool:
     return getattr(config, "feat_extract_norm", None) == "group"
 
 
-def drop_no_layers(config: PretrainedConfig) -> None:
-    """Turn layer drop off: a layer that one process drops and another keeps would leave them waiting for a gradient."""
-    for name in ("layerdrop", "conformer_layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
-        if hasattr(config, name):
-            setattr(config, name, 0.0)
+def draw_nothing(config: PretrainedConfig) -> None:
+    """Turn layer drop and the models' own SpecAugment off, also in configurations inside this one.
+
+    A layer that one process drops and another keeps would leave them waiting for a gradient. SpecAugment is ours: the
+    models' draws from numpy's global state (transformers 5.24, modeling_wav2vec2.py).
+    """
+    off = dict.fromkeys(("layerdrop", *(f"{part}_layerdrop" for part in ("conformer", "encoder", "decoder"))), 0.0)
+    for part in with_parts(config):
+        for name, value in {**off, "apply_spec_augment": False}.items():
+            if hasattr(part, name):
+                setattr(part, name, value)
+
+
+def with_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """A configuration, and those inside it."""
+    inner = [getattr(config, name, None) for name in config.sub_configs]
+    return [config, *(found for part in inner if isinstance(part, PretrainedConfig) for found in with_parts(part))]
 
 
 def read_clips(clips: Sequence[Samples], extractor: SequenceFeatureExtractor) -> Batch:

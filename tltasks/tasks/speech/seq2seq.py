@@ -43,7 +43,7 @@ from tltasks.tasks.speech.recognition import (
     Family,
     Recogniser,
     Transcript,
-    drop_no_layers,
+    draw_nothing,
     each_alone,
     inputs_of,
     open_feature_extractor,
@@ -54,6 +54,8 @@ LONGEST_PIECE_SECONDS = 30.0
 """Window of models without one of their own: attention over more costs too much, and they have not seen more."""
 POSITIONS_PER_SECOND = 50  # of Whisper's encoder
 POSITIONS = "model.encoder.embed_positions.weight"
+MOST_TOKENS = 448
+"""Longest text, as Whisper's, of models that tell no other."""
 LOOPS = ((24, 6), (64, 16))
 """Decoding loops when its last so many tokens repeat with a period of at most so many."""
 
@@ -98,18 +100,18 @@ class SequenceRecogniser(Recogniser):
             _set_language(generation, language, speech_task, trains=trains, display_name=name)
             prompt = _whisper_prompt(generation, config)
         else:
-            if language or speech_task:
-                raise RecipeError(f"model.language, model.speech_task: {config.model_type} takes neither.")
+            _force_language(generation, language, trains=trains, display_name=name)
+            if speech_task:
+                raise RecipeError(f"model.speech_task: {config.model_type} takes none.")
             if window is not None:
                 raise RecipeError(f"model.audio_window: {config.model_type} has no fixed window; leave it unset.")
-            prompt = (int(generation.decoder_start_token_id or config.decoder_start_token_id),)
+            forced = generation.forced_bos_token_id  # which decoding puts first
+            prompt = (_start_token(generation, config), *([] if forced is None else [int(forced)]))
         if window is not None and window > _window_of(config):
             raise CheckpointError(
                 f"model {name}: its encoder takes {_window_of(config):g} s; audio_window cannot be {window} s."
             )
-        drop_no_layers(config)
-        # SpecAugment is ours: the model's draws from numpy's global state (transformers 5.24, modeling_whisper.py).
-        config.apply_spec_augment = False
+        draw_nothing(config)
         return cls(config, extractor, tokenizer, name, generation, prompt, window)
 
     # --------------------------------------------------------------------------------------- shape
@@ -141,7 +143,18 @@ class SequenceRecogniser(Recogniser):
 
     @property
     def _longest_labels(self) -> int:
-        return int(getattr(self.config, "max_target_positions", None) or 448)
+        names = ("max_target_positions", "max_text_positions", "max_position_embeddings")
+        text = self.config.get_text_config(decoder=True)
+        found = [getattr(part, name, None) for part in (self.config, text) for name in names]
+        return min([size for size in found if size], default=MOST_TOKENS)
+
+    @property
+    def end(self) -> int:
+        """The token that ends a text: the tokenizer's, where decoding stops at several."""
+        ends, own = self.generation.eos_token_id, self.tokenizer.eos_token_id
+        if isinstance(ends, list) and own in ends:
+            return int(own)
+        return first_id((self.generation, self.config, self.config.get_text_config(decoder=True)), "eos_token_id")
 
     def as_pretrained(self) -> Self:
         return dataclasses.replace(self, window=None)
@@ -163,7 +176,7 @@ class SequenceRecogniser(Recogniser):
             raise DataError("has a text that the tokenizer leaves nothing of")
         if signs := sorted(set(self.tokenizer.convert_ids_to_tokens(ids)) & self._signs):
             raise DataError(f"has a text with {', '.join(signs)}, by which the tokenizer means something else")
-        return [*ids, _end_token(self.generation, self.config)]
+        return [*ids, self.end]
 
     def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts; Whisper's begin with a space where its script has them: so it was trained and answers."""
@@ -213,9 +226,8 @@ class SequenceRecogniser(Recogniser):
         inputs = [torch.tensor([*start, *ids[:-1]]) for ids in labels]
         # The prompt is given, not learnt: no loss on it.
         outputs = [torch.tensor([IGNORED] * (len(start) - 1) + list(ids)) for ids in labels]
-        end = _end_token(self.generation, self.config)
         return {
-            "decoder_input_ids": pad_sequence(inputs, batch_first=True, padding_value=end),
+            "decoder_input_ids": pad_sequence(inputs, batch_first=True, padding_value=self.end),
             "labels": pad_sequence(outputs, batch_first=True, padding_value=IGNORED),
         }
 
@@ -249,8 +261,7 @@ class SequenceRecogniser(Recogniser):
                 .cpu()
             )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        end = _end_token(self.generation, self.config)
-        return [Transcript(text, has_loop(row[row != end])) for text, row in zip(texts, ids, strict=True)]
+        return [Transcript(text, has_loop(row[row != self.end])) for text, row in zip(texts, ids, strict=True)]
 
     def _passes(self, batch: Batch) -> Iterator[tuple[slice, Batch]]:
         """The model's inputs, for all rows at once, or for each without its padding."""
@@ -278,7 +289,7 @@ def _open_generation(source: Checkpoint, config: PretrainedConfig) -> Generation
     generation = open_generation(source)
     generation.return_timestamps = False
     if generation.max_length is None:
-        generation.max_length = getattr(config, "max_target_positions", None) or 448
+        generation.max_length = getattr(config, "max_target_positions", None) or MOST_TOKENS
     return generation
 
 
@@ -342,9 +353,29 @@ def _whisper_prompt(generation: GenerationConfig, config: PretrainedConfig) -> t
     return tuple(prompt)
 
 
-def _end_token(generation: GenerationConfig, config: PretrainedConfig) -> int:
-    end = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
-    return int(end[0] if isinstance(end, list) else end)
+def _force_language(generation: GenerationConfig, language: str | None, *, trains: bool, display_name: str) -> None:
+    """Have decoding begin with the language, for models that know several by their codes (SeamlessM4T)."""
+    known: dict[str, int] = getattr(generation, "text_decoder_lang_to_code_id", None) or {}
+    if language is None and trains and known and generation.forced_bos_token_id is None:
+        raise RecipeError(f"model.language: {display_name} knows {', '.join(sorted(known))}; name that of the text.")
+    if language is not None and language not in known:
+        knows = f"knows {', '.join(sorted(known))}" if known else "takes none"
+        raise RecipeError(f"model.language: {language}: {display_name} {knows}.")
+    if language is not None:
+        generation.forced_bos_token_id = known[language]
+
+
+def _start_token(generation: GenerationConfig, config: PretrainedConfig) -> int:
+    return first_id((generation, config), "decoder_start_token_id", "bos_token_id")
+
+
+def first_id(places: Sequence[GenerationConfig | PretrainedConfig], *names: str) -> int:
+    """The first of some ids that is set, in the order in which transformers looks for them."""
+    found = (getattr(place, name, None) for name in names for place in places)
+    first = next((value for value in found if value is not None), None)
+    if first is None:
+        raise CheckpointError(f"config.json and generation_config.json have no {names[0]}; write it into one of them.")
+    return int(first[0] if isinstance(first, list) else first)
 
 
 # -------------------------------------------------------------------------------------------- decoding
