@@ -66,6 +66,8 @@ def shrink(config: PretrainedConfig, **changes: Any) -> PretrainedConfig:
             shrink(value)
         elif key in WIDE and value is not None:
             setattr(config, key, WIDE[key])  # a spread of 0.02 in layers so narrow would make all answers alike
+        elif key == "layer_types" and value:
+            config.layer_types = value[: WIDE["num_hidden_layers"]]
         elif key == "conv_dim":
             config.conv_dim = type(value)(32 for _ in value)
         elif "dropout" in key and isinstance(value, float):
@@ -271,8 +273,107 @@ def _moonshine_streaming(config: PretrainedConfig, folder: Path) -> Made:
     return config, tokenizer, transformers.MoonshineStreamingProcessor(extractor, tokenizer)
 
 
+# ---------------------------------------------------------------------------------- those that are asked
+
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'audio' %}AUDIO{% elif part.type == 'text' %}{{ part.text }}"
+    "{% elif part.type == 'language' %}<|lang:{{ part.language }}|>{% endif %}{% endfor %}"
+    "{% if not (loop.last and message.role == 'assistant') %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A request as language models have it."""
+CANARY = (
+    "<|startofcontext|><|startoftranscript|><|emo:undefined|>{% for part in messages[0].content %}"
+    "{% if part.type == 'text' %}<|{{ part.source_language }}|><|{{ part.target_language }}|>{% endif %}{% endfor %}"
+    "<|pnc|><|noitn|><|notimestamp|><|nodiarize|>"
+)
+MARKS = ["<|startofcontext|>", "<|startoftranscript|>", "<|emo:undefined|>", "<|en|>", "<|es|>", "<|pnc|>", "<|nopnc|>"]
+MARKS += ["<|noitn|>", "<|notimestamp|>", "<|nodiarize|>"]
+
+
+def chat_tokenizer(marks: list[str], **roles: str) -> PreTrainedTokenizerBase:
+    core = pieces(["<unk>", "<pad>", "<|im_end|>", "<s>"])
+    own = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "<|im_end|>", "bos_token": "<s>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **own, **roles)
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    return tokenizer
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    return {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
+
+
+def _canary(config: PretrainedConfig, folder: Path) -> Made:
+    tokenizer = chat_tokenizer(MARKS)
+    tokenizer.add_bos_token = False
+    config.encoder_config.num_mel_bins = 16
+    start = tokenizer.convert_tokens_to_ids("<|startofcontext|>")
+    size = {"vocab_size": len(tokenizer), "decoder_config.vocab_size": len(tokenizer)}
+    shrink(config, **size, decoder_start_token_id=start, **_ids(tokenizer))
+    for name, value in _ids(tokenizer).items():
+        setattr(config.decoder_config, name, value)
+    extractor = transformers.ParakeetFeatureExtractor(feature_size=16)
+    return config, tokenizer, transformers.CanaryProcessor(extractor, tokenizer, chat_template=CANARY)
+
+
+def _cohere(config: PretrainedConfig, folder: Path) -> Made:
+    tokenizer = chat_tokenizer(MARKS)
+    config.encoder_config.num_mel_bins = 16
+    start = tokenizer.convert_tokens_to_ids("▁")
+    shrink(config, vocab_size=len(tokenizer), decoder_start_token_id=start, **_ids(tokenizer))
+    extractor = transformers.CohereAsrFeatureExtractor(feature_size=16)
+    return config, tokenizer, transformers.CohereAsrProcessor(extractor, tokenizer)
+
+
+def _omniasr_llm(config: PretrainedConfig, folder: Path) -> Made:
+    tokenizer = chat_tokenizer(["<extra_id_1>", "<|lang:eng_latn|>", "<|lang:auto|>"])
+    core = {"text_config.vocab_size": len(tokenizer), **{f"text_config.{k}": v for k, v in _ids(tokenizer).items()}}
+    config.audio_config.initializer_range = 0.2
+    shrink(config, audio_token_id=tokenizer.convert_tokens_to_ids("<extra_id_1>"), **core, **_ids(tokenizer))
+    template = (
+        "{% for part in messages[0].content %}{% if part.type == 'audio' %}<extra_id_1>{% endif %}{% endfor %}"
+        "{% for part in messages[0].content %}{% if part.type == 'language' %}<|lang:{{ part.language }}|>{% endif %}"
+        "{% endfor %}<s>"
+    )
+    extractor = transformers.OmniASRFeatureExtractor()
+    return config, tokenizer, transformers.OmniASRProcessor(extractor, tokenizer, chat_template=template)
+
+
+def _qwen3_asr(config: PretrainedConfig, folder: Path) -> Made:
+    marks = ["<|im_start|>", "<|audio_pad|>", "<|audio_start|>", "<|audio_end|>", "<asr_text>", "<timestamp>"]
+    roles = {"audio_token": marks[1], "audio_bos_token": marks[2], "audio_eos_token": marks[3]}
+    tokenizer = chat_tokenizer([*marks], extra_special_tokens=roles)
+    config.audio_config.num_mel_bins, config.audio_config.output_dim = 16, 32
+    config.audio_config.downsample_hidden_size = 16
+    core = {"text_config.vocab_size": len(tokenizer), **{f"text_config.{k}": v for k, v in _ids(tokenizer).items()}}
+    audio = {"audio_token_id": tokenizer.convert_tokens_to_ids("<|audio_pad|>")}
+    shrink(config, **audio, **core)
+    extractor = transformers.Qwen3ASRFeatureExtractor(feature_size=16)
+    template = CHAT.replace("AUDIO", "<|audio_start|><|audio_pad|><|audio_end|>")
+    return config, tokenizer, transformers.Qwen3ASRProcessor(extractor, tokenizer, chat_template=template)
+
+
+def _vibevoice_asr(config: PretrainedConfig, folder: Path) -> Made:
+    marks = ["<|box_start|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|im_start|>"]
+    tokenizer = chat_tokenizer(marks)
+    ids = dict(zip(("audio_token_id", "audio_bos_token_id", "audio_eos_token_id"), marks, strict=False))
+    for part in (config.acoustic_tokenizer_encoder_config, config.semantic_tokenizer_encoder_config):
+        part.num_filters, part.depths, part.downsampling_ratios = 8, [1, 1, 1], [20, 80]
+    core = {"text_config.vocab_size": len(tokenizer), **{f"text_config.{k}": v for k, v in _ids(tokenizer).items()}}
+    shrink(config, **{name: tokenizer.convert_tokens_to_ids(mark) for name, mark in ids.items()}, **core)
+    extractor = transformers.VibeVoiceAcousticTokenizerFeatureExtractor()
+    template = CHAT.replace("AUDIO", "".join([marks[1], marks[0], marks[2]]))
+    return config, tokenizer, transformers.VibeVoiceAsrProcessor(extractor, tokenizer, chat_template=template)
+
+
 WRITERS: dict[str, Callable[[PretrainedConfig, Path], Made]] = {
+    "canary": _canary,
+    "cohere_asr": _cohere,
     "moonshine_streaming": _moonshine_streaming,
+    "omniasr": _omniasr_llm,
+    "qwen3_asr": _qwen3_asr,
+    "vibevoice_asr": _vibevoice_asr,
     "seamless_m4t": _seamless,
     "seamless_m4t_v2": _seamless,
     "speech-encoder-decoder": _encoder_decoder,
@@ -285,7 +386,14 @@ SAVED: dict[str, Callable[[Path], object]] = {
     "whisper/english": lambda folder: save_whisper(folder, seconds=4, multilingual=False),
 }
 """Those that the tests have."""
-LANGUAGES = {"whisper": "es", "seamless_m4t": "eng", "seamless_m4t_v2": "eng"}
+LANGUAGES = {
+    "canary": "es",
+    "cohere_asr": "en",
+    "qwen3_asr": "en",
+    "whisper": "es",
+    "seamless_m4t": "eng",
+    "seamless_m4t_v2": "eng",
+}
 SETTINGS = {"seamless_m4t": _seamless_settings, "seamless_m4t_v2": _seamless_settings}
 """Settings of generation besides those of the configuration."""
 OTHER = {
@@ -304,7 +412,9 @@ def _writer(model_type: str) -> Callable[[Path], None]:
         model = transformers.AutoModelForSpeechSeq2Seq.from_config(config)
         settings = SETTINGS.get(model_type, lambda tokenizer: {})(tokenizer)
         # `_from_model_config` of new models would have it that settings of their own are not read (transformers 5.24).
-        for name, value in {**settings, "max_length": 40, "max_new_tokens": None, "_from_model_config": False}.items():
+        asked = isinstance(extractor, transformers.ProcessorMixin) and hasattr(extractor, "chat_template")
+        longest = {"max_length": None, "max_new_tokens": 24} if asked else {"max_length": 40, "max_new_tokens": None}
+        for name, value in {**settings, **longest, **_ids(tokenizer), "_from_model_config": False}.items():
             setattr(model.generation_config, name, value)
         every_weight(model).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -86,11 +86,14 @@ def open_generation(source: Checkpoint) -> GenerationConfig:
     (transformers 5.24, configuration_utils.py, __init__; generation/utils.py, adjust_generation_fn).
     """
     try:
-        return GenerationConfig.from_pretrained(source.name, **source.arguments())
+        generation = GenerationConfig.from_pretrained(source.name, **source.arguments())
     except OSError:
-        return GenerationConfig.from_pretrained(
+        generation = GenerationConfig.from_pretrained(
             source.name, config_file_name=CONFIG_NAME, _from_model_config=True, **source.arguments()
         )
+    # Saved with it, settings that are a model's own, as its language, are not read again (GenerationConfig.__init__).
+    generation._from_model_config = None
+    return generation
 
 
 def open_tokenizer(

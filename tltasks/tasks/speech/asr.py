@@ -45,8 +45,8 @@ from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.audio import Samples, join_segments, read_segments
 from tltasks.tasks.speech.augmentation import augment_audio
 from tltasks.tasks.speech.ctc import CtcRecogniser
-from tltasks.tasks.speech.prompted import PromptedRecogniser, open_processor
-from tltasks.tasks.speech.recognition import Recogniser, family, given_keys
+from tltasks.tasks.speech.prompted import PromptedRecogniser, makes_requests
+from tltasks.tasks.speech.recognition import Recogniser, family, given_keys, open_processor
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
 
 Plan = StagePlan[SpeechModel, SpeechData, SpeechStage]
@@ -137,7 +137,8 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     @property
     def settings(self) -> dict[str, object]:
-        return {"family": self.recogniser.family}
+        code = self.recogniser.code
+        return {"family": self.recogniser.family, **({"request": code} if code else {})}
 
     def as_pretrained(self) -> Self:
         return dataclasses.replace(self, recogniser=self.recogniser.as_pretrained())
@@ -441,18 +442,20 @@ def _open_sequence(
     kind = AutoModelForSpeechSeq2Seq._model_mapping[type(config)]
     if "audio" in kind.output_modalities:
         raise CheckpointError(f"model {source.display_name}: {config.model_type} writes sound, and no text.")
-    if processor := open_processor(source):
+    processor = open_processor(source)
+    if processor is not None and makes_requests(processor):
         return PromptedRecogniser.ask(processor, source, config, plan.model, as_saved=not splits)
     if not config.is_encoder_decoder:
         raise CheckpointError(
-            f"model {source.display_name}: {config.model_type} is a language model that hears, and its processor makes no "
-            "request for a transcript (`apply_transcription_request`), after which a text could be learnt."
+            f"model {source.display_name}: {config.model_type} is a language model that hears, and its processor makes "
+            "no request for a transcript (`apply_transcription_request`), after which a text could be learnt."
         )
     window = plan.model.audio_window if plan.kind.trains else None  # a cut encoder must be trained before it is used
     return SequenceRecogniser.open(
         source,
         config,
         plan.model,
+        processor=processor,
         window=_longest_clip(splits) if window == "fit" else window,
         as_saved=not splits,
         trains=plan.kind.trains,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel, ProcessorMixin, StoppingCriteriaList
+from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin, StoppingCriteriaList
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.tasks.speech import SpeechModel
@@ -33,24 +33,15 @@ LANGUAGE = ("language", "source_language")
 """Names that processors have for the language of the speech."""
 
 
-def open_processor(source: Checkpoint) -> ProcessorMixin | None:
-    """The checkpoint's processor, if it is one that makes requests."""
-    try:
-        processor = AutoProcessor.from_pretrained(source.name, **source.arguments())
-    except (OSError, ValueError, TypeError, AttributeError, ImportError, KeyError):
-        return None
-    return processor if hasattr(processor, "apply_transcription_request") or _wants_language(processor) else None
-
-
-def _wants_language(processor: ProcessorMixin) -> bool:
-    return "language" in inspect.signature(type(processor).__call__).parameters
+def makes_requests(processor: ProcessorMixin) -> bool:
+    by_call = "language" in inspect.signature(type(processor).__call__).parameters
+    return by_call or hasattr(processor, "apply_transcription_request")
 
 
 @dataclass(frozen=True)
 class PromptedRecogniser(SequenceRecogniser):
     """A checkpoint whose processor makes the request that an answer goes on from."""
 
-    processor: ProcessorMixin
     asked: tuple[tuple[str, str], ...]
     """Arguments of each request besides the sound."""
 
@@ -73,8 +64,6 @@ class PromptedRecogniser(SequenceRecogniser):
         generation.temperature = generation.top_p = generation.top_k = None
         if not as_saved:
             generation.num_beams = keys.beams
-        if generation.max_new_tokens is None:
-            generation.max_length, generation.max_new_tokens = None, MOST_TOKENS
         draw_nothing(config)
         request = getattr(processor, "apply_transcription_request", processor.__call__)
         named = next((name for name in LANGUAGE if name in inspect.signature(request).parameters), None)
@@ -82,16 +71,29 @@ class PromptedRecogniser(SequenceRecogniser):
             raise RecipeError(f"model.language: {source.display_name} takes none.")
         asked = ((named, language),) if named is not None and language is not None else ()
         recogniser = cls(
-            *(config, processor.feature_extractor, processor.tokenizer, source.display_name),
-            *(generation, (), None, processor, asked),
+            config=config,
+            feature_extractor=processor.feature_extractor,
+            tokenizer=processor.tokenizer,
+            display_name=source.display_name,
+            generation=generation,
+            prompt=(),
+            window=None,
+            processor=processor,
+            asked=asked,
         )
         try:
-            recogniser.request([torch.ones(recogniser.sampling_hz).numpy()])
+            inputs = recogniser.request([torch.ones(recogniser.sampling_hz).numpy()])
         except (ValueError, TypeError, KeyError, ImportError, AttributeError, RuntimeError, OSError) as error:
             raise CheckpointError(
                 f"model {source.display_name}: its processor makes no request for a transcript ({first_line(error)}). "
                 "Name a `language` that it knows, and see that its files (chat_template.jinja among them) are there."
             ) from error
+        if generation.max_new_tokens is None:
+            taken = inputs[_text_of(inputs)].shape[1] if config.is_encoder_decoder else 0
+            generation.max_length, generation.max_new_tokens = (
+                None,
+                min(MOST_TOKENS, recogniser._longest_labels - taken),
+            )
         return recogniser
 
     # ------------------------------------------------------------------------------------------ requests
@@ -101,14 +103,15 @@ class PromptedRecogniser(SequenceRecogniser):
         """Python that makes a request of `samples` with the `processor`."""
         given = "".join(f", {name}={value!r}" for name, value in self.asked)
         if hasattr(self.processor, "apply_transcription_request"):
-            return f"processor.apply_transcription_request(samples{given})"
+            return f'processor.apply_transcription_request(samples{given}, return_tensors="pt")'
         return f"processor(samples{given}, sampling_rate={self.sampling_hz})"
 
     def request(self, clips: Sequence[Samples]) -> dict[str, Tensor]:
         """What the model is called with for clips, up to where their texts begin."""
         given = dict(self.asked)
+        assert self.processor is not None
         if hasattr(self.processor, "apply_transcription_request"):
-            found = self.processor.apply_transcription_request(list(clips), **given)
+            found = self.processor.apply_transcription_request(list(clips), return_tensors="pt", **given)
         else:
             found = self.processor(list(clips), sampling_rate=self.sampling_hz, **given)
         inputs = {name: value for name, value in found.items() if isinstance(value, Tensor)}

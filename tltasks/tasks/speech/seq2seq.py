@@ -22,6 +22,7 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
+    ProcessorMixin,
     SequenceFeatureExtractor,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -83,6 +84,7 @@ class SequenceRecogniser(Recogniser):
         config: PretrainedConfig,
         keys: SpeechModel,
         *,
+        processor: ProcessorMixin | None = None,
         window: int | None,
         as_saved: bool,
         trains: bool,
@@ -112,7 +114,7 @@ class SequenceRecogniser(Recogniser):
                 f"model {name}: its encoder takes {_window_of(config):g} s; audio_window cannot be {window} s."
             )
         draw_nothing(config)
-        return cls(config, extractor, tokenizer, name, generation, prompt, window)
+        return cls(config, extractor, tokenizer, name, generation, prompt, window, processor=processor)
 
     # --------------------------------------------------------------------------------------- shape
 
