@@ -14,7 +14,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CTC_MAPPING_NAMES,
+    MODEL_FOR_RNNT_MAPPING_NAMES,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    MODEL_FOR_TDT_MAPPING_NAMES,
 )
 
 from benchmarks.small_checkpoints import Small
@@ -187,6 +189,8 @@ CTC: dict[str, Callable[[PretrainedConfig], Made]] = {
     "data2vec-audio": _waves(),
 }
 """What an architecture needs besides sizes; the others hear samples and write letters."""
+KEPT = {"granite_speech5_ctc", "lasr_ctc", "omniasr_ctc", "parakeet_ctc"}
+"""Those whose vocabulary, of parts of words, is kept; the others get one of letters, and a new head."""
 VARIANTS: dict[str, tuple[str, Callable[[PretrainedConfig], Made]]] = {
     "wav2vec2/large": ("wav2vec2", _waves(do_stable_layer_norm=True, **LAYERED)),
     "hubert/large": ("hubert", _waves(do_stable_layer_norm=True, **LAYERED)),
@@ -440,6 +444,10 @@ def checkpoints() -> Iterator[Small]:
     """One for each entry of the lists of speech recognisers."""
     yield from _sequences()
     for model_type in MODEL_FOR_CTC_MAPPING_NAMES:
-        yield Small(f"transformers/{model_type}", TASK, _ctc(model_type, CTC.get(model_type, _waves())))
+        keys = {} if model_type in KEPT else {"stage": "transfer"}
+        save = _ctc(model_type, CTC.get(model_type, _waves()))
+        yield Small(f"transformers/{model_type}", TASK, save, stage_keys=keys)
+    for model_type in [*MODEL_FOR_TDT_MAPPING_NAMES, *MODEL_FOR_RNNT_MAPPING_NAMES]:
+        yield Small(f"transformers/{model_type}", TASK, _config_alone(model_type))
     for name, (model_type, make) in VARIANTS.items():
         yield Small(f"transformers/{name}", TASK, _ctc(model_type, make))

@@ -432,6 +432,16 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 def _open_sequence(
     plan: Plan, splits: dict[str, Split], source: Checkpoint, config: PretrainedConfig
 ) -> SequenceRecogniser:
+    kind, processor = AutoModelForSpeechSeq2Seq._model_mapping[type(config)], open_processor(source)
+    prompted = processor is not None and makes_requests(processor)
+    if "text" not in kind.output_modalities:
+        raise CheckpointError(f"model {source.display_name}: {config.model_type} writes sound, and no text.")
+    if not (prompted or config.is_encoder_decoder):
+        raise CheckpointError(
+            f"model {source.display_name}: {config.model_type} takes its audio in a way of its own: no encoder-decoder, "
+            "and without a processor that makes a request for a transcript (`apply_transcription_request`), after which "
+            "a text could be learnt. Whisper, Moonshine, Canary or Qwen3-ASR can be, or wav2vec2 and others with CTC."
+        )
     if plan.stage.stage == "transfer":
         raise RecipeError(
             f"stage {plan.name}: {source.display_name} writes with a vocabulary that cannot be taken off; "
@@ -439,17 +449,8 @@ def _open_sequence(
         )
     if plan.stage.adapt.method == "head":
         raise RecipeError(f"stage {plan.name}: {source.display_name} has no head of its own; use adapt: lora or full.")
-    kind = AutoModelForSpeechSeq2Seq._model_mapping[type(config)]
-    if "audio" in kind.output_modalities:
-        raise CheckpointError(f"model {source.display_name}: {config.model_type} writes sound, and no text.")
-    processor = open_processor(source)
-    if processor is not None and makes_requests(processor):
+    if prompted:
         return PromptedRecogniser.ask(processor, source, config, plan.model, as_saved=not splits)
-    if not config.is_encoder_decoder:
-        raise CheckpointError(
-            f"model {source.display_name}: {config.model_type} is a language model that hears, and its processor makes "
-            "no request for a transcript (`apply_transcription_request`), after which a text could be learnt."
-        )
     window = plan.model.audio_window if plan.kind.trains else None  # a cut encoder must be trained before it is used
     return SequenceRecogniser.open(
         source,

@@ -26,7 +26,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CTC_MAPPING_NAMES,
+    MODEL_FOR_RNNT_MAPPING_NAMES,
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    MODEL_FOR_TDT_MAPPING_NAMES,
 )
 
 from tltasks.config.model import Checkpoint
@@ -218,9 +220,11 @@ def family(config: PretrainedConfig, *, display_name: str) -> Family:
     """The way in which a checkpoint turns audio into text, which its architecture decides."""
     if type(config) in AutoModelForCTC._model_mapping:  # with those that were registered
         return "CTC"
-    why = "does not recognise speech"
     if type(config) in AutoModelForSpeechSeq2Seq._model_mapping:
         return "sequence-to-sequence"
+    transducers = {*MODEL_FOR_TDT_MAPPING_NAMES, *MODEL_FOR_RNNT_MAPPING_NAMES}
+    is_transducer = config.model_type in transducers
+    why = "is a transducer, whose loss tltasks has not" if is_transducer else "does not recognise speech"
     raise CheckpointError(
         f"model {display_name}: {config.model_type} {why}. What can be trained: "
         f"{', '.join(sorted({*MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, *MODEL_FOR_CTC_MAPPING_NAMES}))}."
