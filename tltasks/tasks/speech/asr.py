@@ -438,9 +438,9 @@ def _open_sequence(
         raise CheckpointError(f"model {source.display_name}: {config.model_type} writes sound, and no text.")
     if not (prompted or config.is_encoder_decoder):
         raise CheckpointError(
-            f"model {source.display_name}: {config.model_type} takes its audio in a way of its own: no encoder-decoder, "
-            "and without a processor that makes a request for a transcript (`apply_transcription_request`), after which "
-            "a text could be learnt. Whisper, Moonshine, Canary or Qwen3-ASR can be, or wav2vec2 and others with CTC."
+            f"model {source.display_name}: {config.model_type} takes its audio in a way of its own: no "
+            "encoder-decoder, and no processor that makes a request for a transcript (`apply_transcription_request`), "
+            "which a text could go on from. Name Whisper, Moonshine, Canary or Qwen3-ASR, or one with CTC, as wav2vec2."
         )
     if plan.stage.stage == "transfer":
         raise RecipeError(
