@@ -168,6 +168,8 @@ def _freeze(model: PreTrainedModel, method: str, patterns: Sequence[str], *, who
         raise RecipeError(
             f"adapt.head: {type(model).__name__} has no head apart from what it was pretrained with; use lora or full."
         )
+    if method == "head" and not any(p.requires_grad for p in model.parameters()):
+        raise RecipeError(f"adapt.head: the head of {type(model).__name__} is its embeddings, too; use lora or full.")
     if not any(p.requires_grad for p in model.parameters()):
         raise RecipeError(f"freeze: {', '.join(patterns)} leaves no weight to train.")
 
