@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from tltasks.experiments.comparison import compare
+    from tltasks.hub.examination import examine
     from tltasks.inference.predictor import Predictor, load
     from tltasks.results.result import RunResult
     from tltasks.runs.story import run
@@ -46,6 +47,7 @@ __all__ = [
     "TrainingError",
     "__version__",
     "compare",
+    "examine",
     "load",
     "load_recipe",
     "run",
@@ -56,6 +58,7 @@ _MODULES = {
     "Recipe": "config.recipe",
     "RunResult": "results.result",
     "compare": "experiments.comparison",
+    "examine": "hub.examination",
     "load": "inference.predictor",
     "load_recipe": "config.loading",
     "run": "runs.story",

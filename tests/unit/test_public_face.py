@@ -13,7 +13,7 @@ import tltasks
 
 ROOT = Path(tltasks.__file__).parents[1]
 ERRORS = {"TltasksError", "RecipeError", "DataError", "CheckpointError", "TrainingError", "HubError", "StorageError"}
-FUNCTIONS = {"compare", "load", "load_recipe", "run"}
+FUNCTIONS = {"compare", "examine", "load", "load_recipe", "run"}
 MEMBERS = ERRORS | FUNCTIONS | {"Interrupted", "Predictor", "Recipe", "RunResult", "__version__"}
 
 

@@ -77,10 +77,11 @@ def _check_task(_: object, tag: str | None) -> None:
         raise ValueError(f"Choose from {', '.join(supervised_tasks())}.")
 
 
-def _check_model(_: object, name: str) -> None:
+def _check_model(_: object, name: str | None) -> None:
     from tltasks.config.model import is_folder
 
-    is_folder(name)
+    if name is not None:
+        is_folder(name)
 
 
 def _check_folder(_: object, folder: Path) -> None:
@@ -794,11 +795,40 @@ def recipes() -> None:
 
 
 @app.command(group=LOOK)
-def doctor() -> int:
-    """Show devices, number formats, versions, Hub login and free disk."""
-    from tltasks.cli.doctor import examine
+def doctor(
+    model: Annotated[
+        str | None,
+        Parameter(name="MODEL", validator=_check_model, help="Hub id, folder or results: what can be done with it"),
+    ] = None,
+    /,
+    *,
+    tag: Annotated[str | None, Parameter(name="--task", metavar="TAG", help="look at one task alone")] = None,
+    revision: Annotated[str, Parameter(help="branch, tag or commit of the Hub id")] = "main",
+    trust_remote_code: Annotated[bool, Parameter(help="run Python code that the repository ships")] = False,
+    micro_batch: Annotated[int, Parameter(metavar="N", converter=_count, help="examples that memory is told for")] = 8,
+    json: bool = False,
+) -> int:
+    """Show devices, versions, login and disk; or, of a model, what can be trained and in how much memory.
 
-    return examine()
+    No weights are fetched. The exit status is 1 when nothing can be done with the model.
+    """
+    if model is None:
+        from tltasks.cli.doctor import examine
+
+        return examine()
+    from tltasks.cli.examination import examine_model
+    from tltasks.config.tasks import TASKS
+
+    if tag is not None and tag not in TASKS:
+        raise RecipeError(f"--task {tag}: tltasks has no such task{did_you_mean(tag, TASKS) or '.'}")
+    return examine_model(
+        model,
+        tag=tag,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        micro_batch=micro_batch,
+        as_json=json,
+    )
 
 
 @app.command(group=LOOK)

@@ -19,7 +19,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import STAGES, StageName, StagePlan, TaskSpec
 from tltasks.config.tasks import TASKS
 from tltasks.data.splits import Columns, Split
-from tltasks.errors import CheckpointError, RecipeError, TltasksError, first_line
+from tltasks.errors import CheckpointError, TltasksError, first_line
 from tltasks.models.adapters import adapt, count_parameters, is_adapted, set_training_mode
 from tltasks.models.loading import open_config, open_tokenizer, random_model
 from tltasks.models.memory import Memory, rehearse_step
@@ -89,7 +89,7 @@ class CheckpointFacts:
         return any(task.refused is None for task in self.tasks)
 
 
-def examine(source: Checkpoint, *, tag: str | None = None, rows: int = 8) -> CheckpointFacts:
+def examine_checkpoint(source: Checkpoint, *, tag: str | None = None, rows: int = 8) -> CheckpointFacts:
     """Examine a checkpoint for the task `tag`, or for those that it serves; memory is of `rows` examples at a time.
 
     Raises CheckpointError for one whose configuration cannot be read.
@@ -181,18 +181,28 @@ def _open(source: Checkpoint, tag: str, stage: StageName, split: Split, method: 
     keys = spec.stage(stage=stage, adapt=Adapt.model_validate({method: {}}), steps=1, learning_rate=1e-3)
     model, data = spec.model(name=source.name), spec.data(name="made-up")
     plan = StagePlan(0, stage, STAGES[stage], tag, model, data, keys, source.display_name)
-    try:
-        return _Opened(adapter.open(plan, {"train": split}, source, seed=0), split)
-    except RecipeError as error:
-        if not str(error).startswith("model."):
-            return error
-        try:  # what only training asks for makes no other model
-            used = replace(plan, kind=STAGES["zero_shot"])
-            return _Opened(adapter.open(used, {"train": split}, source, seed=0), split, str(error))
-        except TltasksError:
-            return error
-    except TltasksError as error:
-        return error
+    first: TltasksError | None = None
+    for tried in _plans(plan):
+        try:
+            task = adapter.open(tried, {"train": split}, source, seed=0)
+            return _Opened(task, split, None if first is None else str(first))
+        except TltasksError as error:
+            first = first or error
+            if not str(error).startswith(("model.", "data.")):
+                break
+    assert first is not None
+    return first
+
+
+def _plans(plan: StagePlan) -> Iterator[StagePlan]:
+    """The plan; and such as open where a key is asked for: with shorter texts, and as it is only used."""
+    yield plan
+    limits = {name: value for name, value in plan.data if name.startswith("max_") and name.endswith("_tokens")}
+    for factor in (2, 8):
+        if limits:
+            shorter = {name: max(8, value // factor) for name, value in limits.items()}
+            yield replace(plan, data=plan.data.model_copy(update=shorter))
+    yield replace(plan, kind=STAGES["zero_shot"])
 
 
 def _has_head(task: TaskBase, model: PreTrainedModel) -> bool:
