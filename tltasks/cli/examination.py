@@ -1,4 +1,4 @@
-"""What can be done with a model, as one screen or as JSON."""
+"""The screen, or the JSON, that says what can be done with a model."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def _show_task(console: Console, task: TaskFacts, name: str) -> None:
             table.add_row(method.method, share, _layers(method), *memory)
     console.print(table)
     console.print(
-        f"  memory: weights, gradients, AdamW's two moments and the activations of {task.micro_batch} at a time; "
-        "Python and its libraries take about 1 GiB more.",
+        f"  memory: weights, gradients, AdamW's two moments, and the activations of a micro-batch of "
+        f"{task.micro_batch}; Python and its libraries take about 1 GiB more.",
         soft_wrap=True,
     )
     for method in task.methods:
@@ -114,4 +114,6 @@ def _count(number: int) -> str:
 
 
 def _size(memory: Memory | None) -> str:
-    return "" if memory is None else f"{memory.total / 2**30:.2f} GiB"
+    if memory is None:
+        return ""
+    return f"{memory.total / 2**30:.2f} GiB" if memory.total > 2**27 else f"{memory.total / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""What can be done with a model of the Hub, a folder or a run, without its weights."""
+"""Examination of a model of the Hub, of a folder or of a run, without its weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _base_of(config: Path, source: Checkpoint) -> tuple[Checkpoint, str]:
 
 
 def _fault_of_weights(source: Checkpoint) -> str | None:
-    """Why no weights could be read from the checkpoint, as far as the names of its files tell."""
+    """The reason for which no weights could be read, as far as the names of the checkpoint's files tell."""
     place = Path(source.name)
     try:
         if place.is_dir():

@@ -31,11 +31,11 @@ class Memory:
     weights: int
     """All of the model's, in the formats that they are held in."""
     gradients: int
-    """Of the trained weights."""
+    """One for each trained weight."""
     optimizer: int
     """AdamW's two moments of each trained weight."""
     activations: int
-    """Of one micro-batch: what the backward pass waits for, what is cast, and what is computed on the way."""
+    """For one micro-batch: what the backward pass waits for, what is cast, and what is computed on the way."""
 
     @property
     def total(self) -> int:
@@ -49,7 +49,7 @@ def rehearse_step(
     *,
     precision: str,
 ) -> Memory:
-    """What one micro-batch needs of a model as it stands: adapted, frozen, in its formats, maybe on the meta device.
+    """Bytes that one micro-batch needs of a model as it stands: adapted, frozen, in its formats, maybe on the meta device.
 
     Weights and their gradients are there all the time, as from the second micro-batch of a step on; AdamW's moments
     are two for each trained weight, in its own format. What is measured is the most that is alive beside them.
@@ -143,7 +143,7 @@ class _Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def _for_real(self, func, args, kwargs):  # type: ignore[no-untyped-def]
-        """What an operation on whole numbers or masks alone gives; None for others."""
+        """The outcome of an operation on whole numbers or masks alone; None for others."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(tensor not in self.real for tensor in tensors) or (not tensors and "dtype" not in kwargs):
             return None
@@ -154,7 +154,7 @@ class _Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
 
     def _by_zeros(self, func, args, kwargs):  # type: ignore[no-untyped-def]
-        """What an operation gives whose shape the known numbers alone decide."""
+        """The outcome of an operation whose shape the known numbers alone decide."""
         with _disable_current_modes():
             args, kwargs = tree_map_only(
                 Tensor,

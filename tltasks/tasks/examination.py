@@ -1,4 +1,4 @@
-"""What can be done with a checkpoint, found by its configuration and processors alone: opened, adapted, rehearsed."""
+"""Examination of a checkpoint by its configuration and processors alone: it is opened, adapted and rehearsed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import soundfile
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks.config.adaptation import Adapt
@@ -21,11 +22,12 @@ from tltasks.config.tasks import TASKS
 from tltasks.data.splits import Columns, Split
 from tltasks.errors import CheckpointError, TltasksError, first_line
 from tltasks.models.adapters import adapt, count_parameters, is_adapted, set_training_mode
+from tltasks.models.held import FORMATS, hold
 from tltasks.models.loading import open_config, open_tokenizer, random_model
 from tltasks.models.memory import Memory, rehearse_step
 from tltasks.models.shrinking import Build, small_copies
 from tltasks.results.result import Provenance
-from tltasks.runtime.precision import OVERFLOWING_FP16
+from tltasks.runtime.precision import OVERFLOWING_FP16, choose_base_dtype
 from tltasks.tasks import load_adapter, tasks_of
 from tltasks.tasks.base import Batch, BuiltModel, TaskBase
 from tltasks.tasks.image.decoding import to_png
@@ -42,7 +44,7 @@ _FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, Ass
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What a method of adaptation makes of a model."""
+    """A model as a method of adaptation makes it."""
 
     method: str
     refused: str | None = None
@@ -57,7 +59,7 @@ class MethodFacts:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What a checkpoint is for a task."""
+    """A checkpoint as a task has it."""
 
     task: str
     refused: str | None = None
@@ -68,7 +70,7 @@ class TaskFacts:
     head: list[str] = field(default_factory=list)
     parameters: int = 0
     micro_batch: str = ""
-    """What memory is counted for."""
+    """The examples that memory is counted for."""
     methods: list[MethodFacts] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -146,8 +148,8 @@ class _Opened:
 
 
 def _examine_task(source: Checkpoint, tag: str, *, rows: int, wholly: bool) -> TaskFacts | None:
-    """What the checkpoint is for a task, `wholly` with its methods; None where it has no class for it."""
-    split = _made_up(source, TASKS[tag], rows=rows)
+    """Facts on one task, `wholly` with its methods; None where transformers has no class for it."""
+    split = _made_up(source, TASKS[tag], rows=max(2, rows))
     found = {stage: _open(source, tag, stage, split) for stage in ("finetune", "transfer")}
     stages = {stage: str(it) if isinstance(it, TltasksError) else None for stage, it in found.items()}
     works = [it for it in found.values() if isinstance(it, _Opened)]
@@ -159,7 +161,7 @@ def _examine_task(source: Checkpoint, tag: str, *, rows: int, wholly: bool) -> T
     try:
         model = _without_weights(opened.task)
         task = _as_built(opened.task, model)
-        batch, head = _batch(task, split), task.head(model)
+        batch, head = _batch(task, split, rows=rows), task.head(model)
     except (TltasksError, *_FAULTS) as error:
         return TaskFacts(tag, refused=first_line(error), stages=stages)
     if len(works) == 2 and not _has_head(task, model):
@@ -239,31 +241,43 @@ def _examine_method(source: Checkpoint, task: TaskBase, method: str, split: Spli
     opened = _open(source, task.tag, task.plan.stage.stage, split, method)
     if isinstance(opened, TltasksError):
         return MethodFacts(method, refused=str(opened))
-    keys = opened.task.stage
+    keys = opened.task.stage.adapt
     try:
-        model = _without_weights(task)
-        head, targets = task.head(model), task.lora_targets(model)
-        adapted = adapt(
-            model,
-            keys.adapt,
-            new_head=task.plan.kind.head == "new",
-            head=head,
-            targets=targets,
-            display_name=source.display_name,
-            revision=source.revision,
-        )
+        adapted = _adapted(task, keys, "fp32")
     except TltasksError as error:
         return MethodFacts(method, refused=str(error))
-    trained, _ = count_parameters(adapted)
-    layers = 0
+    layers = left_out = 0
     if is_adapted(adapted):
         layers = sum(hasattr(module, "base_layer") for module in adapted.modules())
-    set_training_mode(adapted, frozen_batch_norm=True)
+        left_out = max(0, len(task.lora_targets(_without_weights(task))) - layers)
     memory = {}
     for precision in PRECISIONS if method in MEASURED else ():
-        with contextlib.suppress(*_FAULTS):
-            memory[precision] = rehearse_step(adapted, task.loss, batch, precision=precision)
-    return MethodFacts(method, None, trained, layers, max(0, len(targets) - layers) if layers else 0, memory)
+        held = choose_base_dtype("auto", precision=precision, adapt=keys)
+        for dtype in dict.fromkeys((held, "fp32")):  # as training does where a model does not run with held weights
+            with contextlib.suppress(*_FAULTS):
+                model = adapted if dtype == "fp32" else _adapted(task, keys, dtype)
+                memory[precision] = rehearse_step(model, task.loss, batch, precision=precision)
+                break
+    return MethodFacts(method, None, count_parameters(adapted)[0], layers, left_out, memory)
+
+
+def _adapted(task: TaskBase, keys: Adapt, dtype: str) -> nn.Module:
+    """The task's model, adapted, with its frozen weights in a format."""
+    model = _without_weights(task)
+    head, new_head = task.head(model), task.plan.kind.head == "new"
+    if dtype in FORMATS:
+        hold(model, FORMATS[dtype], keep=head if new_head else [], exact=True)
+    adapted = adapt(
+        model,
+        keys,
+        new_head=new_head,
+        head=head,
+        targets=task.lora_targets(model),
+        display_name=task.source.display_name,
+        revision=task.source.revision,
+    )
+    set_training_mode(adapted, frozen_batch_norm=True)
+    return adapted
 
 
 # ------------------------------------------------------------------------------------------ made-up rows
@@ -283,7 +297,7 @@ def _made_up(source: Checkpoint, spec: TaskSpec, *, rows: int) -> Split:
         elif name == "label" and not spec.is_self_supervised:
             columns[name] = [_classes(source)[i % 2] for i in range(rows)]
         elif name in ("text", "document", "summary"):
-            columns[name] = [_text(source, letters=100 if spec.input.kind == "audio" else 50_000)] * rows
+            columns[name] = [_text(source, letters=60 if spec.input.kind == "audio" else 50_000)] * rows
     return Split("train", datasets.Dataset.from_dict(columns), "made-up rows", None, "data")
 
 
@@ -310,19 +324,19 @@ def _text(source: Checkpoint, *, letters: int) -> str:
     return (f"{known} " * (letters // len(known) + 1))[:letters].strip()
 
 
-def _batch(task: TaskBase, split: Split) -> Batch:
-    """The rows as training would read them in one micro-batch."""
+def _batch(task: TaskBase, split: Split, *, rows: int) -> Batch:
+    """So many rows as training would read them in one micro-batch."""
     n = len(split.rows)
     encoded = task.preprocess(split)({**split.rows[:], "row": list(range(n))})
     if any(encoded["error"]):
         raise CheckpointError(f"{task.tag}: made-up rows cannot be read ({next(filter(None, encoded['error']))})")
     kept = datasets.Features({**task.features, "row": datasets.Value("int64")})
-    rows = datasets.Dataset.from_dict({name: encoded[name] for name in kept}, features=kept)
-    return task.collate_train(rows, list(range(n)), epoch=0)
+    whole = datasets.Dataset.from_dict({name: encoded[name] for name in kept}, features=kept)
+    return task.collate_train(whole, list(range(rows)), epoch=0)
 
 
 def _words(spec: TaskSpec, batch: Batch) -> str:
-    """What a micro-batch holds, in words."""
+    """The content of a micro-batch, in words."""
     if spec.input.kind == "audio":
         return f"clips of {AUDIO_SECONDS} s"
     name, sizes = next((name, values.shape) for name, values in batch.items() if values.ndim > 1)

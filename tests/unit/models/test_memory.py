@@ -135,12 +135,12 @@ def measured(model: nn.Module, batch: Batch, precision: str) -> int:
     ("build", "make_batch", "change", "precision"),
     [
         (vit, pixels, nn.Module.train, "fp32"),
-        (vit, pixels, freeze, "bf16"),
-        (resnet, pixels, nn.Module.eval, "fp32"),
+        pytest.param(vit, pixels, freeze, "bf16", marks=pytest.mark.exhaustive),
+        pytest.param(resnet, pixels, nn.Module.eval, "fp32", marks=pytest.mark.exhaustive),
         (t5, texts, nn.Module.train, "bf16"),
-        (llama, texts, with_lora, "fp32"),
+        pytest.param(llama, texts, with_lora, "fp32", marks=pytest.mark.exhaustive),
         (llama, texts, with_lora, "bf16"),
-        (wav2vec2, clips, nn.Module.train, "fp32"),
+        pytest.param(wav2vec2, clips, nn.Module.train, "fp32", marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_estimate_is_what_torch_counts(
