@@ -49,7 +49,7 @@ def rehearse_step(
     *,
     precision: str,
 ) -> Memory:
-    """Bytes that one micro-batch needs of a model as it stands: adapted, frozen, in its formats, maybe on the meta device.
+    """Bytes that one micro-batch needs of a model as it stands: adapted, frozen, in its formats, on any device.
 
     Weights and their gradients are there all the time, as from the second micro-batch of a step on; AdamW's moments
     are two for each trained weight, in its own format. What is measured is the most that is alive beside them.

@@ -100,6 +100,8 @@ class Trial:
                     continue
                 if found is not None:
                     return found
+        if self.build is not None and next(model.parameters()).device.type == "meta":
+            return unfit_layers(self.build(copy.deepcopy(model.config)), names, run)
         return unfit_layers(model, names, run)
 
 
@@ -152,6 +154,8 @@ class _Alone(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = copy.deepcopy(layer).requires_grad_(False)
+        if layer.weight.device.type == "meta":
+            self.layer.to_empty(device="cpu")
         with torch.no_grad():
             for parameter in self.layer.parameters():
                 parameter.copy_(torch.randn(parameter.shape) / 8)

@@ -290,6 +290,8 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     def random_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """A model of this task with random weights, by another configuration of the same architecture."""
         model = random_model(self.auto_class, config, self.source)
+        if model.device.type == "meta":  # of which nothing can be tried
+            return model
         task = dataclasses.replace(self, config=config)
         return task.finish_build(BuiltModel(model, task, Provenance(self.source.display_name))).model
 

@@ -23,9 +23,10 @@ from tltasks.data.splits import Columns, Split
 from tltasks.errors import CheckpointError, TltasksError, first_line
 from tltasks.models.adapters import adapt, count_parameters, is_adapted, set_training_mode
 from tltasks.models.held import FORMATS, hold
-from tltasks.models.loading import open_config, open_tokenizer, random_model
+from tltasks.models.loading import open_config, open_tokenizer
 from tltasks.models.memory import Memory, rehearse_step
-from tltasks.models.shrinking import Build, small_copies
+from tltasks.models.shrinking import small_copies
+from tltasks.models.trial import FAULTS
 from tltasks.results.result import Provenance
 from tltasks.runtime.precision import OVERFLOWING_FP16, choose_base_dtype
 from tltasks.tasks import load_adapter, tasks_of
@@ -39,7 +40,6 @@ PRECISIONS = ("fp32", "bf16")
 AUDIO_SECONDS = 10
 SMALL = 20_000_000
 """Weights of a model that is made, rather than thought of on the meta device."""
-_FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _examine_task(source: Checkpoint, tag: str, *, rows: int, wholly: bool) -> T
         model = _without_weights(opened.task)
         task = _as_built(opened.task, model)
         batch, head = _batch(task, split, rows=rows), task.head(model)
-    except (TltasksError, *_FAULTS) as error:
+    except (TltasksError, *FAULTS) as error:
         return TaskFacts(tag, refused=first_line(error), stages=stages)
     if len(works) == 2 and not _has_head(task, model):
         stages["finetune"] = "it has no head for this task; `stage: transfer` puts a new one on it."
@@ -217,24 +217,20 @@ def _has_head(task: TaskBase, model: PreTrainedModel) -> bool:
 def _without_weights(task: TaskBase) -> PreTrainedModel:
     """The model of a task's configuration on the meta device, or with random weights where it is small."""
     with torch.device("meta"):
-        model = random_model(task.auto_class, task.config, task.source)
+        model = task.random_model(task.config)
     small = sum(p.numel() for p in model.parameters()) <= SMALL
-    return random_model(task.auto_class, task.config, task.source) if small else model
+    return task.random_model(task.config) if small else model
 
 
 def _as_built(task: TaskBase, model: PreTrainedModel) -> TaskBase:
     """The task as it would be with the model's weights, by a small copy that runs; as it is where there is none."""
     is_real = next(model.parameters()).device.type != "meta"
-    for copy in [model] if is_real else small_copies(model, task.config, _build(task)):
+    for copy in [model] if is_real else small_copies(model, task.config, task.random_model):
         try:
             return task.finish_build(BuiltModel(copy, task, Provenance("", ""))).task
-        except _FAULTS:
+        except FAULTS:
             continue
     return task
-
-
-def _build(task: TaskBase) -> Build:
-    return lambda config: random_model(task.auto_class, config, task.source)
 
 
 def _examine_method(source: Checkpoint, task: TaskBase, method: str, split: Split, batch: Batch) -> MethodFacts:
@@ -254,7 +250,7 @@ def _examine_method(source: Checkpoint, task: TaskBase, method: str, split: Spli
     for precision in PRECISIONS if method in MEASURED else ():
         held = choose_base_dtype("auto", precision=precision, adapt=keys)
         for dtype in dict.fromkeys((held, "fp32")):  # as training does where a model does not run with held weights
-            with contextlib.suppress(*_FAULTS):
+            with contextlib.suppress(*FAULTS):
                 model = adapted if dtype == "fp32" else _adapted(task, keys, dtype)
                 memory[precision] = rehearse_step(model, task.loss, batch, precision=precision)
                 break
@@ -275,6 +271,7 @@ def _adapted(task: TaskBase, keys: Adapt, dtype: str) -> nn.Module:
         targets=task.lora_targets(model),
         display_name=task.source.display_name,
         revision=task.source.revision,
+        trial=task.trial(),
     )
     set_training_mode(adapted, frozen_batch_norm=True)
     return adapted
@@ -316,7 +313,7 @@ def _wav(drawn: np.random.Generator) -> bytes:
 def _text(source: Checkpoint, *, letters: int) -> str:
     """So many characters that the checkpoint's tokenizer knows, or of the alphabet where there is none."""
     known = ""
-    with contextlib.suppress(TltasksError, *_FAULTS):
+    with contextlib.suppress(TltasksError, *FAULTS):
         tokenizer = open_tokenizer(source)
         special = set(tokenizer.all_special_ids)
         known = tokenizer.decode([i for i in range(min(400, len(tokenizer))) if i not in special]).strip()
