@@ -424,7 +424,7 @@ def merged(model: nn.Module) -> PreTrainedModel:
             # configuration_t5.py); PEFT mends the claim, and says so.
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
             whole: PreTrainedModel = _with_own_modules(copy.deepcopy(model)).merge_and_unload(safe_merge=True)
-        _keep_tied(whole, said=unwrap_model(model).config.tie_word_embeddings)
+        _keep_tied(whole, said=getattr(unwrap_model(model).config, "tie_word_embeddings", False))
         return whole
     assert isinstance(model, PreTrainedModel)
     return model
