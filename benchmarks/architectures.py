@@ -156,12 +156,14 @@ def try_checkpoint(small: Any, methods: list[str], scratch: Path) -> dict[str, R
 
 def sweep(wanted: list[tuple[Any, list[str]]], *, jobs: int) -> Iterator[tuple[Any, dict[str, Row]]]:
     """Rows of each checkpoint as they come, so many checkpoints being tried at a time."""
+    import datasets
+
     from benchmarks.small_checkpoints import row as one
 
     with tempfile.TemporaryDirectory(prefix="architectures-") as place:
         one.prepare()
         scratch, running, left = Path(place), dict[int, tuple[Any, Path]](), list(enumerate(wanted))
-        os.environ |= {"HF_DATASETS_CACHE": f"{place}/cache", "HF_HUB_OFFLINE": "1"}
+        datasets.config.HF_DATASETS_CACHE = scratch / "cache"
         for task in {small.task for small, _ in wanted}:
             isolated(
                 lambda task=task: {"data": str(one.save_data(task, scratch / "data" / task))}, said=scratch / "said"
@@ -263,6 +265,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="record nothing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
     whole = read(arguments.results)
     if arguments.page:
         PAGE.write_text(render(whole), encoding="utf-8")
