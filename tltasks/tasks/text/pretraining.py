@@ -138,9 +138,8 @@ class TextPretraining(
         return try_decoder(model, ids, tokens=self.max_tokens, pad=self._pad, beams=None, display_name=name)
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
-        task = self.tried(built.model)
         try:
-            return super(TextPretraining, task).finish_build(built)
+            return super(TextPretraining, self.tried(built.model)).finish_build(built)
         except FAULTS as error:
             raise CheckpointError(
                 f"model {self.source.display_name}: {type(built.model).__name__} cannot be trained by "
@@ -151,6 +150,7 @@ class TextPretraining(
         """The task with what texts of unequal length need; raises CheckpointError for a model that reads no texts."""
         if not isinstance(self.objective, MaskedLanguage):
             return self
+        self.forget_passes(model)
         ordinary = np.asarray(self.objective.ordinary)
         drawn, first = np.random.default_rng(0), ordinary[:1]
         sizes = (1, 4, 11, min(self._room, TRIED_TOKENS) - 1)

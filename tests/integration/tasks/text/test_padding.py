@@ -21,6 +21,7 @@ TEXTS = [
     "trains of rain sleep",
     "one some they said that it was new old long very much more",
     "fresh bread",
+    "fast trains leave at noon and old trains of one fresh bread leave when " * 3 + "heavy rain falls in spring",
     "to</s> in",
 ]
 LABELS = dict(enumerate("abc"))
@@ -48,6 +49,7 @@ def probabilities(found: list[Any], value: str) -> list[list[float]]:
         ("xlnet", "XLNetForSequenceClassification"),  # padded at the left, and with a kind for each token
         ("roc_bert", "RoCBertForSequenceClassification"),  # with a shape and a sound for each token
         ("funnel", "FunnelForSequenceClassification"),  # which reads nothing of fewer than five tokens
+        ("big_bird", "BigBirdForSequenceClassification"),  # which stays in full attention after a short text
         ("bart", "BartForSequenceClassification"),  # which wants as many ends in each text
         ("ctrl", "CTRLForSequenceClassification"),  # whose tokenizer has no padding and no end
         ("qwen3_5_text", "Qwen3_5TextForSequenceClassification"),  # with a recurrent state
@@ -60,10 +62,10 @@ def test_a_text_is_answered_alike_alone_and_beside_others(tmp_path: Path, model_
     together = probabilities([answer["top"] for answer in predict(TEXTS)], "probability")
     assert torch.tensor(alone).std(0).max() > 1e-3
     assert torch.allclose(torch.tensor(alone), torch.tensor(together), atol=1e-5)
-    ask = transformers.pipeline("text-classification", str(folder), top_k=None)
     for text, ours in zip(TEXTS, alone, strict=True):
         if model_type == "funnel" and len(text) < 12:
             continue  # which ends in an error there
+        ask = transformers.pipeline("text-classification", str(folder), top_k=None)  # which has read nothing before
         assert torch.allclose(torch.tensor(probabilities(ask(text), "score")), torch.tensor([ours]), atol=1e-5)
 
 
