@@ -53,7 +53,9 @@ def adapt(
     if method.is_virtual:
         _check_virtual(model)
     if method.is_peft:
-        config = _peft_config(method, head=head if new_head else [], targets=targets)
+        norms = method.peft is not None and method.peft.type.upper() == "LN_TUNING"
+        own = _norms(model, head) if norms else targets
+        config = _peft_config(method, head=head if new_head else [], targets=own)
         if trial is not None:
             _try_targets(model, method, config, trial, head=head, chosen=targets)
         adapted: nn.Module = _wrapped(model, method, config, display_name=display_name, revision=revision)
@@ -79,7 +81,10 @@ def _wrapped(
     if hasattr(config, "fan_in_fan_out"):  # PEFT would find it out itself, with a warning for each layer
         config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
     try:
-        wrapped = peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # of norms, whose own tuning asks for no numbers of features (peft 0.21, tuners_utils.py)
+            warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm")
+            wrapped = peft.get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, MemoryError, OverflowError) as error:
         if "Unknown initialization" in str(error):  # peft 0.21, tuners/lora/layer.py, for convolutions
             raise CheckpointError(
@@ -106,6 +111,8 @@ def _try_targets(
         return
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
     names = [name for name in layers if check_target_module_exists(config, name)]
+    if not names and config.peft_type == "LN_TUNING":
+        return
     shown = type(model).__name__
     try:
         unfit = trial.unfit(model, names, config)
@@ -213,6 +220,12 @@ _UNFIT = {
 def _matches(name: str, pattern: str) -> bool:
     """Match weights that a pattern names, or that are in modules that it names."""
     return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}.*")
+
+
+def _norms(model: nn.Module, head: list[str]) -> list[str]:
+    """Names of the normalisations of the backbone, by their weights: one number for each channel."""
+    found = [name.rpartition(".") for name, p in model.named_parameters() if p.ndim == 1 and not _belongs(name, head)]
+    return [module for module, _, own in found if own == "weight"]
 
 
 def _belongs(name: str, modules: Iterable[str]) -> bool:
@@ -368,7 +381,8 @@ def freeze_unused(model: nn.Module, unused: set[str]) -> None:
     Otherwise several processes would wait for gradients that never come. Raises CheckpointError for an adapter's
     weights, which would silently stay at their start (transformers issue 42489, peft issue 137).
     """
-    adapters = sorted(name for name in unused if "lora_" in name or ".ia3_" in name or "modules_to_save" in name)
+    is_peft = any(is_adapted(module) for module in model.modules())
+    adapters = sorted(name for name in unused if is_peft and ".default" in name)  # PEFT's name of the only adapter
     if adapters:
         raise CheckpointError(
             f"{len(adapters)} adapter weights receive no gradient, e.g. {adapters[0]}. "

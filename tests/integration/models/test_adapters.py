@@ -331,10 +331,17 @@ def test_weights_without_gradient_are_frozen_but_never_adapters() -> None:
     model = build()
     freeze_unused(model, {"vit.embeddings.cls_token"})
     assert {n for n, _ in model.named_parameters()} - trained(model) == {"vit.embeddings.cls_token"}
-    wrapped = adapted(build(), METHODS["lora"])
-    unused = next(name for name in trained(wrapped) if "lora_B" in name)
-    with pytest.raises(CheckpointError, match=r"1 adapter weights receive no gradient, e.g. .*lora_B"):
-        freeze_unused(wrapped, {unused})
+    for how, part in ((METHODS["lora"], "lora_B"), ({"peft": {"type": "loha", "r": 2}}, "hada_w2_b")):
+        wrapped = adapted(build(), how)
+        unused = next(name for name in trained(wrapped) if part in name)
+        with pytest.raises(CheckpointError, match=rf"1 adapter weights receive no gradient, e.g. .*{part}"):
+            freeze_unused(wrapped, {unused})
+
+
+def test_tuning_of_norms_reaches_norms() -> None:
+    wrapped = adapted(build(), {"peft": {"type": "LN_TUNING"}})
+    reached = {name.rpartition(".")[2] for name in wrapped.targeted_module_names}
+    assert reached == {"layernorm_before", "layernorm_after", "layernorm"}
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -1,6 +1,7 @@
 """Layers that an adapter does not fit, of each kind; and architectures that have them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -16,8 +17,9 @@ from tests.tiny.images import SIZE
 from tltasks.config.stage import STAGES
 from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import CheckpointError
+from tltasks.models import trial as trial_module
 from tltasks.models.adapters import adapt, find_head, find_lora_targets, merged, relabel
-from tltasks.models.trial import Trial, unfit_layers
+from tltasks.models.trial import Trial, _by_copy, misfits, unfit_layers
 from tltasks.tasks.image.classification import classifier_logits
 from tltasks.tasks.image.preprocessing import Preprocessing
 
@@ -167,6 +169,86 @@ def test_trying_leaves_the_model_as_it_was() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ["after.bias"]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# ------------------------------------------------------------------------------------ copies and the cache
+
+
+def words(model: nn.Module) -> Tensor:
+    logits: Tensor = model(input_ids=torch.arange(5, 17).view(2, 6), use_cache=False).logits
+    return logits
+
+
+def test_a_large_model_is_judged_by_a_small_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mamba multiplies by the weight of `dt_proj`; here the model itself has no weights, so that it cannot be run."""
+    monkeypatch.setattr(trial_module, "LARGEST_TRIED", 0)
+    config = transformers.MambaConfig(vocab_size=50, hidden_size=64, num_hidden_layers=8, state_size=8)
+    auto = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    names = find_lora_targets(model, head=["lm_head"])
+    found = Trial(lambda: words, auto.from_config).unfit(model, names, peft.LoraConfig(target_modules=names))
+    reasons = {name.rpartition(".")[2]: reason for name, reason in found.items()}
+    assert len(found) == 2 * config.num_hidden_layers
+    assert reasons.keys() == {"dt_proj", "out_proj"}
+    assert "passes it by" in reasons["dt_proj"]
+    assert "PEFT refuses it" in reasons["out_proj"]
+
+
+def test_layers_of_one_pattern_that_fare_differently_are_not_told_by_a_copy() -> None:
+    def second_is_read_past(model: Any) -> Tensor:
+        found: Tensor = functional.linear(model.layers[0](torch.ones(2, 8)), model.layers[1].weight)
+        return found
+
+    small = nn.Module()
+    small.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+    assert _by_copy(small, ["layers.0", "layers.1"], second_is_read_past) is not None
+    assert _by_copy(small, ["layers.0", "layers.7"], second_is_read_past) is None
+
+
+def test_outcomes_are_kept_by_configuration_and_method(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def examples() -> Callable[[nn.Module], Tensor]:
+        asked.append(1)
+        return outputs
+
+    model = build("timm-beit")
+    names = find_lora_targets(model, head=find_head(model))
+    trial, lora = Trial(examples, folder=tmp_path, key="1"), peft.LoraConfig(r=4, target_modules=names)
+    found = trial.unfit(model, names, lora)
+    assert {name.rpartition(".")[2] for name in found} == {"qkv"}
+    assert trial.unfit(build("timm-beit"), names, lora) == found
+    assert len(asked) == 1
+    for changed in (Trial(examples, folder=tmp_path, key="2"), Trial(examples, folder=tmp_path, key="3")):
+        assert changed.unfit(model, names, lora) == found
+    assert len(asked) == 3
+    trial.unfit(model, names, peft.IA3Config(target_modules=names, feedforward_modules=[]))
+    assert len(asked) == 4
+    for file in tmp_path.glob("*.json"):
+        file.write_text(file.read_text()[:-9])
+    assert trial.unfit(model, names, lora) == found, "a damaged file is as good as none"
+    assert len(asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (peft.LoraConfig(use_dora=True), None),
+        (peft.AdaLoraConfig(total_step=1), None),
+        (peft.IA3Config(feedforward_modules=[]), None),
+        (peft.LoHaConfig(), None),
+        (peft.C3AConfig(block_size=5), "block size should be a factor"),
+    ],
+)
+def test_methods_are_tried_beside_each_kind_of_layer(config: Any, reason: str | None) -> None:
+    layers = {"linear": nn.Linear(8, 8), "convolution": conv(stride=2, padding=1), "again": nn.Linear(8, 8)}
+    found = misfits(layers, config)
+    if reason is None:
+        assert found == {}
+    else:
+        assert {"linear", "again"} <= found.keys()
+        assert reason in found["linear"]
 
 
 # -------------------------------------------------------------------------------------------- architectures

@@ -21,6 +21,7 @@ from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.errors import Interrupted
+from tltasks.models.trial import unfit_layers
 from tltasks.results.result import RunResult
 from tltasks.runs import stage as stage_module
 from tltasks.runs.prepare import prepare_stages
@@ -121,6 +122,16 @@ class TestTaskContract:
         assert not [name for name in names if not _same(first[name], other_way[name].flip(0))], "wherever they stand"
         draws = finished.subject.task not in {"summarization", "text-classification", "causal-language-modeling"}
         assert draws == any(not _same(first[name], other[name]) for other in later for name in first)
+
+    def test_made_up_examples_have_a_loss_that_all_layers_learn_by(self, finished: Finished) -> None:
+        (item,) = prepare_stages(Accelerator(cpu=True), plan_run(load_recipe(finished.recipe)))
+        task = (built := item.task.build(item.plan.kind)).task
+        run = task.example_pass()
+        for model in (built.model, task.random_model(built.model.config)):
+            targets = task.lora_targets(model)
+            assert run(model.eval()).item() > 0
+            assert unfit_layers(model, targets, run) == {}
+            assert targets or finished.subject.model.get("as")
 
 
 def _same(a: Any, b: Any) -> bool:
