@@ -192,6 +192,9 @@ class ClassData(Data):
 
     class_names: Annotated[list[str], Field(min_length=2)] | None = None
     """Names of integer labels 0, 1, …, where the data set has none."""
+    relabel: Name | None = None
+    """Table of the columns `path` and `label`, relative to the recipe: rows whose labels are others than the data say,
+    such as an experiment's suspected_labels.csv after it was gone through."""
 
 
 class Corruptions(Section):

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny
 
-from tltasks.config.data import BUILDERS, Data, Files, Source
+from tltasks.config.data import BUILDERS, ClassData, Data, Files, Source
 from tltasks.config.document import dotted
 from tltasks.config.model import Model
 from tltasks.config.section import Conflict, KeyPath, Name, Named, RepoName, Section
@@ -264,6 +264,8 @@ def map_paths(value: T, change: Change, keys: KeyPath = (), among: str = "") -> 
     if isinstance(value, Source) and (owner in BUILDERS or Path(owner).is_absolute()):  # else places in the repository
         update["dir"] = value.dir and change(value.dir, (*keys, "dir"), "folder")
         update["files"] = _map_files(value.files, change, (*keys, "files"))
+    if isinstance(value, ClassData) and value.relabel is not None:
+        update["relabel"] = change(value.relabel, (*keys, "relabel"), "file")
     section = cast(Section, value)
     for key in [key for key in type(section).model_fields if key not in update]:
         update[key] = map_paths(getattr(value, key), change, (*keys, key), owner)

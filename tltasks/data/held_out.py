@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltasks.config.data import HeldOutRows
-from tltasks.data.splits import Split
+from tltasks.data.relabel import row_names
+from tltasks.data.splits import ROW_NAME, Split
 from tltasks.errors import DataError
 
 Rows = NDArray[np.int64]
@@ -46,6 +47,8 @@ def hold_out(
         texts = [] if key is None else _values(train, key, f"{place}: {train.origin}", str(by.column))
         kinds = None if label is None else _label_names(train, label)
         if by.folds is not None:
+            if ROW_NAME not in train.rows.column_names:  # by which a row is known whichever part it is in
+                train = dataclasses.replace(train, rows=train.rows.add_column(ROW_NAME, row_names(train.rows)))
             held = _fold(n_rows, by, kinds, texts, f"{place}: {train.origin}", seed=seed)
         elif by.group:
             held = _whole_groups(texts, kinds, n_held / n_rows, f"{place}: {train.origin}: `{by.group}`", seed=seed)

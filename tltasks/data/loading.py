@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from tltasks.config.data import BUILDERS, Data, ExtraTest, Files, Source, Splits, format_of, is_local_name
+from tltasks.config.data import BUILDERS, ClassData, Data, ExtraTest, Files, Source, Splits, format_of, is_local_name
 from tltasks.data.class_names import join_rows
 from tltasks.data.folders import SUFFIXES, fault_of, sift, split_of_table, told
 from tltasks.data.held_out import draw_shots, hold_out
@@ -31,6 +31,7 @@ from tltasks.data.local import (
     open_media_files,
     tables_of_folder,
 )
+from tltasks.data.relabel import relabel
 from tltasks.data.splits import BY, ROW_NAME, Columns, Split
 from tltasks.data.tables import as_label, as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
@@ -71,6 +72,8 @@ def load_splits(
             splits[name] = _extra_test(name, data, extra, locate=locate)
     if mistakes:
         raise DataError("\n".join(mistakes))
+    if isinstance(data, ClassData) and data.relabel is not None:
+        splits = relabel(splits, Path(data.relabel), locate("relabel"))
     n_rows = len(splits["train"].rows) if shares else 0
     for name, share in sorted(shares.items(), key=lambda item: _is_fold(wanted, item[0]), reverse=True):
         n_held = max(1, round(n_rows * share))

@@ -18,6 +18,7 @@ from tltasks.experiments.analysis import CellScore, Findings, analyse, few_seeds
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import Workers, carry_out, run_on_ray
 from tltasks.experiments.experiment import Experiment, Given, load_experiment, read_source
+from tltasks.experiments.label_noise import suspected_labels
 from tltasks.experiments.report import (
     Layout,
     by_target,
@@ -44,6 +45,8 @@ from tltasks.runs.story import measure_stages
 from tltasks.runtime.files import whole_folder, write_json, write_text
 
 SCHEMA = 1
+SUSPECTED = "suspected_labels.csv"
+SHOWN_SUSPECTED = 40
 OVERHEAD_SECONDS = 3.0
 """Of a trial, besides its steps, before one has been carried out: opening, evaluating, writing."""
 MARKS = {"positive": " +", "negative": " −", "neutral": "  "}
@@ -247,6 +250,9 @@ def write_results(experiment: Experiment, result: ComparisonResult, output: Path
     write_json(output / "result.json", result)
     write_text(output / "table.csv", result.to_pandas().to_csv(index=False, float_format="%.6g"))
     write_text(output / "table.tex", latex_table(experiment, findings))
+    suspected = suspected_labels(result.trials, output) if experiment.folds is not None else None
+    if suspected is not None:
+        write_text(output / SUSPECTED, suspected.to_csv(index=False, float_format="%.4f"))
     pictures = draw_pictures(experiment, findings, layout)
     with whole_folder(output / "figures") as figures:
         for picture in (picture for section in pictures.values() for picture in section):
@@ -260,6 +266,7 @@ def write_results(experiment: Experiment, result: ComparisonResult, output: Path
         pictures=pictures,
         evidence=evidence(findings),
         result=result,
+        suspected=[] if suspected is None else suspected.head(SHOWN_SUSPECTED).to_dict("records"),
     )
 
 

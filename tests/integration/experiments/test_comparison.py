@@ -271,3 +271,9 @@ def test_folds_are_one_score_over_all_rows(place: Path, tmp_path: Path) -> None:
     assert cell.train_examples == 8
     assert cell.comparisons
     assert len(result.trials) == 6
+    suspected = list(csv.DictReader((tmp_path / "folds" / "suspected_labels.csv").read_text().splitlines()))
+    assert len({row["path"] for row in suspected}) == len(suspected) == 12
+    confidences = [float(row["confidence"]) for row in suspected]
+    assert confidences == sorted(confidences)
+    assert all(float(row["confidence_in_suggested"]) >= float(row["confidence"]) for row in suspected)
+    assert "Labels to look at again" in (tmp_path / "folds" / "report.html").read_text()

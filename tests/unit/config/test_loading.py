@@ -318,6 +318,7 @@ data:
   revision: f
   dir: ./g
   files: {train: [h.csv, https://i/j.csv], test: "k/*.csv"}
+  relabel: r.csv
   splits: {train: "train[:9%]", validation: 0.25, test: null}
   extra_test: {far: {name: l/m, config: n, revision: o, dir: p, files: q.csv, split: r}}
   shots: 7
@@ -552,7 +553,7 @@ CHANGED = {
     "length_penalty": "0.375",
     "packing": "false",
     "model.generation.early_stopping": "true",
-    **dict.fromkeys(("group", "ordered_by"), "other"),
+    **dict.fromkeys(("group", "ordered_by", "relabel"), "other"),
     "share": "0.375",
     "fold": "1",
     "folds": "3",

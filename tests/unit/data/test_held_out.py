@@ -176,3 +176,47 @@ def test_the_only_row_of_a_class_is_tested_in_no_fold(tmp_path: Path) -> None:
 def test_folds_that_are_none_are_mistakes(rows: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Splits.model_validate({"test": rows})
+
+
+# --------------------------------------------------------------------------------- labels of another table
+
+
+def test_rows_get_the_labels_of_another_table(tmp_path: Path) -> None:
+    data = table(tmp_path, "csv", visits()).model_copy(update={"splits": Splits(test=0.2)})
+    before = labels_of(load_splits(data, seed=0, label="label"))
+    corrected = tmp_path / "looked_at.csv"
+    corrected.write_text("path,label,suggested\nrows.csv:2,b,b\nrows.csv:3,c,a\nrows.csv:4,a,b\n")
+    splits = load_splits(data.model_copy(update={"relabel": str(corrected)}), seed=0, label="label")
+    after = labels_of(splits)
+    assert {text: (before[text], after[text]) for text in after if after[text] != before[text]} == {
+        "visit 0": ("a", "b"),
+        "visit 1": ("a", "c"),
+    }
+    assert "2 rows have another label by looked_at.csv" in splits["train"].notes
+
+
+def labels_of(splits: dict[str, Split]) -> dict[str, str]:
+    rows = [row for split in splits.values() for row in split.rows]
+    return {row["text"]: str(row["label"]) for row in rows}
+
+
+def test_rows_without_names_are_known_by_their_numbers(tmp_path: Path) -> None:
+    data = table(tmp_path, "parquet", visits()).model_copy(update={"splits": Splits(test=0.2)})
+    (tmp_path / "new.csv").write_text("path,label\nrow 5,z\n")
+    splits = load_splits(data.model_copy(update={"relabel": str(tmp_path / "new.csv")}), seed=0, label="label")
+    assert [text for text, label in labels_of(splits).items() if label == "z"] == ["visit 5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\nrows.csv:999,a\n", "new.csv: names rows that the data have not: rows.csv:999"),
+        ("path,label\nrows.csv:3,\n", "new.csv: gives no label to rows.csv:3"),
+        ("row,label\nrows.csv:3,a\n", "new.csv: .*no column `path`"),
+    ],
+)
+def test_a_table_of_labels_that_fits_no_rows_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    data = table(tmp_path, "csv", visits())
+    (tmp_path / "new.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_splits(data.model_copy(update={"relabel": str(tmp_path / "new.csv")}), seed=0, label="label")
