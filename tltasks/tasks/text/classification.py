@@ -30,6 +30,7 @@ from tltasks.data.packing import padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_head, input_of, relabel, unwrap_model
+from tltasks.models.decoder_trial import FAILS
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.models.passes import forget_passes
 from tltasks.tasks.base import Batch, BuiltModel, InputKind, OnnxInput, Prediction, Processor, content_key, digest_of
@@ -44,7 +45,7 @@ from tltasks.tasks.classes import (
     weights_of,
 )
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, token_counts, token_room
-from tltasks.tasks.text.reading import FAULTS, PLAIN, Reading, find_reading, inputs_beside, made_up_texts, no_cache
+from tltasks.tasks.text.reading import PLAIN, Reading, find_reading, inputs_beside, made_up_texts, no_cache
 from tltasks.tasks.vocabulary import LOST, lost_columns, unknown_shares
 
 Plan = StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage]
@@ -155,22 +156,27 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         """The task with what texts of unequal length need; raises CheckpointError for a model that reads no texts."""
         if self.zero_shot is not None:
             return self
-        self._forget_passes(model)
         columns = self._encode(made_up_texts(self.tokenizer, longest=self.max_tokens))
 
-        def answer(rows: Sequence[int], reading: Reading) -> Tensor:
+        def answer(tried: PreTrainedModel, rows: Sequence[int], reading: Reading) -> Tensor:
             chosen = {name: [columns[name][i] for i in rows] for name in ("ids", *self.beside)}
             task = replace(self, reading=reading)
-            return task.logits(model, task._inputs(chosen))
+            return task.logits(tried, task._inputs(chosen))
 
-        name, trains = self.source.display_name, self.plan.kind.trains
-        found = find_reading(model, answer, len(columns["ids"]), trains=trains, display_name=name)
-        return replace(self, reading=found)
+        reading = find_reading(
+            model,
+            answer,
+            len(columns["ids"]),
+            prepare=self._forget_passes,
+            trains=self.plan.kind.trains,
+            display_name=self.source.display_name,
+        )
+        return replace(self, reading=reading)
 
     def _forget_passes(self, model: nn.Module) -> None:
         """A short text leaves BigBird in full attention for all that come after it."""
         short = self._inputs(self._encode(made_up_texts(self.tokenizer, longest=1)[:1]))
-        with suppress(*FAULTS):  # of a model that reads no texts, of which the trial tells
+        with suppress(*FAILS):  # of a model that reads no texts, of which the trial tells
             forget_passes(model, lambda: self.logits(model, short))
 
     def reload(self, folder: Path) -> nn.Module:

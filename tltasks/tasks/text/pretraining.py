@@ -30,7 +30,7 @@ from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import CheckpointError, RecipeError, first_line
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import target_losses
-from tltasks.models.decoder_trial import Habits, try_decoder
+from tltasks.models.decoder_trial import FAILS, Habits, try_decoder
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.results.result import ReportExample
 from tltasks.tasks.base import IGNORED, Batch, BuiltModel, InputKind, Prediction, Processor, content_key, digest_of
@@ -45,7 +45,7 @@ from tltasks.tasks.text.objectives import (
     choose_objective,
 )
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, set_language, token_counts, token_room
-from tltasks.tasks.text.reading import FAULTS, PLAIN, TRIED_TOKENS, Around, Reading, around, find_reading, inputs_beside
+from tltasks.tasks.text.reading import PLAIN, TRIED_TOKENS, Around, Reading, around, find_reading, inputs_beside
 from tltasks.tasks.vocabulary import LOST, MOST_LOST, lost_columns, ordinary_ids, unknown_shares
 
 Plan = StagePlan[TextModel, UnlabelledTextData, TextObjectiveStage]
@@ -140,7 +140,7 @@ class TextPretraining(
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
         try:
             return super(TextPretraining, self.tried(built.model)).finish_build(built)
-        except FAULTS as error:
+        except FAILS as error:
             raise CheckpointError(
                 f"model {self.source.display_name}: {type(built.model).__name__} cannot be trained by "
                 f"{self.objective.name} ({first_line(error)})."
@@ -150,18 +150,23 @@ class TextPretraining(
         """The task with what texts of unequal length need; raises CheckpointError for a model that reads no texts."""
         if not isinstance(self.objective, MaskedLanguage):
             return self
-        self.forget_passes(model)
         ordinary = np.asarray(self.objective.ordinary)
         drawn, first = np.random.default_rng(0), ordinary[:1]
         sizes = (1, 4, 11, min(self._room, TRIED_TOKENS) - 1)
         ids = [self.objective.frame(np.concatenate([first, drawn.choice(ordinary, n)])) for n in sizes]
 
-        def answer(rows: Sequence[int], reading: Reading) -> Tensor:
+        def answer(tried: PreTrainedModel, rows: Sequence[int], reading: Reading) -> Tensor:
             task = replace(self, reading=reading)
-            return task.embed(model, task._whole([ids[i] for i in rows]))
+            return task.embed(tried, task._whole([ids[i] for i in rows]))
 
-        name, trains = self.source.display_name, self.plan.kind.trains
-        reading = find_reading(model, answer, len(ids), trains=trains, display_name=name)
+        reading = find_reading(
+            model,
+            answer,
+            len(ids),
+            prepare=self.forget_passes,
+            trains=self.plan.kind.trains,
+            display_name=self.source.display_name,
+        )
         return replace(self, reading=reading)
 
     def probe(self) -> Batch:

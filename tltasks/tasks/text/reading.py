@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,19 +18,20 @@ from tltasks.config.model import Checkpoint
 from tltasks.data.packing import padded
 from tltasks.errors import CheckpointError, first_line
 from tltasks.models.adapters import set_training_mode, unwrap_model
+from tltasks.models.decoder_trial import FAILS, at_rest, small_first
 
 Ids = Sequence[Sequence[int] | NDArray[np.int64]]
 Around = dict[str, tuple[list[int], list[int]]]
 """By name: numbers for the tokens before a text, and for those behind it."""
 LEAST_TOKENS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 """Lengths that texts are padded to, where a model reads no shorter ones."""
+KNOWN_TOKENS = 3000
+"""As many of a vocabulary as have words among them; CANINE's is of all characters."""
 TRIED_TOKENS = 1024
 """Longest text that a model is tried with."""
 ALIKE = 1e-4
 """Share of the difference between texts by which the answer to one may depend on the others of its batch."""
 ROUNDING = 2e-6
-FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError)
-"""Errors of models for input that they were not written for."""
 
 
 @dataclass(frozen=True)
@@ -88,32 +90,38 @@ PLAIN = Reading()
 
 def find_reading(
     model: PreTrainedModel,
-    answer: Callable[[Sequence[int], Reading], Tensor],
+    answer: Callable[[PreTrainedModel, Sequence[int], Reading], Tensor],
     texts: int,
     *,
+    prepare: Callable[[PreTrainedModel], object],
     trains: bool,
     display_name: str,
 ) -> Reading:
     """How a model reads texts of unequal length, by trying: each alone, and all together in one way after another.
 
-    `answer` is the model's answer to those texts, [rows, …]. Raises CheckpointError for a model that does not read
-    texts, or whose answers do not depend on them alone; one that `trains` reads them in training, too.
+    `answer` is the answer of a model to those texts, [rows, …]: of a small copy that `prepare` has been given, or of
+    the model itself. Raises CheckpointError for a model that does not read texts, or whose answers do not depend on
+    them alone; one that `trains` reads them in training, too.
     """
     said = f"model {display_name}: {type(model).__name__}"
-    training = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()
-            reading = _find(answer, range(texts), trains=trains, said=said)
-            if trains:
-                set_training_mode(model, frozen_batch_norm=True)
-                answer(range(texts), reading)
+    prepare(model)
+    for tried in small_first(model):
+        try:
+            if tried is not model:
+                prepare(tried)
+            with at_rest(tried):
+                reading = _find(partial(answer, tried), range(texts), trains=trains, said=said)
+                if trains:
+                    set_training_mode(tried, frozen_batch_norm=True)
+                    answer(tried, range(texts), reading)
             return reading
-    except FAULTS as error:
-        raise CheckpointError(f"{said} reads texts, but not in training: {first_line(error)}") from error
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+        except FAILS as error:
+            if tried is model:  # a copy may have faults of its own
+                raise CheckpointError(f"{said} reads texts, but not in training: {first_line(error)}") from error
+        except CheckpointError:
+            if tried is model:
+                raise
+    raise AssertionError("the model itself is the last")
 
 
 def _find(
@@ -124,7 +132,7 @@ def _find(
         try:
             alone, again = (torch.cat([answer([row], Reading(least=least)) for row in rows]) for _ in range(2))
             break
-        except FAULTS as error:
+        except FAILS as error:
             faults.append(error)
     else:
         raise CheckpointError(f"{said} does not read texts ({first_line(faults[0])}).") from faults[0]
@@ -142,7 +150,7 @@ def _find(
     for side in ("right", "left"):
         try:
             together = answer(rows, reading := Reading(side, least=least))
-        except FAULTS:
+        except FAILS:
             continue
         if (together - alone).abs().max() <= ALIKE * spread + ROUNDING * alone.abs().max():
             return reading
@@ -172,7 +180,8 @@ def no_cache(model: nn.Module) -> dict[str, bool]:
 
 def made_up_texts(tokenizer: PreTrainedTokenizerBase, *, longest: int) -> list[str]:
     """Texts of a word, of some more, and of as many as are read."""
-    words = sorted(token for token in tokenizer.get_vocab() if token.isalpha())[:500] or ["a", "b"]
+    tokens = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), KNOWN_TOKENS))))
+    words = sorted({word for token in tokens if token and (word := token.strip("▁Ġ#")).isalpha()}) or ["a", "b"]
     drawn = np.random.default_rng(0)
     return [" ".join(drawn.choice(words, n)) for n in (1, 5, 12, min(longest, TRIED_TOKENS))]
 
