@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import AdaLora, Adapt
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
-from tltasks.models.trial import FAULTS, LAYERS, Trial
+from tltasks.models.trial import FAULTS, LAYERS, Trial, lend
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     import peft
@@ -85,6 +85,7 @@ def _wrapped(
             # of norms, whose own tuning asks for no numbers of features (peft 0.21, tuners_utils.py)
             warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm")
             wrapped = peft.get_peft_model(model, config)
+        lend(wrapped)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, MemoryError, OverflowError) as error:
         if "Unknown initialization" in str(error):  # peft 0.21, tuners/lora/layer.py, for convolutions
             raise CheckpointError(

@@ -31,6 +31,7 @@ from transformers.utils import CONFIG_NAME
 from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
 from tltasks.models.packages import cannot_open, missing_packages
+from tltasks.models.trial import lend
 from tltasks.results.result import Provenance
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
@@ -415,6 +416,7 @@ def load_saved(loader: ModelLoader, folder: Path, *, base: Checkpoint, config: P
             # of which PEFT only warns, and goes on with an adapter that does nothing there
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted: nn.Module = PeftModel.from_pretrained(plain, folder)
+            lend(adapted)
         return adapted
     except _LOADING as error:
         raise CheckpointError(f"{folder}: its weights cannot be loaded: {_told(error)}") from error

@@ -240,6 +240,15 @@ def unfit_layers(model: nn.Module, names: Sequence[str], run: Run) -> dict[str, 
     return {name: found[name] for name in names if name in found}
 
 
+def lend(model: nn.Module) -> None:
+    """Give PEFT's layers what else models ask of the layers below them, such as a convolution's stride (MobileNet)."""
+    for module in list(model.modules()):
+        base = getattr(module, "base_layer", None)
+        for key, value in vars(base).items() if isinstance(base, nn.Module) else ():
+            if not key.startswith("_") and not hasattr(module, key):
+                setattr(module, key, value)
+
+
 @contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, with training mode, trained weights, gradients and torch's random state put back afterwards."""
@@ -301,6 +310,7 @@ class _Adapted:
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),
         )
         peft.inject_adapter_in_model(config, self.model, adapter_name=ADAPTER)
+        lend(self.model)
         self.layers = {name: self.model.get_submodule(name) for name in names}
         for name, layer in self.layers.items():
             layer.forward = self._tried(name, layer.forward)
