@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 from tltasks.errors import CheckpointError, first_line
 from tltasks.models.decoder_trial import FAILS, alike, at_rest, small_first
 
+MANY = 16
+"""Experts of a layer from which on a router that reaches but an eighth of them with a long text reaches no other."""
+
 
 def reads_padded(
     model: PreTrainedModel,
@@ -55,7 +58,8 @@ def _idle_experts(model: PreTrainedModel, run: Callable[[], object]) -> str:
 
     Of NLLB-MoE's only the first two are called (transformers 5.24, modeling_nllb_moe.py, NllbMoeExperts).
     """
-    lists = {n: list(m.children()) for n, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)}
+    reads = model.get_encoder().named_modules()
+    lists = {n: [*m.children()] for n, m in reads if isinstance(m, nn.ModuleList | nn.ModuleDict) and len(m) >= MANY}
     called: set[nn.Module] = set()
     parts = [part for some in lists.values() for part in some]
     hooks = [part.register_forward_pre_hook(lambda part, _: called.add(part)) for part in parts]
@@ -64,5 +68,5 @@ def _idle_experts(model: PreTrainedModel, run: Callable[[], object]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    few = (f"{n} of {name}" for name, some in lists.items() if 0 < (n := len(called & {*some})) <= len(some) / 4)
+    few = (f"{n} of {name}" for name, some in lists.items() if 0 < (n := len(called & {*some})) <= len(some) / MANY * 2)
     return next(few, "")

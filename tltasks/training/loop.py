@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -146,7 +146,10 @@ class _Training:
         stage = job.stage
         self.least = least_rows(job, model)
         model.to(accelerator.device)
-        freeze_unused(model, _unused_weights(accelerator, job, model))
+        unused, are_rare = _unused_weights(accelerator, job, model)
+        freeze_unused(model, unused)
+        if are_rare:  # a process would wait for gradients of experts that another's rows do not reach
+            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.optimizer = build_optimizer(model, stage, head=job.head)
         # The scheduler is a function of the step and the plan shards the rows, so neither is prepared: a prepared
         # scheduler steps once per process (accelerate 1.15, scheduler.py).
@@ -406,8 +409,8 @@ def _divider(
     )
 
 
-def _unused_weights(accelerator: Accelerator, job: Job, model: nn.Module) -> set[str]:
-    """Trained weights that the loss does not reach, by one small forward and backward pass.
+def _unused_weights(accelerator: Accelerator, job: Job, model: nn.Module) -> tuple[set[str], bool]:
+    """Trained weights that the loss does not reach, by a small forward and backward pass; and whether some rows do.
 
     Weights of one expert of several are reached by some rows and not by others: where that is seen in single rows, all
     the experts beside it are left in training.
@@ -416,10 +419,10 @@ def _unused_weights(accelerator: Accelerator, job: Job, model: nn.Module) -> set
     unused = _unreached(accelerator, job, model, indices)
     used = {_beside(name) for name, _ in trained(model) if name not in unused}
     if used.isdisjoint(map(_beside, unused)):
-        return unused
+        return unused, False
     rows = [unused ^ _unreached(accelerator, job, model, [row]) for row in range(min(ROWS_TRIED, len(job.rows)))]
     routed = {_beside(name) for changed in rows for name in changed}
-    return {name for name in unused if _beside(name) not in routed}
+    return {name for name in unused if _beside(name) not in routed}, bool(routed)
 
 
 def _beside(name: str) -> str:

@@ -37,6 +37,8 @@ PLAIN_PROMPT = "{document}\n\nTL;DR:"
 CHAT_PROMPT = "Summarize the following text.\n\n{document}"
 PROMPT_DATE = date(2024, 7, 26)
 """Today, for chat templates that say what day it is: Llama's have this date where nothing tells them another."""
+LINE_END = "<n>"
+"""PEGASUS writes it between sentences."""
 _TODAY = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]+)?|__\w+__")
 """Names and tokens of languages; of programming languages, too (PLBart)."""
@@ -151,10 +153,10 @@ class TextFormat:
         return [[*row[:room], *closing] for row in ids], [len(row) + len(closing) for row in ids], lost
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of generated ids. PEGASUS writes `<n>` between sentences."""
+        """The text of generated ids."""
         # M2M-100's tokenizer takes its languages for words (transformers 5.24, tokenization_m2m_100.py, __init__).
         text: str = self.tokenizer.decode([i for i in ids if i != self.language], skip_special_tokens=True)
-        return text.replace("<n>", "\n").strip()
+        return text.replace(LINE_END, "\n").strip()
 
     # ----------------------------------------------------------------------------------- generation
 

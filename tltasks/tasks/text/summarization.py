@@ -47,6 +47,7 @@ from tltasks.tasks.base import (
 from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.prompting import (
+    LINE_END,
     PROMPT_DATE,
     SUFFIXES,
     TextFormat,
@@ -194,6 +195,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
             **built.provenance.settings,
             "decoding": _decoding_words(model.generation_config),
             "global_attention": _has_global_attention(model),
+            "line_end": LINE_END in self.form.tokenizer.get_vocab(),
         }
         return replace(built, provenance=replace(built.provenance, settings=settings))
 
