@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import sentencepiece
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
@@ -191,6 +193,31 @@ CTC: dict[str, Callable[[PretrainedConfig], Made]] = {
 """What an architecture needs besides sizes; the others hear samples and write letters."""
 KEPT = {"granite_speech5_ctc", "lasr_ctc", "omniasr_ctc", "parakeet_ctc"}
 """Those whose vocabulary, of parts of words, is kept; the others get one of letters, and a new head."""
+
+
+def _mms(folder: Path) -> None:
+    """MMS: layers, a head and a vocabulary for each language, those of a second one in a file of their own."""
+    torch.manual_seed(0)
+    letters = sorted(set("".join(WORDS)))
+    first = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *letters])}
+    second = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *reversed(letters), "é"])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({"eng": first, "fra": second}))
+    tokenizer = transformers.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), target_lang="eng")
+    config = shrink(AutoConfig.for_model("wav2vec2"), do_stable_layer_norm=True, adapter_attn_dim=8, **LAYERED)
+    for name, n in (("other", len(second)), ("model", len(first))):
+        config.vocab_size, config.pad_token_id = n, tokenizer.pad_token_id
+        model = every_weight(transformers.AutoModelForCTC.from_config(config))
+        if name == "other":
+            save_file(
+                {key: value.contiguous() for key, value in model._get_adapters().items()},
+                folder / "adapter.fra.safetensors",
+            )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+
+
 VARIANTS: dict[str, tuple[str, Callable[[PretrainedConfig], Made]]] = {
     "wav2vec2/large": ("wav2vec2", _waves(do_stable_layer_norm=True, **LAYERED)),
     "hubert/large": ("hubert", _waves(do_stable_layer_norm=True, **LAYERED)),
@@ -451,3 +478,4 @@ def checkpoints() -> Iterator[Small]:
         yield Small(f"transformers/{model_type}", TASK, _config_alone(model_type))
     for name, (model_type, make) in VARIANTS.items():
         yield Small(f"transformers/{name}", TASK, _ctc(model_type, make))
+    yield Small("transformers/wav2vec2/mms", TASK, _mms, {"language": "fra"})

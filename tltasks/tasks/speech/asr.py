@@ -466,7 +466,8 @@ def _open_sequence(
 def _open_ctc(plan: Plan, texts: list[str], source: Checkpoint, config: PretrainedConfig) -> CtcRecogniser:
     if given := given_keys(plan.model, "speech_task", "audio_window", "beams"):
         raise RecipeError(f"{given}: {source.display_name} is a CTC checkpoint, which has no such choice.")
-    return CtcRecogniser.open(source, config, texts=texts if plan.kind.head == "new" else None)
+    texts_of_head = texts if plan.kind.head == "new" else None
+    return CtcRecogniser.open(source, config, texts=texts_of_head, language=plan.model.language)
 
 
 def _texts(splits: dict[str, Split]) -> list[str]:

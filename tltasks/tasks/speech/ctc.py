@@ -18,10 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCTC, PretrainedConfig, PreTrainedModel, Wav2Vec2CTCTokenizer
+from transformers import (
+    AutoModelForCTC,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Wav2Vec2CTCTokenizer,
+)
 
 from tltasks.config.model import Checkpoint
-from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import find_head, unwrap_model
 from tltasks.models.frozen_transformer import FrozenTransformerCtcConfig, feature_extractor
 from tltasks.models.loading import ModelLoader, open_tokenizer
@@ -59,10 +65,14 @@ class CtcRecogniser(Recogniser):
 
     built: bool
     """The vocabulary is of the training text, rather than the checkpoint's own."""
+    switched: tuple[str, str] | None = None
+    """A language whose adapter layers and head replace those of the weights (MMS), and the revision they are of."""
 
     @classmethod
-    def open(cls, source: Checkpoint, config: PretrainedConfig, *, texts: Iterable[str] | None) -> Self:
-        """With a vocabulary built from `texts`, or the checkpoint's own where there are none."""
+    def open(
+        cls, source: Checkpoint, config: PretrainedConfig, *, texts: Iterable[str] | None, language: str | None = None
+    ) -> Self:
+        """With a vocabulary built from `texts`, or the checkpoint's own where there are none, in a `language` of it."""
         if isinstance(config, FrozenTransformerCtcConfig):
             extractor = feature_extractor(config)
         else:
@@ -71,24 +81,38 @@ class CtcRecogniser(Recogniser):
             tokenizer = build_tokenizer(texts)
         else:
             tokenizer = open_tokenizer(source, hint=TOKENIZER_HINT)
+            if switched := _switch(tokenizer, language, source):
+                return cls(config, extractor, tokenizer, source.display_name, False, switched)._quietened()
             if tokenizer.pad_token_id is None or len(tokenizer) > config.vocab_size:
                 raise CheckpointError(
                     f"model {source.display_name}: its tokenizer has {len(tokenizer)} entries and its head "
                     f"{config.vocab_size}; `stage: transfer` builds a vocabulary from the training text and puts a new "
                     "head on it."
                 )
-        recogniser = cls(config, extractor, tokenizer, source.display_name, texts is not None)
-        recogniser._write_vocabulary(config)
-        return recogniser
+        return cls(config, extractor, tokenizer, source.display_name, texts is not None)._quietened()
 
-    def _write_vocabulary(self, config: PretrainedConfig) -> None:
-        """Into a configuration, with what would make training depend on how it is split turned off."""
+    def _quietened(self) -> Self:
+        """With the vocabulary in its configuration, and what makes training depend on how it is split turned off."""
+        config = self.config
         if self.built:
             set_vocabulary(config, len(self.tokenizer))
             if hasattr(config, "blank_token_id"):
                 config.blank_token_id = self.tokenizer.pad_token_id
         config.pad_token_id = self.tokenizer.pad_token_id
         draw_nothing(config)
+        return self
+
+    def prepare(self, model: PreTrainedModel) -> list[str]:
+        if self.switched is not None:
+            language, revision = self.switched
+            try:
+                model.load_adapter(language, revision=revision, use_safetensors=True)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(
+                    f"model {self.display_name}: its adapter for {language} cannot be loaded ({first_line(error)}); it "
+                    f"is in adapter.{language}.safetensors."
+                ) from error
+        return []
 
     # --------------------------------------------------------------------------------------- shape
 
@@ -233,6 +257,18 @@ def set_vocabulary(config: PretrainedConfig, size: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------ vocabulary
+
+
+def _switch(tokenizer: PreTrainedTokenizerBase, language: str | None, source: Checkpoint) -> tuple[str, str] | None:
+    """Turn a tokenizer of several vocabularies to that of a language, if it is not on it; what is to be loaded then."""
+    own = getattr(tokenizer, "target_lang", None)
+    if own is None or language in {None, own}:
+        return None
+    try:
+        tokenizer.set_target_lang(language)
+    except ValueError as error:
+        raise RecipeError(f"model.language: {source.display_name}: {first_line(error)}") from error
+    return str(language), source.revision
 
 
 def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:
