@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     MODEL_FOR_TDT_MAPPING_NAMES,
 )
+from transformers.utils import is_torchaudio_available
 
 from benchmarks.small_checkpoints import Small
 from benchmarks.small_checkpoints.row import METHODS
@@ -462,9 +463,25 @@ def _sequences() -> Iterator[Small]:
         yield Small(f"transformers/{name}", TASK, save, keys, methods=BESIDES_A_HEAD, other_task=other)
 
 
+PACKAGED = {
+    "fun_asr_nano": ("FunAsrNanoProcessor", "FunAsrNanoFeatureExtractor"),
+    "granite_speech5_ctc": ("GraniteSpeech5Processor", "GraniteSpeech5FeatureExtractor"),
+}
+"""Names in the files of those that another package is needed for, where this is not installed."""
+
+
 def _config_alone(model_type: str) -> Callable[[Path], object]:
     """What is enough to be told why it is refused."""
-    return lambda folder: AutoConfig.for_model(model_type).save_pretrained(folder)
+
+    def save(folder: Path) -> None:
+        AutoConfig.for_model(model_type).save_pretrained(folder)
+        if model_type in PACKAGED:
+            processor, extractor = PACKAGED[model_type]
+            chat_tokenizer([]).save_pretrained(folder)
+            (folder / "processor_config.json").write_text(json.dumps({"processor_class": processor}))
+            (folder / "preprocessor_config.json").write_text(json.dumps({"feature_extractor_type": extractor}))
+
+    return save
 
 
 def checkpoints() -> Iterator[Small]:
@@ -473,6 +490,8 @@ def checkpoints() -> Iterator[Small]:
     for model_type in MODEL_FOR_CTC_MAPPING_NAMES:
         keys = {} if model_type in KEPT else {"stage": "transfer"}
         save = _ctc(model_type, CTC.get(model_type, _waves()))
+        if model_type in PACKAGED and not is_torchaudio_available():
+            save = _config_alone(model_type)
         yield Small(f"transformers/{model_type}", TASK, save, stage_keys=keys)
     for model_type in [*MODEL_FOR_TDT_MAPPING_NAMES, *MODEL_FOR_RNNT_MAPPING_NAMES]:
         yield Small(f"transformers/{model_type}", TASK, _config_alone(model_type))

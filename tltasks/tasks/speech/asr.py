@@ -137,8 +137,8 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     @property
     def settings(self) -> dict[str, object]:
-        code = self.recogniser.code
-        return {"family": self.recogniser.family, **({"request": code} if code else {})}
+        code, skips = self.recogniser.code, self.recogniser.skips_signs
+        return {"family": self.recogniser.family, **({"request": code, "skips_signs": skips} if code else {})}
 
     def as_pretrained(self) -> Self:
         return dataclasses.replace(self, recogniser=self.recogniser.as_pretrained())

@@ -130,6 +130,16 @@ class CtcRecogniser(Recogniser):
         own = getattr(self.config, "blank_token_id", None)
         return int(self.config.pad_token_id if own is None else own)
 
+    @property
+    def skips_signs(self) -> bool:
+        """Tokenizers drop what pads, and where that is not the blank, this as a special token."""
+        return self.blank != self.tokenizer.pad_token_id
+
+    @property
+    def code(self) -> str:
+        padded = bool((mask_of(self.read([np.ones(self.sampling_hz, np.float32)])) == 0).any())
+        return 'extract(samples, sampling_rate=rate, return_tensors="pt")' if padded else super().code
+
     def head(self, model: PreTrainedModel) -> list[str]:
         with torch.random.fork_rng(devices=[]):  # building a model draws
             return find_head(model, lambda config: set_vocabulary(config, config.vocab_size + 1))
@@ -217,16 +227,17 @@ class CtcRecogniser(Recogniser):
         return total / wanted.sum()
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._logits(model, batch)[0]
+        logits, lengths = self._logits(model, batch)
+        beyond = torch.arange(logits.shape[1], device=logits.device)[None] >= lengths[:, None]
+        return logits.masked_fill(beyond[..., None], 0.0)
 
     def transcribe(self, model: nn.Module, batch: Batch) -> list[Transcript]:
         logits, lengths = self._logits(model, batch)
         ids = logits.argmax(-1)
         beyond = torch.arange(ids.shape[1], device=ids.device)[None] >= lengths[:, None]
         ids[beyond] = self.blank
-        # Tokenizers drop what pads, and where that is not the blank, this as a special token.
-        signs = self.blank != self.tokenizer.pad_token_id
-        return [Transcript(text) for text in self.tokenizer.batch_decode(ids.cpu(), skip_special_tokens=signs)]
+        texts = self.tokenizer.batch_decode(ids.cpu(), skip_special_tokens=self.skips_signs)
+        return [Transcript(text) for text in texts]
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits [clips, steps, vocabulary] and the steps of each clip that are not padding."""

@@ -25,9 +25,7 @@ from transformers import (
     SequenceFeatureExtractor,
 )
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CTC_MAPPING_NAMES,
     MODEL_FOR_RNNT_MAPPING_NAMES,
-    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     MODEL_FOR_TDT_MAPPING_NAMES,
 )
 
@@ -104,18 +102,21 @@ class Recogniser(ABC):
         """Everything that labels depend on."""
 
     @property
-    def code(self) -> str:
-        """Python that makes the model's input of `samples`, where transformers' pipeline does not, for the card.
+    def skips_signs(self) -> bool:
+        """Special tokens are left out of texts."""
+        return True
 
-        That pads no clip to a multiple of samples, and knows one name for what tells padding (transformers 5.24,
-        pipelines/automatic_speech_recognition.py, `preprocess` and `_forward`).
+    @property
+    def code(self) -> str:
+        """Python that makes the model's input of `samples`, where transformers' pipeline answers otherwise, for the card.
+
+        That pads no clip to a multiple of samples, knows one name for what tells padding, and reads steps of CTC that
+        are padding (transformers 5.24, pipelines/automatic_speech_recognition.py, `preprocess` and `_forward`).
         """
         if self.multiple == 1 and "padding_mask" not in self.feature_extractor.model_input_names:
             return ""
-        return (
-            f"extract(samples, sampling_rate=rate, padding=True, pad_to_multiple_of={self.multiple}, "
-            'return_attention_mask=True, return_tensors="pt")'
-        )
+        padding = f"padding=True, pad_to_multiple_of={self.multiple}, " if self.multiple > 1 else ""
+        return f'extract(samples, sampling_rate=rate, {padding}return_attention_mask=True, return_tensors="pt")'
 
     def as_pretrained(self) -> Self:
         """As the checkpoint stands, without what the recipe changes in its architecture."""
@@ -225,12 +226,11 @@ def family(config: PretrainedConfig, *, display_name: str) -> Family:
         return "CTC"
     if type(config) in AutoModelForSpeechSeq2Seq._model_mapping:
         return "sequence-to-sequence"
-    transducers = {*MODEL_FOR_TDT_MAPPING_NAMES, *MODEL_FOR_RNNT_MAPPING_NAMES}
-    is_transducer = config.model_type in transducers
+    is_transducer = config.model_type in {*MODEL_FOR_TDT_MAPPING_NAMES, *MODEL_FOR_RNNT_MAPPING_NAMES}
     why = "is a transducer, whose loss tltasks has not" if is_transducer else "does not recognise speech"
     raise CheckpointError(
-        f"model {display_name}: {config.model_type} {why}. What can be trained: "
-        f"{', '.join(sorted({*MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, *MODEL_FOR_CTC_MAPPING_NAMES}))}."
+        f"model {display_name}: {config.model_type} {why}. Name an encoder-decoder, as Whisper and Moonshine, or one "
+        "with CTC, as wav2vec2 and Parakeet CTC."
     )
 
 
