@@ -133,7 +133,7 @@ class CtcRecogniser(Recogniser):
     @property
     def skips_signs(self) -> bool:
         """Tokenizers drop what pads, and where that is not the blank, this as a special token."""
-        return self.blank != self.tokenizer.pad_token_id
+        return bool(self.blank != self.tokenizer.pad_token_id)
 
     @property
     def code(self) -> str:

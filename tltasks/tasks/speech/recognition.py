@@ -108,7 +108,7 @@ class Recogniser(ABC):
 
     @property
     def code(self) -> str:
-        """Python that makes the model's input of `samples`, where transformers' pipeline answers otherwise, for the card.
+        """Python that makes the model's input of `samples`, where transformers' pipeline answers otherwise.
 
         That pads no clip to a multiple of samples, knows one name for what tells padding, and reads steps of CTC that
         are padding (transformers 5.24, pipelines/automatic_speech_recognition.py, `preprocess` and `_forward`).
