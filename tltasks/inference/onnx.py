@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from tltasks.errors import CheckpointError, RecipeError, first_line
 from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Inputs, check_arguments
-from tltasks.models.adapters import merged
+from tltasks.models.adapters import is_adapted, merged, without_adapter
 from tltasks.runtime import devices
 from tltasks.runtime.files import check_place, whole_folder, write_json, write_text
-from tltasks.tasks.base import OnnxInput
+from tltasks.tasks.base import OnnxInput, Outputs
+from tltasks.training.evaluation import largest_difference, merging_makes
 
 FILE = "model.onnx"
 TOLERANCE = 1e-3
@@ -78,10 +79,12 @@ def export(
             f"export {name}: its answers are generated token by token, which is no single pass that a file could hold. "
             "Classifiers and CTC speech recognition can be exported."
         )
-    plain = merged(saved.build(device=torch.device("cpu"), precision="fp32")[1])
-    model = _Function(plain.eval().float(), about).eval()
+    built = saved.build(device=torch.device("cpu"), precision="fp32")[1].eval().float()
+    model = _Function(merged(built), about).eval()
     inputs = Inputs(arguments, task.input_kind, saved.columns) if arguments else ()
     values = [*about.made_up(MADE_UP), *(about.read(item.read(task.input_kind)) for item in inputs)]
+    if is_adapted(built):
+        _check_merged(_Function(built, about).eval(), model, values, display_name=name)
     with whole_folder(output) as place:
         _write(model, about, place / FILE, display_name=name)
         task.save_setup(place)
@@ -93,6 +96,24 @@ def export(
             )
         _describe(place, saved, about, parity)
     return parity
+
+
+def _check_merged(adapted: _Function, whole: _Function, values: Sequence[Tensor], *, display_name: str) -> None:
+    """Raise CheckpointError for an adapter that computes something else once it is merged."""
+
+    def outputs(model: nn.Module) -> list[Outputs]:
+        with torch.no_grad():
+            return [{"logits": model(value)} for value in values]
+
+    ours = outputs(adapted)
+    with without_adapter(adapted):
+        effect = largest_difference(ours, outputs(adapted))
+    difference = largest_difference(ours, outputs(whole))
+    if difference > merging_makes(effect):
+        raise CheckpointError(
+            f"export {display_name}: its adapter changes outputs by {effect:.2g} of the largest, and merging it by "
+            f"{difference:.2g} more: what would be written is not the model that was trained."
+        )
 
 
 def _check_libraries() -> None:

@@ -52,6 +52,7 @@ from tltasks.training.evaluation import (
     drawn_rows,
     forward_outputs,
     largest_difference,
+    merging_makes,
     predict_rows,
     score_beside_baselines,
     write_predictions,
@@ -65,9 +66,6 @@ from tltasks.training.weight_interpolation import interpolate
 BySplit = dict[str, list[Prediction]]
 SAVED_WITHIN = 1e-3
 """Share of the largest output by which a saved model may differ; a head that is lost changes the first digits."""
-ROUNDING_WITHIN, EFFECT_WITHIN = 1e-4, 1e-2
-"""Where an adapter was merged: what rounding in fp32 may make (1e-7 in tiny models, 1e-5 in Whisper base), and which
-share of the adapter's own effect. One that is merged into another function of the weight errs by all of its effect."""
 CHECKED_ROWS = 8
 
 
@@ -474,9 +472,8 @@ def _outputs(context: Context, stage: PreparedStage, model: nn.Module) -> list[O
 
 def _doubt(weights: Provenance) -> str | None:
     """A sentence on a model that is saved as another than was trained."""
-    difference, effect, most = weights.saved_difference or 0.0, weights.adapter_effect, SAVED_WITHIN
-    if effect is not None and not weights.adapter:
-        most = min(most, max(ROUNDING_WITHIN, EFFECT_WITHIN * effect))
+    difference, effect = weights.saved_difference or 0.0, weights.adapter_effect
+    most = SAVED_WITHIN if effect is None or weights.adapter else min(SAVED_WITHIN, merging_makes(effect))
     if difference <= most:
         return None
     beside = "" if effect is None else f" (the adapter makes {effect:.2g})"

@@ -1,17 +1,23 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import peft
 import pytest
+import torch
+from torch import Tensor, nn
 
 from tests.tiny import speech, texts
 from tests.tiny.images import save_data, save_model, write_recipe
 from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
+from tltasks.errors import CheckpointError
 from tltasks.hub.saved_model import load_saved_model
 from tltasks.inference import onnx as exporting
+from tltasks.tasks.base import OnnxInput
 
 LORA = "{stage: transfer, steps: 2, batch_size: 8, learning_rate: 1e-2, adapt: {lora: {rank: 2}}}"
 
@@ -70,6 +76,32 @@ def test_a_file_that_says_something_else_is_not_kept(
     assert main(["export", str(exported), "--output", str(tmp_path / "out")]) == 1
     assert "outputs of the file differ" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+class Net(nn.Module):
+    """A layer whose outputs are logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.layer(x))
+
+
+def test_an_adapter_that_merging_changes_is_not_exported() -> None:
+    torch.manual_seed(0)
+    about = OnnxInput("x", [1, 4], (0,), lambda n: [], lambda value: torch.zeros(1, 4), "")
+    config = peft.LoraConfig(r=2, target_modules=["layer"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(Net(), config)
+    adapted, whole = (exporting._Function(model, about).eval() for model in (wrapped, Net()))
+    whole.model.layer.load_state_dict(wrapped.base_model.model.layer.base_layer.state_dict())
+    values = [torch.randn(1, 4)]
+    with pytest.raises(CheckpointError, match=r"^export me: its adapter changes outputs by .* merging it by"):
+        exporting._check_merged(adapted, whole, values, display_name="me")
+    with torch.no_grad():
+        whole.model.layer.weight += wrapped.base_model.model.layer.get_delta_weight("default")
+    exporting._check_merged(adapted, whole, values, display_name="me")
 
 
 def test_a_recogniser_hears_clips_of_any_length(
