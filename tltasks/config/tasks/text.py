@@ -30,7 +30,7 @@ class TextModel(Model):
     prompt: Annotated[str, Field(pattern=r"\{document\}")] | None = None
     """What the document is put into, such as `summarize: {document}`. Unset: as the checkpoint was trained."""
     language: str | None = None
-    """Language of documents and summaries, where the checkpoint has tokens for languages (mBART: `en_XX`, M2M-100: `en`)."""
+    """Language of documents and summaries, for checkpoints with language tokens (mBART: `en_XX`, M2M-100: `en`)."""
     generation: Generation = Generation()
 
 
