@@ -15,8 +15,9 @@ from tltasks.config.stage import AUDIO, JointStage, Stage, TaskSpec
 
 class SpeechModel(Model):
     language: str | None = None
-    """Language of the text: a code (`es`) or an English name (`spanish`). A multilingual checkpoint needs it for
-    training; without it, it detects the language of each clip. English-only and CTC checkpoints take none."""
+    """Language of the text: a code (`es`) or an English name (`spanish`); SeamlessM4T and MMS have codes of their own.
+    A multilingual checkpoint needs it for training; without it, it detects the language of each clip. English-only
+    and CTC checkpoints, but for MMS, take none."""
     speech_task: Literal["transcribe", "translate"] | None = None
     """What a multilingual checkpoint is asked for. Unset: transcribe."""
     audio_window: Literal["fit"] | PositiveInt | None = None
