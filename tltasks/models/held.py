@@ -111,6 +111,9 @@ def loading_held(dtype: torch.dtype, keep: Keep, *, exact: bool) -> Iterator[Non
         for module in model.modules():
             if isinstance(module, Held) and not getattr(module.weight, "_is_hf_initialized", False):
                 _release(module, nn.Parameter(torch.empty_like(module.weight, dtype=torch.float32)))
+        for parameter in model.parameters():
+            if parameter.dtype == torch.float32:  # a view of the file, which would stay in memory as a whole
+                parameter.data = parameter.data.clone()
         draw(model)
 
     PreTrainedModel._get_dtype_plan, PreTrainedModel.initialize_weights = held_plan, draw_whole

@@ -227,6 +227,7 @@ def _train(
     model, head = adapt_model(stage, built)
     hold_frozen(context, stage, model)
     progress = _loop(context, stage, model, head)
+    devices.release_memory()
     if is_held(model):
         set_seed(context.seed)
         restore(model, stage.task.build(plan.kind).model, display_name=stage.source.display_name)

@@ -28,6 +28,7 @@ from tltasks.config.stage import Stage
 from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epoch
 from tltasks.errors import DataError, Interrupted, RecipeError, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
+from tltasks.models.fast_steps import fast_steps
 from tltasks.runtime.devices import on_main_process, pass_budget
 from tltasks.tasks.base import Batch, TaskBase
 from tltasks.training.batches import read_batches
@@ -207,7 +208,8 @@ class _Training:
         drawn = np.random.SeedSequence((job.seed, self.progress.step, self.accelerator.process_index))
         torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0]))
         try:
-            loss = float(self.accelerator.reduce(self._backward(batches, weight), "sum"))
+            with contextlib.nullcontext() if job.stage.compile else fast_steps(self.model, self.accelerator.device):
+                loss = float(self.accelerator.reduce(self._backward(batches, weight), "sum"))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -454,9 +456,10 @@ def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> fl
     for _ in range(2):
         started = time.perf_counter()
         batch = send_to_device(job.task.collate_train(job.rows, rows, epoch=0), accelerator.device)
-        with accelerator.autocast():
-            loss = job.task.loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with fast_steps(model, accelerator.device):
+            with accelerator.autocast():
+                loss = job.task.loss(model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
         loss.item()  # waits for the device
         model.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
