@@ -296,8 +296,10 @@ def save(folder: Path, model_type: str) -> None:
     kind = zlib.crc32(model_type.encode())
     tokenizer = save_tokenizer(folder, template=TEMPLATES[kind % 4], pad=bool(kind // 4 % 2))
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    padding = {"pad_token_id": tokenizer.pad_token_id} if tokenizer.pad_token_id is not None else {}
-    config = small_config(model_type, ids=ids | padding)
+    pad = tokenizer.pad_token_id
+    if pad is None and AutoConfig.for_model(model_type).get_text_config(decoder=True).pad_token_id is not None:
+        pad = tokenizer.eos_token_id  # as checkpoints without one for it say
+    config = small_config(model_type, ids=ids | {"pad_token_id": pad})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():  # scales of zero would hide the layers before them
