@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import AdaLora, Adapt
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
-from tltasks.models.trial import FAULTS, LAYERS, Trial, lend
+from tltasks.models.trial import FAULTS, LAYERS, UNUSED, Trial, kept_targets, lend
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     import peft
@@ -84,6 +84,8 @@ def _wrapped(
         with warnings.catch_warnings():
             # of norms, whose own tuning asks for no numbers of features (peft 0.21, tuners_utils.py)
             warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm")
+            # of ranks that PEFT itself has put there for experts (utils/transformers_weight_conversion.py)
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             wrapped = peft.get_peft_model(model, config)
         lend(wrapped)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, MemoryError, OverflowError) as error:
@@ -114,8 +116,11 @@ def _try_targets(
     names = [name for name in layers if check_target_module_exists(config, name)]
     if not names and config.peft_type == "LN_TUNING":
         return
-    shown = type(model).__name__
+    shown, experts = type(model).__name__, set[str]()
     try:
+        if config.peft_type == "LORA":
+            experts = set(names).difference(kept_targets(model, names))
+            names = [name for name in names if name not in experts]
         unfit = trial.unfit(model, names, config)
     except FAULTS as error:
         raise CheckpointError(
@@ -132,17 +137,21 @@ def _try_targets(
                 "others as `targets`, or use `adapt: full` or `adapt: head`."
             )
         return
-    whole = sum(layer.weight.numel() for name, layer in layers.items() if not _belongs(name, head))
-    meant = sum(layers[name].weight.numel() for name in names)
-    reached = meant - sum(layers[name].weight.numel() for name in unfit)
+    idle = {name for name, reason in unfit.items() if reason == UNUSED}  # of images, in a model that reads texts alone
+    left = experts | idle
+    whole = sum(it.weight.numel() for name, it in layers.items() if name not in left and not _belongs(name, head))
+    meant = sum(layers[name].weight.numel() for name in names if name not in idle)
+    reached = meant - sum(layers[name].weight.numel() for name in unfit.keys() - idle)
     if reached < max(LEAST_REACHED * whole, LEAST_FIT * meant, 1):
         found = f" ({why})" if unfit else ""
         raise CheckpointError(
             f"adapt.{method.method}: layers that can be adapted hold {reached / max(1, whole):.1%} of the weights of "
             f"{shown}{found}. Use `adapt: full` or `adapt: head`, or name `targets: […]`."
         )
+    if method.lora is None or method.lora.dropout or method.lora.init != "zero":  # which PEFT has for no experts
+        experts = set()
     if unfit or isinstance(config.target_modules, set):
-        config.target_modules = set(names) - unfit.keys()
+        config.target_modules = (set(names) - unfit.keys()) | experts
 
 
 def _check_size(model: PreTrainedModel, method: Adapt, config: peft.PeftConfig) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -46,6 +47,7 @@ NOTHING = 1e-35
 """Below this, fp32 has few digits left."""
 
 PASSED_BY = "the model passes it by (its weight is read past the layer, or not at all)"
+UNUSED = "the model does not run it for this"
 OTHER_FUNCTION = "it computes with a function of its weight, such as a standardised one"
 OTHER_USER = "its weight is used elsewhere, too"
 NO_GRADIENT = "no gradient comes there"
@@ -213,6 +215,21 @@ def _input_shape(layer: nn.Module) -> list[int]:
     return [2, 3, layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.weight.shape[1]]
 
 
+def kept_targets(model: nn.Module, targets: str | Sequence[str]) -> str | set[str]:
+    """The targets that LoRA of PEFT keeps; of mixtures it takes some for layers of experts, which it adapts instead.
+
+    Where transformers holds all experts in one weight, every name that ends like a layer of an expert, also of a layer
+    beside the experts, stands for theirs (peft 0.21, utils/transformers_weight_conversion.py).
+    """
+    import peft
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = peft.LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets))
+    convert_peft_config_for_transformers(config, model, None)
+    kept: str | set[str] = config.target_modules
+    return kept
+
+
 def unfit_layers(model: nn.Module, names: Sequence[str], run: Run) -> dict[str, str]:
     """Those of the linear and convolutional layers `names` that a low-rank adapter must not be put beside, and why.
 
@@ -276,6 +293,8 @@ class _Adapted:
         self.layers: dict[str, LoraLayer] = {}
         self.reasons: dict[str, str] = {}
         self.called: set[str] = set()
+        self.read: set[str] = set()
+        """Layers whose weights have a gradient, called or not."""
         self.beside: dict[str, Tensor] = {}
         """The share of a weight's gradient that its adapter would see, if all of it came through the layer."""
 
@@ -301,10 +320,11 @@ class _Adapted:
         import peft
 
         groups = {name: int(getattr(layer, "groups", 1)) for name, layer in self.base.items()}
+        exact = rf"({'|'.join(re.escape(name) for name in names)})"
         config = peft.LoraConfig(
             r=RANK,
             lora_alpha=RANK,
-            target_modules=rf"({'|'.join(re.escape(name) for name in names)})",
+            target_modules=exact if kept_targets(self.model, exact) == exact else list(names),
             rank_pattern={rf"^{re.escape(name)}": n for name, n in groups.items() if n > 1},  # as PEFT asks
             init_lora_weights=False,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),
@@ -316,23 +336,44 @@ class _Adapted:
             layer.forward = self._tried(name, layer.forward)
 
     def outcome(self, run: Run) -> dict[str, str]:
-        for with_gradient in (False, True):
-            self.called.clear()
-            with torch.set_grad_enabled(with_gradient):
-                hooks = self._watch_gradients() if with_gradient else []
-                output = run(self.model).float()
-            self.reasons |= {name: PASSED_BY for name in self.layers if name not in self.called | self.reasons.keys()}
+        self.called.clear()
+        with torch.no_grad():
+            run(self.model)
+        self._note_passed_by(set(self.layers))
+        trained = self._backward(run)
+        self._note_passed_by(set(self.layers))
+        for name, layer in self.layers.items():
+            if trained and self.reasons.get(name) == PASSED_BY and name not in self.read:
+                self.reasons[name] = UNUSED
+            if name not in self.reasons and (
+                reason := self._fault_of_gradient(name, layer.lora_B[ADAPTER].weight.grad)
+            ):
+                self.reasons[name] = reason
+        self.model.train()  # in which Gemma 3n reads clamped weights (transformers 5.24, modeling_gemma3n.py)
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        self._backward(run)
+        self._note_passed_by(self.read)  # layers that are dropped in training have no gradient either
+        self.model.eval()
+        return self.reasons
+
+    def _note_passed_by(self, names: set[str]) -> None:
+        self.reasons |= {name: PASSED_BY for name in self.layers if name in names - self.called - self.reasons.keys()}
+
+    def _backward(self, run: Run) -> bool:
+        """A pass with gradients, of whose weights' notes are made; False for a model without any."""
+        self.called.clear()
+        self.read.clear()
+        with torch.enable_grad():
+            hooks = self._watch_gradients()
+            output = run(self.model).float()
         generator = torch.Generator().manual_seed(0)
         if output.requires_grad:
             (output.cpu() * torch.randn(output.shape, generator=generator)).sum().backward()  # type: ignore[no-untyped-call]
         for hook in hooks:
             hook.remove()
-        for name, layer in self.layers.items():
-            if name not in self.reasons and (
-                reason := self._fault_of_gradient(name, layer.lora_B[ADAPTER].weight.grad)
-            ):
-                self.reasons[name] = reason
-        return self.reasons
+        return output.requires_grad
 
     def undo(self) -> None:
         for name, layer in self.base.items():
@@ -348,6 +389,8 @@ class _Adapted:
         def tried(*args: Tensor, **kwargs: Tensor) -> Tensor:
             self.called.add(name)
             plain: Tensor = base(*args, **kwargs)
+            if not isinstance(plain, Tensor):
+                self.reasons[name] = "it gives more than its product"
             if name in self.reasons:
                 return plain
             try:
@@ -369,14 +412,16 @@ class _Adapted:
         users: dict[nn.Parameter, list[str]] = {}
         for name, layer in self.base.items():
             weight = layer.weight
-            if name not in self.reasons and isinstance(weight, nn.Parameter) and getattr(layer, "groups", 1) == 1:
+            if self.reasons.get(name, PASSED_BY) == PASSED_BY and isinstance(weight, nn.Parameter):
                 users.setdefault(weight, []).append(name)
 
         def keep(weight: nn.Parameter) -> None:
             assert weight.grad is not None
             whole = weight.grad.float()  # of a weight that is held in 16 bits
             gradient = whole.T if isinstance(self.base[users[weight][0]], Conv1D) else whole.flatten(1)
-            for name in users[weight]:
+            self.read.update(users[weight])
+            told = [name for name in users[weight] if name not in self.reasons]
+            for name in (name for name in told if getattr(self.base[name], "groups", 1) == 1):
                 layer = self.layers[name]
                 self.beside[name] = layer.scaling[ADAPTER] * gradient @ layer.lora_A[ADAPTER].weight.flatten(1).T
             weight.grad = None

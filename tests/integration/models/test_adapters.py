@@ -6,10 +6,11 @@ import peft
 import pytest
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 from tests.tiny.images import CONFIGS, SIZE
 from tests.tiny.pairs import crossed
+from tltasks.config.adaptation import Adapt
 from tltasks.config.stage import STAGES
 from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import CheckpointError, RecipeError
@@ -23,6 +24,7 @@ from tltasks.models.adapters import (
     relabel,
     set_training_mode,
 )
+from tltasks.models.trial import Trial
 
 # peft 0.21 asks transformers 5.24 by an old name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -374,3 +376,86 @@ def test_labels_of_timm_are_renamed_too() -> None:
         assert list(saved.id2label.values()) == ["x", "y"], name
         assert saved.label2id == {"x": 0, "y": 1}
         assert saved.num_labels == 2
+
+
+MIXTURE = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 16,
+    "head_dim": 8,
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_experts_that_are_one_weight_are_adapted_where_peft_can(dropout: float) -> None:
+    """PEFT takes `gate_proj` of the layers beside the experts for theirs, and has no dropout for these."""
+    torch.manual_seed(0)
+    model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**MIXTURE))
+    ids = torch.arange(5, 25).view(2, 10)
+
+    def run(model: Any) -> Tensor:
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits
+
+    targets = find_lora_targets(model, head=["lm_head"])
+    assert "model.layers.0.mlp.gate_proj" in targets
+    wrapped = adapt(
+        model,
+        Adapt.model_validate({"lora": {"rank": 2, "dropout": dropout}}),
+        new_head=False,
+        head=["lm_head"],
+        targets=targets,
+        display_name="base",
+        revision="main",
+        trial=Trial(lambda: run),
+    ).eval()
+    trained = {name.partition(".lora_")[0] for name, p in wrapped.named_parameters() if p.requires_grad}
+    reached = {name.rpartition(".")[2] for name in trained}
+    assert {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"} <= reached
+    assert any("experts" in name for name in trained) == (dropout == 0)
+    with torch.no_grad():
+        before = run(wrapped)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+        expected = run(wrapped)
+        assert not torch.allclose(before, expected, atol=1e-2)
+        assert torch.allclose(run(merged(wrapped)), expected, atol=1e-4)
+
+
+def test_parts_that_are_not_run_count_for_nothing() -> None:
+    """Of a model of texts and images: these have no gradient, and no adapter."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**size, "vocab_size": 60, "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 8}
+    vision = {**size, "hidden_size": 64, "intermediate_size": 256, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    wrapped = adapt(
+        model,
+        Adapt.model_validate({"lora": {"rank": 2}}),
+        new_head=False,
+        head=["lm_head"],
+        targets=find_lora_targets(model, head=["lm_head"]),
+        display_name="base",
+        revision="main",
+        trial=Trial(lambda: lambda model: model(input_ids=torch.arange(5, 17).view(2, 6), use_cache=False).logits),
+    )
+    reached = wrapped.targeted_module_names
+    assert len(reached) == 14
+    assert all("language_model" in name for name in reached)

@@ -97,7 +97,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
     "dilated": (lambda: Net(conv(dilation=2)), "PEFT's adapter fails"),
     "dilated, same": (lambda: Net(conv(dilation=2, padding=2)), "PEFT's adapter fails"),
     "read past": (lambda: Net(conv(size=1), lambda layer, x: functional.conv2d(x, layer.weight)), "passes it by"),
-    "never used": (lambda: Net(conv(), lambda layer, x: x), "passes it by"),
+    "never used": (lambda: Net(conv(), lambda layer, x: x), "does not run it"),
     "read past for inference": (lambda: Net(Encoder()), "passes it by"),
     "read past, too": (lambda: Net(conv(size=1), twice), "used elsewhere"),
     "result unused": (lambda: Net(conv(), lambda layer, x: x + 0 * layer(x).detach().mean()), "no gradient"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,6 +73,15 @@ class LanguageModelTask(TaskBase[TextModel, DataT, StageT]):
         model = super().reload(folder)
         self.forget_passes(unwrap_model(model))
         return model
+
+    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        super().save(folder, model, adapter=adapter)
+        own = unwrap_model(model).config
+        if not adapter and type(own) is not type(self.config) and type(own) not in self.auto_class._model_mapping:
+            # the part of Emu3 and Mllama that reads texts, which no auto class of transformers 5.24 opens by itself
+            whole = copy.deepcopy(self.config)
+            whole.architectures = own.architectures
+            whole.save_pretrained(folder)
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, object]:
         """Arguments of the model's forward for a batch."""
