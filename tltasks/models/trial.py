@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -353,8 +353,9 @@ class _Adapted:
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
-        self._backward(run)
-        self._note_passed_by(self.read)  # layers that are dropped in training have no gradient either
+        with suppress(*FAULTS):  # what is masked in training may ask for more than two small examples
+            self._backward(run)
+            self._note_passed_by(self.read)  # layers that are dropped in training have no gradient either
         self.model.eval()
         return self.reasons
 
@@ -362,17 +363,19 @@ class _Adapted:
         self.reasons |= {name: PASSED_BY for name in self.layers if name in names - self.called - self.reasons.keys()}
 
     def _backward(self, run: Run) -> bool:
-        """A pass with gradients, of whose weights' notes are made; False for a model without any."""
+        """Note the gradients of a pass; False for a model without any."""
         self.called.clear()
         self.read.clear()
-        with torch.enable_grad():
-            hooks = self._watch_gradients()
-            output = run(self.model).float()
-        generator = torch.Generator().manual_seed(0)
-        if output.requires_grad:
-            (output.cpu() * torch.randn(output.shape, generator=generator)).sum().backward()  # type: ignore[no-untyped-call]
-        for hook in hooks:
-            hook.remove()
+        hooks = self._watch_gradients()
+        try:
+            with torch.enable_grad():
+                output = run(self.model).float()
+            generator = torch.Generator().manual_seed(0)
+            if output.requires_grad:
+                (output.cpu() * torch.randn(output.shape, generator=generator)).sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            for hook in hooks:
+                hook.remove()
         return output.requires_grad
 
     def undo(self) -> None:

@@ -66,6 +66,18 @@ def twice(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x) + functional.conv2d(x, layer.weight)  # type: ignore[arg-type]
 
 
+def clamped(layer: nn.Module, x: Tensor) -> Tensor:
+    """As Gemma 3n does in training."""
+    return functional.conv2d(x, layer.weight.clamp(-1, 1)) if layer.training else layer(x)
+
+
+class Pair(nn.Conv2d):
+    """Two outputs, as of Llama 4's routers."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x), x
+
+
 def asked(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x) * layer.stride[0]  # type: ignore[index]
 
@@ -98,6 +110,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], str | None]] = {
     "dilated, same": (lambda: Net(conv(dilation=2, padding=2)), "PEFT's adapter fails"),
     "read past": (lambda: Net(conv(size=1), lambda layer, x: functional.conv2d(x, layer.weight)), "passes it by"),
     "never used": (lambda: Net(conv(), lambda layer, x: x), "does not run it"),
+    "read past in training": (lambda: Net(conv(size=1), clamped), "passes it by"),
+    "two outputs": (lambda: Net(Pair(8, 8, 1), lambda layer, x: layer(x)[0]), "gives more than its product"),
     "read past for inference": (lambda: Net(Encoder()), "passes it by"),
     "read past, too": (lambda: Net(conv(size=1), twice), "used elsewhere"),
     "result unused": (lambda: Net(conv(), lambda layer, x: x + 0 * layer(x).detach().mean()), "no gradient"),
