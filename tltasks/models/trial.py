@@ -391,9 +391,10 @@ class _Adapted:
 
         def tried(*args: Tensor, **kwargs: Tensor) -> Tensor:
             self.called.add(name)
-            plain: Tensor = base(*args, **kwargs)
+            plain: object = base(*args, **kwargs)
             if not isinstance(plain, Tensor):
                 self.reasons[name] = "it gives more than its product"
+                return plain  # type: ignore[return-value]
             if name in self.reasons:
                 return plain
             try:
