@@ -10,7 +10,7 @@ import datasets
 from tltasks.data.folders import some
 from tltasks.data.splits import ROW_NAME, Split
 from tltasks.data.tables import UNREADABLE, read_rows, why
-from tltasks.errors import DataError
+from tltasks.errors import DataError, did_you_mean
 
 
 def row_names(rows: datasets.Dataset) -> list[str]:
@@ -20,10 +20,18 @@ def row_names(rows: datasets.Dataset) -> list[str]:
     return [f"row {i}" for i in range(len(rows))]
 
 
+def _labels(rows: datasets.Dataset) -> list[str | None]:
+    """Labels as texts, of numbered classes their names; None for none."""
+    feature, labels = rows.features["label"], rows["label"][:]
+    if isinstance(feature, datasets.ClassLabel):
+        return [None if label is None or label < 0 else feature.int2str(label) for label in labels]
+    return [None if label is None else str(label) for label in labels]
+
+
 def relabel(splits: dict[str, Split], table: Path, place: str) -> dict[str, Split]:
     """The splits with the labels of a table of the columns `path` and `label`, from which `notes` count the changes.
 
-    Raises DataError for a table that names other rows, or a row without a label.
+    Raises DataError for a table that names other rows, a row without a label, or a label that no row has.
     """
     try:
         given: dict[str, object] = {}
@@ -35,23 +43,26 @@ def relabel(splits: dict[str, Split], table: Path, place: str) -> dict[str, Spli
         raise DataError(f"{place}: {table.name}: {error if isinstance(error, DataError) else why(error)}") from error
     if empty := [name for name, label in given.items() if label is None or not str(label).strip()]:
         raise DataError(f"{place}: {table.name}: gives no label to {some(empty)}; fill it in, or leave the row out.")
-    unknown, found = set(given), dict(splits)
+    unknown, found, known = set(given), dict(splits), set[str]()
     for name, split in splits.items():
         named = ROW_NAME in split.rows.column_names
         if "label" not in split.rows.column_names or not (named or name == "train"):  # others have the same numbers
             continue
-        feature, labels, changed = split.rows.features["label"], [], 0
-        for called, label in zip(row_names(split.rows), split.rows["label"][:], strict=True):
-            known = label is not None and isinstance(feature, datasets.ClassLabel) and label >= 0
-            old = feature.int2str(label) if known else label
-            labels.append(str(given.get(called, old)) if old is not None or called in given else None)
-            changed += called in given and str(given[called]) != str(old)
-            unknown.discard(called)
-        columns = split.rows.features | {"label": datasets.Value("string")}
-        rows = split.rows.remove_columns("label").add_column("label", labels, feature=datasets.Value("string"))
-        rows = rows.select_columns(list(columns))
-        note = f"{changed:,} rows have another label by {table.name}"
+        labels, called = _labels(split.rows), row_names(split.rows)
+        known |= {label for label in labels if label is not None}
+        new = [
+            str(given.get(row, label)) if row in given or label is not None else None
+            for row, label in zip(called, labels, strict=True)
+        ]
+        rows = split.rows.remove_columns("label").add_column("label", new, feature=datasets.Value("string"))
+        note = f"{sum(a != b for a, b in zip(labels, new, strict=True)):,} rows have another label by {table.name}"
+        rows = rows.select_columns(split.rows.column_names)
         found[name] = dataclasses.replace(split, rows=rows, notes=(*split.notes, note))
+        unknown -= set(called)
+    if odd := sorted({str(label) for label in given.values()} - known):
+        raise DataError(
+            f"{place}: {table.name}: gives labels that no row of the data has: {some(odd)}{did_you_mean(odd[0], known)}"
+        )
     if unknown:
         raise DataError(f"{place}: {table.name}: names rows that the data have not: {some(sorted(unknown))}.")
     return found

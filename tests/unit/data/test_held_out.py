@@ -185,12 +185,12 @@ def test_rows_get_the_labels_of_another_table(tmp_path: Path) -> None:
     data = table(tmp_path, "csv", visits()).model_copy(update={"splits": Splits(test=0.2)})
     before = labels_of(load_splits(data, seed=0, label="label"))
     corrected = tmp_path / "looked_at.csv"
-    corrected.write_text("path,label,suggested\nrows.csv:2,b,b\nrows.csv:3,c,a\nrows.csv:4,a,b\n")
+    corrected.write_text("path,label,suggested\nrows.csv:2,b,b\nrows.csv:3,b,a\nrows.csv:4,a,b\n")
     splits = load_splits(data.model_copy(update={"relabel": str(corrected)}), seed=0, label="label")
     after = labels_of(splits)
     assert {text: (before[text], after[text]) for text in after if after[text] != before[text]} == {
         "visit 0": ("a", "b"),
-        "visit 1": ("a", "c"),
+        "visit 1": ("a", "b"),
     }
     assert "2 rows have another label by looked_at.csv" in splits["train"].notes
 
@@ -202,9 +202,9 @@ def labels_of(splits: dict[str, Split]) -> dict[str, str]:
 
 def test_rows_without_names_are_known_by_their_numbers(tmp_path: Path) -> None:
     data = table(tmp_path, "parquet", visits()).model_copy(update={"splits": Splits(test=0.2)})
-    (tmp_path / "new.csv").write_text("path,label\nrow 5,z\n")
+    (tmp_path / "new.csv").write_text("path,label\nrow 5,b\n")
     splits = load_splits(data.model_copy(update={"relabel": str(tmp_path / "new.csv")}), seed=0, label="label")
-    assert [text for text, label in labels_of(splits).items() if label == "z"] == ["visit 5"]
+    assert [i for i in range(12) if labels_of(splits)[f"visit {i}"] == "b"] == [5, 6, 7, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,7 @@ def test_rows_without_names_are_known_by_their_numbers(tmp_path: Path) -> None:
     [
         ("path,label\nrows.csv:999,a\n", "new.csv: names rows that the data have not: rows.csv:999"),
         ("path,label\nrows.csv:3,\n", "new.csv: gives no label to rows.csv:3"),
+        ("path,label\nrows.csv:3,aa\n", "gives labels that no row of the data has: aa; did you mean `a`"),
         ("row,label\nrows.csv:3,a\n", "new.csv: .*no column `path`"),
     ],
 )
