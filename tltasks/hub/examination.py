@@ -38,7 +38,7 @@ def examine(
     notes = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)  # of libraries, about what is said here in other words
+        logging.disable(logging.ERROR)  # of libraries, about what is said here in other words
         try:
             if adapter := find_adapter_config_file(source.name, revision=revision):
                 source, note = _base_of(Path(adapter), source)

@@ -179,5 +179,28 @@ def test_a_model_is_as_it_was() -> None:
     assert rehearse_step(model, loss, texts(), precision="fp32") == first
 
 
+class Asks(nn.Module):
+    """A model whose path depends on numbers: known ones of its batch, and others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.layer(torch.nn.functional.one_hot(ids, 4).float())
+        kept = x[ids > 1]
+        assert kept.shape == (2, 4)
+        assert len(ids.unique()) == int(ids.max()) + 1 == 4
+        if torch.isnan(x).any() or torch.equal(x, -x):
+            raise ValueError("odd")
+        return (kept * torch.rand_like(kept).exponential_(generator=torch.Generator())).sum()
+
+
+def test_known_numbers_are_computed_and_others_are_not_odd() -> None:
+    found = rehearse_step(Asks(), lambda model, batch: model(**batch), {"ids": torch.arange(4)}, precision="fp32")
+    assert found.weights == found.gradients == 80
+    assert 0 < found.activations < 4000
+
+
 def test_the_total_is_the_sum() -> None:
     assert Memory(1, 2, 4, 8).total == 15
