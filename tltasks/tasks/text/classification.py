@@ -45,7 +45,7 @@ from tltasks.tasks.classes import (
     weights_of,
 )
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, token_counts, token_room
-from tltasks.tasks.text.reading import PLAIN, Reading, find_reading, inputs_beside, made_up_texts, no_cache
+from tltasks.tasks.text.reading import PLAIN, Reading, find_reading, inputs_beside, made_up_texts, no_cache, until_read
 from tltasks.tasks.vocabulary import LOST, lost_columns, unknown_shares
 
 Plan = StagePlan[LabelledTextModel, LabelledTextData, LabelledTextStage]
@@ -156,6 +156,14 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         """The task with what texts of unequal length need; raises CheckpointError for a model that reads no texts."""
         if self.zero_shot is not None:
             return self
+        return until_read(
+            lambda tokens: replace(self, max_tokens=tokens)._tried(model),
+            self.max_tokens,
+            trains=self.plan.kind.trains,
+            display_name=self.source.display_name,
+        )
+
+    def _tried(self, model: PreTrainedModel) -> Self:
         columns = self._encode(made_up_texts(self.tokenizer, longest=self.max_tokens))
 
         def answer(tried: PreTrainedModel, rows: Sequence[int], reading: Reading) -> Tensor:

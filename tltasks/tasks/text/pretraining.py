@@ -45,7 +45,16 @@ from tltasks.tasks.text.objectives import (
     choose_objective,
 )
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, set_language, token_counts, token_room
-from tltasks.tasks.text.reading import PLAIN, TRIED_TOKENS, Around, Reading, around, find_reading, inputs_beside
+from tltasks.tasks.text.reading import (
+    PLAIN,
+    TRIED_TOKENS,
+    Around,
+    Reading,
+    around,
+    find_reading,
+    inputs_beside,
+    until_read,
+)
 from tltasks.tasks.vocabulary import LOST, MOST_LOST, lost_columns, ordinary_ids, unknown_shares
 
 Plan = StagePlan[TextModel, UnlabelledTextData, TextObjectiveStage]
@@ -150,6 +159,15 @@ class TextPretraining(
         """The task with what texts of unequal length need; raises CheckpointError for a model that reads no texts."""
         if not isinstance(self.objective, MaskedLanguage):
             return self
+        return until_read(
+            lambda tokens: replace(self, max_tokens=tokens)._tried(model),
+            self.max_tokens,
+            trains=self.plan.kind.trains,
+            display_name=self.source.display_name,
+        )
+
+    def _tried(self, model: PreTrainedModel) -> Self:
+        assert isinstance(self.objective, MaskedLanguage)
         ordinary = np.asarray(self.objective.ordinary)
         drawn, first = np.random.default_rng(0), ordinary[:1]
         sizes = (1, 4, 11, min(self._room, TRIED_TOKENS) - 1)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tltasks.config.model import Checkpoint
 from tltasks.data.packing import padded
-from tltasks.errors import CheckpointError, first_line
+from tltasks.errors import CheckpointError, RecipeError, first_line
 from tltasks.models.adapters import set_training_mode, unwrap_model
 from tltasks.models.decoder_trial import FAILS, at_rest, small_first
 
@@ -27,6 +27,7 @@ LEAST_TOKENS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 """Lengths that texts are padded to, where a model reads no shorter ones."""
 KNOWN_TOKENS = 3000
 """As many of a vocabulary as have words among them; CANINE's is of all characters."""
+LEAST_ROOM = 8
 TRIED_TOKENS = 1024
 """Longest text that a model is tried with."""
 ALIKE = 1e-4
@@ -86,6 +87,29 @@ class Reading:
 
 
 PLAIN = Reading()
+Task = TypeVar("Task")
+
+
+def until_read(attempt: Callable[[int], Task], most: int, *, trains: bool, display_name: str) -> Task:
+    """What `attempt` gives for the most tokens of a text with which it raises no error of the model's.
+
+    Some tables of positions have places that no text can take (RoBERTa's, as many as its padding's number and one), and
+    not every configuration says how long texts may be (MPT). Raises RecipeError where it is fewer than a recipe asks.
+    """
+    first: CheckpointError | None = None
+    for size in (most, *(most - n for n in range(1, 5)), most // 2, most // 4, most // 8):
+        try:
+            found = attempt(max(LEAST_ROOM, size))
+        except CheckpointError as error:
+            if error.__cause__ is None:
+                raise
+            first = first or error
+            continue
+        if size < most and trains:
+            raise RecipeError(f"data.max_tokens: {display_name} reads {size} tokens, and not the {most} of the recipe.")
+        return found
+    assert first is not None
+    raise first
 
 
 def find_reading(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from tltasks.errors import CheckpointError
-from tltasks.tasks.text.reading import Reading, find_reading
+from tltasks.errors import CheckpointError, RecipeError
+from tltasks.tasks.text.reading import Reading, find_reading, until_read
 
 TEXTS = [[5], [6, 7, 8], [9, 10, 11, 12, 13, 14]]
 Model = Callable[[dict[str, Tensor]], Tensor]
@@ -121,3 +121,16 @@ def test_texts_with_as_many_ends_go_together() -> None:
     reading = Reading()
     assert reading.run(answer, reading.batch({"input_ids": texts}, pad=1), end=2).tolist() == [5, 5, 7]
     assert groups == [2, 1]
+
+
+@pytest.mark.parametrize(("places", "expected"), [(256, 256), (254, 254), (130, 128)])
+def test_texts_are_as_long_as_the_model_reads_them(places: int, expected: int) -> None:
+    def attempt(tokens: int) -> int:
+        if tokens > places:
+            raise CheckpointError("does not read texts") from IndexError("index out of range")
+        return tokens
+
+    assert until_read(attempt, 256, trains=False, display_name="it") == expected
+    if expected < 256:
+        with pytest.raises(RecipeError, match=f"it reads {expected} tokens, and not the 256"):
+            until_read(attempt, 256, trains=True, display_name="it")
