@@ -23,7 +23,6 @@ from transformers.pytorch_utils import Conv1D
 
 from tltasks.errors import first_line
 from tltasks.models.shrinking import Build, pattern, small_copies
-from tltasks.runtime.files import write_json
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     import peft
@@ -66,7 +65,9 @@ class Trial:
     build: Build | None = None
     """Builds the same architecture by another configuration; None where the model itself is to be tried."""
     folder: Path | None = None
-    """Cache of outcomes."""
+    """Cache of outcomes; None to keep none."""
+    write: Callable[[Path, object], None] | None = None
+    """Writes a file of JSON that appears whole."""
     key: str = ""
     """What outcomes depend on besides the model's configuration, its layers and the adapter."""
 
@@ -81,8 +82,8 @@ class Trial:
             found = self._tried(model, names)
             left = {name: model.get_submodule(name) for name in names if name not in found}
             found |= misfits(left, config)
-            if path is not None:
-                write_json(path, found)
+            if path is not None and self.write is not None:
+                self.write(path, found)
         return found
 
     def _digest(self, model: PreTrainedModel, names: Sequence[str], config: peft.PeftConfig) -> str:
@@ -119,7 +120,7 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, str] | None:
 
 
 def _by_copy(small: nn.Module, names: Sequence[str], run: Run) -> dict[str, str] | None:
-    """What a small copy says of layers; None where layers of one pattern fare differently and have no counterpart."""
+    """Unfit layers by a small copy; None where layers of one pattern fare differently and have no counterpart."""
     layers = {name for name, module in small.named_modules() if isinstance(module, LAYERS)}
     if layers.issuperset(names):
         return unfit_layers(small, names, run)
@@ -207,7 +208,7 @@ def _fault_alone(layer: nn.Module, config: peft.PeftConfig) -> str | None:
 
 
 def _input_shape(layer: nn.Module) -> list[int]:
-    """Of a small input of a layer."""
+    """The shape of a small input of a layer."""
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         reach = [d * (k - 1) + 3 for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
         return [2, layer.in_channels, *reach]

@@ -43,6 +43,7 @@ from tltasks.models.loading import (
 )
 from tltasks.models.trial import Run, Trial
 from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
+from tltasks.runtime.files import write_json
 
 Batch = dict[str, Tensor]
 Prediction = dict[str, Any]
@@ -298,7 +299,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     def trial(self) -> Trial:
         """How layers of this task's models are tried, and where outcomes are kept."""
         place = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-targets"
-        return Trial(self.example_pass, self.random_model, place, f"{self.tag} {code_version()}")
+        return Trial(self.example_pass, self.random_model, place, write_json, f"{self.tag} {code_version()}")
 
     @property
     @abstractmethod

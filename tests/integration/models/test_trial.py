@@ -1,5 +1,6 @@
 """Layers that an adapter does not fit, of each kind; and architectures that have them."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tltasks.errors import CheckpointError
 from tltasks.models import trial as trial_module
 from tltasks.models.adapters import adapt, find_head, find_lora_targets, merged, relabel
 from tltasks.models.trial import Trial, _by_copy, misfits, unfit_layers
+from tltasks.runtime.files import write_json
 from tltasks.tasks.image.classification import classifier_logits
 from tltasks.tasks.image.preprocessing import Preprocessing
 
@@ -230,13 +232,16 @@ def test_outcomes_are_kept_by_configuration_and_method(tmp_path: Path) -> None:
 
     model = build("timm-beit")
     names = find_lora_targets(model, head=find_head(model))
-    trial, lora = Trial(examples, folder=tmp_path, key="1"), peft.LoraConfig(r=4, target_modules=names)
+    trial, lora = (
+        Trial(examples, folder=tmp_path, write=write_json, key="1"),
+        peft.LoraConfig(r=4, target_modules=names),
+    )
     found = trial.unfit(model, names, lora)
     assert {name.rpartition(".")[2] for name in found} == {"qkv"}
     assert trial.unfit(build("timm-beit"), names, lora) == found
     assert len(asked) == 1
-    for changed in (Trial(examples, folder=tmp_path, key="2"), Trial(examples, folder=tmp_path, key="3")):
-        assert changed.unfit(model, names, lora) == found
+    for key in ("2", "3"):
+        assert dataclasses.replace(trial, key=key).unfit(model, names, lora) == found
     assert len(asked) == 3
     trial.unfit(model, names, peft.IA3Config(target_modules=names, feedforward_modules=[]))
     assert len(asked) == 4
