@@ -291,10 +291,11 @@ class _Watch:
         train, adapt = stages._train, stages.adapt_model
 
         def watched_adapt(stage: Any, built: Any) -> tuple[nn.Module, tuple[str, ...]]:
+            chosen = stage.task.lora_targets(built.model)
             model, head = adapt(stage, built)
             self._before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
             if is_adapted(model) and hasattr(model, "targeted_module_names"):
-                self._count_targets(model, stage.task.lora_targets(model.get_base_model()))
+                self._count_targets(model, chosen)
             self.trained = True
             return model, head
 
@@ -323,7 +324,8 @@ class _Watch:
     def _count_targets(self, model: nn.Module, chosen: list[str]) -> None:
         reached = list(model.targeted_module_names)  # type: ignore[arg-type]
         self.numbers["targets"] = len(reached)
-        self.numbers["left_out"] = len(set(chosen) - set(reached))
+        if set(reached) <= set(chosen):  # some methods have layers of their own
+            self.numbers["left_out"] = len(set(chosen) - set(reached))
 
     def _look_at_weights(self, model: nn.Module) -> None:
         now = dict(model.named_parameters())
