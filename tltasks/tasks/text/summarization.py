@@ -16,7 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
@@ -24,7 +31,7 @@ from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_rows, corrupt_text
 from tltasks.data.packing import packed_batch, padded, padded_inputs, shifted
 from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
-from tltasks.errors import RecipeError
+from tltasks.errors import CheckpointError, RecipeError
 from tltasks.metrics import extractiveness, rouge
 from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import generating_model, unwrap_model
@@ -107,6 +114,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
                 "its vocabulary. Use `stage: finetune`."
             )
         config = open_config(source)
+        _check_architecture(config, source)
         if not splits:
             plan = replace(plan, data=own_limits(source, config, plan.data))
         elif not plan.kind.trains and "max_summary_tokens" not in plan.data.model_fields_set:
@@ -154,8 +162,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
     @property
     def auto_class(self) -> ModelLoader:
-        loader: ModelLoader = AutoModelForSeq2SeqLM if self.form.encoder_decoder else AutoModelForCausalLM
-        return loader
+        return _loader(self.config)
 
     @property
     def settings(self) -> dict[str, object]:
@@ -531,6 +538,21 @@ def _statistics(summaries: Sequence[str], references: Sequence[Pair]) -> dict[st
         "repetition": repetition,
         "new_bigrams": new,
     }
+
+
+def _loader(config: PretrainedConfig) -> type[_BaseAutoModelClass]:
+    loader: type[_BaseAutoModelClass] = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return loader
+
+
+def _check_architecture(config: PretrainedConfig, source: Checkpoint) -> None:
+    """Raise CheckpointError for models of pictures, of sound or without a head that writes."""
+    own_code = source.trust_remote_code and getattr(config, "auto_map", None)
+    if type(config) not in _loader(config)._model_mapping and not own_code:
+        raise CheckpointError(
+            f"model {source.display_name}: transformers has no model of kind {config.model_type} that reads a text and "
+            "writes another. Name an encoder-decoder (T5, BART, …) or a decoder (GPT-2, Llama, …)."
+        )
 
 
 def _has_global_attention(model: PreTrainedModel) -> bool:

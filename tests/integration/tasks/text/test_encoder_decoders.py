@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig, Qwen2AudioConfig, WhisperConfig
 
 from benchmarks.small_checkpoints.summaries import KINDS
 from tests.integration.tasks.text.test_summarization import PreparedStage
@@ -128,3 +128,12 @@ def test_experts_that_no_router_reaches_are_an_error(tmp_path: Path) -> None:
     """transformers 5.24 calls the first two of NLLB-MoE's experts, whatever its routers say."""
     with pytest.raises(CheckpointError, match=r"experts that never read anything.*2 of layers"):
         opened(tmp_path, "nllb-moe", model_keys=", language: eng_Latn")
+
+
+@pytest.mark.parametrize("config", [WhisperConfig, Qwen2AudioConfig])
+def test_models_of_sound_are_refused_by_their_configuration(tmp_path: Path, config: type[PretrainedConfig]) -> None:
+    """Both are in transformers' list of models that write one text of another, or have been."""
+    config().save_pretrained(tmp_path / "model")
+    texts.save_data(tmp_path / "data", rows=4)
+    with pytest.raises(CheckpointError, match=f"no model of kind {config.model_type} that reads a text and writes"):
+        PreparedStage(tmp_path, "model")
