@@ -447,11 +447,17 @@ def merged(model: nn.Module) -> PreTrainedModel:
             # T5's configuration claims a tied head where the checkpoint has its own (transformers 5.24,
             # configuration_t5.py); PEFT mends the claim, and says so.
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-            whole: PreTrainedModel = _with_own_modules(copy.deepcopy(model)).merge_and_unload(safe_merge=True)
+            whole: PreTrainedModel = _with_own_modules(_second(model)).merge_and_unload(safe_merge=True)
         _keep_tied(whole, said=getattr(unwrap_model(model).config, "tie_word_embeddings", False))
         return whole
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _second(model: peft.PeftModel) -> peft.PeftModel:
+    """A copy that shares the model's weights until they are replaced, as merging with `safe_merge` does."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shared)
 
 
 def _keep_tied(model: PreTrainedModel, *, said: bool) -> None:

@@ -147,6 +147,36 @@ def test_merged_is_the_adapter(method: str, architecture: str) -> None:
     assert whole.state_dict().keys() == build(architecture).state_dict().keys()
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "adalora": {"adalora": {"target_r": 2, "init_r": 4}},
+    **{
+        kind: {"peft": {"type": kind, **keys}}
+        for kind, keys in {
+            "lokr": {"r": 4},
+            "oft": {"oft_block_size": 4},
+            "boft": {"boft_block_size": 4},
+            "vera": {"r": 4},
+            "hra": {"r": 4},
+            "fourierft": {"n_frequency": 16},
+            "randlora": {"r": 4},
+            "miss": {"r": 4},
+            "ln_tuning": {"target_modules": ["layernorm"]},
+        }.items()
+    },
+}
+
+
+@pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension")
+@pytest.mark.parametrize("method", OTHERS)
+def test_merging_leaves_weights_that_it_shares_as_they_were(method: str) -> None:
+    model = shaken(adapted(build(), OTHERS[method]))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    merged(model)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert [name for name, tensor in before.items() if not torch.equal(tensor, after[name])] == []
+
+
 def t5() -> tuple[transformers.PreTrainedModel, list[str], dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
