@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One would guess: a model into which an adapter is merged can be saved and loaded, and gives the same logits.
-# peft 0.21.2 with transformers 5.24.0 and torch 2.14.0: merge_and_unload compares the head with get_input_embeddings(). Of T5Gemma
+# peft 0.21.2 with transformers 5.24.0 and torch 2.14.1: merge_and_unload compares the head with get_input_embeddings(). Of T5Gemma
 # these are the encoder's, and its head shares the weight of the decoder's. So PEFT takes the head for untied and writes
 # tie_word_embeddings: false, save_pretrained leaves the shared weight out all the same, and the loaded head is random.
 # Seen: "tied: True, said so: False", "loaded again: other logits"; with the claim put back: "loaded again: the same".
@@ -9,7 +9,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet --disable-pip-version-check 'peft==0.21.2' 'transformers==5.24.0' 'torch==2.14.0' 2>"$folder/pip.log" || { cat "$folder/pip.log"; exit 2; }
+"$folder/env/bin/pip" install --quiet --disable-pip-version-check 'peft==0.21.2' 'transformers==5.24.0' 'torch==2.14.1' 2>"$folder/pip.log" || { cat "$folder/pip.log"; exit 2; }
 "$folder/env/bin/python" - "$folder/model" 2>/dev/null <<'PY' | tee "$folder/seen"
 import sys
 

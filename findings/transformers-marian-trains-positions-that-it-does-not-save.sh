@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One would guess: what training changes of a model is in what save_pretrained writes; and a table of positions that is made
 # frozen stays so when a checkpoint is loaded into it.
-# transformers 5.24.0 with torch 2.14.0: Marian makes its sines and cosines with requires_grad False, from_pretrained puts new
+# transformers 5.24.0 with torch 2.14.1: Marian makes its sines and cosines with requires_grad False, from_pretrained puts new
 # parameters in their places, which are trained, and save_pretrained leaves these out, as they can be made anew.
 # Seen: "made: frozen", "loaded: trained", "one step of SGD, saved and loaded again: other logits", "without the step: the same".
 # So a fine-tuned Marian is another model once it is saved, unless model.*.embed_positions.weight are frozen after loading.
@@ -9,7 +9,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/env"
-"$folder/env/bin/pip" install --quiet --disable-pip-version-check 'transformers==5.24.0' 'torch==2.14.0' 2>"$folder/pip.log" || { cat "$folder/pip.log"; exit 2; }
+"$folder/env/bin/pip" install --quiet --disable-pip-version-check 'transformers==5.24.0' 'torch==2.14.1' 2>"$folder/pip.log" || { cat "$folder/pip.log"; exit 2; }
 "$folder/env/bin/python" - "$folder/model" 2>/dev/null <<'PY' | tee "$folder/seen"
 import sys
 

@@ -132,7 +132,7 @@ def test_experts_that_no_router_reaches_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [WhisperConfig, Qwen2AudioConfig])
 def test_models_of_sound_are_refused_by_their_configuration(tmp_path: Path, config: type[PretrainedConfig]) -> None:
-    """Both are in transformers' list of models that write one text of another, or have been."""
+    """Qwen2-Audio is in the list of AutoModelForSeq2SeqLM, and read as a decoder."""
     config().save_pretrained(tmp_path / "model")
     texts.save_data(tmp_path / "data", rows=4)
     with pytest.raises(CheckpointError, match=f"no model of kind {config.model_type} that reads a text and writes"):
