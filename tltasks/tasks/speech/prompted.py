@@ -6,7 +6,7 @@ processor knows, so it makes it, at each pass; what is learnt and answered goes 
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,10 +90,8 @@ class PromptedRecogniser(SequenceRecogniser):
             ) from error
         if generation.max_new_tokens is None:
             taken = inputs[_text_of(inputs)].shape[1] if config.is_encoder_decoder else 0
-            generation.max_length, generation.max_new_tokens = (
-                None,
-                min(MOST_TOKENS, recogniser._longest_labels - taken),
-            )
+            generation.max_length = None
+            generation.max_new_tokens = min(MOST_TOKENS, recogniser._longest_labels - taken)
         return recogniser
 
     # ------------------------------------------------------------------------------------------ requests
@@ -173,7 +171,7 @@ class PromptedRecogniser(SequenceRecogniser):
         return [self.config, self.processor, self.generation]
 
     def prepare(self, model: PreTrainedModel) -> list[str]:
-        model.generation_config = dataclasses.replace(self).generation
+        model.generation_config = copy.deepcopy(self.generation)
         return []
 
 
