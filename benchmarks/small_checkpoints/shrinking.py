@@ -61,6 +61,8 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"), 128),
 }
 """Keys of configurations that make a model small, each where an architecture has it."""
+SEEING = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "depth": 1}
+"""Sizes of what sees beside what reads: a smaller part of a model, as in real ones."""
 STILL = ("dropout", "pdrop", "layerdrop", "dropout_p", "dropout_prob", "dropout_rate")
 """Ends of the names of rates of dropout."""
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types")
@@ -83,7 +85,10 @@ def small_parts(config: PretrainedConfig, ids: Mapping[str, Any], more: Mapping[
         part = getattr(config, name, None)
         if isinstance(part, PretrainedConfig):
             text = ids if name in ("text_config", "encoder", "decoder") else {}
-            changes[name] = {**part.to_dict(), **small_parts(part, text, more.get(name, {}))}
+            known = part.to_dict()
+            changes[name] = {**known, **small_parts(part, text, more.get(name, {}))}
+            if name == "vision_config":
+                changes[name] |= {key: value for key, value in SEEING.items() if key in known}
     return changes | {name: value for name, value in more.items() if name not in config.sub_configs}
 
 

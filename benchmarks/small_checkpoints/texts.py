@@ -31,7 +31,6 @@ MORE: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": _HEADS,
     "hunyuan_v1_moe": _HEADS,
     "ministral": _HEADS,
-    "gemma3": {"vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "layoutlmv3": {"hidden_size": 96},
     "lilt": {"hidden_size": 96},

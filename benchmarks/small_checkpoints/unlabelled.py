@@ -22,7 +22,11 @@ from benchmarks.small_checkpoints.shrinking import save_random
 from benchmarks.small_checkpoints.texts import TABLES_AND_PAGES, save_text_model
 
 _PAIR = "an encoder-decoder, whose objective is text-denoising"
-NOT_MASKED_WORDS = {**TABLES_AND_PAGES, **dict.fromkeys(("bart", "mbart", "mvp"), _PAIR)}
+NOT_MASKED_WORDS = {
+    **TABLES_AND_PAGES,
+    **dict.fromkeys(("bart", "mbart", "mvp"), _PAIR),
+    **dict.fromkeys(("esm", "esmc"), "reads proteins: its vocabulary is of amino acids, and has no words"),
+}
 """Entries of the mapping that are no models of masked words in plain texts, and why."""
 DENOISERS = (
     *("bart", "bigbird_pegasus", "led", "longt5", "mbart", "mt5", "mvp", "pegasus", "pegasus_x", "plbart"),
@@ -41,11 +45,30 @@ SIZES: dict[str, Any] = {
     "decoder_num_hidden_layers": 1,
     "decoder_intermediate_size": 64,
 }
+_WINDOWS = {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "encoder_stride": 8}
 PICTURES: dict[str, dict[str, Any]] = {
-    "focalnet": {"embed_dim": 16, "depths": [1, 1], "hidden_sizes": [16, 32], "focal_levels": [1, 1]},
-    "swin": {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
-    "swinv2": {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
-    "hiera": {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "image_size": [32, 32], "patch_kernel": [3, 3]},
+    "vit": {"encoder_stride": 4},
+    "deit": {"encoder_stride": 4},
+    "focalnet": {
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "hidden_sizes": [16, 32],
+        "focal_levels": [1, 1],
+        "focal_windows": [3, 3],
+        "encoder_stride": 8,
+    },
+    "swin": _WINDOWS,
+    "swinv2": _WINDOWS,
+    "hiera": {
+        "embed_dim": 16,
+        "image_size": [224, 224],
+        "patch_size": [7, 7],
+        "depths": [1, 1, 1, 1],
+        "decoder_hidden_size": 32,
+        "decoder_depth": 1,
+        "decoder_num_heads": 2,
+        "mask_ratio": 0.6,
+    },
 }
 """What single architectures need besides."""
 MASKED_PICTURES = {**MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES} | {
@@ -69,7 +92,7 @@ def checkpoints() -> Iterator[Small]:
         )
     for small in summaries.checkpoints():
         if small.name.split("/")[1] in DENOISERS and not small.other_task:
-            yield dataclasses.replace(small, task="text-denoising", save=partial(_save_denoiser, small), data_keys={})
+            yield dataclasses.replace(small, task="text-denoising", data_keys={})
     for model_type, architecture in MASKED_PICTURES.items():
         save = partial(_save_masked_pictures, model_type=model_type, architecture=architecture)
         yield Small(f"transformers/{model_type}", "masked-image-modeling", save)
@@ -79,11 +102,6 @@ def checkpoints() -> Iterator[Small]:
         yield dataclasses.replace(small, task="contrastive-image")
     for model_type in SPOKEN:
         yield Small(f"transformers/{model_type}", "speech-pretraining", partial(_save_speech, model_type=model_type))
-
-
-def _save_denoiser(small: Small, folder: Path) -> None:
-    """A summariser whose tokenizer has a mask where its own pretraining had one and it has none yet."""
-    small.save(folder)
 
 
 def _save_masked_pictures(folder: Path, model_type: str, architecture: str) -> None:

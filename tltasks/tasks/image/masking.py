@@ -70,8 +70,8 @@ def choose_objective(config: PretrainedConfig, masking: Masking, *, image_size: 
     mae, simmim = config.model_type == "vit_mae", type(config) in AutoModelForMaskedImageModeling._model_mapping
     if not mae and not simmim:
         raise CheckpointError(
-            f"model {display_name}: transformers has no masked image modelling for {config.model_type}; "
-            "it has MAE for vit_mae, and SimMIM for vit, deit, swin, swinv2 and focalnet."
+            f"model {display_name}: masked image modelling is MAE for vit_mae, and SimMIM for vit, deit, swin, swinv2 "
+            f"and focalnet, and not for {config.model_type}."
         )
     patch = config.patch_size
     if not isinstance(patch, int) or patch < 1 or image_size % patch:
