@@ -154,7 +154,6 @@ OTHERS: dict[str, dict[str, Any]] = {
         for kind, keys in {
             "lokr": {"r": 4},
             "oft": {"oft_block_size": 4},
-            "boft": {"boft_block_size": 4},
             "vera": {"r": 4},
             "hra": {"r": 4},
             "fourierft": {"n_frequency": 16},
@@ -166,7 +165,6 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension")
 @pytest.mark.parametrize("method", OTHERS)
 def test_merging_leaves_weights_that_it_shares_as_they_were(method: str) -> None:
     model = shaken(adapted(build(), OTHERS[method]))
