@@ -130,11 +130,14 @@ def _try_targets(
     examples = {reason: name for name, reason in reversed(unfit.items())}
     counts = Counter(unfit.values()).most_common(3)
     why = "; ".join(f"{examples[reason]}{f' and {n - 1} more' if n > 1 else ''}: {reason}" for reason, n in counts)
+    others = "`adapt: full` or `adapt: head`"
+    if any(reason.startswith(f"{config.peft_type.value} ") for reason in unfit.values()):  # what LoRA does fit
+        others = f"`adapt: lora`, {others}"
     if isinstance(config.target_modules, str) or set(config.target_modules) != set(chosen):
         if unfit:
             raise CheckpointError(
                 f"adapt.{method.method}: {len(unfit)} of the targets in {shown} cannot be adapted ({why}). Name "
-                "others as `targets`, or use `adapt: full` or `adapt: head`."
+                f"others as `targets`, or use {others}."
             )
         return
     idle = {name for name, reason in unfit.items() if reason == UNUSED}  # of images, in a model that reads texts alone
@@ -146,7 +149,7 @@ def _try_targets(
         found = f" ({why})" if unfit else ""
         raise CheckpointError(
             f"adapt.{method.method}: layers that can be adapted hold {reached / max(1, whole):.1%} of the weights of "
-            f"{shown}{found}. Use `adapt: full` or `adapt: head`, or name `targets: […]`."
+            f"{shown}{found}. Use {others}, or name `targets: […]`."
         )
     if method.lora is None or method.lora.dropout or method.lora.init != "zero":  # which PEFT has for no experts
         experts = set()

@@ -283,6 +283,7 @@ SMALL_BEIT = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 2, "n
 ARCHITECTURES: dict[str, Callable[[], transformers.PretrainedConfig]] = {
     "bit": lambda: transformers.BitConfig(embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1], num_groups=4),
     "nfnet": lambda: timm_config("nf_resnet26"),
+    "resnet": lambda: transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
     "nf-regnet": lambda: timm_config("nf_regnet_b0"),
     "mobilenet": lambda: transformers.MobileNetV2Config(image_size=SIZE, depth_multiplier=0.35),
     "dla": lambda: timm_config("dla46_c"),
@@ -336,6 +337,12 @@ def test_a_backbone_of_standardised_weights_is_refused(name: str, how: Any) -> N
 def test_what_peft_cannot_adapt_is_refused_before_training() -> None:
     with pytest.raises(CheckpointError, match=r"for a layer of its own.*use `adapt: full`"):
         adapted(build("dla"), "lora")
+
+
+def test_a_method_without_convolutions_is_refused_for_another() -> None:
+    """VeRA has none; LoRA would do."""
+    with pytest.raises(CheckpointError, match=r"VERA does not fit it.*Use `adapt: lora`, `adapt: full`"):
+        adapted(build("resnet"), {"peft": {"type": "vera", "r": 2}})
 
 
 def test_targets_by_name_that_do_not_fit_are_refused() -> None:
