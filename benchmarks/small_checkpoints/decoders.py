@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from benchmarks.small_checkpoints import Small
@@ -234,6 +241,10 @@ MORE: dict[str, dict[str, Any]] = {
         "attention_head_dim": 32,
     },
     "blt": _BLT,
+    "emu3": {
+        "vocabulary_map": {"<image>": 5, "<|extra_200|>": 6, "<|visual token 000000|>": 7},
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1], "codebook_size": 16},
+    },
     "bert-generation": {"is_decoder": True},
     "xlm": {"causal": True},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
@@ -302,6 +313,8 @@ def save(folder: Path, model_type: str) -> None:
     config = small_config(model_type, ids=ids | {"pad_token_id": pad})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
+    if type(model.config) is not type(config):  # of the part that reads texts: checkpoints hold the whole
+        model = AutoModelForImageTextToText.from_config(config)
     with torch.no_grad():  # scales of zero would hide the layers before them
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import AdaLora, Adapt
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
-from tltasks.models.trial import FAULTS, LAYERS, UNUSED, Trial, kept_targets, lend
+from tltasks.models.trial import FAULTS, IDLE, LAYERS, Trial, kept_targets, lend
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     import peft
@@ -140,7 +140,7 @@ def _try_targets(
                 f"others as `targets`, or use {others}."
             )
         return
-    idle = {name for name, reason in unfit.items() if reason == UNUSED}  # of images, in a model that reads texts alone
+    idle = {name for name, reason in unfit.items() if reason in IDLE}  # of images, in a model that reads texts alone
     left = experts | idle
     whole = sum(it.weight.numel() for name, it in layers.items() if name not in left and not _belongs(name, head))
     meant = sum(layers[name].weight.numel() for name in names if name not in idle)

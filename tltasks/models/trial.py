@@ -50,6 +50,9 @@ UNUSED = "the model does not run it for this"
 OTHER_FUNCTION = "it computes with a function of its weight, such as a standardised one"
 OTHER_USER = "its weight is used elsewhere, too"
 NO_GRADIENT = "no gradient comes there"
+NO_GRADIENT_AT_ALL = "no gradient comes there, nor to its weight"
+IDLE = (UNUSED, NO_GRADIENT_AT_ALL)
+"""Layers that full training leaves as they are, too."""
 LARGEST_TRIED = 20_000_000
 """Weights of a model that is tried itself; of a larger one, a small copy is."""
 FAULTS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, NotImplementedError)
@@ -349,7 +352,8 @@ class _Adapted:
             if name not in self.reasons and (
                 reason := self._fault_of_gradient(name, layer.lora_B[ADAPTER].weight.grad)
             ):
-                self.reasons[name] = reason
+                idle = reason == NO_GRADIENT and name not in self.read
+                self.reasons[name] = NO_GRADIENT_AT_ALL if idle else reason
         self.model.train()  # in which Gemma 3n reads clamped weights (transformers 5.24, modeling_gemma3n.py)
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
