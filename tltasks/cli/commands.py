@@ -806,7 +806,7 @@ def doctor(
     revision: Annotated[str, Parameter(help="branch, tag or commit of the Hub id")] = "main",
     trust_remote_code: Annotated[bool, Parameter(help="run Python code that the repository ships")] = False,
     micro_batch: Annotated[int, Parameter(metavar="N", converter=_count, help="examples that memory is told for")] = 8,
-    json: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json", help="print all that is found out, for programs")] = False,
 ) -> int:
     """Show devices, versions, login and disk; or, of a model, what can be trained and in how much memory.
 
@@ -827,7 +827,7 @@ def doctor(
         revision=revision,
         trust_remote_code=trust_remote_code,
         micro_batch=micro_batch,
-        as_json=json,
+        as_json=as_json,
     )
 
 

@@ -85,7 +85,7 @@ def _show_task(console: Console, task: TaskFacts, name: str) -> None:
     console.print(table)
     console.print(
         f"  memory: weights, gradients, AdamW's two moments, and the activations of a micro-batch of "
-        f"{task.micro_batch}; Python and its libraries take about 1 GiB more.",
+        f"{task.micro_batch}. A process takes more: its libraries (about 1 GiB), and what allocators keep.",
         soft_wrap=True,
     )
     for method in task.methods:

@@ -192,6 +192,9 @@ def _open(source: Checkpoint, tag: str, stage: StageName, split: Split, method: 
             first = first or error
             if not str(error).startswith(("model.", "data.")):
                 break
+        except (*FAULTS, ArithmeticError, ImportError, OSError) as error:
+            first = first or CheckpointError(f"opening it fails ({type(error).__name__}: {first_line(error)}).")
+            break
     assert first is not None
     return first
 
