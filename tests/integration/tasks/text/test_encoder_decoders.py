@@ -2,6 +2,8 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from tests.integration.tasks.text.test_summarization import PreparedStage
 from tests.tiny import texts
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import merged
+from tltasks.tasks.text.prompting import one_vocabulary
 from tltasks.tasks.text.summarization import Summarization
 
 pytestmark = [
@@ -137,3 +140,22 @@ def test_models_of_sound_are_refused_by_their_configuration(tmp_path: Path, conf
     texts.save_data(tmp_path / "data", rows=4)
     with pytest.raises(CheckpointError, match=f"no model of kind {config.model_type} that reads a text and writes"):
         PreparedStage(tmp_path, "model")
+
+
+def test_long_documents_are_cut_in_their_own_letters(tmp_path: Path) -> None:
+    """Blenderbot's small tokenizer tells no places in a text, and decoding its ids gives other spaces and case."""
+    form = opened(tmp_path, "blenderbot-small").task.form
+    document = "Small  CATS, sleep! " * 40
+    kept = form._cut(document, form._plain_ids([document])[0], 21)
+    assert document.startswith(kept)
+    assert len(form._plain_ids([kept])[0]) == 21
+
+
+def test_targets_are_read_by_the_vocabulary_that_writes_them() -> None:
+    """FSMT's two, of which each token has another id in each."""
+    tokenizer: Any = SimpleNamespace(tgt_vocab_size=2, encoder={"a": 0, "b": 1}, decoder={0: "b", 1: "a"})
+    with one_vocabulary(tokenizer, "decoder"):
+        assert tokenizer.encoder == {"b": 0, "a": 1}
+    with one_vocabulary(tokenizer, "encoder"):
+        assert tokenizer.decoder == {0: "a", 1: "b"}
+    assert (tokenizer.encoder, tokenizer.decoder) == ({"a": 0, "b": 1}, {0: "b", 1: "a"}), "it is saved as it was"
