@@ -156,12 +156,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         """The task with what texts of unequal length need; raises CheckpointError for a model that reads no texts."""
         if self.zero_shot is not None:
             return self
-        return until_read(
-            lambda tokens: replace(self, max_tokens=tokens)._tried(model),
-            self.max_tokens,
-            trains=self.plan.kind.trains,
-            display_name=self.source.display_name,
-        )
+        return until_read(self, self.max_tokens, lambda tokens: replace(self, max_tokens=tokens)._tried(model))
 
     def _tried(self, model: PreTrainedModel) -> Self:
         columns = self._encode(made_up_texts(self.tokenizer, longest=self.max_tokens))
@@ -171,15 +166,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
             task = replace(self, reading=reading)
             return task.logits(tried, task._inputs(chosen))
 
-        reading = find_reading(
-            model,
-            answer,
-            len(columns["ids"]),
-            prepare=self._forget_passes,
-            trains=self.plan.kind.trains,
-            display_name=self.source.display_name,
-        )
-        return replace(self, reading=reading)
+        return replace(self, reading=find_reading(self, model, answer, len(columns["ids"]), self._forget_passes))
 
     def _forget_passes(self, model: nn.Module) -> None:
         """A short text leaves BigBird in full attention for all that come after it."""

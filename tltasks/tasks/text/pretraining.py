@@ -159,12 +159,7 @@ class TextPretraining(
         """The task with what texts of unequal length need; raises CheckpointError for a model that reads no texts."""
         if not isinstance(self.objective, MaskedLanguage):
             return self
-        return until_read(
-            lambda tokens: replace(self, max_tokens=tokens)._tried(model),
-            self.max_tokens,
-            trains=self.plan.kind.trains,
-            display_name=self.source.display_name,
-        )
+        return until_read(self, self.max_tokens, lambda tokens: replace(self, max_tokens=tokens)._tried(model))
 
     def _tried(self, model: PreTrainedModel) -> Self:
         assert isinstance(self.objective, MaskedLanguage)
@@ -177,15 +172,7 @@ class TextPretraining(
             task = replace(self, reading=reading)
             return task.embed(tried, task._whole([ids[i] for i in rows]))
 
-        reading = find_reading(
-            model,
-            answer,
-            len(ids),
-            prepare=self.forget_passes,
-            trains=self.plan.kind.trains,
-            display_name=self.source.display_name,
-        )
-        return replace(self, reading=reading)
+        return replace(self, reading=find_reading(self, model, answer, len(ids), self.forget_passes))
 
     def probe(self) -> Batch:
         return self._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])
@@ -269,7 +256,7 @@ class TextPretraining(
         return {**super().inputs(model, batch), **self._beside(batch.get("attention_mask"))}
 
     def _beside(self, seen: Tensor | None) -> dict[str, Tensor]:
-        """What is told of each token, beside its id, of texts of which so much is seen."""
+        """Numbers of each token, beside its id, of texts of which so much is seen."""
         if seen is None or not self.around:
             return {}
         lengths, left = seen.sum(1).tolist(), self.reading.side == "left"

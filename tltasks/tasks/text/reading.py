@@ -19,6 +19,7 @@ from tltasks.data.packing import padded
 from tltasks.errors import CheckpointError, RecipeError, first_line
 from tltasks.models.adapters import set_training_mode, unwrap_model
 from tltasks.models.decoder_trial import FAILS, at_rest, small_first
+from tltasks.tasks.base import TaskBase
 
 Ids = Sequence[Sequence[int] | NDArray[np.int64]]
 Around = dict[str, tuple[list[int], list[int]]]
@@ -58,7 +59,7 @@ class Reading:
     def run(
         self, answer: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor], *, end: int | None = None
     ) -> Tensor:
-        """What `answer` gives for a batch, [texts, …]: for all at once, or for those together that may go together.
+        """The outcome of `answer` for a batch, [texts, …]: for all at once, or for those together that may go together.
 
         The heads of encoder-decoders (BART, T5) read the last `end` token, and want as many in each text of a batch.
         """
@@ -90,8 +91,8 @@ PLAIN = Reading()
 Task = TypeVar("Task")
 
 
-def until_read(attempt: Callable[[int], Task], most: int, *, trains: bool, display_name: str) -> Task:
-    """What `attempt` gives for the most tokens of a text with which it raises no error of the model's.
+def until_read(task: TaskBase, most: int, attempt: Callable[[int], Task]) -> Task:
+    """The outcome of `attempt` for the most tokens of a text with which it raises no error of the model's.
 
     Some tables of positions have places that no text can take (RoBERTa's, as many as its padding's number and one), and
     not every configuration says how long texts may be (MPT). Raises RecipeError where it is fewer than a recipe asks.
@@ -105,29 +106,28 @@ def until_read(attempt: Callable[[int], Task], most: int, *, trains: bool, displ
                 raise
             first = first or error
             continue
-        if size < most and trains:
-            raise RecipeError(f"data.max_tokens: {display_name} reads {size} tokens, and not the {most} of the recipe.")
+        if size < most and task.plan.kind.trains:
+            name = task.source.display_name
+            raise RecipeError(f"data.max_tokens: {name} reads {size} tokens, and not the {most} of the recipe.")
         return found
     assert first is not None
     raise first
 
 
 def find_reading(
+    task: TaskBase,
     model: PreTrainedModel,
     answer: Callable[[PreTrainedModel, Sequence[int], Reading], Tensor],
     texts: int,
-    *,
     prepare: Callable[[PreTrainedModel], object],
-    trains: bool,
-    display_name: str,
 ) -> Reading:
     """How a model reads texts of unequal length, by trying: each alone, and all together in one way after another.
 
     `answer` is the answer of a model to those texts, [rows, …]: of a small copy that `prepare` has been given, or of
     the model itself. Raises CheckpointError for a model that does not read texts, or whose answers do not depend on
-    them alone; one that `trains` reads them in training, too.
+    them alone; one that is to be trained reads them in training, too.
     """
-    said = f"model {display_name}: {type(model).__name__}"
+    said, trains = f"model {task.source.display_name}: {type(model).__name__}", task.plan.kind.trains
     prepare(model)
     for tried in small_first(model):
         try:
@@ -182,7 +182,7 @@ def _find(
 
 
 def around(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], size: tuple[int, int], *, name: str) -> Around:
-    """What is told, beside ids, of the tokens that stand around each text, so many before it and behind.
+    """Numbers, beside ids, of the tokens that stand around each text, so many before it and behind.
 
     Raises CheckpointError where the tokens of a text itself are told apart so, as RoCBert's by their shapes.
     """

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
+from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, RecipeError
+from tltasks.tasks.base import TaskBase
 from tltasks.tasks.text.reading import Reading, find_reading, until_read
 
 TEXTS = [[5], [6, 7, 8], [9, 10, 11, 12, 13, 14]]
@@ -38,12 +42,18 @@ def choosy(batch: dict[str, Tensor]) -> Tensor:
     return whole(batch)
 
 
+def stage(*, trains: bool) -> TaskBase:
+    """As much of a task as trials ask."""
+    plan = SimpleNamespace(kind=SimpleNamespace(trains=trains))
+    return cast(TaskBase, SimpleNamespace(plan=plan, source=Checkpoint("it", display_name="it")))
+
+
 def find(model: Model, *, trains: bool = True) -> Reading:
     def answer(_: object, rows: Sequence[int], reading: Reading) -> Tensor:
         return reading.run(model, reading.batch({"input_ids": [TEXTS[i] for i in rows]}, pad=1))
 
     plain = BertForSequenceClassification(BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1))
-    return find_reading(plain, answer, len(TEXTS), prepare=lambda _: None, trains=trains, display_name="it")
+    return find_reading(stage(trains=trains), plain, answer, len(TEXTS), lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,7 @@ def test_a_model_is_left_in_the_mode_it_was_in() -> None:
     def answer(_: object, rows: Sequence[int], __: Reading) -> Tensor:
         return torch.tensor(rows)[:, None].float()
 
-    find_reading(plain, answer, 3, prepare=lambda _: None, trains=True, display_name="it")
+    find_reading(stage(trains=True), plain, answer, 3, lambda _: None)
     assert not any(module.training for module in plain.modules())
 
 
@@ -130,7 +140,7 @@ def test_texts_are_as_long_as_the_model_reads_them(places: int, expected: int) -
             raise CheckpointError("does not read texts") from IndexError("index out of range")
         return tokens
 
-    assert until_read(attempt, 256, trains=False, display_name="it") == expected
+    assert until_read(stage(trains=False), 256, attempt) == expected
     if expected < 256:
         with pytest.raises(RecipeError, match=f"it reads {expected} tokens, and not the 256"):
-            until_read(attempt, 256, trains=True, display_name="it")
+            until_read(stage(trains=True), 256, attempt)
