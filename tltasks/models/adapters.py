@@ -141,7 +141,8 @@ def _try_targets(
             )
         return
     idle = {name for name, reason in unfit.items() if reason in IDLE}  # of images, in a model that reads texts alone
-    left = experts | idle
+    towers = {_tower(name) for name in idle} - {_tower(name) for name in names if name not in idle}
+    left = experts | idle | {name for name in layers if _tower(name) in towers}
     whole = sum(it.weight.numel() for name, it in layers.items() if name not in left and not _belongs(name, head))
     meant = sum(layers[name].weight.numel() for name in names if name not in idle)
     reached = meant - sum(layers[name].weight.numel() for name in unfit.keys() - idle)
@@ -239,6 +240,11 @@ def _norms(model: nn.Module, head: list[str]) -> list[str]:
     """Names of the normalisations of the backbone, by their weights: one number for each channel."""
     found = [name.rpartition(".") for name, p in model.named_parameters() if p.ndim == 1 and not _belongs(name, head)]
     return [module for module, _, own in found if own == "weight"]
+
+
+def _tower(name: str) -> str:
+    """The part of a model of several that a layer is in."""
+    return ".".join(name.split(".")[:2])
 
 
 def _belongs(name: str, modules: Iterable[str]) -> bool:
