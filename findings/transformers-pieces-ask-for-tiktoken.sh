@@ -4,7 +4,7 @@
 # `protobuf`. Where either is missing, the error asks for `tiktoken`, which is what is tried next; once that is installed, the
 # vocabulary is read as one of tiktoken's, and the error is about the tokenizer.
 # Seen: "with sentencepiece: ValueError, pip install tiktoken", "with tiktoken: ValueError, no word of protobuf",
-# "with protobuf: T5Tokenizer, ['▁the', '▁cats', '</s>']".
+# "with protobuf: T5Tokenizer, the cats".
 # So a package that reads such checkpoints depends on both, and looks for them itself before it believes the message.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -37,7 +37,8 @@ from transformers import AutoTokenizer
 
 try:
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-    print(f"with {sys.argv[2]}: {type(tokenizer).__name__}, {tokenizer.convert_ids_to_tokens(tokenizer('the cats').input_ids)}")
+    read_back = tokenizer.decode(tokenizer("the cats").input_ids, skip_special_tokens=True)
+    print(f"with {sys.argv[2]}: {type(tokenizer).__name__}, {read_back}")
 except Exception as error:
     asked = re.search(r"pip install \w+", str(error))
     told = asked[0] if asked else ("protobuf" if "protobuf" in str(error) else "no word of protobuf")
@@ -55,5 +56,5 @@ export HF_HUB_OFFLINE=1
 diff - "$folder/seen" <<'SEEN' || { echo "changed: another package is asked for now"; exit 1; }
 with sentencepiece: ValueError, pip install tiktoken
 with tiktoken: ValueError, no word of protobuf
-with protobuf: T5Tokenizer, ['▁the', '▁cats', '</s>']
+with protobuf: T5Tokenizer, the cats
 SEEN
