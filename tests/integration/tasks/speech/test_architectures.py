@@ -201,6 +201,7 @@ def test_settings_that_are_a_models_own_are_read_again(tmp_path: Path) -> None:
     assert getattr(GenerationConfig.from_pretrained(tmp_path), "language", None) == "es"
 
 
+@pytest.mark.exhaustive
 def test_a_loaded_model_takes_several_clips_at_a_time(tmp_path: Path) -> None:
     source, data = save("wav2vec2/large", tmp_path / "large"), save_data(tmp_path / "data", rows=4)
     stage = "{stage: transfer, steps: 1, batch_size: 4, learning_rate: 1e-3}"
