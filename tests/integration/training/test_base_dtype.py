@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from tests.tiny import images, speech, texts, topics
-from tests.tiny.runs import largest_difference, run_recipe, weights
+from tests.tiny.runs import in_processes, largest_difference, run_recipe, weights
 from tltasks.config.loading import load_recipe
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.held import Held, HeldEmbedding, HeldLinear, hold, loading_held, restore
@@ -77,6 +77,14 @@ def test_micro_batches_do_not_change_what_is_learnt_beside_held_weights(tmp_path
     for name, more in (("whole", ""), ("cut", f", {keys}")):
         run_recipe(written(tmp_path, "bert", f"base_dtype: bf16{more}"), tmp_path / name)
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=2e-5)
+
+
+@pytest.mark.exhaustive
+def test_two_processes_learn_the_same_beside_held_weights(tmp_path: Path) -> None:
+    recipe = written(tmp_path, "bert", "base_dtype: bf16")
+    run_recipe(recipe, tmp_path / "one")
+    in_processes(2, recipe, tmp_path / "two")
+    assert largest_difference(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-5
 
 
 def test_a_run_goes_on_exactly_beside_held_weights(tmp_path: Path) -> None:
