@@ -87,6 +87,7 @@ def _wrapped(
             # of ranks that PEFT itself has put there for experts (utils/transformers_weight_conversion.py)
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             wrapped = peft.get_peft_model(model, config)
+        _free_namesakes(wrapped, getattr(config, "modules_to_save", None) or [])
         lend(wrapped)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, MemoryError, OverflowError) as error:
         if "Unknown initialization" in str(error):  # peft 0.21, tuners/lora/layer.py, for convolutions
@@ -478,6 +479,20 @@ def _keep_tied(model: PreTrainedModel, *, said: bool) -> None:
     weight = getattr(model.get_output_embeddings(), "weight", None)
     if weight is not None and sum(p is weight for _, p in model.named_parameters(remove_duplicate=False)) > 1:
         model.config.tie_word_embeddings = said
+
+
+def _free_namesakes(model: peft.PeftModel, head: Sequence[str]) -> None:
+    """Put back modules that PEFT takes for the head, as their names end like its: ModernVBERT's `vision_model.head`.
+
+    It goes by the ends of names (peft 0.21, utils/other.py, `_set_trainable`).
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    base = model.get_base_model()
+    for name, module in list(base.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper) and name not in head:
+            parent, _, own = name.rpartition(".")
+            setattr(base.get_submodule(parent), own, module.original_module)
 
 
 def _with_own_modules(model: peft.PeftModel) -> peft.PeftModel:
