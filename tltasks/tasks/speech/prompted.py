@@ -105,7 +105,7 @@ class PromptedRecogniser(SequenceRecogniser):
         return f"processor(samples{given}, sampling_rate={self.sampling_hz})"
 
     def request(self, clips: Sequence[Samples]) -> dict[str, Tensor]:
-        """What the model is called with for clips, up to where their texts begin."""
+        """Arguments of the model for clips, up to where their texts begin."""
         given = dict(self.asked)
         assert self.processor is not None
         if hasattr(self.processor, "apply_transcription_request"):

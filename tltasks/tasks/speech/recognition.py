@@ -249,7 +249,7 @@ def open_feature_extractor(source: Checkpoint) -> SequenceFeatureExtractor:
 
 
 def open_processor(source: Checkpoint) -> ProcessorMixin | None:
-    """What the checkpoint has around feature extractor and tokenizer, if anything."""
+    """The checkpoint's processor, around its feature extractor and tokenizer, or None."""
     try:
         processor = AutoProcessor.from_pretrained(source.name, **source.arguments())
     except ImportError as error:
@@ -304,7 +304,7 @@ def read_clips(clips: Sequence[Samples], extractor: SequenceFeatureExtractor, *,
 
 
 def mask_of(batch: Mapping[str, Tensor]) -> Tensor:
-    """What tells a clip from its padding, [clips, features or samples]."""
+    """The mask that tells a clip from its padding, [clips, features or samples]."""
     return next(batch[name] for name in MASKS if name in batch)
 
 
@@ -316,7 +316,7 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
 
 
 def inputs_of(batch: Batch) -> Batch:
-    """What the model is called with."""
+    """Those parts of a batch that the model is called with."""
     return {name: values for name, values in batch.items() if name in INPUTS}
 
 
