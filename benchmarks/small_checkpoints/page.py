@@ -68,7 +68,9 @@ def _section(task: str, rows: dict[str, dict[str, Row]]) -> str:
     notes: dict[str, int] = {}
     lines = []
     for name, of in sorted(rows.items(), key=lambda item: (item[0].startswith("timm/"), item[0])):
-        cells = [_cell(name, of.get(method, of.get("all")), notes) for method in methods]
+        cells = [_cell(name, of.get(method), notes) for method in methods]
+        if "all" in of:
+            cells = [_cell(name, of["all"], notes), *[SIGNS[of["all"]["outcome"]]] * (len(methods) - 1)]
         lines.append(f"| {name.removeprefix('transformers/')} | {' | '.join(cells)} |")
     table = [f"| architecture | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}", *lines]
     foot = [f"{number}. {note}" for note, number in notes.items()]
