@@ -220,7 +220,7 @@ def _save_timm(name: str, arguments: dict[str, Any], folder: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=CLASSES, **arguments)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, size, size)}
-    _draw(model)
+    _draw(model, narrow=False)
     save_config_for_hf(model, folder / "config.json", model_args=arguments)
     save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
 
@@ -234,15 +234,17 @@ def _save_weights(build: Callable[[], Any], config: PretrainedConfig, folder: Pa
         config.save_pretrained(folder)
         save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
         return
-    _draw(model)
+    _draw(model, narrow=True)
     model.save_pretrained(folder)
 
 
 @torch.no_grad()
-def _draw(model: nn.Module) -> None:
-    """Weights so large that what an image shows comes through narrow layers; scales of zero would hide all of it."""
+def _draw(model: nn.Module, *, narrow: bool) -> None:
+    """No scales of zero, which would hide the layers before them; and where layers are narrow, weights so large that
+    what an image shows comes through.
+    """
     for parameter in model.parameters():
-        fan_in = parameter.numel() // len(parameter) if parameter.ndim > 1 else 2500
+        fan_in = parameter.numel() // len(parameter) if narrow and parameter.ndim > 1 else 2500
         parameter.add_(fan_in**-0.5 * torch.randn(parameter.shape))
     for module in model.modules():  # MobileViT draws their scales around zero
         if isinstance(module, nn.BatchNorm2d) and float(module.weight.mean()) < 0.5:
