@@ -60,8 +60,10 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
     """The run was told to stop and has saved its state."""
 
 
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What steers a terminal, turns the order of letters or is half a character; line breaks and tabs are neither."""
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""What steers a terminal, turns the order of letters or is no character; line breaks and tabs are neither."""
 
 
 _SECRET = re.compile(

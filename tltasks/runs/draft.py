@@ -7,15 +7,17 @@ import io
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tltasks.config.document import Origin
+from tltasks.config.document import Origin, clip
 from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import parse
+from tltasks.data.folders import some
 from tltasks.data.survey import Column, Survey
-from tltasks.errors import RecipeError
+from tltasks.errors import RecipeError, escaped, printable
 
 MODELS = {
     "image-classification": "google/vit-base-patch16-224-in21k",
@@ -98,29 +100,32 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
     said += survey.notes
     others = [column for column in survey.columns if column not in roles.values()]
     label = survey.columns[roles["label"]] if "label" in roles else None
-    if label is not None and (rare := [f"{value} ({n})" for value, n in label.values.items() if n < RARE]):
+    if label is not None and (rare := [f"{clip(value)} ({n})" for value, n in label.values.items() if n < RARE]):
         said.append(f"classes with fewer than {RARE} rows, of which little can be learnt: {', '.join(rare[:8])}")
     if label is not None and label.kind == "number":
         said.append("the classes are numbers: `class_names: [...]` under `data` gives 0, 1, … their names")
     splits, notes = _splits(survey, [survey.columns[column] for column in others], by_class=label is not None)
     held_by = json.dumps(splits)
     if unused := [column for column in others if json.dumps(column) not in held_by]:
-        said.append(f"not used: the columns {', '.join(unused)}")
+        said.append(f"not used: the columns {some(unused, 20)}")
     checkpoint = {"name": model or MODELS[tag]}
     if tag == "automatic-speech-recognition" and model is None:
         checkpoint["language"] = "en"
         notes.append("not decided is the language of the recordings: the recipe says en")
+    # Names and cells of the data stand in comments: on one line each, lest what they hold become keys of the recipe.
+    said, notes = ([printable(line, lines=False) for line in lines] for lines in (said, notes))
     n_train = int(next(iter(survey.splits.values())) * (1 - sum(_share(value) for value in splits.values())))
     batch = BATCH if n_train >= 10 * BATCH else 4
     epochs = min(20, max(2, round(STEPS * batch / max(1, n_train))))
     source = dict(survey.source) or {"name": f"./{name}.csv"}
+    file = shlex.quote(printable(f"{name}.yaml", lines=False))
     lines = [
         f"# {TASKS[tag].summary}; written by `tltasks init` from a look at the data. Whatever is unset has a default.",
         "#",
         *(f"# - {line}" for line in [*said, *notes]),
         "#",
-        f"#   tltasks run {name}.yaml --dry-run    # opens data and model, and estimates time and memory",
-        f"#   tltasks run {name}.yaml",
+        f"#   tltasks run {file} --dry-run    # opens data and model, and estimates time and memory",
+        f"#   tltasks run {file}",
         f"task: {tag}",
         f"model: {_yaml(checkpoint)}" + ("" if model else "  # or another of the Hub"),
         "data:",
@@ -142,7 +147,7 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
             if splits["validation"]
             else ["    keep: last  # there is no validation split to choose the best weights by"]
         ),
-        f"output: outputs/{name}",
+        f"output: {_yaml(f'outputs/{name}')}",
     ]
     return Draft("\n".join(lines) + "\n", [*said, *notes], _table(survey, folder))
 
@@ -150,7 +155,7 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
 def _say(key: str, column: Column) -> str:
     text = f"`{column.name}` is taken for the {key}"
     if key == "label":
-        common = ", ".join(f"{value} ({n:,})" for value, n in column.values.most_common(5))
+        common = ", ".join(f"{clip(value)} ({n:,})" for value, n in column.values.most_common(5))
         text += f": {len(column.values)} classes, {common}{', …' if len(column.values) > 5 else ''}"
     elif column.kind == "text":
         text += f": {column.length:.0f} characters on average"
@@ -165,8 +170,9 @@ def _choose(survey: Survey, task: str | None) -> tuple[str, dict[str, str]]:
     found = {tag: roles for tag, roles in _possible(survey).items() if task in (None, tag)}
     if len(found) == 1:
         return next(iter(found.items()))
-    held = ", ".join(
-        f"{column.name} ({column.kind}, {len(column.values):,} values)" for column in survey.columns.values()
+    held = some(
+        [f"{clip(column.name)} ({column.kind}, {len(column.values):,} values)" for column in survey.columns.values()],
+        20,
     )
     if not found:
         wanted = f"a {task}" if task else "a task"
@@ -176,7 +182,7 @@ def _choose(survey: Survey, task: str | None) -> tuple[str, dict[str, str]]:
             "and a class, summarisation texts and a shorter one. Write a recipe that names the columns (docs/data.md)."
         )
     ways = "; ".join(
-        f"--task {tag} ({', '.join(f'{k}: {c}' for k, c in roles.items())})" for tag, roles in found.items()
+        f"--task {tag} ({', '.join(f'{k}: {clip(c)}' for k, c in roles.items())})" for tag, roles in found.items()
     )
     raise RecipeError(f"init: the columns could be read in {len(found)} ways. Say which: {ways}.")
 
@@ -263,12 +269,17 @@ def _share(value: object) -> float:
 
 
 def _yaml(value: object) -> str:
-    """A value in one line of YAML."""
+    r"""A value in one line of YAML.
+
+    >>> print(_yaml({"text": "Null", "label": "a\n#\x85b"}))
+    {text: "Null", label: "a\n#\u0085b"}
+    """
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_yaml(one)}" for key, one in value.items()) + "}"
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*", value) and value not in ("null", "true", "false"):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    plain = isinstance(value, str) and re.fullmatch(r"(?:[A-Za-z]|\.{0,2}/)[\w./-]*", value)
+    if plain and plain[0].lower() not in ("null", "true", "false"):
+        return plain[0]
+    return escaped(json.dumps(value, ensure_ascii=False))
 
 
 def _relative(value: object, folder: Path) -> object:

@@ -235,3 +235,21 @@ def test_a_recipe_that_is_there_is_not_overwritten(
     assert "packages.yaml is there already" in capsys.readouterr().err
     assert main(["init", str(pairs(tmp_path)), "--force"]) == 0
     assert load_recipe(Path("packages.yaml")).task == "summarization"
+
+
+def test_names_and_cells_of_data_become_no_keys_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["ham\nhub: {repo: eve/stolen, push: true}\n#", "spam\r\x85\x1b[2J\x9b\ufffeseed: 7"]
+    column, text = 'kind"\n\u2028seed: 8\n# \x85', "Null"
+    rows = [{text: words(30, i), column: names[i % 2], "user\nseed: 9": str(i // 6)} for i in range(240)]
+    pd.DataFrame(rows).to_json(tmp_path / "mail.jsonl", orient="records", lines=True)
+    assert main(["init", str(tmp_path / "mail.jsonl"), "--output", "r\nseed: 5 #.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert not set(said) & {"\r", "\x1b", "\x85", "\x9b"}
+    recipe = load_recipe(Path("r\nseed: 5 #.yaml"))
+    assert recipe.hub.repo is None
+    assert recipe.seed == 0
+    splits = opened(recipe)
+    assert {label for split in splits.values() for label in split.rows["label"]} == {name.strip() for name in names}
