@@ -89,10 +89,21 @@ def _whole_groups(groups: Sequence[str], labels: Sequence[str] | None, share: fl
 
 
 def _values(train: Split, key: str, where: str, column: str) -> list[str]:
-    values = [None if value is None else str(value) for value in train.rows[key][:]]
+    values = [_told(value) for value in train.rows[key][:]]
     if missing := values.count(None):
         raise DataError(f"{where}: {missing:,} rows have no `{column}`; fill it in, or drop them.")
     return [value or "" for value in values]
+
+
+def _told(value: object) -> str | None:
+    """A value such that equal ones are equal, however they are written: 7 and 7.0, names with spaces around them.
+
+    >>> _told(7.0), _told(" p7 "), _told(float("nan")), _told(" ")
+    ('7', 'p7', None, None)
+    """
+    if isinstance(value, float):
+        return None if value != value else str(int(value)) if value.is_integer() else str(value)
+    return None if value is None else str(value).strip() or None
 
 
 def _fold(

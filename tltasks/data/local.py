@@ -44,7 +44,7 @@ from tltasks.runtime.files import whole_file
 
 Tables = dict[str, datasets.Dataset]
 ROWS_AT_ONCE = 1000
-READER = 1
+READER = 2
 """Part of the key of stored tables: to be raised when rows are read in another way."""
 
 
@@ -133,8 +133,14 @@ def _converted(file: Path, columns: Mapping[str, str], kind: str | None) -> Iter
         for place, row in read_rows(file, list(dict.fromkeys(columns.values())), kind=kind):
             found = converted(row, columns, place)
             for column in (column for key, column in columns.items() if key in SUFFIXES):
-                found[column] = found[column] and os.path.join(file.parent, str(found[column]))  # noqa: PTH118
+                found[column] = found[column] and _path_of(str(found[column]), file.parent)
             yield found | {ROW_NAME: f"{file.name}{place}"}
+
+
+def _path_of(path: str, folder: Path) -> str:
+    """A path of a table in `folder`, also one that was written on Windows."""
+    found = os.path.join(folder, path)  # noqa: PTH118
+    return os.path.join(folder, path.replace("\\", "/")) if "\\" in path and not os.path.exists(found) else found  # noqa: PTH110, PTH118
 
 
 def converted(row: Row | DataError, columns: Mapping[str, str], place: str) -> Row:

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -39,6 +39,8 @@ class Column:
     values: Counter[str] = field(default_factory=Counter)
     letters: int = 0
     missing: int = 0
+    fractions: int = 0
+    """Numbers that are no whole ones."""
 
     def add(self, value: object, kind: Kind | None) -> None:
         if kind is None:
@@ -48,6 +50,7 @@ class Column:
         if kind in ("text", "number"):
             text = str(value).strip()
             self.letters += len(text)
+            self.fractions += kind == "number" and not float(text).is_integer()
             if len(self.values) < MOST_VALUES or text in self.values:
                 self.values[text] += 1
 
@@ -85,6 +88,26 @@ class Survey:
     notes: list[str] = field(default_factory=list)
     listing: list[dict[str, str]] = field(default_factory=list)
     """Rows that a table is to be written of, since no table or folder names what the files are."""
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """Columns by split."""
+    files: dict[str, list[str]] = field(default_factory=dict)
+    """Tables by split, where they are files of a folder."""
+
+    def of_splits_with(self, columns: Iterable[str]) -> Survey:
+        """The splits that have these columns, and notes on the others, which a recipe then does not name."""
+        wanted = list(columns)
+        lacks = {split: missing for split, names in self.names.items() if (missing := set(wanted) - set(names))}
+        if not lacks:
+            return self
+        notes = [f"left out is the split {split}, which has no {some(sorted(lacks[split]))}" for split in lacks]
+        files = {split: names for split, names in self.files.items() if split not in lacks}
+        kind = {format_of(file) for names in files.values() for file in names}
+        return replace(
+            self,
+            source={"name": kind.pop(), "files": files} if len(kind) == 1 else self.source,
+            splits={split: n for split, n in self.splits.items() if split not in lacks},
+            notes=[*self.notes, *notes],
+        )
 
 
 def survey(place: str) -> Survey:
@@ -156,6 +179,7 @@ def _of_files(source: dict[str, object], groups: Mapping[str, Sequence[Path]], n
         return _of_tables(source, open_files(groups, {}, kind=None), notes)
     splits: dict[str, int] = {}
     columns: dict[str, Column] = {}
+    names: dict[str, list[str]] = {}
     for split in in_order(groups):
         counted = 0
 
@@ -172,9 +196,12 @@ def _of_files(source: dict[str, object], groups: Mapping[str, Sequence[Path]], n
         found = _look(islice(left, MOST_ROWS), groups[split][0].parent)
         for _ in left:
             pass
-        splits[split] = counted
+        splits[split], names[split] = counted, [*found]
         columns = columns or found
-    return Survey(source, splits, columns, notes)
+    files = {split: [str(file) for file in groups[split]] for split in splits}
+    return Survey(
+        source, splits, columns, notes, names=names, files=files if Path(str(source["name"])).is_dir() else {}
+    )
 
 
 def _of_tables(source: dict[str, object], opened: Opened, notes: Sequence[str] = ()) -> Survey:
@@ -200,7 +227,8 @@ def _of_tables(source: dict[str, object], opened: Opened, notes: Sequence[str] =
                 yield {c: names[c].int2str(v) if c in names and v is not None and v >= 0 else v for c, v in row.items()}
 
         columns |= _look(named(), folder)
-    return Survey(source, splits, columns, [*opened.notes, *notes])
+    present = {split: opened.tables[split].column_names for split in splits}
+    return Survey(source, splits, columns, [*opened.notes, *notes], names=present)
 
 
 def _is_large(feature: object) -> bool:
@@ -232,7 +260,7 @@ _MAGIC: dict[bytes, Kind] = {
 
 def _kind_of(value: object, folder: Path) -> Kind | None:
     """The kind of a cell; None for an empty one."""
-    if value is None or value == "" or value != value:  # no number
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):  # no number
         return None
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value.get("bytes") or value.get("path")
@@ -284,7 +312,7 @@ def _texts_beside(folder: Path, files: list[str]) -> tuple[str, dict[str, str], 
     return "text", found, "the .txt file beside each"
 
 
-_LISTED = re.compile(r"\s*(?P<name>[^:|\t]+?)\s*[:|\t]\s*(?P<text>.+?)\s*")
+_LISTED = re.compile(r"\s*(?P<name>[^:|\t]+?)\s*[:|\t]\s*(?P<text>[^|\t]+?)\s*")
 
 
 def _listed_texts(folder: Path, files: list[str]) -> tuple[str, dict[str, str], str]:

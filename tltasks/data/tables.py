@@ -258,7 +258,9 @@ def as_label(value: object) -> str | int | None:
 
 def as_value(value: object) -> str | None:
     """A cell of which it matters alone which others it equals, or comes before."""
-    return None if value is None or value == "" else str(value)
+    if isinstance(value, float) and value.is_integer():  # as pandas writes whole numbers beside blanks
+        value = int(value)
+    return None if value is None or value == "" or value != value else str(value)
 
 
 def as_path(value: object) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tltasks.config.document import Origin, clip
 from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import parse
-from tltasks.data.folders import some
+from tltasks.data.folders import SPLITS, some
 from tltasks.data.survey import Column, Survey
 from tltasks.errors import RecipeError, escaped, printable
 
@@ -68,9 +68,13 @@ GROUP_NAMES = {
     "document",
     "case",
 }
+MAX_BAD_SHARE = 0.01
+"""The default of `data.max_bad_share`."""
 LONG = 12
 """Characters on average from which a column is read as text."""
 RARE = 5
+MOST_NUMBERS = 20
+"""Different numbers that a column may have to be taken for classes, unless it is called so."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +99,16 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
     Raises RecipeError where they tell none, or several.
     """
     tag, roles = _choose(survey, task)
+    survey = survey.of_splits_with(roles.values())
     said = [f"{sum(survey.splits.values()):,} rows: " + ", ".join(f"{n:,} in {s}" for s, n in survey.splits.items())]
     said += [_say(key, survey.columns[column]) for key, column in roles.items()]
     said += survey.notes
     others = [column for column in survey.columns if column not in roles.values()]
     label = survey.columns[roles["label"]] if "label" in roles else None
-    if label is not None and (rare := [f"{clip(value)} ({n})" for value, n in label.values.items() if n < RARE]):
-        said.append(f"classes with fewer than {RARE} rows, of which little can be learnt: {', '.join(rare[:8])}")
-    if label is not None and label.kind == "number":
-        said.append("the classes are numbers: `class_names: [...]` under `data` gives 0, 1, … their names")
+    said += _of_classes(label) if label is not None else []
     splits, notes = _splits(survey, [survey.columns[column] for column in others], by_class=label is not None)
     held_by = json.dumps(splits)
-    if unused := [column for column in others if json.dumps(column) not in held_by]:
+    if unused := [column for column in others if column.strip() and json.dumps(column) not in held_by]:
         said.append(f"not used: the columns {some(unused, 20)}")
     checkpoint = {"name": model or MODELS[tag]}
     if tag == "automatic-speech-recognition" and model is None:
@@ -153,13 +155,29 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
 
 
 def _say(key: str, column: Column) -> str:
-    text = f"`{column.name}` is taken for the {key}"
+    text = f"`{clip(column.name)}` is taken for the {key}"
     if key == "label":
         common = ", ".join(f"{clip(value)} ({n:,})" for value, n in column.values.most_common(5))
         text += f": {len(column.values)} classes, {common}{', …' if len(column.values) > 5 else ''}"
     elif column.kind == "text":
         text += f": {column.length:.0f} characters on average"
-    return text + (f"; missing in {column.missing:,} rows" if column.missing else "")
+    if column.missing:
+        text += f"; missing in {column.missing:,} rows"
+    if column.missing > MAX_BAD_SHARE * (column.rows + column.missing):
+        text += f", more than the {MAX_BAD_SHARE:.0%} that a run leaves out: drop them, or raise `max_bad_share`"
+    if column.name in column.values:
+        text += f"; `{clip(column.name)}` is a value of it, too: has the table a header?"
+    return text
+
+
+def _of_classes(label: Column) -> list[str]:
+    """What is odd about the classes of a column."""
+    said = []
+    if rare := [f"{clip(value)} ({n})" for value, n in label.values.items() if n < RARE]:
+        said.append(f"classes with fewer than {RARE} rows, of which little can be learnt: {', '.join(rare[:8])}")
+    if label.kind == "number":
+        said.append("the classes are numbers: `class_names: [...]` under `data` gives 0, 1, … their names")
+    return said
 
 
 # ----------------------------------------------------------------------------------------------- the task
@@ -180,6 +198,7 @@ def _choose(survey: Survey, task: str | None) -> tuple[str, dict[str, str]]:
             f"init: the columns do not tell what {wanted} would need. There are: {held}. Image classification needs "
             "images and a class for each, speech recognition recordings and what is said, text classification texts "
             "and a class, summarisation texts and a shorter one. Write a recipe that names the columns (docs/data.md)."
+            + "".join(f"\n- {printable(note, lines=False)}" for note in survey.notes)
         )
     ways = "; ".join(
         f"--task {tag} ({', '.join(f'{k}: {clip(c)}' for k, c in roles.items())})" for tag, roles in found.items()
@@ -194,9 +213,7 @@ def _possible(survey: Survey) -> dict[str, dict[str, str]]:
         (c for c in columns if c.kind == "text" and c.length >= LONG and not c.repeats), key=lambda c: -c.length
     )
     spoken = _best([c for c in columns if c.kind == "text"], TEXT_NAMES)
-    label = _best(
-        [c for c in columns if c.kind in ("text", "number") and c.repeats and c.length <= 5 * LONG], LABEL_NAMES
-    )
+    label = _best([c for c in columns if _is_of_classes(c)], LABEL_NAMES)
     if len(media["image"]) == 1:
         return {"image-classification": {"image": media["image"][0], "label": label.name}} if label else {}
     if len(media["audio"]) == 1:
@@ -210,6 +227,17 @@ def _possible(survey: Survey) -> dict[str, dict[str, str]]:
     if label is not None and texts:
         found["text-classification"] = {"text": texts[0].name, "label": label.name}
     return found
+
+
+def _is_of_classes(column: Column) -> bool:
+    """True for values that come again and are short; of numbers for whole ones, few of them unless they are named so.
+
+    Others are counts, prices and scores.
+    """
+    if column.kind not in ("text", "number") or not column.repeats or column.length > 5 * LONG:
+        return False
+    few = len(column.values) <= MOST_NUMBERS or bool(_words(column.name) & LABEL_NAMES)
+    return column.kind == "text" or (few and not column.fractions)
 
 
 def _best(columns: Sequence[Column], names: set[str]) -> Column | None:
@@ -231,27 +259,31 @@ def _words(name: str) -> set[str]:
 
 def _splits(survey: Survey, others: Sequence[Column], *, by_class: bool) -> tuple[dict[str, object], list[str]]:
     """Splits as a recipe names them, and why."""
-    names, notes = list(survey.splits), list[str]()
-    train = "train" if "train" in names else names[0]
+    notes = list[str]()
+    train = "train" if "train" in survey.splits else next(iter(survey.splits))
+    others_of = [name for name in survey.splits if name != train]
+    names = {kind: name for name in reversed(others_of) if (kind := SPLITS.get(name.casefold())) not in (None, "train")}
     n_rows = survey.splits[train]
     group = next((c for c in others if _words(c.name) & GROUP_NAMES and 5 <= len(c.values) <= n_rows / 1.5), None)
     held: object = HELD_OUT if group is None else {"share": HELD_OUT, "group": group.name}
+    if group is not None and group.missing:
+        notes.append(f"{group.missing:,} rows have no `{group.name}`: fill it in, or drop them; a run asks for it")
     if group is not None and "test" not in names:
         notes.append(f"rows of one `{group.name}` stay together: held out are whole ones of the {len(group.values):,}")
     elif again := [c.name for c in others if c.kind == "text" and 5 <= len(c.values) <= n_rows / 1.5]:
         notes.append(f"values of {', '.join(again)} come again: if such rows belong together, hold out by group")
     splits: dict[str, object] = {} if train == "train" else {"train": train}
     if "test" in names:
-        splits["validation"] = "validation" if "validation" in names else 0.1 if n_rows >= FEW_ROWS else None
+        splits["validation"] = names.get("validation", 0.1 if n_rows >= FEW_ROWS else None)
+        splits |= {} if names["test"] == "test" else {"test": names["test"]}
     elif "validation" in names:
         notes.append("there is no test split: the validation split is what is reported, and nothing is chosen by it")
-        return {**splits, "validation": 0.1 if n_rows >= FEW_ROWS else None, "test": "validation"}, notes
+        return {**splits, "validation": 0.1 if n_rows >= FEW_ROWS else None, "test": names["validation"]}, notes
     else:
         splits |= {"validation": _scaled(held, 0.1) if n_rows >= FEW_ROWS else None, "test": held}
-        notes.append(
-            f"a test set of {HELD_OUT:.0%} is held out, " + ("by group" if group else "each class in proportion")
-        )
-    if extra := [name for name in names if name not in (train, "validation", "test")]:
+        how = "by group" if group else "each class in proportion" if by_class else "drawn by chance"
+        notes.append(f"a test set of {HELD_OUT:.0%} is held out, {how}")
+    if extra := [name for name in others_of if name not in names.values()]:
         notes.append(f"other splits, which may be scored as `extra_test`: {', '.join(extra)}")
     return splits, notes
 
@@ -275,7 +307,7 @@ def _yaml(value: object) -> str:
     {text: "Null", label: "a\n#\u0085b"}
     """
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_yaml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(one)}" for key, one in value.items()) + "}"
     plain = isinstance(value, str) and re.fullmatch(r"(?:[A-Za-z]|\.{0,2}/)[\w./-]*", value)
     if plain and plain[0].lower() not in ("null", "true", "false"):
         return plain[0]
@@ -286,6 +318,8 @@ def _relative(value: object, folder: Path) -> object:
     """Paths as the recipe's folder sees them; Hub ids as they are."""
     if isinstance(value, list):
         return [_relative(one, folder) for one in value]
+    if isinstance(value, dict):
+        return {key: _relative(one, folder) for key, one in value.items()}
     path = Path(str(value)).expanduser()
     if not path.exists():
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,41 @@ def patients(place: Path) -> Path:
     return place / "notes.csv"
 
 
+def unlabelled_test(place: Path) -> Path:
+    rows = [{"text": words(20, i), "label": "ab"[i % 2]} for i in range(300)]
+    (place / "contest").mkdir()
+    pd.DataFrame(rows).to_csv(place / "contest" / "train.csv", index=False)
+    pd.DataFrame(rows)[["text"]].to_csv(place / "contest" / "test.csv", index=False)
+    pd.DataFrame({"id": [1, 2], "label": ["a", "b"]}).to_csv(place / "contest" / "sample_submission.csv", index=False)
+    return place / "contest"
+
+
+def _saved(place: Path, **sizes: int) -> Path:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y"])})
+    splits = {
+        name: datasets.Dataset.from_list([{"text": words(20, i), "label": i % 2} for i in range(n)], features=features)
+        for name, n in sizes.items()
+    }
+    datasets.DatasetDict(splits).save_to_disk(str(place / "saved"))
+    return place / "saved"
+
+
+def only_a_test_split(place: Path) -> Path:
+    return _saved(place, test=300)
+
+
+def dev_and_eval(place: Path) -> Path:
+    return _saved(place, train=60, dev=20, eval=20)
+
+
+def windows_paths(place: Path) -> Path:
+    for i in range(40):
+        picture(place / "trees" / "sub" / f"{i}.png", i)
+    rows = [{"path": f"sub\\{i}.png", "species": ["oak", "elm"][i % 2]} for i in range(40)]
+    pd.DataFrame(rows).to_csv(place / "trees" / "trees.csv", index=False)
+    return place / "trees"
+
+
 @pytest.mark.parametrize(
     ("make", "task", "rows", "column"),
     [
@@ -125,6 +161,10 @@ def patients(place: Path) -> Path:
         (structs, "image-classification", {"train": 48, "test": 12}, ("label", {"a", "b", "c"})),
         (labels_in_names, "image-classification", {"train": 32, "test": 8}, ("label", {"cat", "big dog"})),
         (three_folders, "image-classification", {"train": 40, "validation": 12, "test": 12}, ("label", {"oak", "elm"})),
+        (unlabelled_test, "text-classification", {"train": 210, "validation": 30, "test": 60}, ("label", {"a", "b"})),
+        (only_a_test_split, "text-classification", {"train": 210, "validation": 30, "test": 60}, ("label", {"x", "y"})),
+        (dev_and_eval, "text-classification", {"train": 60, "validation": 20, "test": 20}, ("label", {"x", "y"})),
+        (windows_paths, "image-classification", {"train": 32, "test": 8}, ("label", {"oak", "elm"})),
         (patients, "text-classification", {"train": 168, "validation": 24, "test": 48}, ("label", {"flu", "cold"})),
     ],
 )
@@ -152,10 +192,24 @@ def test_data_as_found_become_a_recipe_that_opens_them(
     assert sum(len(split.rows) for split in splits.values()) == sum(rows.values())
     key, expected = column
     for split in splits.values():
+        assert all(Path(path).is_file() for path in split.rows[:].get("image", []) if isinstance(path, str))
         feature = split.rows.features[key]
         found = [feature.int2str(v) if isinstance(feature, datasets.ClassLabel) else v for v in split.rows[key]]
         assert all(value not in (None, "") for value in found)
         assert expected is None or set(found) == expected
+
+
+def test_a_patient_written_in_several_ways_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": words(30, i), "label": "ab"[i % 2], "patient": [i // 6, i // 6 * 1.0][i % 2]} for i in range(240)]
+    spaced = [row | {"patient": f"p{i // 6}{' ' * (i % 2)}"} for i, row in enumerate(rows)]
+    (tmp_path / "numbers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pd.DataFrame(spaced).to_parquet(tmp_path / "spaces.parquet")
+    texts = {words(30, i): i // 6 for i in range(240)}
+    for name in ("numbers.jsonl", "spaces.parquet"):
+        assert main(["init", name, "--output", f"{name}.yaml"]) == 0
+        splits = opened(load_recipe(Path(f"{name}.yaml"))).values()
+        assert sum(len({texts[text] for text in split.rows["text"]}) for split in splits) == 40
 
 
 def opened(recipe: Recipe) -> dict[str, Split]:
@@ -197,6 +251,30 @@ def nothing(place: Path) -> Path:
     return place / "numbers.csv"
 
 
+def scores(place: Path) -> Path:
+    pd.DataFrame([{"text": words(20, i), "score": i % 37 / 10} for i in range(200)]).to_csv(
+        place / "s.csv", index=False
+    )
+    return place / "s.csv"
+
+
+def votes(place: Path) -> Path:
+    pd.DataFrame([{"text": words(20, i), "votes": i % 67} for i in range(200)]).to_csv(place / "v.csv", index=False)
+    return place / "v.csv"
+
+
+def too_deep(place: Path) -> Path:
+    for i in range(20):
+        picture(place / "photos" / "ab"[i % 2] / "more" / f"{i}.png", i)
+    return place / "photos"
+
+
+def lines_of_three(place: Path) -> Path:
+    lines = [f"{clip(place / 'voices' / f'{i}.wav').name}|{i % 3}|{words(4, i)}" for i in range(20)]
+    (place / "voices" / "list.txt").write_text("\n".join(lines))
+    return place / "voices"
+
+
 def no_labels(place: Path) -> Path:
     for i in range(20):
         picture(place / "photos" / f"{i:04d}.png", i)
@@ -208,6 +286,10 @@ def no_labels(place: Path) -> Path:
     [
         (nothing, "the columns do not tell what a task would need. There are: a (number, 20 values)"),
         (no_labels, "the columns do not tell what a task would need. There are: image (image"),
+        (scores, "score (number, 37 values)"),
+        (votes, "votes (number, 67 values)"),
+        (too_deep, "a class is the folder just below its split"),
+        (lines_of_three, "There are: audio (audio, 0 values)"),
         (lambda place: place / "nowhere.csv", "there is no such folder or file"),
         (lambda place: place, "error: "),
     ],
