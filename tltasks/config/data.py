@@ -91,6 +91,9 @@ class Splits(Section):
     one by a column, such as `{share: 0.1, group: speaker}`."""
     test: str | HeldOut | HeldOutRows | None = "test"
     """Split of the headline; or a share held out of `train`, by a column or not."""
+    set_aside: HeldOut | HeldOutRows | None = None
+    """Share held out of `train` that nothing reads. Searches have the recipe's share `test` here: its rows choose no
+    setting."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Seed that shares held out are drawn with. Unset: the recipe's; in an experiment the first of its `seeds`, for all
     trials."""
@@ -98,20 +101,25 @@ class Splits(Section):
     def conflicts(self) -> Iterator[Conflict]:
         for name, rows in self.held_by.items():
             if text := rows.fault:
-                yield Conflict(text, (name,))
+                yield Conflict(text, (name if self.set_aside is None else "set_aside",))
+        if self.set_aside is not None and self.test is not None:
+            yield Conflict("rows that are set aside stand in the place of `test`, which is to be null", ("set_aside",))
 
     @property
     def shares(self) -> dict[str, float]:
         """Shares held out of `train`, by split."""
-        given = {"validation": self.validation, "test": self.test}
+        given = self._held
         held = {name: rows.size if isinstance(rows, HeldOutRows) else rows for name, rows in given.items()}
         return {name: share for name, share in held.items() if isinstance(share, float)}
 
     @property
     def held_by(self) -> dict[str, HeldOutRows]:
         """Shares held out of `train` by a column, by split."""
-        given = {"validation": self.validation, "test": self.test}
-        return {name: rows for name, rows in given.items() if isinstance(rows, HeldOutRows)}
+        return {name: rows for name, rows in self._held.items() if isinstance(rows, HeldOutRows)}
+
+    @property
+    def _held(self) -> dict[str, str | float | HeldOutRows | None]:
+        return {"validation": self.validation, "test": self.test if self.set_aside is None else self.set_aside}
 
 
 class Source(Named):

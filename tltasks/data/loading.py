@@ -83,6 +83,8 @@ def load_splits(
         place = locate(f"splits.{name}")
         held = hold_out(splits["train"], n_held, place, seed=drawn_with, label=label, by=rows, key=key)
         splits["train"], splits[name] = held[0], dataclasses.replace(held[1], name=name)
+    if wanted.set_aside is not None:
+        splits.pop("test")
     for name, split in splits.items():
         splits[name] = dataclasses.replace(
             split, rows=split.rows.remove_columns(sorted(by.keys() & set(split.rows.column_names)))

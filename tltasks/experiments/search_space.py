@@ -110,7 +110,9 @@ class BaseRecipe:
         if not tests:
             for data in [value.get("data"), *(stage.get("data") for stage in value.get("stages") or [])]:
                 if isinstance(data, dict):
-                    data["splits"] = {**(data.get("splits") or {}), "test": None}
+                    splits = data.get("splits") or {}
+                    held = {"set_aside": splits["test"]} if isinstance(splits.get("test"), float | dict) else {}
+                    data["splits"] = {**splits, "test": None, **held}
                     for key in ("extra_test", "corruptions"):
                         data.pop(key, None)
         recipe, problems = read_recipe(document, check_files=True)

@@ -113,9 +113,12 @@ def _short(recipe: Recipe, number: int) -> Recipe:
     )
     assert alone.data is not None
     splits = alone.data.splits
+    held = splits.set_aside if splits.test is None or isinstance(splits.test, str) else splits.test
     data = alone.data.model_copy(
         update={
-            "splits": splits.model_copy(update={"test": None, "validation": splits.validation or VALIDATION}),
+            "splits": splits.model_copy(
+                update={"test": None, "set_aside": held, "validation": splits.validation or VALIDATION}
+            ),
             "extra_test": {},
             **({"corruptions": None} if hasattr(alone.data, "corruptions") else {}),
         }

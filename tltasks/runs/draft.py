@@ -171,7 +171,7 @@ def _say(key: str, column: Column) -> str:
 
 
 def _of_classes(label: Column) -> list[str]:
-    """What is odd about the classes of a column."""
+    """Lines on odd classes of a column."""
     said = []
     if rare := [f"{clip(value)} ({n})" for value, n in label.values.items() if n < RARE]:
         said.append(f"classes with fewer than {RARE} rows, of which little can be learnt: {', '.join(rare[:8])}")

@@ -497,6 +497,7 @@ def every_key(parts: dict[str, type[BaseModel]]) -> Iterator[str]:
 
 
 CHANGED = {
+    "set_aside": "0.375",
     **dict.fromkeys(("name", "config", "revision", "dir", "files", "split", "train", "test"), "other"),
     **dict.fromkeys(("image", "label", "audio", "text", "segments"), "other"),
     **dict.fromkeys(("model.language", "stages.1.model.language"), "xx"),
@@ -608,6 +609,21 @@ BEFORE = {
         for at in ("", "stages.1.")
         for split in ("test", "validation")
         for key in ("fold", "folds")
+    },
+    **{
+        f"{at}data.splits.set_aside{key}": [
+            *(["stages.1.data={name: x/y}"] if at else []),
+            f"{at}data.splits={{test: null, validation: 0.1, set_aside: {rows}}}",
+        ]
+        for at in ("", "stages.1.")
+        for key, rows in (
+            ("", "0.25"),
+            (".share", "{share: 0.25, group: x}"),
+            (".group", "{share: 0.25, group: x}"),
+            (".ordered_by", "{share: 0.25, ordered_by: x}"),
+            (".fold", "{fold: 0, folds: 5}"),
+            (".folds", "{fold: 0, folds: 5}"),
+        )
     },
     "stages.1.model.prompt": ["stages.1.model={name: x/y}"],
     **{f"stages.1.adapt.{m}": [f"stages.1.adapt={{{m}: {{}}}}"] for m in ("lora", "dora", "adalora", "ia3", "prompt")},

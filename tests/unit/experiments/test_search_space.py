@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.tiny.experiments import write_search
+from tltasks.data.loading import load_splits
 from tltasks.errors import RecipeError
 from tltasks.experiments.search_space import load_search
+from tltasks.experiments.successive_halving import _short
 
 
 @pytest.fixture
@@ -44,3 +46,28 @@ def test_a_trial_has_no_test_set(place: Path, tmp_path: Path) -> None:
     assert getattr(trial.recipe.data, "corruptions", None) is None
     assert trial.levels == {"trial": "4"}
     assert search.space.keys() == {"stages.0.learning_rate", "stages.0.batch_size", "stages.0.weight_decay"}
+
+
+@pytest.mark.parametrize("held", [0.25, {"share": 0.25, "group": "author"}])
+def test_rows_held_out_as_test_set_choose_no_setting(held: object, tmp_path: Path) -> None:
+    lines = [f"text number {i},{'ab'[i % 2]},{i // 4}" for i in range(80)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label,author", *lines]))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text("{}")
+    recipe = {
+        "task": "text-classification",
+        "model": {"name": str(tmp_path / "bert")},
+        "data": {"name": str(tmp_path / "rows.csv"), "splits": {"validation": 0.2, "test": held}},
+        "stages": [{"stage": "transfer", "steps": 1, "learning_rate": 1e-3}],
+    }
+    space = {"stages.0.learning_rate": [1e-3, 1e-2]}
+    _, base = load_search({"recipe": recipe, "space": space, "trials": 2, "output": str(tmp_path / "out")})
+    whole, searched = (base.changed({}, tests=True), base.trial(0, {"stages.0.learning_rate": 1e-2}).recipe)
+    assert whole.data is not None
+    texts = {name: set(split.rows["text"]) for name, split in load_splits(whole.data, seed=0, label="label").items()}
+    for short in (searched, _short(whole, 0)):
+        assert short.data is not None
+        found = load_splits(short.data, seed=0, label="label")
+        assert {name: set(split.rows["text"]) for name, split in found.items()} == {
+            name: texts[name] for name in ("train", "validation")
+        }
