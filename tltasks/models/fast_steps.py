@@ -49,9 +49,10 @@ def one_pass(model: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(layer: LoraLinear) -> bool:
-    """Tell one low-rank update, as Hu et al. have it, of a linear layer that is not transposed."""
+    """Tell one low-rank update, as Hu et al. have it, of a frozen linear layer that is not transposed."""
     return (
         type(layer.base_layer) in {nn.Linear, HeldLinear}
+        and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
         and list(layer.lora_A) == layer.active_adapters
         and len(layer.lora_A) == 1
         and not layer.lora_variant

@@ -73,6 +73,14 @@ def test_one_pass_is_as_near_to_fp32_as_peft_is(held: bool) -> None:
         assert ours[1][name].dtype == torch.float32
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_are_trained_beside_the_adapter_get_their_gradients(bias: str) -> None:
+    model = adapted(bias=bias)
+    ours, theirs = (gradients(model, fast=fast)[1] for fast in (True, False))
+    assert "base_model.model.left.base_layer.bias" in ours
+    assert ours.keys() == theirs.keys()
+
+
 def test_less_is_kept_for_the_backward_pass() -> None:
     kept = []
     for fast in (False, True):
