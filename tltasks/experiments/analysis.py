@@ -26,7 +26,8 @@ from tltasks.experiments.statistics import (
     moderated,
     transfer_verdict,
 )
-from tltasks.experiments.trials import Levels, TargetScore, TrialRecord
+from tltasks.experiments.trials import Levels, TargetScore, TrialRecord, trial_folder
+from tltasks.metrics.classification import class_row_scores
 from tltasks.results.result import UNKNOWN
 
 Floats = NDArray[np.float64]
@@ -198,17 +199,24 @@ def _whole(
         if len(group) < (n_folds or 1):
             continue
         read = [_read(record, output) for record in group]
-        yield (group[0], read[0]) if len(group) == 1 else _together(group, read)
+        yield (group[0], read[0]) if len(group) == 1 else _together(group, read, output)
 
 
-def _together(folds: list[TrialRecord], read: list[dict[str, Floats]]) -> tuple[TrialRecord, dict[str, Floats]]:
+def _together(
+    folds: list[TrialRecord], read: list[dict[str, Floats]], output: Path
+) -> tuple[TrialRecord, dict[str, Floats]]:
     """One record of all folds: the rows of their test sets in a row; of one that all share, their mean."""
     scores: dict[str, Floats] = {}
     targets: dict[str, TargetScore] = {}
     for name in read[0]:
         parts, told = [part[name] for part in read], [record.targets[name].fingerprint for record in folds]
         shared = len(set(told)) == 1
-        scores[name] = np.mean(parts, axis=0) if shared else np.concatenate(parts)
+        if shared:
+            scores[name] = np.mean(parts, axis=0)
+        elif folds[0].metric in ("macro_f1", "balanced_accuracy"):  # of all rows, it is no mean of those of the folds
+            scores[name] = _by_classes(folds, name, output)
+        else:
+            scores[name] = np.concatenate(parts)
         value = float(scores[name][:, 0].sum() / scores[name][:, 1].sum())
         fingerprint = told[0] if shared else " ".join(told)
         targets[name] = TargetScore(value, UNKNOWN, len(scores[name]), fingerprint, {folds[0].metric: value})
@@ -220,6 +228,17 @@ def _together(folds: list[TrialRecord], read: list[dict[str, Floats]]) -> tuple[
         fold=None,
     )
     return whole, scores
+
+
+def _by_classes(folds: list[TrialRecord], name: str, output: Path) -> Floats:
+    """Each row's part in a metric over classes, by the predictions of all folds."""
+    files = [
+        trial_folder(output, record.id) / "predictions" / f"{Path(record.row_scores).parts[-2]}-{name}.parquet"
+        for record in folds
+    ]
+    table = pd.concat([pd.read_parquet(file, columns=["prediction", "reference"]) for file in files])
+    numbers = np.unique(table.to_numpy(str), return_inverse=True)[1].reshape(table.shape)
+    return class_row_scores(folds[0].metric, numbers[:, 0], numbers[:, 1])
 
 
 def _read(record: TrialRecord, output: Path) -> dict[str, Floats]:

@@ -1,0 +1,60 @@
+"""Scores of an experiment's folds, taken together."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import save_file
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from tltasks.experiments.analysis import _whole
+from tltasks.experiments.trials import TargetScore, TrialRecord
+from tltasks.metrics.classification import class_row_scores
+
+MEASURES = {
+    "macro_f1": lambda true, chosen: f1_score(true, chosen, average="macro"),
+    "balanced_accuracy": balanced_accuracy_score,
+    "accuracy": lambda true, chosen: float(np.mean(true == chosen)),
+}
+
+
+@pytest.mark.parametrize("metric", MEASURES)
+def test_the_metric_of_folds_is_that_of_all_their_rows(metric: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    true = random.choice(3, 60, p=[0.8, 0.1, 0.1])
+    chosen = np.where(random.random(60) < 0.7, true, random.choice(3, 60))
+    records = []
+    for fold, rows in enumerate(np.array_split(np.arange(60), 5)):
+        part = {"test": class_row_scores(metric, chosen[rows], true[rows])}
+        (tmp_path / "trials" / f"{fold}" / "stages" / "head").mkdir(parents=True)
+        save_file(part, tmp_path / "trials" / f"{fold}" / "stages" / "head" / "rows.safetensors")
+        (tmp_path / "trials" / f"{fold}" / "predictions").mkdir()
+        table = pd.DataFrame({"prediction": chosen[rows].astype(str), "reference": true[rows].astype(str)})
+        table.to_parquet(tmp_path / "trials" / f"{fold}" / "predictions" / "head-test.parquet")
+        target = TargetScore(0.0, (0.0, 1.0), len(rows), f"rows {fold}", {})
+        records.append(
+            TrialRecord(
+                id=str(fold),
+                recipe_sha256="",
+                levels={"method": "head"},
+                seed=0,
+                inputs={},
+                metric=metric,
+                higher_is_better=True,
+                row_scores=f"{fold}/stages/head/rows.safetensors",
+                targets={"test": target},
+                train_examples=48,
+                trained_parameters=1,
+                total_parameters=1,
+                training_seconds=1.0,
+                seconds=1.0,
+                versions={},
+                hardware={},
+                fold=fold,
+            )
+        )
+    ((whole, scores),) = _whole(records, 5, tmp_path)
+    expected = MEASURES[metric](true, chosen)
+    assert whole.targets["test"].value == pytest.approx(expected)
+    assert scores["test"].mean(0) == pytest.approx([expected, 1.0])
