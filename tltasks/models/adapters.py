@@ -56,6 +56,7 @@ def adapt(
         norms = method.peft is not None and method.peft.type.upper() == "LN_TUNING"
         own = _norms(model, head) if norms else targets
         config = _peft_config(method, head=head if new_head else [], targets=own)
+        _check_size(model, method, config)
         if trial is not None:
             _try_targets(model, method, config, trial, head=head, chosen=targets)
         adapted: nn.Module = _wrapped(model, method, config, display_name=display_name, revision=revision)
@@ -72,7 +73,6 @@ def _wrapped(
     import peft
 
     config.revision = revision
-    _check_size(model, method, config)
     if odd := next((name for name, module in model.named_modules() if hasattr(module, "base_layer")), None):
         raise CheckpointError(  # which is how PEFT knows its own layers (peft 0.21, tuners_utils.py)
             f"adapt.{method.method}: PEFT takes {odd or 'the model'} of {type(model).__name__} for a layer of its own, "
