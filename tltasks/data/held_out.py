@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Sequence
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +55,10 @@ def hold_out(
         elif by.group:
             held = _whole_groups(texts, kinds, n_held / n_rows, f"{place}: {train.origin}: `{by.group}`", seed=seed)
         else:
-            held = np.sort(_in_order(texts)[n_rows - n_held :])
+            try:
+                held = np.sort(_in_order(texts)[n_rows - n_held :])
+            except DataError as error:
+                raise DataError(f"{place}: {train.origin}: `{by.ordered_by}` {error}.") from error
     elif label is None:
         from sklearn.model_selection import train_test_split  # a second to import
 
@@ -127,15 +132,37 @@ def _fold(
 
 
 def _in_order(values: Sequence[str]) -> Rows:
-    """Rows in the order of what they hold: of numbers where all are, or else of texts, as dates in ISO 8601 are.
+    """Rows in the order of what they hold: of numbers or of dates and times where all are, or else of texts.
+
+    Raises DataError for dates that are not in ISO 8601, whose order as texts is another.
 
     >>> _in_order(["10", "9.5", "-1"]).tolist(), _in_order(["2024-03-01", "2023-12-31"]).tolist()
     ([2, 1, 0], [1, 0])
+    >>> _in_order(["2024-03-01T09:30+02:00", "2024-03-01T08:00Z"]).tolist()
+    [0, 1]
     """
     try:
         return np.argsort(np.array([float(value) for value in values]), kind="stable")
     except ValueError:
+        pass
+    try:
+        times = [datetime.fromisoformat(value) for value in values]
+    except ValueError:
+        if any(re.match(r"\d+[./-]\d+[./-]\d", value) for value in values):
+            odd = next(value for value in values if not _is_time(value))
+            raise DataError(f"holds {odd!r}; the order of dates is read from ISO 8601, as 2024-03-01") from None
         return np.argsort(np.array(values), kind="stable")
+    if len({time.tzinfo is None for time in times}) > 1:
+        raise DataError("has times with a time zone and without; write all in one way")
+    return np.array(sorted(range(len(times)), key=times.__getitem__), dtype=np.int64)
+
+
+def _is_time(value: str) -> bool:
+    try:
+        datetime.fromisoformat(value)
+    except ValueError:
+        return False
+    return True
 
 
 def draw_held(labels: Sequence[str], n_held: int, *, seed: int) -> Rows:

@@ -111,6 +111,16 @@ def test_the_last_rows_of_an_order_are_held_out_by_numbers_and_by_dates(tmp_path
         assert sorted(number(found["test"])) == list(range(90, 120))
 
 
+def test_times_are_in_order_across_time_zones(tmp_path: Path) -> None:
+    zones = [f"2024-03-{1 + i // 6:02d}T{11 + i % 6 + i % 2 * 5}:00+0{i % 2 * 5}:00" for i in range(120)]
+    dated = [{**row, "day": day} for row, day in zip(visits(), zones, strict=True)]
+    found = load(table(tmp_path, "csv", dated), test={"share": 0.025, "ordered_by": "day"})
+    assert sorted(number(found["test"])) == [117, 118, 119]
+    dated[0]["day"] = "2024-03-01T11:00"
+    with pytest.raises(DataError, match="`day` has times with a time zone and without"):
+        load(table(tmp_path, "csv", dated), test={"share": 0.025, "ordered_by": "day"})
+
+
 def test_a_column_of_the_task_may_be_the_group(tmp_path: Path) -> None:
     twice = [{**row, "text": f"visit {i // 2}"} for i, row in enumerate(visits())]
     splits = load(table(tmp_path, "csv", twice), test={"share": 0.2, "group": "text"})
@@ -124,6 +134,8 @@ def test_a_column_of_the_task_may_be_the_group(tmp_path: Path) -> None:
         ({"patient": None}, {"group": "patient"}, "rows.csv train: 120 rows have no `patient`"),
         ({}, {"group": "patients"}, "no column `patients`; did you mean `patient`"),
         ({}, {"ordered_by": "date"}, "no column `date`"),
+        ({"day": "03/12/2024"}, {"ordered_by": "day"}, "`day` holds '03/12/2024'; the order of dates is read from ISO"),
+        ({"day": "2024-3-1"}, {"ordered_by": "day"}, "`day` holds '2024-3-1'"),
     ],
 )
 def test_a_column_that_cannot_divide_rows_is_an_error(
