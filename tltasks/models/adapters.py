@@ -230,6 +230,12 @@ _UNFIT = {
     **dict.fromkeys(("POLY", "XLORA", "SHADOW"), "combines adapters at each pass, and has no weights to merge"),
 }
 """Methods that this loop would train wrongly or could not save, and why."""
+_OWN_KEYS = {
+    "inference_mode": "what is trained is never frozen",
+    "layer_replication": "a model of layers that share their weights could not be saved as one of its own",
+    "modules_to_save": "beside an adapter a new head is trained whole, and nothing else",
+}
+"""Keys of PEFT's configurations that no recipe sets, and why."""
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -312,6 +318,8 @@ def _any_peft_config(
     for key in keys.keys() - fields:
         hint = did_you_mean(key, fields) or "."
         raise RecipeError(f"adapt.peft.{key}: {known[name].__name__} has no such key{hint}")
+    for key in keys.keys() & _OWN_KEYS.keys():
+        raise RecipeError(f"adapt.peft.{key}: {_OWN_KEYS[key]}; leave the key out.")
     if "target_modules" in fields:
         keys.setdefault("target_modules", targets)
     try:

@@ -299,6 +299,13 @@ def test_targets_by_name_and_further_keys() -> None:
             CheckpointError,
             r"adapt.peft: PEFT cannot adapt ViT",
         ),
+        (
+            {"type": "LORA", "modules_to_save": []},
+            RecipeError,
+            r"peft.modules_to_save: .* new head .* leave the key out",
+        ),
+        ({"type": "LORA", "inference_mode": True}, RecipeError, r"adapt.peft.inference_mode: .* leave the key out"),
+        ({"type": "LORA", "layer_replication": [[0, 1]]}, RecipeError, r"peft.layer_replication: .* leave the key out"),
         ({"type": "OFT", "r": 3, "oft_block_size": 5}, (RecipeError, CheckpointError), r"adapt.peft: "),
     ],
 )
