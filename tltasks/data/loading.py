@@ -73,7 +73,7 @@ def load_splits(
     if mistakes:
         raise DataError("\n".join(mistakes))
     if isinstance(data, ClassData) and data.relabel is not None:
-        splits = relabel(splits, Path(data.relabel), locate("relabel"))
+        splits = relabel(splits, Path(data.relabel), locate("relabel"), class_names=data.class_names)
     n_rows = len(splits["train"].rows) if shares else 0
     for name, share in sorted(shares.items(), key=lambda item: _is_fold(wanted, item[0]), reverse=True):
         n_held = max(1, round(n_rows * share))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -28,7 +29,9 @@ def _labels(rows: datasets.Dataset) -> list[str | None]:
     return [None if label is None else str(label) for label in labels]
 
 
-def relabel(splits: dict[str, Split], table: Path, place: str) -> dict[str, Split]:
+def relabel(
+    splits: dict[str, Split], table: Path, place: str, *, class_names: Sequence[str] | None
+) -> dict[str, Split]:
     """The splits with the labels of a table of the columns `path` and `label`, from which `notes` count the changes.
 
     Raises DataError for a table that names other rows, a row without a label, or a label that no row has.
@@ -38,12 +41,14 @@ def relabel(splits: dict[str, Split], table: Path, place: str) -> dict[str, Spli
         for line, row in read_rows(table, ["path", "label"]):
             if isinstance(row, DataError):
                 raise DataError(f"{line} {row}")
+            if str(row["path"]) in given:
+                raise DataError(f"{line} is about {row['path']} again")
             given[str(row["path"])] = row["label"]
     except UNREADABLE as error:
         raise DataError(f"{place}: {table.name}: {error if isinstance(error, DataError) else why(error)}") from error
     if empty := [name for name, label in given.items() if label is None or not str(label).strip()]:
         raise DataError(f"{place}: {table.name}: gives no label to {some(empty)}; fill it in, or leave the row out.")
-    unknown, found, known = set(given), dict(splits), set[str]()
+    unknown, found, known = set(given), dict(splits), set(class_names or ())
     for name, split in splits.items():
         named = ROW_NAME in split.rows.column_names
         if "label" not in split.rows.column_names or not (named or name == "train"):  # others have the same numbers

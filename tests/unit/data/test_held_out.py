@@ -15,6 +15,7 @@ from tltasks.data.held_out import draw_held
 from tltasks.data.loading import load_splits
 from tltasks.data.splits import Split
 from tltasks.errors import DataError
+from tltasks.tasks.classes import count_classes
 
 LABELS = {
     "one of a kind": ["a"] * 20 + ["b"] * 19 + ["rare"],
@@ -224,6 +225,7 @@ def test_rows_without_names_are_known_by_their_numbers(tmp_path: Path) -> None:
     [
         ("path,label\nrows.csv:999,a\n", "new.csv: names rows that the data have not: rows.csv:999"),
         ("path,label\nrows.csv:3,\n", "new.csv: gives no label to rows.csv:3"),
+        ("path,label\nrows.csv:3,a\nrows.csv:3,b\n", "new.csv: :3 is about rows.csv:3 again"),
         ("path,label\nrows.csv:3,aa\n", "gives labels that no row of the data has: aa; did you mean `a`"),
         ("row,label\nrows.csv:3,a\n", "new.csv: .*no column `path`"),
     ],
@@ -233,3 +235,12 @@ def test_a_table_of_labels_that_fits_no_rows_is_an_error(tmp_path: Path, text: s
     (tmp_path / "new.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load_splits(data.model_copy(update={"relabel": str(tmp_path / "new.csv")}), seed=0, label="label")
+
+
+def test_names_that_the_recipe_gives_to_numbers_are_labels(tmp_path: Path) -> None:
+    rows = [{**row, "label": i % 2} for i, row in enumerate(visits())]
+    data = table(tmp_path, "csv", rows).model_copy(update={"class_names": ["no", "yes"]})
+    (tmp_path / "new.csv").write_text("path,label\nrows.csv:2,yes\n")
+    splits = load_splits(data.model_copy(update={"relabel": str(tmp_path / "new.csv")}), seed=0, label="label")
+    counts = count_classes(splits, data)
+    assert sum((Counter(found) for found in counts.values()), Counter()) == {"no": 59, "yes": 61}
