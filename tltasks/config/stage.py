@@ -402,6 +402,10 @@ class TaskSpec:
     """transformers' lists of the classes that serve it, in its modeling_auto.py."""
     own_models: frozenset[str] = frozenset()
     """This package's classes that serve it."""
+    usual_model: str = ""
+    """A checkpoint that a laptop can adapt, for data that come without one."""
+    usual_learning_rate: float = 1e-3
+    """Of LoRA on it."""
     baseline_names: Mapping[str, str] = field(default_factory=dict)
     """Names in a sentence of its own baselines, where theirs in result.json do not say what they are."""
 

@@ -13,22 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tltasks.config.document import Origin, clip
-from tltasks.config.tasks import TASKS
+from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.config.yaml_reader import parse
 from tltasks.data.folders import SPLITS, some
 from tltasks.data.survey import Column, Survey
 from tltasks.errors import RecipeError, escaped, printable
 
-MODELS = {
-    "image-classification": "google/vit-base-patch16-224-in21k",
-    "automatic-speech-recognition": "openai/whisper-base",
-    "summarization": "google-t5/t5-small",
-    "text-classification": "microsoft/MiniLM-L12-H384-uncased",
-}
-"""Checkpoints that a laptop can adapt, where the user names none."""
-LEARNING_RATES = {"summarization": 2e-3}
-LEARNING_RATE = 1e-3
-"""Of LoRA."""
 STEPS = 400
 """Optimiser steps that epochs are chosen for, between 2 and 20."""
 BATCH = 16
@@ -110,8 +100,8 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
     held_by = json.dumps(splits)
     if unused := [column for column in others if column.strip() and json.dumps(column) not in held_by]:
         said.append(f"not used: the columns {some(unused, 20)}")
-    checkpoint = {"name": model or MODELS[tag]}
-    if tag == "automatic-speech-recognition" and model is None:
+    checkpoint = {"name": model or TASKS[tag].usual_model}
+    if "audio" in roles and model is None:
         checkpoint["language"] = "en"
         notes.append("not decided is the language of the recordings: the recipe says en")
     # Names and cells of the data stand in comments: on one line each, lest what they hold become keys of the recipe.
@@ -143,7 +133,7 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
         "    adapt: lora  # few weights are trained; `full` trains all, with a tenth of the learning rate",
         f"    epochs: {epochs}  # about {epochs * -(-n_train // batch):,} steps",
         f"    batch_size: {batch}",
-        f"    learning_rate: {LEARNING_RATES.get(tag, LEARNING_RATE):g}",
+        f"    learning_rate: {TASKS[tag].usual_learning_rate:g}",
         *(
             []
             if splits["validation"]
@@ -207,6 +197,21 @@ def _choose(survey: Survey, task: str | None) -> tuple[str, dict[str, str]]:
 
 
 def _possible(survey: Survey) -> dict[str, dict[str, str]]:
+    """Tasks that the columns would do for, and the column for each of what they take."""
+    return {_task_of(roles): roles for roles in _readings(survey)}
+
+
+def _task_of(roles: dict[str, str]) -> str:
+    """The task that takes such columns."""
+
+    def wants(tag: str) -> set[str]:
+        taken = TASKS[tag].data.model_fields["columns"].annotation
+        return set(getattr(taken, "model_fields", ()))
+
+    return next(tag for tag in supervised_tasks() if roles.keys() <= wants(tag))
+
+
+def _readings(survey: Survey) -> list[dict[str, str]]:
     columns = list(survey.columns.values())
     media = {kind: [c.name for c in columns if c.kind == kind] for kind in ("image", "audio")}
     texts = sorted(
@@ -215,17 +220,17 @@ def _possible(survey: Survey) -> dict[str, dict[str, str]]:
     spoken = _best([c for c in columns if c.kind == "text"], TEXT_NAMES)
     label = _best([c for c in columns if _is_of_classes(c)], LABEL_NAMES)
     if len(media["image"]) == 1:
-        return {"image-classification": {"image": media["image"][0], "label": label.name}} if label else {}
+        return [{"image": media["image"][0], "label": label.name}] if label else []
     if len(media["audio"]) == 1:
-        return {"automatic-speech-recognition": {"audio": media["audio"][0], "text": spoken.name}} if spoken else {}
-    found: dict[str, dict[str, str]] = {}
+        return [{"audio": media["audio"][0], "text": spoken.name}] if spoken else []
+    found = []
     short = [c for c in texts[1:] if c.length <= 0.6 * texts[0].length]
     summary = _best(short, SUMMARY_NAMES)
     named = label is not None and _words(label.name) & LABEL_NAMES
     if summary is not None and not (named and not _words(summary.name) & SUMMARY_NAMES):
-        found["summarization"] = {"document": texts[0].name, "summary": summary.name}
+        found.append({"document": texts[0].name, "summary": summary.name})
     if label is not None and texts:
-        found["text-classification"] = {"text": texts[0].name, "label": label.name}
+        found.append({"text": texts[0].name, "label": label.name})
     return found
 
 

@@ -369,7 +369,17 @@ def test_nothing_changes_after_reading() -> None:
 
 def test_effective_keys() -> None:
     zero_shot = ImageStage(stage="zero_shot")
-    assert zero_shot.effective_keys == {"stage", "name", "start", "task", "model", "data", "metrics"}
+    assert zero_shot.effective_keys == {
+        "stage",
+        "name",
+        "start",
+        "task",
+        "model",
+        "data",
+        "metrics",
+        "metric",
+        "base_dtype",
+    }
     sgd = ImageStage(stage="transfer", epochs=1, learning_rate=1.0, optimizer="sgd")
     adamw = ImageStage(stage="transfer", epochs=1, learning_rate=1.0)
     assert sgd.effective_keys - adamw.effective_keys == {"momentum"}

@@ -172,6 +172,7 @@ TASKS = (
         stage=ImageStage,
         input=IMAGE,
         annotation="classes",
+        usual_model="google/vit-base-patch16-224-in21k",
         auto_mappings=(
             "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
             "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",

@@ -151,6 +151,7 @@ TASKS = (
         stage=SpeechStage,
         input=AUDIO,
         annotation="text",
+        usual_model="openai/whisper-base",
         auto_mappings=("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "MODEL_FOR_CTC_MAPPING_NAMES"),
     ),
     TaskSpec(

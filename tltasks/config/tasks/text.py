@@ -146,6 +146,8 @@ TASKS = (
         data=TextData,
         stage=TextStage,
         input=TEXT,
+        usual_model="google-t5/t5-small",
+        usual_learning_rate=2e-3,
         auto_mappings=("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
     ),
     TaskSpec(
@@ -156,6 +158,7 @@ TASKS = (
         data=LabelledTextData,
         stage=LabelledTextStage,
         input=TEXT,
+        usual_model="microsoft/MiniLM-L12-H384-uncased",
         auto_mappings=("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",),
         baseline_names={"tfidf": "logistic regression on the words of the training texts (TF-IDF of words and pairs)"},
     ),
