@@ -383,7 +383,7 @@ def test_effective_keys() -> None:
     sgd = ImageStage(stage="transfer", epochs=1, learning_rate=1.0, optimizer="sgd")
     adamw = ImageStage(stage="transfer", epochs=1, learning_rate=1.0)
     assert sgd.effective_keys - adamw.effective_keys == {"momentum"}
-    assert sgd.effective_keys == set(ImageStage.model_fields) - {"l2"}
+    assert sgd.effective_keys == set(ImageStage.model_fields) - {"l2", "base_dtype"}  # all are trained
     assert ImageStage(stage="probe").effective_keys == zero_shot.effective_keys | {"l2"}
 
 
