@@ -369,21 +369,12 @@ def test_nothing_changes_after_reading() -> None:
 
 def test_effective_keys() -> None:
     zero_shot = ImageStage(stage="zero_shot")
-    assert zero_shot.effective_keys == {
-        "stage",
-        "name",
-        "start",
-        "task",
-        "model",
-        "data",
-        "metrics",
-        "metric",
-        "base_dtype",
-    }
+    shared = {"stage", "name", "start", "task", "model", "data", "metrics"}
+    assert zero_shot.effective_keys == shared | {"metric"}
     sgd = ImageStage(stage="transfer", epochs=1, learning_rate=1.0, optimizer="sgd")
     adamw = ImageStage(stage="transfer", epochs=1, learning_rate=1.0)
     assert sgd.effective_keys - adamw.effective_keys == {"momentum"}
-    assert sgd.effective_keys == set(ImageStage.model_fields) - {"l2", "base_dtype"}  # all are trained
+    assert sgd.effective_keys == set(ImageStage.model_fields) - {"l2"}
     assert ImageStage(stage="probe").effective_keys == zero_shot.effective_keys | {"l2"}
 
 
