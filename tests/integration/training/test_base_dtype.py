@@ -1,6 +1,7 @@
 """Frozen weights held in 16 bits: loaded so, the same numbers where autocast casts anyway, and a fp32 model saved."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def test_auto_changes_no_number(tmp_path: Path, name: str) -> None:
     assert results["auto"].stages[0].training.base_dtype == "bf16"
     assert losses(tmp_path / "auto") == losses(tmp_path / "fp32")
     assert largest_difference(weights(tmp_path / "auto"), weights(tmp_path / "fp32")) == 0
-    assert repr(results["auto"].stages[0].metrics) == repr(results["fp32"].stages[0].metrics)
+    scores = [re.sub("'real_time_factor': [0-9.e-]+", "", repr(it.stages[0].metrics)) for it in results.values()]
+    assert scores[0] == scores[1]
 
 
 def test_all_but_the_new_head_and_vectors_is_loaded_in_16_bits(tmp_path: Path, monkeypatch: Any) -> None:

@@ -92,7 +92,7 @@ def test_texts_of_a_class_are_averaged_as_directions(zoo: Path, tuned: tuple[Pat
                 units.append(vector / vector.norm())
             mean = (units[0] + units[1]) / 2
             expected.append(mean / mean.norm())
-    found = classifies.build(device=torch.device("cpu"), precision="fp32").class_features
+    found = classifies.build(device=torch.device("cpu"), precision="fp32")[1].class_features
     torch.testing.assert_close(found, torch.stack(expected))
 
 
