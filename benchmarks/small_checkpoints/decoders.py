@@ -39,7 +39,7 @@ OTHER_TASKS: dict[str, str] = {
     **dict.fromkeys(
         ("gemma4_assistant", "gemma4_unified_assistant"), "drafts for a larger model, whose states it reads"
     ),
-    **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "writes sound"),
+    **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "writes sound, not text"),
     **dict.fromkeys(("whisper", "moss_transcribe_diarize"), "writes what is said in a recording"),
     **dict.fromkeys(("git", "got_ocr2", "trocr"), "writes what an image shows"),
 }
@@ -308,7 +308,10 @@ def save(folder: Path, model_type: str) -> None:
     tokenizer = save_tokenizer(folder, template=TEMPLATES[kind % 4], pad=bool(kind // 4 % 2))
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     pad = tokenizer.pad_token_id
-    if pad is None and AutoConfig.for_model(model_type).get_text_config(decoder=True).pad_token_id is not None:
+    if (
+        pad is None
+        and getattr(AutoConfig.for_model(model_type).get_text_config(decoder=True), "pad_token_id", None) is not None
+    ):
         pad = tokenizer.eos_token_id  # as checkpoints without one for it say
     config = small_config(model_type, ids=ids | {"pad_token_id": pad})
     torch.manual_seed(0)

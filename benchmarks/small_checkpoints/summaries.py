@@ -487,7 +487,7 @@ OTHER_TASKS = {
             "voxtral",
             "voxtral_realtime",
         ),
-        "its input is sound",
+        "its input is sound, not text",
     )
 }
 """Entries of the mapping that are no summarisers, and why."""
