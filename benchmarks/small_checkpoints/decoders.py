@@ -22,6 +22,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from benchmarks.small_checkpoints import Small
+from benchmarks.small_checkpoints.shrinking import smaller
 from tests.tiny.texts import CORPUS
 
 # ----------------------------------------------------------------------------------------- other tasks
@@ -138,12 +139,6 @@ WIDTHS: dict[str, Any] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"), 128),
 }
 """Keys of configurations that make a model small, each where an architecture has it."""
-STILL = ("dropout", "pdrop", "layerdrop", "dropout_p", "dropout_prob")
-"""Ends of the names of rates of dropout."""
-KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "indexer_types")
-"""Keys that say of each layer what it is."""
-MLA = {"num_key_value_heads": 4, "head_dim": 8}
-"""Latent attention has as many keys as queries, and rotates a part of each."""
 HEADS = {"head_dim": 16, "num_key_value_heads": 2}
 """What some configurations leave open, and all checkpoints say."""
 _GEMMA3N = {
@@ -256,41 +251,13 @@ MORE: dict[str, dict[str, Any]] = {
 def small_config(model_type: str, *, ids: dict[str, Any]) -> PretrainedConfig:
     """The configuration of an architecture, its numbers made small."""
     config = AutoConfig.for_model(model_type)
-    changes = _smaller(config) | MORE.get(model_type, {})
+    changes = smaller(config, sizes=WIDTHS, layers=LAYERS) | MORE.get(model_type, {})
     for name in config.sub_configs:
         part = getattr(config, name, None)
         if isinstance(part, PretrainedConfig):
             text = {"vocab_size": VOCABULARY, **ids} if name == "text_config" else {}
-            changes[name] = part.to_dict() | _smaller(part) | text | changes.get(name, {})
+            changes[name] = part.to_dict() | smaller(part, sizes=WIDTHS, layers=LAYERS) | text | changes.get(name, {})
     return AutoConfig.for_model(model_type, **{"vocab_size": VOCABULARY, **ids, **changes})
-
-
-def _narrow(known: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in WIDTHS.items() if known.get(key) is not None}
-
-
-def _smaller(config: PretrainedConfig) -> dict[str, Any]:
-    known = config.to_dict()
-    changes = _narrow(known)
-    changes |= {key: 0.0 for key, value in known.items() if key.endswith(STILL) and isinstance(value, float)}
-    if "kv_lora_rank" in known:
-        changes |= MLA
-    depth = next((known[key] for key in ("num_hidden_layers", "num_layers") if key in known), 0)
-    kinds = [known[key] for key in KINDS if isinstance(known.get(key), list) and len(known[key]) == depth]
-    kept = _each_kind(list(zip(*kinds, strict=True)) or [()] * LAYERS)
-    for key, value in known.items():
-        if isinstance(value, list) and len(value) == depth > LAYERS:
-            changes[key] = [value[i] for i in kept]
-        elif key == "per_layer_config" and value:
-            own = {int(layer): _narrow(keys) for layer, keys in value.items()}
-            changes[key] = {str(i): own[layer] for i, layer in enumerate(kept) if layer in own}
-    return changes | {key: len(kept) for key in ("num_hidden_layers", "num_layers") if key in known}
-
-
-def _each_kind(layers: list[tuple[Any, ...]]) -> list[int]:
-    """Places of the first layer of each kind, and of so many of the first that there are enough."""
-    kept = [layers.index(kind) for kind in dict.fromkeys(layers)]
-    return sorted([*kept, *[i for i in range(len(layers)) if i not in kept][: max(0, LAYERS - len(kept))]])
 
 
 # ------------------------------------------------------------------------------------------ checkpoints

@@ -92,33 +92,33 @@ def small_parts(config: PretrainedConfig, ids: Mapping[str, Any], more: Mapping[
     return changes | {name: value for name, value in more.items() if name not in config.sub_configs}
 
 
-def smaller(config: PretrainedConfig) -> dict[str, Any]:
-    """Changes that make one configuration, without its parts, small."""
+def smaller(config: PretrainedConfig, *, sizes: Mapping[str, Any] = SIZES, layers: int = LAYERS) -> dict[str, Any]:
+    """Changes that make one configuration, without its parts, small: to `sizes`, and so many layers at the least."""
     known = config.to_dict()
-    changes = _narrow(known)
+    changes = _narrow(known, sizes)
     changes |= {key: 0.0 for key, value in known.items() if key.endswith(STILL) and isinstance(value, float)}
     if "kv_lora_rank" in known:
         changes |= LATENT
     depth = next((known[key] for key in ("num_hidden_layers", "num_layers") if key in known), 0)
     kinds = [known[key] for key in KINDS if isinstance(known.get(key), list) and len(known[key]) == depth]
-    kept = _each_kind(list(zip(*kinds, strict=True)) or [()] * LAYERS)
+    kept = _each_kind(list(zip(*kinds, strict=True)) or [()] * layers, layers)
     for key, value in known.items():
-        if isinstance(value, list) and len(value) == depth > LAYERS:
+        if isinstance(value, list) and len(value) == depth > layers:
             changes[key] = [value[i] for i in kept]
         elif key == "per_layer_config" and value:
-            own = {int(layer): _narrow(keys) for layer, keys in value.items()}
+            own = {int(layer): _narrow(keys, sizes) for layer, keys in value.items()}
             changes[key] = {str(i): own[layer] for i, layer in enumerate(kept) if layer in own}
     return changes | {key: len(kept) for key in ("num_hidden_layers", "num_layers") if key in known}
 
 
-def _narrow(known: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in SIZES.items() if known.get(key) is not None}
+def _narrow(known: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sizes.items() if known.get(key) is not None}
 
 
-def _each_kind(layers: list[tuple[Any, ...]]) -> list[int]:
+def _each_kind(kinds: list[tuple[Any, ...]], least: int) -> list[int]:
     """Places of the first layer of each kind, and of so many of the first that there are enough."""
-    kept = [layers.index(kind) for kind in dict.fromkeys(layers)]
-    return sorted([*kept, *[i for i in range(len(layers)) if i not in kept][: max(0, LAYERS - len(kept))]])
+    kept = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
+    return sorted([*kept, *[i for i in range(len(kinds)) if i not in kept][: max(0, least - len(kept))]])
 
 
 def save_random(folder: Path, model: PreTrainedModel, *, spread: float = 0.02) -> None:
