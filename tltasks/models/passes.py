@@ -22,7 +22,7 @@ def forget_passes(model: nn.Module, run: Callable[[], object]) -> list[tuple[str
     before = {name: _settings(module) for name, module in model.named_modules()}
     training = model.training
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what a model keeps of a pass is to serve training, too
             model.eval()
             run()
     finally:
