@@ -144,9 +144,9 @@ def _try_targets(
     idle = {name for name, reason in unfit.items() if reason in IDLE}  # of images, in a model that reads texts alone
     towers = {_tower(name) for name in idle} - {_tower(name) for name in names if name not in idle}
     left = experts | idle | {name for name in layers if _tower(name) in towers}
-    whole = sum(it.weight.numel() for name, it in layers.items() if name not in left and not _belongs(name, head))
-    meant = sum(layers[name].weight.numel() for name in names if name not in idle)
-    reached = meant - sum(layers[name].weight.numel() for name in unfit.keys() - idle)
+    whole = _size(it for name, it in layers.items() if name not in left and not _belongs(name, head))
+    meant = _size(layers[name] for name in names if name not in idle)
+    reached = _size(layers[name] for name in names if name not in unfit)
     if reached < max(LEAST_REACHED * whole, LEAST_FIT * meant, 1):
         found = f" ({why})" if unfit else ""
         raise CheckpointError(
@@ -157,6 +157,12 @@ def _try_targets(
         experts = set()
     if unfit or isinstance(config.target_modules, set):
         config.target_modules = (set(names) - unfit.keys()) | experts
+
+
+def _size(layers: Iterable[nn.Linear | Conv1D | nn.Conv2d | nn.Conv1d]) -> int:
+    """Numbers in the weights of some layers, a weight of several of them once."""
+    sizes: dict[object, int] = {it._parameters.get("weight", it): it.weight.numel() for it in layers}
+    return sum(sizes.values())
 
 
 def _check_size(model: PreTrainedModel, method: Adapt, config: peft.PeftConfig) -> None:
@@ -479,13 +485,15 @@ def _second(model: peft.PeftModel) -> peft.PeftModel:
 
 
 def _keep_tied(model: PreTrainedModel, *, said: bool) -> None:
-    """Leave what the configuration `said` of tied embeddings, where the head shares its weight with some.
+    """Leave what the configuration `said` of tied weights, where any of those that it ties are one.
 
-    PEFT compares the head with the embeddings of what is read (0.21, tuners/tuners_utils.py): of T5Gemma and FSMT these
-    are the encoder's, and the head is tied to the decoder's; saved as untied, it would be random when loaded.
+    PEFT compares the head with the embeddings of what is read (0.21, tuners/tuners_utils.py): of T5Gemma and FSMT the
+    head is tied to the decoder's, LUKE ties its entities, and BART with a head of its own two embeddings. Saved as
+    untied, these would be random when loaded; a head that is in the file beside them is not tied in any case.
     """
-    weight = getattr(model.get_output_embeddings(), "weight", None)
-    if weight is not None and sum(p is weight for _, p in model.named_parameters(remove_duplicate=False)) > 1:
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    if any(weights.get(name, 0) is weights.get(source) for name, source in tied.items()):
         model.config.tie_word_embeddings = said
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -77,8 +78,11 @@ class Trial:
     def unfit(self, model: PreTrainedModel, names: Sequence[str], config: peft.PeftConfig) -> dict[str, str]:
         """Those of the layers `names` that the adapter must not be put beside, and why; from the cache, if it is there.
 
-        A large model is judged by a small random copy, whose layers stand for those of the same pattern.
+        A large model is judged by a small random copy, whose layers stand for those of the same pattern. Weights that
+        several modules have are told from the model itself, as its copy may have one of these (Zamba).
         """
+        shared = _shared(model, names)
+        names = [name for name in names if name not in shared]
         path = None if self.folder is None else self.folder / f"{self._digest(model, names, config)}.json"
         found = None if path is None else _read(path, names)
         if found is None:
@@ -87,7 +91,7 @@ class Trial:
             found |= misfits(left, config)
             if path is not None and self.write is not None:
                 self.write(path, found)
-        return found
+        return found | dict.fromkeys(shared, OTHER_USER)
 
     def _digest(self, model: PreTrainedModel, names: Sequence[str], config: peft.PeftConfig) -> str:
         own = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "id2label")}
@@ -109,6 +113,15 @@ class Trial:
         if self.build is not None and next(model.parameters()).device.type == "meta":
             return unfit_layers(self.build(copy.deepcopy(model.config)), names, run)
         return unfit_layers(model, names, run)
+
+
+def _shared(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Those of some layers whose weight is another module's, too: beside each, an adapter would learn another update.
+
+    How much of a gradient comes from the other tells little; where it is small, so is the error, but it is one.
+    """
+    users = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    return [name for name in names if users[id(model.get_submodule(name)._parameters.get("weight"))] > 1]
 
 
 def _read(path: Path, names: Sequence[str]) -> dict[str, str] | None:

@@ -435,13 +435,16 @@ def _beside(name: str) -> str:
 def _unreached(accelerator: Accelerator, job: Job, model: nn.Module, rows: list[int]) -> set[str]:
     batch = job.task.collate_train(job.rows, rows, epoch=0)
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    held = [
+        (m, name, b, b.detach().clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None
+    ]
     job.task.loss(model, send_to_device(batch, accelerator.device)).backward()  # type: ignore[no-untyped-call]
     unused = {name for name, p in trained(model) if p.grad is None}
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+        for module, name, buffer, values in held:
+            buffer.copy_(values)
+            module._buffers[name] = buffer  # ConViT puts another in its place, of the images' size (timm 1.0.31)
     return unused
 
 

@@ -1,5 +1,6 @@
 """What is trained, for each way to adapt; and adapters merged against adapters applied."""
 
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -411,6 +412,36 @@ def test_labels_of_timm_are_renamed_too() -> None:
         assert list(saved.id2label.values()) == ["x", "y"], name
         assert saved.label2id == {"x": 0, "y": 1}
         assert saved.num_labels == 2
+
+
+_SMALL = {"vocab_size": 20, "d_model": 16, "num_layers": 1}
+TIED: dict[str, tuple[Any, dict[str, int]]] = {
+    "luke": (  # its words are not tied, its entities are
+        transformers.LukeForMaskedLM,
+        {"vocab_size": 20, "entity_vocab_size": 4, "hidden_size": 24, "num_hidden_layers": 1},
+    ),
+    "bart": (transformers.BartForConditionalGeneration, {**_SMALL, "encoder_layers": 1, "decoder_layers": 1}),
+    "t5": (transformers.T5ForConditionalGeneration, {**_SMALL, "d_ff": 16}),
+}
+
+
+@pytest.mark.parametrize("own_head", [False, True])
+@pytest.mark.parametrize("name", TIED)
+def test_a_merged_model_is_loaded_with_the_weights_that_it_ties(name: str, own_head: bool, tmp_path: Path) -> None:
+    """Untied by its configuration, LUKE would be loaded with a random head."""
+    architecture, sizes = TIED[name]
+    model = architecture(transformers.AutoConfig.for_model(name, **sizes))
+    if own_head:
+        head = model.get_output_embeddings()
+        head.weight = nn.Parameter(torch.randn(head.weight.shape))
+    linear = [
+        n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not model.get_output_embeddings()
+    ]
+    whole = merged(peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=linear[:1])))
+    whole.save_pretrained(tmp_path)
+    again, info = architecture.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == set()
+    assert torch.equal(again.get_output_embeddings().weight, whole.get_output_embeddings().weight)
 
 
 MIXTURE = {

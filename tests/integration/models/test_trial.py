@@ -152,6 +152,17 @@ def test_two_layers_of_one_weight() -> None:
     assert found == dict.fromkeys(["2", "3"], "its weight is used elsewhere, too")
 
 
+def test_a_shared_weight_is_found_however_little_comes_through_its_other_layer() -> None:
+    class Faint(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1e-3 * super().forward(x)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 6), nn.Linear(6, 6), Faint(6, 6), nn.Linear(6, 2))
+    model[3].weight = model[2].weight
+    found = Trial(lambda: run).unfit(model, ["1", "2", "4"], peft.LoraConfig())  # type: ignore[arg-type]
+    assert found == {"2": "its weight is used elsewhere, too"}
+
+
 def test_a_grouped_convolution_is_tried_as_it_is() -> None:
     """PEFT warns that such cannot be merged, which is so for some."""
     torch.manual_seed(0)
