@@ -139,6 +139,6 @@ def _method_by_name(value: object) -> object:
         value = {value: {}}
     if isinstance(value, dict):
         if "qlora" in value:
-            raise ValueError("QLoRA is not offered; `lora` with `base_dtype: bf16` needs half the memory")
+            raise ValueError("QLoRA is `lora` beside weights in 4 bits: `adapt: lora` with `base_dtype: nf4`")
         return {k: {} if v is None else v for k, v in value.items()}
     return value

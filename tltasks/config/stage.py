@@ -79,7 +79,8 @@ class Stage(Section, Generic[ModelT, DataT]):
     )
     base_dtype: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
     """Format in which weights that are not trained are held; results and files are of the checkpoint's own. auto:
-    matrices in the format that LoRA, AdaLoRA and (IA)³ compute in, which changes no number; else fp32."""
+    matrices in the format that LoRA, AdaLoRA and (IA)³ compute in, which changes no number; else fp32. int8 and nf4
+    (QLoRA) hold matrices in 8 and in 4 bits, by bitsandbytes (docs/adapting.md)."""
     freeze: list[str] = []
     """Module name patterns (shell wildcards) whose weights stay as they are, e.g. `vit.embeddings*`."""
     batch_norm: Literal["auto", "frozen", "batch"] = "auto"
@@ -237,12 +238,7 @@ class Stage(Section, Generic[ModelT, DataT]):
         dtype = self.base_dtype
         if dtype in {"auto", "fp32"}:
             return
-        if dtype in {"int8", "nf4"}:
-            yield Conflict(
-                f"`base_dtype: {dtype}` is not offered: no kept library trains beside such weights on every device "
-                "that this package runs on; `bf16` needs half of the memory of fp32, and trains as well"
-            )
-        elif self.adapt.method == "full" and not self.freeze:
+        if self.adapt.method == "full" and not self.freeze:
             yield Conflict(f"`base_dtype: {dtype}` has no effect with `adapt: full`, which trains every weight in fp32")
         elif self.adapt.is_peft and not self.adapt.stands_alone:
             yield Conflict(

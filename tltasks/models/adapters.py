@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import AdaLora, Adapt
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
+from tltasks.models.held import is_quantized, weight_sizes
 from tltasks.models.trial import FAULTS, IDLE, LAYERS, Trial, kept_targets, lend
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
@@ -122,7 +123,7 @@ def _try_targets(
         if config.peft_type == "LORA":
             experts = set(names).difference(kept_targets(model, names))
             names = [name for name in names if name not in experts]
-        unfit = trial.unfit(model, names, config)
+        unfit = trial.unfit(trial.without_weights(model) if is_quantized(model) else model, names, config)
     except FAULTS as error:
         raise CheckpointError(
             f"adapt.{method.method}: {shown} does not run with PEFT's layers in it ({first_line(error)}). Use "
@@ -167,7 +168,7 @@ def _size(layers: Iterable[nn.Linear | Conv1D | nn.Conv2d | nn.Conv1d]) -> int:
 
 def _check_size(model: PreTrainedModel, method: Adapt, config: peft.PeftConfig) -> None:
     """Raise RecipeError for a rank, or for virtual tokens, beyond the widest layer: more memory, and nothing gained."""
-    widest = max(max(p.shape) for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name)
+    widest = max(max(s) for name, (s, _) in weight_sizes(model).items() if len(s) > 1 and "embed" not in name)
     for key in ("r", "init_r", "target_r", "num_virtual_tokens"):
         size = getattr(config, key, None)
         if isinstance(size, int) and size > widest:
@@ -441,8 +442,8 @@ def set_training_mode(model: nn.Module, *, frozen_batch_norm: bool) -> None:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Trained and all parameters, PEFT's frozen copies of a replaced head not counted."""
-    named = [(name, p) for name, p in model.named_parameters() if ".original_module." not in name]
-    return sum(p.numel() for _, p in named if p.requires_grad), sum(p.numel() for _, p in named)
+    sizes = [it for name, it in weight_sizes(model).items() if ".original_module." not in name]
+    return sum(shape.numel() for shape, is_trained in sizes if is_trained), sum(shape.numel() for shape, _ in sizes)
 
 
 @contextmanager

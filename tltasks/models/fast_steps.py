@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tltasks.models.held import HeldLinear
+from tltasks.models.held import HeldLinear, QuantizedLinear, dense_weight
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     from peft.tuners.lora import Linear as LoraLinear
@@ -51,7 +51,7 @@ def one_pass(model: nn.Module) -> Iterator[None]:
 def _is_plain(layer: LoraLinear) -> bool:
     """Tell one low-rank update, as Hu et al. have it, of a frozen linear layer that is not transposed."""
     return (
-        type(layer.base_layer) in {nn.Linear, HeldLinear}
+        type(layer.base_layer) in {nn.Linear, HeldLinear, QuantizedLinear}
         and not any(parameter.requires_grad for parameter in layer.base_layer.parameters())
         and list(layer.lora_A) == layer.active_adapters
         and len(layer.lora_A) == 1
@@ -75,7 +75,7 @@ def _one_pass_class() -> type[LoraLinear]:
             (name,), base = self.active_adapters, self.base_layer
             down, up = self.lora_A[name].weight, self.lora_B[name].weight
             x = _cast_once(x, torch.get_autocast_dtype("cpu"))
-            output: Tensor = _LowRank.apply(x, base.weight, base.bias, down, up, self.scaling[name])
+            output: Tensor = _LowRank.apply(x, base, base.bias, down, up, self.scaling[name])
             return output
 
     return OnePassLora
@@ -97,26 +97,26 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any, x: Tensor, base: nn.Linear, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
         rows = x.flatten(0, -2)
         down, up = down.to(x.dtype), (up * scale).to(x.dtype)
         inner = rows @ down.T
-        output = functional.linear(rows, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        output = functional.linear(rows, dense_weight(base, x.dtype), None if bias is None else bias.to(x.dtype))
         output.addmm_(inner, up.T)
-        ctx.save_for_backward(rows, inner, weight, down, up)
-        ctx.scale, ctx.shape = scale, x.shape
+        ctx.save_for_backward(rows, inner, down, up)
+        ctx.scale, ctx.shape, ctx.base = scale, x.shape, base
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, weight, down, up = ctx.saved_tensors
+        rows, inner, down, up = ctx.saved_tensors
         gradient = gradient.flatten(0, -2)
         of_inner = gradient @ up
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (gradient @ weight.to(gradient.dtype)).addmm_(of_inner, down).view(ctx.shape)
+            of_x = (gradient @ dense_weight(ctx.base, gradient.dtype)).addmm_(of_inner, down).view(ctx.shape)
         return of_x, None, None, of_inner.T @ rows, (gradient.T @ inner).float().mul_(ctx.scale), None
 
 

@@ -1,7 +1,9 @@
-"""Weights that are not trained, held in 16 bits: loaded so, computed with, and exchanged for the checkpoint's own."""
+"""Weights that are not trained, held in 16, 8 or 4 bits: loaded so, computed with, put back as in the checkpoint."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,17 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from torch.nn.grad import conv1d_input, conv2d_input
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tltasks.errors import CheckpointError
+from tltasks.models.quantization import QUANTIZED, Quantization
 
-FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FORMATS: dict[str, torch.dtype | Quantization] = {"bf16": torch.bfloat16, "fp16": torch.float16, **QUANTIZED}
+_BESIDE_QUANTIZED = torch.bfloat16
+"""The format of embeddings, and of what they are tied to, beside quantised matrices."""
+_MOST_COLOURS = 4
+"""Channels of what a first convolution reads. Models cast pixels to the format of its weight (transformers 5.24,
+modeling_vit.py), which is small."""
 
 
 class Held(nn.Module):
-    """A layer whose weight is in 16 bits. It computes in fp32 unless autocast says other."""
+    """A layer whose weight is in another format than fp32, in which it computes unless autocast says other."""
 
     weight: Tensor
     held_as: str
@@ -27,25 +35,41 @@ class Held(nn.Module):
     compute_dtype = torch.float32
     """The format in which PEFT makes an adapter beside it (peft 0.21, tuners_utils.py), from its first draw on."""
 
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight, for products in a format."""
+        return self.weight.to(dtype)
+
+    def stands_for(self, whole: Tensor) -> bool:
+        """Tell whether this is what becomes of a weight in fp32 when it is held."""
+        return torch.equal(whole.detach().to(self.weight.dtype), self.weight.detach().to(whole.device))
+
+
+def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
+    """The weight of a linear layer, held or not, for products in a format: [outputs, inputs]."""
+    return layer.dense(dtype) if isinstance(layer, Held) else layer.weight.to(dtype)
+
 
 class HeldLinear(Held, nn.Linear):
     """`nn.Linear`; nothing of it is kept in another format for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        computed = _computed(x)
-        if computed == self.weight.dtype:
+        computed, weight = _computed(x), self._parameters.get("weight")
+        if weight is not None and weight.dtype == computed:
             return super().forward(x)
-        return _Product.apply(x.to(computed), self.weight, self.bias)  # type: ignore[no-any-return]
+        return _Product.apply(x.to(computed), self, weight, self.bias)  # type: ignore[no-any-return]
 
 
 class HeldConv1D(Held, Conv1D):  # type: ignore[misc]
     """GPT-2's linear layer, whose weight is transposed."""
 
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return super().dense(dtype).T
+
     def forward(self, x: Tensor) -> Tensor:
-        computed = _computed(x)
-        if computed == self.weight.dtype:
+        computed, weight = _computed(x), self._parameters.get("weight")
+        if weight is not None and weight.dtype == computed:
             return super().forward(x)  # type: ignore[no-any-return]
-        return _Product.apply(x.to(computed), self.weight.T, self.bias)  # type: ignore[no-any-return]
+        return _Product.apply(x.to(computed), self, None if weight is None else weight.T, self.bias)  # type: ignore[no-any-return]
 
 
 class HeldEmbedding(Held, nn.Embedding):
@@ -55,6 +79,90 @@ class HeldEmbedding(Held, nn.Embedding):
         return super().forward(ids).float()
 
 
+class _HeldConvolution(Held):
+    bias: Tensor | None
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(_computed(x))
+        if "weight" in self._parameters and self.weight.requires_grad:
+            return self._conv_forward(x, self.dense(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return _Convolution.apply(x, self, self.bias)  # type: ignore[no-any-return]
+
+
+class HeldConv2d(_HeldConvolution, nn.Conv2d):
+    """`nn.Conv2d` with a frozen weight."""
+
+
+class HeldConv1d(_HeldConvolution, nn.Conv1d):
+    """`nn.Conv1d` with a frozen weight."""
+
+
+class Quantized(Held):
+    """A layer whose weight is codes and scales, and whole while it is computed with.
+
+    Until its checkpoint's weight has come it has an empty one. Who reads the weight past the layer gets one in fp32.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    quantization: Quantization
+    dense_shape: torch.Size
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        empty = self._parameters.get("weight")
+        return _as_stored(self, Quantized.dense(self, torch.float32)) if empty is None else empty
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # by which transformers tells what is from a checkpoint (5.24, core_model_loading.py, set_param_for_module)
+        if name == "weight" and isinstance(value, Tensor) and getattr(value, "_is_hf_initialized", False):
+            self.take(value)
+        elif name == "weight" and isinstance(value, Tensor) and name not in self._parameters:
+            _release(self, nn.Parameter(value, requires_grad=False))  # as whole as what it is given
+        else:
+            super().__setattr__(name, value)
+
+    def take(self, weight: Tensor) -> None:
+        """Hold a weight, which may be on the meta device."""
+        codes = self._quantized(weight)
+        self._parameters.pop("weight", None)
+        for name, tensor in zip(("codes", "scales"), codes, strict=True):
+            own = nn.Parameter(tensor, requires_grad=False)  # of which processes keep no copies alike, as of buffers
+            own._is_hf_initialized = True  # type: ignore[attr-defined]
+            self.register_parameter(name, own)
+
+    def _quantized(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return self.quantization.quantize(_as_stored(self, weight.detach().float()).flatten(1).contiguous())
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return self.quantization.dense(self.codes, self.scales, dtype).view(self.dense_shape)
+
+    def stands_for(self, whole: Tensor) -> bool:
+        return all(map(torch.equal, self._quantized(whole.cpu()), (self.codes.cpu(), self.scales.cpu())))
+
+
+def _as_stored(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight as its layer stores it from [outputs, inputs, …], or the other way round."""
+    return weight.T if isinstance(layer, Conv1D) else weight
+
+
+class QuantizedLinear(Quantized, HeldLinear):  # type: ignore[override]
+    """`nn.Linear`."""
+
+
+class QuantizedConv1D(Quantized, HeldConv1D):
+    """GPT-2's linear layer."""
+
+
+class QuantizedConv2d(Quantized, HeldConv2d):  # type: ignore[override]
+    """`nn.Conv2d`."""
+
+
+class QuantizedConv1d(Quantized, HeldConv1d):  # type: ignore[override]
+    """`nn.Conv1d`."""
+
+
 def _computed(x: Tensor) -> torch.dtype:
     """The format of a product; models that cast to the format of a weight are not followed in that."""
     kind = x.device.type
@@ -62,91 +170,193 @@ def _computed(x: Tensor) -> torch.dtype:
 
 
 class _Product(torch.autograd.Function):
-    """A product with a weight of another format, cast in each pass rather than kept cast in between."""
+    """A product with a weight of another format, made whole in each pass rather than kept whole in between."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight, x if weight.requires_grad else None)
-        return functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    def forward(ctx: Any, x: Tensor, layer: Held, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(x if weight is not None and weight.requires_grad else None)
+        whole, rows = layer.dense(x.dtype), x.reshape(-1, x.shape[-1])
+        output = x.new_empty(*x.shape[:-1], len(whole))  # no view, which layers around it could not add to
+        if bias is None:
+            torch.mm(rows, whole.T, out=output.view(-1, len(whole)))
+        else:
+            torch.addmm(bias.to(x.dtype), rows, whole.T, out=output.view(-1, len(whole)))
+        return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        weight, x = ctx.saved_tensors
-        rows = gradient.flatten(0, -2)
-        of_weight = None if x is None else (rows.T @ x.flatten(0, -2)).to(weight.dtype)
-        of_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        return gradient @ weight.to(gradient.dtype) if ctx.needs_input_grad[0] else None, of_weight, of_bias
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        of_weight = None if x is None else rows.T @ x.reshape(-1, x.shape[-1])
+        of_bias = rows.sum(0) if ctx.needs_input_grad[3] else None
+        of_x = gradient @ ctx.layer.dense(gradient.dtype) if ctx.needs_input_grad[0] else None
+        return of_x, None, of_weight, of_bias
+
+
+class _Convolution(torch.autograd.Function):
+    """The same for a convolution with a frozen weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: _HeldConvolution, bias: Tensor | None) -> Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        return layer._conv_forward(x, layer.dense(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        layer, of_x = ctx.layer, None
+        if ctx.needs_input_grad[0]:
+            to_input = conv2d_input if gradient.ndim == 4 else conv1d_input
+            weight, how = layer.dense(gradient.dtype), (layer.stride, layer.padding, layer.dilation, layer.groups)
+            of_x = to_input(ctx.shape, weight, gradient, *how)  # type: ignore[no-untyped-call]
+        of_bias = gradient.transpose(0, 1).flatten(1).sum(1) if ctx.needs_input_grad[2] else None
+        return of_x, None, of_bias
 
 
 _HELD: dict[type[nn.Module], type[Held]] = {
     nn.Linear: HeldLinear,
     Conv1D: HeldConv1D,
     nn.Embedding: HeldEmbedding,
+    nn.Conv2d: HeldConv2d,
+    nn.Conv1d: HeldConv1d,
 }
-"""By exact type: what derives from these may compute with another function of the weight. Convolutions are small beside
-their activations, and models cast pixels to the format of the first (transformers 5.24, modeling_vit.py)."""
-_PLAIN = {held: plain for plain, held in _HELD.items()}
+"""By exact type: what derives from these may compute with another function of the weight."""
+_QUANTIZED: dict[type[nn.Module], type[Quantized]] = {
+    nn.Linear: QuantizedLinear,
+    Conv1D: QuantizedConv1D,
+    nn.Conv2d: QuantizedConv2d,
+    nn.Conv1d: QuantizedConv1d,
+}
+_PLAIN = {held: plain for kinds in (_HELD, _QUANTIZED) for plain, held in kinds.items()}
 
 Keep = Callable[[PreTrainedModel], Sequence[str]]
 
 
 @contextmanager
-def loading_held(dtype: torch.dtype, keep: Keep, *, exact: bool) -> Iterator[None]:
-    """Have checkpoints loaded with the weights of their layers in `dtype`, of which no other copy is made on the way.
+def loading_held(held: torch.dtype | Quantization, keep: Keep, *, exact: bool) -> Iterator[None]:
+    """Have checkpoints loaded with the weights of their layers held so, of which no other copy is made on the way.
 
     Modules that `keep` names stay in fp32, and with them all that is no layer's matrix or not in the checkpoint; so do
-    embeddings if the result is to be `exact`: what autocast computes. transformers loads a weight in the dtype that the
-    model has it in while it is still without weights (5.24, core_model_loading.py), and asks it for its plan of dtypes
-    just before; then it draws what was not there.
+    embeddings and convolutions if the result is to be `exact`: what autocast computes. transformers loads a weight in
+    the dtype that the model has it in while it is still without weights (5.24, core_model_loading.py), and asks it for
+    its plan of dtypes just before; then it draws what was not there. Raises CheckpointError where nothing is held.
     """
     plan, draw = PreTrainedModel._get_dtype_plan, PreTrainedModel.initialize_weights
 
     def held_plan(model: PreTrainedModel, asked: torch.dtype) -> dict[str, torch.dtype]:
-        hold(model, dtype, keep=keep(model), exact=exact)
+        hold(model, held, keep=keep(model), exact=exact, loading=True)
         found: dict[str, torch.dtype] = plan(model, asked)
         return found
 
     def draw_whole(model: PreTrainedModel) -> None:
         for module in model.modules():
-            if isinstance(module, Held) and not getattr(module.weight, "_is_hf_initialized", False):
-                _release(module, nn.Parameter(torch.empty_like(module.weight, dtype=torch.float32)))
+            weight = module._parameters.get("weight") if isinstance(module, Held) else None
+            if isinstance(module, Held) and not (weight is None or getattr(weight, "_is_hf_initialized", False)):
+                _release(module, nn.Parameter(torch.empty_like(weight, dtype=torch.float32)))
         for parameter in model.parameters():
             if parameter.dtype == torch.float32:  # a view of the file, which would stay in memory as a whole
                 parameter.data = parameter.data.clone()
         draw(model)
 
     PreTrainedModel._get_dtype_plan, PreTrainedModel.initialize_weights = held_plan, draw_whole
+    asynchronous = os.environ.get(_ONE_BY_ONE)
+    if not isinstance(held, torch.dtype):
+        os.environ[_ONE_BY_ONE] = "1"
     try:
         yield
     finally:
         PreTrainedModel._get_dtype_plan, PreTrainedModel.initialize_weights = plan, draw
+        os.environ.pop(_ONE_BY_ONE, None)
+        if asynchronous is not None:
+            os.environ[_ONE_BY_ONE] = asynchronous
 
 
-def hold(model: nn.Module, dtype: torch.dtype, *, keep: Sequence[str] = (), exact: bool) -> None:
-    """Turn the weights of a model's layers into `dtype`; those that are trained are to be among those to `keep`."""
+_ONE_BY_ONE = "HF_DEACTIVATE_ASYNC_LOAD"
+"""Has transformers read a weight when the one before is in its place, rather than all in fp32 before they are held."""
+
+
+def hold(
+    model: nn.Module,
+    held: torch.dtype | Quantization,
+    *,
+    keep: Sequence[str] = (),
+    exact: bool,
+    loading: bool = False,
+) -> None:
+    """Hold the weights of a model's layers so; those that are trained are to be among those to `keep`.
+
+    With quantised ones, embeddings and what they are tied to or answer with are in bf16; while the model is `loading`,
+    weights are quantised when they come. Raises CheckpointError where nothing is held, unless it was to be `exact`.
+    """
     layers = {name: module for name, module in model.named_modules() if type(module) in _HELD}
     ends = tuple(f"{name}." for name in keep)
     left = {id(p) for name, p in model.named_parameters() if name.startswith(ends)}
+    vectors = _vectors(model, layers)
     if exact:
-        left |= {id(module.weight) for module in layers.values() if isinstance(module, nn.Embedding)}
-        tied = getattr(model, "all_tied_weights_keys", None) or {}
-        named = dict(model.named_parameters(remove_duplicate=False))
-        left |= {id(named[name]) for pair in tied.items() for name in pair if name in named}
+        left |= vectors | {id(m.weight) for m in layers.values() if isinstance(m, nn.Conv1d | nn.Conv2d)}
     made: dict[int, nn.Parameter] = {}  # one for weights that are one
     for name, module in layers.items():
         weight = module.weight
-        if id(weight) in left or weight.dtype != torch.float32:
+        if id(weight) in left or weight.dtype != torch.float32 or not _may_be_held(module):
+            continue
+        module.held_as = name
+        if not isinstance(held, torch.dtype) and id(weight) not in vectors and weight.numel() % 2 == 0:
+            module.quantization, module.dense_shape = held, _as_stored(module, weight).shape
+            module.__class__ = _QUANTIZED[type(module)]
+            if not loading:
+                module.take(weight)
             continue
         if id(weight) not in made:
+            dtype = held if isinstance(held, torch.dtype) else _BESIDE_QUANTIZED
             made[id(weight)] = nn.Parameter(weight.detach().to(dtype), requires_grad=weight.requires_grad)
         module.weight = made[id(weight)]
         module.__class__ = _HELD[type(module)]
-        module.held_as = name
+    if not (exact or is_held(model)):
+        raise CheckpointError(
+            f"base_dtype: {type(model).__name__} has no weights that could be held in another format beside those that "
+            "are trained. Leave `base_dtype` out."
+        )
+
+
+def _vectors(model: nn.Module, layers: dict[str, nn.Module]) -> set[int]:
+    """Weights of embeddings and of what makes words of vectors, and all that are tied."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    found = {id(named[name]) for pair in tied.items() for name in pair if name in named}
+    found |= {id(module.weight) for module in layers.values() if isinstance(module, nn.Embedding)}
+    answers = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    found |= {id(p) for p in answers.parameters()} if isinstance(answers, nn.Module) else set()
+    return found | {key for key, n in Counter(id(module.weight) for module in layers.values()).items() if n > 1}
+
+
+def _may_be_held(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return True
+    plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return plain and layer.in_channels > _MOST_COLOURS
 
 
 def is_held(model: nn.Module) -> bool:
     return any(isinstance(module, Held) for module in model.modules())
+
+
+def is_quantized(model: nn.Module) -> bool:
+    return any(isinstance(module, Quantized) for module in model.modules())
+
+
+def weight_sizes(model: nn.Module) -> dict[str, tuple[torch.Size, bool]]:
+    """The shape of each weight, those of quantised layers as they are when whole, and whether it is trained."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        module, _, own = name.rpartition(".")
+        layer = model.get_submodule(module)
+        if not isinstance(layer, Quantized) or own == "bias":
+            found[name] = parameter.shape, parameter.requires_grad
+        elif own == "codes":
+            found[f"{module}.weight"] = layer.dense_shape, False
+    return found
 
 
 def restore(model: nn.Module, original: PreTrainedModel, *, display_name: str) -> None:
@@ -157,8 +367,8 @@ def restore(model: nn.Module, original: PreTrainedModel, *, display_name: str) -
     for module in model.modules():
         if not isinstance(module, Held):
             continue
-        whole, held = original.get_submodule(module.held_as).weight, module.weight
-        if not torch.equal(whole.detach().to(held.dtype), held.detach().to(whole.device)):
+        whole = original.get_submodule(module.held_as).weight
+        if not module.stands_for(whole):
             raise CheckpointError(
                 f"model {display_name}: {module.held_as} is no longer what training began with; the checkpoint has "
                 "changed meanwhile. Fetch it again, and go on with --resume."
@@ -167,6 +377,9 @@ def restore(model: nn.Module, original: PreTrainedModel, *, display_name: str) -
 
 
 def _release(module: Held, weight: nn.Parameter) -> None:
-    module.weight, plain = weight, _PLAIN[type(module)]
-    module.__class__ = plain  # type: ignore[assignment]
-    del module.held_as
+    for name in ("weight", "codes", "scales"):
+        module._parameters.pop(name, None)
+    for name in ("held_as", "quantization", "dense_shape"):
+        vars(module).pop(name, None)
+    module.__class__ = _PLAIN[type(module)]  # type: ignore[assignment]
+    module.register_parameter("weight", weight)

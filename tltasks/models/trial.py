@@ -93,6 +93,13 @@ class Trial:
                 self.write(path, found)
         return found | dict.fromkeys(shared, OTHER_USER)
 
+    def without_weights(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model on the meta device to be judged instead of one whose weights are not there in fp32."""
+        if self.build is None:
+            return model
+        with torch.device("meta"):
+            return self.build(copy.deepcopy(model.config))
+
     def _digest(self, model: PreTrainedModel, names: Sequence[str], config: peft.PeftConfig) -> str:
         own = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "id2label")}
         method = {key: value for key, value in config.to_dict().items() if key not in ("revision", "target_modules")}

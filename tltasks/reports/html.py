@@ -196,6 +196,8 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
             by = "chosen on validation" if "validation" in curve.by_split else "as the recipe says"
             facts.append(("interpolated", f"to α = {curve.alpha:g} of the way from the start, {by}"))
         held = f", frozen weights in {training.base_dtype}" if training.base_dtype else ""
+        if training.base_difference is not None:
+            held += f"; scored and saved with the checkpoint's own: outputs differ by {training.base_difference:.2g}"
         facts.append(("precision", f"{training.precision}{held}"))
         if training.best_step is not None:
             facts.append(("best on validation", f"step {training.best_step:,}"))

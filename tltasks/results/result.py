@@ -125,6 +125,9 @@ class TrainingSummary:
     precision: str
     base_dtype: str | None = None
     """Format in which weights that were not trained were held meanwhile; None where there were none."""
+    base_difference: float | None = None
+    """Share of the largest output by which the model answers otherwise beside quantised weights, with which it was
+    trained, than with the checkpoint's own, with which it is scored and saved; of eight rows, None without any."""
     epochs: float | None = None
     best_step: int | None = None
     best_value: Number | None = None

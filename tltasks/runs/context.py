@@ -25,7 +25,7 @@ from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runtime import devices
 from tltasks.runtime.environment import check_settings
 from tltasks.runtime.files import locked
-from tltasks.runtime.precision import choose_precision
+from tltasks.runtime.precision import check_base_dtype, choose_precision
 from tltasks.tasks.base import Rescore, TaskBase
 
 DECIDING = ("test", "validation")
@@ -79,6 +79,8 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
     """Open the devices, with their number format and their share of the processor's cores; nothing is written."""
     recipe = plan.recipe
     precision = choose_precision(recipe.precision, state.device)
+    for stage in plan.stages:
+        check_base_dtype(stage.stage.base_dtype, state.device)
     devices.set_num_threads(state.num_processes)
     devices.quieten_libraries(interactive=state.is_main_process and sys.stderr.isatty())
     # Accelerate keeps one number format for a process (accelerate 1.15, state.py); runs may have different ones.

@@ -17,10 +17,12 @@ def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
     """Raise RecipeError for what neither devices nor files have to be looked at for."""
     check_launch()
     check_trackers(list(plan.recipe.trackers))
-    if any(stage.stage.optimizer == "adamw_8bit" for stage in plan.stages) and find_spec("bitsandbytes") is None:
-        raise RecipeError(
-            "optimizer: adamw_8bit needs bitsandbytes, which is not installed: pip install 'tltasks[8bit]'."
-        )
+    for key, extra, values in (("optimizer", "8bit", {"adamw_8bit"}), ("base_dtype", "quantized", {"int8", "nf4"})):
+        asked = values & {getattr(stage.stage, key) for stage in plan.stages}
+        if asked and find_spec("bitsandbytes") is None:
+            raise RecipeError(
+                f"{key}: {asked.pop()} needs bitsandbytes, which is not installed: pip install 'tltasks[{extra}]'."
+            )
     if push and plan.recipe.hub.repo is None:
         raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
 

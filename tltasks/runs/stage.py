@@ -25,7 +25,7 @@ from tltasks.config.tasks import TASKS
 from tltasks.data.batching import steps_per_epoch
 from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import adapt, count_parameters, is_adapted, merged, without_adapter
-from tltasks.models.held import FORMATS, hold, is_held, loading_held, restore
+from tltasks.models.held import FORMATS, hold, is_held, is_quantized, loading_held, restore
 from tltasks.results.result import (
     EXAMPLES,
     Interpolation,
@@ -87,7 +87,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     # ------------------------------------------------------------------------------ build, adapt, train
     started = time.perf_counter()
     stage, built = _build(context, stage)
-    model, progress, fit = _train(context, stage, built)
+    model, progress, fit, base_difference = _train(context, stage, built)
     provenance, trains = built.provenance, plan.kind.trains
     del built
     context.heed_stop(f"stage {plan.name}: stopped after training, before evaluation")
@@ -125,7 +125,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         total_parameters=total,
         weights=weights,
         data=_describe_splits(stage),
-        training=_describe_training(context, stage, progress, fit, interpolation) if trains else None,
+        training=_describe_training(context, stage, progress, fit, interpolation, base_difference) if trains else None,
         robustness=robustness,
         lineage=lineage_after(earlier[-1], context.plan.sha256) if plan.continues else stage.lineage,
         baseline_names=dict(TASKS[plan.task].baseline_names),
@@ -208,8 +208,11 @@ def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, Built
 
 def _train(
     context: Context, stage: PreparedStage, built: BuiltModel[TaskBase]
-) -> tuple[nn.Module, Progress, Fit | None]:
-    """The model after the loop, or after a probe's fit; as it was built where nothing is trained."""
+) -> tuple[nn.Module, Progress, Fit | None, float | None]:
+    """The model after the loop, or after a probe's fit; as it was built where nothing is trained.
+
+    The number is how far the quantised base that it was trained beside makes its outputs others than its own does.
+    """
     plan, task = stage.plan, stage.task
     if plan.kind.cached:
         own_head, workers = task.head(built.model), context.workers(plan)
@@ -221,17 +224,23 @@ def _train(
             f"fitted the head to {progress.examples:,} rows of features in {progress.seconds:.1f} s "
             f"(l2 {fit.l2:g}, {fit.iterations} iterations)",
         )
-        return built.model, progress, fit
+        return built.model, progress, fit, None
     if not plan.kind.trains:
-        return built.model, Progress(), None
+        return built.model, Progress(), None, None
     model, head = adapt_model(stage, built)
     hold_frozen(context, stage, model)
     progress = _loop(context, stage, model, head)
     devices.release_memory()
+    beside = _outputs(context, stage, model) if is_quantized(model) else None
     if is_held(model):
         set_seed(context.seed)
         restore(model, stage.task.build(plan.kind).model, display_name=stage.source.display_name)
-    return model, progress, None
+    difference = None
+    if beside is not None:
+        difference = largest_difference(beside, _outputs(context, stage, model))
+        base = plan.stage.base_dtype
+        context.say(plan, f"back on the checkpoint's own weights, from {base}: outputs differ by {difference:.2g}")
+    return model, progress, None, difference
 
 
 # ------------------------------------------------------------------------------ frozen weights
@@ -546,7 +555,12 @@ def _describe_splits(stage: PreparedStage) -> dict[str, SplitSummary]:
 
 
 def _describe_training(
-    context: Context, stage: PreparedStage, progress: Progress, fit: Fit | None, interpolation: Interpolation | None
+    context: Context,
+    stage: PreparedStage,
+    progress: Progress,
+    fit: Fit | None,
+    interpolation: Interpolation | None,
+    base_difference: float | None,
 ) -> TrainingSummary:
     keys = stage.plan.stage
     per_epoch = steps_per_epoch(len(stage.encoded["train"].rows), keys.batch_size)
@@ -557,6 +571,7 @@ def _describe_training(
         method="head" if fit else keys.adapt.method,
         precision=context.precision,
         base_dtype=_base_dtype(context, stage.plan) if keys.adapt.method != "full" or keys.freeze else None,
+        base_difference=base_difference,
         epochs=None if fit else round(progress.step / per_epoch, 3),
         best_step=progress.best_step,
         best_value=progress.best_value,

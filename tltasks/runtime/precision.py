@@ -51,6 +51,19 @@ def choose_base_dtype(requested: str, *, precision: str, adapt: Adapt) -> str:
     return requested
 
 
+_QUANTIZING = ("cpu", "cuda", "xpu")
+"""Kinds of devices for which bitsandbytes 0.50 brings kernels; AMD's are `cuda`, too."""
+
+
+def check_base_dtype(requested: str, device: torch.device) -> None:
+    """Raise RecipeError for a format that the device cannot compute beside."""
+    if requested in {"int8", "nf4"} and device.type not in _QUANTIZING:
+        raise RecipeError(
+            f"base_dtype: {requested} is computed by bitsandbytes, which has nothing for {device.type}. Use "
+            "`base_dtype: bf16`, which needs half of the memory of fp32."
+        )
+
+
 OVERFLOWING_FP16 = {"t5", "mt5", "umt5", "longt5", "switch_transformers", "pegasus"}
 """Architectures whose activations exceed fp16's 65504: trained in bf16, which has the range of fp32."""
 

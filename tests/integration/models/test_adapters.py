@@ -249,7 +249,7 @@ def test_methods_that_could_not_be_saved_are_refused(keys: dict[str, Any], error
 
 @pytest.mark.parametrize("how", ["qlora", {"qlora": {"rank": 4}}])
 def test_qlora_is_refused_by_name(how: Any) -> None:
-    with pytest.raises(ValueError, match="QLoRA is not offered; `lora` with `base_dtype: bf16`"):
+    with pytest.raises(ValueError, match="`adapt: lora` with `base_dtype: nf4`"):
         adapted(build(), how)
 
 

@@ -1,6 +1,7 @@
 """Frozen weights held in 16 bits: loaded so, the same numbers where autocast casts anyway, and a fp32 model saved."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, core_model_loading
+from transformers.pytorch_utils import Conv1D
 
 from tests.tiny import images, speech, texts, topics
 from tests.tiny.runs import in_processes, largest_difference, run_recipe, weights
 from tltasks.config.loading import load_recipe
 from tltasks.errors import CheckpointError, RecipeError
-from tltasks.models.held import Held, HeldEmbedding, HeldLinear, hold, loading_held, restore
+from tltasks.models.adapters import count_parameters
+from tltasks.models.held import FORMATS, Held, HeldEmbedding, Quantized, hold, loading_held, restore
 from tltasks.runs import stage as stage_module
+from tltasks.runtime.precision import check_base_dtype
 
 LORA = "{stage: STAGE, steps: 4, batch_size: 8, learning_rate: 5e-3, adapt: {lora: {rank: 4}}, KEYS}"
 ROOMS: dict[str, Any] = {"t5": texts, "whisper": speech, "vit": images, "bert": topics, "gpt2": topics}
@@ -74,23 +78,28 @@ def test_all_but_the_new_head_and_vectors_is_loaded_in_16_bits(tmp_path: Path, m
     assert torch.equal(saved[name], base.state_dict()[name])  # of the checkpoint, and not what was held of it
 
 
-@pytest.mark.parametrize("keys", ["micro_batch: 1", "micro_batch: 3"])
-def test_micro_batches_do_not_change_what_is_learnt_beside_held_weights(tmp_path: Path, keys: str) -> None:
-    for name, more in (("whole", ""), ("cut", f", {keys}")):
-        run_recipe(written(tmp_path, "bert", f"base_dtype: bf16{more}"), tmp_path / name)
+FORMATS_BESIDE = ["bf16", "int8", pytest.param("nf4", marks=pytest.mark.exhaustive)]
+
+
+@pytest.mark.parametrize("dtype", FORMATS_BESIDE)
+def test_micro_batches_do_not_change_what_is_learnt_beside_held_weights(tmp_path: Path, dtype: str) -> None:
+    for name, more in (("whole", ""), ("cut", ", micro_batch: 3")):
+        run_recipe(written(tmp_path, "bert", f"base_dtype: {dtype}{more}"), tmp_path / name)
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=2e-5)
 
 
 @pytest.mark.exhaustive
-def test_two_processes_learn_the_same_beside_held_weights(tmp_path: Path) -> None:
-    recipe = written(tmp_path, "bert", "base_dtype: bf16")
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "nf4"])
+def test_two_processes_learn_the_same_beside_held_weights(tmp_path: Path, dtype: str) -> None:
+    recipe = written(tmp_path, "bert", f"base_dtype: {dtype}")
     run_recipe(recipe, tmp_path / "one")
     in_processes(2, recipe, tmp_path / "two")
     assert largest_difference(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-5
 
 
-def test_a_run_goes_on_exactly_beside_held_weights(tmp_path: Path) -> None:
-    recipe = written(tmp_path, "t5", "base_dtype: bf16, checkpoint_every: 1")
+@pytest.mark.parametrize("dtype", FORMATS_BESIDE)
+def test_a_run_goes_on_exactly_beside_held_weights(tmp_path: Path, dtype: str) -> None:
+    recipe = written(tmp_path, "t5", f"base_dtype: {dtype}, checkpoint_every: 1")
     run_recipe(recipe, tmp_path / "whole")
 
     def fail(info: Any) -> None:
@@ -103,11 +112,26 @@ def test_a_run_goes_on_exactly_beside_held_weights(tmp_path: Path) -> None:
     assert largest_difference(weights(tmp_path / "cut"), weights(tmp_path / "whole")) == 0
 
 
-@pytest.mark.parametrize("adapt", ["head", "bitfit", "ia3", "{full: {}}, freeze: ['bert.embeddings*']"])
-def test_other_methods_that_freeze(tmp_path: Path, adapt: str) -> None:
-    stage = f"{{stage: transfer, steps: 2, batch_size: 8, learning_rate: 5e-3, base_dtype: bf16, adapt: {adapt}}}"
+@pytest.mark.parametrize(
+    ("dtype", "adapt"),
+    [
+        ("bf16", "head"),
+        ("bf16", "bitfit"),
+        ("bf16", "ia3"),
+        ("bf16", "{full: {}}, freeze: ['bert.embeddings*']"),
+        ("int8", "bitfit"),
+        ("nf4", "dora"),
+        ("int8", "{full: {}}, freeze: ['bert.embeddings*', 'bert.encoder*']"),
+        *(
+            pytest.param("int8", adapt, marks=pytest.mark.exhaustive)
+            for adapt in ("head", "ia3", "dora", "adalora", "{peft: {type: LOHA}}", "{peft: {type: OFT}}")
+        ),
+    ],
+)
+def test_other_methods_that_freeze(tmp_path: Path, dtype: str, adapt: str) -> None:
+    stage = f"{{stage: transfer, steps: 2, batch_size: 8, learning_rate: 5e-3, base_dtype: {dtype}, adapt: {adapt}}}"
     result = run_recipe(written(tmp_path, "bert", "", stage=stage), tmp_path / "run")
-    assert result.stages[0].training.base_dtype == "bf16"
+    assert result.stages[0].training.base_dtype == dtype
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert").state_dict()
     name = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(weights(tmp_path / "run")[name], base[name])
@@ -125,21 +149,103 @@ def test_a_checkpoint_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
         restore(model, original, display_name="t5")
 
 
-@pytest.mark.parametrize("held", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_quantised_matrices_come_from_a_file_one_by_one(tmp_path: Path, dtype: str, monkeypatch: Any) -> None:
+    texts.save_model(tmp_path / "t5", "t5")
+    AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5", dtype=torch.bfloat16).save_pretrained(tmp_path / "t5")
+    monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD", raising=False)
+    pools: list[object] = []
+    spawn = core_model_loading.spawn_materialize
+
+    def watched(pool: object, *args: Any, **kwargs: Any) -> object:
+        pools.append(pool)
+        return spawn(pool, *args, **kwargs)
+
+    monkeypatch.setattr(core_model_loading, "spawn_materialize", watched)
+    with loading_held(FORMATS[dtype], lambda model: [], exact=False):
+        model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5", dtype=torch.float32)
+    assert len(pools) > 20
+    assert set(pools) == {None}  # each is read when the one before is in its place
+    assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
+    original = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5", dtype=torch.float32)
+    linear = [name for name, module in original.named_modules() if type(module) is nn.Linear and name != "lm_head"]
+    assert all(isinstance(model.get_submodule(name), Quantized) for name in linear)
+    assert count_parameters(model)[1] == count_parameters(original)[1]
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert held < (0.4 if dtype == "int8" else 0.35) * sum(p.numel() * 4 for p in original.parameters())
+    restore(model, original, display_name="t5")
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), original.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "nf4"])
+def test_scored_and_saved_is_the_checkpoint_with_what_was_trained_beside_its_codes(tmp_path: Path, dtype: str) -> None:
+    result = run_recipe(
+        written(tmp_path, "gpt2", f"base_dtype: {dtype}, gradient_checkpointing: true"), tmp_path / "run"
+    )
+    training, about = result.stages[0].training, result.stages[0].weights
+    assert training.base_dtype == dtype
+    assert 0 < training.base_difference < 0.5
+    assert about.saved_difference < 1e-4  # of what is scored
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert (
+        f"trained beside frozen weights in {dtype}. Scored and saved are its weights with the checkpoint's own" in card
+    )
+    saved = weights(tmp_path / "run")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "gpt2").state_dict()
+    for name in ("transformer.h.0.attn.c_attn.weight", "transformer.h.1.mlp.c_proj.weight"):
+        update = saved[name] - base[name]
+        assert torch.linalg.matrix_norm(update) > 0
+        assert torch.linalg.matrix_rank(update, rtol=1e-3) <= 4  # nothing of the rounding has come along
+
+
+def test_what_cannot_be_held_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(CheckpointError, match=r"has no weights that could be held .* Leave `base_dtype` out"):
+        hold(net, FORMATS["int8"], exact=False)
+    hold(net, FORMATS["bf16"], exact=True)
+    with pytest.raises(RecipeError, match=r"base_dtype: nf4 .* nothing for mps. Use `base_dtype: bf16`"):
+        check_base_dtype("nf4", torch.device("mps"))
+    recipe = written(tmp_path, "bert", "base_dtype: int8")
+    monkeypatch.setattr("tltasks.runs.refusals.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"base_dtype: int8 needs bitsandbytes.*pip install 'tltasks\[quantized\]'"):
+        run_recipe(recipe, tmp_path / "run")
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(8, 6), (2, 3, 8)),
+    "transposed": (lambda: Conv1D(6, 8), (2, 3, 8)),
+    "convolution": (lambda: nn.Conv2d(8, 6, (3, 2), stride=2, padding=1, groups=2), (2, 8, 7, 5)),
+    "of sound": (lambda: nn.Conv1d(8, 6, 3, padding=1, bias=False), (2, 8, 9)),
+}
+
+
+@pytest.mark.parametrize("held", ["bf16", "fp16", "int8", "nf4"])
+@pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_held_layer_answers_as_one_of_its_weight_in_fp32(held: torch.dtype, autocast: bool) -> None:
+def test_a_held_layer_answers_as_one_of_its_weight_in_fp32(held: str, kind: str, autocast: bool) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 6))
-    with torch.no_grad():
-        net[0].weight.copy_(net[0].weight.to(held))
-    plain = nn.Linear(8, 6)
+    make, shape = LAYERS[kind]
+    net, plain = nn.Sequential(make()), make()
+    if kind == "transposed":
+        nn.init.normal_(net[0].weight)
+    original = net[0].weight.detach().clone()
     plain.load_state_dict(net[0].state_dict())
     net.requires_grad_(False)
-    hold(net, held, exact=False)
-    assert type(net[0]) is HeldLinear
-    x, y = (torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    hold(net, FORMATS[held], exact=False)
+    assert isinstance(net[0], Held)
+    assert isinstance(net[0], Quantized) == (held in ("int8", "nf4"))
+    whole = net[0].weight.float()
+    assert not torch.equal(whole, original)
+    torch.testing.assert_close(whole, original, rtol=0, atol=(0.2 if held == "nf4" else 0.01) * float(original.max()))
+    assert net[0].stands_for(original)
+    assert not net[0].stands_for(original + 0.1)
+    with torch.no_grad():
+        plain.weight.copy_(whole)
+    x, y = (torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         ours, theirs = net(x), plain(y)
+        ours += 1  # as AdaLoRA does
+        theirs += 1
     (ours.float() ** 2).sum().backward()
     (theirs.float() ** 2).sum().backward()
     assert ours.dtype == theirs.dtype
@@ -150,8 +256,8 @@ def test_a_held_layer_answers_as_one_of_its_weight_in_fp32(held: torch.dtype, au
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ("base_dtype: nf4", "`base_dtype: nf4` is not offered"),
-        ("base_dtype: int8", "`base_dtype: int8` is not offered"),
+        ("base_dtype: nf4, adapt: full", "trains every weight"),
+        ("base_dtype: int8, adapt: {lora: {init: olora}}", "would round what `adapt.lora.init` takes"),
         ("base_dtype: bf16, adapt: full", "trains every weight"),
         ("base_dtype: bf16, adapt: {lora: {init: pissa}}", "would round what `adapt.lora.init` takes"),
     ],

@@ -1,0 +1,91 @@
+"""Scores beside frozen weights of other formats, against the same runs beside fp32 ones.
+
+    python recipes/offline/fetch_t5_titles.py                # and fetch_whisper.py base, fetch_efficientnet_lite0.py
+    python recipes/offline/build_package_synopsis.py         # and build_voice_prompts.py es
+    python benchmarks/held_quality.py                        # three recipes, three formats, three seeds
+    python benchmarks/held_quality.py --only voice_prompts_es --formats bf16
+
+Each recipe is an experiment (`tltasks compare`) along `base_dtype`: same seeds, same rows, every format against fp32.
+The recipes are cut, in all formats alike, as `CUT` says. Printed and written to benchmarks/results/held_quality.json is
+the paired difference of scores with its 95 % interval over test rows and seeds, above zero where a format is better
+than fp32. An experiment goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import tltasks
+from tltasks.experiments.analysis import CellScore
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "held_quality.json"
+CUT: dict[str, list[str]] = {
+    "emoji_lora": ["stages.0.epochs=4"],
+    "voice_prompts_es": ["stages.0.epochs=1", "data.splits.validation='validation[:10]'"],
+    "package_synopsis": [
+        "data.splits={train: 'train[:480]', validation: 'validation[:20]', test: 'test[:150]'}",
+        "model.generation.num_beams=1",
+    ],
+}
+FORMATS = ["bf16", "int8", "nf4"]
+
+
+def compared(name: str, formats: list[str], seeds: list[int], output: Path) -> tltasks.ComparisonResult:
+    """The recipe along the formats, fp32 being what the others are compared with."""
+    recipe = tltasks.load_recipe(ROOT / "recipes" / "offline" / f"{name}.yaml", overrides=CUT[name])
+    axis = {dtype: {"stages.0.base_dtype": dtype} for dtype in ("fp32", *formats)}
+    experiment = {
+        "recipe": recipe.model_dump(mode="json", exclude_unset=True, by_alias=True),
+        "axes": {"base_dtype": axis},
+        "seeds": seeds,
+        "contrast": {"axis": "base_dtype", "controls": ["fp32"]},
+        "output": str(output / name),
+    }
+    return tltasks.compare(experiment)
+
+
+def described(cell: CellScore) -> dict[str, object]:
+    found: dict[str, object] = {
+        "base_dtype": cell.levels["base_dtype"],
+        "test": cell.target,
+        "score": round(cell.score.mean, 4),
+        "by_seed": {str(seed): round(score, 4) for seed, score in cell.by_seed.items()},
+        "rows": cell.score.rows,
+    }
+    for one in cell.comparisons:
+        found["difference"] = round(one.gain.mean, 4)
+        found["ci95"] = [round(one.gain.low, 4), round(one.gain.high, 4)]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=CUT, default=list(CUT))
+    parser.add_argument("--formats", nargs="*", choices=FORMATS, default=FORMATS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "held_quality")
+    arguments = parser.parse_args()
+    written = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in arguments.only:
+        result = compared(name, arguments.formats, arguments.seeds, arguments.output)
+        cells = [described(cell) for cell in result.findings.cells]
+        written[name] = {
+            "metric": result.findings.metric,
+            "cut": CUT[name],
+            "seeds": arguments.seeds,
+            "hardware": result.hardware,
+            "failed": [failure.message for failure in result.failed],
+            "cells": cells,
+        }
+        for cell in cells:
+            print(name, cell, flush=True)
+        RESULTS.write_text(json.dumps(written, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
