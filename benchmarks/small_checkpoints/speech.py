@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from tokenizers import decoders, models, normalizers, pre_tokenizers
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CTC_MAPPING_NAMES,
     MODEL_FOR_RNNT_MAPPING_NAMES,
@@ -226,6 +227,53 @@ VARIANTS: dict[str, tuple[str, Callable[[PretrainedConfig], Made]]] = {
 """Further forms of an architecture, which are computed otherwise."""
 
 
+def _parakeet_transducer(config: PretrainedConfig) -> Made:
+    tokenizer = parakeet_tokenizer(["<unk>", "<pad>", "<blank>"], pad_token="<pad>")
+    processor = transformers.ParakeetProcessor(transformers.ParakeetFeatureExtractor(feature_size=16), tokenizer)
+    return _transducer(config, tokenizer), tokenizer, processor
+
+
+def _nemotron(processor: type[ProcessorMixin]) -> Callable[[PretrainedConfig], Made]:
+    def make(config: PretrainedConfig) -> Made:
+        tokenizer = parakeet_tokenizer(["<unk>", "<pad>", "<blank>"], pad_token="<pad>")
+        extractor = transformers.NemotronAsrStreamingFeatureExtractor(feature_size=16)
+        config.encoder_config.sliding_window, config.encoder_config.default_num_lookahead_tokens = 9, 3
+        return _transducer(config, tokenizer), tokenizer, processor(extractor, tokenizer)
+
+    return make
+
+
+def _transducer(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<blank>"]})
+    config.encoder_config.num_mel_bins = 16
+    blank = tokenizer.convert_tokens_to_ids("<blank>")
+    size = {"vocab_size": len(tokenizer), "blank_token_id": blank, "pad_token_id": tokenizer.pad_token_id}
+    return shrink(config, **size, decoder_hidden_size=16)
+
+
+TRANSDUCERS: dict[str, Callable[[PretrainedConfig], Made]] = {
+    "nemotron3_5_asr": _nemotron(transformers.Nemotron3_5AsrProcessor),
+    "nemotron_asr_streaming": _nemotron(transformers.NemotronAsrStreamingProcessor),
+    "parakeet_rnnt": _parakeet_transducer,
+    "parakeet_tdt": _parakeet_transducer,
+}
+
+
+def _transducing(model_type: str) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        torch.manual_seed(0)
+        config, tokenizer, processor = TRANSDUCERS[model_type](AutoConfig.for_model(model_type))
+        is_tdt = model_type in MODEL_FOR_TDT_MAPPING_NAMES
+        model = (transformers.AutoModelForTDT if is_tdt else transformers.AutoModelForRNNT).from_config(config)
+        model.generation_config.decoder_start_token_id = config.blank_token_id
+        model.generation_config._from_model_config = False
+        every_weight(model).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    return save
+
+
 def _ctc(model_type: str, make: Callable[[PretrainedConfig], Made]) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         torch.manual_seed(0)
@@ -399,13 +447,78 @@ def _vibevoice_asr(config: PretrainedConfig, folder: Path) -> Made:
     return config, tokenizer, transformers.VibeVoiceAsrProcessor(extractor, tokenizer, chat_template=template)
 
 
+GRANITE = (
+    "<|start_of_role|>system<|end_of_role|>Today is {{ strftime_now('%B %d, %Y') }}.<|end_of_text|>\n"
+    "{% for message in messages %}<|start_of_role|>{{ message['role'] }}<|end_of_role|>{{ message['content'] + '' }}"
+    "<|end_of_text|>\n{% endfor %}{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
+)
+"""A chat of texts alone, in which the place of the sound is a sign, with the day of today."""
+
+
+def _granite_speech(config: PretrainedConfig, folder: Path) -> Made:
+    tokenizer = chat_tokenizer(["<|audio|>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"])
+    tokenizer.eos_token = "<|end_of_text|>"
+    encoder = {"hidden_dim": 32, "num_heads": 2, "dim_head": 16, "num_layers": 2, "input_dim": 160, "context_size": 20}
+    encoder |= {"output_dim": 8, "dropout": 0.0}
+    sizes = {f"encoder_config.{name}": value for name, value in encoder.items()}
+    core = {"text_config.vocab_size": len(tokenizer), **{f"text_config.{k}": v for k, v in _ids(tokenizer).items()}}
+    sizes |= {"has_lora_adapter": False, "projector_config.encoder_hidden_size": 32, **core}
+    shrink(config, audio_token_index=tokenizer.convert_tokens_to_ids("<|audio|>"), **sizes)
+    extractor = transformers.GraniteSpeechFeatureExtractor()
+    return config, tokenizer, transformers.GraniteSpeechProcessor(extractor, tokenizer, chat_template=GRANITE)
+
+
+def _fun_asr(config: PretrainedConfig, folder: Path) -> Made:
+    tokenizer = chat_tokenizer(["<|im_start|>", "<|object_ref_start|>"])
+    core = {"text_config.vocab_size": len(tokenizer), **{f"text_config.{k}": v for k, v in _ids(tokenizer).items()}}
+    audio = {"audio_config.num_mel_bins": 16, "audio_config.num_timestamp_prediction_layers": 1}
+    audio |= {"audio_token_id": tokenizer.convert_tokens_to_ids("<|object_ref_start|>")}
+    shrink(
+        config, **audio, **core, **{"adaptor_config.projector_hidden_size": 32, "adaptor_config.intermediate_size": 8}
+    )
+    extractor = transformers.FunAsrNanoFeatureExtractor(feature_size=16)
+    template = CHAT.replace("AUDIO", "<|object_ref_start|>")
+    return config, tokenizer, transformers.FunAsrNanoProcessor(extractor, tokenizer, chat_template=template)
+
+
+def tekken(file: Path) -> PreTrainedTokenizerBase:
+    """A vocabulary of bytes in Mistral's format, with the special tokens of audio at their places."""
+    names = "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS]"
+    names += " [TOOL_CALLS] [IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT]"
+    names += " [/SYSTEM_PROMPT] [TOOL_CONTENT] [ARGS] [CALL_ID]"
+    own = dict(enumerate(names.split())) | {24: "[AUDIO]", 25: "[BEGIN_AUDIO]", 34: "[TRANSCRIBE]"}
+    special = [{"rank": i, "token_str": own.get(i, f"<SPECIAL_{i}>"), "is_control": True} for i in range(40)]
+    every = [bytes([i]) for i in range(256)]
+    vocabulary = [{"rank": i, "token_bytes": b64encode(it).decode(), "token_str": None} for i, it in enumerate(every)]
+    audio = {"sampling_rate": 16000, "frame_rate": 12.5, "chunk_length_s": 30.0}
+    audio |= {"audio_encoding_config": {"num_mel_bins": 16, "hop_length": 160, "window_size": 400}}
+    size = {"default_vocab_size": 256 + len(special), "default_num_special_tokens": len(special)}
+    config = {"pattern": r"[^\s]+|\s+", "num_vocab_tokens": 256, **size, "version": "v11"}
+    whole = {"config": config, "vocab": vocabulary, "special_tokens": special, "audio": audio}
+    file.write_text(json.dumps(whole))
+    return transformers.MistralCommonBackend(str(file))
+
+
+def _voxtral(config: PretrainedConfig, folder: Path) -> Made:
+    tokenizer = tekken(folder / "tekken.json")
+    core = {"text_config.vocab_size": len(tokenizer), **{f"text_config.{k}": v for k, v in _ids(tokenizer).items()}}
+    shrink(config, audio_token_id=24, **core, **{"audio_config.num_mel_bins": 16})
+    config.audio_config.intermediate_size, config.text_config.max_position_embeddings = 128, 1024
+    extractor = transformers.WhisperFeatureExtractor(feature_size=16)
+    return config, tokenizer, transformers.VoxtralProcessor(extractor, tokenizer)
+
+
 WRITERS: dict[str, Callable[[PretrainedConfig, Path], Made]] = {
     "canary": _canary,
     "cohere_asr": _cohere,
+    "fun_asr_nano": _fun_asr,
+    "granite_speech": _granite_speech,
+    "granite_speech_plus": _granite_speech,
     "moonshine_streaming": _moonshine_streaming,
     "omniasr": _omniasr_llm,
     "qwen3_asr": _qwen3_asr,
     "vibevoice_asr": _vibevoice_asr,
+    "voxtral": _voxtral,
     "seamless_m4t": _seamless,
     "seamless_m4t_v2": _seamless,
     "speech-encoder-decoder": _encoder_decoder,
@@ -421,6 +534,7 @@ SAVED: dict[str, Callable[[Path], object]] = {
 LANGUAGES = {
     "canary": "es",
     "cohere_asr": "en",
+    "nemotron3_5_asr": "en-US",
     "qwen3_asr": "en",
     "whisper": "es",
     "seamless_m4t": "eng",
@@ -459,12 +573,15 @@ def _sequences() -> Iterator[Small]:
     for name in [*MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, "whisper/english"]:
         keys = {"language": LANGUAGES[name]} if name in LANGUAGES else {}
         other = OTHER.get(name, "")
-        save = SAVED.get(name) or (_config_alone(name) if name not in WRITERS else _writer(name))
+        is_here = name in WRITERS and (name not in PACKAGED or is_torchaudio_available())
+        save = SAVED.get(name) or (_writer(name) if is_here else _config_alone(name))
         yield Small(f"transformers/{name}", TASK, save, keys, methods=BESIDES_A_HEAD, other_task=other)
 
 
 PACKAGED = {
     "fun_asr_nano": ("FunAsrNanoProcessor", "FunAsrNanoFeatureExtractor"),
+    "granite_speech": ("GraniteSpeechProcessor", "GraniteSpeechFeatureExtractor"),
+    "granite_speech_plus": ("GraniteSpeechProcessor", "GraniteSpeechFeatureExtractor"),
     "granite_speech5_ctc": ("GraniteSpeech5Processor", "GraniteSpeech5FeatureExtractor"),
 }
 """Names in the files of those that another package is needed for, where this is not installed."""
@@ -494,7 +611,8 @@ def checkpoints() -> Iterator[Small]:
             save = _config_alone(model_type)
         yield Small(f"transformers/{model_type}", TASK, save, stage_keys=keys)
     for model_type in [*MODEL_FOR_TDT_MAPPING_NAMES, *MODEL_FOR_RNNT_MAPPING_NAMES]:
-        yield Small(f"transformers/{model_type}", TASK, _config_alone(model_type))
+        keys = {"language": LANGUAGES[model_type]} if model_type in LANGUAGES else {}
+        yield Small(f"transformers/{model_type}", TASK, _transducing(model_type), keys)
     for name, (model_type, make) in VARIANTS.items():
         yield Small(f"transformers/{name}", TASK, _ctc(model_type, make))
     yield Small("transformers/wav2vec2/mms", TASK, _mms, {"language": "fra"})

@@ -34,10 +34,11 @@ from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError, DataError, TltasksError
 from tltasks.models.loading import open_generation
 from tltasks.runs.story import open_stages
+from tltasks.tasks.chat import PROMPT_DATE
 from tltasks.tasks.classes import train_classes
 from tltasks.tasks.image.decoding import ODDITY, TRANSPARENT, decode_image
 from tltasks.tasks.image.preprocessing import ImageTask
-from tltasks.tasks.text.prompting import PROMPT_DATE, TextFormat, open_format
+from tltasks.tasks.text.prompting import TextFormat, open_format
 from tltasks.tasks.vocabulary import MOST_LOST, lost_characters, lost_share
 
 # peft 0.21 asks transformers 5.24 by an old name

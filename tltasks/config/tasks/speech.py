@@ -20,6 +20,9 @@ class SpeechModel(Model):
     and CTC checkpoints, but for MMS, take none."""
     speech_task: Literal["transcribe", "translate"] | None = None
     """What a multilingual checkpoint is asked for. Unset: transcribe."""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    """What a language model that hears is asked beside the sound (Granite Speech, VibeVoice-ASR, Qwen3-ASR): what to
+    do, or words to expect, as its authors have it. Unset: its processor's own request."""
     audio_window: Literal["fit"] | PositiveInt | None = None
     """Seconds of audio that Whisper's encoder takes at once: `fit` is the data's longest clip, in whole seconds. A
     shorter window is faster in proportion, and must be trained. Unset: the checkpoint's own (30)."""
@@ -152,7 +155,12 @@ TASKS = (
         input=AUDIO,
         annotation="text",
         usual_model="openai/whisper-base",
-        auto_mappings=("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "MODEL_FOR_CTC_MAPPING_NAMES"),
+        auto_mappings=(
+            "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+            "MODEL_FOR_CTC_MAPPING_NAMES",
+            "MODEL_FOR_TDT_MAPPING_NAMES",
+            "MODEL_FOR_RNNT_MAPPING_NAMES",
+        ),
     ),
     TaskSpec(
         tag="speech-pretraining",

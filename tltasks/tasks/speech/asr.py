@@ -48,6 +48,7 @@ from tltasks.tasks.speech.ctc import CtcRecogniser
 from tltasks.tasks.speech.prompted import PromptedRecogniser, makes_requests
 from tltasks.tasks.speech.recognition import Recogniser, family, given_keys, open_processor
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
+from tltasks.tasks.speech.transducer import TransducerRecogniser
 
 Plan = StagePlan[SpeechModel, SpeechData, SpeechStage]
 PIECES_AT_ONCE = 16
@@ -108,8 +109,11 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         if plan.model.as_ is not None:
             config = wrap_for_speech(config, plan.model, plan.stage, plan.kind, display_name=source.display_name)
         recogniser: Recogniser
-        if family(config, display_name=source.display_name) == "CTC":
+        found = family(config, display_name=source.display_name)
+        if found == "CTC":
             recogniser = _open_ctc(plan, texts, source, config)
+        elif found == "transducer":
+            recogniser = _open_transducer(plan, source, config)
         else:
             recogniser = _open_sequence(plan, splits, source, config)
         name = plan.data.normaliser
@@ -137,8 +141,12 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     @property
     def settings(self) -> dict[str, object]:
-        code, skips = self.recogniser.code, self.recogniser.skips_signs
-        return {"family": self.recogniser.family, **({"request": code, "skips_signs": skips} if code else {})}
+        it = self.recogniser
+        found: dict[str, object] = {"family": it.family, "auto_class": it.auto_class.__name__}
+        if it.code:
+            found |= {"request": it.code, "texts": it.texts, "skips_signs": it.skips_signs}
+            found |= {"reading": it.reading, "rate": it.sampling_hz}
+        return found
 
     def as_pretrained(self) -> Self:
         return dataclasses.replace(self, recogniser=self.recogniser.as_pretrained())
@@ -331,7 +339,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     def onnx_input(self) -> OnnxInput | None:
         recogniser = self.recogniser
-        if not isinstance(recogniser, CtcRecogniser):
+        if recogniser.family != "CTC":
             return None
         name = str(recogniser.feature_extractor.model_input_names[0])
         hz = recogniser.sampling_hz
@@ -439,18 +447,16 @@ def _open_sequence(
     if not (prompted or config.is_encoder_decoder):
         raise CheckpointError(
             f"model {source.display_name}: {config.model_type} takes its audio in a way of its own: no "
-            "encoder-decoder, and no processor that makes a request for a transcript (`apply_transcription_request`), "
-            "which a text could go on from. Name Whisper, Moonshine, Canary or Qwen3-ASR, or one with CTC, as wav2vec2."
+            "encoder-decoder, and no processor that makes a request for a transcript (`apply_transcription_request`, "
+            "or a chat template), which a text could go on from. Name Whisper, Canary or Qwen3-ASR, or one with CTC."
         )
-    if plan.stage.stage == "transfer":
-        raise RecipeError(
-            f"stage {plan.name}: {source.display_name} writes with a vocabulary that cannot be taken off; "
-            "`stage: finetune` teaches it new text, also of another language."
-        )
+    _keep_vocabulary(plan, source)
     if plan.stage.adapt.method == "head":
         raise RecipeError(f"stage {plan.name}: {source.display_name} has no head of its own; use adapt: lora or full.")
     if prompted:
         return PromptedRecogniser.ask(processor, source, config, plan.model, as_saved=not splits)
+    if plan.model.prompt is not None:
+        raise RecipeError(f"model.prompt: {source.display_name} takes none; leave it out.")
     window = plan.model.audio_window if plan.kind.trains else None  # a cut encoder must be trained before it is used
     return SequenceRecogniser.open(
         source,
@@ -464,10 +470,26 @@ def _open_sequence(
 
 
 def _open_ctc(plan: Plan, texts: list[str], source: Checkpoint, config: PretrainedConfig) -> CtcRecogniser:
-    if given := given_keys(plan.model, "speech_task", "audio_window", "beams"):
+    if given := given_keys(plan.model, "speech_task", "audio_window", "beams", "prompt"):
         raise RecipeError(f"{given}: {source.display_name} is a CTC checkpoint, which has no such choice.")
     texts_of_head = texts if plan.kind.head == "new" else None
     return CtcRecogniser.open(source, config, texts=texts_of_head, language=plan.model.language)
+
+
+def _open_transducer(plan: Plan, source: Checkpoint, config: PretrainedConfig) -> TransducerRecogniser:
+    if given := given_keys(plan.model, "speech_task", "audio_window", "beams", "prompt"):
+        raise RecipeError(f"{given}: {source.display_name} is a transducer, which has no such choice.")
+    _keep_vocabulary(plan, source)
+    processor = open_processor(source)
+    return TransducerRecogniser.listen(processor, source, config, plan.model.language, trains=plan.kind.trains)
+
+
+def _keep_vocabulary(plan: Plan, source: Checkpoint) -> None:
+    if plan.stage.stage == "transfer":
+        raise RecipeError(
+            f"stage {plan.name}: {source.display_name} writes with a vocabulary that cannot be taken off; "
+            "`stage: finetune` teaches it new text, also of another language."
+        )
 
 
 def _texts(splits: dict[str, Split]) -> list[str]:

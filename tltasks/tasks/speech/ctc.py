@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoModelForCTC,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,7 +29,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import find_head, unwrap_model
 from tltasks.models.frozen_transformer import FrozenTransformerCtcConfig, feature_extractor
-from tltasks.models.loading import ModelLoader, open_tokenizer
+from tltasks.models.loading import open_tokenizer
 from tltasks.tasks.base import IGNORED, Batch, content_key
 from tltasks.tasks.speech.recognition import (
     FRAMES_PER_SECOND,
@@ -58,7 +57,6 @@ PAD, UNKNOWN = "[PAD]", "[UNK]"
 class CtcRecogniser(Recogniser):
     """A checkpoint's configuration with the vocabulary that its head writes in."""
 
-    auto_class: ClassVar[ModelLoader] = AutoModelForCTC
     family: ClassVar[Family] = "CTC"
     cpu_batch_budget: ClassVar[int] = 16 * 1000
     joint: ClassVar[str] = " "
@@ -189,13 +187,13 @@ class CtcRecogniser(Recogniser):
         """Steps of the model's output for so many samples."""
         model, one, two = self._skeleton
         features = one + (n_samples - self.sampling_hz) * (two - one) // self.sampling_hz
-        return max(0, int(_n_steps(model, torch.tensor(features))))
+        return max(0, int(count_steps(model, torch.tensor(features))))
 
     @cached_property
     def _skeleton(self) -> tuple[PreTrainedModel, int, int]:
         """The model without weights, and the number of features, or samples, of one second and of two."""
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            model = AutoModelForCTC.from_config(copy.deepcopy(self.config))
+            model = self.auto_class.from_config(copy.deepcopy(self.config))
         one, two = (read_clips([np.ones(n * self.sampling_hz, np.float32)], self.feature_extractor) for n in (1, 2))
         return model, int(mask_of(one).sum()), int(mask_of(two).sum())
 
@@ -243,11 +241,14 @@ class CtcRecogniser(Recogniser):
         """Logits [clips, steps, vocabulary] and the steps of each clip that are not padding."""
         passes = each_alone(batch) if self.is_apart else [inputs_of(batch)]
         each = [logits for inputs in passes for logits in model(**inputs).logits]
-        lengths = _n_steps(unwrap_model(model), mask_of(batch).sum(-1)).to(torch.long)
-        return pad_sequence(each, batch_first=True), lengths.clamp(max=max(map(len, each)))
+        return pad_sequence(each, batch_first=True), self._lengths(model, batch, most=max(map(len, each)))
+
+    def _lengths(self, model: nn.Module, batch: Batch, *, most: int) -> Tensor:
+        """Steps of each clip, of `most` that the output has."""
+        return count_steps(unwrap_model(model), mask_of(batch).sum(-1)).to(torch.long).clamp(max=most)
 
 
-def _n_steps(model: PreTrainedModel, n_features: Tensor) -> Tensor:
+def count_steps(model: PreTrainedModel, n_features: Tensor) -> Tensor:
     """Steps of the output for numbers of features, or samples, by the model's own count."""
     names = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
     own = next((getattr(model, name) for name in names if hasattr(model, name)), None)

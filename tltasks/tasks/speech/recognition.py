@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForCTC,
+    AutoModelForRNNT,
     AutoModelForSpeechSeq2Seq,
+    AutoModelForTDT,
     AutoProcessor,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     SequenceFeatureExtractor,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_RNNT_MAPPING_NAMES,
-    MODEL_FOR_TDT_MAPPING_NAMES,
 )
 
 from tltasks.config.model import Checkpoint
@@ -48,7 +46,13 @@ TRIED_SECONDS = (1.31, 0.4)
 """Clips by which a model is tried."""
 ALIKE = 1e-3
 """Share of the largest logit by which padding may change one: beyond rounding, and well below what a leak does."""
-Family = Literal["sequence-to-sequence", "CTC"]
+Family = Literal["sequence-to-sequence", "CTC", "transducer"]
+AUTO_CLASSES: dict[Family, tuple[ModelLoader, ...]] = {
+    "CTC": (AutoModelForCTC,),
+    "transducer": (AutoModelForTDT, AutoModelForRNNT),
+    "sequence-to-sequence": (AutoModelForSpeechSeq2Seq,),
+}
+"""transformers' lists of the models of a family."""
 TOKENIZER_HINT = "`stage: transfer` builds a vocabulary from the training text, for CTC checkpoints."
 LETTERS_SHOWN = 12
 
@@ -66,7 +70,6 @@ class Transcript:
 class Recogniser(ABC):
     """A family of models: how audio goes in, and how text goes in and comes out."""
 
-    auto_class: ClassVar[ModelLoader]
     family: ClassVar[Family]
     cpu_batch_budget: ClassVar[int]
     """Sum of `costs` of one forward pass that keeps a CPU busy."""
@@ -81,6 +84,10 @@ class Recogniser(ABC):
     """Clips go through the model one by one, as they must where their padding would change what is heard."""
     processor: ProcessorMixin | None = field(default=None, kw_only=True)
     """What puts feature extractor and tokenizer together, where the checkpoint has one."""
+
+    @property
+    def auto_class(self) -> ModelLoader:
+        return auto_class(self.config, self.family)
 
     @property
     def sampling_hz(self) -> int:
@@ -117,6 +124,16 @@ class Recogniser(ABC):
             return ""
         padding = f"padding=True, pad_to_multiple_of={self.multiple}, " if self.multiple > 1 else ""
         return f'extract(samples, sampling_rate=rate, {padding}return_attention_mask=True, return_tensors="pt")'
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Texts that `code` refers to by name."""
+        return {}
+
+    @property
+    def reading(self) -> str:
+        """Further arguments of `decode` that `code`'s answers are read with."""
+        return ""
 
     def as_pretrained(self) -> Self:
         """As the checkpoint stands, without what the recipe changes in its architecture."""
@@ -222,16 +239,19 @@ class Recogniser(ABC):
 
 def family(config: PretrainedConfig, *, display_name: str) -> Family:
     """The way in which a checkpoint turns audio into text, which its architecture decides."""
-    if type(config) in AutoModelForCTC._model_mapping:  # with those that were registered
-        return "CTC"
-    if type(config) in AutoModelForSpeechSeq2Seq._model_mapping:
-        return "sequence-to-sequence"
-    is_transducer = config.model_type in {*MODEL_FOR_TDT_MAPPING_NAMES, *MODEL_FOR_RNNT_MAPPING_NAMES}
-    why = "is a transducer, whose loss tltasks has not" if is_transducer else "does not recognise speech"
+    for name, loaders in AUTO_CLASSES.items():
+        if any(type(config) in loader._model_mapping for loader in loaders):  # with those that were registered
+            return name
     raise CheckpointError(
-        f"model {display_name}: {config.model_type} {why}. Name an encoder-decoder, as Whisper and Moonshine, or one "
-        "with CTC, as wav2vec2 and Parakeet CTC."
+        f"model {display_name}: {config.model_type} does not recognise speech. Name an encoder-decoder, as Whisper and "
+        "Moonshine, or one with CTC, as wav2vec2 and Parakeet CTC."
     )
+
+
+def auto_class(config: PretrainedConfig, name: Family) -> ModelLoader:
+    """The class of transformers that loads a checkpoint of a family."""
+    loaders = AUTO_CLASSES[name]
+    return next((loader for loader in loaders if type(config) in loader._model_mapping), loaders[0])
 
 
 def given_keys(model: SpeechModel, *names: str) -> str:
@@ -276,14 +296,14 @@ def goes_apart(config: PretrainedConfig) -> bool:
 
 
 def draw_nothing(config: PretrainedConfig) -> None:
-    """Turn layer drop and the models' own SpecAugment off, also in configurations inside this one.
+    """Turn layer drop, the models' own SpecAugment and noise on what they hear off, also in configurations inside.
 
     A layer that one process drops and another keeps would leave them waiting for a gradient. SpecAugment is ours: the
     models' draws from numpy's global state (transformers 5.24, modeling_wav2vec2.py).
     """
     off = dict.fromkeys(("layerdrop", *(f"{part}_layerdrop" for part in ("conformer", "encoder", "decoder"))), 0.0)
     for part in with_parts(config):
-        for name, value in {**off, "apply_spec_augment": False}.items():
+        for name, value in {**off, "apply_spec_augment": False, "vae_std": 0.0}.items():
             if hasattr(part, name):
                 setattr(part, name, value)
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoModelForSpeechSeq2Seq,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -34,7 +33,7 @@ from tltasks.config.tasks.speech import SpeechModel
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.scripts import is_unspaced
 from tltasks.models.adapters import generating_model, unwrap_model
-from tltasks.models.loading import ModelLoader, open_generation, open_tokenizer
+from tltasks.models.loading import open_generation, open_tokenizer
 from tltasks.tasks.base import IGNORED, Batch, Processor, content_key
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_spectrogram
@@ -65,7 +64,6 @@ LOOPS = ((24, 6), (64, 16))
 class SequenceRecogniser(Recogniser):
     """A checkpoint's configuration, with the language, the window and the beams that the recipe asks for."""
 
-    auto_class: ClassVar[ModelLoader] = AutoModelForSpeechSeq2Seq
     family: ClassVar[Family] = "sequence-to-sequence"
     cpu_batch_budget: ClassVar[int] = 8 * 3600
     joint: ClassVar[str] = ""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
 
 import datasets
 import numpy as np
@@ -24,6 +22,7 @@ from tltasks.errors import CheckpointError, RecipeError
 from tltasks.metrics.rouge import sentence_ends
 from tltasks.models.loading import open_generation, open_tokenizer
 from tltasks.tasks.base import content_key, digest_of
+from tltasks.tasks.chat import fix_date
 from tltasks.tasks.vocabulary import lost_characters
 
 Ids = list[int]
@@ -35,11 +34,8 @@ PLAIN_PROMPT = "{document}\n\nTL;DR:"
 """For decoders without a chat template. Source: Radford et al., Language Models are Unsupervised Multitask Learners,
 2019, §3.6."""
 CHAT_PROMPT = "Summarize the following text.\n\n{document}"
-PROMPT_DATE = date(2024, 7, 26)
-"""Today, for chat templates that say what day it is: Llama's have this date where nothing tells them another."""
 LINE_END = "<n>"
 """PEGASUS writes it between sentences."""
-_TODAY = re.compile(r"""strftime_now\s*\(\s*(?:format\s*=\s*)?(?P<quote>["'])(?P<format>.*?)(?P=quote)\s*\)""")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]+)?|__\w+__")
 """Names and tokens of languages; of programming languages, too (PLBart)."""
 _MARK = "summary\u241fmark"
@@ -73,7 +69,7 @@ class TextFormat:
     splits: bool
     """Documents that are too long are read in pieces outside training."""
     dated: bool
-    """The chat template said what day it is, and has `PROMPT_DATE` instead."""
+    """The chat template said what day it is, and has another date instead."""
     tail: int
     """Special tokens that the tokenizer puts behind a text, of which a decoder would take that its prompt has ended."""
 
@@ -193,7 +189,7 @@ def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, 
     encoder_decoder = bool(config.is_encoder_decoder)
     chat = not encoder_decoder and bool(tokenizer.chat_template)
     language = set_language(tokenizer, model.language, display_name=name)
-    dated = chat and _fix_date(tokenizer, display_name=name)
+    dated = chat and fix_date(tokenizer, display_name=name)
     prompt = model.prompt or _own_prompt(config, chat=chat)
     end = _end(tokenizer, config)
     if end is None:
@@ -231,27 +227,6 @@ def _own_prompt(config: PretrainedConfig, *, chat: bool) -> str:
     if not config.is_encoder_decoder:
         return CHAT_PROMPT if chat else PLAIN_PROMPT
     return "summarize: {document}" if config.model_type == "t5" else "{document}"
-
-
-def _fix_date(tokenizer: PreTrainedTokenizerBase, *, display_name: str) -> bool:
-    """Put `PROMPT_DATE` into a chat template that says what day it is, and tell whether it does.
-
-    The template is saved so, and says the same wherever the model is used.
-    """
-    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"": tokenizer.chat_template}
-    fixed = {
-        name: _TODAY.sub(lambda call: json.dumps(PROMPT_DATE.strftime(call["format"])), template or "")
-        for name, template in templates.items()
-    }
-    if any("strftime_now(" in template for template in fixed.values()):
-        raise CheckpointError(
-            f"model {display_name}: its chat template says what day it is (strftime_now), in no format that is plain "
-            "text, so that answers would change overnight. Write a date into it."
-        )
-    if fixed in (templates, {"": ""}):
-        return False
-    tokenizer.chat_template = fixed if isinstance(tokenizer.chat_template, dict) else fixed[""]
-    return True
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, answer_next: bool) -> str:

@@ -51,11 +51,11 @@ from tltasks.tasks.base import (
     References,
     RowScores,
 )
+from tltasks.tasks.chat import PROMPT_DATE
 from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.tasks.text.language_model import LanguageModelTask
 from tltasks.tasks.text.prompting import (
     LINE_END,
-    PROMPT_DATE,
     SUFFIXES,
     TextFormat,
     open_format,

@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoModelForCTC, AutoModelForSpeechSeq2Seq, GenerationConfig
 
 from benchmarks.small_checkpoints import Small
-from benchmarks.small_checkpoints.speech import checkpoints
+from benchmarks.small_checkpoints.speech import CHAT, GRANITE, checkpoints
 from tests.tiny.runs import run_recipe
 from tests.tiny.speech import save_data, write_recipe
 from tltasks.config.model import Checkpoint
@@ -26,6 +26,7 @@ from tltasks.tasks.speech.ctc import CtcRecogniser
 from tltasks.tasks.speech.prompted import PromptedRecogniser
 from tltasks.tasks.speech.recognition import draw_nothing, open_processor, with_parts
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
+from tltasks.tasks.speech.transducer import TransducerRecogniser
 
 SMALL: dict[str, Small] = {small.name.removeprefix("transformers/"): small for small in checkpoints()}
 CLIPS = [np.random.default_rng(i).normal(0, 0.1, n).astype(np.float32) for i, n in enumerate((9_300, 21_000))]
@@ -49,7 +50,7 @@ def open_prompted(name: str, folder: Path, **keys: Any) -> tuple[PromptedRecogni
     recogniser = PromptedRecogniser.ask(
         processor, source, open_config(source), SpeechModel(name="a", **keys), as_saved=False
     )
-    model = AutoModelForSpeechSeq2Seq.from_pretrained(folder).eval()
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, config=recogniser.config).eval()
     recogniser.prepare(model)
     return recogniser, model
 
@@ -121,6 +122,44 @@ def test_nothing_is_drawn_inside_either() -> None:
     assert not both.encoder.apply_spec_augment
 
 
+# ------------------------------------------------------------------------------------------------ transducers
+
+
+@pytest.mark.parametrize("name", ["parakeet_tdt", "parakeet_rnnt", "nemotron3_5_asr"])
+def test_a_transducer_hears_and_learns_a_clip_as_alone(name: str, tmp_path: Path) -> None:
+    source = save(name, tmp_path)
+    config, processor = open_config(source), open_processor(source)
+    language = SMALL[name].model_keys.get("language")
+    recogniser = TransducerRecogniser.listen(processor, source, config, language, trains=True)
+    model = recogniser.auto_class.from_pretrained(tmp_path, config=config).eval()
+    recogniser.prepare(model)
+    tried = recogniser.tried(model)
+    labels = [recogniser.label_ids("red"), recogniser.label_ids("tree blue")]
+    alone = [
+        tried.loss(model, {**tried.read([clip]), **tried.targets([ids])})
+        for clip, ids in zip(CLIPS, labels, strict=True)
+    ]
+    sizes = torch.tensor([len(ids) for ids in labels])
+    together = tried.loss(model, {**tried.read(CLIPS), **tried.targets(labels)})
+    assert torch.allclose(together, (torch.stack(alone) * sizes).sum() / sizes.sum(), rtol=1e-3)
+    said = tried.transcribe(model, tried.read(CLIPS))
+    assert said == [tried.transcribe(model, tried.read([clip]))[0] for clip in CLIPS]
+    assert any(transcript.text for transcript in said)
+    assert recogniser.misfit(0.1, [3] * 99) is None  # a step takes any number of tokens
+    assert set(recogniser.head(model)) == {"decoder.embedding", "joint.head"}
+
+
+def test_a_language_is_a_number_in_the_configuration(tmp_path: Path) -> None:
+    source = save("nemotron3_5_asr", tmp_path)
+    config, processor = open_config(source), open_processor(source)
+    TransducerRecogniser.listen(processor, source, config, "de-DE", trains=True)
+    assert config.default_prompt_id == 9
+    with pytest.raises(RecipeError, match="Unknown `language='xx'`"):
+        TransducerRecogniser.listen(processor, source, config, "xx", trains=True)
+    with pytest.raises(RecipeError, match="knows several"):
+        TransducerRecogniser.listen(processor, source, config, None, trains=True)
+
+
 # ------------------------------------------------------------------------------------------------ decoders
 
 
@@ -151,7 +190,7 @@ def test_clips_are_filled_to_the_samples_that_a_processor_asks_for(tmp_path: Pat
     assert "pad_to_multiple_of=80" in recogniser.code
 
 
-@pytest.mark.parametrize("name", ["canary", "cohere_asr", "omniasr", "qwen3_asr"])
+@pytest.mark.parametrize("name", ["canary", "cohere_asr", "omniasr", "qwen3_asr", "vibevoice_asr"])
 def test_a_text_goes_on_from_the_request(name: str, tmp_path: Path) -> None:
     """The loss of two rows is that of each alone, and what is learnt are the text and its end alone."""
     recogniser, model = open_prompted(name, tmp_path, **SMALL[name].model_keys)
@@ -173,8 +212,44 @@ def test_a_text_goes_on_from_the_request(name: str, tmp_path: Path) -> None:
     assert torch.allclose(recogniser.logits(model, recogniser.read(CLIPS[:1])), own, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [CHAT.replace("AUDIO", "<|audio_start|><|audio_pad|><|audio_end|>"), GRANITE.replace("_of_role", "")],
+    ids=["parts", "text"],
+)
+def test_a_chat_is_a_request_with_the_prompt_of_the_recipe(
+    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(transformers.Qwen3ASRProcessor, "apply_transcription_request")
+    source = save("qwen3_asr", tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    processor = open_processor(source)
+    assert processor is not None
+    given: dict[str, Any] = {"config": open_config(source), "as_saved": False}
+    asked = PromptedRecogniser.ask(processor, source, keys=SpeechModel(name="a", prompt="write it"), **given)
+    assert asked.chat is not None
+    assert asked.chat.count("<|audio_pad|>") == 1
+    assert asked.chat.index("<|audio_pad|>") < asked.chat.index("write it")
+    assert "Today is July 26, 2024" in asked.chat or template.startswith("{% for")
+    inputs = asked.request(CLIPS)
+    assert (inputs["input_ids"][:, -1] == inputs["input_ids"][0, -1]).all()  # padded on the left
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path).eval()
+    tried = asked.tried(model)
+    together = tried.transcribe(model, tried.read(CLIPS))
+    assert together == [tried.transcribe(model, tried.read([clip]))[0] for clip in CLIPS]
+    asked.generation.save_pretrained(tmp_path)
+    again = PromptedRecogniser.ask(
+        processor, source, config=open_config(source), keys=SpeechModel(name="a"), as_saved=True
+    )
+    assert again.chat == asked.chat
+    with pytest.raises(RecipeError, match="takes none; ask for it in `prompt`"):
+        PromptedRecogniser.ask(processor, source, keys=SpeechModel(name="a", language="en"), **given)
+
+
 def test_answers_that_are_drawn_are_refused(tmp_path: Path) -> None:
     recogniser, model = open_prompted("vibevoice_asr", tmp_path)
+    recogniser.tried(model)
+    model.config.acoustic_tokenizer_encoder_config.vae_std = 0.625
     with pytest.raises(CheckpointError, match="draws noise"):
         recogniser.tried(model)
 
