@@ -4,8 +4,9 @@
 
 Needs apt. Asks apt for the English descriptions, into a folder of its own, so that the system's lists stay as they
 are; or reads what `--lists` names. One package of each source package is taken, and a source package is for training
-or for testing, never both; no section gives more than 400, so that the largest do not drown the others. The texts
-belong to the packages' authors under many licences: keep them on this machine.
+or for testing, never both; no section gives more than 400, so that the largest do not drown the others. Further files
+hold six sections of 300 to 10 examples. The texts belong to the packages' authors under many licences: keep them on
+this machine.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ MOST_OF_A_SECTION = 400
 SPLITS = {"test": 600, "validation": 300}
 """Source packages of each split; the rest is for training."""
 FEWEST_WORDS = 20
+RARER = ("sound", "admin", "text", "net", "games", "science")
+"""Sections of the imbalanced files, the commonest first."""
+COMMONEST, RATIO = 300, 30
+"""Rows of the first of them in training, and how many times those of the last it has; the steps between are even."""
+COMMONEST_TESTED = 50
 
 
 def main() -> None:
@@ -41,12 +47,29 @@ def main() -> None:
             f"{2 * sum(SPLITS.values()):,} are needed. Point apt at a whole Debian mirror."
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    start, counts = 0, {**SPLITS, "train": len(rows) - sum(SPLITS.values())}
-    for split, n_rows in counts.items():
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows[start : start + n_rows]]
-        (options.out / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    start, files = 0, {}
+    for split, n_rows in {**SPLITS, "train": len(rows) - sum(SPLITS.values())}.items():
+        files[split] = rows[start : start + n_rows]
         start += n_rows
-    print(f"{options.out}: {', '.join(f'{split} {n:,}' for split, n in counts.items())} descriptions")
+    files["imbalanced-train"] = imbalanced(files["train"], COMMONEST)
+    files["imbalanced-test"] = imbalanced(files["test"], COMMONEST_TESTED)
+    files["six-sections-test"] = [row for row in files["test"] if row["section"] in RARER]
+    for split, chosen in files.items():
+        lines = [json.dumps(row, ensure_ascii=False) for row in chosen]
+        (options.out / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{options.out}: {', '.join(f'{split} {len(chosen):,}' for split, chosen in files.items())} descriptions")
+
+
+def imbalanced(rows: list[dict[str, str]], commonest: int) -> list[dict[str, str]]:
+    """The first rows of each of six sections: `commonest` of the first, a RATIO-th of that of the last."""
+    steps = len(RARER) - 1
+    left = {name: round(commonest * RATIO ** (-i / steps)) for i, name in enumerate(RARER)}
+    chosen = []
+    for row in rows:
+        if left.get(row["section"], 0):
+            left[row["section"]] -= 1
+            chosen.append(row)
+    return chosen
 
 
 def choose_rows(lists: Path) -> list[dict[str, str]]:

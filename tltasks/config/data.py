@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tltasks.config.section import Conflict, FileName, HeldOut, Name, Named, PositiveInt, Section, Share
+from tltasks.config.section import Conflict, FileName, HeldOut, Name, Named, PositiveFloat, PositiveInt, Section, Share
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
 """Names of data sets that are read from local files by the datasets library."""
@@ -145,6 +145,15 @@ class ExtraTest(Source):
     """Split to evaluate on. Unset: the only one, or else `data.splits.test`."""
 
 
+class ExtraTrain(Source):
+    """Further rows to train on. Keys that are not set are those of `data`."""
+
+    split: str | None = None
+    """Split to train on. Unset: the only one, or else `data.splits.train`."""
+    weight: PositiveFloat = 1.0
+    """How often each of its rows is met, where one of `data` itself is met once."""
+
+
 class Columns(Section):
     """Names of a data set's columns, by what a task takes each for."""
 
@@ -160,6 +169,9 @@ class Data(Source):
     splits: Splits = Splits()
     extra_test: dict[FileName, ExtraTest] = {}
     """Further test sets by name, scored beside `test`."""
+    extra_train: dict[FileName, ExtraTrain] = {}
+    """Further sources to train on by name. An epoch has as many rows as all have together, those of each in proportion
+    to their number and its `weight`, drawn anew with (seed, epoch); a probe takes every row once."""
     shots: PositiveInt | None = None
     """Few-shot: training examples, drawn with `seed` from what is not held out; of each class where rows have one."""
     max_bad_share: Share = 0.01
@@ -181,12 +193,19 @@ class Data(Source):
             yield Conflict(f"the builder `{self.name}` needs `dir` or `files`", ("name",))
         for name in sorted(self.extra_test.keys() & {"train", "validation", "test"}):
             yield Conflict(f"`{name}` is the name of a split; choose another", ("extra_test", name))
+        if self.extra_train and splits.train is None:
+            yield Conflict("further rows to train on need a split of `data` itself, too", ("splits", "train"))
 
-    def source_of(self, extra: ExtraTest) -> Source:
-        """Source of an extra test set: what it does not say is said here."""
+    def source_of(self, extra: ExtraTest | ExtraTrain) -> Source:
+        """Source of further rows: what it does not say is said here."""
         own = {key: value for key in Source.model_fields if (value := getattr(extra, key)) is not None}
         elsewhere = {"dir", "files", "config", "revision"} if own.keys() & {"name", "dir", "files"} else set()
         return self.model_copy(update={**dict.fromkeys(elsewhere), **own})
+
+    @property
+    def source_weights(self) -> list[float]:
+        """Weights of what is trained on: the data's own rows, and those of each further source."""
+        return [1.0, *(extra.weight for extra in self.extra_train.values())]
 
     def evaluated_on(self, split: str) -> tuple[Source, str | None]:
         """Source of a set of examples and its split there; None for a share held out of another split."""

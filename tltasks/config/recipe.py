@@ -120,6 +120,9 @@ class Recipe(Section):
             if isinstance(stage.l2, list) and len(stage.l2) > 1:
                 text = "several need a validation split to choose by: set data.splits.validation"
                 yield Conflict(text, (*at, "l2"), grounds)
+        if stage.loops and not stage.draws_rows and len(set(data.source_weights)) > 1:
+            text = f"stage {at[1]} ({stage.stage}) draws rows by their class: leave out the weights of `extra_train`"
+            yield Conflict(text, (*place, "extra_train"), grounds)
         if stage.trains and data.splits.train is None:
             text = f"stage {at[1]} ({stage.stage}) trains and needs a split to train on"
             yield Conflict(text, (*place, "splits", "train"), grounds)

@@ -158,6 +158,11 @@ class Stage(Section, Generic[ModelT, DataT]):
         return self.stage not in {"probe", "zero_shot"}
 
     @property
+    def draws_rows(self) -> bool:
+        """True if epochs may have some rows more often than others."""
+        return self.loops
+
+    @property
     def rows_per_loss(self) -> int | None:
         """Rows of a step whose loss is a joint one, so that one forward pass takes them whatever the devices."""
         return None
@@ -263,6 +268,10 @@ class ClassStage(Stage[ModelT, DataT]):
     accuracy."""
     sampling: Literal["rows", "balanced"] = "rows"
     """balanced: an epoch has as many rows as ever, and of each class alike; those of a rare class come again."""
+
+    @property
+    def draws_rows(self) -> bool:
+        return super().draws_rows and self.sampling == "rows"
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()

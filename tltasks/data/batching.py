@@ -42,9 +42,31 @@ def balanced_rows(classes: Sequence[int], *, seed: int, epoch: int) -> Rows:
     for place, kind in enumerate(present.tolist()):
         own = np.flatnonzero(kinds == kind)
         wanted = share + (place < more)
-        turns = [random.permutation(own) for _ in range(-(-wanted // len(own)))]
-        drawn.append(np.concatenate(turns)[:wanted])
+        drawn.append(_in_turn(own, wanted, random))
     return np.sort(np.concatenate(drawn))
+
+
+def weighted_rows(sources: Sequence[int], weights: Sequence[float], *, seed: int, epoch: int) -> Rows:
+    """As many rows as there are, of each source in proportion to its rows × its weight; none is left out whole.
+
+    >>> drawn = weighted_rows([0] * 60 + [1] * 20, [1.0, 3.0], seed=0, epoch=0)
+    >>> np.bincount(np.repeat([0, 1], [60, 20])[drawn]).tolist()
+    [40, 40]
+    """
+    random, kinds = np.random.default_rng((seed, epoch)), np.asarray(sources)
+    present, counts = np.unique(kinds, return_counts=True)
+    meant = counts * np.asarray(weights)[present]
+    ends = np.round(np.cumsum(meant) * len(kinds) / meant.sum()).astype(np.int64)
+    wanted = np.maximum(1, np.diff(ends, prepend=0))
+    wanted[wanted.argmax()] -= wanted.sum() - len(kinds)
+    drawn = [_in_turn(np.flatnonzero(kinds == kind), n, random) for kind, n in zip(present, wanted, strict=True)]
+    return np.sort(np.concatenate(drawn))
+
+
+def _in_turn(rows: Rows, n: int, random: np.random.Generator) -> Rows:
+    """So many of some rows, drawn; none comes again before all have come."""
+    turns = [random.permutation(rows) for _ in range(-(-n // len(rows)))]
+    return np.concatenate(turns)[:n]
 
 
 def _fill_last(groups: list[Rows], least: int) -> list[Rows]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
-from tltasks.data.splits import Columns, EncodedSplit, Split, row_path, row_words
+from tltasks.data.splits import SOURCE, Columns, EncodedSplit, Split, row_path, row_words
 from tltasks.errors import DataError
 
 ROWS_AT_ONCE = 64
@@ -42,11 +42,13 @@ def encode_split(
         paths = [row_path(examples[n], media, split.folder) for n in found["row"]]
         words = [row_words(examples[n], media, split.folder) for n in found["row"]]
         errors = [f"{error} ({w})" if error and w else error for w, error in zip(words, found["error"], strict=True)]
-        return {**found, "path": paths, "error": errors}
+        sources = {SOURCE: [examples[n][SOURCE] for n in found["row"]]} if SOURCE in batch else {}
+        return {**found, **sources, "path": paths, "error": errors}
 
     text = datasets.Value("string")
     parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media))
     cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    number = {SOURCE: split.rows.features[SOURCE]} if SOURCE in split.rows.features else {}
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded"
     folder.mkdir(parents=True, exist_ok=True)
     encoded = split.rows.map(
@@ -56,7 +58,7 @@ def encode_split(
         batch_size=ROWS_AT_ONCE,
         writer_batch_size=ROWS_AT_ONCE,
         remove_columns=split.rows.column_names,
-        features=datasets.Features({**features, "row": datasets.Value("int64"), "path": text, "error": text}),
+        features=datasets.Features({**features, **number, "row": datasets.Value("int64"), "path": text, "error": text}),
         new_fingerprint=cached,
         cache_file_name=str(folder / f"{cached}.arrow"),
         num_proc=processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None,

@@ -32,7 +32,7 @@ from tltasks.data.local import (
     tables_of_folder,
 )
 from tltasks.data.relabel import relabel
-from tltasks.data.splits import BY, ROW_NAME, Columns, Split
+from tltasks.data.splits import BY, ROW_NAME, SOURCE, Columns, Split, located
 from tltasks.data.tables import as_label, as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
 
@@ -91,7 +91,46 @@ def load_splits(
         )
     if data.shots is not None and "train" in splits:
         splits["train"] = draw_shots(splits["train"], data.shots, seed=seed, label=label)
+    if train and data.extra_train:
+        splits["train"] = _with_further_rows(splits["train"], data, locate=locate)
     return splits
+
+
+def _with_further_rows(train: Split, data: Data, *, locate: Locate) -> Split:
+    """The training rows with those of the further sources after them, told apart by the column SOURCE."""
+    columns, parts, notes = _columns(data), {train.origin: _numbered(train.rows, 0)}, list(train.notes)
+    for number, (name, extra) in enumerate(data.extra_train.items(), start=1):
+        source, key = data.source_of(extra), f"extra_train.{name}"
+        opened = open_source(source, columns, place=locate(key))
+        spec = extra.split or (next(iter(opened.tables)) if len(opened.tables) == 1 else str(data.splits.train))
+        split = _take(name, columns, source, opened, spec, key=f"{key}.split", locate=locate)
+        parts[f"{name} ({split.origin})"] = _numbered(_beside_others(split, name), number)
+        weight = "" if extra.weight == 1 else f", each met {extra.weight:g} times as often as one of the data's own"
+        notes += [f"{name} adds {len(split.rows):,} rows to train on{weight}", *split.notes]
+    try:
+        rows = join_rows(parts, list(columns))
+    except DataError as error:
+        raise DataError(f"{locate('extra_train')}: {error}") from error
+    return dataclasses.replace(train, rows=rows, origin=" + ".join(parts), notes=tuple(notes))
+
+
+def _numbered(rows: datasets.Dataset, source: int) -> datasets.Dataset:
+    return rows.add_column(SOURCE, [source] * len(rows))
+
+
+def _beside_others(split: Split, name: str) -> datasets.Dataset:
+    """The rows as they stand beside those of another folder: files by whole paths, rows by the source, too."""
+    media = next((key for key in SUFFIXES if key in split.rows.column_names), None)
+    folder = None if split.folder is None else split.folder.absolute()
+
+    def changed(row: dict[str, object]) -> dict[str, object]:
+        found: dict[str, object] = {ROW_NAME: f"{name}: {row[ROW_NAME]}"} if ROW_NAME in row else {}
+        if media is not None and folder is not None:
+            value, path = row[media], located(row[media], folder)
+            found[media] = {**value, "path": path} if isinstance(value, dict) and isinstance(path, str) else path
+        return found
+
+    return split.rows.map(changed, features=split.rows.features, desc=f"finding {name}")
 
 
 def _is_fold(splits: Splits, name: str) -> bool:

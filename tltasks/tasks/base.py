@@ -26,8 +26,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import DataT, ModelT, StageKind, StagePlan, StageT
+from tltasks.data.batching import weighted_rows
 from tltasks.data.cache_keys import code_version
-from tltasks.data.splits import Columns, EncodedSplit, Split
+from tltasks.data.splits import SOURCE, Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import find_lora_targets, merged
@@ -361,7 +362,10 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
 
     def epoch_rows(self, rows: datasets.Dataset, *, epoch: int) -> datasets.Dataset:
         """The rows that an epoch of training deals out, as many as there are; a function of (seed, epoch)."""
-        return rows
+        weights = self.plan.data.source_weights
+        if len(set(weights)) == 1 or SOURCE not in rows.column_names:
+            return rows
+        return rows.select(weighted_rows(rows[SOURCE][:], weights, seed=self.seed, epoch=epoch))
 
     @abstractmethod
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:

@@ -191,7 +191,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
 
     def epoch_rows(self, rows: datasets.Dataset, *, epoch: int) -> datasets.Dataset:
         if self.stage.sampling == "rows":
-            return rows
+            return super().epoch_rows(rows, epoch=epoch)
         return rows.select(balanced_rows(self.references(rows), seed=self.seed, epoch=epoch))
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:

@@ -47,17 +47,22 @@ UNEVEN = ("stages.0.class_weights=auto", "stages.0.focal=2", "stages.0.augment={
 BALANCED = ("stages.0.sampling=balanced", "stages.0.class_weights={red: 3}", "stages.0.augment={flip: true, crop: 0.5}")
 
 
-@pytest.mark.parametrize("keys", [UNEVEN, BALANCED], ids=["weights", "sampling"])
+MORE = "data.extra_train={more: {files: {train: FOLDER/validation.parquet}, weight: 3}}"
+MIXED = (MORE, "stages.0.augment={flip: true, crop: 0.5}")
+
+
+@pytest.mark.parametrize("keys", [UNEVEN, BALANCED, MIXED], ids=["weights", "sampling", "sources"])
 def test_weights_and_sampling_of_classes_do_not_depend_on_micro_batches_and_resume(
     tiny: Path, tmp_path: Path, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = uneven(tiny, tmp_path)
+    keys = tuple(key.replace("FOLDER", str(tmp_path / "data")) for key in keys)
     trained = {}
     for size in (8, 3):
         run_recipe(recipe, tmp_path / f"run-{size}", f"stages.0.micro_batch={size}", *keys)
         trained[size] = weights(tmp_path / f"run-{size}")
     assert largest_difference(trained[8], trained[3]) < 1e-6
-    run_recipe(recipe, tmp_path / "plain", "stages.0.micro_batch=8", *keys[-1:])
+    run_recipe(recipe, tmp_path / "plain", "stages.0.micro_batch=8", *keys[1:])
     assert largest_difference(trained[8], weights(tmp_path / "plain")) > 1e-4
     polls: list[int] = []
 

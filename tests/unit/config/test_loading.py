@@ -142,6 +142,7 @@ BEYOND_A_SCHEMA = {
     *("builder", "builder, empty files", "named as a split", "infinite", "not a number", "too large for a float"),
     "whole number",  # JSON has one kind of number
     "stage's task",  # any text
+    *("weights of sources in balanced sampling", "sources without rows of the data"),
 } - {"model", "data"}
 """Mistakes that are not about one key alone, or that JSON cannot tell."""
 
@@ -321,6 +322,7 @@ data:
   relabel: r.csv
   splits: {train: "train[:9%]", validation: 0.25, test: null}
   extra_test: {far: {name: l/m, config: n, revision: o, dir: p, files: q.csv, split: r}}
+  extra_train: {more: {name: l/m, config: n, revision: o, dir: p, files: q.csv, split: r, weight: 1.0}}
   shots: 7
   max_bad_share: 0.5
   workers: 3
@@ -517,6 +519,7 @@ CHANGED = {
     "patch_size": "4",
     "long_documents": "split",
     "shots": "3",
+    "weight": "0.5",
     "options": "{average: macro}",
     "square_pixels": "3",
     **dict.fromkeys(("temperature", "colour", "grey", "blur", "crop_seconds", "diversity_weight"), "0.375"),
@@ -585,7 +588,9 @@ BEFORE = {
     "stages.1.augment.spec_augment": ["stages.1.augment.spec_augment={}"],
     "stages.1.steps": ["stages.1.epochs=null"],
     "data.extra_test.a": ["data.extra_test.a.config=before"],
+    "data.extra_train.a": ["data.extra_train.a.config=before"],
     "stages.1.data.extra_test.a": ["stages.1.data={name: x/y, extra_test: {a: {config: before}}}"],
+    "stages.1.data.extra_train.a": ["stages.1.data={name: x/y, extra_train: {a: {config: before}}}"],
     "stages.1.adapt.peft": ["stages.1.adapt={peft: {type: LOHA}}"],
     **{
         f"{at}.{key}": [f"{at}={{name: x/y, as: transformer, image_size: 32, patch_size: 8}}"]

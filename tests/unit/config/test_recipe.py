@@ -156,6 +156,13 @@ MISTAKES = {
                     "    validation: null\nstages:\n  - stage: transfer\n    §evaluate_every: 2",
                     "stages[0].evaluate_every: needs a validation split", ""),
     "nothing left": ("validation: 0.1", "validation: 0.5\n    test: 0.5", "data.splits: shares of 1 in all leave", ""),
+    "weights of sources in balanced sampling": (
+        "  splits:\n    validation: 0.1\nstages:\n  - stage: transfer\n",
+        "  §extra_train: {a: {name: b/c, weight: 2}}\n  splits:\n    validation: 0.1\nstages:\n  - stage: transfer\n"
+        "    sampling: balanced\n", "stage 0 (transfer) draws rows by their class: leave out the weights of", ""),
+    "sources without rows of the data": (
+        "validation: 0.1", "validation: v\n    §train: null\n  extra_train: {a: {name: b/c}}",
+        "further rows to train on need a split of `data` itself", ""),
     "nothing to hold out of": ("validation: 0.1", "validation: 0.1\n    §train: null", "a share is held out of", ""),
     "nothing to train on": ("validation: 0.1", "validation: v\n    §train: null", "stage 0 (transfer) trains and", ""),
     "nothing to evaluate on": ("validation: 0.1", "test: null", "data.splits: nothing to evaluate on: set `test`,", ""),
@@ -179,7 +186,7 @@ PLACES = {
 }
 """Where a message belongs that is not about a key of the changed lines."""
 
-ALSO = {"nothing to hold out of": 1}
+ALSO = {"nothing to hold out of": 1, "sources without rows of the data": 1}
 """Further mistakes that follow from it."""
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tltasks.data.batching
-from tltasks.data.batching import micro_batches, plan_epoch, steps_per_epoch
+from tltasks.data.batching import micro_batches, plan_epoch, steps_per_epoch, weighted_rows
 
 
 def test_doctests() -> None:
@@ -80,3 +80,16 @@ def test_no_forward_pass_has_fewer_rows_than_asked_for(
     ]
     assert sorted(row for rank in parts for batch in rank for row in batch.tolist()) == list(range(n_rows))
     assert min(len(batch) for rank in parts for batch in rank) >= 2
+
+
+def test_weights_of_sources_are_shares_of_an_epoch_and_no_row_comes_twice_before_all_have() -> None:
+    sources = [0] * 90 + [1] * 10
+    drawn = [weighted_rows(sources, [1.0, 9.0], seed=0, epoch=epoch) for epoch in range(3)]
+    for rows in drawn:
+        counts = np.bincount(rows, minlength=100)
+        assert (counts[:90].sum(), counts[90:].sum()) == (50, 50)
+        assert counts[:90].max() == 1
+        assert set(counts[90:].tolist()) == {5}
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(drawn[0], weighted_rows(sources, [1.0, 9.0], seed=0, epoch=0))
+    assert set(weighted_rows(sources, [1.0, 1e-9], seed=0, epoch=0)) & set(range(90, 100))  # none is left out whole

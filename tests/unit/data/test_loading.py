@@ -11,12 +11,12 @@ import pytest
 import soundfile
 
 from tests.tiny.tables import COLUMNS, data, load, pictures, save
-from tltasks.config.data import ExtraTest
+from tltasks.config.data import ExtraTest, ExtraTrain, Splits
 from tltasks.config.tasks.image import ImageColumns, ImageData
 from tltasks.config.tasks.speech import UnlabelledSpeechData
 from tltasks.config.tasks.text import LabelledTextData
 from tltasks.data.loading import load_splits
-from tltasks.data.splits import Split
+from tltasks.data.splits import SOURCE, Split, located
 from tltasks.errors import DataError
 
 # ------------------------------------------------------------------------------------------------- splits
@@ -144,6 +144,40 @@ def test_extra_tests_take_what_they_do_not_say_from_the_data(folder: Path, tmp_p
     assert pictures(splits["other"]) == [f"elsewhere-{i}" for i in range(4)]
     assert splits["other"].place == "data.extra_test.other.split"
     assert pictures(splits["end"]) == [f"train-{i}" for i in range(95, 100)]
+
+
+def test_rows_of_other_sources_stand_behind_the_rows_of_the_data(folder: Path, tmp_path: Path) -> None:
+    save(tmp_path, ["a"] * 4, "elsewhere")
+    extra = {"more": ExtraTrain(files=str(tmp_path / "elsewhere.parquet")), "end": ExtraTrain(split="test[-5:]")}
+    held = load(folder, splits={"test": 0.2})
+    splits = load(folder, splits={"test": 0.2}, extra_train=extra)
+    assert pictures(splits["test"]) == pictures(held["test"])  # which is held out of the data's own rows alone
+    assert pictures(splits["train"])[:80] == pictures(held["train"])
+    assert [Path(name).name for name in pictures(splits["train"])[80:84]] == [f"elsewhere-{i}" for i in range(4)]
+    assert splits["train"].rows[SOURCE][:] == [0] * 80 + [1] * 4 + [2] * 5
+    assert "more adds 4 rows to train on" in splits["train"].notes
+    assert SOURCE not in splits["test"].rows.column_names
+
+
+def test_files_of_another_source_are_found_from_its_own_table(tmp_path: Path) -> None:
+    for name, label in (("here", "cat"), ("there", "dog")):
+        (tmp_path / name / "pictures").mkdir(parents=True)
+        (tmp_path / name / "pictures" / "1.png").write_bytes(name.encode())
+        (tmp_path / name / "labels.csv").write_text(f"image,label\npictures/1.png,{label}\n")
+    keys = {"name": "csv", "columns": ImageColumns(image="image", label="label"), "splits": Splits(test="train")}
+    more = {"there": ExtraTrain(files=str(tmp_path / "there" / "labels.csv"))}
+    both = ImageData(files=str(tmp_path / "here" / "labels.csv"), extra_train=more, **keys)
+    train = load_splits(both, seed=0, label="label")["train"]
+    files = [str(located(value, train.folder)) for value in train.rows["image"]]
+    assert [Path(file).read_bytes() for file in files] == [b"here", b"there"]
+    assert train.rows["label"][:] == ["cat", "dog"]
+
+
+def test_another_source_is_an_error_where_its_classes_are_numbers(folder: Path, tmp_path: Path) -> None:
+    rows = {"picture": ["a", "b"], "kind": [0, 1]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "numbers.parquet")
+    with pytest.raises(DataError, match=r"data.extra_train: .* numbers without names in more"):
+        load(folder, extra_train={"more": ExtraTrain(files=str(tmp_path / "numbers.parquet"))})
 
 
 def test_every_mistake_comes_at_once(folder: Path, tmp_path: Path) -> None:
