@@ -427,6 +427,7 @@ def predict(
     column: Annotated[str | None, Parameter(metavar="NAME", help="of a table; unset: that of the run's data")] = None,
     fetch: Annotated[bool, Parameter(help="get inputs that are http(s) URLs from the web")] = False,
     top_k: TopK = TOP_K,
+    all_classes: Annotated[bool, Parameter(name="--all", negative="", help="name every class")] = False,
     precision: Precision = None,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> int:
@@ -441,7 +442,7 @@ def predict(
             resume=resume,
             **vars(checkpoint),
             column=column,
-            top_k=top_k,
+            top_k=sys.maxsize if all_classes else top_k,
             precision=precision,
             fetches=fetch,
         )

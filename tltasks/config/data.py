@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -214,14 +214,34 @@ class Data(Source):
         return self.source_of(extra) if extra else self, spec if isinstance(spec, str) else None
 
 
-class ClassData(Data):
-    """Data whose rows have a class each."""
+LabelColumns = Name | Annotated[list[Name], Field(min_length=2)]
+"""A column of classes, or a column of 0 and 1 for each class."""
 
+
+class ClassData(Data):
+    """Data whose rows have a class each, or any number of classes."""
+
+    multi_label: Literal["auto"] | bool = "auto"
+    """Rows have any number of classes, none included, and each class is told by itself. auto: where the column of
+    labels holds lists, or there is one of 0 and 1 for each class."""
+    label_delimiter: Name | None = None
+    """What stands between the classes of a row, as in `cat;dog`. Unset: with `multi_label: true` the one of `;`, `|`
+    and `,` that there is."""
     class_names: Annotated[list[str], Field(min_length=2)] | None = None
     """Names of integer labels 0, 1, …, where the data set has none."""
     relabel: Name | None = None
     """Table of the columns `path` and `label`, relative to the recipe: rows whose labels are others than the data say,
     such as an experiment's suspected_labels.csv after it was gone through."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
+        by_column = isinstance(getattr(getattr(self, "columns", None), "label", None), list)
+        if self.multi_label is False and (by_column or self.label_delimiter):
+            yield Conflict("`multi_label: false` has one class for each row, and several are named", ("multi_label",))
+        if by_column and self.label_delimiter:
+            yield Conflict("`label_delimiter` is of one column of labels, and there is one for each class")
+        if self.relabel is not None and (self.multi_label is True or by_column or self.label_delimiter):
+            yield Conflict("`relabel` is of rows with a class each; correct the table itself", ("relabel",))
 
 
 class Corruptions(Section):

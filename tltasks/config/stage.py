@@ -252,6 +252,11 @@ class Stage(Section, Generic[ModelT, DataT]):
             )
 
 
+ClassMetric = Literal[
+    "accuracy", "macro_f1", "balanced_accuracy", "mean_average_precision", "micro_f1", "subset_accuracy"
+]
+
+
 class ClassStage(Stage[ModelT, DataT]):
     """A stage of a task that gives each row a class."""
 
@@ -259,13 +264,15 @@ class ClassStage(Stage[ModelT, DataT]):
     """Source: Szegedy et al., https://arxiv.org/abs/1512.00567."""
     class_weights: Literal["auto"] | dict[Name, PositiveFloat] | None = None
     """Weight of each row in the loss by its class; classes that are not named have 1. auto: rows / (classes × rows of
-    the class), so that all classes weigh alike (King and Zeng, https://doi.org/10.1093/oxfordjournals.pan.a004868)."""
+    the class), so that all classes weigh alike (King and Zeng, https://doi.org/10.1093/oxfordjournals.pan.a004868).
+    Where rows have any number of classes: of having the class, beside 1 for not having it; auto: rows without the class
+    / rows with it."""
     focal: PositiveFloat | None = None
     """Exponent γ of the factor (1 − p)^γ on each row's loss, which takes weight from rows that are right already.
     Source: Lin et al., https://arxiv.org/abs/1708.02002."""
-    metric: Literal["accuracy", "macro_f1", "balanced_accuracy"] | None = None
-    """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset:
-    accuracy."""
+    metric: ClassMetric | None = None
+    """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset: accuracy.
+    Where rows have any number of classes, mean_average_precision (unset), micro_f1, macro_f1 or subset_accuracy."""
     sampling: Literal["rows", "balanced"] = "rows"
     """balanced: an epoch has as many rows as ever, and of each class alike; those of a rare class come again."""
 

@@ -8,6 +8,7 @@ from functools import partial
 import datasets
 import pyarrow as pa
 
+from tltasks.data.label_lists import is_list, of_classes
 from tltasks.data.splits import Columns
 from tltasks.errors import DataError
 
@@ -70,6 +71,7 @@ def clashing(features: Mapping[str, datasets.Features], columns: Sequence[str]) 
 
 
 def _kind(feature: object) -> str | tuple[str, ...]:
+    feature = of_classes(feature)
     if isinstance(feature, datasets.ClassLabel):
         return tuple(feature.names)
     dtype = str(getattr(feature, "dtype", ""))
@@ -78,12 +80,18 @@ def _kind(feature: object) -> str | tuple[str, ...]:
 
 def _named(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     """The rows with names of classes in place of their numbers; one that is no class has none."""
-    feature = rows.features[column]
+    feature, text = of_classes(rows.features[column]), datasets.Value("string")
     if not isinstance(feature, datasets.ClassLabel):
         return rows
-    features = datasets.Features({**rows.features, column: datasets.Value("string")})
+    kind = datasets.List(text) if is_list(rows.features[column]) else text
+    features = datasets.Features({**rows.features, column: kind})
     return rows.map(partial(_to_names, column, feature.names), batched=True, features=features)
 
 
 def _to_names(column: str, names: list[str], batch: Columns) -> Columns:
-    return {column: [None if n is None or not 0 <= n < len(names) else names[n] for n in batch[column]]}
+    def name(n: object) -> object:
+        if isinstance(n, list):
+            return list(map(name, n))
+        return names[n] if isinstance(n, int) and 0 <= n < len(names) else None
+
+    return {column: list(map(name, batch[column]))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltasks.config.data import HeldOutRows
+from tltasks.data.label_lists import is_list
 from tltasks.data.relabel import row_names
 from tltasks.data.splits import ROW_NAME, Split
 from tltasks.errors import DataError
@@ -48,10 +50,14 @@ def hold_out(
     if by is not None:
         texts = [] if key is None else _values(train, key, f"{place}: {train.origin}", str(by.column))
         kinds = None if label is None else _label_names(train, label)
+        sets = _label_sets(train, label)
         if by.folds is not None:
             if ROW_NAME not in train.rows.column_names:  # by which a row is known whichever part it is in
                 train = dataclasses.replace(train, rows=train.rows.add_column(ROW_NAME, row_names(train.rows)))
-            held = _fold(n_rows, by, kinds, texts, f"{place}: {train.origin}", seed=seed)
+            if sets and not texts and by.folds <= n_rows:
+                held = np.flatnonzero(deal_out(sets, [1 / by.folds] * by.folds, seed=seed) == by.fold)
+            else:
+                held = _fold(n_rows, by, kinds, texts, f"{place}: {train.origin}", seed=seed)
         elif by.group:
             held = _whole_groups(texts, kinds, n_held / n_rows, f"{place}: {train.origin}: `{by.group}`", seed=seed)
         else:
@@ -63,6 +69,9 @@ def hold_out(
         from sklearn.model_selection import train_test_split  # a second to import
 
         held = np.sort(train_test_split(np.arange(n_rows), test_size=n_held, random_state=seed)[1])
+    elif sets := _label_sets(train, label):
+        shares = [1 - n_held / n_rows, n_held / n_rows]
+        held = np.flatnonzero(deal_out(sets, shares, seed=seed, keeps=True))
     else:
         held = draw_held(_label_names(train, label), n_held, seed=seed)
     kept = np.setdiff1d(np.arange(n_rows), held)
@@ -212,15 +221,49 @@ def _spare_last(held: Rows, kinds: Rows, *, seed: int) -> Rows:
     return np.flatnonzero(chosen)
 
 
+def deal_out(sets: Sequence[Sequence[str]], shares: Sequence[float], *, seed: int, keeps: bool = False) -> Rows:
+    """The part of each row, such that each label's rows and all rows are dealt in these shares, the rarest label first.
+
+    With `keeps` the first part has a row of each label. Source: Sechidis, Tsoumakas and Vlahavas, On the stratification
+    of multi-label data, https://doi.org/10.1007/978-3-642-23808-6_10 (iterative stratification).
+
+    >>> deal_out([["a"], ["a", "b"], ["b"], ["a"], ["b"], [], ["b"], ["a"]], [0.5, 0.5], seed=0).tolist()
+    [0, 1, 1, 0, 0, 0, 0, 1]
+    """
+    random, labels = np.random.default_rng(seed), sorted({label for row in sets for label in row})
+    number = {label: i for i, label in enumerate(labels)}
+    has = np.zeros((len(sets), len(labels) + 1), bool)
+    for row, own in enumerate(sets):
+        has[row, [number[label] for label in own] or [-1]] = True  # rows without any are as a label of their own
+    wanted = np.outer([*has.sum(0), len(sets)], shares)
+    parts: Rows = np.full(len(sets), -1)
+    left = has.sum(0)
+    while left.any():
+        label = int(np.where(left > 0, left, len(sets) + 1).argmin())
+        for row in random.permutation(np.flatnonzero(has[:, label] & (parts < 0))).tolist():
+            # by what is wanted of the label, then of rows, then by chance
+            part = int(np.lexsort((random.random(len(shares)), wanted[-1], wanted[label]))[-1])
+            alone = keeps and (has[:, has[row]].sum(0) == 1).any()
+            parts[row] = 0 if alone else part
+            wanted[np.append(np.flatnonzero(has[row]), -1), parts[row]] -= 1
+            left -= has[row]
+    lost = np.flatnonzero(~has[parts == 0].any(0) & has.any(0)).tolist() if keeps else []
+    for label in lost:
+        parts[random.choice(np.flatnonzero(has[:, label]))] = 0
+    return parts
+
+
 def draw_shots(train: Split, shots: int, *, seed: int, label: str | None) -> Split:
     """Draw so many rows, or of each label; all rows of a label that has no more. More shots include those of fewer."""
     order = np.random.default_rng(seed).permutation(len(train.rows))
     kinds = [""] * len(order) if label is None else _label_names(train, label)
-    drawn: dict[str, list[int]] = {}
+    sets, drawn, chosen = _label_sets(train, label), Counter[str](), list[int]()
     for row in order.tolist():
-        if len(taken := drawn.setdefault(kinds[row], [])) < shots:
-            taken.append(row)
-    chosen = sorted(row for rows in drawn.values() for row in rows)
+        own = sets[row] if sets and sets[row] else [kinds[row]]
+        if any(drawn[kind] < shots for kind in own):
+            drawn.update(own)
+            chosen.append(row)
+    chosen.sort()
     what = f"{shots:,} shots" if label is None else f"{shots:,} shots of each {label}"
     return dataclasses.replace(
         train, rows=train.rows.select(chosen), origin=f"{train.origin} ({what}: {len(chosen):,} rows)"
@@ -228,4 +271,15 @@ def draw_shots(train: Split, shots: int, *, seed: int, label: str | None) -> Spl
 
 
 def _label_names(split: Split, label: str) -> list[str]:
-    return [str(value) for value in split.rows[label][:]]
+    """Each row's label, by which it is stratified; of several the rarest."""
+    if (sets := _label_sets(split, label)) is None:
+        return [str(value) for value in split.rows[label][:]]
+    counts = Counter(one for row in sets for one in row)
+    return [min(row, key=lambda one: (counts[one], one), default="") for row in sets]
+
+
+def _label_sets(split: Split, label: str | None) -> list[list[str]] | None:
+    """The labels of each row, where rows may have any number."""
+    if label is None or not is_list(split.rows.features[label]):
+        return None
+    return [sorted({str(one) for one in row or ()}) for row in split.rows[label][:]]

@@ -21,6 +21,7 @@ from tltasks.config.data import BUILDERS, ClassData, Data, ExtraTest, Files, Sou
 from tltasks.data.class_names import join_rows
 from tltasks.data.folders import SUFFIXES, fault_of, sift, split_of_table, told
 from tltasks.data.held_out import draw_shots, hold_out
+from tltasks.data.label_lists import FLAG, in_lists
 from tltasks.data.local import (
     Opened,
     Tables,
@@ -72,6 +73,8 @@ def load_splits(
             splits[name] = _extra_test(name, data, extra, locate=locate)
     if mistakes:
         raise DataError("\n".join(mistakes))
+    if isinstance(data, ClassData):
+        splits = in_lists(splits, data, locate)
     if isinstance(data, ClassData) and data.relabel is not None:
         splits = relabel(splits, Path(data.relabel), locate("relabel"), class_names=data.class_names)
     n_rows = len(splits["train"].rows) if shares else 0
@@ -158,8 +161,10 @@ def _extra_test(name: str, data: Data, extra: ExtraTest, *, locate: Locate) -> S
 
 def _columns(data: Data) -> dict[str, str]:
     """The data set's columns by what the task takes them for."""
-    named: dict[str, str | None] = getattr(data, "columns").model_dump()  # noqa: B009 (a key of every task's Data)
-    return {key: column for key, column in named.items() if column is not None}
+    named: dict[str, str | list[str] | None] = getattr(data, "columns").model_dump()  # noqa: B009 (a key of every task's Data)
+    found = {key: column for key, column in named.items() if isinstance(column, str)}
+    by_class = named["label"] if isinstance(named.get("label"), list) else []
+    return found | {f"{FLAG}{column}": column for column in by_class or []}
 
 
 def _take(
@@ -361,8 +366,7 @@ def _select_columns(
     missing = {key: column for key, column in columns.items() if column not in present}
     if missing:
         lines = [
-            f"{locate('splits' if key.startswith(BY) else f'columns.{key}')}: {source} has no column `{column}`"
-            f"{did_you_mean(column, present) or '.'}"
+            f"{locate(_place_of(key))}: {source} has no column `{column}`{did_you_mean(column, present) or '.'}"
             for key, column in missing.items()
         ]
         listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
@@ -382,6 +386,11 @@ def _select_columns(
                 "where a text is wanted, or a list of texts"
             )
     return rows
+
+
+def _place_of(key: str) -> str:
+    """Key of a recipe that names the column which a task takes for `key`."""
+    return "splits" if key.startswith(BY) else "columns.label" if key.startswith(FLAG) else f"columns.{key}"
 
 
 def _join_texts(key: str, batch: Columns) -> Columns:

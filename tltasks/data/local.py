@@ -37,6 +37,7 @@ from tltasks.data.folders import (
     split_of_table,
     told,
 )
+from tltasks.data.label_lists import FLAG, as_flag
 from tltasks.data.splits import BY, ROW_NAME
 from tltasks.data.tables import UNREADABLE, Row, as_json, as_label, as_path, as_text, as_value, read_rows, why
 from tltasks.errors import DataError
@@ -44,7 +45,7 @@ from tltasks.runtime.files import whole_file
 
 Tables = dict[str, datasets.Dataset]
 ROWS_AT_ONCE = 1000
-READER = 2
+READER = 3
 """Part of the key of stored tables: to be raised when rows are read in another way."""
 
 
@@ -61,10 +62,12 @@ class Opened:
     """Folders that paths in the rows start in, by split."""
 
 
-def conversion(key: str) -> Callable[[object], str | int | None]:
+def conversion(key: str) -> Callable[[object], object]:
     """How a cell is read that a task takes for `key`."""
     if key == "label":
         return as_label
+    if key.startswith(FLAG):
+        return as_flag
     if key.startswith(BY):
         return as_value
     return as_path if key in SUFFIXES else as_json if key == "segments" else as_text
@@ -100,22 +103,36 @@ def _open_split(files: Sequence[Path], columns: Mapping[str, str], kind: str | N
         for file in files:
             yield from _converted(file, columns, kind)
 
-    kind_of_label: type = str
-    if label := columns.get("label"):
-        kind_of_label = next((type(row[label]) for row in rows() if row[label] is not None), str)
+    label = columns.get("label")
+    many, kind_of_label = _label_type(row[label] for row in rows()) if label else (False, str)
 
     def alike() -> Iterator[Row]:
         for row in rows():
-            if label and row[label] is not None and type(row[label]) is not kind_of_label:
+            value = row[label] if label else None
+            each = value if isinstance(value, list) else [value]
+            if value is not None and (isinstance(value, list) is not many or {*map(type, each)} - {kind_of_label}):
                 usual = "a whole number" if kind_of_label is int else "a name"
-                raise DataError(f"{row[ROW_NAME]} `{label}` is {row[label]!r}, and in the rows before {usual}")
+                usual = f"a list, each class {usual}" if many else usual
+                raise DataError(f"{row[ROW_NAME]} `{label}` is {value!r}, and in the rows before {usual}")
             yield row
 
     types = {name: datasets.Value("string") for name in dict.fromkeys([*columns.values(), ROW_NAME])}
     if label:
-        types[label] = datasets.Value("int64" if kind_of_label is int else "string")
+        inner = datasets.Value("int64" if kind_of_label is int else "string")
+        types[label] = datasets.List(inner) if many else inner
     states = [*map(str, files), file_states(files)]
     return store(alike(), datasets.Features(types), repr((states, sorted(columns.items()), kind)))
+
+
+def _label_type(labels: Iterable[object]) -> tuple[bool, type]:
+    """True where labels are lists, by the first one; and the type of the first class."""
+    many = False
+    for label in labels:
+        many = many or isinstance(label, list)
+        for one in label if isinstance(label, list) else [label]:
+            if one is not None:
+                return many, type(one)
+    return many, str
 
 
 def _read_parquet(files: Sequence[Path]) -> datasets.Dataset:

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 
 from tltasks.data.folders import some
+from tltasks.data.label_lists import is_list
 from tltasks.data.splits import ROW_NAME, Split
 from tltasks.data.tables import UNREADABLE, read_rows, why
 from tltasks.errors import DataError, did_you_mean
@@ -53,6 +54,8 @@ def relabel(
         named = ROW_NAME in split.rows.column_names
         if "label" not in split.rows.column_names or not (named or name == "train"):  # others have the same numbers
             continue
+        if is_list(split.rows.features["label"]):
+            raise DataError(f"{place}: is of rows with a class each, and those of {split.origin} have any number.")
         labels, called = _labels(split.rows), row_names(split.rows)
         known |= {label for label in labels if label is not None}
         new = [

@@ -15,6 +15,7 @@ import datasets
 
 from tltasks.config.data import Source, format_of, is_local_name
 from tltasks.data.folders import SUFFIXES, sift, some, split_of_table
+from tltasks.data.label_lists import DELIMITERS
 from tltasks.data.loading import open_source
 from tltasks.data.local import Opened, in_order, open_files, open_media, tables_of_folder
 from tltasks.data.splits import ROW_NAME
@@ -51,8 +52,27 @@ class Column:
             text = str(value).strip()
             self.letters += len(text)
             self.fractions += kind == "number" and not float(text).is_integer()
-            if len(self.values) < MOST_VALUES or text in self.values:
-                self.values[text] += 1
+            self.count(text)
+        for one in value if isinstance(value, list) else ():
+            self.count(str(one))
+
+    def count(self, text: str) -> None:
+        if len(self.values) < MOST_VALUES or text in self.values:
+            self.values[text] += 1
+
+    def parted(self) -> tuple[str, Column] | None:
+        """A delimiter that parts several classes in a cell, empty for lists that are written out; and the classes."""
+        for delimiter in DELIMITERS if self.kind == "text" else ():
+            parts, several = Counter[str](), 0
+            for text, n in self.values.items():
+                several += n * (delimiter in text)
+                for part in text.split(delimiter):
+                    parts[part.strip(" []'\"")] += n
+            del parts[""]
+            own = replace(self, values=parts, kinds=Counter({"list": self.rows}), letters=0)
+            if several >= self.rows / 10 and own.repeats and len(parts) <= min(len(self.values), parts.total() / 3):
+                return "" if all(text.startswith("[") for text in self.values) else delimiter, own
+        return None
 
     @property
     def rows(self) -> int:

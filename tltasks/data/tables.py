@@ -238,8 +238,10 @@ def as_text(value: object) -> str | None:
     raise DataError(f"holds {described(value)}, where a text is wanted")
 
 
-def as_label(value: object) -> str | int | None:
-    """A cell that is to be a class: a text, a whole number, or `true` and `false` as they are written."""
+def as_label(value: object) -> str | int | list[str | int | None] | None:
+    """A cell that is to be a class: a text, a whole number, or `true` and `false` as they are written; or several."""
+    if isinstance(value, list) and not any(isinstance(one, list) for one in value):
+        return [one for one in map(as_label, value) if not isinstance(one, list)]
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value != value:  # as pandas writes blanks, and numbers beside them as floats

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -16,7 +17,7 @@ from tltasks.experiments.trials import TrialRecord, trial_folder
 
 
 def suspected_labels(records: Iterable[TrialRecord], output: Path) -> pd.DataFrame | None:
-    """Rows of an experiment in folds, the least confident of their own label first; None where rows have no classes.
+    """Rows of an experiment in folds, the least confident of their own label first; None of rows without a class each.
 
     Columns: `path`, the `label` that is given, `confidence` in it by models of the other folds (the mean over levels
     and seeds), the class that is `suggested` instead, and the confidence in that. Source: Northcutt, Jiang and Chuang,
@@ -29,7 +30,8 @@ def suspected_labels(records: Iterable[TrialRecord], output: Path) -> pd.DataFra
         stage = Path(record.row_scores).parts[-2]
         folder = trial_folder(output, record.id)
         table = pq.read_table(folder / "predictions" / f"{stage}-test.parquet")
-        if not {"path", "probabilities"} <= set(table.column_names):
+        one_each = pa.types.is_string(table.schema.field("reference").type)
+        if not ({"path", "probabilities"} <= set(table.column_names) and one_each):
             return None
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         (judged,) = (one for one in result["stages"] if one["name"] == stage)

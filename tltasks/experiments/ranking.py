@@ -162,6 +162,8 @@ def estimate_by_features(context: Levels, candidates: dict[str, Trial], output: 
         features = cached_features(run.accelerator, item.task, model, head, split, workers=0)
         feature_seconds = time.perf_counter() - started
         labels = np.array(item.task.references(split.rows), dtype=np.int64)
+        if labels.ndim != 1:
+            raise RecipeError("rank: its estimators are of rows with one class each, and these have any number.")
         theta = source_probabilities(item, model, head, features)
         estimates, seconds = {}, {}
         for name, estimator in ESTIMATORS.items():

@@ -6,10 +6,11 @@ import html
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import gradio
 from starlette.middleware import Middleware
 
@@ -85,7 +86,7 @@ VIEWS: dict[str, _View] = {
     ),
     "prediction": _View(
         lambda: gradio.Textbox(label="Answer", lines=6, max_lines=20, interactive=False, buttons=["copy"]),
-        lambda output: output["prediction"],
+        lambda output: _answer(output["prediction"]),
     ),
     "repetition_loop": _View(lambda: gradio.Markdown(visible=False), _loop),
     "segments": _View(lambda: gradio.HTML(), _segments),
@@ -93,9 +94,14 @@ VIEWS: dict[str, _View] = {
 """By the keys of an output, in the order of the page."""
 
 
-def _shown_keys(features: Iterable[str]) -> list[str]:
-    keys = set(features)
-    return [name for name in VIEWS if name in keys and not (name == "prediction" and "top" in keys)]
+def _answer(prediction: object) -> object:
+    return (", ".join(prediction) or "none of its classes") if isinstance(prediction, list) else prediction
+
+
+def _shown_keys(features: datasets.Features) -> list[str]:
+    """Parts of an answer; a class stands among the likeliest anyway."""
+    hidden = {"prediction"} if "top" in features and not isinstance(features["prediction"], datasets.List) else set()
+    return [name for name in VIEWS if name in features.keys() - hidden]
 
 
 class _Panel:
@@ -125,7 +131,8 @@ class _Panel:
     def predict(self, demo: Demo, value: str, *, pretrained: bool) -> list[object]:
         try:
             output = demo.predict(value, pretrained=pretrained)
-            return self.updates(output, None if output["prediction"] else "The model had nothing to say to this.")
+            silent = output["prediction"] == ""
+            return self.updates(output, "The model had nothing to say to this." if silent else None)
         except TltasksError as error:
             return self.updates(None, sentence(error))
 

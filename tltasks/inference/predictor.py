@@ -62,10 +62,11 @@ class Segment(TypedDict):
 class Output(TypedDict, total=False):
     """One answer; it has the keys of its task, or `error` alone."""
 
-    prediction: str | float
-    """The class, the transcript or the summary; of an objective its loss."""
-    probability: float
-    """Probability of the class."""
+    prediction: str | float | list[str]
+    """The class, or all that are likely enough, the likeliest first; the transcript or the summary; of an objective its
+    loss."""
+    probability: float | list[float]
+    """Probability of the class, or of each."""
     top: list[LabelScore]
     """The likeliest classes, the likeliest first."""
     segments: list[Segment]

@@ -64,11 +64,15 @@ def class_row_scores(metric: str, chosen: Ints, references: Ints) -> NDArray[np.
     occur, at = np.unique(np.concatenate([chosen, references]), return_inverse=True)
     guess, true = (np.eye(len(occur))[part] for part in (at[:n_rows], at[n_rows:]))
     both = guess * true
-    sizes, hits = (true, both) if metric == "balanced_accuracy" else (guess + true, 2 * both)
+    return class_parts(both, true) if metric == "balanced_accuracy" else class_parts(2 * both, guess + true)
+
+
+def class_parts(hits: Floats, sizes: Floats) -> NDArray[np.float64]:
+    """Each row's part in the mean over classes of hits / sizes, both [rows, classes], as in `class_row_scores`."""
     has_rows = sizes.sum(0) > 0
     shares = hits.sum(0)[has_rows] / sizes.sum(0)[has_rows]
     influence = (hits[:, has_rows] - shares * sizes[:, has_rows]) / sizes[:, has_rows].mean(0)
-    return np.stack([shares.mean() + influence.mean(1), np.ones(n_rows)], axis=1)
+    return np.stack([shares.mean() + influence.mean(1), np.ones(len(hits))], axis=1)
 
 
 def confusions(chosen: Ints, references: Ints, class_names: list[str]) -> dict[str, object]:

@@ -24,7 +24,8 @@ def nearest_neighbours(
 ) -> NDArray[np.float32]:
     """Class probabilities [rows, classes] by a vote of the k most similar training rows, weighted by exp(cosine / T).
 
-    Without `evaluated` each training row is judged by all others.
+    Labels are [rows], or 0 and 1 for each of several classes [rows, classes], which are voted on one by one. Without
+    `evaluated` each training row is judged by all others.
     Source: Wu et al., https://arxiv.org/abs/1805.01978, §3.4; k = 20 as in Caron et al., arXiv 2104.14294.
     """
     unit = _unit_vectors(train)
@@ -39,10 +40,12 @@ def nearest_neighbours(
             similarity[np.arange(len(block)), rows] = -np.inf
         nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         weight = np.exp(np.take_along_axis(similarity, nearest, 1) / temperature)
+        if labels.ndim == 2:
+            votes[rows] = (weight[:, None] @ labels[nearest] / weight.sum(1)[:, None, None])[:, 0]
+            continue
         for column in range(k):
             np.add.at(votes, (rows, labels[nearest[:, column]]), weight[:, column])
-    shares: NDArray[np.float32] = (votes / votes.sum(1, keepdims=True)).astype(np.float32)
-    return shares
+    return (votes if labels.ndim == 2 else votes / votes.sum(1, keepdims=True)).astype(np.float32)
 
 
 def left_out_neighbours(features: Floats, labels: Sequence[object] | Ints, *, k: int = 20) -> float:

@@ -530,9 +530,15 @@ def _label(config: PretrainedConfig, names: list[str]) -> None:
         config.num_labels = len(names)
 
 
-def relabel(config: PretrainedConfig, class_names: list[str]) -> None:
-    """Give a configuration its labels."""
+MULTI_LABEL = "multi_label_classification"
+"""`problem_type` of a configuration by which transformers' pipelines take the sigmoid of each logit."""
+
+
+def relabel(config: PretrainedConfig, class_names: list[str], *, multi_label: bool = False) -> None:
+    """Give a configuration its labels, and whether a row may have several of them."""
     _label(config, class_names)
+    if multi_label or config.problem_type != "single_label_classification":  # another would be that of an earlier head
+        config.problem_type = MULTI_LABEL if multi_label else None
     if "label_names" in vars(config):
         # timm_wrapper keeps the names that it was read with, and saves those (transformers 5.24,
         # configuration_timm_wrapper.py, to_dict)

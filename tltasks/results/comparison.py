@@ -21,6 +21,7 @@ NAMES = {
     "majority_class": "always naming the most frequent class",
     "mean_patch": "predicting flat patches",
     "not_interpolated": "the fine-tuned weights before interpolation",
+    "prevalence": "giving each class its share of the training rows",
     "token_frequencies": "guessing by how often each token comes up in these texts",
 }
 """Baselines, of several tasks each, whose own name does not say what they are."""

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ LABEL_NAMES = {
     "sentiment",
     "intent",
     "genre",
+    "tags",
+    "keywords",
+    "topics",
+    "genres",
+    "categories",
 }
 TEXT_NAMES = {"text", "transcript", "transcription", "sentence", "transcripts", "utterance"}
 SUMMARY_NAMES = {"summary", "highlights", "title", "headline", "abstract", "synopsis", "tldr", "short", "summaries"}
@@ -89,14 +95,16 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
     Raises RecipeError where they tell none, or several.
     """
     tag, roles = _choose(survey, task)
-    survey = survey.of_splits_with(roles.values())
+    used = [name for column in roles.values() for name in ([column] if isinstance(column, str) else column)]
+    survey = survey.of_splits_with(used)
+    renamed = {key: column for key, column in roles.items() if key != column}
+    label, keys = _label_of(survey, roles.get("label"), {"columns": renamed} if renamed else {})
     said = [f"{sum(survey.splits.values()):,} rows: " + ", ".join(f"{n:,} in {s}" for s, n in survey.splits.items())]
-    said += [_say(key, survey.columns[column]) for key, column in roles.items()]
+    said += [_say(key, label if key == "label" else survey.columns[str(column)]) for key, column in roles.items()]
     said += survey.notes
-    others = [column for column in survey.columns if column not in roles.values()]
-    label = survey.columns[roles["label"]] if "label" in roles else None
-    said += _of_classes(label) if label is not None else []
-    splits, notes = _splits(survey, [survey.columns[column] for column in others], by_class=label is not None)
+    others = [column for column in survey.columns if column not in used]
+    said += _of_classes(label) if "label" in roles else []
+    splits, notes = _splits(survey, [survey.columns[column] for column in others], by_class="label" in roles)
     held_by = json.dumps(splits)
     if unused := [column for column in others if column.strip() and json.dumps(column) not in held_by]:
         said.append(f"not used: the columns {some(unused, 20)}")
@@ -122,12 +130,7 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
         f"model: {_yaml(checkpoint)}" + ("" if model else "  # or another of the Hub"),
         "data:",
         *(f"  {key}: {_yaml(_relative(value, folder))}" for key, value in source.items()),
-        *(
-            [f"  columns: {_yaml({k: c for k, c in roles.items() if k != c})}"]
-            if any(k != c for k, c in roles.items())
-            else []
-        ),
-        f"  splits: {_yaml(splits)}",
+        *(f"  {key}: {_yaml(value)}" for key, value in (keys | {"splits": splits}).items()),
         "stages:",
         f"  - stage: {'transfer' if 'label' in roles else 'finetune'}",
         "    adapt: lora  # few weights are trained; `full` trains all, with a tenth of the learning rate",
@@ -149,15 +152,28 @@ def _say(key: str, column: Column) -> str:
     if key == "label":
         common = ", ".join(f"{clip(value)} ({n:,})" for value, n in column.values.most_common(5))
         text += f": {len(column.values)} classes, {common}{', …' if len(column.values) > 5 else ''}"
+        text += "; rows have any number of them" if column.kind == "list" else ""
     elif column.kind == "text":
         text += f": {column.length:.0f} characters on average"
     if column.missing:
         text += f"; missing in {column.missing:,} rows"
-    if column.missing > MAX_BAD_SHARE * (column.rows + column.missing):
+    if column.kind != "list" and column.missing > MAX_BAD_SHARE * (column.rows + column.missing):
         text += f", more than the {MAX_BAD_SHARE:.0%} that a run leaves out: drop them, or raise `max_bad_share`"
     if column.name in column.values:
         text += f"; `{clip(column.name)}` is a value of it, too: has the table a header?"
     return text
+
+
+def _label_of(
+    survey: Survey, name: str | list[str] | None, keys: dict[str, object]
+) -> tuple[Column, dict[str, object]]:
+    """The column of the labels, with each class for a value; and keys of data, with those by which they are read."""
+    if isinstance(name, list):
+        counts = Counter({one: survey.columns[one].values["1"] for one in name})
+        return Column(", ".join(name), Counter({"list": survey.columns[name[0]].rows}), counts), keys
+    if name is None or not (parted := survey.columns[name].parted()):
+        return survey.columns[name] if name else Column(""), keys
+    return parted[1], keys | ({"multi_label": True, "label_delimiter": parted[0]} if parted[0] else {})
 
 
 def _of_classes(label: Column) -> list[str]:
@@ -173,7 +189,11 @@ def _of_classes(label: Column) -> list[str]:
 # ----------------------------------------------------------------------------------------------- the task
 
 
-def _choose(survey: Survey, task: str | None) -> tuple[str, dict[str, str]]:
+Roles = dict[str, str | list[str]]
+"""The column for each of what a task takes; of labels, it may be one for each class."""
+
+
+def _choose(survey: Survey, task: str | None) -> tuple[str, Roles]:
     """The task, and the column for each of what it needs."""
     found = {tag: roles for tag, roles in _possible(survey).items() if task in (None, tag)}
     if len(found) == 1:
@@ -191,17 +211,17 @@ def _choose(survey: Survey, task: str | None) -> tuple[str, dict[str, str]]:
             + "".join(f"\n- {printable(note, lines=False)}" for note in survey.notes)
         )
     ways = "; ".join(
-        f"--task {tag} ({', '.join(f'{k}: {clip(c)}' for k, c in roles.items())})" for tag, roles in found.items()
+        f"--task {tag} ({', '.join(f'{k}: {clip(str(c))}' for k, c in roles.items())})" for tag, roles in found.items()
     )
     raise RecipeError(f"init: the columns could be read in {len(found)} ways. Say which: {ways}.")
 
 
-def _possible(survey: Survey) -> dict[str, dict[str, str]]:
+def _possible(survey: Survey) -> dict[str, Roles]:
     """Tasks that the columns would do for, and the column for each of what they take."""
     return {_task_of(roles): roles for roles in _readings(survey)}
 
 
-def _task_of(roles: dict[str, str]) -> str:
+def _task_of(roles: Roles) -> str:
     """The task that takes such columns."""
 
     def wants(tag: str) -> set[str]:
@@ -211,26 +231,29 @@ def _task_of(roles: dict[str, str]) -> str:
     return next(tag for tag in supervised_tasks() if roles.keys() <= wants(tag))
 
 
-def _readings(survey: Survey) -> list[dict[str, str]]:
-    columns = list(survey.columns.values())
+def _readings(survey: Survey) -> list[Roles]:
+    flags = [c.name for c in survey.columns.values() if c.values and c.values.keys() <= {"0", "1"} and not c.missing]
+    columns = [column for column in survey.columns.values() if len(flags) < 2 or column.name not in flags]
     media = {kind: [c.name for c in columns if c.kind == kind] for kind in ("image", "audio")}
     texts = sorted(
-        (c for c in columns if c.kind == "text" and c.length >= LONG and not c.repeats), key=lambda c: -c.length
+        (c for c in columns if c.kind == "text" and c.length >= LONG and not c.repeats and not c.parted()),
+        key=lambda c: -c.length,
     )
     spoken = _best([c for c in columns if c.kind == "text"], TEXT_NAMES)
-    label = _best([c for c in columns if _is_of_classes(c)], LABEL_NAMES)
+    one = _best([c for c in columns if _is_of_classes(c)], LABEL_NAMES)
+    label: str | list[str] | None = one.name if one else flags if len(flags) > 1 else None
     if len(media["image"]) == 1:
-        return [{"image": media["image"][0], "label": label.name}] if label else []
+        return [{"image": media["image"][0], "label": label}] if label else []
     if len(media["audio"]) == 1:
         return [{"audio": media["audio"][0], "text": spoken.name}] if spoken else []
-    found = []
+    found: list[Roles] = []
     short = [c for c in texts[1:] if c.length <= 0.6 * texts[0].length]
     summary = _best(short, SUMMARY_NAMES)
-    named = label is not None and _words(label.name) & LABEL_NAMES
+    named = one is not None and _words(one.name) & LABEL_NAMES
     if summary is not None and not (named and not _words(summary.name) & SUMMARY_NAMES):
         found.append({"document": texts[0].name, "summary": summary.name})
     if label is not None and texts:
-        found.append({"text": texts[0].name, "label": label.name})
+        found.append({"text": texts[0].name, "label": label})
     return found
 
 
@@ -239,6 +262,8 @@ def _is_of_classes(column: Column) -> bool:
 
     Others are counts, prices and scores.
     """
+    if column.kind == "list" or column.parted():
+        return column.repeats or column.kind == "text"
     if column.kind not in ("text", "number") or not column.repeats or column.length > 5 * LONG:
         return False
     few = len(column.values) <= MOST_NUMBERS or bool(_words(column.name) & LABEL_NAMES)

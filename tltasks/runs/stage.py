@@ -55,6 +55,7 @@ from tltasks.training.evaluation import (
     merging_makes,
     predict_rows,
     score_beside_baselines,
+    settle,
     write_predictions,
 )
 from tltasks.training.linear_probe import Fit, fit_probe
@@ -97,13 +98,15 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     adapter = trains and plan.index == context.plan.final.index and can_publish_adapter(stage, provenance)
     model, difference, effect = _merge(context, stage, model, keep=adapter)  # what is scored is what is saved
     model, interpolation, baselines = _interpolate(context, stage, model, predict)
+    stage, known = _settle(stage, model, predict)
+    predict = partial(predict_rows, context.accelerator, stage.task, workers=context.workers(plan))
     difference = max(difference, _save(context, stage, model, adapter=adapter))
     weights = dataclasses.replace(
         provenance, start=plan.stage.start, adapter=adapter, saved_difference=difference, adapter_effect=effect
     )
     # ----------------------------------------------------------------------------------------- evaluate
     hold_cast(model, context.precision)
-    predictions = {name: predict(model, split.rows) for name, split in stage.evaluated.items()}
+    predictions = {n: known.get(n) or predict(model, split.rows) for n, split in stage.evaluated.items()}
     robustness = _measure_robustness(context, stage, model, predictions, predict)
     del model
     context.accelerator.free_memory()
@@ -362,7 +365,9 @@ def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score
     rows = rows.select(drawn_rows(len(rows), most, seed=context.seed))
     workers = context.workers(stage.plan)
     predictions = predict_rows(context.accelerator, stage.task, model, rows, workers=workers)
-    return stage.task.score(predictions, stage.task.references(rows), intervals=False)
+    references = stage.task.references(rows)
+    task = stage.task.settled(predictions, references)
+    return task.score(task.decided(predictions), references, intervals=False)
 
 
 def _say_validation(context: Context, stage: PreparedStage, score: Score) -> None:
@@ -412,6 +417,15 @@ def _interpolate(
     between, found, trained = interpolate(stage.task, start, model, plan.stage.interpolate, stage.evaluated, predict)
     context.say(plan, f"interpolated to alpha {found.alpha:g}")
     return between, found, {"not_interpolated": trained}
+
+
+def _settle(stage: PreparedStage, model: nn.Module, predict: Predict) -> tuple[PreparedStage, BySplit]:
+    """The stage with its task as predictions for `validation` settle it, and these; none where there is no choice."""
+    if not stage.task.settles or "validation" not in stage.encoded:
+        return stage, {}
+    found = {"validation": predict(model, stage.encoded["validation"].rows)}
+    task, found = settle(stage.task, found, stage.encoded)
+    return dataclasses.replace(stage, task=task), found
 
 
 def _measure_robustness(
@@ -512,6 +526,7 @@ def _score(
     """Scores by split, baselines by name and split, and examples of the first split; what rows gave is written."""
     task, folder = stage.task, context.folder(stage.plan)
     baselines = baseline_predictions(context, stage) | baselines
+    settled = {name: settle(task, by_split, stage.encoded)[1] for name, by_split in baselines.items()}
     scores: dict[str, Score] = {}
     beside: dict[str, dict[str, Score]] = {}
     row_scores: dict[str, NDArray[np.float64]] = {}
@@ -520,7 +535,7 @@ def _score(
         rows = stage.encoded[name].rows
         references = task.references(rows)
         row_scores[name] = task.row_scores(predicted, references)
-        theirs = {baseline: by_split[name] for baseline, by_split in baselines.items()}
+        theirs = {baseline: by_split[name] for baseline, by_split in settled.items()}
         scores[name], found = score_beside_baselines(task, predicted, references, theirs, extra=stage.extra_metrics)
         for baseline, score in found.items():
             beside.setdefault(baseline, {})[name] = score

@@ -161,6 +161,8 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     """Columns of an answer."""
     least_rows: ClassVar[int] = 1
     """Fewest rows that a loss can be of."""
+    settles: ClassVar[bool] = False
+    """There is something that the task of a trained model chooses by predictions for `validation` (`settled`)."""
     head_name: ClassVar[str] = "its head"
     new_head_hint: ClassVar[str] = "use `stage: transfer`, which puts a new head on it."
     """Advice for a checkpoint without weights for `head_name`."""
@@ -432,6 +434,14 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     @abstractmethod
     def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
         """All metrics; the 95 % interval of the headline only on request, since it takes time."""
+
+    def settled(self, predictions: Sequence[Prediction], references: References) -> Self:
+        """The task with what it chooses by these of `validation`, such as thresholds."""
+        return self
+
+    def decided(self, predictions: list[Prediction]) -> list[Prediction]:
+        """Predictions of any origin as this task would answer by them."""
+        return predictions
 
     def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         """Predictions for `rows` that need no checkpoint.

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import datasets
 import numpy as np
@@ -27,8 +27,9 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import ClassStage, ModelT
 from tltasks.data.batching import balanced_rows
 from tltasks.data.held_out import is_held_out
+from tltasks.data.label_lists import is_list, of_classes
 from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
-from tltasks.errors import DataError, did_you_mean
+from tltasks.errors import DataError, RecipeError, did_you_mean
 from tltasks.metrics.classification import class_row_scores, classification
 from tltasks.metrics.neighbours import nearest_neighbours
 from tltasks.models.adapters import find_head, input_of, unwrap_model
@@ -73,18 +74,42 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     class_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
     """Weight of a row of each class in the loss; None where all are 1."""
 
+    own_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "balanced_accuracy")
+    """What `metric` may name, the usual one first."""
+    is_multi_label: ClassVar[bool] = False
+    """Rows have any number of classes, rather than one each."""
+    label_feature: ClassVar[object] = datasets.Value("int32")
+    """An encoded row's classes."""
+
     @property
     def headline(self) -> str:
-        return self.stage.metric or "accuracy"
+        return self.stage.metric or self.own_metrics[0]
 
     # ------------------------------------------------------------------------------------ opening
+
+    @classmethod
+    def own_weights(
+        cls, stage: ClassStage, splits: Mapping[str, Split], found: ClassCounts, class_names: list[str]
+    ) -> tuple[float, ...] | None:
+        """Weights of the classes in the loss; raises RecipeError for keys that are not for rows of this kind."""
+        kind = "have any number of classes" if cls.is_multi_label else "have one class each"
+        if stage.metric is not None and stage.metric not in cls.own_metrics:
+            raise RecipeError(f"metric: {stage.metric} is not for rows that {kind}; use {', '.join(cls.own_metrics)}.")
+        if cls.is_multi_label and stage.sampling == "balanced":
+            raise RecipeError(f"sampling: balanced is not for rows that {kind}; use `class_weights: auto`.")
+        n_rows = len(splits["train"].rows) if cls.is_multi_label and "train" in splits else None
+        return weights_of(stage, found.get("train"), class_names, n_rows=n_rows)
+
+    def as_saved(self) -> Self:
+        """The task with what the configuration of a kept head holds of an earlier choice."""
+        return self
 
     def data_notes(self, encoded: dict[str, EncodedSplit]) -> dict[str, list[str]]:
         """Classes of the training split that another lacks, and such as look alike.
 
         Raises DataError for a test or validation set of a single one.
         """
-        present = {name: set(self.references(split.rows)) for name, split in encoded.items()}
+        present = {name: set(self.class_rows(split.rows)) for name, split in encoded.items()}
         learnt = present.pop("train", set())
         notes: dict[str, list[str]] = {}
         for name, classes in present.items():
@@ -93,7 +118,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
                 continue
             split = encoded[name]
             advice = FEW_ROWS if is_held_out(split.origin) else SORTED_ROWS.format(name)
-            if name in ("validation", "test") and len(classes) == 1:
+            if name in ("validation", "test") and len(classes) == 1 and not self.is_multi_label:
                 raise DataError(
                     f"{split.where}: all {len(split.rows):,} rows are of the class {self.class_names[min(classes)]}, "
                     f"and train has {len(learnt)}: nothing can be told by them. {advice}"
@@ -101,6 +126,12 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
             notes[name] = [f"lacks {len(missing)} of the {len(learnt)} classes of train: {_some(missing)}. {advice}"]
         if "train" in encoded and self.stage.trains and (line := self._imbalance(encoded["train"])):
             notes["train"] = [line]
+        several = [name for name in self.class_names if ";" in name or "|" in name]
+        if several and not self.is_multi_label:
+            text = (
+                f"{len(several)} classes have `;` or `|` in them ({_some(several, 3)}): `multi_label: true` parts them"
+            )
+            notes.setdefault(next(iter(encoded)), []).append(f"{text}, where rows may have several.")
         alike: dict[str, list[str]] = {}
         for label in self.class_names:
             alike.setdefault(" ".join(unicodedata.normalize("NFKC", label).casefold().split()), []).append(repr(label))
@@ -114,15 +145,20 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
 
     def _imbalance(self, train: EncodedSplit) -> str | None:
         """A sentence on classes that have few rows beside the others."""
-        counts = Counter(self.references(train.rows)).most_common()
+        counts = self.class_rows(train.rows).most_common()
         common, most = counts[0]
         if most < IMBALANCE * counts[-1][1]:
             return None
         few = [f"{self.class_names[label]} ({n})" for label, n in reversed(counts) if most >= IMBALANCE * n]
         text = f"classes are uneven: {self.class_names[common]} has {most:,} rows, {_some(few, 5)}"
         handled = self.stage.class_weights or self.stage.sampling == "balanced" or not self.stage.loops
-        advice = "" if handled else "; `class_weights: auto` or `sampling: balanced` makes up for it"
-        return f"{text}. Look at macro-F1 beside accuracy{advice}."
+        ways = "`class_weights: auto`" + ("" if self.is_multi_label else " or `sampling: balanced`")
+        advice = "" if handled else f"; {ways} makes up for it"
+        return f"{text}. Look at macro-F1 beside {'micro-F1' if self.is_multi_label else 'accuracy'}{advice}."
+
+    def class_rows(self, rows: datasets.Dataset) -> Counter[int]:
+        """Rows of each class, by its number."""
+        return Counter(self.references(rows))
 
     # -------------------------------------------------------------------------------------- model
 
@@ -132,12 +168,17 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     def examples(self) -> Columns:
         names = [self.class_names[0], self.class_names[-1]]
         numbers = {name: number for number, name in enumerate(self.plan.data.class_names or ())}
-        return super().examples() | {"label": [numbers.get(name, name) for name in names]}
+        labels = [numbers.get(name, name) for name in names]
+        return super().examples() | {"label": [[label] for label in labels] if self.is_multi_label else labels}
 
     # --------------------------------------------------------------------------------------- rows
 
+    def encoded_label(self, classes: list[int]) -> object:
+        """A row's classes, by number, as `label_feature`."""
+        return classes[0] if classes else IGNORED
+
     def labelled(self, split: Split, encode: Callable[[Columns], Columns]) -> Callable[[Columns], Columns]:
-        """`encode`, which gives `error` for each row, with each row's class; a row without one is bad.
+        """`encode`, which gives `error` for each row, with each row's classes; a row whose are not known is bad.
 
         Those of a split without labels are -100.
         """
@@ -148,12 +189,14 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         def whole(batch: Columns) -> Columns:
             encoded = {**encode(batch), "row": batch["row"]}
             if name is None:
-                return {**encoded, "label": [IGNORED] * len(batch["row"])}
+                return {**encoded, "label": [self.encoded_label([]) for _ in batch["row"]]}
             labels = [name(label) for label in batch["label"]]
-            faults = [None if known else _no_class(label) for known, label in zip(labels, batch["label"], strict=True)]
+            faults = [
+                _no_class(own) if found is None else None for found, own in zip(labels, batch["label"], strict=True)
+            ]
             return {
                 **encoded,
-                "label": [IGNORED if label is None else index[label] for label in labels],
+                "label": [self.encoded_label([index[label] for label in found or ()]) for found in labels],
                 "error": [error or fault for error, fault in zip(encoded["error"], faults, strict=True)],
             }
 
@@ -168,12 +211,16 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)
 
+    def targets(self, labels: list[Any]) -> Tensor:
+        """Encoded labels of rows as the loss takes them."""
+        return torch.tensor(labels)
+
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         return {"logits": self.logits(model, batch)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = self.logits(model, batch)
-        if self.class_weights is not None or self.stage.focal is not None:
+        if self.class_weights is not None or self.stage.focal is not None or self.is_multi_label:
             return self.row_losses(logits, batch["labels"]).mean()
         return functional.cross_entropy(logits, batch["labels"], label_smoothing=self.stage.label_smoothing)
 
@@ -195,14 +242,22 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         return rows.select(balanced_rows(self.references(rows), seed=self.seed, epoch=epoch))
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        return as_predictions(self.probabilities(self.logits(model, batch)).cpu().numpy())
+        return self.as_predictions(self.probabilities(self.logits(model, batch)).cpu().numpy())
+
+    def as_predictions(self, probabilities: NDArray[np.float32]) -> list[Prediction]:
+        """Predictions of rows by their probabilities, [rows, classes]."""
+        return [{"prediction": int(p.argmax()), "probabilities": p} for p in probabilities]
 
     def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, object]:
-        probabilities = prediction["probabilities"]
-        best = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-        # str() is the shortest text of a 32-bit number; as one of 64 bits it would have digits that mean nothing.
-        top = [{"label": self.class_names[i], "probability": float(str(probabilities[i]))} for i in best]
+        best = np.argsort(-prediction["probabilities"], kind="stable")[:top_k].tolist()
+        top = self.with_probabilities(prediction, best)
         return {"prediction": top[0]["label"], "probability": top[0]["probability"], "top": top}
+
+    def with_probabilities(self, prediction: Prediction, classes: Sequence[int]) -> list[dict[str, object]]:
+        """Names of classes and their probabilities."""
+        # str() is the shortest text of a 32-bit number; as one of 64 bits it would have digits that mean nothing.
+        shown = [(self.class_names[i], float(str(prediction["probabilities"][i]))) for i in classes]
+        return [{"label": name, "probability": probability} for name, probability in shown]
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
         """The input of the head's first layer, [rows, width], averaged over positions where it has any."""
@@ -229,14 +284,20 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         return Score(values, self.headline, interval, details)
 
     def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
-        counts = np.bincount(self.references(known.rows), minlength=len(self.class_names)).astype(np.float32)
-        return {"majority_class": as_predictions(np.tile(counts / counts.sum(), (len(rows), 1)))}
+        counts = self.class_rows(known.rows)
+        shares = np.array([counts[i] for i in range(len(self.class_names))], np.float32) / np.float32(len(known.rows))
+        name = "prevalence" if self.is_multi_label else "majority_class"
+        return {name: self.as_predictions(np.tile(shares, (len(rows), 1)))}
 
     def knn_predict(
         self, known: NDArray[np.float32], references: References, vectors: NDArray[np.float32]
     ) -> list[Prediction]:
         n_classes = len(self.class_names)
-        return as_predictions(nearest_neighbours(known, np.array(references), vectors, n_classes=n_classes))
+        return self.as_predictions(nearest_neighbours(known, np.array(references), vectors, n_classes=n_classes))
+
+    def onnx_usage(self, usage: str) -> str:
+        """Python for an exported model, whose last line names the likeliest class."""
+        return usage
 
     def columns(self, predictions: Sequence[Prediction], references: References) -> Columns:
         return {
@@ -253,28 +314,47 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: References
     ) -> list[ReportExample]:
         """The most confident mistakes."""
-        wrong = [i for i, (p, r) in enumerate(zip(predictions, references, strict=True)) if p["prediction"] != r]
-        wrong.sort(key=lambda i: -float(predictions[i]["probabilities"].max()))
+        found = self.columns(predictions, references)
+        said, true = (
+            [one if isinstance(one, list) else [one] for one in found[key]] for key in ("prediction", "reference")
+        )
+        wrong = [i for i in range(len(said)) if sorted(said[i]) != sorted(true[i])]
+        wrong.sort(key=lambda i: -self.confidence(predictions[i], references[i]))
+        numbers = {name: i for i, name in enumerate(self.class_names)}
+
+        def answer(i: int) -> str:
+            shown = [f"{name} ({float(predictions[i]['probabilities'][numbers[name]]):.0%})" for name in said[i]]
+            return ", ".join(shown) or "none"
+
         return [
             ReportExample(
                 self.example_kind,
-                f"{self.class_names[predictions[i]['prediction']]} "
-                f"({float(predictions[i]['probabilities'].max()):.0%})",
-                f"is {self.class_names[references[i]]} · {row_title(rows, i)}",
+                answer(i),
+                f"is {', '.join(true[i]) or 'none'} · {row_title(rows, i)}",
                 self.example_content(rows, i),
             )
             for i in wrong[:SHOWN_MISTAKES]
         ]
 
+    def confidence(self, prediction: Prediction, reference: Any) -> float:
+        """How sure of itself an answer is that is wrong."""
+        return float(prediction["probabilities"].max())
 
-def weights_of(stage: ClassStage, train: Counter[str] | None, class_names: list[str]) -> tuple[float, ...] | None:
+
+def weights_of(
+    stage: ClassStage, train: Counter[str] | None, class_names: list[str], *, n_rows: int | None = None
+) -> tuple[float, ...] | None:
     """Weights of the classes, as a stage asks for them; `train` counts the training rows of each.
+
+    Of rows with any number of classes, `n_rows`, they are of having a class beside not having it.
 
     Raises DataError for the name of a class that there is not.
     """
     asked = stage.class_weights
     if asked is None or train is None:
         return None
+    if asked == "auto" and n_rows is not None:
+        return tuple((n_rows - train[name]) / train[name] or 1.0 if train[name] else 1.0 for name in class_names)
     if asked == "auto":
         n_rows, present = train.total(), sum(1 for name in class_names if train[name])
         return tuple(n_rows / (present * train[name]) if train[name] else 1.0 for name in class_names)
@@ -285,11 +365,6 @@ def weights_of(stage: ClassStage, train: Counter[str] | None, class_names: list[
                 f"There are: {_some(class_names)}."
             )
     return tuple(asked.get(name, 1.0) for name in class_names)
-
-
-def as_predictions(probabilities: NDArray[np.float32]) -> list[Prediction]:
-    """Predictions of rows by their probabilities, [rows, classes]."""
-    return [{"prediction": int(p.argmax()), "probabilities": p} for p in probabilities]
 
 
 # ------------------------------------------------------------------------------------- classes of splits
@@ -313,26 +388,26 @@ def count_classes(splits: Mapping[str, Split], data: ClassData) -> ClassCounts:
 
 
 def _class_counts(split: Split, data: ClassData) -> Counter[str]:
-    feature = split.rows.features["label"]
+    feature, many = of_classes(split.rows.features["label"]), is_list(split.rows.features["label"])
     kind = (
         "string" if isinstance(feature, datasets.ClassLabel) else str(getattr(feature, "dtype", type(feature).__name__))
     )
+    labels = [tuple(row) if isinstance(row, list) else row for row in split.rows["label"]]
     if kind.startswith("float"):  # whole numbers beside empty cells are of this type in pandas
-        whole = all(v is None or math.isnan(v) or v.is_integer() for v in split.rows["label"])
-        kind = "int" if whole else kind
+        each = (v for row in labels for v in (row or () if many else (row,)))
+        kind = "int" if all(v is None or math.isnan(v) or v.is_integer() for v in each) else kind
     if not kind.startswith(("int", "uint", "string", "large_string", "bool")):
         raise DataError(f"{split.where}: column `label` holds {kind}; a class is a name or a whole number.")
     name, counts = _label_namer(split, data.class_names), Counter[str]()
     without: Counter[object] = Counter()
-    for value, n in Counter(split.rows["label"]).items():
-        label = name(value)
-        if label is None:
+    for value, n in Counter(labels).items():
+        found = name(value)
+        if found is None:
             without[value] += n
-        else:
-            counts[label] += n
+        counts.update(dict.fromkeys(found or (), n))
     if without.total() > data.max_bad_share * len(split.rows):
         reasons = ", ".join(sorted({_no_class(value) for value in without}))
-        first = next(i for i, value in enumerate(split.rows["label"]) if name(value) is None)
+        first = next(i for i, value in enumerate(labels) if name(value) is None)
         raise DataError(
             f"{split.where}: {without.total()} of {len(split.rows)} rows have no label or one outside the class list "
             f"({split.called(first)} is the first: {reasons}; data.max_bad_share allows {data.max_bad_share:.1%}). "
@@ -344,12 +419,15 @@ def _class_counts(split: Split, data: ClassData) -> Counter[str]:
 def _no_class(label: object) -> str:
     """Reason for a row to be left out that `_label_namer` has no name for."""
     blank = label is None or label == "" or label == -1 or (isinstance(label, float) and math.isnan(label))
+    if isinstance(label, list | tuple):
+        return f"has the labels {', '.join(map(str, label))}, one of which is no class"
     return "has no label" if blank or not str(label).strip() else f"has the label {label}, which is no class"
 
 
-def _label_namer(split: Split, class_names: list[str] | None) -> Callable[[object], str | None]:
-    """A function from this split's labels, numbers of named classes, numbers or names, to names; None for no class."""
-    feature = split.rows.features["label"]
+def _label_namer(split: Split, class_names: list[str] | None) -> Callable[[object], list[str] | None]:
+    """A function from a row's label or list of labels, numbers of named classes, numbers or names, to the names of its
+    classes; None where they are not known."""
+    feature = of_classes(split.rows.features["label"])
     names = feature.names if isinstance(feature, datasets.ClassLabel) else class_names
 
     def name(value: object) -> str | None:
@@ -360,7 +438,12 @@ def _label_namer(split: Split, class_names: list[str] | None) -> Callable[[objec
             return str(names[number]) if 0 <= number < len(names) else None
         return None if value is None or not str(value).strip() else str(value)
 
-    return name
+    def each(value: object) -> list[str] | None:
+        labels = value if isinstance(value, list | tuple) else [value]
+        found = [known for label in labels if (known := name(label)) is not None]
+        return None if len(found) < len(labels) else list(dict.fromkeys(found))
+
+    return each
 
 
 def as_number(label: str) -> int | None:
@@ -377,7 +460,7 @@ def train_classes(train: Split, found: Counter[str], class_names: list[str] | No
 
     Raises DataError for a single class, or several of one name.
     """
-    feature = train.rows.features["label"]
+    feature = of_classes(train.rows.features["label"])
     if isinstance(feature, datasets.ClassLabel):
         names = [str(name) for name in feature.names]
     elif class_names is not None:
@@ -410,7 +493,7 @@ def check_same_classes(names: list[str], found: ClassCounts, splits: Mapping[str
     """Raise DataError where a split has classes that cannot be learnt from `train`."""
     lines = []
     for name, counts in found.items():
-        declared = getattr(splits[name].rows.features["label"], "names", None)
+        declared = getattr(of_classes(splits[name].rows.features["label"]), "names", None)
         theirs = set(declared or counts)
         unknown = sorted(theirs - set(names))
         unseen = sorted(c for c in counts if c in names and not found["train"][c])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -208,6 +208,15 @@ def drawn_rows(n_rows: int, most: int | None, *, seed: int) -> list[int]:
     if most is None or n_rows <= most:
         return list(range(n_rows))
     return sorted(np.random.default_rng(seed).choice(n_rows, most, replace=False).tolist())
+
+
+def settle(
+    task: TaskBase, predictions: dict[str, list[Prediction]], splits: Mapping[str, EncodedSplit]
+) -> tuple[TaskBase, dict[str, list[Prediction]]]:
+    """The task with what it chooses on `validation`, if that is among the splits, and predictions by that choice."""
+    if "validation" in predictions:
+        task = task.settled(predictions["validation"], task.references(splits["validation"].rows))
+    return task, {name: task.decided(predicted) for name, predicted in predictions.items()}
 
 
 def score_beside_baselines(

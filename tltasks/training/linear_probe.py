@@ -20,6 +20,7 @@ from torch.nn import functional
 from tltasks.config.stage import Stage
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError
+from tltasks.metrics.multi_label import multi_label_row_scores, ratio
 from tltasks.tasks.base import TaskBase
 from tltasks.training.checkpoint import Progress
 from tltasks.training.evaluation import Features, cached_features
@@ -102,7 +103,8 @@ def choose_fit(
     n_classes: int,
     l2: float | list[float] | None,
 ) -> Fit:
-    """The fit to `train` with the penalty that does best on `validation`: by accuracy, then by loss."""
+    """The fit to `train` with the penalty that does best on `validation`: by accuracy, or the mean average precision of
+    rows with any number of classes, then by loss."""
     tried = [l2] if isinstance(l2, float) else l2 or (PENALTIES if "validation" in features else (PENALTY,))
     best: tuple[tuple[float, float], Fit] | None = None
     start: Fit | None = None
@@ -112,8 +114,8 @@ def choose_fit(
         if "validation" in features:
             logits = torch.from_numpy(features["validation"]).double() @ fit.weight.T + fit.bias
             known = torch.from_numpy(labels["validation"])
-            accuracy = float((logits.argmax(1) == known).double().mean())
-            value = accuracy, -float(functional.cross_entropy(logits, known))
+            accuracy = _accuracy(logits, known)
+            value = accuracy, -float(_loss(logits, known))
             fit = Fit(fit.weight, fit.bias, penalty, fit.iterations, accuracy)
         if best is None or value > best[0]:
             best = value, fit
@@ -124,7 +126,8 @@ def choose_fit(
 def fit_linear(
     features: Features, labels: NDArray[np.int64], *, n_classes: int, l2: float, start: Fit | None = None
 ) -> Fit:
-    """The weights that minimise mean cross entropy + l2 / 2 × their squared norm, in double precision.
+    """The weights that minimise mean cross entropy + l2 / 2 × their squared norm, in double precision; of labels [rows,
+    classes] the sum of each class's, which is logistic regression of one against the rest.
 
     The penalty is on the weights of features scaled to unit variance, so that it means the same for every backbone;
     the scale is folded into the weights that are returned. The bias is free.
@@ -149,7 +152,7 @@ def fit_linear(
 
     def objective() -> Tensor:
         optimizer.zero_grad()
-        value = functional.cross_entropy(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
+        value = _loss(x @ weight.T + bias, y) + l2 / 2 * weight.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
@@ -158,3 +161,16 @@ def fit_linear(
     with torch.no_grad():
         plain = weight / scale
         return Fit(plain, bias - plain @ centre, l2, iterations, None)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    if labels.ndim == 1:
+        return functional.cross_entropy(logits, labels)
+    return functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").sum(1).mean()
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    if labels.ndim == 1:
+        return float((logits.argmax(1) == labels).double().mean())
+    truth = labels.numpy()
+    return ratio(multi_label_row_scores("mean_average_precision", logits.detach().numpy(), truth, truth))

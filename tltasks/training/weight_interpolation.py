@@ -15,7 +15,7 @@ from tltasks.errors import CheckpointError
 from tltasks.models.adapters import merged
 from tltasks.results.result import Interpolation
 from tltasks.tasks.base import Prediction, TaskBase
-from tltasks.training.evaluation import Predict
+from tltasks.training.evaluation import Predict, settle
 
 
 def interpolate(
@@ -45,8 +45,9 @@ def interpolate(
     for alpha in alphas:
         _set(model, *ends, alpha)
         predictions = {name: predict(model, split.rows) for name, split in splits.items()}
+        settled, decided = settle(task, predictions, splits)
         for name, split in splits.items():
-            values = task.score(predictions[name], task.references(split.rows), intervals=False).values
+            values = settled.score(decided[name], task.references(split.rows), intervals=False).values
             by_split[name].append(values[task.headline])
             found = sign * values[task.headline], -values.get("loss", 0.0)
             if name == "validation" and alpha in keys.alphas and (best is None or found > best):

@@ -320,6 +320,8 @@ data:
   dir: ./g
   files: {train: [h.csv, https://i/j.csv], test: "k/*.csv"}
   relabel: r.csv
+  multi_label: false
+  label_delimiter: null
   splits: {train: "train[:9%]", validation: 0.25, test: null}
   extra_test: {far: {name: l/m, config: n, revision: o, dir: p, files: q.csv, split: r}}
   extra_train: {more: {name: l/m, config: n, revision: o, dir: p, files: q.csv, split: r, weight: 1.0}}
@@ -499,6 +501,8 @@ def every_key(parts: dict[str, type[BaseModel]]) -> Iterator[str]:
 
 
 CHANGED = {
+    "multi_label": "true",
+    "label_delimiter": ";",
     "set_aside": "0.375",
     **dict.fromkeys(("name", "config", "revision", "dir", "files", "split", "train", "test"), "other"),
     **dict.fromkeys(("image", "label", "audio", "text", "segments"), "other"),

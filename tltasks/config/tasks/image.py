@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from tltasks.config.data import ClassData, Columns, Corruptions, Data, UnlabelledColumns
+from tltasks.config.data import ClassData, Columns, Corruptions, Data, LabelColumns, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import Conflict, FileName, PositiveFloat, PositiveInt, Prompt, Section, Share
 from tltasks.config.stage import IMAGE, ClassStage, JointStage, TaskSpec, UnlabelledStage
@@ -67,7 +67,8 @@ class ImageCorruptions(Corruptions):
 
 class ImageColumns(Columns):
     image: str = "image"
-    label: str = "label"
+    label: LabelColumns = "label"
+    """Classes; or a column of 0 and 1 for each class, `[cat, dog]`, where rows may have several."""
 
 
 class ImageData(ClassData):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tltasks.config.data import ClassData, Columns, Corruptions, Data, UnlabelledColumns
+from tltasks.config.data import ClassData, Columns, Corruptions, Data, LabelColumns, UnlabelledColumns
 from tltasks.config.model import Model
 from tltasks.config.section import Name, PositiveInt, Prompt, Section, Share
 from tltasks.config.stage import TEXT, ClassStage, Stage, TaskSpec, UnlabelledStage
@@ -78,7 +78,8 @@ class LabelledTextModel(Model):
 
 class LabelledTextColumns(Columns):
     text: str = "text"
-    label: str = "label"
+    label: LabelColumns = "label"
+    """Classes; or a column of 0 and 1 for each class, `[cat, dog]`, where rows may have several."""
 
 
 class LabelledTextData(ClassData):

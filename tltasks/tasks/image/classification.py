@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, cast
 
 import datasets
 import numpy as np
@@ -35,7 +35,6 @@ from tltasks.tasks.classes import (
     classes_of,
     count_classes,
     train_classes,
-    weights_of,
 )
 from tltasks.tasks.image.augmentation import ImageAugmentation, apply_mix, draw_mix
 from tltasks.tasks.image.decoding import to_png
@@ -54,6 +53,7 @@ from tltasks.tasks.image.zero_shot import (
     refuse_prompts,
     saved_prompts,
 )
+from tltasks.tasks.multi_label import MultiLabelTask, are_many
 
 Plan = StagePlan[ImageModel, ImageData, ImageStage]
 ONNX_USAGE = """import numpy as np
@@ -92,6 +92,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
         if plan.model.as_ is not None:
             config = wrap_for_images(config, plan.model, plan.stage, plan.kind, display_name=source.display_name)
         by_text = plan.kind.head == "kept" and is_contrastive(config)
+        many = are_many(splits, config, plan.data, source, kept=plan.kind.head == "kept" and not by_text)
         if by_text:
             class_names = _named_classes(splits, found, plan.data.class_names, config, source)
             config.update({PROMPTS_KEY: plan.model.prompts or saved_prompts(config) or PROMPTS})
@@ -102,16 +103,23 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
             class_names = train_classes(splits["train"], found["train"], plan.data.class_names)
             check_same_classes(class_names, found, splits)
             _name_architecture(config)
-        relabel(config, class_names)
+        relabel(config, class_names, multi_label=many)
         if isinstance(config, FrozenTransformerConfig):
             preprocessing = Preprocessing(image_processor(config), name=source.display_name)
         else:
             preprocessing = open_preprocessing(source, config, image_size=plan.model.image_size)
         texts = PromptClassifier.open(source, config, class_names) if by_text else None
-        weights = weights_of(plan.stage, found.get("train"), class_names)
+        chosen = cast(type[Self], MultiLabelImages) if many else cls
+        weights = chosen.own_weights(plan.stage, splits, found, class_names)
         if by_text and (weights or plan.stage.focal):
             raise RecipeError("`class_weights` and `focal` are for a head, not for prompts; use `sampling: balanced`.")
-        return cls(plan, source, config, seed, class_names, preprocessing, texts, class_weights=weights)
+        if texts is not None and many and not (texts.sigmoid and not plan.kind.trains):
+            raise CheckpointError(
+                f"model {source.display_name}: its texts tell which class fits an image best, and the data has any "
+                "number for each. `stage: transfer` puts a head on it; SigLIP tells each by itself in `zero_shot`."
+            )
+        task = chosen(plan, source, config, seed, class_names, preprocessing, texts, class_weights=weights)
+        return task.as_saved()
 
     # -------------------------------------------------------------------------------------- model
 
@@ -149,7 +157,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
 
     @property
     def features(self) -> datasets.Features:
-        return datasets.Features({**self.row_features, "label": datasets.Value("int32")})
+        return datasets.Features({**self.row_features, "label": self.label_feature})
 
     @property
     def sequence_length(self) -> int | None:
@@ -174,7 +182,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         columns = rows[list(indices)]
         pixels = self.preprocessing.stack(read_pixels(columns), columns["fitted"])
-        return {"pixels": pixels, "labels": torch.tensor(columns["label"])}
+        return {"pixels": pixels, "labels": self.targets(columns["label"])}
 
     def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         keys, drawn = self.stage.augment, {"seed": self.seed, "epoch": epoch}
@@ -195,9 +203,9 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
             partners.append(columns["label"][place[mix.partner if mix else row]])
         labels = [columns["label"][place[int(row)]] for row in indices]
         fitted = [columns["fitted"][place[int(row)]] for row in indices]
-        batch = {"pixels": self.preprocessing.stack(pixels, fitted), "labels": torch.tensor(labels)}
+        batch = {"pixels": self.preprocessing.stack(pixels, fitted), "labels": self.targets(labels)}
         if any(mix is not None for mix in mixes):
-            batch |= {"partner_labels": torch.tensor(partners), "own_share": torch.tensor(weights)}
+            batch |= {"partner_labels": self.targets(partners), "own_share": torch.tensor(weights)}
         return batch
 
     # --------------------------------------------------------------------------------------- step
@@ -233,13 +241,18 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
 
         # timm's processor has no other tensors (transformers 5.24, image_processing_timm_wrapper.py)
         tensors = "pt" if self.config.model_type == "timm_wrapper" else "np"
-        usage = ONNX_USAGE.replace("TENSORS", tensors)
+        usage = self.onnx_usage(ONNX_USAGE.replace("TENSORS", tensors))
         return OnnxInput("pixel_values", ["batch", 3, size, size], (0,), made_up, read, usage)
 
     # --------------------------------------------------------------------------------- evaluation
 
     def example_content(self, rows: datasets.Dataset, row: int) -> bytes:
         return to_png(read_pixels(rows[[row]])[0])
+
+
+@dataclass(frozen=True)
+class MultiLabelImages(MultiLabelTask[ImageModel, ImageData, ImageStage], ImageClassification):
+    """A classifier of images of any number of classes each."""
 
 
 def classifier_logits(model: nn.Module, pixels: Tensor) -> Tensor:

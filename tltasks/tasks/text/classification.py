@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, cast
 
 import datasets
 import numpy as np
@@ -29,21 +30,20 @@ from tltasks.data.corruptions import corrupt_rows, corrupt_text
 from tltasks.data.packing import padded, padded_inputs
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
-from tltasks.models.adapters import find_head, input_of, relabel, unwrap_model
+from tltasks.models.adapters import MULTI_LABEL, find_head, input_of, relabel, unwrap_model
 from tltasks.models.decoder_trial import FAILS
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.models.passes import forget_passes
 from tltasks.tasks.base import Batch, BuiltModel, InputKind, OnnxInput, Prediction, Processor, content_key, digest_of
 from tltasks.tasks.classes import (
     ClassificationTask,
-    as_predictions,
     check_kept_head,
     check_same_classes,
     classes_of,
     count_classes,
     train_classes,
-    weights_of,
 )
+from tltasks.tasks.multi_label import MultiLabelTask, are_many
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, token_counts, token_room
 from tltasks.tasks.text.reading import PLAIN, Reading, find_reading, inputs_beside, made_up_texts, no_cache, until_read
 from tltasks.tasks.vocabulary import LOST, lost_columns, unknown_shares
@@ -111,18 +111,31 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         if plan.kind.head == "new":
             class_names, zero_shot = train_classes(splits["train"], found["train"], plan.data.class_names), None
             check_same_classes(class_names, found, splits)
-            relabel(config, class_names)
         else:
             data_classes = classes_of(splits, found, plan.data.class_names) if splits else None
             class_names, zero_shot = _kept_classes(config, plan.model, data_classes, source)
             check_kept_head(class_names, found, splits, source)
+        many = are_many(splits, config, plan.data, source, kept=plan.kind.head == "kept" and zero_shot is None)
+        if plan.kind.head == "new":
+            relabel(config, class_names, multi_label=many)
+        elif many:
+            config.problem_type = MULTI_LABEL
+        if many and zero_shot is not None and zero_shot.by == "words":
+            raise CheckpointError(
+                f"model {source.display_name}: words that go on from a text tell which class fits best, and the data "
+                "has any number for each; `stage: transfer` puts a head on it."
+            )
         _check_architecture(config, zero_shot, source)
+        if plan.kind.head == "new":  # by which a stage that goes on from this one knows its head
+            config.architectures = [AutoModelForSequenceClassification._model_mapping[type(config)].__name__]
         _set_padding(config, tokenizer, source)
         beside = inputs_beside(tokenizer, source)
         room = token_room(config, tokenizer, plan.data.max_tokens, with_data=bool(splits), name=source.display_name)
-        weights = weights_of(plan.stage, found.get("train"), class_names)
+        chosen = cast(type[Self], MultiLabelTexts) if many else cls
+        weights = chosen.own_weights(plan.stage, splits, found, class_names)
         rest = (tokenizer, room, zero_shot, beside)
-        return cls(plan, source, config, seed, class_names, *rest, class_weights=weights)
+        task = chosen(plan, source, config, seed, class_names, *rest, class_weights=weights)
+        return task.as_saved()
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """The shares of texts that are longer than what is read of them, and of characters that are unknown."""
@@ -200,7 +213,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         number = datasets.Value("int32")
         of_tokens = {name: datasets.List(number) for name in ("ids", *self.beside)}
         return datasets.Features(
-            {"text": datasets.Value("string"), **of_tokens, "tokens": number, **LOST, "label": number}
+            {"text": datasets.Value("string"), **of_tokens, "tokens": number, **LOST, "label": self.label_feature}
         )
 
     @property
@@ -238,7 +251,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         columns = rows.select_columns(["text", "ids", *self.beside, "label"])[list(indices)]
         batch = self._inputs(columns) if self.zero_shot is None else self._pairs(columns["text"], self.zero_shot)
-        return {**batch, "labels": torch.tensor(columns["label"])}
+        return {**batch, "labels": self.targets(columns["label"])}
 
     def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         return self.collate_eval(rows, indices)
@@ -283,7 +296,10 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
             return self.reading.run(lambda part: model(**part, **keys).logits.float(), inputs, end=self._end)
         logits: Tensor = model(**inputs).logits.float()
         if self.zero_shot.by == "entailment":
-            return logits[:, self.zero_shot.entailment].view(-1, len(self.class_names))
+            follows = logits[:, self.zero_shot.entailment]
+            if self.is_multi_label:  # beside its contradiction, as transformers' pipeline has it with `multi_label`
+                follows = follows - logits[:, -1 if self.zero_shot.entailment == 0 else 0]
+            return follows.view(-1, len(self.class_names))
         chosen = batch["input_ids"][:, 1:, None]
         log_likelihood = logits[:, :-1].log_softmax(-1).gather(2, chosen).squeeze(2)
         asked = batch["asked"][:, 1:]
@@ -332,7 +348,7 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
         def arguments(ids: Tensor) -> Mapping[str, Tensor]:
             return {"input_ids": ids, "attention_mask": (ids != pad).long()}
 
-        usage = ONNX_USAGE.replace("MOST", str(self.max_tokens))
+        usage = self.onnx_usage(ONNX_USAGE.replace("MOST", str(self.max_tokens)))
         return OnnxInput("input_ids", ["batch", "tokens"], (0, 1), made_up, read, usage, arguments)
 
     # --------------------------------------------------------------------------------- evaluation
@@ -340,14 +356,19 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
     def baselines(self, known: EncodedSplit, rows: datasets.Dataset) -> dict[str, list[Prediction]]:
         """The majority class, and logistic regression on the words of the training texts, weighted by TF-IDF."""
         found = super().baselines(known, rows)
-        labels = self.references(known.rows)
-        if known.name != "train" or len(set(labels)) < 2:
+        labels = np.array(self.references(known.rows))
+        if known.name != "train" or len(self.class_rows(known.rows)) < 2:
             return found
         words = _words_alone(known.rows["text"], labels, rows["text"], n_classes=len(self.class_names))
-        return {**found, "tfidf": as_predictions(words)}
+        return {**found, "tfidf": self.as_predictions(words)}
 
     def example_content(self, rows: datasets.Dataset, row: int) -> bytes:
         return json.dumps({"text": rows[row]["text"]}).encode()
+
+
+@dataclass(frozen=True)
+class MultiLabelTexts(MultiLabelTask[LabelledTextModel, LabelledTextData, LabelledTextStage], TextClassification):
+    """A classifier of texts of any number of classes each."""
 
 
 def _kept_classes(
@@ -418,14 +439,22 @@ def _set_padding(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, s
 
 
 def _words_alone(
-    texts: Sequence[str], labels: Sequence[int], asked: Sequence[str], *, n_classes: int
+    texts: Sequence[str], labels: NDArray[np.int64], asked: Sequence[str], *, n_classes: int
 ) -> NDArray[np.float32]:
-    """Probabilities of each class for the texts `asked`, by words and pairs of words alone, [texts, classes]."""
+    """Probabilities of each class for the texts `asked`, by words and pairs of words alone, [texts, classes].
+
+    Labels are [texts], or 0 and 1 for each class, [texts, classes].
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
 
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\w+")  # noqa: S106
-    fitted = LogisticRegression(C=10.0, max_iter=1000).fit(vectorizer.fit_transform(texts), labels)
+    model = LogisticRegression(C=10.0, max_iter=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that no text or every text has
+        learnt = vectorizer.fit_transform(texts)
+        fitted = (model if labels.ndim == 1 else OneVsRestClassifier(model)).fit(learnt, labels)
     probabilities = np.zeros((len(asked), n_classes), np.float32)
     probabilities[:, fitted.classes_] = fitted.predict_proba(vectorizer.transform(asked))
     return probabilities

@@ -1,0 +1,103 @@
+"""Scores of rows that have any number of classes, what each row adds to them, and thresholds of answers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tltasks.metrics.arrays import Floats, Ints
+from tltasks.metrics.classification import class_parts
+
+FEWEST_ROWS = 10
+"""Rows of a class from which it has a threshold of its own."""
+
+
+def multi_label(
+    probabilities: Floats, chosen: Ints, truth: Ints, class_names: list[str], thresholds: Floats
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Scores of probabilities and of the classes that were chosen by them, all [rows, classes]; and a table of classes.
+
+    Mean average precision and macro-F1 are over the classes that occur.
+    """
+    from sklearn.metrics import precision_recall_fscore_support  # a second to import
+
+    probabilities = np.asarray(probabilities, np.float64)
+    by_class = precision_recall_fscore_support(truth, chosen, average=None, zero_division=0.0)
+    columns = zip(probabilities.T, truth.T, strict=True)
+    precisions = [average_precision(p, y)[0] if y.any() else float("nan") for p, y in columns]
+    names = ("mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy")
+    values = {name: ratio(multi_label_row_scores(name, probabilities, chosen, truth)) for name in names}
+    values["loss"] = float(-np.log(np.clip(np.where(truth, probabilities, 1 - probabilities), 1e-12, None)).mean())
+    keys = ("class", "precision", "recall", "f1", "support", "average_precision", "threshold")
+    own = np.asarray(thresholds, np.float64).tolist()
+    rows = zip(class_names, *(column.tolist() for column in by_class), precisions, own, strict=True)
+    return values, {"class_names": class_names, "per_class": [dict(zip(keys, row, strict=True)) for row in rows]}
+
+
+def multi_label_row_scores(metric: str, probabilities: Floats, chosen: Ints, truth: Ints) -> NDArray[np.float64]:
+    """Each row's part in a metric, [rows, 2]: a numerator and a denominator, of which the metric is the ratio of sums.
+
+    Of what is no ratio over rows, a row's part is the metric and its influence on it, as in `class_row_scores`.
+    """
+    guess, true, one = np.asarray(chosen, np.float64), np.asarray(truth, np.float64), np.ones(len(truth))
+    if metric == "subset_accuracy":
+        return np.stack([(guess == true).all(1), one], axis=1).astype(np.float64)
+    if metric == "micro_f1":
+        return np.stack([2 * (guess * true).sum(1), (guess + true).sum(1)], axis=1)
+    if metric == "macro_f1":
+        return class_parts(2 * guess * true, guess + true)
+    both = [average_precision(probabilities[:, i], true[:, i]) for i in np.flatnonzero(true.any(0))]
+    parts = [value + influence for value, influence in both]
+    return np.stack([np.mean(parts, axis=0) if parts else np.full(len(true), np.nan), one], axis=1)
+
+
+def ratio(row_scores: Floats) -> float:
+    """The metric that rows have these parts of; NaN where there is none."""
+    numerator, denominator = row_scores.sum(0)
+    return float(numerator / denominator) if denominator else float("nan")
+
+
+def average_precision(scores: Floats, truth: Floats) -> tuple[float, NDArray[np.float64]]:
+    """Mean precision at the rows that have the class, by their scores; and what each row's weight would change of it.
+
+    Rows of one score stand at one place. The second is the derivative by the row's weight times the number of rows (the
+    infinitesimal jackknife; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, §22.6).
+
+    >>> value, influence = average_precision(np.array([0.9, 0.8, 0.8, 0.1]), np.array([1.0, 0.0, 1.0, 0.0]))
+    >>> round(value, 4), influence[:3].round(2).tolist(), bool(abs(influence.sum()) < 1e-12)
+    (0.8333, [0.56, -0.44, -0.11], True)
+    """
+    order = np.argsort(-scores, kind="stable")
+    true, ordered = truth[order].astype(np.float64), scores[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    sizes = np.diff(np.append(starts, len(true)))
+    at, first = np.repeat(starts + sizes, sizes), np.repeat(starts, sizes)  # rows of this score or a better one
+    precision = np.cumsum(true)[at - 1] / at
+    value = float((true * precision).sum() / true.sum())
+    below, lost = (np.cumsum(part[::-1])[::-1][first] for part in (true / at, true * precision / at))
+    influence = np.empty(len(true))
+    influence[order] = (true * (precision - value + below) - lost) * len(true) / true.sum()
+    return value, influence
+
+
+def fit_thresholds(probabilities: Floats, truth: Ints) -> NDArray[np.float64]:
+    """The probability from which each class [classes] is an answer, such that F1 on these rows is the largest.
+
+    Classes of few rows share one threshold, by all classes together: one of their own would fit noise (Yang, A study of
+    thresholding strategies for text categorization, https://doi.org/10.1145/383952.383975).
+    """
+    common = _best_threshold(probabilities.ravel(), truth.ravel())
+    own = np.minimum(truth.sum(0), len(truth) - truth.sum(0)) >= FEWEST_ROWS
+    return np.array([_best_threshold(probabilities[:, i], truth[:, i]) if own[i] else common for i in range(len(own))])
+
+
+def _best_threshold(scores: Floats, truth: Ints) -> float:
+    """Halfway between the last score that is an answer and the next one."""
+    order = np.argsort(-scores, kind="stable")
+    ordered, hits = np.asarray(scores, np.float64)[order], np.cumsum(truth[order])
+    if not hits[-1]:
+        return 0.5
+    after = np.append(ordered[1:], 0.0)
+    f1 = np.where(after < ordered, 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1]), 0.0)
+    best = int(f1.argmax())
+    return float((ordered[best] + after[best]) / 2)
