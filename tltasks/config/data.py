@@ -174,6 +174,9 @@ class Data(Source):
     to their number and its `weight`, drawn anew with (seed, epoch); a probe takes every row once."""
     shots: PositiveInt | None = None
     """Few-shot: training examples, drawn with `seed` from what is not held out; of each class where rows have one."""
+    leaks: Literal["note", "drop", "error", "off"] = "note"
+    """Rows of test and validation sets with near-duplicates among those trained on: counted, and the score also given
+    without them (note); their near-duplicates left out of train (drop); refused (error); not looked for (off)."""
     max_bad_share: Share = 0.01
     """Share of a split's examples that may be unreadable; they are named, counted and left out. More is an error."""
     workers: Annotated[int, Field(ge=0)] | None = None

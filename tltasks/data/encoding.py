@@ -9,8 +9,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
+from tltasks.data.near_duplicates import Likeness
 from tltasks.data.splits import SOURCE, Columns, EncodedSplit, Split, row_path, row_words
 from tltasks.errors import DataError
 
@@ -18,6 +20,7 @@ ROWS_AT_ONCE = 64
 FEWEST_ROWS = 512
 """Rows of each process that pay for starting it."""
 MOST_SHOWN = 10
+MARK = "mark"
 
 
 def encode_split(
@@ -28,12 +31,14 @@ def encode_split(
     key: str,
     max_bad_share: float,
     media: str | None = None,
+    likeness: Likeness | None = None,
     processes: int | None = None,
 ) -> EncodedSplit:
     """Encode a split once; the next run with the same rows, files of its column `media` and `key` finds it cached.
 
     `encode` maps a batch of examples (with `row`, the row's number) to a batch with columns `features`; a row that
-    cannot be read has its reason in the column `error`. Raises DataError when more than `max_bad_share` have one.
+    cannot be read has its reason in the column `error`. With `likeness` rows are marked, so that near-duplicates can be
+    found. Raises DataError when more than `max_bad_share` cannot be read.
     """
 
     def encode_batch(batch: Columns, row: list[int]) -> Columns:
@@ -43,14 +48,20 @@ def encode_split(
         words = [row_words(examples[n], media, split.folder) for n in found["row"]]
         errors = [f"{error} ({w})" if error and w else error for w, error in zip(words, found["error"], strict=True)]
         sources = {SOURCE: [examples[n][SOURCE] for n in found["row"]]} if SOURCE in batch else {}
-        return {**found, **sources, "path": paths, "error": errors}
+        made = {**found, **sources, "path": paths, "error": errors}
+        if likeness is None:
+            return made
+        whole = {name: [examples[n][name] for n in found["row"]] for name in batch if name not in found}
+        return {**made, MARK: likeness.mark(whole | found)}
 
     text = datasets.Value("string")
-    parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media))
+    parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media), likeness is None)
     cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     number = {SOURCE: split.rows.features[SOURCE]} if SOURCE in split.rows.features else {}
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded"
     folder.mkdir(parents=True, exist_ok=True)
+    own = {"row": datasets.Value("int64"), "path": text, "error": text}
+    marked = {} if likeness is None else {MARK: datasets.Value("binary")}
     encoded = split.rows.map(
         encode_batch,
         with_indices=True,
@@ -58,7 +69,7 @@ def encode_split(
         batch_size=ROWS_AT_ONCE,
         writer_batch_size=ROWS_AT_ONCE,
         remove_columns=split.rows.column_names,
-        features=datasets.Features({**features, **number, "row": datasets.Value("int64"), "path": text, "error": text}),
+        features=datasets.Features({**features, **number, **own, **marked}),
         new_fingerprint=cached,
         cache_file_name=str(folder / f"{cached}.arrow"),
         num_proc=processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None,
@@ -66,26 +77,32 @@ def encode_split(
     )
     if encoded.data.column("path").null_count == len(encoded):
         encoded = encoded.remove_columns("path")
+    bad, skipped = _bad_rows(encoded, split, max_bad_share)
+    if skipped:
+        encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
+    rows = encoded.remove_columns(["error", *marked])
+    marks = encoded.select_columns(list(marked)) if marked else None
+    return EncodedSplit(split.name, rows, split.origin, skipped, _content_digest(encoded), split.place, marks)
+
+
+def _bad_rows(encoded: datasets.Dataset, split: Split, most: float) -> tuple[NDArray[np.int64], dict[int, str]]:
+    """The rows that cannot be used, and the reasons by original row; raises DataError for more than this share."""
     errors, rows = encoded.data.column("error"), encoded.data.column("row")
     bad = np.flatnonzero(np.asarray(pc.is_valid(errors)))
     skipped = {rows[i].as_py(): str(errors[i].as_py()) for i in bad.tolist()}  # several may come from one example
-    if len(bad) > max_bad_share * len(encoded):
+    if len(bad) > most * len(encoded):
         shown = "\n".join(f"  row {row}: {reason}" for row, reason in list(skipped.items())[:MOST_SHOWN])
         more = f"\n  … and {len(skipped) - MOST_SHOWN} more" if len(skipped) > MOST_SHOWN else ""
         raise DataError(
             f"{split.where}: {len(bad)} of {len(encoded)} examples cannot be used "
-            f"(data.max_bad_share allows {max_bad_share:.1%}):\n{shown}{more}"
+            f"(data.max_bad_share allows {most:.1%}):\n{shown}{more}"
         )
-    if skipped:
-        encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
-    return EncodedSplit(
-        split.name, encoded.remove_columns("error"), split.origin, skipped, _content_digest(encoded), split.place
-    )
+    return bad, skipped
 
 
 def _content_digest(rows: datasets.Dataset) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    content = rows.select_columns([name for name in rows.column_names if name != "path"])
+    content = rows.select_columns([name for name in rows.column_names if name not in ("path", MARK)])
     for batch in content.with_format("arrow").iter(256):
         for column in batch.columns:
             for value in column.to_pylist():

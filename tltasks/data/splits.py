@@ -61,6 +61,8 @@ class EncodedSplit:
     """Digest of the encoded content: equal on every machine for equal data."""
     place: str = ""
     """Where the recipe names the split."""
+    marks: datasets.Dataset | None = None
+    """Column `mark`, by which rows that are nearly the same are found; None where nobody asks."""
 
     @property
     def where(self) -> str:

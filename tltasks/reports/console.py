@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tltasks.errors import printable
 from tltasks.reports.formatting import show_duration, show_interval, show_number
-from tltasks.results.comparison import compare_headline
+from tltasks.results.comparison import compare_headline, describe_leaks
 from tltasks.results.result import RunResult, StageMeasurement
 
 
@@ -54,6 +54,8 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
     console.print(f" on {best.split} (95 % interval {show_interval(best.ci95)})")
     for comparison in compare_headline(result):
         console.print(f"  {comparison.sentence}", soft_wrap=True)
+    if told := describe_leaks(result.best, best.split):
+        console.print(f"  {told}", soft_wrap=True)
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)
     console.print(f"model    {output / 'model'}", soft_wrap=True)
 

@@ -20,6 +20,7 @@ from tltasks.results.comparison import (
     compare_with_baselines,
     compare_with_before,
     describe_forgetting,
+    describe_leaks,
 )
 from tltasks.results.result import ReportExample, RunResult, Score, StageResult, TrainingSummary
 
@@ -46,7 +47,8 @@ def write_report(
             intervals_figure=_intervals_figure(result.score, beside),
             warnings=_warnings(result, beside),
             errors=describe_errors(result.headline.split, result.score.details),
-            examples=[(example, show_example(example)) for example in report_examples],
+            examples=[(example, show_example(example)) for example in report_examples if not example.twin],
+            twins=[(example, show_example(example)) for example in report_examples if example.twin],
             stages=[_view(stage, result, metrics) for stage in result.stages],
             shown_rows=SHOWN_ROWS,
             recipe_text=recipe_text,
@@ -67,6 +69,7 @@ def _warnings(result: RunResult, beside: list[Comparison]) -> list[str]:
         found.append("There is no baseline to compare with.")
     found += result.score.notes
     found += stage.data[split].notes if split in stage.data else []
+    found += [line for line in [describe_leaks(stage, split)] if line]
     if split in stage.data and (skipped := stage.data[split].skipped):
         found.append(f"{skipped} examples of this split could not be read and do not count.")
     return found

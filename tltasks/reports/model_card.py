@@ -30,6 +30,7 @@ from tltasks.results.comparison import (
     compare_with_baselines,
     compare_with_before,
     describe_forgetting,
+    describe_leaks,
 )
 from tltasks.results.result import RunResult, StageResult
 
@@ -76,6 +77,7 @@ def _about_stage(result: RunResult, plan: RunPlan, own: StagePlan) -> dict[str, 
         "chosen_by_validation": by_validation,
         "comparisons": compare_with_baselines(stage),
         "shifts": compare_test_sets(stage, split),
+        "leaks": [line for split in stage.metrics if (line := describe_leaks(stage, split))],
         "forgotten": [describe_forgetting(it) for it in compare_with_before(result, stage)],
         "trust": ", trust_remote_code=True" if lineage[0].model.trust_remote_code else "",
     }

@@ -132,6 +132,22 @@ def describe_forgetting(comparison: Comparison) -> str:
     return f"{said} on {comparison.split}: {comparison.sentence}; {values}."
 
 
+def describe_leaks(stage: StageResult, split: str) -> str | None:
+    """Say what a score is without the examples whose near-duplicates were trained on; None where there are none."""
+    leaks = stage.data[split].leaks if split in stage.data else None
+    if leaks is None or leaks.value is None:
+        return None
+    ours, all_but = stage.metrics[split], leaks.value
+    difference, low, high = signed_interval(ours.value - all_but, leaks.difference_ci95)
+    digits = decimals(ours.value - all_but)
+    ends = " to ".join(f"{end:.{digits}f}" for end in leaks.ci95)
+    return (
+        f"Without the {leaks.examples:,} of {stage.data[split].examples:,} examples of {split} that have "
+        f"near-duplicates among the rows trained on, {ours.headline.replace('_', ' ')} is {all_but:.{digits}f} (95 % "
+        f"interval {ends}). What they change is {difference} ({low} to {high})."
+    )
+
+
 def _paired(stage: StageResult, split: str, ours: Score, against: str, theirs: Score) -> Comparison:
     return _compare(stage, split, ours, against, theirs, theirs.difference_ci95 or UNKNOWN)
 

@@ -86,6 +86,24 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Leaks:
+    """Examples of a split that have near-duplicates among the rows that the model was trained on."""
+
+    examples: int
+    by_stage: dict[str, int] = field(default_factory=dict)
+    """Examples by the stage that was trained on their near-duplicates."""
+    dropped: bool = False
+    """These were left out of training."""
+    rows: dict[str, str] = field(default_factory=dict)
+    """Of the first hundred examples what each is like, both by name."""
+    value: Number | None = None
+    """The headline metric on the other examples; None where all are alike, or nothing leaks."""
+    ci95: Interval = UNKNOWN
+    difference_ci95: Interval = UNKNOWN
+    """Of the metric on all examples less that on the others."""
+
+
+@dataclass(frozen=True)
 class SplitSummary:
     """The examples of a split that were used."""
 
@@ -100,6 +118,8 @@ class SplitSummary:
     """Oddities that the task counted."""
     notes: list[str] = field(default_factory=list)
     """Sentences on these rows that whoever reads the numbers has to be told."""
+    leaks: Leaks | None = None
+    """None where nothing was trained on, or nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +249,8 @@ class ReportExample:
     caption: str
     content: Base64Bytes
     """PNG, FLAC, or several texts by name, as JSON, which are shown side by side."""
+    twin: bool = False
+    """One of two that are nearly the same, an example and then a row trained on."""
 
 
 @dataclass(frozen=True)

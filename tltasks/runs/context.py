@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -17,6 +18,7 @@ from rich.console import Console
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import RunPlan, is_on_hub, remote_code
 from tltasks.config.stage import StagePlan
+from tltasks.data.near_duplicates import Likeness
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import Interrupted
 from tltasks.reports.console import open_terminal
@@ -104,6 +106,17 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
 
 
 @dataclass(frozen=True)
+class Twin:
+    """A row trained on that is nearly the same as one that is scored."""
+
+    stage: str
+    """The stage that is trained on it."""
+    likeness: Likeness
+    rows: datasets.Dataset
+    row: int
+
+
+@dataclass(frozen=True)
 class PreparedStage:
     """A stage whose data and checkpoint have been found to be in order."""
 
@@ -121,6 +134,8 @@ class PreparedStage:
     """Of the run that the checkpoint is of."""
     notes: list[str] = field(default_factory=list)
     """What its user should know of the checkpoint."""
+    twins: dict[str, dict[int, Twin]] = field(default_factory=dict)
+    """Rows of each split that was looked through that are nearly the same as one trained on."""
 
     @property
     def evaluated(self) -> dict[str, EncodedSplit]:

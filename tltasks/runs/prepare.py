@@ -17,6 +17,7 @@ from tltasks.data.loading import load_splits
 from tltasks.errors import RecipeError
 from tltasks.hub.saved_model import ResolvedCheckpoint, resolve_checkpoint
 from tltasks.runs.context import PreparedStage
+from tltasks.runs.leaks import look_for_leaks
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Embeds
@@ -39,7 +40,7 @@ def prepare_stages(accelerator: Accelerator, plan: RunPlan) -> list[PreparedStag
                 source = start = found.checkpoint
             item = _prepare(accelerator, plan.recipe, stage, source=source, start=start)
             prepared.append(dataclasses.replace(item, lineage=found.lineage, notes=[*found.notes, *item.notes]))
-    return prepared
+    return look_for_leaks(accelerator, prepared)
 
 
 def _prepare(
@@ -64,6 +65,7 @@ def _prepare(
                 key=key,
                 max_bad_share=stage.data.max_bad_share,
                 media=media,
+                likeness=None if stage.data.leaks == "off" else task.likeness,
                 processes=devices.cores(),
             )
             for name, split in splits.items()

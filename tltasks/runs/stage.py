@@ -29,6 +29,7 @@ from tltasks.models.held import FORMATS, hold, is_held, is_quantized, loading_he
 from tltasks.results.result import (
     EXAMPLES,
     Interpolation,
+    Leaks,
     Provenance,
     ReportExample,
     Robustness,
@@ -42,6 +43,7 @@ from tltasks.results.result import (
 from tltasks.runs.baselines import ROW_SCORES, baseline_predictions, scores_of_earlier_stages
 from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.context import Context, PreparedStage
+from tltasks.runs.leaks import summarise, twin_examples
 from tltasks.runtime import devices
 from tltasks.runtime.files import whole_file, whole_folder, write_text
 from tltasks.runtime.precision import choose_attention, choose_base_dtype, hold_cast
@@ -111,7 +113,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     del model
     context.accelerator.free_memory()
     # -------------------------------------------------------------------------------------------- score
-    scores, beside, examples = _score(context, stage, predictions, baselines, earlier)
+    scores, beside, leaks, examples = _score(context, stage, predictions, baselines, earlier)
     if doubt := _doubt(weights):
         scores = {n: dataclasses.replace(s, notes=[*s.notes, doubt]) for n, s in scores.items()}
     result = StageResult(
@@ -127,7 +129,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         trainable_parameters=trained if trains else 0,
         total_parameters=total,
         weights=weights,
-        data=_describe_splits(stage),
+        data=_describe_splits(stage, leaks),
         training=_describe_training(context, stage, progress, fit, interpolation, base_difference) if trains else None,
         robustness=robustness,
         lineage=lineage_after(earlier[-1], context.plan.sha256) if plan.continues else stage.lineage,
@@ -522,12 +524,16 @@ def _score(
     predictions: BySplit,
     baselines: dict[str, BySplit],
     earlier: list[StageResult],
-) -> tuple[dict[str, Score], dict[str, dict[str, Score]], list[ReportExample]]:
-    """Scores by split, baselines by name and split, and examples of the first split; what rows gave is written."""
+) -> tuple[dict[str, Score], dict[str, dict[str, Score]], dict[str, Leaks | None], list[ReportExample]]:
+    """Scores by split, baselines by name and split, what leaks into each split, and examples of the first split.
+
+    What rows gave is written.
+    """
     task, folder = stage.task, context.folder(stage.plan)
     baselines = baseline_predictions(context, stage) | baselines
     settled = {name: settle(task, by_split, stage.encoded)[1] for name, by_split in baselines.items()}
     scores: dict[str, Score] = {}
+    leaks: dict[str, Leaks | None] = {}
     beside: dict[str, dict[str, Score]] = {}
     row_scores: dict[str, NDArray[np.float64]] = {}
     examples: list[ReportExample] = []
@@ -537,24 +543,25 @@ def _score(
         row_scores[name] = task.row_scores(predicted, references)
         theirs = {baseline: by_split[name] for baseline, by_split in settled.items()}
         scores[name], found = score_beside_baselines(task, predicted, references, theirs, extra=stage.extra_metrics)
+        leaks[name] = summarise(stage, name, predicted, references, row_scores[name])
         for baseline, score in found.items():
             beside.setdefault(baseline, {})[name] = score
         if context.writes:
             path = context.plan.output / "predictions" / f"{stage.plan.name}-{name}.parquet"
             write_predictions(path, task, rows, predicted, references)
         if context.writes and len(scores) == 1:
-            examples = task.report_examples(rows, predicted, references)
+            examples = [*task.report_examples(rows, predicted, references), *twin_examples(stage, name)]
             write_text(folder / "examples.json", EXAMPLES.dump_json(examples, indent=1).decode())
     if context.writes:
         with whole_file(folder / ROW_SCORES) as place:
             save_file(row_scores, place)
-    return scores, beside | scores_of_earlier_stages(context, stage, row_scores, earlier), examples
+    return scores, beside | scores_of_earlier_stages(context, stage, row_scores, earlier), leaks, examples
 
 
 # ---------------------------------------------------------------------------------------------- describe
 
 
-def _describe_splits(stage: PreparedStage) -> dict[str, SplitSummary]:
+def _describe_splits(stage: PreparedStage, leaks: dict[str, Leaks | None]) -> dict[str, SplitSummary]:
     return {
         name: SplitSummary(
             examples=len(split.rows),
@@ -564,6 +571,7 @@ def _describe_splits(stage: PreparedStage) -> dict[str, SplitSummary]:
             fingerprint=split.fingerprint,
             checks=stage.checks.get(name, {}),
             notes=stage.split_notes.get(name, []),
+            leaks=leaks.get(name),
         )
         for name, split in stage.encoded.items()
     }

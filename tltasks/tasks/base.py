@@ -28,6 +28,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import DataT, ModelT, StageKind, StagePlan, StageT
 from tltasks.data.batching import weighted_rows
 from tltasks.data.cache_keys import code_version
+from tltasks.data.near_duplicates import Likeness, Texts
 from tltasks.data.splits import SOURCE, Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.metrics.intervals import score_interval
@@ -350,6 +351,12 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     def sequence_length(self) -> int | None:
         """Positions that attend to each other in every row, where that is known and alike for all."""
         return None
+
+    @property
+    def likeness(self) -> Likeness:
+        """How rows are told to be nearly the same; by their texts, unless a task says otherwise."""
+        column = self.input_kind.column
+        return Texts((column,), lambda columns: columns[column])
 
     @abstractmethod
     def preprocess(self, split: Split) -> Callable[[Columns], Columns]:

@@ -327,6 +327,7 @@ data:
   extra_train: {more: {name: l/m, config: n, revision: o, dir: p, files: q.csv, split: r, weight: 1.0}}
   shots: 7
   max_bad_share: 0.5
+  leaks: error
   workers: 3
   columns: {image: img, label: "no"}
   class_names: ["1e3", "off", "null"]
@@ -548,6 +549,7 @@ CHANGED = {
     "class_weights": "{x: 2.5}",
     "focal": "2.5",
     "sampling": "balanced",
+    "leaks": "drop",
     "metric": "macro_f1",
     "alphas": "[0.25]",
     **dict.fromkeys(("l2_sp.alpha", "beta", "unfreeze_epochs"), "0.375"),

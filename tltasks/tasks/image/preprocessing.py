@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,12 +27,13 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import DataT, StagePlan, StageT
 from tltasks.config.tasks.image import ImageModel
+from tltasks.data.near_duplicates import Likeness, Pictures
 from tltasks.data.splits import Columns, EncodedSplit, Split, located
 from tltasks.errors import CheckpointError, DataError, first_line
 from tltasks.models.loading import read_config
 from tltasks.models.packages import cannot_open
 from tltasks.tasks.base import InputKind, Processor, TaskBase, digest_of
-from tltasks.tasks.image.decoding import ODDITY, SUFFIXES, TRANSPARENT, decode_image
+from tltasks.tasks.image.decoding import ODDITY, SUFFIXES, TRANSPARENT, decode_image, to_png
 
 Pixels = NDArray[np.uint8]
 ENCODED = {
@@ -87,6 +89,13 @@ class Preprocessing:
             )
         output: Tensor = made["pixel_values"]
         return output.float()  # 8-bit where the processor neither rescales nor normalises
+
+    @cached_property
+    def crops(self) -> bool:
+        """The middle alone is seen of an image that is no square."""
+        image = Image.new("RGB", (96, 64))
+        image.paste("white", (0, 0, 12, 64))
+        return int(self.fit([image]).max()) < 128
 
     def fit(self, images: Sequence[Image.Image]) -> Pixels:
         """Resize and crop as the processor does; RGB images of any size to [images, 3, size, size]."""
@@ -184,6 +193,10 @@ class ImageTask(TaskBase[ImageModel, DataT, StageT]):
     @property
     def row_features(self) -> dict[str, datasets.Value]:
         return ENCODED
+
+    @property
+    def likeness(self) -> Likeness:
+        return Pictures(self.preprocessing.crops, lambda columns: to_png(read_pixels(columns)[0]))
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """How many images are transparent. Raises DataError where the same numbers mean another brightness in some."""

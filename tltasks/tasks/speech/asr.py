@@ -19,6 +19,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, corrupt_rows
+from tltasks.data.near_duplicates import Likeness
 from tltasks.data.splits import Columns, EncodedSplit, Split, located, row_title
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics import error_rate
@@ -200,6 +201,10 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def cache_key(self) -> str:
         recogniser = self.recogniser
         return digest_of(type(recogniser).__name__, recogniser.sampling_hz, recogniser.key, config_content(self.config))
+
+    @property
+    def likeness(self) -> Likeness:
+        return audio.likeness(self.recogniser.sampling_hz)
 
     @property
     def cpu_batch_budget(self) -> int:

@@ -24,6 +24,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from tltasks.data import folders
+from tltasks.data.near_duplicates import Sounds
 from tltasks.errors import DataError
 from tltasks.tasks.speech.containers import Part, open_parts
 
@@ -243,6 +244,11 @@ def to_flac(samples: Samples, sampling_hz: int) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------- splitting
+
+
+def likeness(sampling_hz: int) -> Sounds:
+    """How encoded recordings of the column `audio` are told to be nearly the same."""
+    return Sounds(sampling_hz, from_int16, lambda columns: to_flac(from_int16(columns["audio"][0]), sampling_hz))
 
 
 def split_at_silence(samples: Samples, sampling_hz: int, window_seconds: float) -> list[Samples]:

@@ -20,6 +20,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechModel, SpeechObjectiveStage, UnlabelledSpeechData
 from tltasks.data.batching import step_of_rows
+from tltasks.data.near_duplicates import Likeness
 from tltasks.data.seeding import draw_seed
 from tltasks.data.splits import Columns, EncodedSplit, Split, located, row_title
 from tltasks.errors import CheckpointError, DataError, RecipeError
@@ -145,6 +146,10 @@ class SpeechPretraining(SelfSupervisedTask[SpeechModel, UnlabelledSpeechData, Sp
     def cache_key(self) -> str:
         shortest = (self.config.conv_kernel, self.config.conv_stride, self.stage.mask.mask_time_length)
         return digest_of(self.tag, self._hz, shortest)
+
+    @property
+    def likeness(self) -> Likeness:
+        return audio.likeness(self._hz)
 
     def encode(self, batch: Columns, split: Split) -> Columns:
         encoded: Columns = {"audio": [], "samples": [], "error": []}

@@ -24,6 +24,7 @@ from tltasks.config.tasks.text import (
     TextObjectiveStage,
     UnlabelledTextData,
 )
+from tltasks.data.near_duplicates import Likeness, Texts
 from tltasks.data.packing import packed_batch, padded, padded_inputs
 from tltasks.data.seeding import draw_seed
 from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
@@ -197,6 +198,15 @@ class TextPretraining(
     @property
     def cache_key(self) -> str:
         return digest_of("texts", content_key(self.tokenizer), self.objective.closing)
+
+    @property
+    def likeness(self) -> Likeness:
+        def read(columns: Columns) -> list[str]:  # encoded rows have no text
+            if "text" in columns:
+                return [str(text or "") for text in columns["text"]]
+            return list(self.tokenizer.batch_decode(columns["ids"], skip_special_tokens=True))
+
+        return Texts(("ids",), read)
 
     def encode(self, batch: Columns, split: Split) -> Columns:
         texts = ["" if text is None else str(text).strip() for text in batch["text"]]

@@ -1,0 +1,145 @@
+"""Leaks are told, left out of train, or refused; and a score is also given without them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from PIL import Image
+
+from tests.tiny.images import COLOURS, save_data, save_mae, save_model, write_recipe
+from tests.tiny.runs import run_recipe
+from tltasks.config.loading import load_recipe
+from tltasks.config.recipe import plan_run
+from tltasks.errors import DataError
+from tltasks.results.comparison import describe_leaks
+from tltasks.results.result import load_result
+from tltasks.runs.context import PreparedStage
+from tltasks.runs.prepare import prepare_stages
+
+TWINS = {12: 3, 13: 7}
+"""Rows of test that are rows of train, saved as JPEG."""
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo")
+    save_data(folder / "data", rows=24)
+    rows = {
+        split: datasets.Dataset.from_parquet(str(folder / "data" / f"{split}.parquet")) for split in ("train", "test")
+    }
+    copies = [as_jpeg(rows["train"][row]["image"]) for row in TWINS.values()]
+    labels = [rows["train"][row]["label"] for row in TWINS.values()]
+    planted = datasets.Dataset.from_dict({"image": copies, "label": labels}, features=rows["test"].features)
+    datasets.concatenate_datasets([rows["test"], planted]).to_parquet(folder / "data" / "test.parquet")
+    save_model(folder / "vit")
+    return folder
+
+
+def as_jpeg(image: Image.Image) -> dict[str, object]:
+    target = io.BytesIO()
+    image.save(target, "JPEG", quality=90)
+    return {"bytes": target.getvalue(), "path": None}
+
+
+def prepared(
+    zoo: Path, *overrides: str, stage: str = "{stage: transfer, steps: 1, learning_rate: 1e-3}"
+) -> list[PreparedStage]:
+    recipe = write_recipe(zoo / "prepared.yaml", zoo / "vit", zoo / "data", stage=stage)
+    return prepare_stages(Accelerator(cpu=True), plan_run(load_recipe(recipe, overrides)))
+
+
+def test_leaks_are_told_and_the_score_is_given_without_them(
+    zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(
+        zoo / "run.yaml", zoo / "vit", zoo / "data", stage="{stage: transfer, steps: 2, learning_rate: 1e-3}"
+    )
+    result = run_recipe(recipe, tmp_path / "run")
+    data, score = result.best.data, result.score
+    leaks = data["test"].leaks
+    assert leaks.examples == 2
+    assert leaks.rows == {"row 12": "row 3 of train", "row 13": "row 7 of train"}
+    assert leaks.by_stage == {"transfer": 2}
+    assert not leaks.dropped
+    assert (data["validation"].leaks.examples, data["train"].leaks) == (0, None)
+    right = np.array([row == most for row, most in zip(*said(tmp_path / "run"), strict=True)])
+    assert leaks.value == pytest.approx(right[:12].mean())
+    low, high = leaks.difference_ci95
+    assert low <= score.value - leaks.value <= high
+    assert load_result(tmp_path / "run" / "result.json").best.data["test"].leaks == leaks
+    sentence, note = describe_leaks(result.best, "test"), data["test"].notes[-1]
+    assert "2 of 14 rows have near-duplicates among those trained on: row 12 is like row 3 of train" in note
+    assert "Without the 2 of 14 examples of test" in sentence
+    page, card = ((tmp_path / "run" / name).read_text() for name in ("report.html", "README.md"))
+    assert sentence in page
+    pairs = re.findall(r'class="sides">\s*<div><h3>(row 1\d)</h3>\s*<img .*?</div>\s*<div><h3>(row \d) of train', page)
+    assert pairs == [("row 12", "row 3"), ("row 13", "row 7")], "each beside the row it is like"
+    assert page.count('alt="row 3 of train"') == 1
+    assert sentence in card
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert note in told
+
+
+def said(output: Path) -> tuple[list[str], list[str]]:
+    table = datasets.Dataset.from_parquet(str(output / "predictions" / "transfer-test.parquet"))
+    return table["prediction"], table["reference"]
+
+
+def test_dropped_rows_are_not_trained_on(zoo: Path) -> None:
+    (noted,), (dropped,) = prepared(zoo), prepared(zoo, "data.leaks=drop")
+    rows = dropped.encoded["train"].rows["row"]
+    assert sorted({*range(24)} - {*rows}) == sorted(TWINS.values())
+    assert dropped.encoded["train"].fingerprint != noted.encoded["train"].fingerprint
+    assert dropped.encoded["test"].fingerprint == noted.encoded["test"].fingerprint
+    assert dropped.split_notes["train"] == ["2 rows are left out, near-duplicates of rows that are scored"]
+
+
+def test_leaks_are_refused_where_that_is_asked(zoo: Path) -> None:
+    with pytest.raises(DataError, match=r"test.*2 of 14 rows have near-duplicates among those trained on.*leaks: drop"):
+        prepared(zoo, "data.leaks=error")
+
+
+def test_nothing_is_looked_for_where_it_is_off_or_nothing_is_trained(zoo: Path) -> None:
+    (off,) = prepared(zoo, "data.leaks=off")
+    assert off.twins == off.split_notes == {}
+    assert off.encoded["test"].marks is None
+    save_model(zoo / "coloured", labels=list(COLOURS))
+    (untrained,) = prepared(zoo, f"model.name={zoo / 'coloured'}", stage="{stage: zero_shot}")
+    assert untrained.twins == {}
+
+
+def test_what_an_earlier_stage_was_trained_on_leaks_too(zoo: Path) -> None:
+    save_mae(zoo / "mae")
+    half = json.dumps({split: str(zoo / "data" / f"{split}.parquet") for split in ("train", "test")})
+    stages = (
+        "[{stage: pretrain, task: masked-image-modeling, steps: 1, learning_rate: 1e-3, data: {name: parquet, files: "
+        f"{half}, splits: {{validation: null, test: 'test[:4]'}}}}}}, "
+        "{stage: transfer, start: previous, steps: 1, learning_rate: 1e-3}]"
+    )
+    recipe = write_recipe(zoo / "chain.yaml", zoo / "mae", zoo / "data")
+    overrides = [f"stages={stages}", "data.splits.train=train[8:]"]
+    before, after = prepare_stages(Accelerator(cpu=True), plan_run(load_recipe(recipe, overrides)))
+    assert before.twins == {"test": {}}
+    assert {row: (twin.stage, twin.row) for row, twin in after.twins["test"].items()} == {
+        row: ("pretrain", other) for row, other in TWINS.items()
+    }
+    assert "row 12 is like row 3 of train of stage pretrain" in after.split_notes["test"][-1]
+    overrides += ["data.leaks=drop"]
+    before, after = prepare_stages(Accelerator(cpu=True), plan_run(load_recipe(recipe, overrides)))
+    assert (len(before.encoded["train"].rows), len(after.encoded["train"].rows)) == (22, 16)
+
+
+def test_pairs_are_found_again(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = prepared(zoo)
+    monkeypatch.setattr("tltasks.runs.leaks.find_alike", lambda *of: pytest.fail("looked for again"))
+    (again,) = prepared(zoo)
+    assert {row: twin.row for row, twin in again.twins["test"].items()} == TWINS
+    assert first.split_notes == again.split_notes
