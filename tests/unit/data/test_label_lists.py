@@ -173,7 +173,7 @@ def long_tail(n: int, seed: int) -> list[list[str]]:
     return [[f"label {j}" for j in np.flatnonzero(random.random(40) < shares)] for _ in range(n)]
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3])
+@pytest.mark.parametrize("share", [0.2, 0.5])
 def test_labels_are_dealt_in_the_share_more_nearly_than_by_chance(share: float) -> None:
     off: dict[str, list[float]] = {"dealt": [], "chance": []}
     for seed in range(3):
@@ -186,7 +186,7 @@ def test_labels_are_dealt_in_the_share_more_nearly_than_by_chance(share: float) 
             off[name] += [abs(taken[label] - share * n) for label, n in counts.items()]
             assert name == "chance" or not taken["only here"]
         assert dealt.sum() == pytest.approx(share * len(sets), rel=0.2)
-    assert np.mean(off["dealt"]) < 0.5 * np.mean(off["chance"])
+    assert np.mean(off["dealt"]) < 0.4 * np.mean(off["chance"])
 
 
 def test_folds_are_of_the_labels_in_proportion(tmp_path: Path) -> None:
