@@ -144,6 +144,15 @@ SUBJECTS: dict[str, Subject] = {
 }  # fmt: skip
 """A subject for each way in which tasks and families differ."""
 MORE: dict[str, Subject] = {
+    "bert-several-classes": Subject(
+        "text-classification",
+        topics.save_model,
+        lambda f: topics.save_data(f, rows=24, several=True),
+        ("json", "jsonl"),
+        "transfer",
+        data={"max_tokens": 96},
+        stage={"adapt": "full", "class_weights": "auto"},
+    ),
     "simmim": _unlabelled("masked-image-modeling", images.save_model, "transfer"),
     "moonshine": _spoken(speech.save_moonshine, "finetune"),
     "speech-to-text": _spoken(speech.save_speech_to_text, "finetune"),

@@ -54,14 +54,24 @@ def save_model(folder: Path, name: str = "bert", *, labels: list[str] | None = N
     return folder
 
 
-def save_data(folder: Path, *, rows: int = 48, seed: int = 0) -> Path:
-    """train.jsonl, validation.jsonl and test.jsonl with columns `text` and `label`."""
+def save_data(folder: Path, *, rows: int = 48, seed: int = 0, several: bool = False) -> Path:
+    """train.jsonl, validation.jsonl and test.jsonl with columns `text` and `label`; with any number of topics each, if
+    `several`."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     topic_of = {sentence: topic for topic, sentence in texts.TOPICS.items()}
     for split, n_rows in {"train": rows, "validation": rows // 3, "test": rows // 2}.items():
         pairs = [texts.pair(rng) for _ in range(n_rows)]
         found = [{"text": pair["document"], "label": topic_of[pair["summary"]]} for pair in pairs]
+        if several:
+            parts = [[found[j] for j in rng.choice(n_rows, rng.integers(0, 3))] for _ in range(n_rows)]
+            found = [
+                {
+                    "text": " ".join(["the", *(one["text"] for one in own)]),
+                    "label": sorted({one["label"] for one in own}),
+                }
+                for own in parts
+            ]
         datasets.Dataset.from_list(found).to_json(folder / f"{split}.jsonl")
     return folder
 

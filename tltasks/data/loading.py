@@ -73,8 +73,10 @@ def load_splits(
             splits[name] = _extra_test(name, data, extra, locate=locate)
     if mistakes:
         raise DataError("\n".join(mistakes))
+    further = _further_sources(data, locate=locate) if train else {}
     if isinstance(data, ClassData):
-        splits = in_lists(splits, data, locate)
+        whole = in_lists(splits | further, data, locate)
+        splits, further = ({name: whole[name] for name in part} for part in (splits, further))
     if isinstance(data, ClassData) and data.relabel is not None:
         splits = relabel(splits, Path(data.relabel), locate("relabel"), class_names=data.class_names)
     n_rows = len(splits["train"].rows) if shares else 0
@@ -94,19 +96,27 @@ def load_splits(
         )
     if data.shots is not None and "train" in splits:
         splits["train"] = draw_shots(splits["train"], data.shots, seed=seed, label=label)
-    if train and data.extra_train:
-        splits["train"] = _with_further_rows(splits["train"], data, locate=locate)
+    if further:
+        splits["train"] = _with_further_rows(splits["train"], data, further, locate=locate)
     return splits
 
 
-def _with_further_rows(train: Split, data: Data, *, locate: Locate) -> Split:
-    """The training rows with those of the further sources after them, told apart by the column SOURCE."""
-    columns, parts, notes = _columns(data), {train.origin: _numbered(train.rows, 0)}, list(train.notes)
-    for number, (name, extra) in enumerate(data.extra_train.items(), start=1):
+def _further_sources(data: Data, *, locate: Locate) -> dict[str, Split]:
+    """The further sources to train on, by their keys."""
+    found, columns = dict[str, Split](), _columns(data)
+    for name, extra in data.extra_train.items():
         source, key = data.source_of(extra), f"extra_train.{name}"
         opened = open_source(source, columns, place=locate(key))
         spec = extra.split or (next(iter(opened.tables)) if len(opened.tables) == 1 else str(data.splits.train))
-        split = _take(name, columns, source, opened, spec, key=f"{key}.split", locate=locate)
+        found[key] = _take(name, columns, source, opened, spec, key=f"{key}.split", locate=locate)
+    return found
+
+
+def _with_further_rows(train: Split, data: Data, further: dict[str, Split], *, locate: Locate) -> Split:
+    """The training rows with those of the further sources after them, told apart by the column SOURCE."""
+    columns, parts, notes = _columns(data), {train.origin: _numbered(train.rows, 0)}, list(train.notes)
+    for number, (name, extra) in enumerate(data.extra_train.items(), start=1):
+        split = further[f"extra_train.{name}"]
         parts[f"{name} ({split.origin})"] = _numbered(_beside_others(split, name), number)
         weight = "" if extra.weight == 1 else f", each met {extra.weight:g} times as often as one of the data's own"
         notes += [f"{name} adds {len(split.rows):,} rows to train on{weight}", *split.notes]

@@ -60,6 +60,11 @@ class Column:
         if len(self.values) < MOST_VALUES or text in self.values:
             self.values[text] += 1
 
+    @property
+    def is_flag(self) -> bool:
+        """True where each cell says yes or no."""
+        return {value.lower() for value in self.values} in ({"0", "1"}, {"true", "false"}) and not self.missing
+
     def parted(self) -> tuple[str, Column] | None:
         """A delimiter that parts several classes in a cell, empty for lists that are written out; and the classes."""
         for delimiter in DELIMITERS if self.kind == "text" else ():

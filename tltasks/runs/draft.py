@@ -169,7 +169,7 @@ def _label_of(
 ) -> tuple[Column, dict[str, object]]:
     """The column of the labels, with each class for a value; and keys of data, with those by which they are read."""
     if isinstance(name, list):
-        counts = Counter({one: survey.columns[one].values["1"] for one in name})
+        counts = Counter({one: sum(survey.columns[one].values[yes] for yes in ("1", "True", "true")) for one in name})
         return Column(", ".join(name), Counter({"list": survey.columns[name[0]].rows}), counts), keys
     if name is None or not (parted := survey.columns[name].parted()):
         return survey.columns[name] if name else Column(""), keys
@@ -232,8 +232,8 @@ def _task_of(roles: Roles) -> str:
 
 
 def _readings(survey: Survey) -> list[Roles]:
-    flags = [c.name for c in survey.columns.values() if c.values and c.values.keys() <= {"0", "1"} and not c.missing]
-    columns = [column for column in survey.columns.values() if len(flags) < 2 or column.name not in flags]
+    columns = list(survey.columns.values())
+    flags = [c.name for c in columns if c.is_flag and not _words(c.name) & LABEL_NAMES]
     media = {kind: [c.name for c in columns if c.kind == kind] for kind in ("image", "audio")}
     texts = sorted(
         (c for c in columns if c.kind == "text" and c.length >= LONG and not c.repeats and not c.parted()),
@@ -241,7 +241,8 @@ def _readings(survey: Survey) -> list[Roles]:
     )
     spoken = _best([c for c in columns if c.kind == "text"], TEXT_NAMES)
     one = _best([c for c in columns if _is_of_classes(c)], LABEL_NAMES)
-    label: str | list[str] | None = one.name if one else flags if len(flags) > 1 else None
+    by_class = len(flags) > 1 and not (one and _words(one.name) & LABEL_NAMES)
+    label: str | list[str] | None = flags if by_class else one.name if one else None
     if len(media["image"]) == 1:
         return [{"image": media["image"][0], "label": label}] if label else []
     if len(media["audio"]) == 1:
@@ -249,7 +250,7 @@ def _readings(survey: Survey) -> list[Roles]:
     found: list[Roles] = []
     short = [c for c in texts[1:] if c.length <= 0.6 * texts[0].length]
     summary = _best(short, SUMMARY_NAMES)
-    named = one is not None and _words(one.name) & LABEL_NAMES
+    named = by_class or (one is not None and _words(one.name) & LABEL_NAMES)
     if summary is not None and not (named and not _words(summary.name) & SUMMARY_NAMES):
         found.append({"document": texts[0].name, "summary": summary.name})
     if label is not None and texts:

@@ -12,6 +12,7 @@ import pytest
 from tests.tiny import images, speech, texts
 from tests.tiny.host import Job, shared_host
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
+from tests.tiny.subjects import MORE
 from tltasks.results.result import load_result
 from tltasks.training.tracking import read_metrics
 
@@ -55,10 +56,28 @@ def gpt2(folder: Path) -> Path:
     return texts.write_recipe(folder / "recipe.yaml", model, data, stage=SGD % ("finetune", ", adapt: full"))
 
 
+def several_classes(folder: Path) -> Path:
+    """Thresholds are fitted to validation, of which each process has predicted a part."""
+    subject = MORE["bert-several-classes"]
+    subject.save(folder)
+    keys = {
+        "steps": 3,
+        "batch_size": 7,
+        "learning_rate": 1e-3,
+        "optimizer": "sgd",
+        "max_grad_norm": None,
+        "keep": "last",
+    }
+    return subject.write(folder / "recipe.yaml", folder, **keys)
+
+
 # ------------------------------------------------------------------------------- the number of processes
 
 
-@pytest.mark.parametrize("recipe_of", [classifier, contrast, whisper, wav2vec2, t5, gpt2])
+@pytest.mark.parametrize(
+    "recipe_of",
+    [classifier, contrast, whisper, wav2vec2, t5, gpt2, pytest.param(several_classes, marks=pytest.mark.exhaustive)],
+)
 def test_a_step_does_not_depend_on_the_number_of_processes(recipe_of: Callable[[Path], Path], tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
     split = [] if recipe_of is contrast else ["--set", "stages.0.micro_batch=2"]  # its passes are groups
