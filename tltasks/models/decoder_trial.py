@@ -154,9 +154,10 @@ class _Trial:
             self._read(self.texts[1:])
             self.model.eval()
         except FAILS as error:
-            advice = ": name another decoder" if short is None else "; lower `data.max_document_tokens`"
+            advice = "" if short is None else "lower `data.max_document_tokens`, or "
             raise CheckpointError(
-                f"{self.shown} does not run on {len(self.texts[0])} tokens ({first_line(error)}){advice}."
+                f"{self.shown} does not run on {len(self.texts[0])} tokens ({first_line(error)}); {advice}name another "
+                "decoder."
             ) from error
         if not alike(long[:, :size], short):
             raise CheckpointError(

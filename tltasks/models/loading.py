@@ -262,7 +262,7 @@ def _check_fit(
         more = f"; and {len(odd) - 3} more" if len(odd) > 3 else ""
         raise CheckpointError(
             f"model {source.display_name}: its configuration does not fit its weights ({'; '.join(odd[:3])}{more}), or "
-            f"these are not of a {type(model).__name__}."
+            f"these are not of a {type(model).__name__}: name a checkpoint of one."
         )
 
 
