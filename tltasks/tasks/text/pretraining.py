@@ -31,7 +31,7 @@ from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import CheckpointError, RecipeError, first_line
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.cross_entropy import target_losses
-from tltasks.models.decoder_trial import FAILS, Habits, try_decoder
+from tltasks.models.decoder_trial import FAILS, Habits, at_rest, try_decoder
 from tltasks.models.loading import ModelLoader, open_config, open_tokenizer
 from tltasks.results.result import ReportExample
 from tltasks.tasks.base import IGNORED, Batch, BuiltModel, InputKind, Prediction, Processor, content_key, digest_of
@@ -47,7 +47,9 @@ from tltasks.tasks.text.objectives import (
 )
 from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, set_language, token_counts, token_room
 from tltasks.tasks.text.reading import (
+    LEAST_ROOM,
     PLAIN,
+    ROUNDING,
     TRIED_TOKENS,
     Around,
     Reading,
@@ -173,7 +175,24 @@ class TextPretraining(
             task = replace(self, reading=reading)
             return task.embed(tried, task._whole([ids[i] for i in rows]))
 
-        return replace(self, reading=find_reading(self, model, answer, len(ids), self.forget_passes))
+        found = replace(self, reading=find_reading(self, model, answer, len(ids), self.forget_passes))
+        found._check_attention(model)
+        return found
+
+    def _check_attention(self, model: PreTrainedModel) -> None:
+        """Raise CheckpointError for a model that makes the same of a token whatever stands around it."""
+        assert isinstance(self.objective, MaskedLanguage)
+        frame, (first, *others) = self.objective.frame, np.resize(self.objective.ordinary, 3)
+        texts = [frame(np.array([first, *[other] * max(1, LEAST_ROOM - len(frame) - 1)])) for other in others]
+        batch = self.reading.batch({"input_ids": texts}, pad=self._pad)
+        with at_rest(model):
+            logits = model(**self.inputs(model, batch)).logits[:, len(frame.before)].float()
+        if not (logits - logits[0]).abs().max() > ROUNDING * logits.abs().max():
+            raise CheckpointError(
+                f"model {self.source.display_name}: {type(model).__name__} makes the same of a token whatever stands "
+                "around it: what attends to others does not run on this machine (MRA's attention is zero without a GPU "
+                "and the package `kernels`), or its weights are damaged."
+            )
 
     def probe(self) -> Batch:
         return self._collate([np.array([3, 4, 5, 6])], EVALUATION, [0])

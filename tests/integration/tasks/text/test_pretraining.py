@@ -335,6 +335,16 @@ def test_a_new_head_leaves_the_embeddings_alone(zoo: Path, tmp_path: Path, opene
 # -------------------------------------------------------------------------------------------- refusals
 
 
+def test_a_model_without_attention_is_refused(opener: Callable[..., Any]) -> None:
+    """Each token of it is read alone, as MRA's without its kernel."""
+    item = opener("bert")
+    model = item.task.build(item.plan.kind).model
+    for layer in model.bert.encoder.layer:
+        torch.nn.init.zeros_(layer.attention.output.dense.weight)
+    with pytest.raises(CheckpointError, match="the same of a token whatever stands around it"):
+        item.task.tried(model)
+
+
 @pytest.mark.parametrize(
     ("name", "task", "stage", "error", "said"),
     [
