@@ -24,10 +24,13 @@ from tltasks.experiments.analysis import CellScore
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "held_quality.json"
 CUT: dict[str, list[str]] = {
-    "emoji_lora": ["stages.0.epochs=4"],
-    "voice_prompts_es": ["stages.0.epochs=1", "data.splits.validation='validation[:10]'"],
+    "emoji_lora": ["model.image_size=96", "stages.0.epochs=4"],
+    "voice_prompts_es": [
+        "data.splits={train: 'train[:128]', validation: 'validation[:8]', test: 'test[:80]'}",
+        "stages.0.epochs=1",
+    ],
     "package_synopsis": [
-        "data.splits={train: 'train[:480]', validation: 'validation[:20]', test: 'test[:150]'}",
+        "data.splits={train: 'train[:320]', validation: 'validation[:16]', test: 'test[:120]'}",
         "model.generation.num_beams=1",
     ],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,6 +99,16 @@ class HeldConv1d(_HeldConvolution, nn.Conv1d):
     """`nn.Conv1d` with a frozen weight."""
 
 
+class _Places(threading.local):
+    """Where quantised weights are made whole, by the format; another for each thread."""
+
+    def __init__(self) -> None:
+        self.by_dtype: dict[torch.dtype, Tensor] = {}
+
+
+_places = _Places()
+
+
 class Quantized(Held):
     """A layer whose weight is codes and scales, and whole while it is computed with.
 
@@ -112,7 +123,12 @@ class Quantized(Held):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         empty = self._parameters.get("weight")
-        return _as_stored(self, Quantized.dense(self, torch.float32)) if empty is None else empty
+        if empty is not None:
+            return empty
+        place = self.scales.new_empty(self.dense_shape.numel(), dtype=torch.float32)
+        whole = _as_stored(self, self._filled(place))
+        whole._is_hf_initialized = True  # type: ignore[attr-defined] # or transformers would draw it anew
+        return whole
 
     def __setattr__(self, name: str, value: Any) -> None:
         # by which transformers tells what is from a checkpoint (5.24, core_model_loading.py, set_param_for_module)
@@ -136,7 +152,17 @@ class Quantized(Held):
         return self.quantization.quantize(_as_stored(self, weight.detach().float()).flatten(1).contiguous())
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        return self.quantization.dense(self.codes, self.scales, dtype).view(self.dense_shape)
+        """The weight, until another layer asks for its own: on a CPU all use one place, as large as the largest."""
+        size = self.dense_shape.numel()
+        if self.codes.device.type != "cpu" or type(self.codes) is not nn.Parameter:  # one without numbers
+            return self._filled(self.codes.new_empty(size, dtype=dtype))
+        if len(_places.by_dtype.get(dtype, ())) < size:
+            _places.by_dtype[dtype] = torch.empty(size, dtype=dtype)
+        return self._filled(_places.by_dtype[dtype][:size])
+
+    def _filled(self, place: Tensor) -> Tensor:
+        self.quantization.fill(place, self.codes, self.scales)
+        return place.view(self.dense_shape)
 
     def stands_for(self, whole: Tensor) -> bool:
         return all(map(torch.equal, self._quantized(whole.cpu()), (self.codes.cpu(), self.scales.cpu())))

@@ -6,6 +6,7 @@ on give no gradient to what is before them (bitsandbytes 0.50, nn/modules.py, au
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -14,6 +15,9 @@ from torch._ops import _OpNamespace
 
 _BLOCK = 64
 """Weights that share a scale, as in the paper."""
+_PIECE = 2**17
+"""Weights that a CPU takes at a time: what is made on the way stays in its cache, an eighth of the time for int8, and
+leaves no holes in memory between codes."""
 
 
 class Quantization(Protocol):
@@ -22,8 +26,8 @@ class Quantization(Protocol):
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and scales of a weight in fp32, [outputs, inputs]."""
 
-    def dense(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """The weight that they stand for, which may have lost its shape."""
+    def fill(self, whole: Tensor, codes: Tensor, scales: Tensor) -> None:
+        """Write the weights that they stand for into a tensor in any format, [weights]."""
 
 
 class Int8:
@@ -33,12 +37,17 @@ class Int8:
     """
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        codes, scales, _ = _kernels().int8_vectorwise_quant.default(weight, 0.0)
+        codes, scales = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight))
+        rows = max(1, _piece(weight) // weight.shape[1])
+        for piece, *places in _pieces((weight, rows), (codes, rows), (scales, rows)):
+            for place, made in zip(places, _kernels().int8_vectorwise_quant.default(piece, 0.0), strict=False):
+                place.copy_(made)
         return codes, scales
 
-    def dense(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        whole: Tensor = _kernels().int8_vectorwise_dequant.default(codes, scales)
-        return whole.to(dtype)
+    def fill(self, whole: Tensor, codes: Tensor, scales: Tensor) -> None:
+        rows = max(1, _piece(codes) // codes.shape[1])
+        for piece, its_codes, its_scales in _pieces((whole.view_as(codes), rows), (codes, rows), (scales, rows)):
+            piece.copy_(_kernels().int8_vectorwise_dequant.default(its_codes, its_scales))
 
 
 class NormalFloat4:
@@ -48,16 +57,34 @@ class NormalFloat4:
     """
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        codes, scales = _kernels().quantize_4bit.default(weight, _BLOCK, "nf4", torch.uint8)
+        size, weight = _piece(weight), weight.flatten()
+        codes = torch.empty_like(weight[::2], dtype=torch.uint8)
+        scales = weight.new_empty(-(-len(weight) // _BLOCK))
+        for piece, *places in _pieces((weight, size), (codes, size // 2), (scales, size // _BLOCK)):
+            for place, made in zip(
+                places, _kernels().quantize_4bit.default(piece, _BLOCK, "nf4", torch.uint8), strict=True
+            ):
+                place.copy_(made.view(-1))
         return codes, scales
 
-    def dense(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        # By itself a row of odd length would be computed by another way, which is compiled first.
-        whole: Tensor = _kernels().dequantize_4bit.default(codes, scales, _BLOCK, "nf4", [2 * codes.numel()], dtype)
-        return whole
+    def fill(self, whole: Tensor, codes: Tensor, scales: Tensor) -> None:
+        size = _piece(codes)
+        for piece, its_codes, its_scales in _pieces((whole, size), (codes, size // 2), (scales, size // _BLOCK)):
+            # Rows of odd length would be computed by another way, which is compiled first; there is one row.
+            made = _kernels().dequantize_4bit.default(its_codes, its_scales, _BLOCK, "nf4", [len(piece)], whole.dtype)
+            piece.copy_(made.view(-1))
 
 
 QUANTIZED: dict[str, Quantization] = {"int8": Int8(), "nf4": NormalFloat4()}
+
+
+def _pieces(*parts: tuple[Tensor, int]) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors cut into as many pieces each, by the sizes of these."""
+    return zip(*(torch.split(tensor, size) for tensor, size in parts), strict=True)
+
+
+def _piece(tensor: Tensor) -> int:
+    return _PIECE if tensor.device.type == "cpu" else 2**62
 
 
 def _kernels() -> _OpNamespace:

@@ -205,6 +205,7 @@ def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, Built
             )
         set_seed(context.seed)
         built = stage.task.build(plan.kind)
+    devices.release_memory()  # what weights were made from
     stage = dataclasses.replace(stage, task=built.task)
     device, tokens = context.accelerator.device, stage.task.sequence_length
     choose_attention(built.model, tokens=tokens, device=device, precision=context.precision)

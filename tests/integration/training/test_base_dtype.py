@@ -162,8 +162,12 @@ def test_quantised_matrices_come_from_a_file_one_by_one(tmp_path: Path, dtype: s
         return spawn(pool, *args, **kwargs)
 
     monkeypatch.setattr(core_model_loading, "spawn_materialize", watched)
+    torch.manual_seed(0)
     with loading_held(FORMATS[dtype], lambda model: [], exact=False):
         model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "t5", dtype=torch.float32)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert drawn == torch.rand(1)  # nothing is drawn for what the file has
     assert len(pools) > 20
     assert set(pools) == {None}  # each is read when the one before is in its place
     assert "HF_DEACTIVATE_ASYNC_LOAD" not in os.environ
