@@ -253,7 +253,7 @@ class Stage(Section, Generic[ModelT, DataT]):
 
 
 ClassMetric = Literal[
-    "accuracy", "macro_f1", "balanced_accuracy", "mean_average_precision", "micro_f1", "subset_accuracy"
+    "accuracy", "macro_f1", "balanced_accuracy", "mean_average_precision", "micro_f1", "subset_accuracy", "auroc"
 ]
 
 
@@ -271,8 +271,9 @@ class ClassStage(Stage[ModelT, DataT]):
     """Exponent γ of the factor (1 − p)^γ on each row's loss, which takes weight from rows that are right already.
     Source: Lin et al., https://arxiv.org/abs/1708.02002."""
     metric: ClassMetric | None = None
-    """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset: accuracy.
-    Where rows have any number of classes, mean_average_precision (unset), micro_f1, macro_f1 or subset_accuracy."""
+    """Metric that decides which weights are best, and that reports, cards and experiments compare by: accuracy (unset),
+    macro_f1, balanced_accuracy or auroc. Where rows have any number of classes, mean_average_precision (unset),
+    micro_f1, macro_f1, subset_accuracy or auroc."""
     sampling: Literal["rows", "balanced"] = "rows"
     """balanced: an epoch has as many rows as ever, and of each class alike; those of a rare class come again."""
 

@@ -47,12 +47,15 @@ def classification(
     return values, details
 
 
-def class_row_scores(metric: str, chosen: Ints, references: Ints) -> NDArray[np.float64]:
+def class_row_scores(
+    metric: str, chosen: Ints, references: Ints, probabilities: Floats | None = None
+) -> NDArray[np.float64]:
     """Each row's part in a metric, [rows, 2]: a numerator and 1, whose mean over rows is the metric.
 
     Macro-F1 and balanced accuracy are no means over rows; there a row's part is the metric and the row's influence on
     it, whose spread is that of the metric (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, §22.6).
-    Macro-F1 is over the classes that occur, balanced accuracy over those that rows have.
+    Macro-F1 is over the classes that occur, balanced accuracy over those that rows have; AUROC, which asks for the
+    `probabilities` [rows, classes], is the mean over classes of one against the rest.
 
     >>> chosen, references = np.array([0, 0, 0, 1, 0]), np.array([0, 0, 0, 1, 1])
     >>> [class_row_scores(m, chosen, references).mean(0).round(3).tolist() for m in ("balanced_accuracy", "macro_f1")]
@@ -61,6 +64,9 @@ def class_row_scores(metric: str, chosen: Ints, references: Ints) -> NDArray[np.
     n_rows, right = len(references), chosen == references
     if metric == "accuracy":
         return np.stack([right.astype(np.float64), np.ones(n_rows)], axis=1)
+    if metric == "auroc":
+        assert probabilities is not None
+        return ranking_parts(probabilities, np.eye(probabilities.shape[1])[references])
     occur, at = np.unique(np.concatenate([chosen, references]), return_inverse=True)
     guess, true = (np.eye(len(occur))[part] for part in (at[:n_rows], at[n_rows:]))
     both = guess * true
@@ -73,6 +79,30 @@ def class_parts(hits: Floats, sizes: Floats) -> NDArray[np.float64]:
     shares = hits.sum(0)[has_rows] / sizes.sum(0)[has_rows]
     influence = (hits[:, has_rows] - shares * sizes[:, has_rows]) / sizes[:, has_rows].mean(0)
     return np.stack([shares.mean() + influence.mean(1), np.ones(len(hits))], axis=1)
+
+
+def ranking_parts(scores: Floats, truth: Floats) -> NDArray[np.float64]:
+    """Each row's part in the area under the ROC curve, the mean over classes, of scores and truth [rows, classes].
+
+    A class that all rows have, or none, says nothing and is left out; NaN where no other is there. A row's influence is
+    by its place among the rows of the other kind (DeLong, DeLong and Clarke-Pearson, https://doi.org/10.2307/2531595).
+
+    >>> ranking_parts(np.array([[0.1], [0.4], [0.35], [0.8]]), np.array([[0], [0], [1], [1]])).mean(0).tolist()
+    [0.75, 1.0]
+    """
+    from scipy.stats import rankdata
+
+    parts = []
+    for own, has in zip(np.asarray(scores, np.float64).T, truth.T > 0, strict=True):
+        n_with, n_without = int(has.sum()), int((~has).sum())
+        if not n_with or not n_without:
+            continue
+        ranks, place = rankdata(own), np.empty(len(own))
+        place[has] = (ranks[has] - rankdata(own[has])) / n_without  # the share of the others that it is above
+        place[~has] = 1 - (ranks[~has] - rankdata(own[~has])) / n_with
+        area = place[has].mean()
+        parts.append(area + (place - area) * np.where(has, len(own) / n_with, len(own) / n_without))
+    return np.stack([np.mean(parts, axis=0) if parts else np.full(len(truth), np.nan), np.ones(len(truth))], axis=1)
 
 
 def confusions(chosen: Ints, references: Ints, class_names: list[str]) -> dict[str, object]:

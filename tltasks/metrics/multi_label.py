@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltasks.metrics.arrays import Floats, Ints
-from tltasks.metrics.classification import class_parts
+from tltasks.metrics.classification import class_parts, ranking_parts
 
 FEWEST_ROWS = 10
 """Rows of a class from which it has a threshold of its own."""
@@ -46,6 +46,8 @@ def multi_label_row_scores(metric: str, probabilities: Floats, chosen: Ints, tru
         return np.stack([2 * (guess * true).sum(1), (guess + true).sum(1)], axis=1)
     if metric == "macro_f1":
         return class_parts(2 * guess * true, guess + true)
+    if metric == "auroc":
+        return ranking_parts(probabilities, true)
     both = [average_precision(probabilities[:, i], true[:, i]) for i in np.flatnonzero(true.any(0))]
     parts = [value + influence for value, influence in both]
     return np.stack([np.mean(parts, axis=0) if parts else np.full(len(true), np.nan), one], axis=1)

@@ -74,7 +74,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     class_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
     """Weight of a row of each class in the loss; None where all are 1."""
 
-    own_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "balanced_accuracy")
+    own_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "balanced_accuracy", "auroc")
     """What `metric` may name, the usual one first."""
     is_multi_label: ClassVar[bool] = False
     """Rows have any number of classes, rather than one each."""
@@ -118,7 +118,8 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
                 continue
             split = encoded[name]
             advice = FEW_ROWS if is_held_out(split.origin) else SORTED_ROWS.format(name)
-            if name in ("validation", "test") and len(classes) == 1 and not self.is_multi_label:
+            judged = name in ("validation", "test") or self.headline == "auroc"
+            if judged and len(classes) == 1 and not self.is_multi_label:
                 raise DataError(
                     f"{split.where}: all {len(split.rows):,} rows are of the class {self.class_names[min(classes)]}, "
                     f"and train has {len(learnt)}: nothing can be told by them. {advice}"
@@ -271,8 +272,8 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         return [int(label) for label in rows["label"]]
 
     def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
-        chosen = np.array([p["prediction"] for p in predictions])
-        return class_row_scores(self.headline, chosen, np.array(references))
+        chosen, probabilities = (np.array([p[key] for p in predictions]) for key in ("prediction", "probabilities"))
+        return class_row_scores(self.headline, chosen, np.array(references), probabilities)
 
     def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
         probabilities = np.stack([p["probabilities"] for p in predictions])

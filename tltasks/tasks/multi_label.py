@@ -40,7 +40,13 @@ THRESHOLDS_KEY = "label_thresholds"
 class MultiLabelTask(ClassificationTask[ModelT, ClassDataT, ClassStageT]):
     """The part of such a task that is not of its modality; stands before its class for rows with one class each."""
 
-    own_metrics: ClassVar[tuple[str, ...]] = ("mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy")
+    own_metrics: ClassVar[tuple[str, ...]] = (
+        "mean_average_precision",
+        "micro_f1",
+        "macro_f1",
+        "subset_accuracy",
+        "auroc",
+    )
     is_multi_label: ClassVar[bool] = True
     settles: ClassVar[bool] = True
     label_feature: ClassVar[object] = datasets.List(datasets.Value("int32"))

@@ -281,6 +281,7 @@ def test_a_saved_model_may_differ_by_rounding_and_no_more() -> None:
 
 
 def test_metrics_of_the_evaluate_library_stand_beside_the_task_s_own(tiny: Path, tmp_path: Path) -> None:
+    save_model(tiny / "coloured", labels=list(COLOURS))
     features = "{'predictions': datasets.Value('int64'), 'references': datasets.Value('int64')}"
     save_metric(
         tiny / "agreement", features, "{'agreement': sum(map(int.__eq__, predictions, references)) / len(references)}"
@@ -354,7 +355,7 @@ def test_what_a_callback_raises_ends_a_run_that_can_go_on(tiny: Path, tmp_path: 
     assert result.best.training.steps == 12
 
 
-@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy"])
+@pytest.mark.parametrize("metric", ["macro_f1", "balanced_accuracy", "auroc"])
 def test_another_metric_decides_and_is_what_all_compare_by(tiny: Path, tmp_path: Path, metric: str) -> None:
     result = run_recipe(tiny / "recipe.yaml", tmp_path / "run", f"stages.0.metric={metric}", "stages.0.epochs=1")
     stage = result.stages[0]

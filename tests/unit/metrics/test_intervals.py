@@ -1,12 +1,13 @@
 """Intervals against the coverage that they promise, over sizes, ends and ways of being unlike."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
-from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from tltasks.metrics import paired_difference, score_interval, wilson
 from tltasks.metrics.classification import class_row_scores
@@ -185,3 +186,26 @@ def test_metrics_that_are_no_means_have_intervals_that_hold_them(metric: str, sh
         low, high = score_interval(rows, most=1.0)
         held += low <= true <= high
     assert 0.92 <= held / 400 <= 0.98
+
+
+def test_area_under_the_roc_curve_is_that_of_sklearn_and_its_interval_holds_the_true_one() -> None:
+    """Two normal scores that lie 1 apart: an area of Φ(1/√2)."""
+    rng, true, held = np.random.default_rng(0), 0.5 * (1 + math.erf(0.5)), 0
+    for _ in range(400):
+        references = (rng.random(150) < 0.2).astype(int)
+        scores = np.round(rng.normal(size=150) + references, 1)  # with ties
+        probabilities = np.stack([-scores, scores], axis=1)
+        rows = class_row_scores("auroc", references, references, probabilities)
+        assert rows[:, 0].mean() == pytest.approx(roc_auc_score(references, scores))
+        low, high = score_interval(rows, most=1.0)
+        held += low <= true <= high
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_area_under_the_roc_curve_of_several_classes() -> None:
+    rng = np.random.default_rng(0)
+    references, scores = rng.integers(0, 3, 60), rng.random((60, 4))
+    scores /= scores.sum(1, keepdims=True)
+    of_three = np.mean([roc_auc_score(references == i, scores[:, i]) for i in range(3)])  # no row has the fourth
+    assert class_row_scores("auroc", references, references, scores)[:, 0].mean() == pytest.approx(of_three)
+    assert np.isnan(class_row_scores("auroc", references[:1], references[:1], scores[:1])).any()
