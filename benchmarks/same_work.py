@@ -445,19 +445,18 @@ def compare(options: argparse.Namespace) -> None:
 
 def run_arm(arm: str, task: str, options: argparse.Namespace) -> dict[str, Any]:
     checkout = options.before if arm == "before" else ROOT
-    with tempfile.TemporaryDirectory() as caches:
-        environment = os.environ | {
-            "ACCELERATE_USE_CPU": "true",
-            "HF_DATASETS_CACHE": caches,
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": str(options.cores),
-            "PYTHONPATH": str(checkout),
-            "TLTASKS_CORES": str(options.cores),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        words = ["--arm", arm, "--tasks", task, "--folder", str(options.folder), "--workers", str(options.workers)]
-        command = [sys.executable, __file__, *words, "--cores", str(options.cores)]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "HF_DATASETS_CACHE": str(options.folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(options.cores),
+        "PYTHONPATH": str(checkout),
+        "TLTASKS_CORES": str(options.cores),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    words = ["--arm", arm, "--tasks", task, "--folder", str(options.folder), "--workers", str(options.workers)]
+    command = [sys.executable, __file__, *words, "--cores", str(options.cores)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
         sys.exit(f"error: {arm} of {task} ended with {ended.returncode}:\n{ended.stderr[-3000:]}")
     numbers: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])

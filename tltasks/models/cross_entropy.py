@@ -7,6 +7,7 @@ head is applied to the hidden states of the targets alone, some at a time, and a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -89,7 +90,11 @@ def hidden_states(model: nn.Module, inputs: Inputs) -> tuple[Head, Tensor]:
     layer: nn.Module = unwrap_model(model).get_output_embeddings()
     received: list[tuple[Head, Tensor]] = []
 
-    def withhold(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+    thread = threading.get_ident()
+
+    def withhold(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if threading.get_ident() != thread:  # another micro-batch's pass
+            return arguments
         hidden, device = arguments[0], arguments[0].device.type
         # accelerate puts autocast around the forward alone.
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)

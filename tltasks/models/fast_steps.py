@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from transformers.activations import NewGELUActivation
 
 from tltasks.models.held import HeldLinear, QuantizedLinear, dense_weight
+from tltasks.runtime.attention import STEPS, attend, draw_kept, kept_steps
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     from peft.tuners.lora import Linear as LoraLinear
@@ -24,7 +26,7 @@ def fast_steps(model: nn.Module, device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         yield
         return
-    with one_pass(model), fast_dropout():
+    with one_pass(model), fast_dropout(), fast_attention(), fast_activations(model):
         yield
 
 
@@ -135,27 +137,21 @@ def fast_dropout() -> Iterator[None]:
 
 
 def _fast_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """`functional.dropout` with four random numbers out of one, and a mask of a byte each for the backward pass.
-
-    torch (2.14, ATen/native/Dropout.cpp) draws one after the other, and keeps them in the format of `x`.
-    """
+    """`functional.dropout` with four random numbers out of one, and a mask of a byte each for the backward pass."""
     if not training or not 0 < p < 1 or inplace or not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
         return _dropout(x, p, training, inplace)
     return _Dropout.apply(x, p)  # type: ignore[no-any-return]
 
 
 _dropout = functional.dropout
-_STEPS = 2**16
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        kept = max(1, round((1 - p) * _STEPS))
-        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        mask = drawn.view(torch.int16)[: x.numel()].view(x.shape) < kept - _STEPS // 2
+        mask = draw_kept(x.shape, p)
         ctx.save_for_backward(mask)
-        ctx.scale = _STEPS / kept
+        ctx.scale = STEPS / kept_steps(p)
         output: Tensor = mask.to(x.dtype).mul_(x).mul_(ctx.scale)
         return output
 
@@ -164,3 +160,37 @@ class _Dropout(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
         return mask.to(gradient.dtype).mul_(gradient).mul_(ctx.scale), None
+
+
+# --------------------------------------------------------------------------------- attention, activations
+
+
+@contextmanager
+def fast_attention() -> Iterator[None]:
+    """Have `functional.scaled_dot_product_attention` computed by `runtime/attention.py`."""
+    plain = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
+
+
+@contextmanager
+def fast_activations(model: nn.Module) -> Iterator[None]:
+    """Have GELU by its approximation with tanh computed at once, where transformers (5.24) writes it out in parts."""
+    parts = [module for module in model.modules() if type(module) is NewGELUActivation]
+    for module in parts:
+        module.__class__ = _Gelu
+    try:
+        yield
+    finally:
+        for module in parts:
+            module.__class__ = NewGELUActivation
+
+
+class _Gelu(NewGELUActivation):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Tensor:
+        trains = torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+        found: Tensor = functional.gelu(x, approximate="tanh") if trains else super().forward(x)
+        return found

@@ -9,6 +9,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from tltasks.config.adaptation import Adapt
 from tltasks.errors import RecipeError
+from tltasks.runtime.attention import attend
 
 
 def fast_formats(device: torch.device) -> list[str]:
@@ -129,6 +130,10 @@ def _attend(
 
     transformers' own plain way holds the shares in fp32 in between, which a softmax does not need: it sums in fp32.
     """
+    fixed = attention_mask is None or not attention_mask.requires_grad
+    if fixed and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling():
+        mixed = attend(query, key, value, attention_mask, dropout if module.training else 0.0, scale=scaling)
+        return mixed.transpose(1, 2).contiguous(), None
     scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-1, -2)
     if attention_mask is not None:
         scores = scores + attention_mask

@@ -1,0 +1,181 @@
+"""Attention of a training step in 16 bits on a CPU, by products of matrices a few heads at a time.
+
+torch's kernels for CPUs (2.14) compute attention with a mask or dropout in fp32 and by its parts, and reach a third of
+the rate of these products otherwise. Shares of attention are kept for the backward pass where they are small, and are
+computed anew where they would be most of what a step keeps, as Dao et al. do (https://arxiv.org/abs/2205.14135).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+AT_ONCE = 2**21
+"""Scores that are in memory at once: 4 MiB, which a processor's cache holds."""
+KEPT = 2**17
+"""Most scores of a head and row whose shares are kept for the backward pass."""
+
+STEPS = 2**16
+"""Of which dropout keeps a whole number."""
+_plain = functional.scaled_dot_product_attention
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`functional.scaled_dot_product_attention`, in another way where that is faster."""
+    trains = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    formats = {query.dtype, key.dtype, value.dtype}
+    shapes = query.shape[:2] == key.shape[:2] == value.shape[:2] and query.ndim == 4
+    causal = is_causal and attn_mask is not None
+    if not trains or formats != {torch.bfloat16} or not shapes or enable_gqa or causal or query.device.type != "cpu":
+        return _plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if is_causal:
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    mask = None if attn_mask is None else _additive(attn_mask)
+    if attn_mask is not None and (mask is None or attn_mask.requires_grad):
+        return _plain(query, key, value, attn_mask, dropout_p, scale=scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _Attention.apply(query, key, value, mask, dropout_p, scale)  # type: ignore[no-any-return]
+
+
+def _additive(mask: Tensor) -> Tensor | None:
+    """What is added to scores, finite; None where a position attends to nothing, which torch has an answer to."""
+    least = torch.finfo(torch.bfloat16).min
+    hidden = ~mask if mask.dtype == torch.bool else mask == -math.inf
+    if bool(hidden.all(-1).any()):
+        return None
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill_(hidden, least)
+    return mask.detach().to(torch.bfloat16).masked_fill_(hidden, least) if bool(hidden.any()) else mask.bfloat16()
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float
+    ) -> Tensor:
+        (rows, heads, length), width = query.shape[:3], value.shape[-1]
+        query = query if scale == 1 else query * scale
+        query, key, value = (tensor.flatten(0, 1).contiguous() for tensor in (query, key, value))
+        kept, seeds = list[Tensor](), list[int]()
+        output = query.new_empty(rows, length, heads, width)  # as the next layer reads it
+        keeps = length * key.shape[-2] <= KEPT
+        for part, n, own in _parts(rows, heads, length, key.shape[-2], mask):
+            shares = _shares(query[part], key[part], n, own)
+            used = shares
+            if dropout:
+                seeds.append(int(torch.empty((), dtype=torch.int64).random_()))
+                drawn = draw_kept(shares.shape, dropout, seed=seeds[-1])
+                used = _dropped(shares, drawn, dropout)
+                kept += [drawn] if keeps else []
+            kept += [shares] if keeps else []
+            _put(output, part, torch.bmm(used, value[part]))
+        ctx.save_for_backward(query, key, value, mask, *kept)
+        ctx.shape, ctx.dropout, ctx.scale, ctx.seeds, ctx.keeps = (rows, heads), dropout, scale, seeds, keeps
+        return output.transpose(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, *kept = ctx.saved_tensors
+        (rows, heads), dropout, left = ctx.shape, ctx.dropout, iter(kept)
+        found = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        of_query, of_key, of_value = found
+        for i, (part, n, own) in enumerate(_parts(rows, heads, query.shape[-2], key.shape[-2], mask)):
+            drawn = None
+            if ctx.keeps:
+                drawn = next(left) if dropout else None
+                shares = next(left)
+            else:
+                shares = _shares(query[part], key[part], n, own)
+                drawn = draw_kept(shares.shape, dropout, seed=ctx.seeds[i]) if dropout else None
+            of_output = _taken(gradient, part)
+            of_shares = torch.bmm(of_output, value[part].transpose(1, 2))
+            used = shares
+            if drawn is not None:
+                used, of_shares = _dropped(shares, drawn, dropout), _dropped(of_shares, drawn, dropout)
+            torch.bmm(used.transpose(1, 2), of_output, out=of_value[part])
+            of_scores = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
+            torch.bmm(of_scores, key[part], out=of_query[part])
+            torch.bmm(of_scores.transpose(1, 2), query[part], out=of_key[part])
+        if ctx.scale != 1:
+            of_query.mul_(ctx.scale)
+        return *(tensor.unflatten(0, (rows, heads)) for tensor in found), None, None, None
+
+
+def _parts(
+    rows: int, heads: int, length: int, keys: int, mask: Tensor | None
+) -> Iterator[tuple[slice, int, Tensor | None]]:
+    """Heads of all rows, so many at a time as `AT_ONCE` says: where, how many of a row, and what their scores get."""
+    if rows * heads * length * keys <= AT_ONCE:
+        yield slice(None), heads, mask
+        return
+    at_once = max(1, min(heads, AT_ONCE // (length * keys)))
+    whole = None if mask is None else mask.expand(rows, heads, length, keys)
+    for row in range(rows):
+        for head in range(0, heads, at_once):
+            end = min(heads, head + at_once)
+            yield (
+                slice(row * heads + head, row * heads + end),
+                end - head,
+                None if whole is None else whole[row, head:end],
+            )
+
+
+def _shares(query: Tensor, key: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    scores = torch.bmm(query, key.transpose(1, 2))
+    if mask is not None:
+        scores.unflatten(0, (-1, heads)).add_(mask)
+    return torch.softmax(scores, -1)
+
+
+def _put(output: Tensor, part: slice, made: Tensor) -> None:
+    """Write [rows × heads, length, width] where they belong in [rows, length, heads, width]."""
+    rows, _, heads, _ = output.shape
+    if part == slice(None):
+        output.copy_(made.unflatten(0, (rows, heads)).transpose(1, 2))
+    else:
+        row, head = divmod(part.start, heads)
+        output[row, :, head : head + len(made)].copy_(made.transpose(0, 1))
+
+
+def _taken(gradient: Tensor, part: slice) -> Tensor:
+    """Those heads [heads, length, width] of the gradient [rows, heads, length, width]."""
+    if part == slice(None):
+        return gradient.flatten(0, 1).contiguous()
+    row, head = divmod(part.start, gradient.shape[1])
+    return gradient[row, head : head + part.stop - part.start].contiguous()
+
+
+def draw_kept(shape: torch.Size, p: float, *, seed: int | None = None) -> Tensor:
+    """A mask of values that dropout keeps, with four random numbers out of one.
+
+    torch (2.14, ATen/native/Dropout.cpp) draws one after the other, and keeps them in the format of its input.
+    """
+    size = shape.numel()
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    drawn = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    return drawn.view(torch.int16)[:size].view(shape) < kept_steps(p) - STEPS // 2
+
+
+def kept_steps(p: float) -> int:
+    """Of `STEPS` that many are kept."""
+    return max(1, round((1 - p) * STEPS))
+
+
+def _dropped(values: Tensor, kept: Tensor, p: float) -> Tensor:
+    return kept.to(values.dtype).mul_(values).mul_(STEPS / kept_steps(p))
