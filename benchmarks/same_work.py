@@ -28,7 +28,9 @@ of trained weights, and by the losses of the same plain passes of both models be
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import fcntl
 import json
 import os
 import statistics
@@ -42,11 +44,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = Path(__file__).parent / "results" / "same_work.json"
-TASKS = {"text": 96, "speech": 32, "images": 96}
+TASKS = {"text": 96, "speech": 24, "images": 96}
 """Rows of an epoch of each."""
 BATCH, RANK, JUDGED = 8, 16, 16
 PREFIX, DOCUMENT_TOKENS, SUMMARY_TOKENS = "summarize: ", 256, 24
-RATES = {"text": 1e-3, "speech": 1e-3, "images": 1e-4}
+RATES = {"text": 1e-3, "speech": 2e-4, "images": 3e-5}
 CLIPS = ROOT / "recipes" / "offline" / "voice_prompts"
 MODELS = {"text": ROOT / "weights" / "t5-titles", "speech": ROOT / "weights" / "whisper-tiny.en"}
 
@@ -58,6 +60,9 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another checkout of tltasks, as one more arm of `text`")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--workers", type=int, default=0, help="loader processes of the peer")
+    parser.add_argument(
+        "--lock", type=Path, help="let the clock run only while this file is locked, and before other work on the cores"
+    )
     parser.add_argument("--add", action="store_true", help="put the rounds beside those in the result file")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--arm", choices=("ours", "peer", "before"), help="run one arm and print its numbers")
@@ -87,6 +92,22 @@ def status(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     sys.exit("Linux alone tells a process's peak memory so")
+
+
+@contextlib.contextmanager
+def undisturbed(lock: Path | None) -> Iterator[None]:
+    """While the block lasts, one process alone holds the lock, and comes before others on the cores (needs rights)."""
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for policy, level in ((os.SCHED_RR, 1), (os.SCHED_OTHER, 0)):
+            for thread in Path("/proc/self/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setscheduler(int(thread.name), policy, os.sched_param(level))
+            if policy == os.SCHED_RR:
+                yield
 
 
 def measured(task: str, *, seconds: float, peak: int, base: int, trained: int, losses: list[float]) -> dict[str, Any]:
@@ -233,7 +254,8 @@ def train_with_tltasks(task: str, options: argparse.Namespace) -> dict[str, Any]
             hold(context, item, model)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         before = judge(task, model, options.folder)
-        progress = train(context.accelerator, stages.make_job(context, item, head), model)
+        with undisturbed(options.lock):
+            progress = train(context.accelerator, stages.make_job(context, item, head), model)
         peak = status("VmHWM")
         after = judge(task, model, options.folder)
     assert progress.examples == TASKS[task], progress
@@ -290,7 +312,8 @@ def train_with_trainer(task: str, options: argparse.Namespace) -> dict[str, Any]
             data_collator=collate,
             callbacks=[Clock()],
         )
-        trainer.train()
+        with undisturbed(options.lock):
+            trainer.train()
     peak = status("VmHWM")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert len(times) == 1 + TASKS[task] // BATCH, times
@@ -455,6 +478,7 @@ def run_arm(arm: str, task: str, options: argparse.Namespace) -> dict[str, Any]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     words = ["--arm", arm, "--tasks", task, "--folder", str(options.folder), "--workers", str(options.workers)]
+    words += ["--lock", str(options.lock)] if options.lock else []
     command = [sys.executable, __file__, *words, "--cores", str(options.cores)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:

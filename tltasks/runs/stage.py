@@ -25,7 +25,7 @@ from tltasks.config.tasks import TASKS
 from tltasks.data.batching import steps_per_epoch
 from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import adapt, count_parameters, is_adapted, merged, without_adapter
-from tltasks.models.held import FORMATS, hold, is_held, is_quantized, loading_held, restore
+from tltasks.models.held import FORMATS, hold, hold_head, is_held, is_quantized, loading_held, restore
 from tltasks.results.result import (
     EXAMPLES,
     Interpolation,
@@ -205,6 +205,8 @@ def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, Built
             )
         set_seed(context.seed)
         built = stage.task.build(plan.kind)
+    elif is_held(built.model) and not _trains_head(plan) and plan.stage.base_dtype == "auto":
+        hold_head(built.model, FORMATS[_base_dtype(context, plan)])
     devices.release_memory()  # what weights were made from
     stage = dataclasses.replace(stage, task=built.task)
     device, tokens = context.accelerator.device, stage.task.sequence_length
@@ -265,9 +267,12 @@ def _holding(context: Context, stage: PreparedStage) -> AbstractContextManager[N
     dtype, method = _base_dtype(context, plan), plan.stage.adapt.method
     if dtype not in FORMATS or method == "full":
         return nullcontext()
-    trains_head = plan.kind.head == "new" or method == "head"
     exact = plan.stage.base_dtype == "auto"
-    return loading_held(FORMATS[dtype], stage.task.head if trains_head else lambda model: [], exact=exact)
+    return loading_held(FORMATS[dtype], stage.task.head if _trains_head(plan) else lambda model: [], exact=exact)
+
+
+def _trains_head(plan: StagePlan) -> bool:
+    return plan.kind.head == "new" or plan.stage.adapt.method == "head"
 
 
 def _stumbles(built: BuiltModel[TaskBase]) -> str | None:

@@ -8,7 +8,9 @@ computed anew where they would be most of what a step keeps, as Dao et al. do (h
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,7 +80,7 @@ class _Attention(torch.autograd.Function):
             shares = _shares(query[part], key[part], n, own)
             used = shares
             if dropout:
-                seeds.append(int(torch.empty((), dtype=torch.int64).random_()))
+                seeds.append(int(torch.empty((), dtype=torch.int64).random_(generator=_drawn_from())))
                 drawn = draw_kept(shares.shape, dropout, seed=seeds[-1])
                 used = _dropped(shares, drawn, dropout)
                 kept += [drawn] if keeps else []
@@ -114,7 +116,7 @@ class _Attention(torch.autograd.Function):
             torch.bmm(of_scores.transpose(1, 2), query[part], out=of_key[part])
         if ctx.scale != 1:
             of_query.mul_(ctx.scale)
-        return *(tensor.unflatten(0, (rows, heads)) for tensor in found), None, None, None
+        return *(tensor.view(rows, heads, *tensor.shape[1:]) for tensor in found), None, None, None
 
 
 def _parts(
@@ -139,7 +141,7 @@ def _parts(
 def _shares(query: Tensor, key: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     scores = torch.bmm(query, key.transpose(1, 2))
     if mask is not None:
-        scores.unflatten(0, (-1, heads)).add_(mask)
+        scores.view(-1, heads, *scores.shape[1:]).add_(mask)
     return torch.softmax(scores, -1)
 
 
@@ -147,7 +149,7 @@ def _put(output: Tensor, part: slice, made: Tensor) -> None:
     """Write [rows × heads, length, width] where they belong in [rows, length, heads, width]."""
     rows, _, heads, _ = output.shape
     if part == slice(None):
-        output.copy_(made.unflatten(0, (rows, heads)).transpose(1, 2))
+        output.copy_(made.view(rows, heads, *made.shape[1:]).transpose(1, 2))
     else:
         row, head = divmod(part.start, heads)
         output[row, :, head : head + len(made)].copy_(made.transpose(0, 1))
@@ -161,13 +163,30 @@ def _taken(gradient: Tensor, part: slice) -> Tensor:
     return gradient[row, head : head + part.stop - part.start].contiguous()
 
 
+_thread = threading.local()
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Have this thread draw its masks from a generator of its own."""
+    _thread.generator = generator
+    try:
+        yield
+    finally:
+        del _thread.generator
+
+
+def _drawn_from() -> torch.Generator | None:
+    return getattr(_thread, "generator", None)
+
+
 def draw_kept(shape: torch.Size, p: float, *, seed: int | None = None) -> Tensor:
     """A mask of values that dropout keeps, with four random numbers out of one.
 
     torch (2.14, ATen/native/Dropout.cpp) draws one after the other, and keeps them in the format of its input.
     """
     size = shape.numel()
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = _drawn_from() if seed is None else torch.Generator().manual_seed(seed)
     drawn = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     return drawn.view(torch.int16)[:size].view(shape) < kept_steps(p) - STEPS // 2
 

@@ -45,6 +45,7 @@ from tltasks.training.checkpoint import (
 )
 from tltasks.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor, trained
 from tltasks.training.regularization import Regularization
+from tltasks.training.side_by_side import LANES, Lanes, is_known
 from tltasks.training.tracking import Tracker
 
 ROWS_TRIED = 8
@@ -157,6 +158,7 @@ class _Training:
         self.wrapped, self.prepared_optimizer = accelerator.prepare(model, self.optimizer)
         if stage.compile:
             model.compile()
+        self.lanes = Lanes(model) if self._may_go_beside() else None
         self.average = MovingAverage(model, stage.ema)
         # Of the weights before any checkpoint.
         self.regularization = Regularization(
@@ -165,6 +167,15 @@ class _Training:
         self.progress = self._resume()
         self.rows = job.rows
         """Those of the epoch, which numbers in a step's rows are places among."""
+
+    def _may_go_beside(self) -> bool:
+        """Tell whether micro-batches are computed at once: where that is faster, and none needs another."""
+        stage, accelerator = self.job.stage, self.accelerator
+        is_alone = accelerator.num_processes == 1 and self.least == 1 and stage.rows_per_loss is None
+        has_room = stage.micro_batch == "auto" or stage.micro_batch >= LANES
+        has_cores = accelerator.device.type == "cpu" and torch.get_num_threads() >= LANES
+        is_fast = accelerator.mixed_precision == "bf16" and has_cores and has_room
+        return is_fast and is_alone and not stage.compile and is_known(self.model)
 
     # ------------------------------------------------------------------------------------------ a step
 
@@ -178,7 +189,9 @@ class _Training:
         drawn = {"seed": job.seed, "epoch": epoch, "least": self.least}
         plan = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, **drawn)[start:]
         self.rows = job.task.epoch_rows(job.rows, epoch=epoch)
-        divide = _divider(accelerator, job, self.rows, halvings=self.progress.halvings, least=self.least)
+        lanes = LANES if self.lanes is not None else 1
+        halvings = self.progress.halvings
+        divide = _divider(accelerator, job, self.rows, halvings=halvings, least=self.least, lanes=lanes)
         divided = [divide(rows) for rows in plan]
         pieces = [own or [rows[: self.least]] for own, rows in zip(divided, plan, strict=True)]
         batches = read_batches(
@@ -206,10 +219,11 @@ class _Training:
         set_training_mode(self.wrapped, frozen_batch_norm=job.frozen_batch_norm)
         # Dropout is a function of (seed, step, rank), so that resuming needs no random state.
         drawn = np.random.SeedSequence((job.seed, self.progress.step, self.accelerator.process_index))
-        torch.manual_seed(int(drawn.generate_state(1, np.uint64)[0]))
+        seed, *seeds = map(int, drawn.generate_state(1 + len(batches), np.uint64))
+        torch.manual_seed(seed)
         try:
             with contextlib.nullcontext() if job.stage.compile else fast_steps(self.model, self.accelerator.device):
-                loss = float(self.accelerator.reduce(self._backward(batches, weight), "sum"))
+                loss = float(self.accelerator.reduce(self._backward(batches, weight, seeds), "sum"))
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -230,11 +244,16 @@ class _Training:
         optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
-    def _backward(self, batches: list[Batch], weight: float) -> Tensor:
+    def _backward(self, batches: list[Batch], weight: float, seeds: list[int]) -> Tensor:
         """Put the gradient of the step's mean loss into the weights; this process's part of that loss, in fp32."""
         accelerator, job = self.accelerator, self.job
         counts = torch.stack([job.task.num_targets(batch) for batch in batches]).to(accelerator.device) * weight
         targets = accelerator.reduce(counts.sum().float(), reduction="sum")
+        if self.lanes is not None and len(batches) > 1:
+            total = self.lanes.backward(lambda i: job.task.loss(self.wrapped, batches[i]) * counts[i] / targets, seeds)
+            if (penalty := self.regularization.penalty()) is not None:
+                accelerator.backward(penalty)
+            return total.float()
         total = torch.zeros((), device=accelerator.device)
         for i, cpu_batch in enumerate(batches):
             last = i == len(batches) - 1
@@ -392,13 +411,18 @@ def least_rows(job: Job, model: nn.Module) -> int:
 
 
 def _divider(
-    accelerator: Accelerator, job: Job, rows: datasets.Dataset, *, halvings: int, least: int
+    accelerator: Accelerator, job: Job, rows: datasets.Dataset, *, halvings: int, least: int, lanes: int = 1
 ) -> Callable[[Rows], list[Rows]]:
-    """A function from a step's rows to the micro-batches of this process, of which there may be none."""
+    """A function from a step's rows to the micro-batches of this process, of which there may be none.
+
+    They are smaller where several are in memory at once, in so many `lanes`.
+    """
     stage, world = job.stage, accelerator.num_processes
     share = math.ceil(stage.batch_size / world)
-    max_rows = math.ceil((share if stage.micro_batch == "auto" else min(stage.micro_batch, share)) / 2**halvings)
-    budget = max(1, pass_budget(accelerator.device, job.task.cpu_batch_budget) >> halvings)
+    max_rows = math.ceil(
+        (share if stage.micro_batch == "auto" else min(stage.micro_batch, share)) / 2**halvings / lanes
+    )
+    budget = max(1, pass_budget(accelerator.device, job.task.cpu_batch_budget) // lanes >> halvings)
     return partial(
         micro_batches,
         world=world,

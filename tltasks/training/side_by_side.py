@@ -1,0 +1,69 @@
+"""Micro-batches of a step that are computed at once, each on a part of a CPU's cores.
+
+A product of a few hundred rows does not keep two cores busy, and what is between the products keeps one. So each lane
+has a micro-batch of its own and its share of the threads. Gradients are added in the order of the micro-batches, and
+each of these has random numbers of its own: which lane is faster changes no number.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tltasks.runtime.attention import drawing_from
+
+LANES = 2
+"""As measured on two cores; on more, each lane has more of them."""
+ARCHITECTURES = {"bert", "gpt2", "t5", "vit", "whisper"}
+"""Those whose source was read (transformers 5.24): a pass changes nothing in modules, and only dropout draws in it."""
+
+Found = tuple[Tensor, tuple[Tensor | None, ...]]
+
+
+class Lanes:
+    """Threads that compute micro-batches of one model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        threads = max(1, torch.get_num_threads() // LANES)
+        self.pool = ThreadPoolExecutor(LANES, initializer=torch.set_num_threads, initargs=(threads,))
+
+    def backward(self, loss: Callable[[int], Tensor], seeds: Sequence[int]) -> Tensor:
+        """Add the gradients of `loss(i)` for each of the seeds to those of the weights; the sum of the losses."""
+
+        def compute(i: int) -> Found:
+            with drawing_from(torch.Generator().manual_seed(seeds[i])):
+                found = loss(i)
+                return found.detach(), torch.autograd.grad(found, self.weights, allow_unused=True)
+
+        total, begun = torch.zeros(()), deque[Future[Found]]()
+        try:
+            for i in range(len(seeds)):
+                begun.append(self.pool.submit(compute, i))
+                if len(begun) > LANES:  # so many gradients are held at once
+                    total += self._add(begun.popleft().result())
+            while begun:
+                total += self._add(begun.popleft().result())
+        finally:
+            for left in begun:
+                left.cancel()
+            wait(begun)
+        return total
+
+    def _add(self, found: Found) -> Tensor:
+        loss, gradients = found
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            if gradient is not None:
+                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        return loss
+
+
+def is_known(model: nn.Module) -> bool:
+    """Tell whether the model's passes may be computed beside each other."""
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    return inner is not None and inner.config.model_type in ARCHITECTURES and not inner.is_activation_checkpointing
