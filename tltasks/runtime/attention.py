@@ -24,7 +24,7 @@ KEPT = 2**17
 """Most scores of a head and row whose shares are kept for the backward pass."""
 
 STEPS = 2**16
-"""Of which dropout keeps a whole number."""
+"""Dropout keeps a whole number of these."""
 _plain = functional.scaled_dot_product_attention
 
 
@@ -55,7 +55,7 @@ def attend(
 
 
 def _additive(mask: Tensor) -> Tensor | None:
-    """What is added to scores, finite; None where a position attends to nothing, which torch has an answer to."""
+    """A finite mask that is added to scores; None where a position attends to nothing, which torch has an answer to."""
     least = torch.finfo(torch.bfloat16).min
     hidden = ~mask if mask.dtype == torch.bool else mask == -math.inf
     if bool(hidden.all(-1).any()):
@@ -192,7 +192,7 @@ def draw_kept(shape: torch.Size, p: float, *, seed: int | None = None) -> Tensor
 
 
 def kept_steps(p: float) -> int:
-    """Of `STEPS` that many are kept."""
+    """So many of `STEPS` are kept."""
     return max(1, round((1 - p) * STEPS))
 
 
