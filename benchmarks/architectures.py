@@ -36,7 +36,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ SECONDS = 60
 """Of a processor: a row that takes longer fails."""
 MEMORY_BYTES = 6 * 2**30
 """A row may take so much more than what the process has at its start."""
-LIBRARIES = ("torch", "transformers", "peft", "timm")
+LIBRARIES = ("torch", "transformers", "peft", "timm", "torchaudio", "mistral-common")
 
 Row = dict[str, Any]
 Rows = dict[str, dict[str, dict[str, Row]]]
@@ -158,6 +158,8 @@ def try_checkpoint(small: Any, methods: list[str], scratch: Path) -> dict[str, R
             return one.carry_out(small, method, model, data, folder)
 
         rows[method] = isolated(work, said=said)
+        if small.needs and rows[method]["outcome"] == "works":
+            rows[method]["needs"] = small.needs
         shutil.rmtree(folder)
     shutil.rmtree(scratch)
     return rows
@@ -220,7 +222,8 @@ def write(path: Path, whole: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name).partition("+")[0] for name in LIBRARIES}
+    there = {found.metadata["Name"] for found in distributions()}
+    return {name: version(name).partition("+")[0] for name in LIBRARIES if name in there}
 
 
 def summary(tasks: Rows) -> str:
@@ -290,7 +293,7 @@ def main() -> int:
         whys = {row["why"]: method for method, row in rows.items() if "why" in row}
         print(f"{small.name}: {shown}", *(f"    {m}: {why[:400]}" for why, m in whys.items()), sep="\n", flush=True)
         if not arguments.dry_run:
-            whole["versions"] = versions()
+            whole["versions"] |= versions()
             write(arguments.results, whole)
     shown = whole["tasks"] if told else tried
     print(summary(shown))

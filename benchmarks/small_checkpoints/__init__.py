@@ -32,3 +32,5 @@ class Small:
     """Methods that have a meaning for it; None for all that have one for the task."""
     other_task: str = ""
     """Why it is no model of this task, where a mapping lists it all the same."""
+    needs: str = ""
+    """The package that a user has to install for it besides."""

@@ -98,6 +98,8 @@ def _cell(name: str, row: Row | None, notes: dict[str, int]) -> str:
 
 def _remark(row: Row) -> str:
     """What is worth knowing of a row that works."""
+    if "needs" in row:
+        return f"Needs `pip install {row['needs']}`."
     reached, left_out = row.get("targets", 0), row.get("left_out", 0)
     if left_out > MEANT * (reached + left_out):
         return "An adapter fits less than half of the layers; the others are left as they are."

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     MODEL_FOR_TDT_MAPPING_NAMES,
 )
-from transformers.utils import is_torchaudio_available
+from transformers.utils import is_mistral_common_available, is_torchaudio_available
 
 from benchmarks.small_checkpoints import Small
 from benchmarks.small_checkpoints.row import METHODS
@@ -573,9 +573,9 @@ def _sequences() -> Iterator[Small]:
     for name in [*MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, "whisper/english"]:
         keys = {"language": LANGUAGES[name]} if name in LANGUAGES else {}
         other = OTHER.get(name, "")
-        is_here = name in WRITERS and (name not in PACKAGED or is_torchaudio_available())
-        save = SAVED.get(name) or (_writer(name) if is_here else _config_alone(name))
-        yield Small(f"transformers/{name}", TASK, save, keys, methods=BESIDES_A_HEAD, other_task=other)
+        needs, is_here = NEEDS.get(name, ("", True))
+        save = SAVED.get(name) or (_writer(name) if name in WRITERS and is_here else _config_alone(name))
+        yield Small(f"transformers/{name}", TASK, save, keys, methods=BESIDES_A_HEAD, other_task=other, needs=needs)
 
 
 PACKAGED = {
@@ -583,8 +583,12 @@ PACKAGED = {
     "granite_speech": ("GraniteSpeechProcessor", "GraniteSpeechFeatureExtractor"),
     "granite_speech_plus": ("GraniteSpeechProcessor", "GraniteSpeechFeatureExtractor"),
     "granite_speech5_ctc": ("GraniteSpeech5Processor", "GraniteSpeech5FeatureExtractor"),
+    "voxtral": ("VoxtralProcessor", "WhisperFeatureExtractor"),
 }
 """Names in the files of those that another package is needed for, where this is not installed."""
+NEEDS = {name: ("torchaudio", is_torchaudio_available()) for name in PACKAGED if name != "voxtral"}
+NEEDS |= {"voxtral": ("mistral-common", is_mistral_common_available())}
+"""That package, and whether it is."""
 
 
 def _config_alone(model_type: str) -> Callable[[Path], object]:
@@ -607,9 +611,9 @@ def checkpoints() -> Iterator[Small]:
     for model_type in MODEL_FOR_CTC_MAPPING_NAMES:
         keys = {} if model_type in KEPT else {"stage": "transfer"}
         save = _ctc(model_type, CTC.get(model_type, _waves()))
-        if model_type in PACKAGED and not is_torchaudio_available():
-            save = _config_alone(model_type)
-        yield Small(f"transformers/{model_type}", TASK, save, stage_keys=keys)
+        needs, is_here = NEEDS.get(model_type, ("", True))
+        save = save if is_here else _config_alone(model_type)
+        yield Small(f"transformers/{model_type}", TASK, save, stage_keys=keys, needs=needs)
     for model_type in [*MODEL_FOR_TDT_MAPPING_NAMES, *MODEL_FOR_RNNT_MAPPING_NAMES]:
         keys = {"language": LANGUAGES[model_type]} if model_type in LANGUAGES else {}
         yield Small(f"transformers/{model_type}", TASK, _transducing(model_type), keys)

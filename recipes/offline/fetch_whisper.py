@@ -222,6 +222,7 @@ def generation_config(
         "pad_token_id": config.pad_token_id,
         "suppress_tokens": settings.get("suppress_ids"),
         "begin_suppress_tokens": settings.get("suppress_ids_begin"),
+        # As in github.com/openai/whisper, whisper/__init__.py, _ALIGNMENT_HEADS: [layer, head] that follow the sound.
         "alignment_heads": settings.get("alignment_heads"),
         "is_multilingual": multilingual,
         "return_timestamps": False,
@@ -235,6 +236,9 @@ def generation_config(
             token: tokens[token] for token in (f"<|{code}|>" for code in LANGUAGES) if token in tokens
         }
         values["task_to_id"] = {task: number(f"<|{task}|>") for task in ("translate", "transcribe")}
+        # The Hub's file says so by `forced_decoder_ids`, which transformers has given up for this. With neither, it
+        # puts no task after the language that it detects, and the model goes round in circles.
+        values["task"] = "transcribe"
     return GenerationConfig(**values)
 
 

@@ -71,6 +71,8 @@ class Output(TypedDict, total=False):
     """The likeliest classes, the likeliest first."""
     segments: list[Segment]
     """Stretches of a transcript, as the model heard them."""
+    language: str | None
+    """Code of a transcript's language, as the model was told or heard it; None of one that is told none."""
     repetition_loop: bool
     """True if decoding went round in circles, so that a transcript is not to be trusted."""
     error: str

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from tests.tiny import images, speech, texts
 from tests.tiny.runs import REPOSITORY
@@ -125,8 +126,26 @@ def test_sound(tmp_path: Path) -> None:
     assert recogniser((kept, hz)) == outputs[0]
     assert outputs[0]["segments"] == [{"start": 0.0, "end": 0.8, "text": outputs[0]["prediction"]}]
     assert outputs[0]["repetition_loop"] is False
+    assert outputs[0]["language"] is None
     with pytest.raises(DataError, match="audio: has samples without their rate"):
         recogniser(kept)
+
+
+def test_the_language_that_is_heard(tmp_path: Path) -> None:
+    folder = speech.save_whisper(tmp_path / "whisper", seconds=2)
+    clips = [(speech.say([word], RNG), 16_000) for word in ("red", "blue")]
+    answers = load(folder, precision="fp32")(clips)
+    model = WhisperForConditionalGeneration.from_pretrained(folder)
+    extract, tokenizer = WhisperFeatureExtractor.from_pretrained(folder), WhisperTokenizer.from_pretrained(folder)
+    for (samples, hz), answer in zip(clips, answers, strict=True):
+        features = extract(samples, sampling_rate=hz, return_tensors="pt").input_features
+        assert tokenizer.decode(model.detect_language(features)[0]) == f"<|{answer['language']}|>"
+        written = model.generate(features, task="transcribe")[0]
+        text = tokenizer.decode(written, skip_special_tokens=True).strip()
+        assert text.startswith(answer["prediction"]) if answer["repetition_loop"] else text == answer["prediction"]
+    settings = folder / "generation_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "language": "hi"}))
+    assert load(folder, precision="fp32")(clips[0])["language"] == "hi"
 
 
 def test_texts(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     output_features: ClassVar[datasets.Features] = datasets.Features(
         {
             "prediction": datasets.Value("string"),
+            "language": datasets.Value("string"),
             "repetition_loop": datasets.Value("bool"),
             "segments": datasets.List(
                 {
@@ -329,6 +331,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             predictions.append(
                 {
                     "prediction": self.recogniser.joint.join(piece.text for piece in pieces).strip(),
+                    "language": statistics.mode(piece.language for piece in pieces),
                     "repetition_loop": any(piece.repetition_loop for piece in pieces),
                     "pieces": [(*span, piece.text.strip()) for span, piece in zip(spans, pieces, strict=True)],
                     "compute_seconds": spent,
@@ -340,7 +343,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         segments = [
             {"start": round(start, 3), "end": round(end, 3), "text": text} for start, end, text in prediction["pieces"]
         ]
-        return {**{key: prediction[key] for key in ("prediction", "repetition_loop")}, "segments": segments}
+        return {**{key: prediction[key] for key in ("prediction", "language", "repetition_loop")}, "segments": segments}
 
     def onnx_input(self) -> OnnxInput | None:
         recogniser = self.recogniser

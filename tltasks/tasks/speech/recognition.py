@@ -64,6 +64,8 @@ class Transcript:
     text: str
     repetition_loop: bool = False
     """Decoding went round in circles and was stopped."""
+    language: str | None = None
+    """Its code: as the model was told, or as it heard; None of a model that is told none and says none."""
 
 
 @dataclass(frozen=True)

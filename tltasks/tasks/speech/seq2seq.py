@@ -254,14 +254,24 @@ class SequenceRecogniser(Recogniser):
 
     def transcribe(self, model: nn.Module, batch: Batch) -> list[Transcript]:
         ids: list[Tensor] = []
+        spoken: list[str | None] = []
+        told, known = getattr(self.generation, "language", None), getattr(self.generation, "lang_to_id", None) or {}
+        write = generating_model(model).generate
         for _, inputs in self._passes(batch):
-            ids += (
-                generating_model(model)
-                .generate(**inputs, stopping_criteria=StoppingCriteriaList([LoopCriterion()]))
-                .cpu()
-            )
+            heard = {}
+            if self.is_whisper and told is None and known:  # as `generate` itself would, and keep to itself
+                names = {i: name for name, i in known.items()}
+                found = unwrap_model(model).detect_language(inputs["input_features"])
+                heard = {"language": [names[i] for i in found.tolist()]}
+            criteria = StoppingCriteriaList([LoopCriterion()])
+            written = write(**inputs, **heard, stopping_criteria=criteria).cpu()
+            ids += written
+            spoken += heard.get("language", [told] * len(written))
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [Transcript(text, has_loop(row[row != self.end])) for text, row in zip(texts, ids, strict=True)]
+        return [
+            Transcript(text, has_loop(row[row != self.end]), language and language.strip("<|>"))
+            for text, row, language in zip(texts, ids, spoken, strict=True)
+        ]
 
     def _passes(self, batch: Batch) -> Iterator[tuple[slice, Batch]]:
         """The model's inputs, for all rows at once, or for each without its padding."""
