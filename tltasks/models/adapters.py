@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from tltasks.config.adaptation import AdaLora, Adapt
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
 from tltasks.models.held import is_quantized, weight_sizes
-from tltasks.models.trial import FAULTS, IDLE, LAYERS, Trial, kept_targets, lend
+from tltasks.models.trial import FAULTS, IDLE, LAYERS, Trial, kept_targets, lend, with_embeddings
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     import peft
@@ -87,7 +87,8 @@ def _wrapped(
             warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm")
             # of ranks that PEFT itself has put there for experts (utils/transformers_weight_conversion.py)
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
-            wrapped = peft.get_peft_model(model, config)
+            with with_embeddings(model):
+                wrapped = peft.get_peft_model(model, config)
         _free_namesakes(wrapped, getattr(config, "modules_to_save", None) or [])
         lend(wrapped)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, MemoryError, OverflowError) as error:

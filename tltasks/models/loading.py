@@ -192,6 +192,11 @@ def load_pretrained(
         if missing_packages(error):
             raise cannot_open(f"model ({config.model_type})", source.display_name, error, "") from error
         raise CheckpointError(f"model {shown}: its weights cannot be loaded: {_told(error)}") from error
+    if getattr(model, "_hf_peft_config_loaded", False):  # a LoRA of its authors', as Granite Speech 3.3 has
+        raise CheckpointError(
+            f"model {shown}: it brings an adapter beside its weights (adapter_config.json), which training would not "
+            "tell from its own. Merge it into them (PEFT's merge_and_unload), and name the folder with the result."
+        )
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     positions = sorted(key for key in mismatched if _is_position_table(key))
     if outer is not None:

@@ -281,6 +281,25 @@ def unfit_layers(model: nn.Module, names: Sequence[str], run: Run) -> dict[str, 
     return {name: found[name] for name in names if name in found}
 
 
+@contextmanager
+def with_embeddings(model: nn.Module) -> Iterator[None]:
+    """Have a model that has no embeddings say that there is nothing in them, meanwhile.
+
+    PEFT asks those that tie other weights for them (peft 0.21, utils/other.py), as Granite Speech 5 ties its two heads.
+    """
+    ask, has_none = getattr(model, "get_input_embeddings", lambda: None), False
+    try:
+        ask()
+    except NotImplementedError:
+        has_none = True
+        object.__setattr__(model, "get_input_embeddings", nn.Identity)
+    try:
+        yield
+    finally:
+        if has_none:
+            del model.get_input_embeddings
+
+
 def lend(model: nn.Module) -> None:
     """Give PEFT's layers what else models ask of the layers below them, such as a convolution's stride (MobileNet)."""
     for module in list(model.modules()):
@@ -353,7 +372,8 @@ class _Adapted:
             init_lora_weights=False,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),
         )
-        peft.inject_adapter_in_model(config, self.model, adapter_name=ADAPTER)
+        with with_embeddings(self.model):
+            peft.inject_adapter_in_model(config, self.model, adapter_name=ADAPTER)
         lend(self.model)
         self.layers = {name: self.model.get_submodule(name) for name in names}
         for name, layer in self.layers.items():

@@ -145,6 +145,18 @@ def test_a_layer_that_an_adapter_does_not_fit_is_found(kind: str) -> None:
         assert all(reason in told for told in found.values()), found
 
 
+def test_a_model_that_ties_weights_and_has_no_embeddings_is_adapted() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_mel_bins": 8, "vocab_size": 8}
+    config = transformers.AutoConfig.for_model("granite_speech5_ctc", encoder_config=sizes, vocab_size=8)
+    model = transformers.AutoModelForCTC.from_config(config)
+    with pytest.raises(NotImplementedError):
+        model.get_input_embeddings()
+    with trial_module.with_embeddings(model):
+        peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["encoder.input_linear"]), model)
+    with pytest.raises(NotImplementedError):
+        model.get_input_embeddings()
+
+
 def test_two_layers_of_one_weight() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(432, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2))
     model[3].weight = model[2].weight

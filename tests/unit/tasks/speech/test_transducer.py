@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 import torch
 
 from tltasks.tasks.speech.transducer import transducer_losses
@@ -37,3 +38,14 @@ def test_losses_are_those_of_all_ways_and_padding_counts_for_nothing() -> None:
     assert torch.allclose(own, wanted, atol=1e-5)
     for unread in (own[1, 3], own[2, 1:], own[1, :, 2:]):
         assert (unread == 0).all()
+
+
+def test_losses_are_torchaudios() -> None:
+    functional = pytest.importorskip("torchaudio.functional", reason="is no dependency")
+    torch.manual_seed(0)
+    logits, labels = 3 * torch.randn(3, 60, 24, 30), torch.randint(1, 30, (3, 23))
+    steps, lengths = torch.tensor([60, 41, 3]), torch.tensor([23, 11, 20])
+    given = [each.int() for each in (labels, steps, lengths)]
+    theirs = functional.rnnt_loss(logits, *given, blank=0, reduction="none")
+    ours = transducer_losses(logits, labels, steps, lengths, blank=0)
+    assert torch.allclose(ours.float(), theirs, rtol=1e-6)
