@@ -222,7 +222,7 @@ def write(path: Path, whole: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    there = {found.metadata["Name"] for found in distributions()}
+    there = {found.metadata["Name"].replace("_", "-") for found in distributions()}
     return {name: version(name).partition("+")[0] for name in LIBRARIES if name in there}
 
 
