@@ -89,7 +89,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "hrnet_w18_small": {},
     "inception_next_atto": {},
     "inception_v3": {"img_size": 128},
-    "inception_v4": {},
+    "inception_v4": {"img_size": 128},
     "lcnet_050": {},
     "legacy_seresnet18": {},
     "levit_128s": {},
@@ -152,7 +152,7 @@ TIMM: dict[str, dict[str, Any]] = {
 }
 """timm's families by a small member, with arguments that make it smaller."""
 
-CONVOLUTIONAL = {"bat_resnext26ts", "inception_v3"}
+CONVOLUTIONAL = {"bat_resnext26ts", "inception_v3", "inception_v4"}
 """Those that need images of the size given, but take no argument of it."""
 
 

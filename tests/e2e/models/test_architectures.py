@@ -67,6 +67,7 @@ EXHAUSTIVE = [
     (TOPICS, "transformers/deberta-v2", "lora"),
     (IMAGES, "timm/convit_tiny", "head"),  # makes a table of the images' size at its first pass
     (SUMMARIES, "transformers/zamba", "lora"),  # a block that several layers share
+    ("causal-language-modeling", "transformers/rwkv", "full"),  # has beams without a cache alone
     ("masked-language-modeling", "transformers/luke", "lora"),  # ties other weights than the head
 ]
 assert len({*ORDINARY, *EXHAUSTIVE}) >= 40

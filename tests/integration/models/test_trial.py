@@ -429,6 +429,17 @@ def test_a_number_of_classes_that_is_the_configurations_own() -> None:
     assert find_head(model) == ["classifier"]
 
 
+def test_images_smaller_than_a_convolution_are_refused() -> None:
+    class Deep(nn.Conv2d):
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            return super().forward(pixel_values)
+
+    with pytest.raises(CheckpointError, match=r"Deep does not run on images of 2 × 4 .* set `model.image_size`"):
+        classifier_logits(Deep(3, 3, 3), torch.zeros(1, 3, 2, 4))
+    with pytest.raises(RuntimeError, match="expected input"):
+        classifier_logits(Deep(3, 3, 3), torch.zeros(1, 2, 4, 4))
+
+
 def test_a_classifier_without_logits_is_refused() -> None:
     model = transformers.PPLCNetForImageClassification(transformers.PPLCNetConfig(scale=0.25, class_expand=16)).eval()
     with pytest.raises(CheckpointError, match=r"PPLCNetForImageClassification gives .* without logits"):

@@ -22,7 +22,7 @@ from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.image import ImageData, ImageModel, ImageStage
 from tltasks.data.corruptions import corrupt_image, corrupt_rows
 from tltasks.data.splits import Columns, Split
-from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import relabel
 from tltasks.models.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images
 from tltasks.models.loading import ModelLoader
@@ -56,6 +56,8 @@ from tltasks.tasks.image.zero_shot import (
 from tltasks.tasks.multi_label import MultiLabelTask, are_many
 
 Plan = StagePlan[ImageModel, ImageData, ImageStage]
+TOO_SMALL = ("Kernel size can't be greater than actual input size", "Output size is too small")
+"""torch's words for what is smaller than a convolution, or a pooling, that it comes to (2.14)."""
 ONNX_USAGE = """import numpy as np
 import onnxruntime
 from PIL import Image
@@ -256,8 +258,19 @@ class MultiLabelImages(MultiLabelTask[ImageModel, ImageData, ImageStage], ImageC
 
 
 def classifier_logits(model: nn.Module, pixels: Tensor) -> Tensor:
-    """A classifier's logits. Raises CheckpointError for one that names none, as transformers' pipeline would."""
-    output = model(pixel_values=pixels)
+    """A classifier's logits. Raises CheckpointError for one that names none, as transformers' pipeline would, and for
+    images that are too small for its convolutions.
+    """
+    try:
+        output = model(pixel_values=pixels)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in TOO_SMALL):
+            raise
+        shape = " × ".join(map(str, pixels.shape[2:]))
+        raise CheckpointError(
+            f"{type(model).__name__} does not run on images of {shape} ({first_line(error)}); set `model.image_size` "
+            "to a larger one."
+        ) from error
     try:
         logits: Tensor = output.logits
     except AttributeError as error:  # PP-LCNet (transformers 5.24, modeling_pp_lcnet.py)

@@ -147,11 +147,16 @@ class TextPretraining(
         if not isinstance(self.objective, CausalLanguage):
             return None
         ids, name = ordinary_ids(self.tokenizer), self.source.display_name
-        return try_decoder(model, ids, tokens=self.max_tokens, pad=self._pad, beams=None, display_name=name)
+        asked = getattr(model.generation_config, "num_beams", None) or 1  # by which the saved model is to write
+        beams = asked if asked > 1 else None
+        return try_decoder(model, ids, tokens=self.max_tokens, pad=self._pad, beams=beams, display_name=name)
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
         try:
-            return super(TextPretraining, self.tried(built.model)).finish_build(built)
+            found = super(TextPretraining, self.tried(built.model)).finish_build(built)
+            if not found.task.habits.caches:
+                found.model.generation_config.use_cache = False  # RWKV has no beams beside one (transformers 5.24)
+            return found
         except FAILS as error:
             raise CheckpointError(
                 f"model {self.source.display_name}: {type(built.model).__name__} cannot be trained by "
