@@ -18,6 +18,7 @@ from rich.console import Console
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import RunPlan, is_on_hub, remote_code
 from tltasks.config.stage import StagePlan
+from tltasks.config.tasks import TASKS
 from tltasks.data.near_duplicates import Likeness
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import Interrupted
@@ -84,6 +85,8 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
     for stage in plan.stages:
         check_base_dtype(stage.stage.base_dtype, state.device)
     devices.set_num_threads(state.num_processes)
+    if all(TASKS[stage.task].input.kind != "image" for stage in plan.stages):
+        devices.keep_fewer_kernels()
     devices.quieten_libraries(interactive=state.is_main_process and sys.stderr.isatty())
     # Accelerate keeps one number format for a process (accelerate 1.15, state.py); runs may have different ones.
     AcceleratorState._reset_state()

@@ -102,16 +102,17 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     model, interpolation, baselines = _interpolate(context, stage, model, predict)
     stage, known = _settle(stage, model, predict)
     predict = partial(predict_rows, context.accelerator, stage.task, workers=context.workers(plan))
-    difference = max(difference, _save(context, stage, model, adapter=adapter))
-    weights = dataclasses.replace(
-        provenance, start=plan.stage.start, adapter=adapter, saved_difference=difference, adapter_effect=effect
-    )
+    saved = _save(context, stage, model, adapter=adapter)
     # ----------------------------------------------------------------------------------------- evaluate
     hold_cast(model, context.precision)
     predictions = {n: known.get(n) or predict(model, split.rows) for n, split in stage.evaluated.items()}
     robustness = _measure_robustness(context, stage, model, predictions, predict)
-    del model
+    del model  # before it is loaded again
     context.accelerator.free_memory()
+    difference = max(difference, _difference_when_loaded(context, stage, saved))
+    weights = dataclasses.replace(
+        provenance, start=plan.stage.start, adapter=adapter, saved_difference=difference, adapter_effect=effect
+    )
     # -------------------------------------------------------------------------------------------- score
     scores, beside, leaks, examples = _score(context, stage, predictions, baselines, earlier)
     if doubt := _doubt(weights):
@@ -238,6 +239,7 @@ def _train(
     model, head = adapt_model(stage, built)
     hold_frozen(context, stage, model)
     progress = _loop(context, stage, model, head)
+    context.accelerator.free_memory()  # it keeps the optimiser
     devices.release_memory()
     beside = _outputs(context, stage, model) if is_quantized(model) else None
     if is_held(model):
@@ -477,14 +479,12 @@ def _merge(
     return whole, 0.0 if keep else largest_difference(ours, _outputs(context, stage, whole)), effect
 
 
-def _save(context: Context, stage: PreparedStage, model: nn.Module, *, adapter: bool) -> float:
-    """Save the model where the run, or the next stage, takes it from, and see how far it is another when loaded again.
-
-    The commonest fault of published models is a head that did not come along.
-    """
+def _save(
+    context: Context, stage: PreparedStage, model: nn.Module, *, adapter: bool
+) -> tuple[list[Path], list[Outputs]]:
+    """Save the model where the run, or the next stage, takes it from: these folders, and its outputs for some rows."""
     plan, run = stage.plan, context.plan
     folders = [run.output] * (plan.index == run.final.index) + [context.folder(plan)] * run.feeds_next(plan)
-    ours, difference = _outputs(context, stage, model), 0.0
     for folder in folders:
 
         def write(folder: Path = folder) -> None:
@@ -492,9 +492,17 @@ def _save(context: Context, stage: PreparedStage, model: nn.Module, *, adapter: 
                 stage.task.save(place, model, adapter=adapter)
 
         context.on_main(write)
-        again = _outputs(context, stage, stage.task.reload(folder / "model"))
-        difference = max(difference, largest_difference(ours, again))
-    return difference
+    return [folder / "model" for folder in folders], _outputs(context, stage, model)
+
+
+def _difference_when_loaded(context: Context, stage: PreparedStage, saved: tuple[list[Path], list[Outputs]]) -> float:
+    """How far the model that `_save` has saved is another when it is loaded again.
+
+    The commonest fault of published models is a head that did not come along.
+    """
+    folders, ours = saved
+    again = (_outputs(context, stage, stage.task.reload(folder)) for folder in folders)
+    return max((largest_difference(ours, theirs) for theirs in again), default=0.0)
 
 
 def _outputs(context: Context, stage: PreparedStage, model: nn.Module) -> list[Outputs]:

@@ -348,6 +348,11 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """
 
     @property
+    def cpu_training_budget(self) -> int:
+        """The same for training, which keeps what the backward pass waits for."""
+        return self.cpu_batch_budget
+
+    @property
     def sequence_length(self) -> int | None:
         """Positions that attend to each other in every row, where that is known and alike for all."""
         return None

@@ -29,7 +29,7 @@ from tltasks.data.splits import EncodedSplit
 from tltasks.errors import TrainingError
 from tltasks.metrics import paired_difference
 from tltasks.results.result import Score
-from tltasks.runtime.devices import pass_budget
+from tltasks.runtime.devices import Resident, pass_budget
 from tltasks.runtime.files import whole_file
 from tltasks.tasks.base import Batch, Embeds, Outputs, Prediction, References, Rescore, TaskBase, config_content
 from tltasks.training.batches import read_batches
@@ -71,7 +71,7 @@ def _for_each_row(
     left = np.arange(rank, len(rows), accelerator.num_processes)
     # One place a row: what is kept beside it would grow with the data.
     found: list[T] = [None] * len(rows)  # type: ignore[list-item]
-    done = np.zeros(len(rows), bool)
+    done, resident = np.zeros(len(rows), bool), Resident(accelerator.device)
     while len(left):
         pieces = micro_batches(left, world=1, rank=0, max_rows=len(left), lengths=lengths, budget=budget)
         batches = read_batches(partial(task.collate_eval, rows), pieces, workers=workers)
@@ -85,6 +85,7 @@ def _for_each_row(
                 for row, value in zip(piece.tolist(), values, strict=True):
                     found[row] = value
                 done[piece] = True
+                resident.bound()
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise

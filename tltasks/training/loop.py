@@ -29,7 +29,7 @@ from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epo
 from tltasks.errors import DataError, Interrupted, RecipeError, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
 from tltasks.models.fast_steps import fast_steps
-from tltasks.runtime.devices import on_main_process, pass_budget
+from tltasks.runtime.devices import Resident, on_main_process, pass_budget
 from tltasks.tasks.base import Batch, TaskBase
 from tltasks.training.batches import read_batches
 from tltasks.training.checkpoint import (
@@ -165,6 +165,7 @@ class _Training:
             model, stage, head=job.head, new_head=job.new_head, total_steps=job.total_steps
         )
         self.progress = self._resume()
+        self.resident = Resident(accelerator.device)
         self.rows = job.rows
         """Those of the epoch, which numbers in a step's rows are places among."""
 
@@ -242,6 +243,7 @@ class _Training:
         optimizer.step()
         self.regularization.after_step(self.progress.step + 1)
         optimizer.zero_grad(set_to_none=True)
+        self.resident.bound()
         return loss, norm
 
     def _backward(self, batches: list[Batch], weight: float, seeds: list[int]) -> Tensor:
@@ -422,7 +424,7 @@ def _divider(
     max_rows = math.ceil(
         (share if stage.micro_batch == "auto" else min(stage.micro_batch, share)) / 2**halvings / lanes
     )
-    budget = max(1, pass_budget(accelerator.device, job.task.cpu_batch_budget) // lanes >> halvings)
+    budget = max(1, pass_budget(accelerator.device, job.task.cpu_training_budget) // lanes >> halvings)
     return partial(
         micro_batches,
         world=world,

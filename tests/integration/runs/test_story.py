@@ -1,6 +1,7 @@
 """What a run refuses, repeats not, hands on from stage to stage and writes; training itself is in test_training."""
 
 import copy
+import gc
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim import AdamW
+from transformers import ViTForImageClassification
 
 from tests.tiny.images import COLOURS, save_data, save_model, write_recipe
 from tests.tiny.runs import largest_difference, run_recipe, weights
@@ -78,14 +81,17 @@ def test_a_saved_model_that_answers_otherwise_is_not_trusted(
 ) -> None:
     from tltasks.tasks.image.classification import ImageClassification
 
-    reload = ImageClassification.reload
+    reload, alive = ImageClassification.reload, list[str]()
 
     def without_head(self: Any, folder: Path) -> Any:
+        alive.extend(type(it).__name__ for it in gc.get_objects() if type(it) in (ViTForImageClassification, AdamW))
         model = reload(self, folder)
         with torch.no_grad():
             model.classifier.bias.copy_(torch.tensor([0.0, 0.0, 1e4]))
         return model
 
+    gc.collect()
+    gc.freeze()  # models of other tests
     monkeypatch.setattr(ImageClassification, "reload", without_head)
     changes = ("stages.0.epochs=1", "stages.0.adapt=full")
     for resume in (False, True):
@@ -94,6 +100,7 @@ def test_a_saved_model_that_answers_otherwise_is_not_trusted(
     assert list((tmp_path / "run" / "checkpoints").rglob("step-*"))
     result = load_result(tmp_path / "run" / "result.json")
     assert result.best.weights.saved_difference > 100
+    assert alive == []  # what is loaded again does not stand beside what was trained, nor beside its optimiser
     for file in ("report.html", "README.md"):
         assert "not to be trusted" in (tmp_path / "run" / file).read_text()
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,3 +118,23 @@ def test_outside_the_main_thread_nothing_is_handled() -> None:
     thread.start()
     thread.join()
     assert answers == [False]
+
+
+def test_freed_memory_is_given_back_once_there_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    mebibytes = iter([500, 600, 700, 900, 910, 1100])
+    trimmed: list[int] = []
+
+    class Process:
+        def memory_info(self) -> SimpleNamespace:
+            self.rss = next(mebibytes)
+            return SimpleNamespace(rss=self.rss * 2**20)
+
+    monkeypatch.setattr(devices.psutil, "Process", Process)
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    monkeypatch.setattr(devices, "_trim", lambda: trimmed.append(1))
+    resident, counts = devices.Resident(torch.device("cpu")), []
+    for _ in range(6):
+        resident.bound()
+        counts.append(len(trimmed))
+    assert counts == [0, 0, 1, 1, 1, 2]  # above the least since the last time by 128 MiB
+    devices.Resident(torch.device("cuda")).bound()  # whose memory is no business of the C library's

@@ -212,6 +212,10 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def cpu_batch_budget(self) -> int:
         return self.recogniser.cpu_batch_budget
 
+    @property
+    def cpu_training_budget(self) -> int:
+        return self.recogniser.cpu_training_budget or self.recogniser.cpu_batch_budget
+
     def preprocess(self, split: Split) -> Callable[[Columns], Columns]:
         """Audio is decoded once; targets are of the training split alone, and so is the limit on its length."""
 

@@ -75,6 +75,8 @@ class Recogniser(ABC):
     family: ClassVar[Family]
     cpu_batch_budget: ClassVar[int]
     """Sum of `costs` of one forward pass that keeps a CPU busy."""
+    cpu_training_budget: ClassVar[int | None] = None
+    """The same for training, where less will do: answers are written for all rows at once, a token at a time."""
     joint: ClassVar[str]
     """Text between those of two pieces of one clip."""
 

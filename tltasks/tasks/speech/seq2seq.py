@@ -66,6 +66,7 @@ class SequenceRecogniser(Recogniser):
 
     family: ClassVar[Family] = "sequence-to-sequence"
     cpu_batch_budget: ClassVar[int] = 8 * 3600
+    cpu_training_budget: ClassVar[int | None] = 4 * 3600
     joint: ClassVar[str] = ""
 
     generation: GenerationConfig
