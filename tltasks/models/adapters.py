@@ -379,9 +379,9 @@ def find_head(model: PreTrainedModel, enlarge: Callable[[PretrainedConfig], None
     else:
         _label(config, [*config.id2label.values(), "one more"])
     with torch.device("meta"):
-        other = type(model)(config).state_dict()
-    own = model.state_dict()
-    head = {k.rpartition(".")[0] for k, tensor in own.items() if k not in other or other[k].shape != tensor.shape}
+        other = type(model)(config)
+    own, sizes = weight_sizes(model, repeated=True), weight_sizes(other, repeated=True)
+    head = {name.rpartition(".")[0] for name, (shape, _) in own.items() if name not in sizes or sizes[name][0] != shape}
     return [name for name, _ in model.named_modules() if name in head]
 
 

@@ -36,6 +36,10 @@ class Held(nn.Module):
     compute_dtype = torch.float32
     """The format in which PEFT makes an adapter beside it (peft 0.21, tuners_utils.py), from its first draw on."""
 
+    def __new__(cls, *arguments: Any, **keys: Any) -> Any:
+        """A plain layer where PEFT makes one of the same type beside it (0.21, tuners/lora/layer.py, `_ConvNd`)."""
+        return _PLAIN[cls](*arguments, **keys) if arguments else super().__new__(cls)
+
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight, for products in a format."""
         return self.weight.to(dtype)
@@ -100,7 +104,7 @@ class HeldConv1d(_HeldConvolution, nn.Conv1d):
 
 
 class _Places(threading.local):
-    """Where quantised weights are made whole, by the format; another for each thread."""
+    """Places in which quantised weights are made whole, by the format; each thread has its own."""
 
     def __init__(self) -> None:
         self.by_dtype: dict[torch.dtype, Tensor] = {}
@@ -385,10 +389,13 @@ def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, Quantized) for module in model.modules())
 
 
-def weight_sizes(model: nn.Module) -> dict[str, tuple[torch.Size, bool]]:
-    """The shape of each weight, those of quantised layers as they are when whole, and whether it is trained."""
+def weight_sizes(model: nn.Module, *, repeated: bool = False) -> dict[str, tuple[torch.Size, bool]]:
+    """The shape of each weight, those of quantised layers as they are when whole, and whether it is trained.
+
+    Weights of several names are there once, unless they are to be `repeated`.
+    """
     found = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(remove_duplicate=not repeated):
         module, _, own = name.rpartition(".")
         layer = model.get_submodule(module)
         if not isinstance(layer, Quantized) or own == "bias":

@@ -30,6 +30,7 @@ from transformers.utils import CONFIG_NAME
 
 from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
+from tltasks.models.held import weight_sizes
 from tltasks.models.packages import cannot_open, missing_packages
 from tltasks.models.trial import lend
 from tltasks.results.result import Provenance
@@ -311,7 +312,9 @@ def check_loaded(model: PreTrainedModel, new: list[str], *, head: list[str], dis
     """
     if new == ["all"]:
         return 0.0
-    backbone = {k: t.numel() for k, t in model.state_dict().items() if not any(k.startswith(f"{h}.") for h in head)}
+    sizes = {k: t.numel() for k, t in model.state_dict().items() if not k.endswith((".codes", ".scales"))}
+    sizes |= {k: shape.numel() for k, (shape, _) in weight_sizes(model, repeated=True).items()}
+    backbone = {k: size for k, size in sizes.items() if not any(k.startswith(f"{h}.") for h in head)}
     lost = [key for key in new if key in backbone]
     share: float = sum(backbone[key] for key in lost) / max(1, sum(backbone.values()))
     if share > LARGEST_SHARE_NEW:

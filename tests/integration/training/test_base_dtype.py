@@ -22,7 +22,14 @@ from tltasks.runs import stage as stage_module
 from tltasks.runtime.precision import check_base_dtype
 
 LORA = "{stage: STAGE, steps: 4, batch_size: 8, learning_rate: 5e-3, adapt: {lora: {rank: 4}}, KEYS}"
-ROOMS: dict[str, Any] = {"t5": texts, "whisper": speech, "vit": images, "bert": topics, "gpt2": topics}
+ROOMS: dict[str, Any] = {
+    "t5": texts,
+    "whisper": speech,
+    "vit": images,
+    "resnet": images,
+    "bert": topics,
+    "gpt2": topics,
+}
 
 
 def written(folder: Path, name: str, keys: str, *, stage: str | None = None, **top: Any) -> Path:
@@ -213,6 +220,16 @@ def test_what_cannot_be_held_is_refused(tmp_path: Path, monkeypatch: Any) -> Non
     monkeypatch.setattr("tltasks.runs.refusals.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"base_dtype: int8 needs bitsandbytes.*pip install 'tltasks\[quantized\]'"):
         run_recipe(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("name", ["vit", pytest.param("resnet", marks=pytest.mark.exhaustive)])
+def test_as_much_is_trained_beside_held_layers_as_beside_others(tmp_path: Path, name: str, dtype: str) -> None:
+    stage = "{stage: transfer, steps: 1, batch_size: 8, learning_rate: 5e-3, base_dtype: DTYPE, adapt: lora}"
+    recipes = [written(tmp_path / it, name, "", stage=stage.replace("DTYPE", it)) for it in ("fp32", dtype)]
+    plain, held = (run_recipe(recipe, recipe.parent / "run").stages[0] for recipe in recipes)
+    assert (held.trainable_parameters, held.total_parameters) == (plain.trainable_parameters, plain.total_parameters)
+    assert held.weights.saved_difference < 1e-4
 
 
 LAYERS = {
