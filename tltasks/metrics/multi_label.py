@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tltasks.metrics.arrays import Floats, Ints
 from tltasks.metrics.classification import class_parts, ranking_parts
 
-FEWEST_ROWS = 10
+FEWEST_ROWS = 20
 """Rows of a class from which it has a threshold of its own."""
 
 
@@ -23,10 +23,10 @@ def multi_label(
 
     probabilities = np.asarray(probabilities, np.float64)
     by_class = precision_recall_fscore_support(truth, chosen, average=None, zero_division=0.0)
-    columns = zip(probabilities.T, truth.T, strict=True)
-    precisions = [average_precision(p, y)[0] if y.any() else float("nan") for p, y in columns]
-    names = ("mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy")
+    precisions = _precisions(probabilities, truth)
+    names = ("micro_f1", "macro_f1", "subset_accuracy")
     values = {name: ratio(multi_label_row_scores(name, probabilities, chosen, truth)) for name in names}
+    values = {"mean_average_precision": mean_average_precision(probabilities, truth), **values}
     values["loss"] = float(-np.log(np.clip(np.where(truth, probabilities, 1 - probabilities), 1e-12, None)).mean())
     keys = ("class", "precision", "recall", "f1", "support", "average_precision", "threshold")
     own = np.asarray(thresholds, np.float64).tolist()
@@ -37,7 +37,9 @@ def multi_label(
 def multi_label_row_scores(metric: str, probabilities: Floats, chosen: Ints, truth: Ints) -> NDArray[np.float64]:
     """Each row's part in a metric, [rows, 2]: a numerator and a denominator, of which the metric is the ratio of sums.
 
-    Of what is no ratio over rows, a row's part is the metric and its influence on it, as in `class_row_scores`.
+    Macro-F1 is no ratio over rows; there a row's part is the metric and its influence on it, as in `class_row_scores`.
+    Average precision of few rows is more than that of many, so there it is a jackknife pseudo-value, by whose mean that
+    is taken off (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, §11.5).
     """
     guess, true, one = np.asarray(chosen, np.float64), np.asarray(truth, np.float64), np.ones(len(truth))
     if metric == "subset_accuracy":
@@ -49,8 +51,19 @@ def multi_label_row_scores(metric: str, probabilities: Floats, chosen: Ints, tru
     if metric == "auroc":
         return ranking_parts(probabilities, true)
     both = [average_precision(probabilities[:, i], true[:, i]) for i in np.flatnonzero(true.any(0))]
-    parts = [value + influence for value, influence in both]
+    parts = [len(true) * value - (len(true) - 1) * without for value, without in both]
     return np.stack([np.mean(parts, axis=0) if parts else np.full(len(true), np.nan), one], axis=1)
+
+
+def mean_average_precision(scores: Floats, truth: Ints) -> float:
+    """Mean over the classes that occur, of scores and truth [rows, classes]; NaN where none does."""
+    known = [value for value in _precisions(scores, truth) if value == value]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _precisions(scores: Floats, truth: Ints) -> list[float]:
+    columns = zip(scores.T, truth.T, strict=True)
+    return [average_precision(s, y)[0] if y.any() else float("nan") for s, y in columns]
 
 
 def ratio(row_scores: Floats) -> float:
@@ -60,26 +73,27 @@ def ratio(row_scores: Floats) -> float:
 
 
 def average_precision(scores: Floats, truth: Floats) -> tuple[float, NDArray[np.float64]]:
-    """Mean precision at the rows that have the class, by their scores; and what each row's weight would change of it.
+    """Mean precision at the rows that have the class, of which there is one, by their scores; and without each row.
 
-    Rows of one score stand at one place. The second is the derivative by the row's weight times the number of rows (the
-    infinitesimal jackknife; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, §22.6).
+    Rows of one score stand at one place. Without the only row of the class, it is what it was.
 
-    >>> value, influence = average_precision(np.array([0.9, 0.8, 0.8, 0.1]), np.array([1.0, 0.0, 1.0, 0.0]))
-    >>> round(value, 4), influence[:3].round(2).tolist(), bool(abs(influence.sum()) < 1e-12)
-    (0.8333, [0.56, -0.44, -0.11], True)
+    >>> value, without = average_precision(np.array([0.9, 0.8, 0.8, 0.1]), np.array([1.0, 0.0, 1.0, 0.0]))
+    >>> round(value, 4), without.round(4).tolist()
+    (0.8333, [0.5, 1.0, 1.0, 0.8333])
     """
     order = np.argsort(-scores, kind="stable")
     true, ordered = truth[order].astype(np.float64), scores[order]
     starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
     sizes = np.diff(np.append(starts, len(true)))
     at, first = np.repeat(starts + sizes, sizes), np.repeat(starts, sizes)  # rows of this score or a better one
-    precision = np.cumsum(true)[at - 1] / at
-    value = float((true * precision).sum() / true.sum())
-    below, lost = (np.cumsum(part[::-1])[::-1][first] for part in (true / at, true * precision / at))
-    influence = np.empty(len(true))
-    influence[order] = (true * (precision - value + below) - lost) * len(true) / true.sum()
-    return value, influence
+    hits, n_hits, fewer = np.cumsum(true)[at - 1], true.sum(), np.maximum(at - 1, 1)
+    better = np.append(0.0, np.cumsum(true * hits / at))  # rows whose precision stays
+    later, each = (np.cumsum(part[::-1])[::-1] for part in (true * hits / fewer, true / fewer))
+    own = true * (hits - 1) / fewer
+    without = np.empty(len(true))
+    without[order] = (better[first] + later[first] - true * each[first] - own) / np.maximum(n_hits - true, 1)
+    value = float(better[-1] / n_hits)
+    return value, without if n_hits > 1 else np.where(truth > 0, value, without)
 
 
 def fit_thresholds(probabilities: Floats, truth: Ints) -> NDArray[np.float64]:

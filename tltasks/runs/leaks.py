@@ -108,7 +108,7 @@ def _without(stage: PreparedStage, rows: set[int]) -> PreparedStage:
     train = stage.encoded["train"]
     kept = np.setdiff1d(np.arange(len(train.rows)), sorted(rows))
     left = train.rows.select(kept)
-    lost = set(train.rows["label"]) - set(left["label"]) if "label" in left.column_names else set()
+    lost = _classes(train.rows) - _classes(left)
     if not len(left) or lost:
         what = f"{len(lost):,} classes have no row left" if lost else "no row is left"
         raise DataError(f"{train.where}: without near-duplicates of rows that are scored, {what}.")
@@ -117,6 +117,12 @@ def _without(stage: PreparedStage, rows: set[int]) -> PreparedStage:
     note = f"{len(rows):,} rows are left out, near-duplicates of rows that are scored"
     told = {**stage.split_notes, "train": [*stage.split_notes.get("train", []), note]}
     return dataclasses.replace(stage, encoded=encoded, split_notes=told)
+
+
+def _classes(rows: datasets.Dataset) -> set[object]:
+    """Classes that rows have, one each or any number."""
+    labels = rows["label"] if "label" in rows.column_names else []
+    return {one for label in labels for one in (label if isinstance(label, list) else [label])}
 
 
 # ------------------------------------------------------------------------------------------ results

@@ -20,7 +20,7 @@ from torch.nn import functional
 from tltasks.config.stage import Stage
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import CheckpointError
-from tltasks.metrics.multi_label import multi_label_row_scores, ratio
+from tltasks.metrics.multi_label import mean_average_precision
 from tltasks.tasks.base import TaskBase
 from tltasks.training.checkpoint import Progress
 from tltasks.training.evaluation import Features, cached_features
@@ -172,5 +172,4 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
     if labels.ndim == 1:
         return float((logits.argmax(1) == labels).double().mean())
-    truth = labels.numpy()
-    return ratio(multi_label_row_scores("mean_average_precision", logits.detach().numpy(), truth, truth))
+    return mean_average_precision(logits.detach().numpy(), labels.numpy())
