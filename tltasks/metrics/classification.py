@@ -76,6 +76,8 @@ def class_row_scores(
 def class_parts(hits: Floats, sizes: Floats) -> NDArray[np.float64]:
     """Each row's part in the mean over classes of hits / sizes, both [rows, classes], as in `class_row_scores`."""
     has_rows = sizes.sum(0) > 0
+    if not has_rows.any():
+        return np.full((len(hits), 2), [np.nan, 1.0])
     shares = hits.sum(0)[has_rows] / sizes.sum(0)[has_rows]
     influence = (hits[:, has_rows] - shares * sizes[:, has_rows]) / sizes[:, has_rows].mean(0)
     return np.stack([shares.mean() + influence.mean(1), np.ones(len(hits))], axis=1)

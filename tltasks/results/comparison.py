@@ -201,5 +201,5 @@ def decimals(*values: float) -> int:
     >>> decimals(0.5, 0.46, 0.54), decimals(0.01, 0.0004, 0.02), decimals(12.0, 0.0, 15.0)
     (3, 4, 3)
     """
-    smallest = min((abs(value) for value in values if value), default=1.0)
+    smallest = min((abs(value) for value in values if value and math.isfinite(value)), default=1.0)
     return min(12, max(3, math.ceil(-math.log10(2 * smallest))))

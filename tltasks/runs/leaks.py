@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,8 @@ def summarise(
     without = np.zeros_like(row_scores)
     without[kept] = task.row_scores(*others)
     rest = task.score(*others, intervals=True)
+    if math.isnan(rest.value):  # none of the rows that are left has a class
+        return found
     interval = paired_difference(row_scores, without, most=task.top_score)
     return dataclasses.replace(found, value=rest.value, ci95=rest.ci95, difference_ci95=interval)
 

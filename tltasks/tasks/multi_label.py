@@ -24,7 +24,7 @@ from tltasks.config.stage import ModelT
 from tltasks.data.label_lists import is_list
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
-from tltasks.metrics.multi_label import fit_thresholds, multi_label, multi_label_row_scores
+from tltasks.metrics.multi_label import fit_thresholds, multi_label, multi_label_row_scores, ratio
 from tltasks.models.adapters import MULTI_LABEL, unwrap_model
 from tltasks.results.result import Score
 from tltasks.tasks.base import Prediction, References, RowScores
@@ -162,8 +162,9 @@ class MultiLabelTask(ClassificationTask[ModelT, ClassDataT, ClassStageT]):
             self.class_names,
             np.array(self._thresholds),
         )
-        low, high = self.interval(self.row_scores(predictions, references), intervals=intervals)
-        values = {self.headline: values.pop(self.headline), **values}
+        row_scores = self.row_scores(predictions, references)
+        low, high = self.interval(row_scores, intervals=intervals)
+        values = {self.headline: values.pop(self.headline, ratio(row_scores)), **values}
         return Score(values, self.headline, (max(low, 0.0), min(high, 1.0)), details)
 
     def columns(self, predictions: Sequence[Prediction], references: References) -> Columns:

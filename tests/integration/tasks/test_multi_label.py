@@ -164,6 +164,17 @@ def test_the_loss_is_of_each_class_by_itself(zoo: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("metric", ["mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy", "auroc"])
+def test_the_metric_that_decides_is_the_first(zoo: Path, tmp_path: Path, metric: str) -> None:
+    stage = opened(recipe(zoo, tmp_path, stage={"metric": metric}))
+    rows, task = stage.encoded["validation"].rows, stage.task
+    predictions = task.baselines(stage.encoded["train"], rows)["tfidf"]
+    score = task.score(predictions, task.references(rows), intervals=True)
+    assert next(iter(score.values)) == score.headline == metric
+    low, high = score.ci95
+    assert 0 <= low <= score.value <= high <= 1
+
+
 def test_pictures_are_mixed_with_all_their_classes(zoo: Path, tmp_path: Path) -> None:
     stage = opened(recipe(zoo, tmp_path, "pictures", stage={"augment": {"mixup": 0.4}}))
     batch = stage.task.collate_train(stage.encoded["train"].rows, [0, 1, 2], epoch=0)
