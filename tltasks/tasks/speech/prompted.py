@@ -31,6 +31,7 @@ from tltasks.config.tasks.speech import SpeechModel
 from tltasks.errors import CheckpointError, RecipeError, first_line
 from tltasks.models.adapters import generating_model
 from tltasks.models.loading import open_generation
+from tltasks.models.packages import cannot_open, missing_packages
 from tltasks.tasks.base import IGNORED, Batch, Processor
 from tltasks.tasks.chat import fix_date
 from tltasks.tasks.speech.audio import Samples
@@ -113,6 +114,8 @@ class PromptedRecogniser(SequenceRecogniser):
         try:
             inputs = recogniser.request([torch.ones(recogniser.sampling_hz).numpy()])
         except (ValueError, TypeError, KeyError, ImportError, AttributeError, RuntimeError, OSError) as error:
+            if missing_packages(error):
+                raise cannot_open("processor", source.display_name, error, "") from error
             raise CheckpointError(
                 f"model {source.display_name}: its processor makes no request for a transcript ({first_line(error)}). "
                 "Name a `language` that it knows, and see that its files (chat_template.jinja among them) are there."

@@ -22,6 +22,7 @@ from tltasks.errors import CheckpointError, RecipeError
 from tltasks.inference.predictor import Predictor
 from tltasks.models.adapters import find_lora_targets, unwrap_model
 from tltasks.models.loading import open_config, open_generation
+from tltasks.models.memory import rehearse_step
 from tltasks.tasks.speech.ctc import CtcRecogniser
 from tltasks.tasks.speech.prompted import PromptedRecogniser
 from tltasks.tasks.speech.recognition import draw_nothing, open_processor, with_parts
@@ -146,6 +147,8 @@ def test_a_transducer_hears_and_learns_a_clip_as_alone(name: str, tmp_path: Path
     assert said == [tried.transcribe(model, tried.read([clip]))[0] for clip in CLIPS]
     assert any(transcript.text for transcript in said)
     assert recogniser.misfit(0.1, [3] * 99) is None  # a step takes any number of tokens
+    batch = {**tried.read(CLIPS), **tried.targets(labels)}
+    assert rehearse_step(model, tried.loss, batch, precision="fp32").activations > 0
     assert set(recogniser.head(model)) == {"decoder.embedding", "joint.head"}
 
 
