@@ -13,6 +13,7 @@ from tltasks.data.splits import EncodedSplit
 from tltasks.metrics import paired_difference
 from tltasks.results.result import Score, StageResult
 from tltasks.runs.context import Context, PreparedStage
+from tltasks.runtime.precision import hold_cast
 from tltasks.tasks.base import BuiltModel, Embeds, Prediction, TaskBase
 from tltasks.training.evaluation import NEIGHBOUR_ROWS, cached_features, drawn_rows, predict_rows
 
@@ -51,6 +52,7 @@ def _build_pretrained(context: Context, stage: PreparedStage) -> BuiltModel[Task
 def _pretrained_predictions(context: Context, stage: PreparedStage) -> dict[str, list[Prediction]]:
     """Predictions of the checkpoint as it stands."""
     pretrained, workers = _build_pretrained(context, stage), context.workers(stage.plan)
+    hold_cast(pretrained.model, context.precision)
     return {
         name: predict_rows(context.accelerator, pretrained.task, pretrained.model, split.rows, workers=workers)
         for name, split in stage.evaluated.items()
@@ -62,16 +64,19 @@ def _nearest_neighbours(context: Context, stage: PreparedStage) -> dict[str, lis
     task, model = stage.task, _build_pretrained(context, stage).model
     assert isinstance(task, Embeds)
     known = _known(stage)
-    if len(known.rows) > NEIGHBOUR_ROWS:
-        sample = known.rows.select(drawn_rows(len(known.rows), NEIGHBOUR_ROWS, seed=context.seed))
+    drawn = drawn_rows(len(known.rows), NEIGHBOUR_ROWS, seed=context.seed)
+    looked = known
+    if len(drawn) < len(known.rows) and not stage.plan.kind.cached:  # which takes the features of all rows
         fingerprint = f"{known.fingerprint}, {NEIGHBOUR_ROWS} rows by {context.seed}"
-        known = dataclasses.replace(known, rows=sample, fingerprint=fingerprint)
+        looked = dataclasses.replace(known, rows=known.rows.select(drawn), fingerprint=fingerprint)
 
     def features(split: EncodedSplit) -> NDArray[np.float32]:
         workers = context.workers(stage.plan)
         return cached_features(context.accelerator, task, model, task.head(model)[0], split, workers=workers)
 
-    vectors, references = features(known), task.references(known.rows)
+    vectors = features(looked)
+    vectors = vectors if len(vectors) == len(drawn) else vectors[drawn]
+    references = task.references(known.rows.select(drawn))
     return {name: task.knn_predict(vectors, references, features(split)) for name, split in stage.evaluated.items()}
 
 

@@ -353,6 +353,11 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         return self.cpu_batch_budget
 
     @property
+    def passes_together(self) -> int:
+        """Passes of a CPU whose rows are answered together: writing a token takes all weights, however many rows do."""
+        return 1
+
+    @property
     def sequence_length(self) -> int | None:
         """Positions that attend to each other in every row, where that is known and alike for all."""
         return None

@@ -28,9 +28,11 @@ from tltasks.data.cache_keys import code_version
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import TrainingError
 from tltasks.metrics import paired_difference
+from tltasks.models.writing import fast_passes
 from tltasks.results.result import Score
 from tltasks.runtime.devices import Resident, pass_budget
 from tltasks.runtime.files import whole_file
+from tltasks.runtime.precision import choose_attention
 from tltasks.tasks.base import Batch, Embeds, Outputs, Prediction, References, Rescore, TaskBase, config_content
 from tltasks.training.batches import read_batches
 
@@ -63,11 +65,16 @@ def _for_each_row(
     function: Callable[[Batch], Iterable[T]],
     *,
     workers: int,
+    passes: int = 1,
 ) -> list[T]:
-    """Apply `function` to every row: in their order, on every process, and each row computed by one process only."""
+    """Apply `function` to every row: in their order, on every process, and each row computed by one process only.
+
+    `passes`: the rows of so many passes of a CPU are in a batch.
+    """
     model.to(accelerator.device).eval()
     lengths, rank = task.lengths(rows), accelerator.process_index
     budget = pass_budget(accelerator.device, task.cpu_batch_budget)
+    budget *= passes if accelerator.device.type == "cpu" else 1
     left = np.arange(rank, len(rows), accelerator.num_processes)
     # One place a row: what is kept beside it would grow with the data.
     found: list[T] = [None] * len(rows)  # type: ignore[list-item]
@@ -80,7 +87,7 @@ def _for_each_row(
             for piece, batch in zip(pieces, batches, strict=True):
                 # Not in inference mode: BEiT keeps a tensor of its first pass for all models of the process, and could
                 # train none of them then (transformers 5.24, modeling_beit.py).
-                with torch.no_grad(), accelerator.autocast():
+                with torch.no_grad(), accelerator.autocast(), fast_passes():
                     values = function(send_to_device(batch, accelerator.device))
                 for row, value in zip(piece.tolist(), values, strict=True):
                     found[row] = value
@@ -104,7 +111,8 @@ def predict_rows(
     accelerator: Processes, task: TaskBase, model: nn.Module, rows: datasets.Dataset, *, workers: int
 ) -> list[Prediction]:
     """One prediction for each row, in order."""
-    return _for_each_row(accelerator, task, model, rows, lambda batch: task.predict(model, batch), workers=workers)
+    passes, predict = task.passes_together, partial(task.predict, model)
+    return _for_each_row(accelerator, task, model, rows, predict, workers=workers, passes=passes)
 
 
 def embed_rows(
@@ -127,6 +135,8 @@ def cached_features(
 
     The key is the content of the weights below the head and of the rows, and what they are encoded and computed with.
     """
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
+    choose_attention(model, tokens=task.sequence_length, device=accelerator.device, precision=precision)
     key = hashlib.sha256()
     config = config_content(model.config)
     attention = getattr(model.config, "_attn_implementation", None)

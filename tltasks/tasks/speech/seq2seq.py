@@ -34,6 +34,7 @@ from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.scripts import is_unspaced
 from tltasks.models.adapters import generating_model, unwrap_model
 from tltasks.models.loading import open_generation, open_tokenizer
+from tltasks.models.writing import write
 from tltasks.tasks.base import IGNORED, Batch, Processor, content_key
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_spectrogram
@@ -257,7 +258,6 @@ class SequenceRecogniser(Recogniser):
         ids: list[Tensor] = []
         spoken: list[str | None] = []
         told, known = getattr(self.generation, "language", None), getattr(self.generation, "lang_to_id", None) or {}
-        write = generating_model(model).generate
         for _, inputs in self._passes(batch):
             heard = {}
             if self.is_whisper and told is None and known:  # as `generate` itself would, and keep to itself
@@ -265,7 +265,7 @@ class SequenceRecogniser(Recogniser):
                 found = unwrap_model(model).detect_language(inputs["input_features"])
                 heard = {"language": [names[i] for i in found.tolist()]}
             criteria = StoppingCriteriaList([LoopCriterion()])
-            written = write(**inputs, **heard, stopping_criteria=criteria).cpu()
+            written = write(generating_model(model), {**inputs, **heard}, stopping=criteria).cpu()
             ids += written
             spoken += heard.get("language", [told] * len(written))
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -408,5 +408,8 @@ class LoopCriterion(StoppingCriteria):  # type: ignore[misc]
     """Stops the rows that loop: without it, each would go on to the longest output, and its batch with it."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        done = [has_loop(row) for row in input_ids.cpu()] if input_ids.shape[1] >= LOOPS[0][0] else []
-        return torch.tensor(done or [False] * len(input_ids), device=input_ids.device)
+        done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        for tail, most in LOOPS:
+            for period in range(1, most + 1) if input_ids.shape[1] >= tail else ():
+                done |= (input_ids[:, -tail:-period] == input_ids[:, period - tail :]).all(1)
+        return done

@@ -39,6 +39,7 @@ from tltasks.models.cross_entropy import target_losses
 from tltasks.models.decoder_trial import Habits, try_decoder
 from tltasks.models.encoder_trial import reads_padded
 from tltasks.models.loading import ModelLoader, open_config
+from tltasks.models.writing import read_in_parts, write
 from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import (
     IGNORED,
@@ -69,6 +70,8 @@ from tltasks.tasks.vocabulary import MOST_LOST, MOST_UNREAD, lost_share, n_chara
 Plan = StagePlan[TextModel, TextData, TextStage]
 PIECES_AT_ONCE = 16
 """Pieces in a pass of one document that is longer than the model reads at once."""
+PASSES_TOGETHER = 8
+"""Passes of a CPU through an encoder for which a decoder writes at once; the keys of all have to be in memory."""
 SHOWN_EXAMPLES = 3
 """Worst, median and best summaries of the report, of each as many."""
 
@@ -176,6 +179,10 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
             "max_document_tokens": self.form.max_document_tokens,
             "long_documents": self.plan.data.long_documents,
         }
+
+    @property
+    def passes_together(self) -> int:
+        return PASSES_TOGETHER if self.form.encoder_decoder else 1
 
     @property
     def may_pack(self) -> bool:
@@ -401,11 +408,12 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         return texts
 
     def _generate(self, model: nn.Module, inputs: Batch) -> list[str]:
-        written = generating_model(model).generate(
-            **inputs,
-            **self.global_attention(unwrap_model(model), inputs["input_ids"]),
-            generation_config=self._decoding(unwrap_model(model)),
-        )
+        own, writer = unwrap_model(model), generating_model(model)
+        generation = self._decoding(own)
+        asked = {**inputs, **self.global_attention(own, inputs["input_ids"])}
+        if self.passes_together > 1 and inputs["input_ids"].numel() > self.cpu_batch_budget and writer is own:
+            asked = read_in_parts(own, asked, budget=self.cpu_batch_budget) or asked
+        written = write(writer, asked, generation=generation)
         start = 0 if self.form.encoder_decoder else inputs["input_ids"].shape[1]
         return [self.form.decode(ids) for ids in written[:, start:]]
 
