@@ -37,8 +37,8 @@ transformers' own.
   learnt, and both answer alike. A number leads to a note.
 - **refused**: before training, with the reason at the number, which names what to do.
 - **–**: the model is none of the task's, for the reason at the number.
-- a blank: not tried, or the method has no meaning there. `full`, `head` and `lora` are tried for all, other methods for some
-  of each kind.
+- a blank: not tried, or the method has no meaning there. `full`, `head` and `lora` are tried for all, other methods for
+  some of each kind.
 
 An architecture is the `model_type` of a checkpoint's `config.json`, or the class in its `architectures` where a type
 has several; for timm the member of a family that was tried. One that is not here may serve all the same: targets and
