@@ -315,12 +315,15 @@ def _bands(size: int, hz: int) -> Floats:
 
 COARSE, FINE = 12, 24
 """Sides of the pictures that are compared: the grey mark, and the colours seen closely."""
-NEAR = 0.6
+FREQUENCIES = 7
+NEAR = 0.66
 """Distance of the low frequencies of two marks that may be alike, each vector of length one."""
 SAME_GREY, SAME_COLOUR = 24.0, 32.0
 """Levels by which two pictures may differ: their marks on the whole, and closely any 3 × 3 of 24 × 24 points."""
+SAME_SHARE = 0.45
+"""Share of their contrast by which two marks may differ."""
 NOISE = 4.0
-"""Levels by which pictures of one colour may differ; those of little contrast by as much as that is."""
+"""Levels by which pictures of one colour may differ; those of little contrast by as much as that is, seen closely."""
 LEAST = 8.0
 """Length of the low frequencies below which a picture is as good as empty."""
 FEW_KNOWN = 4096
@@ -338,8 +341,10 @@ class Pictures(Likeness):
 
     kind: ClassVar[Literal["image", "audio", "texts"]] = "image"
     columns: tuple[str, ...] = field(default=("pixels", "height", "width", "fitted"), init=False)
-    crops: bool
-    """Pictures that are not `fitted` are to be cut to the square in their middle, as those were."""
+    seen: float
+    """Share of each side of a picture, in its middle, that is left of those that are `fitted`; others are cut so."""
+    square: bool
+    """It is a share of the shorter side."""
     show: Callable[[Columns], bytes]
 
     def mark(self, columns: Columns) -> list[bytes]:
@@ -359,19 +364,22 @@ class Pictures(Likeness):
         sides = zip(*(columns[name] for name in ("pixels", "height", "width", "fitted")), strict=True)
         for content, height, width, fitted in sides:
             pixels = np.frombuffer(content or b"", np.uint8).reshape(3, height or 0, width or 0)
-            if self.crops and not fitted and height != width and content:
-                side, top, left = min(height, width), max(height - width, 0) // 2, max(width - height, 0) // 2
-                pixels = pixels[:, top : top + side, left : left + side]
+            if not fitted and content:
+                high, wide = (min(height, width),) * 2 if self.square else (height, width)
+                high, wide = max(round(self.seen * high), 1), max(round(self.seen * wide), 1)
+                top, left = (height - high) // 2, (width - wide) // 2
+                pixels = pixels[:, top : top + high, left : left + wide]
             found.append(pixels)
         return found
 
     def pairs(self, known: Sequence[bytes], asked: Sequence[bytes], most: int) -> Pairs:
         theirs, ours = (_of_marks(marks) for marks in (known, asked))
         found = _nearest(_low_frequencies(theirs), _low_frequencies(ours), most)
-        same = [
-            np.sqrt((_misfit(theirs[part[:, 0]], ours[part[:, 1]]) ** 2).mean((1, 2, 3))) <= SAME_GREY
-            for part in np.split(found, range(AT_ONCE, len(found), AT_ONCE))
-        ]
+        same = [np.zeros(0, bool)]
+        for part in np.split(found, range(AT_ONCE, len(found), AT_ONCE)):
+            both = theirs[part[:, 0]], ours[part[:, 1]]
+            misfit = np.sqrt((_misfit(*both, steps=1) ** 2).mean((1, 2, 3)))
+            same.append(misfit <= np.clip(SAME_SHARE * _contrast(*both), NOISE, SAME_GREY))
         alike: Pairs = found[np.concatenate(same)]
         return alike
 
@@ -383,10 +391,11 @@ class Pictures(Likeness):
             return np.zeros(0, bool)
         theirs, ours = (np.stack(looks).astype(np.float32) for looks in (known, asked))
         # Either may be the one that was cut.
-        misfits = (np.abs(uniform_filter(_misfit(*both), (0, 3, 3, 0))) for both in ((theirs, ours), (ours, theirs)))
+        misfits = (
+            np.abs(uniform_filter(_misfit(*both, steps=4), (0, 3, 3, 0))) for both in ((theirs, ours), (ours, theirs))
+        )
         least: Floats = np.minimum(*(misfit.max((1, 2, 3)) for misfit in misfits))
-        contrast = np.minimum(*(images.std((1, 2)).max(1) for images in (theirs, ours)))
-        same: NDArray[np.bool_] = least <= np.clip(contrast, NOISE, SAME_COLOUR)
+        same: NDArray[np.bool_] = least <= np.clip(_contrast(theirs, ours), NOISE, SAME_COLOUR)
         return same
 
 
@@ -420,8 +429,13 @@ def _averages(length: int, n: int) -> Floats:
 
 
 def _low_frequencies(images: Images) -> Floats:
-    """Directions of grey images, without their brightness, [images, 25]; empty ones have one of their own."""
-    found = fft.dctn(images[..., 0], axes=(1, 2), norm="ortho")[:, :5, :5].reshape(len(images), -1)[:, 1:]
+    """Directions of grey images, without their brightness, [images, 50]; empty ones have one of their own.
+
+    The higher a frequency the less of it there is, and the more images differ in it; so it is given more weight.
+    """
+    weights = np.hypot(*np.mgrid[:FREQUENCIES, :FREQUENCIES]).astype(np.float32) ** 0.5
+    waves = fft.dctn(images[..., 0], axes=(1, 2), norm="ortho")[:, :FREQUENCIES, :FREQUENCIES] * weights
+    found = waves.reshape(len(images), -1)
     length = np.linalg.norm(found, axis=1, keepdims=True)
     emptiness = np.sqrt(np.maximum(1 - (length / LEAST) ** 2, 0))
     directions: Floats = np.concatenate([found / np.maximum(length, LEAST), emptiness], 1)
@@ -455,26 +469,31 @@ def _nearest(known: Floats, asked: Floats, most: int) -> Pairs:
     return np.concatenate(parts)
 
 
-STEPS = 4
-"""Of laying one picture over another."""
 MOST_STRETCHED, MOST_MOVED = 0.12, 0.1
 """By shares of a side."""
 EDGE = 0.01
 """Of a point by which a picture may be read beyond its outermost points."""
 
 
-def _misfit(theirs: Images, ours: Images) -> Images:
+def _contrast(theirs: Images, ours: Images) -> Floats:
+    """The standard deviation over each of two pictures, the lesser one, in the colour that has most of it."""
+    contrast: Floats = np.minimum(*(images.std((1, 2)).max(1) for images in (theirs, ours)))
+    return contrast
+
+
+def _misfit(theirs: Images, ours: Images, *, steps: int) -> Images:
     """Differences of pictures after ours are moved and stretched along both sides to fit; zero beyond their edges."""
     n_pictures, side = ours.shape[:2]
     place = np.arange(side, dtype=np.float32) - (side - 1) / 2
     motion = np.zeros((n_pictures, 4), np.float32)  # stretched and moved, in height and in width
     most = np.array([MOST_STRETCHED, MOST_MOVED * side] * 2, np.float32)
-    for step in range(STEPS + 1):
+    for step in range(steps + 1):
         (rows, seen_rows), (columns, seen_columns) = (_sampling(place, motion[:, i : i + 2]) for i in (0, 2))
-        laid = np.einsum("pyi,pijc,pxj->pyxc", rows, ours, columns, optimize=True)
+        laid = (rows @ ours.reshape(n_pictures, side, side * ours.shape[3])).reshape(ours.shape)
+        laid = columns[:, None] @ laid
         seen = (seen_rows[:, :, None] & seen_columns[:, None, :])[..., None]
         misfit: Images = (theirs - laid) * seen
-        if step == STEPS:
+        if step == steps:
             break
         slopes = np.stack(np.gradient(laid, axis=(1, 2)), 1) * seen[:, None]
         down, along = slopes[:, 0], slopes[:, 1]

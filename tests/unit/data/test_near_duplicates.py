@@ -16,7 +16,7 @@ from tltasks.data.splits import Columns
 
 HZ = 16_000
 TEXTS = Texts(("text",), lambda columns: columns["text"])
-PICTURES = Pictures(False, lambda columns: b"")
+PICTURES = Pictures(1.0, False, lambda columns: b"")
 SOUNDS = Sounds(HZ, lambda content: np.frombuffer(content, np.int16) / np.float32(2**15), lambda columns: b"")
 Twins = tuple[dict[int, int], dict[int, int]]
 
@@ -145,10 +145,11 @@ def test_empty_pictures_are_alike_and_unreadable_ones_are_not() -> None:
 
 
 def test_what_is_cut_to_its_middle_is_compared_by_that() -> None:
-    wide = drawn(1).resize((96, 64))
-    middle = wide.crop((16, 0, 80, 64))
-    assert pictures([middle], [wide], Pictures(True, PICTURES.show))[1] == {0: 0}
-    assert pictures([middle], [wide])[1] == {}
+    wide, rest = drawn(1).resize((96, 64)), encoded([drawn(2)])
+    fitted = {**encoded([wide.crop((24, 8, 72, 56))]), "fitted": [True]}
+    known = {name: fitted[name] + rest[name] for name in rest}
+    for likeness, found in ((Pictures(0.75, True, PICTURES.show), {0: 0}), (PICTURES, {})):
+        assert find_alike(marked(likeness, known), marked(likeness, encoded([wide])))[1] == found
 
 
 def test_many_pictures_are_found_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,11 +91,16 @@ class Preprocessing:
         return output.float()  # 8-bit where the processor neither rescales nor normalises
 
     @cached_property
-    def crops(self) -> bool:
-        """The middle alone is seen of an image that is no square."""
-        image = Image.new("RGB", (96, 64))
-        image.paste("white", (0, 0, 12, 64))
-        return int(self.fit([image]).max()) < 128
+    def seen(self) -> tuple[float, bool]:
+        """The share of a square image's sides that is left of it, and whether of others the middle square is seen."""
+        ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (256, 1))).convert("RGB")
+        square, wide = (
+            self.fit([ramp.resize((width, 256))])[0, 0, self.size // 2].astype(float) for width in (256, 512)
+        )
+        span = (
+            (square[-1] - square[0]) / 255 * self.size / (self.size - 1)
+        )  # between the middles of the outermost points
+        return min(round(float(span), 2), 1.0), bool(wide[0] > square[0] + 255 / 8)
 
     def fit(self, images: Sequence[Image.Image]) -> Pixels:
         """Resize and crop as the processor does; RGB images of any size to [images, 3, size, size]."""
@@ -196,7 +201,7 @@ class ImageTask(TaskBase[ImageModel, DataT, StageT]):
 
     @property
     def likeness(self) -> Likeness:
-        return Pictures(self.preprocessing.crops, lambda columns: to_png(read_pixels(columns)[0]))
+        return Pictures(*self.preprocessing.seen, lambda columns: to_png(read_pixels(columns)[0]))
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         """How many images are transparent. Raises DataError where the same numbers mean another brightness in some."""
