@@ -72,10 +72,11 @@ def passes(monkeypatch: Any) -> list[int]:
 
     def spied(self: Lanes, loss: Any, seeds: Any) -> Tensor:
         counted.append(len(seeds))
-        return backward(self, loss, seeds[: len(seeds)])
+        return backward(self, loss, seeds)
 
     monkeypatch.setattr(Lanes, "backward", spied)
     monkeypatch.setattr(loop.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(side_by_side, "ARCHITECTURES", {"bert", "t5", "vit"})
     return counted
 
 
