@@ -8,7 +8,7 @@
 Each recipe is an experiment (`tltasks compare`) along `base_dtype`: same seeds, same rows, every format against fp32.
 The recipes are cut, in all formats alike, as `CUT` says. Printed and written to benchmarks/results/held_quality.json is
 the paired difference of scores with its 95 % interval over test rows and seeds, above zero where a format is better
-than fp32. An experiment goes on where it was stopped.
+than fp32. An experiment goes on where it was stopped. `--sizes` writes the bytes of two checkpoints' weights instead.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import tltasks
@@ -65,14 +66,38 @@ def described(cell: CellScore) -> dict[str, object]:
     return found
 
 
+def sizes() -> dict[str, dict[str, float]]:
+    """Megabytes of all weights of a model by the format that it is loaded in to adapt its linear layers."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+
+    from tltasks.models.held import FORMATS, loading_held
+
+    found: dict[str, dict[str, float]] = {}
+    for name, loader in (("t5-titles", AutoModelForSeq2SeqLM), ("whisper-base", AutoModelForSpeechSeq2Seq)):
+        for dtype in ("fp32", *FORMATS):
+            holding = loading_held(FORMATS[dtype], lambda model: [], exact=False) if dtype in FORMATS else nullcontext()
+            with holding:
+                model = loader.from_pretrained(ROOT / "weights" / name, dtype=torch.float32)
+            held = sum(p.numel() * p.element_size() for p in model.parameters())
+            found.setdefault(name, {})[dtype] = round(held / 1e6, 1)
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=CUT, default=list(CUT))
     parser.add_argument("--formats", nargs="*", choices=FORMATS, default=FORMATS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "held_quality")
     arguments = parser.parse_args()
     written = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if arguments.sizes:
+        written["megabytes"] = sizes()
+        print(written["megabytes"])
+        RESULTS.write_text(json.dumps(written, indent=1) + "\n")
+        return 0
     for name in arguments.only:
         result = compared(name, arguments.formats, arguments.seeds, arguments.output)
         cells = [described(cell) for cell in result.findings.cells]
