@@ -118,7 +118,8 @@ class Trial:
                 if found is not None:
                     return found
         if self.build is not None and next(model.parameters()).device.type == "meta":
-            return unfit_layers(self.build(copy.deepcopy(model.config)), names, run)
+            with torch.random.fork_rng(devices=[]):  # a run that finds the outcome in the cache draws nothing either
+                model = self.build(copy.deepcopy(model.config))
         return unfit_layers(model, names, run)
 
 
