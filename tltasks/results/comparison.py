@@ -138,9 +138,9 @@ def describe_leaks(stage: StageResult, split: str) -> str | None:
     if leaks is None or leaks.value is None:
         return None
     ours, all_but = stage.metrics[split], leaks.value
-    difference, low, high = signed_interval(ours.value - all_but, leaks.difference_ci95)
+    difference, low, high = signed_interval(ours.value - all_but, leaks.difference_ci95 or UNKNOWN)
     digits = decimals(ours.value - all_but)
-    ends = " to ".join(f"{end:.{digits}f}" for end in leaks.ci95)
+    ends = " to ".join(f"{end:.{digits}f}" for end in leaks.ci95 or UNKNOWN)
     return (
         f"Without the {leaks.examples:,} of {stage.data[split].examples:,} examples of {split} that have "
         f"near-duplicates among the rows trained on, {ours.headline.replace('_', ' ')} is {all_but:.{digits}f} (95 % "

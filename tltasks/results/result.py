@@ -98,8 +98,8 @@ class Leaks:
     """Of the first hundred examples what each is like, both by name."""
     value: Number | None = None
     """The headline metric on the other examples; None where all are alike, or nothing leaks."""
-    ci95: Interval = UNKNOWN
-    difference_ci95: Interval = UNKNOWN
+    ci95: Interval | None = None
+    difference_ci95: Interval | None = None
     """Of the metric on all examples less that on the others."""
 
 
