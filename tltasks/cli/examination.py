@@ -14,6 +14,7 @@ from tltasks.errors import without_secrets
 from tltasks.hub.examination import examine
 from tltasks.models.memory import Memory
 from tltasks.reports.console import open_terminal
+from tltasks.reports.formatting import show_bytes
 from tltasks.tasks.examination import PRECISIONS, CheckpointFacts, MethodFacts, TaskFacts
 
 
@@ -114,6 +115,4 @@ def _count(number: int) -> str:
 
 
 def _size(memory: Memory | None) -> str:
-    if memory is None:
-        return ""
-    return f"{memory.total / 2**30:.2f} GiB" if memory.total > 2**27 else f"{memory.total / 2**20:.1f} MiB"
+    return "" if memory is None else show_bytes(memory.total)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tltasks.errors import printable
-from tltasks.reports.formatting import show_duration, show_interval, show_number
+from tltasks.reports.formatting import show_bytes, show_duration, show_interval, show_number
 from tltasks.results.comparison import compare_headline, describe_leaks
 from tltasks.results.result import RunResult, StageMeasurement
 
@@ -88,4 +88,8 @@ def show_plan(console: Console, stages: list[StageMeasurement], output: Path) ->
             f"{it.memory_bytes / 2**30:.1f} GiB" if it.memory_bytes else "–",
         )
     console.print(table)
+    for it in stages:
+        if it.parts:
+            parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in it.parts.items())
+            console.print(f"steps of {it.stage} need {show_bytes(sum(it.parts.values()))}: {parts}", soft_wrap=True)
     console.print(f"results would go to {output}", soft_wrap=True)

@@ -62,6 +62,15 @@ def show_interval(interval: Sequence[float | None] | None) -> str:
     return f"{low:,.{digits}f} to {high:,.{digits}f}"
 
 
+def show_bytes(count: int) -> str:
+    """A size of memory.
+
+    >>> show_bytes(3 * 2**30), show_bytes(5 * 2**19)
+    ('3.00 GiB', '2.5 MiB')
+    """
+    return f"{count / 2**30:.2f} GiB" if count > 2**27 else f"{count / 2**20:.1f} MiB"
+
+
 def show_duration(seconds: float) -> str:
     """Seconds as a person says them.
 

@@ -267,6 +267,8 @@ class StageMeasurement:
     """None where the loop does not train."""
     seconds: float | None = None
     """Of all steps, by one of them."""
+    parts: dict[str, int] = field(default_factory=dict)
+    """Bytes that steps are expected to need at once, by what for; empty where that cannot be told."""
 
 
 def lineage_after(stage: StageResult, recipe_sha256: str) -> list[Ancestor]:

@@ -24,8 +24,11 @@ from tltasks.config.stage import StagePlan
 from tltasks.config.tasks import TASKS
 from tltasks.data.batching import steps_per_epoch
 from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
-from tltasks.models.adapters import adapt, count_parameters, is_adapted, merged, without_adapter
+from tltasks.models.adapters import adapt, count_parameters, is_adapted, merged, set_training_mode, without_adapter
+from tltasks.models.fast_steps import fast_steps
 from tltasks.models.held import FORMATS, hold, hold_head, is_held, is_quantized, loading_held, restore
+from tltasks.models.memory import rehearse_step
+from tltasks.models.trial import FAULTS
 from tltasks.results.result import (
     EXAMPLES,
     Interpolation,
@@ -61,7 +64,8 @@ from tltasks.training.evaluation import (
     write_predictions,
 )
 from tltasks.training.linear_probe import Fit, fit_probe
-from tltasks.training.loop import Job, seconds_per_step, train
+from tltasks.training.loop import Job, largest_micro_batch, seconds_per_step, train
+from tltasks.training.optimizer import state_bytes
 from tltasks.training.robustness import measure_robustness
 from tltasks.training.tracking import Tracker
 from tltasks.training.weight_interpolation import interpolate
@@ -166,7 +170,7 @@ def _read_finished(context: Context, stage: PreparedStage, folder: Path) -> Fini
 
 def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
     """Size of a stage, and time and memory of its steps by one of them; nothing is written."""
-    plan = stage.plan
+    plan, before = stage.plan, devices.resident_bytes()
     set_seed(context.seed)
     # A stage that continues has no weights to go on from yet, and time does not depend on them.
     kind = dataclasses.replace(plan.kind, weights="random") if plan.continues else plan.kind
@@ -174,16 +178,42 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
         built = stage.task.build(kind)
     stage, model = dataclasses.replace(stage, task=built.task), built.model
     steps = seconds = None
+    parts: dict[str, int] = {}
     if plan.kind.trains and not plan.kind.cached:
         model, head = adapt_model(stage, built)
         hold_frozen(context, stage, model)
         job = make_job(context, stage, head)
         steps = job.total_steps
+        parts = _expect_memory(context, job, model, before=before)
         seconds = seconds_per_step(context.accelerator, job, model) * steps
     trainable, total = count_parameters(model)
     splits = {name: (len(split.rows), len(split.skipped)) for name, split in stage.encoded.items()}
     memory = devices.peak_memory_bytes(context.accelerator.device)
-    return StageMeasurement(plan.name, splits, trainable, total, memory, steps, seconds)
+    return StageMeasurement(plan.name, splits, trainable, total, memory, steps, seconds, parts)
+
+
+def _expect_memory(context: Context, job: Job, model: nn.Module, *, before: int) -> dict[str, int]:
+    """Bytes that the stage's steps need, by what for: found by rehearsing the largest micro-batch without numbers.
+
+    On a CPU with those of the process `before` the model. Empty for a model that does not run so.
+    """
+    accelerator = context.accelerator
+    batch = largest_micro_batch(accelerator, job, model)
+    set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
+    try:
+        with fast_steps(model, accelerator.device):
+            found = rehearse_step(model, job.task.loss, batch, precision=context.precision)
+    except FAULTS:
+        return {}
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return {
+        **({"process and data": before} if accelerator.device.type == "cpu" else {}),
+        "frozen weights": found.weights - trained,
+        "trained weights": trained,
+        "gradients": found.gradients,
+        "optimizer": state_bytes(model, job.stage, head=job.head),
+        "activations of a micro-batch": found.activations,
+    }
 
 
 # --------------------------------------------------------------------------------- build, adapt, train

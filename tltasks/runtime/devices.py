@@ -140,6 +140,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def resident_bytes() -> int:
+    """Memory of this process that is in use now."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def release_memory() -> None:
     """Give back to the system what has been freed; glibc keeps it, in pieces of the sizes that steps have asked for."""
     gc.collect()
@@ -162,7 +167,7 @@ class Resident:
         """Call after each pass: gives freed memory back once there is `MOST_FREED` more than after another pass."""
         if not self.watches:
             return
-        resident = psutil.Process().memory_info().rss
+        resident = resident_bytes()
         self.least = min(self.least, resident)
         if resident > self.least + MOST_FREED:
             _trim()

@@ -474,6 +474,19 @@ def _unreached(accelerator: Accelerator, job: Job, model: nn.Module, rows: list[
     return unused
 
 
+def largest_micro_batch(accelerator: Accelerator, job: Job, model: nn.Module) -> Batch:
+    """The micro-batch of the first epoch that needs most memory, by its rows times the longest of their lengths."""
+    least, lengths = least_rows(job, model), job.task.lengths(job.rows)
+    divide = _divider(accelerator, job, job.rows, halvings=0, least=least)
+    plan = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0, least=least)
+    pieces = [piece for rows in plan for piece in divide(rows)] or [plan[0][:least]]
+
+    def size(piece: Rows) -> int:
+        return len(piece) * (1 if lengths is None else max(int(lengths[row]) for row in piece.tolist()))
+
+    return job.task.collate_train(job.rows, max(pieces, key=size).tolist(), epoch=0)
+
+
 def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
     """Seconds that one step takes, by the second of two forward and backward passes of one micro-batch."""
     model.to(accelerator.device)

@@ -69,6 +69,28 @@ def _adamw_8bit(groups: list[dict[str, object]], rate: float) -> torch.optim.Opt
     return optimizer
 
 
+def state_bytes(model: nn.Module, stage: Stage, *, head: Iterable[str] = ()) -> int:
+    """Bytes that the optimiser of a stage keeps between steps, and the moving average of weights where there is one."""
+    matrices = inner_matrices(model, head=head) if stage.optimizer == "muon" else set()
+    numbers = 0.0
+    for name, parameter in trained(model):
+        n, shape = parameter.numel(), parameter.shape
+        if stage.optimizer == "sgd":
+            numbers += n if stage.momentum else 0
+        elif stage.optimizer == "adafactor":  # of a matrix, means of its rows and columns
+            numbers += n if len(shape) < 2 else shape[:-1].numel() + (shape[:-2] + shape[-1:]).numel()
+        elif stage.optimizer == "adamw_8bit" and n >= _LEAST_IN_8_BITS:
+            numbers += n / 2
+        else:
+            numbers += n if name in matrices else 2 * n
+        numbers += n if stage.ema is not None else 0
+    return int(4 * numbers)
+
+
+_LEAST_IN_8_BITS = 4096
+"""Numbers from which bitsandbytes keeps moments in 8 bits (0.50, optim/optimizer.py, `min_8bit_size`)."""
+
+
 class Together(torch.optim.Optimizer):
     """Several optimisers, each of groups of its own, as one."""
 

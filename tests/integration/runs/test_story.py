@@ -138,6 +138,14 @@ def test_a_dry_run_shows_a_plan_and_writes_nothing(
     before = content(tiny)
     (measured,) = dry_run(recipe, output=tmp_path / "run")
     assert (measured.stage, measured.steps, measured.splits["train"]) == ("transfer", 12, (48, 0))
+    parts = measured.parts
+    assert list(parts) == [
+        *("process and data", "frozen weights", "trained weights", "gradients", "optimizer"),
+        "activations of a micro-batch",
+    ]
+    assert parts["trained weights"] == parts["gradients"] == 4 * measured.trainable_parameters
+    assert parts["optimizer"] == 2 * parts["gradients"]
+    assert parts["activations of a micro-batch"] > 0
     assert not (tmp_path / "run").exists()
     assert content(tiny) == before
     shown = capsys.readouterr().err

@@ -79,7 +79,9 @@ def test_checks_tell_what_there_is_to_tell() -> None:
 
 def test_a_plan_of_a_stage_that_trains_and_of_one_that_does_not() -> None:
     out = console()
-    trains = StageMeasurement("transfer", {"train": (1000, 2), "test": (50, 0)}, 10, 2000, 3 * 2**30, 1234, 100.0)
+    trains = StageMeasurement(
+        "transfer", {"train": (1000, 2), "test": (50, 0)}, 10, 2000, 3 * 2**30, 1234, 100.0, {"gradients": 2**20}
+    )
     looks = StageMeasurement("zero_shot", {"test": (50, 0)}, 2000, 2000, 0)
     show_plan(out, [trains, looks], Path("results"))
     printed = text(out)
@@ -93,6 +95,7 @@ def test_a_plan_of_a_stage_that_trains_and_of_one_that_does_not() -> None:
     ]
     assert row(printed, "zero_shot") == ["zero_shot", "test 50", "nothing", "–", "–", "–"]
     assert "nothing was trained or written" in printed
+    assert "steps of transfer need 1.0 MiB: gradients 1.0 MiB" in printed
     assert "results would go to results" in printed
 
 

@@ -18,6 +18,7 @@ from tltasks.training.optimizer import (
     inner_matrices,
     layer_scales,
     learning_rate_factor,
+    state_bytes,
     trained,
 )
 
@@ -112,6 +113,7 @@ def test_state_of_optimisers_is_as_large_as_documented(name: str, share: float) 
         if isinstance(t, torch.Tensor)
     )
     assert held / sum(4 * p.numel() for p in model.parameters()) == pytest.approx(share, abs=0.05)
+    assert state_bytes(model, stage(optimizer=name)) == pytest.approx(held, rel=0.1)
 
 
 # ------------------------------------------------------------------------------------------- layer decay
