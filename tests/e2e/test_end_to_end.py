@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -210,6 +211,15 @@ def _emoji(folder: Path) -> list[str]:
     return [f"model.name={images.save_model(folder / 'model', 'timm-efficientnet')}"]
 
 
+def _keywords(folder: Path) -> list[str]:
+    rows = datasets.Dataset.from_parquet(str(images.save_data(folder / "data") / "train.parquet"))
+    names = rows.features["label"].names
+    keywords = [[names[label], "drawn"][: 1 + i % 2] for i, label in enumerate(rows["label"])]
+    (folder / "keywords").mkdir()
+    rows.remove_columns("label").add_column("keywords", keywords).to_parquet(str(folder / "keywords" / "all.parquet"))
+    return [*_emoji(folder), f"data.files={{train: {folder / 'keywords' / 'all.parquet'}}}"]
+
+
 def _synopses(folder: Path) -> list[str]:
     data = texts.save_data(folder / "data")
     files = json.dumps({split: str(data / f"{split}.jsonl") for split in ("train", "validation", "test")})
@@ -251,6 +261,7 @@ def _language_to_speech(folder: Path) -> list[str]:
 OFFLINE = {
     "language_to_speech": _language_to_speech,
     "language_to_vision": _language_to_vision,
+    "emoji_keywords": _keywords,
     "emoji_lora": _emoji,
     "package_sections": _sections,
     "package_synopsis": _synopses,

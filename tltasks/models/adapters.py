@@ -482,7 +482,11 @@ def merged(model: nn.Module) -> PreTrainedModel:
 
 def _second(model: peft.PeftModel) -> peft.PeftModel:
     """A copy that shares the model's weights until they are replaced, as merging with `safe_merge` does."""
-    shared = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    shared: dict[int, object] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()
+    }
+    # Handles of hooks on modules that are gone cannot be copied (torch 2.14, utils/hooks.py); none is needed.
+    shared |= {id(it): it for module in model.modules() for it in getattr(module, "_require_grads_hooks", ())}
     return copy.deepcopy(model, shared)
 
 

@@ -25,6 +25,7 @@ class Sums:
         """Rows of each pass that was tried."""
 
     top_score = 1.0
+    passes_together = 1
 
     def lengths(self, rows: datasets.Dataset) -> list[int] | None:
         return self.sizes if self.bucketed else None

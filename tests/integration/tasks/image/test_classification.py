@@ -238,7 +238,6 @@ def test_class_lists_that_differ_are_refused_with_the_difference(zoo: Path, tmp_
         (["a", None, "b"], datasets.Value("string"), "4 of 12 rows have no label"),
         (["a", "", "b"], datasets.Value("string"), "4 of 12 rows have no label"),
         ([0.5, 1.0, 2.0], datasets.Value("float32"), "holds float32"),
-        ([["a"], ["b"], []], datasets.List(datasets.Value("string")), "holds List"),
     ],
 )
 def test_labels_that_are_none_are_told_for_every_split(
