@@ -27,7 +27,7 @@ from tltasks.experiments.statistics import (
     transfer_verdict,
 )
 from tltasks.experiments.trials import Levels, TargetScore, TrialRecord, trial_folder
-from tltasks.metrics.classification import class_row_scores
+from tltasks.metrics.classification import class_parts, class_row_scores
 from tltasks.results.result import UNKNOWN
 
 Floats = NDArray[np.float64]
@@ -237,6 +237,13 @@ def _by_classes(folds: list[TrialRecord], name: str, output: Path) -> Floats:
         for record in folds
     ]
     table = pd.concat([pd.read_parquet(file, columns=["prediction", "reference"]) for file in files])
+    if not isinstance(table["reference"].iloc[0], str):  # any number of classes each
+        names = sorted({name for column in table.columns for row in table[column] for name in row})
+        guess, true = (
+            np.array([[name in row for name in names] for row in table[column].map(set)], np.float64)
+            for column in ("prediction", "reference")
+        )
+        return class_parts(2 * guess * true, guess + true)
     numbers = np.unique(table.to_numpy(str), return_inverse=True)[1].reshape(table.shape)
     return class_row_scores(folds[0].metric, numbers[:, 0], numbers[:, 1])
 
