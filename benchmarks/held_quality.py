@@ -25,14 +25,16 @@ from tltasks.experiments.analysis import CellScore
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "held_quality.json"
 CUT: dict[str, list[str]] = {
-    "emoji_lora": ["model.image_size=96", "stages.0.epochs=2"],
-    "package_synopsis": [
-        "data.splits={train: 'train[:128]', validation: 'validation[:8]', test: 'test[:48]'}",
-        "model.generation.num_beams=1",
-    ],
+    "emoji_lora": ["model.image_size=96", "stages.0.epochs=4"],
     "voice_prompts_es": [
-        "data.splits={train: 'train[:48]', validation: 'validation[:4]', test: 'test[:32]'}",
+        "data.splits={train: 'train[:96]', validation: 'validation[:4]', test: 'test[:64]'}",
         "stages.0.epochs=1",
+        "stages.0.batch_size=8",
+    ],
+    "package_synopsis": [
+        "data.splits={train: 'train[:256]', validation: 'validation[:8]', test: 'test[:96]'}",
+        "stages.0.batch_size=8",
+        "model.generation.num_beams=1",
     ],
 }
 FORMATS = ["bf16", "int8", "nf4"]

@@ -1,1 +1,5 @@
 """Checkpoints: loaded, adapted, saved."""
+
+from tltasks.runtime.imports import fetch_no_kernels
+
+fetch_no_kernels()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import peft
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -40,6 +40,9 @@ from transformers.generation import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
+
+if TYPE_CHECKING:
+    import peft
 
 BY_ROW = {
     ForcedBOSTokenLogitsProcessor,
