@@ -13,7 +13,6 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AttentionInterface,
-    Cache,
     DynamicCache,
     EncoderDecoderCache,
     GenerationConfig,
@@ -118,14 +117,13 @@ def _search(
     **kwargs: object,
 ) -> Tensor:
     """Greedy search as `GenerationMixin._sample` (transformers 5.24, generation/utils.py), which keeps all rows."""
-    known = OF_ROWS | OF_ALL
     kwargs.pop("synced_gpus", None)
     may_leave = (
         all(type(it) in BY_ROW and getattr(it, "prompt_ignore_length", None) is None for it in logits_processor)
-        and all(name in known for name, value in kwargs.items() if value is not None)
-        and _has_rows(kwargs.get("cache"))
+        and _are_by_row(kwargs)
         and generation_config.prefill_chunk_size is None
-        and not generation_config.return_dict_in_generate
+        and generation_config._pad_token_tensor is not None
+        and not (generation_config.return_dict_in_generate or generation_config.do_sample)
     )
     if not may_leave:
         written: Tensor = type(model)._sample(
@@ -151,14 +149,14 @@ def _search(
         for processor in processors:
             scores = processor(ids, scores)
         chosen = scores.argmax(-1)
-        ids = torch.cat([ids, (chosen if pad is None else torch.where(ended, pad, chosen))[:, None]], dim=1)
+        ids = torch.cat([ids, torch.where(ended, pad, chosen)[:, None]], dim=1)
         ended = ended | stopping_criteria(ids, None)
         n_ended = int(ended.sum())
-        if n_ended and n_ended >= LEAVING_SHARE * len(ids):
+        if n_ended == len(ids) or (n_ended >= max(1, LEAVING_SHARE * len(ids)) and _are_by_row(kwargs)):
             for row in ended.nonzero().flatten().tolist():
                 texts[int(rows[row])] = ids[row]
             if n_ended == len(ids):
-                return pad_sequence(texts, batch_first=True, padding_value=0 if pad is None else int(pad))
+                return pad_sequence(texts, batch_first=True, padding_value=int(pad))
             kept = (~ended).nonzero().flatten()
             ids, rows, ended, kwargs = ids[kept], rows[kept.cpu()], ended[kept], _rows_of(kwargs, kept)
         outputs = model(**model.prepare_inputs_for_generation(ids, **_next(kwargs), **kwargs), return_dict=True)
@@ -168,12 +166,20 @@ def _next(kwargs: Mapping[str, object]) -> dict[str, int | None]:
     return {"next_sequence_length": 1 if kwargs.get("use_cache") else None}
 
 
-def _has_rows(cache: Cache | None) -> bool:
+def _are_by_row(kwargs: Mapping[str, object]) -> bool:
+    """Tell what `_rows_of` can take rows out of; models may add states of their own with a pass."""
+    known = OF_ROWS | OF_ALL
+    return all(name in known for name, value in kwargs.items() if value is not None) and _has_rows(kwargs.get("cache"))
+
+
+def _has_rows(cache: object) -> bool:
     """Tell a cache that keeps keys and values of each row, or none."""
     if cache is None:
         return True
     if isinstance(cache, EncoderDecoderCache):
         return _has_rows(cache.self_attention_cache) and _has_rows(cache.cross_attention_cache)
+    if not isinstance(cache, DynamicCache):
+        return False
     return type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= {DynamicLayer}
 
 
@@ -193,7 +199,14 @@ def _quick(processor: LogitsProcessor) -> Callable[[Tensor, Tensor], Tensor]:
     """The same processor; of those that suppress tokens one that does not look for them in all others at each step."""
     kind = type(processor)
     if kind is SuppressTokensLogitsProcessor:
-        return lambda _, scores: scores.index_fill_(1, processor.suppress_tokens, -torch.inf)
+        asked, known = processor.suppress_tokens, list[Tensor]()  # may be none, or of no token that there is
+
+        def suppress(_: Tensor, scores: Tensor) -> Tensor:
+            if not known:
+                known.append(torch.isin(torch.arange(scores.shape[1], device=scores.device), asked).nonzero().flatten())
+            return scores.index_fill_(1, known[0], -torch.inf)
+
+        return suppress
     if kind is SuppressTokensAtBeginLogitsProcessor:
         return lambda ids, scores: processor(ids, scores) if ids.shape[1] == processor.begin_index else scores
     return processor  # type: ignore[no-any-return]

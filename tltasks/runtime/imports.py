@@ -23,7 +23,7 @@ class _Watch(MetaPathFinder):
         others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
         spec = next((spec for spec in others if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = _without_kernels(spec.loader.exec_module)  # type: ignore[method-assign]
+            spec.loader.exec_module = _without_kernels(spec.loader.exec_module)  # type: ignore[assignment, method-assign]
         return spec
 
 

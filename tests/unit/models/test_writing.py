@@ -61,6 +61,11 @@ def mistral() -> PreTrainedModel:  # whose cache has windows, so all its rows st
     return transformers.MistralForCausalLM(config)
 
 
+def rwkv() -> PreTrainedModel:  # whose state comes with the first pass, so all its rows stay
+    sizes = {"hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    return transformers.RwkvForCausalLM(transformers.RwkvConfig(**SMALL, **sizes, context_length=64, bos_token_id=2))
+
+
 def whisper() -> PreTrainedModel:
     sides = {f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in (("layers", 1), ("ffn_dim", 32))}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 16, "num_mel_bins": 8}
@@ -76,6 +81,9 @@ SETTINGS: dict[str, dict[str, object]] = {
     "least": {"min_new_tokens": 4},
     "repeats": {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
     "suppressed": {"suppress_tokens": [3, 4, 8], "begin_suppress_tokens": [5, 6]},
+    "none suppressed": {"suppress_tokens": [], "begin_suppress_tokens": []},
+    "unknown ones suppressed": {"suppress_tokens": [3, VOCABULARY + 7, -1]},
+    "several ends": {"eos_token_id": [END, 8, 9]},
     "no cache": {"use_cache": False},
     "beams": {"num_beams": 3},
     "of the encoder": {"encoder_repetition_penalty": 1.5},
@@ -153,6 +161,25 @@ def test_what_is_written_is_what_generate_writes(name: str, monkeypatch: pytest.
         is_kept = setting in KEPT or has_windows or counts_padding
         assert calls.own == (is_kept and setting != "beams"), setting
     assert len(batches) > 3, batches  # rows have left
+
+
+def test_rows_stay_where_a_state_comes_with_the_first_pass() -> None:
+    model, inputs = built(rwkv)
+    generation, ends = GenerationConfig(max_new_tokens=NEW, eos_token_id=END, pad_token_id=PAD), StoppingCriteriaList()
+    ends.append(Ends())
+    with torch.no_grad():
+        wanted = model.generate(**inputs, generation_config=generation, stopping_criteria=ends)
+        assert texts(writing.write(model, inputs, generation=generation, stopping=ends)) == texts(wanted)
+
+
+def test_texts_without_an_end_are_as_long_as_generates() -> None:
+    model, inputs = built(gpt2)
+    model.generation_config = GenerationConfig()
+    generation = GenerationConfig(max_new_tokens=NEW, eos_token_id=None, pad_token_id=None)
+    ends = StoppingCriteriaList([Ends()])
+    with torch.no_grad():
+        wanted = model.generate(**inputs, generation_config=generation, stopping_criteria=ends)
+        assert torch.equal(writing.write(model, inputs, generation=generation, stopping=ends), wanted)
 
 
 @pytest.mark.parametrize("build", [t5, bart])
