@@ -17,7 +17,8 @@ rows, and so does the code on the model card, which is transformers' own. A row 
 - targets, left_out: layers with an adapter, and those that an adapter does not fit;
 - parameters, seconds.
 
-Rows are processes of their own, with a limit of time and memory. Results are written after each checkpoint.
+Checkpoints are processes of their own, with a limit of time and memory, and so is a row that fails beside others of
+its checkpoint. Results are written after each checkpoint.
 """
 
 from __future__ import annotations
@@ -139,28 +140,42 @@ def try_checkpoint(small: Any, methods: list[str], scratch: Path) -> dict[str, R
     scratch.mkdir(parents=True)
     model, said = scratch / "model", scratch / "said.txt"
     model.mkdir()
+    data = scratch.parent / "data" / small.task
 
-    def save() -> Row:
+    def carry_out(method: str, folder: Path) -> Row:
+        folder.mkdir()
+        row: Row = one.carry_out(small, method, model, one.save_data(small.task, data), folder)
+        shutil.rmtree(folder)
+        return row
+
+    def together() -> Row:
         one.quiet()
         small.save(model)
+        (scratch / "saved").touch()
+        for method in methods:
+            used = time.process_time()
+            row = carry_out(method, scratch / method)
+            row["seconds"] = round(time.process_time() - used, 1)
+            (scratch / f"{method}.row").write_text(json.dumps(row))
+            if row["outcome"] == "fails":  # what it has left behind may be another's fault
+                break
         return {}
 
-    if "why" in (failed := isolated(save, said=said)):
+    def alone(method: str) -> Row:
+        one.quiet()
+        return carry_out(method, scratch / f"{method}-alone")
+
+    failed = isolated(together, said=said, seconds=SECONDS * len(methods))
+    if not (scratch / "saved").exists():
         return {"all": {**failed, "why": f"no small checkpoint: {failed['why']}".replace(str(model), small.name)}}
     rows = {}
     for method in methods:
-        folder = scratch / method
-        folder.mkdir()
-
-        def work(method: str = method, folder: Path = folder) -> Row:
-            one.quiet()
-            data = one.save_data(small.task, scratch.parent / "data" / small.task)
-            return one.carry_out(small, method, model, data, folder)
-
-        rows[method] = isolated(work, said=said)
+        answer = scratch / f"{method}.row"
+        rows[method] = json.loads(answer.read_text()) if answer.exists() else {"outcome": "fails"}
+        if rows[method]["outcome"] == "fails":
+            rows[method] = isolated(lambda method=method: alone(method), said=said)  # type: ignore[misc]
         if small.needs and rows[method]["outcome"] == "works":
             rows[method]["needs"] = small.needs
-        shutil.rmtree(folder)
     shutil.rmtree(scratch)
     return rows
 

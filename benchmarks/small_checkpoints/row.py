@@ -34,6 +34,7 @@ from tests.tiny import images, speech, texts, topics
 from tltasks.config.tasks import TASKS
 from tltasks.errors import TltasksError
 from tltasks.models.adapters import is_adapted
+from tltasks.reports.templates import card_environment, page_environment
 from tltasks.runs import stage as stages
 from tltasks.tasks.speech.audio import decode_audio
 
@@ -170,7 +171,7 @@ def carry_out(small: Small, method: str, model: Path, data: Path, folder: Path) 
     found: dict[str, Any] = {}
     watch = _Watch()
     try:
-        with watch.watching():
+        with watch.watching(), _seen_before(method):
             tltasks.run(recipe, output=folder / "run")
         watch.compare_saved(folder / "run" / "model")
         watch.judge()
@@ -188,6 +189,13 @@ def carry_out(small: Small, method: str, model: Path, data: Path, folder: Path) 
     if "why" in found:
         found["why"] = _without_places(found["why"], {model: small.name, data: "data", folder: "output"})
     return {**found, **watch.numbers}
+
+
+def _seen_before(method: str) -> contextlib.AbstractContextManager[object]:
+    """A context without predictions of the checkpoint as it stands, but for `full`: they are the same by any method."""
+    if method == "full":
+        return contextlib.nullcontext()
+    return mock.patch.object(stages, "baseline_predictions", lambda context, stage: {})
 
 
 def _without_places(text: str, names: dict[Path, str]) -> str:
@@ -305,11 +313,13 @@ class _Watch:
 
         def watched_train(context: Any, stage: Any, built: Any) -> Any:
             self.numbers["parameters"] = sum(p.numel() for p in built.model.parameters())
+            adapt = stage.plan.stage.adapt
+            beside = not stage.plan.kind.cached and adapt.is_peft and not adapt.is_virtual
             # Of a copy: some models keep tensors of their first pass (BEiT), and here these are none to train with.
-            without = stages._outputs(context, stage, copy.deepcopy(built.model))
+            without = [] if beside else stages._outputs(context, stage, copy.deepcopy(built.model))
             result = train(context, stage, built)
             model = result[0]
-            if is_adapted(model) and not model.active_peft_config.is_prompt_learning:
+            if beside:
                 with _without_adapter(model):
                     without = stages._outputs(context, stage, model)
             self._look_at_weights(model)
@@ -389,11 +399,14 @@ def _short(value: float) -> float | None:
 
 
 def prepare() -> None:
-    """Import what rows use, once for all of them."""
+    """Import what rows use, and read the templates of their pages, once for all of them."""
     for task in TASKS.values():
         importlib.import_module(task.adapter.partition(":")[0])
     for name in ("run", "load", "load_recipe"):
         getattr(tltasks, name)
+    for templates in (page_environment(), card_environment()):
+        for name in templates.list_templates(extensions=["jinja"]):
+            templates.get_template(name)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with contextlib.suppress(ImportError):
         importlib.import_module("peft.tuners.lora.bnb")  # which an adapter's first layer imports, for a second

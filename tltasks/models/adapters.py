@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import fnmatch
+import functools
+import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -378,11 +380,24 @@ def find_head(model: PreTrainedModel, enlarge: Callable[[PretrainedConfig], None
         enlarge(config)
     else:
         _label(config, [*config.id2label.values(), "one more"])
-    with torch.device("meta"):
-        other = type(model)(config)
-    own, sizes = weight_sizes(model, repeated=True), weight_sizes(other, repeated=True)
+    text = json.dumps(config.to_dict(), default=str)
+    own, sizes = weight_sizes(model, repeated=True), _sizes(_Architecture(type(model), text, config))
     head = {name.rpartition(".")[0] for name, (shape, _) in own.items() if name not in sizes or sizes[name][0] != shape}
     return [name for name, _ in model.named_modules() if name in head]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Architecture:
+    model_class: type[PreTrainedModel]
+    text: str
+    config: PretrainedConfig = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=8)
+def _sizes(of: _Architecture) -> dict[str, tuple[torch.Size, bool]]:
+    """Shapes of the weights of an architecture; a run asks for its head a dozen times."""
+    with torch.device("meta"):
+        return weight_sizes(of.model_class(of.config), repeated=True)
 
 
 def find_lora_targets(model: nn.Module, *, head: list[str]) -> list[str]:

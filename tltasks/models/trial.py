@@ -83,15 +83,19 @@ class Trial:
         """
         shared = _shared(model, names)
         names = [name for name in names if name not in shared]
-        path = None if self.folder is None else self.folder / f"{self._digest(model, names, config)}.json"
+        found = self._kept(self._digest(model, names, None), names, lambda: self._tried(model, names))
+        left = {name: model.get_submodule(name) for name in names if name not in found}
+        found |= self._kept(self._digest(model, names, config), names, lambda: misfits(left, config))
+        return found | dict.fromkeys(shared, OTHER_USER)
+
+    def _kept(self, digest: str, names: Sequence[str], find: Callable[[], dict[str, str]]) -> dict[str, str]:
+        path = None if self.folder is None else self.folder / f"{digest}.json"
         found = None if path is None else _read(path, names)
         if found is None:
-            found = self._tried(model, names)
-            left = {name: model.get_submodule(name) for name in names if name not in found}
-            found |= misfits(left, config)
+            found = find()
             if path is not None and self.write is not None:
                 self.write(path, found)
-        return found | dict.fromkeys(shared, OTHER_USER)
+        return found
 
     def without_weights(self, model: PreTrainedModel) -> PreTrainedModel:
         """A model on the meta device to be judged instead of one whose weights are not there in fp32."""
@@ -100,9 +104,11 @@ class Trial:
         with torch.device("meta"):
             return self.build(copy.deepcopy(model.config))
 
-    def _digest(self, model: PreTrainedModel, names: Sequence[str], config: peft.PeftConfig) -> str:
+    def _digest(self, model: PreTrainedModel, names: Sequence[str], config: peft.PeftConfig | None) -> str:
+        """By what an outcome is kept: of all methods, or of one."""
         own = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "id2label")}
-        method = {key: value for key, value in config.to_dict().items() if key not in ("revision", "target_modules")}
+        method = config.to_dict() if config else {}
+        method = {key: value for key, value in method.items() if key not in ("revision", "target_modules")}
         attention = model.config._attn_implementation
         parts = (self.key, version("peft"), type(model).__name__, attention, list(names), own, method)
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

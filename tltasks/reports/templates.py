@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ from tltasks.results.comparison import baseline_name
 HERE = Path(__file__).parent
 
 
+@functools.cache
 def page_environment(*folders: Path) -> jinja2.Environment:
     """Templates of pages, of further `folders` too."""
     environment = _environment([HERE, *folders], trim_blocks=True, lstrip_blocks=True)
@@ -31,6 +33,7 @@ def page_environment(*folders: Path) -> jinja2.Environment:
     return environment
 
 
+@functools.cache
 def card_environment() -> jinja2.Environment:
     """Templates of cards: of the checkout, or inside the installed package."""
     package = HERE.parent
