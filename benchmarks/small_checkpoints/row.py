@@ -130,7 +130,7 @@ assert TASK_ROWS.keys() == TASKS.keys()
 def methods_of(small: Small) -> tuple[str, ...]:
     """Methods that have a meaning for a checkpoint."""
     known: tuple[str, ...] = TASK_ROWS[small.task]["methods"]
-    return known if small.methods is None else tuple(method for method in METHODS if method in small.methods)
+    return tuple(method for method in known if small.methods is None or method in small.methods)
 
 
 def save_data(task: str, folder: Path) -> Path:

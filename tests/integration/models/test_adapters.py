@@ -15,6 +15,7 @@ from tltasks.config.adaptation import Adapt
 from tltasks.config.stage import STAGES
 from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import CheckpointError, RecipeError
+from tltasks.models import adapters
 from tltasks.models.adapters import (
     adapt,
     count_parameters,
@@ -338,6 +339,16 @@ def test_a_head_of_several_layers() -> None:
     config = CONFIGS["vit"]()
     relabel(config, list("abc"))
     assert find_head(TwoLayerHead(config)) == ["head.2", "scale"]
+
+
+def test_a_head_is_looked_for_once_by_architecture() -> None:
+    adapters._sizes.cache_clear()
+    model = build()
+    assert find_head(model) == find_head(build()) == ["classifier"]
+    assert adapters._sizes.cache_info().misses == 1
+    relabel(model.config, list("abcde"))
+    assert find_head(model) == ["classifier"]
+    assert adapters._sizes.cache_info().misses == 2
 
 
 def test_finding_a_head_leaves_the_model_as_it_was() -> None:

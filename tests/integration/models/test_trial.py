@@ -266,12 +266,13 @@ def test_outcomes_are_kept_by_configuration_and_method(tmp_path: Path) -> None:
     for key in ("2", "3"):
         assert dataclasses.replace(trial, key=key).unfit(model, names, lora) == found
     assert len(asked) == 3
-    trial.unfit(model, names, peft.IA3Config(target_modules=names, feedforward_modules=[]))
-    assert len(asked) == 4
+    ia3 = peft.IA3Config(target_modules=names, feedforward_modules=[])
+    assert trial.unfit(model, names, ia3).keys() >= found.keys()
+    assert len(asked) == 3, "what the model tells by itself holds for every method"
     for file in tmp_path.glob("*.json"):
         file.write_text(file.read_text()[:-9])
     assert trial.unfit(model, names, lora) == found, "a damaged file is as good as none"
-    assert len(asked) == 5
+    assert len(asked) == 4
 
 
 @pytest.mark.parametrize(
