@@ -103,7 +103,7 @@ TIMM: dict[str, dict[str, Any]] = {
     "mobileone_s0": {},
     "mobilevit_xxs": {},
     "mvitv2_tiny": {},
-    "nasnetalarge": {},
+    "nasnetalarge": {"num_features": 192, "stem_size": 8},
     "nest_tiny": {"img_size": 64},
     "nextvit_small": {},
     "nf_resnet26": {},

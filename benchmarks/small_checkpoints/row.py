@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ MERGED_WITHIN = 1e-4
 """Share of the effect of training by which the saved model's outputs may differ from those of the trained one."""
 ROUNDING = 1e-5
 """Share of the largest output below which two outputs are the same number in fp32."""
+RATES = (1.0, 0.1)
+"""Shares of a method's rate that are tried, the next where a row says nothing."""
 LEAST_EFFECT = 1e-3
 """Share of the outputs that training has to change for a row to say anything."""
 MOST_STILL = 0.5
@@ -61,7 +64,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora": {"adapt": {"dora": {"rank": 4}}, "learning_rate": 2e-2},
     "ia3": {"adapt": "ia3", "learning_rate": 0.1},
     "bitfit": {"adapt": "bitfit", "learning_rate": 2e-2},
-    "adalora": {"adapt": {"adalora": {"target_r": 2, "init_r": 4}}, "learning_rate": 5e-2, "steps": 4},
+    "adalora": {"adapt": {"adalora": {"target_r": 2, "init_r": 4}}, "learning_rate": 0.5, "steps": 4},
     "prompt": {"adapt": {"prompt": {"tokens": 4}}, "learning_rate": 0.1},
     "loha": {"adapt": {"peft": {"type": "LOHA", "r": 4}}, "learning_rate": 5e-2},
     "lokr": {"adapt": {"peft": {"type": "LOKR", "r": 4}}, "learning_rate": 5e-2},
@@ -163,13 +166,33 @@ class Fault(Exception):  # noqa: N818
     """Something that a row must not do: the row fails with these words."""
 
 
+class _NextToNothing(Fault):
+    """Training has changed too little for a row to say anything."""
+
+
 def carry_out(small: Small, method: str, model: Path, data: Path, folder: Path) -> dict[str, Any]:
-    """The row of a saved checkpoint and a method; `folder` is to be written into, and `model` is read."""
+    """The row of a saved checkpoint and a method; `folder` is to be written into, and `model` is read.
+
+    A head that ends in a tanh hides at a high rate what is learnt below it: one that does is tried at a low one.
+    """
+    row: dict[str, Any] = {}
+    for share in RATES:
+        row = _carried_out(small, method, model, data, folder, share)
+        if not row.pop("says_nothing"):
+            break
+        shutil.rmtree(folder / "run")
+    return row
+
+
+def _carried_out(small: Small, method: str, model: Path, data: Path, folder: Path, share: float) -> dict[str, Any]:
     path = folder / "recipe.yaml"
-    path.write_text(json.dumps(recipe_of(small, method, model, data)))
+    keys = recipe_of(small, method, model, data)
+    if "learning_rate" in keys["stages"][0]:
+        keys["stages"][0]["learning_rate"] *= share
+    path.write_text(json.dumps(keys))
     recipe = tltasks.load_recipe(path)  # a mistake in it is the sweep's
     found: dict[str, Any] = {}
-    watch = _Watch()
+    watch, says_nothing = _Watch(), False
     try:
         with watch.watching(), _seen_before(method):
             tltasks.run(recipe, output=folder / "run")
@@ -182,20 +205,21 @@ def carry_out(small: Small, method: str, model: Path, data: Path, folder: Path) 
         found = {"outcome": "fails" if watch.trained else "refused", "why": str(error)}
     except Fault as fault:
         found = {"outcome": "fails", "why": str(fault)}
+        says_nothing = isinstance(fault, _NextToNothing)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         found = {"outcome": "fails", "why": f"{type(error).__name__} in {where}: {str(error)[:300]}"}
     if "why" in found:
         found["why"] = _without_places(found["why"], {model: small.name, data: "data", folder: "output"})
-    return {**found, **watch.numbers}
+    return {**found, **watch.numbers, "says_nothing": says_nothing}
 
 
 def _seen_before(method: str) -> contextlib.AbstractContextManager[object]:
     """A context without predictions of the checkpoint as it stands, but for `full`: they are the same by any method."""
     if method == "full":
         return contextlib.nullcontext()
-    return mock.patch.object(stages, "baseline_predictions", lambda context, stage: {})
+    return mock.patch.object(stages, "baseline_predictions", return_value={})
 
 
 def _without_places(text: str, names: dict[Path, str]) -> str:
@@ -364,7 +388,7 @@ class _Watch:
         """Raise Fault for a model that is not the trained one, or that nothing was trained of."""
         effect, error = self.numbers["effect"], self.numbers["error"]
         if effect is None or effect < LEAST_EFFECT:
-            raise Fault(f"training changes the outputs by {effect} of the largest: next to nothing")
+            raise _NextToNothing(f"training changes the outputs by {effect} of the largest: next to nothing")
         if error is None or (error > MERGED_WITHIN and not self._rounding):
             raise Fault(f"saved and loaded, the outputs differ by {error} of what was learnt")
         if self._still and len(self._still) > MOST_STILL * len(self._before):
