@@ -37,8 +37,7 @@ transformers' own.
   learnt, and both answer alike. A number leads to a note.
 - **refused**: before training, with the reason at the number, which names what to do.
 - **–**: the model is none of the task's, for the reason at the number.
-- a blank: not tried, or the method has no meaning there. `full`, `head` and `lora` are tried for all, other methods for
-  some of each kind.
+- a blank: the method has no meaning there, or has not been tried; the first table says how many have been.
 
 An architecture is the `model_type` of a checkpoint's `config.json`, or the class in its `architectures` where a type
 has several; for timm the member of a family that was tried. One that is not here may serve all the same: targets and
@@ -48,11 +47,10 @@ heads are found by trying the model, not by a list. `tltasks doctor MODEL` tells
 
 def render(results: dict[str, Any]) -> str:
     """The page, as one text."""
-    parts = [HEAD, _versions(results["versions"])]
     order = {task: i for i, task in enumerate(TITLES)}
-    for task, rows in sorted(results["tasks"].items(), key=lambda item: (order.get(item[0], len(order)), item[0])):
-        parts.append(_section(task, rows))
-    return "\n".join(parts)
+    tasks = dict(sorted(results["tasks"].items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+    parts = [HEAD, _versions(results["versions"]), _in_short(tasks)]
+    return "\n".join([*parts, *(_section(task, rows) for task, rows in tasks.items())])
 
 
 def _versions(versions: dict[str, str]) -> str:
@@ -63,9 +61,27 @@ def _versions(versions: dict[str, str]) -> str:
     )
 
 
+def _in_short(tasks: dict[str, dict[str, dict[str, Row]]]) -> str:
+    """Architectures that work, of those that were tried, by task and method."""
+    methods = _methods([of for rows in tasks.values() for of in rows.values()])
+    lines = [f"| task | architectures | {' | '.join(methods)} |", f"|---|---|{'---|' * len(methods)}"]
+    for task, rows in tasks.items():
+        own = [of for of in rows.values() if "all" not in of]
+        cells = []
+        for method in methods:
+            outcomes = [of[method]["outcome"] for of in own if method in of]
+            cells.append(f"{outcomes.count('works')} of {len(outcomes)}" if outcomes else "")
+        lines.append(f"| {TITLES.get(task, task)} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(["How many work, of those that were tried by each method:\n", *lines, ""])
+
+
+def _methods(rows: list[dict[str, Row]]) -> list[str]:
+    tried = {method for of in rows for method in of if method != "all"}
+    return [*(m for m in METHODS if m in tried), *sorted(tried - set(METHODS))]
+
+
 def _section(task: str, rows: dict[str, dict[str, Row]]) -> str:
-    tried = {method for of in rows.values() for method in of if method != "all"}
-    methods = [*(m for m in METHODS if m in tried), *sorted(tried - set(METHODS))]
+    methods = _methods(list(rows.values()))
     notes: dict[str, int] = {}
     lines = []
     for name, of in sorted(rows.items(), key=lambda item: (item[0].startswith("timm/"), item[0])):

@@ -6,6 +6,7 @@ The whole of it is benchmarks/architectures.py, and the page that is made of it 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import architectures
-from benchmarks.small_checkpoints import Small
+from benchmarks.small_checkpoints import Small, row
 from benchmarks.small_checkpoints.page import render
 
 IMAGES, SPEECH, SUMMARIES, TOPICS = (
@@ -112,3 +113,32 @@ def test_a_row_is_what_is_recorded(
     (row,) = found.values()
     told = ("outcome", "why", "targets", "left_out", "trained", "without_gradient")
     assert {key: row.get(key) for key in told} == {key: expected.get(key) for key in told}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="rows are limited in memory as Linux counts it")
+def test_a_row_that_dies_beside_others_is_tried_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def carry_out(small: Small, method: str, model: Path, data: Path, folder: Path) -> dict[str, Any]:
+        if method == "dora" and folder.name == "dora":
+            os._exit(1)
+        return {"outcome": "works", "folder": folder.name}
+
+    monkeypatch.setattr(row, "carry_out", carry_out)
+    monkeypatch.setattr(row, "save_data", lambda task, folder: folder)
+    small = Small("transformers/one", IMAGES, lambda folder: None)
+    found = architectures.try_checkpoint(small, ["lora", "dora", "ia3"], tmp_path / "row")
+    assert {method: of["folder"] for method, of in found.items()} == {
+        "lora": "lora",
+        "dora": "dora-alone",
+        "ia3": "ia3-alone",
+    }
+
+
+def test_a_row_that_says_nothing_is_tried_at_a_lower_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def carried_out(*given: Any) -> dict[str, Any]:
+        share = given[-1]
+        (tmp_path / "run").mkdir()
+        return {"outcome": "fails" if share == 1 else "works", "says_nothing": share == 1}
+
+    monkeypatch.setattr(row, "_carried_out", carried_out)
+    small = Small("transformers/one", IMAGES, lambda folder: None)
+    assert row.carry_out(small, "ia3", tmp_path, tmp_path, tmp_path) == {"outcome": "works"}
