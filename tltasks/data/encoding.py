@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
-from tltasks.data.near_duplicates import Likeness
+from tltasks.data.near_duplicates import Likeness, MarkedRows
 from tltasks.data.splits import SOURCE, Columns, EncodedSplit, Split, row_path, row_words
 from tltasks.errors import DataError
 
@@ -83,6 +83,12 @@ def encode_split(
     rows = encoded.remove_columns(["error", *marked])
     marks = encoded.select_columns(list(marked)) if marked else None
     return EncodedSplit(split.name, rows, split.origin, skipped, _content_digest(encoded), split.place, marks)
+
+
+def marked(split: EncodedSplit, likeness: Likeness) -> MarkedRows:
+    """The rows of a split that was encoded with this likeness."""
+    assert split.marks is not None
+    return MarkedRows(likeness, split.rows, split.marks[MARK][:])
 
 
 def _bad_rows(encoded: datasets.Dataset, split: Split, most: float) -> tuple[NDArray[np.int64], dict[int, str]]:

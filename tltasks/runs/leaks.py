@@ -15,8 +15,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from tltasks.data.cache_keys import code_version
-from tltasks.data.encoding import MARK
-from tltasks.data.near_duplicates import Found, MarkedRows, find_alike
+from tltasks.data.encoding import marked
+from tltasks.data.near_duplicates import Found, find_alike
 from tltasks.data.splits import FEW, EncodedSplit, row_title
 from tltasks.errors import DataError
 from tltasks.metrics import paired_difference
@@ -67,23 +67,18 @@ def _trained_on(prepared: Sequence[PreparedStage], i: int) -> list[int]:
 
 def _found(known_by: TaskBase, known: EncodedSplit, asked_by: TaskBase, asked: EncodedSplit) -> tuple[Found, Found]:
     """Rows of train and of a split that are nearly the same, by those of the other; from the cache, or put there."""
-    parts = (known_by.tag, asked_by.tag, known.fingerprint, asked.fingerprint, code_version())
+    parts = (known_by.cache_key, asked_by.cache_key, known.fingerprint, asked.fingerprint, code_version())
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     path = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-leaks" / f"{name}.json"
     try:
         of_known, of_asked = json.loads(path.read_text())
     except (OSError, ValueError):
-        both = _marked(known_by, known), _marked(asked_by, asked)
+        both = marked(known, known_by.likeness), marked(asked, asked_by.likeness)
         of_known, of_asked = find_alike(*both) if type(both[0].likeness) is type(both[1].likeness) else ({}, {})
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, [list(of_known.items()), list(of_asked.items())])
         return of_known, of_asked
     return dict(of_known), dict(of_asked)
-
-
-def _marked(task: TaskBase, split: EncodedSplit) -> MarkedRows:
-    assert split.marks is not None
-    return MarkedRows(task.likeness, split.rows, split.marks[MARK][:])
 
 
 def _note(stage: PreparedStage, name: str, twins: Mapping[int, Twin]) -> str:
@@ -117,7 +112,7 @@ def _without(stage: PreparedStage, rows: set[int]) -> PreparedStage:
     encoded = stage.encoded | {"train": dataclasses.replace(train, rows=left, fingerprint=fingerprint)}
     note = f"{len(rows):,} rows are left out, near-duplicates of rows that are scored"
     told = {**stage.split_notes, "train": [*stage.split_notes.get("train", []), note]}
-    return dataclasses.replace(stage, encoded=encoded, split_notes=told)
+    return dataclasses.replace(stage, task=stage.task.trained_on(left), encoded=encoded, split_notes=told)
 
 
 def _classes(rows: datasets.Dataset) -> set[object]:

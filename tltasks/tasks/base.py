@@ -203,6 +203,10 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """Sentences by split that its user should read before training; DataError for one that nothing is told by."""
         return {}
 
+    def trained_on(self, rows: datasets.Dataset) -> Self:
+        """The task with what it counts by training rows counted by these, which are left of them."""
+        return self
+
     # -------------------------------------------------------------------------------------- model
 
     @property

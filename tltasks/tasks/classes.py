@@ -11,7 +11,7 @@ import unicodedata
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
 import datasets
@@ -26,9 +26,11 @@ from tltasks.config.data import ClassData
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import ClassStage, ModelT
 from tltasks.data.batching import balanced_rows
+from tltasks.data.encoding import marked
 from tltasks.data.held_out import is_held_out
 from tltasks.data.label_lists import is_list, of_classes
-from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
+from tltasks.data.near_duplicates import contradictions
+from tltasks.data.splits import FEW, Columns, EncodedSplit, Split, row_title
 from tltasks.errors import DataError, RecipeError, did_you_mean
 from tltasks.metrics.classification import class_row_scores, classification
 from tltasks.metrics.neighbours import nearest_neighbours
@@ -125,8 +127,9 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
                     f"and train has {len(learnt)}: nothing can be told by them. {advice}"
                 )
             notes[name] = [f"lacks {len(missing)} of the {len(learnt)} classes of train: {_some(missing)}. {advice}"]
-        if "train" in encoded and self.stage.trains and (line := self._imbalance(encoded["train"])):
-            notes["train"] = [line]
+        if "train" in encoded and self.stage.trains:
+            lines = self._imbalance(encoded["train"]), self._disagreement(encoded["train"])
+            notes |= {"train": told} if (told := [line for line in lines if line]) else {}
         several = [name for name in self.class_names if ";" in name or "|" in name]
         if several and not self.is_multi_label:
             text = (
@@ -156,6 +159,31 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         ways = "`class_weights: auto`" + ("" if self.is_multi_label else " or `sampling: balanced`")
         advice = "" if handled else f"; {ways} makes up for it"
         return f"{text}. Look at macro-F1 beside {'micro-F1' if self.is_multi_label else 'accuracy'}{advice}."
+
+    def _disagreement(self, train: EncodedSplit) -> str | None:
+        """A sentence on rows of the same content that have other classes."""
+        if train.marks is None:
+            return None
+        rows, labels = train.rows, train.rows["label"][:]
+        pairs = contradictions(marked(train, self.likeness), labels)
+        if not pairs:
+            return None
+
+        def named(row: int) -> str:
+            classes = labels[row] if isinstance(labels[row], list) else [labels[row]]
+            return f"{row_title(rows, row)} ({', '.join(self.class_names[i] for i in classes) or 'no class'})"
+
+        shown = "; ".join(f"{named(row)} and {named(first)}" for row, first in pairs[:FEW])
+        have = "row has the content" if len(pairs) == 1 else "rows have the content"
+        more = "; …" if len(pairs) > FEW else ""
+        return f"{len(pairs):,} {have} of another and not its class: {shown}{more}. One of the two is wrong."
+
+    def trained_on(self, rows: datasets.Dataset) -> Self:
+        if self.stage.class_weights != "auto":
+            return self
+        counts = Counter({self.class_names[label]: n for label, n in self.class_rows(rows).items()})
+        n_rows = len(rows) if self.is_multi_label else None
+        return replace(self, class_weights=weights_of(self.stage, counts, self.class_names, n_rows=n_rows))
 
     def class_rows(self, rows: datasets.Dataset) -> Counter[int]:
         """Rows of each class, by its number."""
