@@ -326,12 +326,12 @@ def _bands(size: int, hz: int) -> Floats:
 COARSE, FINE = 12, 24
 """Sides of the pictures that are compared: the grey mark, and the colours seen closely."""
 FREQUENCIES = 7
-NEAR = 0.66
+NEAR = 0.75
 """Distance of the low frequencies of two marks that may be alike, each vector of length one."""
-SAME_GREY, SAME_COLOUR = 24.0, 32.0
-"""Levels by which two pictures may differ: their marks on the whole, and closely any 3 × 3 of 24 × 24 points."""
-SAME_SHARE = 0.45
-"""Share of their contrast by which two marks may differ."""
+SAME_COLOUR = 32.0
+"""Levels by which any 3 × 3 points of two pictures may differ, seen closely."""
+SAME_SHARE = 0.55
+"""Share of their contrast by which any 3 × 3 points of two marks may differ, besides the noise."""
 NOISE = 4.0
 """Levels by which pictures of one colour may differ; those of little contrast by as much as that is, seen closely."""
 LEAST = 8.0
@@ -386,8 +386,7 @@ class Pictures(Likeness):
         same = [np.zeros(0, bool)]
         for part in np.split(found, range(AT_ONCE, len(found), AT_ONCE)):
             both = theirs[part[:, 0]], ours[part[:, 1]]
-            misfit = np.sqrt((_misfit(*both, steps=1) ** 2).mean((1, 2, 3)))
-            same.append(misfit <= np.clip(SAME_SHARE * _contrast(*both), NOISE, SAME_GREY))
+            same.append(_worst(*both, steps=1) <= NOISE + SAME_SHARE * _contrast(*both))
         alike: Pairs = found[np.concatenate(same)]
         return alike
 
@@ -405,10 +404,7 @@ class Pictures(Likeness):
             return np.zeros(0, bool)
         theirs, ours = (np.stack(looks).astype(np.float32) for looks in (known, asked))
         # Either may be the one that was cut.
-        misfits = (
-            np.abs(uniform_filter(_misfit(*both, steps=4), (0, 3, 3, 0))) for both in ((theirs, ours), (ours, theirs))
-        )
-        least: Floats = np.minimum(*(misfit.max((1, 2, 3)) for misfit in misfits))
+        least: Floats = np.minimum(_worst(theirs, ours, steps=4), _worst(ours, theirs, steps=4))
         same: NDArray[np.bool_] = least <= np.clip(_contrast(theirs, ours), NOISE, SAME_COLOUR)
         return same
 
@@ -509,6 +505,12 @@ def _contrast(theirs: Images, ours: Images) -> Floats:
     """The standard deviation over each of two pictures, the lesser one, in the colour that has most of it."""
     contrast: Floats = np.minimum(*(images.std((1, 2)).max(1) for images in (theirs, ours)))
     return contrast
+
+
+def _worst(theirs: Images, ours: Images, *, steps: int) -> Floats:
+    """Levels by which those 3 × 3 points of two pictures differ that differ most."""
+    worst: Floats = np.abs(uniform_filter(_misfit(theirs, ours, steps=steps), (0, 3, 3, 0))).max((1, 2, 3))
+    return worst
 
 
 def _misfit(theirs: Images, ours: Images, *, steps: int) -> Images:

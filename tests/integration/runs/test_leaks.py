@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import datasets
@@ -100,6 +101,42 @@ def test_dropped_rows_are_not_trained_on(zoo: Path) -> None:
     assert dropped.encoded["train"].fingerprint != noted.encoded["train"].fingerprint
     assert dropped.encoded["test"].fingerprint == noted.encoded["test"].fingerprint
     assert dropped.split_notes["train"] == ["2 rows are left out, near-duplicates of rows that are scored"]
+
+
+def test_class_weights_are_counted_after_rows_are_left_out(zoo: Path) -> None:
+    stage = "{stage: transfer, steps: 1, learning_rate: 1e-3, class_weights: auto}"
+    (noted,), (dropped,) = prepared(zoo, stage=stage), prepared(zoo, "data.leaks=drop", stage=stage)
+    for one in (noted, dropped):
+        counts = one.task.class_rows(one.encoded["train"].rows)
+        n_rows = len(one.encoded["train"].rows)
+        wanted = [n_rows / (len(counts) * counts[i]) for i in range(len(one.task.class_names))]
+        assert one.task.class_weights == pytest.approx(wanted)
+    assert dropped.task.class_weights != noted.task.class_weights
+
+
+def test_rows_of_one_content_with_two_classes_are_named(zoo: Path, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_parquet(str(zoo / "data" / "train.parquet"))
+    label = (rows[5]["label"] + 1) % len(COLOURS)
+    copies = {"image": [rows[i]["image"] for i in (5, 6)], "label": [label, rows[6]["label"]]}
+    added = datasets.Dataset.from_dict(copies, features=rows.features)
+    datasets.concatenate_datasets([rows, added]).to_parquet(tmp_path / "train.parquet")
+    (stage,) = prepared(zoo, f"data.files.train={tmp_path / 'train.parquet'}")
+    names = stage.task.class_names
+    told = f"1 row has the content of another and not its class: row 24 ({names[label]}) and row 5"
+    assert any(note.startswith(told) for note in stage.split_notes["train"])
+    assert not any("has the content" in note for (one,) in [prepared(zoo)] for note in one.split_notes.get("train", []))
+
+
+def test_pairs_of_another_image_processor_are_others(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images no larger than the model's input are encoded alike by all, and compared as each sees them."""
+    prepared(zoo)
+    monkeypatch.setattr("tltasks.runs.leaks.find_alike", lambda *of: ({}, {}))
+    shutil.copytree(zoo / "vit", zoo / "other")
+    config = json.loads((zoo / "other" / "preprocessor_config.json").read_text())
+    config["image_mean"] = [0.1, 0.2, 0.3]
+    (zoo / "other" / "preprocessor_config.json").write_text(json.dumps(config))
+    (other,) = prepared(zoo, f"model.name={zoo / 'other'}")
+    assert other.twins["test"] == {}
 
 
 def test_leaks_are_refused_where_that_is_asked(zoo: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from tltasks.data.near_duplicates import Likeness, MarkedRows, Pictures, Sounds, Texts, find_alike
+from tltasks.data.near_duplicates import Likeness, MarkedRows, Pictures, Sounds, Texts, contradictions, find_alike
 from tltasks.data.splits import Columns
 
 HZ = 16_000
@@ -75,6 +75,11 @@ def test_common_words_hide_nothing() -> None:
     numbers = np.random.default_rng(0).integers(10**15, size=(1000, 4))
     known = [f"{' '.join(map(str, row))} is a program. {licence}" for row in numbers.tolist()]
     assert texts(known, [known[500].replace("program", "PROGRAM"), "Nothing here."])[1] == {0: 500}
+
+
+def test_the_same_text_with_two_labels_is_a_contradiction() -> None:
+    rows = marked(TEXTS, {"text": [STORY, OTHERS[0], STORY.upper(), STORY, STORY.replace("nine", "ten"), OTHERS[0]]})
+    assert contradictions(rows, ["a", "b", "c", "a", "d", "b"]) == [(2, 0)]
 
 
 # ---------------------------------------------------------------------------------------- pictures
