@@ -425,6 +425,10 @@ def predict(
     output: Annotated[Path | None, Parameter(metavar="FILE", help=".jsonl, .csv, .parquet; unset: JSON lines")] = None,
     resume: Annotated[bool, Parameter(help="complete --output: inputs that it has are passed over")] = False,
     column: Annotated[str | None, Parameter(metavar="NAME", help="of a table; unset: that of the run's data")] = None,
+    language: Annotated[str | None, Parameter(help="of all inputs, for models that are told one: es, spanish")] = None,
+    language_column: Annotated[
+        str | None, Parameter(metavar="NAME", help="of a table, with each row's language")
+    ] = None,
     fetch: Annotated[bool, Parameter(help="get inputs that are http(s) URLs from the web")] = False,
     top_k: TopK = TOP_K,
     all_classes: Annotated[bool, Parameter(name="--all", negative="", help="name every class")] = False,
@@ -442,6 +446,8 @@ def predict(
             resume=resume,
             **vars(checkpoint),
             column=column,
+            language=language,
+            language_column=language_column,
             top_k=sys.maxsize if all_classes else top_k,
             precision=precision,
             fetches=fetch,

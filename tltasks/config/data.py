@@ -158,6 +158,12 @@ class Columns(Section):
     """Names of a data set's columns, by what a task takes each for."""
 
 
+class LanguageColumns(Columns):
+    language: str | None = None
+    """Language of each row: `es`, `spanish`, or a code of the model's own. Scores are also given by language, and
+    models that are told one (Whisper, mBART, …) are told each row's; `model.language` is that of rows without."""
+
+
 class UnlabelledColumns(Columns):
     label: str | None = None
     """Names of classes (speakers, intents), which nothing is trained on: they judge features by their neighbours."""

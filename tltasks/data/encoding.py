@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
 from tltasks.data.near_duplicates import Likeness, MarkedRows
-from tltasks.data.splits import SOURCE, Columns, EncodedSplit, Split, row_path, row_words
+from tltasks.data.splits import LANGUAGE, SOURCE, Columns, EncodedSplit, Split, row_path, row_words
 from tltasks.errors import DataError
 
 ROWS_AT_ONCE = 64
@@ -40,6 +40,7 @@ def encode_split(
     cannot be read has its reason in the column `error`. With `likeness` rows are marked, so that near-duplicates can be
     found. Raises DataError when more than `max_bad_share` cannot be read.
     """
+    kept = {name: split.rows.features[name] for name in (SOURCE, LANGUAGE) if name in split.rows.features}
 
     def encode_batch(batch: Columns, row: list[int]) -> Columns:
         found = encode({**batch, "row": row})
@@ -47,8 +48,8 @@ def encode_split(
         paths = [row_path(examples[n], media, split.folder) for n in found["row"]]
         words = [row_words(examples[n], media, split.folder) for n in found["row"]]
         errors = [f"{error} ({w})" if error and w else error for w, error in zip(words, found["error"], strict=True)]
-        sources = {SOURCE: [examples[n][SOURCE] for n in found["row"]]} if SOURCE in batch else {}
-        made = {**found, **sources, "path": paths, "error": errors}
+        carried = {name: [examples[n][name] for n in found["row"]] for name in kept}
+        made = {**found, **carried, "path": paths, "error": errors}
         if likeness is None:
             return made
         whole = {name: [examples[n][name] for n in found["row"]] for name in batch if name not in found}
@@ -57,7 +58,6 @@ def encode_split(
     text = datasets.Value("string")
     parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media), likeness is None)
     cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    number = {SOURCE: split.rows.features[SOURCE]} if SOURCE in split.rows.features else {}
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded"
     folder.mkdir(parents=True, exist_ok=True)
     own = {"row": datasets.Value("int64"), "path": text, "error": text}
@@ -69,7 +69,7 @@ def encode_split(
         batch_size=ROWS_AT_ONCE,
         writer_batch_size=ROWS_AT_ONCE,
         remove_columns=split.rows.column_names,
-        features=datasets.Features({**features, **number, **own, **marked}),
+        features=datasets.Features({**features, **kept, **own, **marked}),
         new_fingerprint=cached,
         cache_file_name=str(folder / f"{cached}.arrow"),
         num_proc=processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None,

@@ -33,7 +33,7 @@ from tltasks.data.local import (
     tables_of_folder,
 )
 from tltasks.data.relabel import relabel
-from tltasks.data.splits import BY, ROW_NAME, SOURCE, Columns, Split, located
+from tltasks.data.splits import BY, LANGUAGE, ROW_NAME, SOURCE, Columns, Split, located
 from tltasks.data.tables import as_label, as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
 
@@ -385,6 +385,10 @@ def _select_columns(
     rows = rows.rename_columns({column: key for key, column in columns.items() if column != key})
     for key in (key for key in columns if conversion(key) is as_text):
         feature = rows.features[key]
+        if isinstance(feature, datasets.ClassLabel) and key == LANGUAGE:
+            named = partial(_by_name, key, feature)
+            rows = rows.map(named, batched=True, features=_as_string(rows.features, key))
+            feature = rows.features[key]
         inner = getattr(getattr(feature, "feature", None), "dtype", None)
         if inner in TEXT_TYPES:  # sentences, in a list
             rows = rows.map(partial(_join_texts, key), batched=True, features=_as_string(rows.features, key))
@@ -405,6 +409,10 @@ def _place_of(key: str) -> str:
 
 def _join_texts(key: str, batch: Columns) -> Columns:
     return {key: [as_text(value) for value in batch[key]]}
+
+
+def _by_name(key: str, feature: datasets.ClassLabel, batch: Columns) -> Columns:
+    return {key: [None if value is None else feature.int2str(value) for value in batch[key]]}
 
 
 def _as_string(features: datasets.Features, key: str) -> datasets.Features:

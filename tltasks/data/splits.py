@@ -16,6 +16,8 @@ Columns = dict[str, list[Any]]
 ROW_NAME = "tltasks:row"
 """Column with what a person calls a row: its file below the folder of a data set, or its table and line."""
 
+LANGUAGE = "language"
+"""Column with the language of a row, where the recipe names one."""
 SOURCE = "tltasks:source"
 """Column with the number of the source that a training row is of, where there are several."""
 BY = "tltasks:by "

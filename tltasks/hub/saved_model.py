@@ -24,6 +24,7 @@ from tltasks.config.model import HUB_ID, Checkpoint, is_folder
 from tltasks.config.recipe import Recipe, is_on_hub, plan_run
 from tltasks.config.stage import STAGES, StagePlan
 from tltasks.config.tasks import TASKS, supervised_tasks
+from tltasks.data.splits import LANGUAGE
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.hub import client
 from tltasks.models.adapters import unwrap_model
@@ -49,6 +50,8 @@ class SavedModel:
     """Recipe of the run that trained it, if it is there."""
     columns: tuple[str, ...]
     """Names of the input's column in tables, the likeliest first."""
+    language_column: str | None
+    """That of rows' languages in the run's data."""
     plan: StagePlan
     """Plan of the run's stage that the model is of, or what stands for it; as used, with its weights as they are."""
     origin: Checkpoint | None
@@ -76,11 +79,16 @@ class SavedModel:
 
 
 def load_saved_model(
-    name: str, *, tag: str | None = None, revision: str = "main", trust_remote_code: bool = False
+    name: str,
+    *,
+    tag: str | None = None,
+    revision: str = "main",
+    trust_remote_code: bool = False,
+    language: str | None = None,
 ) -> SavedModel:
     """Find a model, fetch it where it is on the Hub, and open its task; raises a TltasksError.
 
-    `tag` names the task where the checkpoint does not tell.
+    `tag` names the task where the checkpoint does not tell, and `language` that of all inputs.
     """
     folder, run = _locate(name, revision=revision, trust_remote_code=trust_remote_code)
     base = _find_base(folder, display_name=name, trust_remote_code=trust_remote_code)
@@ -91,7 +99,10 @@ def load_saved_model(
     kind, stage = STAGES["zero_shot"], spec.stage(stage="zero_shot")
     if plan is None or plan.task != tag:
         plan = StagePlan(0, "predict", kind, tag, spec.model(name=name), spec.data(name=name), stage)
-    plan = dataclasses.replace(plan, kind=kind, stage=stage)
+    if language is not None and not hasattr(plan.model, "language"):
+        raise RecipeError(f"language {language}: {tag} takes none.")
+    model = plan.model if language is None else plan.model.model_copy(update={"language": language})
+    plan = dataclasses.replace(plan, kind=kind, stage=stage, model=model)
     source = Checkpoint(str(setup), trust_remote_code=trust_remote_code, display_name=name)
     task = adapter.open(plan, {}, source, seed=0)
     own = adapter.input_kind.column
@@ -102,7 +113,8 @@ def load_saved_model(
         origin = None  # the recipe may be anybody's, and names no folder of this machine
     elif origin is not None:  # a recipe from the Hub does not decide what code is run here
         origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
-    return SavedModel(task, base, folder, recipe, (named, own), plan, origin, run)
+    spoken: str | None = getattr(getattr(plan.data, "columns"), LANGUAGE, None)  # noqa: B009
+    return SavedModel(task, base, folder, recipe, (named, own), spoken, plan, origin, run)
 
 
 def write_merged(saved: SavedModel, folder: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import io
+import itertools
 import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -46,6 +47,8 @@ class Item:
     """Row of a table, or line of a list of texts, from 0."""
     value: object = None
     error: str | None = None
+    language: str | None = None
+    """Name of its language, where that is told."""
 
     @property
     def size(self) -> int:
@@ -104,13 +107,19 @@ class Inputs:
     """
 
     def __init__(
-        self, arguments: Sequence[str], kind: InputKind, columns: Sequence[str], *, fetches: bool = False
+        self,
+        arguments: Sequence[str],
+        kind: InputKind,
+        columns: Sequence[str],
+        *,
+        fetches: bool = False,
+        language: str | None = None,
     ) -> None:
         self.kind, self._arguments, self._fetches = kind, list(arguments), fetches
         self._local = [argument for argument in arguments if argument != STDIN and not is_url(argument)]
         urls = [argument for argument in arguments if is_url(argument)]
         self._known = frozenset(web.origin(url) for url in urls if _fault_of_url(url, fetches=fetches) is None)
-        self._columns = list(dict.fromkeys(columns))
+        self._columns, self._language = list(dict.fromkeys(columns)), language
         self._left_out: dict[str, str] = {}
         self._tables = [path for path in self._paths() if _is_table(path)]
         for path in self._tables:
@@ -188,7 +197,7 @@ class Inputs:
 
     def _check(self, path: Path) -> None:
         try:
-            next(_cells(path, self._columns), None)
+            next(self._cells(path), None)
         except UNREADABLE as error:
             lacks = "has no column" in str(error)
             reason = f"{why(error)}. Name one with --column" if lacks else f"cannot be read as a table: {why(error)}"
@@ -197,15 +206,24 @@ class Inputs:
     def _rows(self, path: Path) -> Iterator[Item]:
         row, name = -1, shown_name(path)
         try:
-            for row, value in enumerate(_cells(path, self._columns)):
+            for row, (value, language) in enumerate(self._cells(path)):
                 if isinstance(value, DataError):
                     yield Item(name, row, error=str(value))
                 elif self.kind.is_text or isinstance(value, bytes) or (isinstance(value, dict) and value.get("bytes")):
-                    yield Item(name, row, value)
+                    yield Item(name, row, value, language=language)
                 else:
-                    yield self._file(value.get("path") if isinstance(value, dict) else value, name, row, path.parent)
+                    file = self._file(value.get("path") if isinstance(value, dict) else value, name, row, path.parent)
+                    yield replace(file, language=language)
         except UNREADABLE as error:
             yield Item(name, row + 1, error=f"the table cannot be read from here on ({why(error)})")
+
+    def _cells(self, path: Path) -> Iterator[tuple[object, str | None]]:
+        """Cells of a table's inputs, a DataError in place of one that a row lacks, each with its row's language."""
+        languages: Iterator[object] = itertools.repeat(None)
+        if self._language is not None:
+            languages = _cells(path, [self._language])
+        for value, language in zip(_cells(path, self._columns), languages, strict=self._language is not None):
+            yield value, language if isinstance(language, str) else None
 
     def _file(self, value: object, name: str, row: int | None, folder: Path) -> Item:
         """A file that a list or table names, relative to where that is, or of the web."""

@@ -87,6 +87,8 @@ def predict(
     top_k: int,
     precision: str | None,
     fetches: bool = False,
+    language: str | None = None,
+    language_column: str | None = None,
 ) -> Counts:
     """Predict every input and write the outputs to `output`, or as JSON lines to standard output.
 
@@ -94,6 +96,8 @@ def predict(
     output valid.
     """
     check_arguments(arguments, fetches=fetches)
+    if language is not None and language_column is not None:
+        raise RecipeError("--language is of all inputs, --language-column of each row of a table; name one of them.")
     if output is not None:
         check_output(output, resume=resume)
     elif resume:
@@ -101,9 +105,13 @@ def predict(
     with without_collection():
         from tltasks.runtime import devices
 
-        predictor = _load(name, tag, revision, trust_remote_code=trust_remote_code, precision=precision)
+        predictor = _load(
+            name, tag, revision, trust_remote_code=trust_remote_code, precision=precision, language=language
+        )
+        if language_column is not None and not predictor.task.languages.codes:
+            raise RecipeError(f"--language-column: {name} is told no languages of single rows.")
         kind, columns = predictor.task.input_kind, [column] if column else predictor.saved.columns
-        inputs = Inputs(arguments, kind, columns, fetches=fetches)
+        inputs = Inputs(arguments, kind, columns, fetches=fetches, language=language_column)
 
     writer = open_writer(output, _schema(predictor.task), resume=resume)
     counts = Counts()
@@ -134,7 +142,15 @@ def predict(
     return counts
 
 
-def _load(name: str, tag: str | None, revision: str, *, trust_remote_code: bool, precision: str | None) -> Predictor:
+def _load(
+    name: str,
+    tag: str | None,
+    revision: str,
+    *,
+    trust_remote_code: bool,
+    precision: str | None,
+    language: str | None,
+) -> Predictor:
     from tltasks.hub.saved_model import load_saved_model
     from tltasks.inference.predictor import Predictor
     from tltasks.runtime import devices
@@ -144,7 +160,7 @@ def _load(name: str, tag: str | None, revision: str, *, trust_remote_code: bool,
         raise RecipeError("predict runs in one process; start it without a launcher, on a part of the inputs each.")
     devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
-    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
+    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code, language=language)
     return Predictor.load(saved, state.device, precision=precision)
 
 

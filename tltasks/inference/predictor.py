@@ -5,6 +5,7 @@ The command line, the demo and Python programs all predict through it.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from tltasks.config.tasks import TASKS
-from tltasks.data.splits import Columns, Split
+from tltasks.data.splits import LANGUAGE, Columns, Split
 from tltasks.errors import DataError, RecipeError
 from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Item, is_url
@@ -41,7 +42,8 @@ CHUNK_BYTES = 2**25
 
 Input: TypeAlias = "str | PathLike[str] | Image.Image | NDArray[Any] | tuple[NDArray[Any], int] | Mapping[str, object]"
 """A path, or the text itself where the task is of texts; a PIL image or an array [height, width(, channels)]; sound as
-`(samples, sampling_hz)` or `{"array", "sampling_rate"}`; a file's content as `{"bytes"}`; or a row of a data set."""
+`(samples, sampling_hz)` or `{"array", "sampling_rate"}`; a file's content as `{"bytes"}`; or a row of a data set, whose
+`language`, under this name or that of the run's column, a model that is told languages is told."""
 
 
 class LabelScore(TypedDict):
@@ -89,17 +91,20 @@ def load(
     trust_remote_code: bool = False,
     task: str | None = None,
     precision: str | None = None,
+    language: str | None = None,
 ) -> Predictor:
     """Load a run's results folder, a folder with a model, or a model of the Hub, to predict with it.
 
     `task` is the Hub pipeline tag, where the model does not tell it; `precision` is that of the training unless it is
-    named. Raises a TltasksError.
+    named; `language` that of all inputs, for models that are told one. Raises a TltasksError.
 
         classify = load("results/cats")
         classify("photo.jpg")["prediction"]
     """
     with _quiet():
-        saved = load_saved_model(str(name), tag=task, revision=revision, trust_remote_code=trust_remote_code)
+        saved = load_saved_model(
+            str(name), tag=task, revision=revision, trust_remote_code=trust_remote_code, language=language
+        )
         return Predictor.load(saved, devices.init_distributed().device, precision=precision)
 
 
@@ -196,11 +201,14 @@ class Predictor:
         if not good:
             return []
         task = self.task
-        columns = {name: [encoded[name][i] for i in good] for name in task.features}
+        features = dict(task.features)
+        if LANGUAGE in encoded:
+            features[LANGUAGE] = datasets.Value("string")
+        columns = {name: [encoded[name][i] for i in good] for name in features}
         # Objectives hide parts of a row by its number: with one for all, no answer depends on the others.
         columns["row"] = [0] * len(good)
-        features = datasets.Features({**task.features, "row": datasets.Value("int64")})
-        rows = datasets.Dataset.from_dict(columns, features=features)
+        features["row"] = datasets.Value("int64")
+        rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
         with _quiet():
             predictions = predict_rows(_OneProcess(self.device, self.precision), task, self.model, rows, workers=0)
         return [cast("Output", task.to_output(prediction, top_k=top_k)) for prediction in predictions]
@@ -208,8 +216,9 @@ class Predictor:
     def _item(self, value: object) -> Item:
         """An input of a program as one of the command line."""
         kind = TASKS[self.task.tag].input.kind
-        if isinstance(value, Mapping):
-            value = next((value[name] for name in self.saved.columns if name in value), value)
+        if isinstance(value, Mapping) and (column := next((n for n in self.saved.columns if n in value), None)):
+            spoken = next((value[name] for name in (self.saved.language_column, LANGUAGE) if name in value), None)
+            return dataclasses.replace(self._item(value[column]), language=None if spoken is None else str(spoken))
         if isinstance(value, PathLike) or (isinstance(value, str) and kind != "text"):
             name = str(value)
             if is_url(name):
@@ -274,10 +283,26 @@ class _Encoding(Dataset[_Encoded]):
                 values.append(None)
                 errors[i] = str(reason)
         batch: Columns = {self.task.input_kind.column: values, "row": list(range(len(values)))}
+        if any(item.language for item in chunk) and self.task.languages.codes:
+            batch[LANGUAGE], faults = self._codes(chunk)
+            errors = faults | errors
         encoded = self.task.preprocess(self.split)(batch)
+        if LANGUAGE in batch:
+            encoded[LANGUAGE] = batch[LANGUAGE]
         for i, error in errors.items():
             encoded["error"][i] = error
         return chunk, encoded
+
+    def _codes(self, chunk: list[Item]) -> tuple[list[str], dict[int, str]]:
+        """The code of each input's language, and why there is none; where there is none, another stands for it."""
+        codes, faults = list[str](), dict[int, str]()
+        for i, item in enumerate(chunk):
+            try:
+                codes.append(self.task.languages.code(item.language))
+            except DataError as reason:
+                codes.append(self.task.languages.codes[0])
+                faults[i] = str(reason)
+        return codes, faults
 
 
 def _unchanged(encoded: _Encoded) -> _Encoded:

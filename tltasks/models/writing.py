@@ -43,7 +43,22 @@ from transformers.utils import ModelOutput
 if TYPE_CHECKING:
     import peft
 
+
+class FirstTokens(LogitsProcessor):  # type: ignore[misc]
+    """Has each row begin with a token of its own, as ForcedBOSTokenLogitsProcessor has all begin with one."""
+
+    def __init__(self, first: Tensor) -> None:
+        self.first = first
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if input_ids.shape[1] > 1:
+            return scores
+        first = self.first.repeat_interleave(len(scores) // len(self.first))  # beams of a row are side by side
+        return torch.full_like(scores, -torch.inf).scatter_(1, first[:, None], 0.0)
+
+
 BY_ROW = {
+    FirstTokens,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
     MinLengthLogitsProcessor,
@@ -69,12 +84,15 @@ def write(
     *,
     generation: GenerationConfig | None = None,
     stopping: StoppingCriteriaList | None = None,
+    first: Tensor | None = None,
 ) -> Tensor:
     """Token ids as `generate` gives them, [rows, tokens], by the model's own settings unless others are given.
 
+    `first`: the token, such as a language, that each row of an encoder-decoder has to begin with, [rows].
     Without beams or draws, rows that have ended leave the batch, so that they do not wait for the longest.
     """
-    asked = {"generation_config": generation, "stopping_criteria": stopping}
+    begin = None if first is None else LogitsProcessorList([FirstTokens(first)])
+    asked = {"generation_config": generation, "stopping_criteria": stopping, "logits_processor": begin}
     keys = {name: value for name, value in asked.items() if value is not None}
     mode = (generation or model.generation_config).get_generation_mode()
     if isinstance(model, PreTrainedModel) and mode == GenerationMode.GREEDY_SEARCH:

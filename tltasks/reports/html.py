@@ -16,6 +16,7 @@ from tltasks.reports.formatting import data_uri, show_duration, words
 from tltasks.reports.templates import page_environment
 from tltasks.results.comparison import (
     Comparison,
+    compare_groups,
     compare_headline,
     compare_with_baselines,
     compare_with_before,
@@ -161,6 +162,7 @@ def _view(stage: StageResult, result: RunResult, metrics: Rows) -> dict[str, obj
         "figures": _stage_figures(stage, metrics),
         "other_errors": [found for found in errors if found is not None],
         "comparisons": compare_with_baselines(stage),
+        "groups": compare_groups(stage),
         "forgetting": [(it.verdict, describe_forgetting(it)) for it in compare_with_before(result, stage)],
     }
 

@@ -26,6 +26,7 @@ from tltasks.config.tasks import TASKS
 from tltasks.reports.formatting import is_number
 from tltasks.reports.templates import card_environment, fenced
 from tltasks.results.comparison import (
+    compare_groups,
     compare_test_sets,
     compare_with_baselines,
     compare_with_before,
@@ -77,6 +78,7 @@ def _about_stage(result: RunResult, plan: RunPlan, own: StagePlan) -> dict[str, 
         "chosen_by_validation": by_validation,
         "comparisons": compare_with_baselines(stage),
         "shifts": compare_test_sets(stage, split),
+        "groups": compare_groups(stage),
         "leaks": [line for split in stage.metrics if (line := describe_leaks(stage, split))],
         "forgotten": [describe_forgetting(it) for it in compare_with_before(result, stage)],
         "trust": ", trust_remote_code=True" if lineage[0].model.trust_remote_code else "",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from tltasks.results.result import UNKNOWN, Interval, RunResult, Score, StageResult
+from tltasks.results.result import UNKNOWN, GroupScore, Interval, RunResult, Score, StageResult
 
 OWN_SPLITS = {"train", "validation", "test"}
 """Splits of a stage's own data; its further test sets are those of other domains, or of what was learnt before."""
@@ -90,6 +90,41 @@ def compare_with_baselines(stage: StageResult) -> list[Comparison]:
     ]
 
 
+@dataclass(frozen=True)
+class GroupLine:
+    """The model's score of a group of rows; and of each baseline its score, the gain over it and that's interval."""
+
+    group: str
+    ours: GroupScore
+    beside: list[tuple[GroupScore, float, Interval]]
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """Scores of the groups of a split's rows."""
+
+    split: str
+    by: str
+    metric: str
+    baselines: list[str]
+    lines: list[GroupLine]
+
+
+def compare_groups(stage: StageResult) -> list[GroupTable]:
+    """Groups of each split's rows beside baselines that are scored by the same ones, where there are several."""
+    tables = []
+    for split, score in stage.metrics.items():
+        for by, groups in score.groups.items():
+            found = {name: it[split].groups.get(by, {}) for name, it in stage.baselines.items() if split in it}
+            theirs = {name: of for name, of in found.items() if of.keys() == groups.keys()}
+            lines = [
+                GroupLine(group, ours, [(of[group], *_gain(stage, ours.value, of[group])) for of in theirs.values()])
+                for group, ours in groups.items()
+            ]
+            tables.append(GroupTable(split, by, score.headline, list(theirs), lines))
+    return [table for table in tables if len(table.lines) > 1]
+
+
 def compare_headline(result: RunResult) -> list[Comparison]:
     """The run's headline beside its baselines."""
     return [it for it in compare_with_baselines(result.best) if it.split == result.headline.split]
@@ -155,11 +190,20 @@ def _paired(stage: StageResult, split: str, ours: Score, against: str, theirs: S
 def _compare(
     stage: StageResult, split: str, ours: Score, against: str, theirs: Score, difference: Interval
 ) -> Comparison:
-    sign = 1 if stage.higher_is_better else -1
-    low, high = sorted(sign * end for end in difference)
-    gain = sign * (ours.value - theirs.values.get(ours.headline, float("nan")))
     name = stage.baseline_names.get(against) or baseline_name(against)
-    return Comparison(split, against, name, ours, theirs, gain, (low, high))
+    gain, ends = _signed(stage, ours.value - theirs.values.get(ours.headline, float("nan")), difference)
+    return Comparison(split, against, name, ours, theirs, gain, ends)
+
+
+def _gain(stage: StageResult, ours: float, theirs: GroupScore) -> tuple[float, Interval]:
+    return _signed(stage, ours - theirs.value, theirs.difference_ci95 or UNKNOWN)
+
+
+def _signed(stage: StageResult, difference: float, ends: Interval) -> tuple[float, Interval]:
+    """A difference of scores and its interval, above zero for the better."""
+    sign = 1 if stage.higher_is_better else -1
+    low, high = sorted(sign * end for end in ends)
+    return sign * difference, (low, high)
 
 
 # ----------------------------------------------------------------------------------------------- wording

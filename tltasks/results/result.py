@@ -35,6 +35,17 @@ class Headline:
 
 
 @dataclass(frozen=True)
+class GroupScore:
+    """The headline metric on a group of rows."""
+
+    examples: int
+    value: Number
+    ci95: Interval = UNKNOWN
+    difference_ci95: Interval | None = None
+    """Of a baseline, as `Score` has it."""
+
+
+@dataclass(frozen=True)
 class Score:
     """Metrics of one set of predictions; `headline` names the one that decides."""
 
@@ -47,6 +58,8 @@ class Score:
     """Sentences that whoever reads the numbers has to be told."""
     difference_ci95: Interval | None = None
     """Of a baseline: the model's headline metric less the baseline's on the same rows."""
+    groups: dict[str, dict[str, GroupScore]] = field(default_factory=dict)
+    """Scores of groups of rows by what they are grouped by, such as `language`, the largest first."""
 
     @property
     def value(self) -> float:

@@ -13,6 +13,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import Recipe, RunPlan, written_at
 from tltasks.config.stage import StagePlan
 from tltasks.data.encoding import encode_split
+from tltasks.data.languages import check_languages
 from tltasks.data.loading import load_splits
 from tltasks.errors import RecipeError
 from tltasks.hub.saved_model import ResolvedCheckpoint, resolve_checkpoint
@@ -55,6 +56,7 @@ def _prepare(
             stage.data, seed=recipe.seed, label=adapter.label, train=stage.kind.trains, locate=_locate(recipe, stage)
         )
         task = adapter.open(stage, splits, start, seed=recipe.seed)
+        check_languages(splits, task.languages)
         extra_metrics, key = load_extra_metrics(stage.stage.metrics, task), task.cache_key
         media = None if task.input_kind.is_text else task.input_kind.column
         encoded = {

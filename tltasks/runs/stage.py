@@ -586,7 +586,8 @@ def _score(
         references = task.references(rows)
         row_scores[name] = task.row_scores(predicted, references)
         theirs = {baseline: by_split[name] for baseline, by_split in settled.items()}
-        scores[name], found = score_beside_baselines(task, predicted, references, theirs, extra=stage.extra_metrics)
+        extra, groups = stage.extra_metrics, task.groups(rows)
+        scores[name], found = score_beside_baselines(task, predicted, references, theirs, extra=extra, groups=groups)
         leaks[name] = summarise(stage, name, predicted, references, row_scores[name])
         for baseline, score in found.items():
             beside.setdefault(baseline, {})[name] = score

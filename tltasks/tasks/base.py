@@ -28,8 +28,9 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import DataT, ModelT, StageKind, StagePlan, StageT
 from tltasks.data.batching import weighted_rows
 from tltasks.data.cache_keys import code_version
+from tltasks.data.languages import Languages
 from tltasks.data.near_duplicates import Likeness, Texts
-from tltasks.data.splits import SOURCE, Columns, EncodedSplit, Split
+from tltasks.data.splits import LANGUAGE, SOURCE, Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import find_lora_targets, merged
@@ -397,6 +398,18 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     @abstractmethod
     def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         """A batch for training; every random choice is a function of (seed, epoch, row)."""
+
+    @property
+    def languages(self) -> Languages:
+        """The languages that the model is told of rows, where data have a column of them."""
+        return Languages()
+
+    def groups(self, rows: datasets.Dataset) -> dict[str, list[str]]:
+        """The groups of rows that are also scored by themselves: that of each row, by what they are grouped by."""
+        if LANGUAGE not in rows.column_names:
+            return {}
+        shown = {name: self.languages.shown(name) for name in rows.unique(LANGUAGE)}
+        return {LANGUAGE: [shown[name] for name in rows[LANGUAGE]]}
 
     # --------------------------------------------------------------------------------------- step
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -29,7 +31,7 @@ from tltasks.data.splits import EncodedSplit
 from tltasks.errors import TrainingError
 from tltasks.metrics import paired_difference
 from tltasks.models.writing import fast_passes
-from tltasks.results.result import Score
+from tltasks.results.result import GroupScore, Score
 from tltasks.runtime.devices import Resident, pass_budget
 from tltasks.runtime.files import whole_file
 from tltasks.runtime.precision import choose_attention
@@ -237,10 +239,11 @@ def score_beside_baselines(
     baselines: dict[str, list[Prediction]],
     *,
     extra: Sequence[Rescore] = (),
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Score, dict[str, Score]]:
     """The score, and that of each baseline with the interval of the paired difference on the same rows.
 
-    All have passed through `extra`, which adds metrics to their values.
+    All have passed through `extra`, which adds metrics to their values, and have scores of the rows of each group.
     """
 
     def scored(predicted: list[Prediction]) -> Score:
@@ -256,7 +259,21 @@ def score_beside_baselines(
         score = scored(theirs)
         interval = paired_difference(ours, task.row_scores(theirs, references), most=task.top_score)
         beside[name] = Score(score.values, score.headline, score.ci95, difference_ci95=interval)
-    return scored(predictions), beside
+    own = scored(predictions)
+    for by, of_rows in (groups or {}).items():
+        found: dict[str, dict[str, GroupScore]] = {}
+        for group, _ in Counter(of_rows).most_common():
+            some = [row for row, name in enumerate(of_rows) if name == group]
+            theirs = {name: [predicted[row] for row in some] for name, predicted in baselines.items()}
+            its, others = score_beside_baselines(
+                task, [predictions[row] for row in some], [references[row] for row in some], theirs
+            )
+            for name, score in {"": its, **others}.items():
+                scored_group = GroupScore(len(some), score.value, score.ci95, score.difference_ci95)
+                found.setdefault(name, {})[group] = scored_group
+        own = replace(own, groups=own.groups | {by: found[""]})
+        beside = {name: replace(it, groups=it.groups | {by: found[name]}) for name, it in beside.items()}
+    return own, beside
 
 
 def write_predictions(

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tltasks.config.data import Columns, Corruptions, Data, UnlabelledColumns
+from tltasks.config.data import Corruptions, Data, LanguageColumns, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import Conflict, PositiveFloat, PositiveInt, Section
 from tltasks.config.stage import AUDIO, JointStage, Stage, TaskSpec
@@ -51,7 +51,7 @@ class SpeechCorruptions(Corruptions):
         return sorted(self.snr_db, reverse=True)
 
 
-class SpeechColumns(Columns):
+class SpeechColumns(LanguageColumns):
     audio: str = "audio"
     text: str = "text"
     segments: str | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tltasks.config.data import ClassData, Columns, Corruptions, Data, LabelColumns, UnlabelledColumns
+from tltasks.config.data import ClassData, Corruptions, Data, LabelColumns, LanguageColumns, UnlabelledColumns
 from tltasks.config.model import Model
 from tltasks.config.section import Name, PositiveInt, Prompt, Section, Share
 from tltasks.config.stage import TEXT, ClassStage, Stage, TaskSpec, UnlabelledStage
@@ -47,7 +47,7 @@ class TextCorruptions(Corruptions):
         return sorted(self.rates)
 
 
-class TextColumns(Columns):
+class TextColumns(LanguageColumns):
     document: str = "document"
     summary: str = "summary"
 
@@ -76,7 +76,7 @@ class LabelledTextModel(Model):
     """Words that stand for classes in both; unset: the name of the class."""
 
 
-class LabelledTextColumns(Columns):
+class LabelledTextColumns(LanguageColumns):
     text: str = "text"
     label: LabelColumns = "label"
     """Classes; or a column of 0 and 1 for each class, `[cat, dog]`, where rows may have several."""

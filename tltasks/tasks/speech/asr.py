@@ -20,8 +20,9 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, corrupt_rows
+from tltasks.data.languages import Languages, only_language, standard
 from tltasks.data.near_duplicates import Likeness
-from tltasks.data.splits import Columns, EncodedSplit, Split, located, row_title
+from tltasks.data.splits import LANGUAGE, Columns, EncodedSplit, Split, located, row_title
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics import error_rate
 from tltasks.metrics.scripts import writes_without_spaces
@@ -114,14 +115,14 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         recogniser: Recogniser
         found = family(config, display_name=source.display_name)
         if found == "CTC":
-            recogniser = _open_ctc(plan, texts, source, config)
+            recogniser = _open_ctc(plan, splits, texts, source, config)
         elif found == "transducer":
-            recogniser = _open_transducer(plan, source, config)
+            recogniser = _open_transducer(plan, splits, source, config)
         else:
             recogniser = _open_sequence(plan, splits, source, config)
         name = plan.data.normaliser
         if name == "auto":
-            name = "english" if _is_english(plan.model, recogniser) else "basic"
+            name = "english" if _is_english(plan, splits, recogniser) else "basic"
         lost = recogniser.check_texts(texts, splits["train"].where) if "train" in splits else (0.0, [])
         return cls(plan, source, config, seed, recogniser, name, not writes_without_spaces(texts), *lost)
 
@@ -131,6 +132,15 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         return {"train": {"characters_unknown_share": self.lost_share}} if self.lost_share else {}
+
+    @property
+    def languages(self) -> Languages:
+        return self.recogniser.languages
+
+    def _told(self, columns: Columns, rows: Sequence[int]) -> Batch:
+        """The part of a batch with the language of so many of some rows, where they tell any."""
+        names = columns.get(LANGUAGE)
+        return {} if names is None else self.recogniser.told([names[row] for row in rows])
 
     @property
     def headline(self) -> str:
@@ -281,12 +291,14 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         hz, window = self.recogniser.sampling_hz, self.recogniser.window_seconds
         pieces: list[Samples] = []
         piece_of: list[int] = []
-        for i, content in enumerate(rows[list(indices)]["audio"]):
+        columns = rows[list(indices)]
+        for i, content in enumerate(columns["audio"]):
             found = audio.split_at_silence(audio.from_int16(content), hz, window)
             pieces += found
             piece_of += [i] * len(found)
         samples = torch.tensor([len(piece) for piece in pieces])
-        return {**self.recogniser.read(pieces), "piece_of": torch.tensor(piece_of), "piece_samples": samples}
+        whole = {"piece_of": torch.tensor(piece_of), "piece_samples": samples}
+        return {**self.recogniser.read(pieces), **self._told(columns, piece_of), **whole}
 
     def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         columns = rows[list(indices)]
@@ -304,7 +316,8 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             for content, row in zip(columns["audio"], indices, strict=True)
         ]
         inputs = self.recogniser.read([samples for samples, _ in changed], [masks for _, masks in changed])
-        return {**inputs, **self.recogniser.targets(columns["labels"])}
+        told = self._told(columns, range(len(changed)))
+        return {**inputs, **told, **self.recogniser.targets(columns["labels"])}
 
     # --------------------------------------------------------------------------------------- step
 
@@ -466,7 +479,10 @@ def _open_sequence(
     if plan.stage.adapt.method == "head":
         raise RecipeError(f"stage {plan.name}: {source.display_name} has no head of its own; use adapt: lora or full.")
     if prompted:
-        return PromptedRecogniser.ask(processor, source, config, plan.model, as_saved=not splits)
+        keys = plan.model
+        if (spoken := only_language(splits, f"{source.display_name} is asked in one language a run")) is not None:
+            keys = keys.model_copy(update={"language": keys.language or spoken})
+        return PromptedRecogniser.ask(processor, source, config, keys, as_saved=not splits)
     if plan.model.prompt is not None:
         raise RecipeError(f"model.prompt: {source.display_name} takes none; leave it out.")
     window = plan.model.audio_window if plan.kind.trains else None  # a cut encoder must be trained before it is used
@@ -478,22 +494,28 @@ def _open_sequence(
         window=_longest_clip(splits) if window == "fit" else window,
         as_saved=not splits,
         trains=plan.kind.trains,
+        by_row=plan.data.columns.language is not None and bool(splits),
     )
 
 
-def _open_ctc(plan: Plan, texts: list[str], source: Checkpoint, config: PretrainedConfig) -> CtcRecogniser:
+def _open_ctc(
+    plan: Plan, splits: dict[str, Split], texts: list[str], source: Checkpoint, config: PretrainedConfig
+) -> CtcRecogniser:
     if given := given_keys(plan.model, "speech_task", "audio_window", "beams", "prompt"):
         raise RecipeError(f"{given}: {source.display_name} is a CTC checkpoint, which has no such choice.")
     texts_of_head = texts if plan.kind.head == "new" else None
-    return CtcRecogniser.open(source, config, texts=texts_of_head, language=plan.model.language)
+    return CtcRecogniser.open(source, config, texts=texts_of_head, language=plan.model.language, splits=splits)
 
 
-def _open_transducer(plan: Plan, source: Checkpoint, config: PretrainedConfig) -> TransducerRecogniser:
+def _open_transducer(
+    plan: Plan, splits: dict[str, Split], source: Checkpoint, config: PretrainedConfig
+) -> TransducerRecogniser:
     if given := given_keys(plan.model, "speech_task", "audio_window", "beams", "prompt"):
         raise RecipeError(f"{given}: {source.display_name} is a transducer, which has no such choice.")
     _keep_vocabulary(plan, source)
     processor = open_processor(source)
-    return TransducerRecogniser.listen(processor, source, config, plan.model.language, trains=plan.kind.trains)
+    language = plan.model.language
+    return TransducerRecogniser.listen(processor, source, config, language, splits, trains=plan.kind.trains)
 
 
 def _keep_vocabulary(plan: Plan, source: Checkpoint) -> None:
@@ -516,9 +538,10 @@ def _texts(splits: dict[str, Split]) -> list[str]:
     return [text for text in split.rows["text"] if text]
 
 
-def _is_english(keys: SpeechModel, recogniser: Recogniser) -> bool:
-    if keys.language is not None:
-        return keys.language.lower() in {"en", "english"}
+def _is_english(plan: Plan, splits: dict[str, Split], recogniser: Recogniser) -> bool:
+    names = {name for split in splits.values() if LANGUAGE in split.rows.column_names for name in split.rows[LANGUAGE]}
+    if names or plan.model.language is not None:
+        return all(standard(name or plan.model.language or "") == "en" for name in names or {None})
     generation = getattr(recogniser, "generation", None)
     return generation is not None and getattr(generation, "is_multilingual", None) is False
 

@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,8 @@ from transformers import (
 )
 
 from tltasks.config.model import Checkpoint
+from tltasks.data.languages import Languages, only_language
+from tltasks.data.splits import Split
 from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import find_head, unwrap_model
 from tltasks.models.frozen_transformer import FrozenTransformerCtcConfig, feature_extractor
@@ -68,9 +70,18 @@ class CtcRecogniser(Recogniser):
 
     @classmethod
     def open(
-        cls, source: Checkpoint, config: PretrainedConfig, *, texts: Iterable[str] | None, language: str | None = None
+        cls,
+        source: Checkpoint,
+        config: PretrainedConfig,
+        *,
+        texts: Iterable[str] | None,
+        language: str | None = None,
+        splits: Mapping[str, Split] | None = None,
     ) -> Self:
-        """With a vocabulary built from `texts`, or the checkpoint's own where there are none, in a `language` of it."""
+        """With a vocabulary built from `texts`, or the checkpoint's own where there are none, in a `language` of it.
+
+        One of several vocabularies is of the one language that the rows of `splits` tell, where they do.
+        """
         if isinstance(config, FrozenTransformerCtcConfig):
             extractor = feature_extractor(config)
         else:
@@ -79,7 +90,7 @@ class CtcRecogniser(Recogniser):
             tokenizer = build_tokenizer(texts)
         else:
             tokenizer = open_tokenizer(source, hint=TOKENIZER_HINT)
-            if switched := _switch(tokenizer, language, source):
+            if switched := _switch(tokenizer, language, source, splits or {}):
                 return cls(config, extractor, tokenizer, source.display_name, False, switched)._quietened()
             if tokenizer.pad_token_id is None or len(tokenizer) > config.vocab_size:
                 raise CheckpointError(
@@ -271,16 +282,25 @@ def set_vocabulary(config: PretrainedConfig, size: int) -> None:
 # ------------------------------------------------------------------------------------------ vocabulary
 
 
-def _switch(tokenizer: PreTrainedTokenizerBase, language: str | None, source: Checkpoint) -> tuple[str, str] | None:
+def _switch(
+    tokenizer: PreTrainedTokenizerBase, language: str | None, source: Checkpoint, splits: Mapping[str, Split]
+) -> tuple[str, str] | None:
     """Turn a tokenizer of several vocabularies to that of a language, if it is not on it; what is to be loaded then."""
     own = getattr(tokenizer, "target_lang", None)
-    if own is None or language in {None, own}:
+    if own is None:
         return None
+    why = f"{source.display_name} writes with the adapter layers and the vocabulary of one language, `model.language`"
+    spoken, languages = only_language(splits, why), Languages(tuple(tokenizer.vocab), source.display_name)
     try:
-        tokenizer.set_target_lang(language)
-    except ValueError as error:
-        raise RecipeError(f"model.language: {source.display_name}: {first_line(error)}") from error
-    return str(language), source.revision
+        code = languages.code(language or spoken or own)
+    except DataError as error:
+        raise RecipeError(f"{'model.language' if language else 'data.columns.language'}: {error}") from error
+    if spoken is not None and languages.find(spoken) != code:
+        raise RecipeError(f"model.language: {language}, and the rows tell `{spoken}`; they have to be the same.")
+    if code == own:
+        return None
+    tokenizer.set_target_lang(code)
+    return code, source.revision
 
 
 def build_tokenizer(texts: Iterable[str]) -> Wav2Vec2CTCTokenizer:

@@ -29,6 +29,7 @@ from transformers import (
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.tasks.speech import SpeechModel
+from tltasks.data.languages import Languages
 from tltasks.errors import CheckpointError
 from tltasks.models.loading import ModelLoader
 from tltasks.models.packages import cannot_open
@@ -88,6 +89,8 @@ class Recogniser(ABC):
     """Clips go through the model one by one, as they must where their padding would change what is heard."""
     processor: ProcessorMixin | None = field(default=None, kw_only=True)
     """What puts feature extractor and tokenizer together, where the checkpoint has one."""
+    languages: Languages = field(default=Languages(), kw_only=True)
+    """Those that it can be told of each clip."""
 
     @property
     def auto_class(self) -> ModelLoader:
@@ -208,6 +211,10 @@ class Recogniser(ABC):
         """The model's input for pieces of audio no longer than the window."""
         clips = [mask_samples(*pair) for pair in zip(pieces, masks, strict=True)] if masks is not None else list(pieces)
         return read_clips(clips, self.feature_extractor, multiple=self.multiple)
+
+    def told(self, names: Sequence[str | None]) -> Batch:
+        """The part of a batch that tells the model the language of each piece, by its name in the data."""
+        return {}
 
     @abstractmethod
     def targets(self, labels: Sequence[Sequence[int]]) -> Batch:

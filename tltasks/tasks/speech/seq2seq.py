@@ -26,10 +26,11 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.tasks.speech import SpeechModel
+from tltasks.data.languages import Languages, standard
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.scripts import is_unspaced
 from tltasks.models.adapters import generating_model, unwrap_model
@@ -73,7 +74,7 @@ class SequenceRecogniser(Recogniser):
     generation: GenerationConfig
     """As saved: language, task, beams and longest output included."""
     prompt: tuple[int, ...]
-    """Tokens with which decoding begins."""
+    """Tokens with which decoding begins; the second is that of the language, which rows may have one each of."""
     window: int | None
     """Seconds that the encoder is cut to; None leaves it."""
 
@@ -88,8 +89,12 @@ class SequenceRecogniser(Recogniser):
         window: int | None,
         as_saved: bool,
         trains: bool,
+        by_row: bool = False,
     ) -> Self:
-        """As the recipe's `keys` say; decoding `as_saved` where they leave it, for a checkpoint that is only used."""
+        """As the recipe's `keys` say; decoding `as_saved` where they leave it, for a checkpoint that is only used.
+
+        With rows that tell their language (`by_row`), none has to be named.
+        """
         extractor, tokenizer = open_feature_extractor(source), open_tokenizer(source, hint=TOKENIZER_HINT)
         generation = _open_generation(source, config)
         language, speech_task, name = keys.language, keys.speech_task, source.display_name
@@ -98,23 +103,27 @@ class SequenceRecogniser(Recogniser):
             language, speech_task = language or own or None, speech_task or getattr(generation, "task", None)
         else:
             generation.num_beams = keys.beams
+        trains = trains and not by_row
         if config.model_type == "whisper":
-            _set_language(generation, language, speech_task, trains=trains, display_name=name)
-            prompt = _whisper_prompt(generation, config)
+            languages = _set_language(generation, language, speech_task, trains=trains, display_name=name)
+            prompt = _whisper_prompt(generation, config, languages.codes[0] if by_row and languages.codes else None)
         else:
-            _force_language(generation, language, trains=trains, display_name=name)
+            languages = _force_language(generation, language, trains=trains, display_name=name)
             if speech_task:
                 raise RecipeError(f"model.speech_task: {config.model_type} takes none.")
             if window is not None:
                 raise RecipeError(f"model.audio_window: {config.model_type} has no fixed window; leave it unset.")
             forced = generation.forced_bos_token_id  # which decoding puts first
+            if forced is None and by_row and languages.codes:
+                forced = generation.text_decoder_lang_to_code_id[languages.codes[0]]
             prompt = (_start_token(generation, config), *([] if forced is None else [int(forced)]))
         if window is not None and window > _window_of(config):
             raise CheckpointError(
                 f"model {name}: its encoder takes {_window_of(config):g} s; audio_window cannot be {window} s."
             )
         draw_nothing(config)
-        return cls(config, extractor, tokenizer, name, generation, prompt, window, processor=processor)
+        found = (config, extractor, tokenizer, name, generation, prompt, window)
+        return cls(*found, processor=processor, languages=languages)
 
     # --------------------------------------------------------------------------------------- shape
 
@@ -223,6 +232,17 @@ class SequenceRecogniser(Recogniser):
             mask_spectrogram(clip, drawn, frames=frames, fill=float(clip.min()))
         return {"input_features": torch.from_numpy(features)}
 
+    def told(self, names: Sequence[str | None]) -> Batch:
+        if not self.languages.codes:
+            return {}
+        return {"language": torch.tensor([self._language_ids[self.languages.code(name)] for name in names])}
+
+    @property
+    def _language_ids(self) -> dict[str, int]:
+        """Tokens by code."""
+        known = self.generation.lang_to_id if self.is_whisper else self.generation.text_decoder_lang_to_code_id
+        return {token.strip("<|>"): int(i) for token, i in known.items()}
+
     def targets(self, labels: Sequence[Sequence[int]]) -> Batch:
         start = list(self.prompt)
         inputs = [torch.tensor([*start, *ids[:-1]]) for ids in labels]
@@ -236,10 +256,10 @@ class SequenceRecogniser(Recogniser):
     # ---------------------------------------------------------------------------------------- step
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        wanted = batch["labels"] != IGNORED
+        wanted, read = batch["labels"] != IGNORED, _in_language(batch["decoder_input_ids"], batch)
         logits = torch.cat(
             [
-                model(**inputs, decoder_input_ids=batch["decoder_input_ids"][rows], use_cache=False).logits
+                model(**inputs, decoder_input_ids=read[rows], use_cache=False).logits
                 for rows, inputs in self._passes(batch)
             ]
         )
@@ -247,10 +267,10 @@ class SequenceRecogniser(Recogniser):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         device = next(model.parameters()).device
-        prompt = torch.tensor([self.prompt], device=device)
+        n_rows = len(next(iter(inputs_of(batch).values())))
+        prompts = _in_language(torch.tensor([self.prompt], device=device).expand(n_rows, -1), batch)
         found = [
-            model(**inputs, decoder_input_ids=prompt.expand(len(next(iter(inputs.values()))), -1), use_cache=False)
-            for _, inputs in self._passes(batch)
+            model(**inputs, decoder_input_ids=prompts[rows], use_cache=False) for rows, inputs in self._passes(batch)
         ]
         return torch.cat([output.logits for output in found])
 
@@ -258,14 +278,15 @@ class SequenceRecogniser(Recogniser):
         ids: list[Tensor] = []
         spoken: list[str | None] = []
         told, known = getattr(self.generation, "language", None), getattr(self.generation, "lang_to_id", None) or {}
-        for _, inputs in self._passes(batch):
-            heard = {}
-            if self.is_whisper and told is None and known:  # as `generate` itself would, and keep to itself
-                names = {i: name for name, i in known.items()}
-                found = unwrap_model(model).detect_language(inputs["input_features"])
-                heard = {"language": [names[i] for i in found.tolist()]}
+        names = {i: name for name, i in known.items()}
+        for rows, inputs in self._passes(batch):
+            heard, first = {}, batch["language"][rows] if "language" in batch else None
+            if self.is_whisper and known and (first is not None or told is None):
+                # the latter as `generate` itself would, and keep to itself
+                found = unwrap_model(model).detect_language(inputs["input_features"]) if first is None else first
+                heard, first = {"language": [names[i] for i in found.tolist()]}, None
             criteria = StoppingCriteriaList([LoopCriterion()])
-            written = write(generating_model(model), {**inputs, **heard}, stopping=criteria).cpu()
+            written = write(generating_model(model), {**inputs, **heard}, stopping=criteria, first=first).cpu()
             ids += written
             spoken += heard.get("language", [told] * len(written))
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -293,6 +314,15 @@ class SequenceRecogniser(Recogniser):
 
     def finish_loading(self, model: nn.Module, folder: Path) -> None:
         unwrap_model(model).generation_config = GenerationConfig.from_pretrained(folder)
+
+
+def _in_language(ids: Tensor, batch: Batch) -> Tensor:
+    """First tokens of a decoder, with each row's own language where the batch tells it."""
+    if "language" not in batch:
+        return ids
+    ids = ids.clone()
+    ids[:, 1] = batch["language"]
+    return ids
 
 
 def _open_generation(source: Checkpoint, config: PretrainedConfig) -> GenerationConfig:
@@ -324,56 +354,65 @@ def shorten_encoder(model: PreTrainedModel, positions: int) -> None:
 
 def _set_language(
     generation: GenerationConfig, language: str | None, speech_task: str | None, *, trains: bool, display_name: str
-) -> None:
-    """Write language and task into the generation config, in the one form that is not deprecated."""
+) -> Languages:
+    """Write language and task into the generation config, in the one form that is not deprecated; what it knows."""
     generation.forced_decoder_ids = None
     known = getattr(generation, "lang_to_id", None)
     if not known or getattr(generation, "is_multilingual", True) is False:
-        english = language is not None and TO_LANGUAGE_CODE.get(language.lower(), language.lower()) == "en"
-        if (language is not None and not english) or speech_task is not None:
+        if (language is not None and standard(language) != "en") or speech_task is not None:
             given = "model.speech_task" if language is None else f"model.language: {language}"
             raise RecipeError(f"{given}: {display_name} knows English alone, which it transcribes; leave the key out.")
         generation.language = generation.task = None
-        return
-    codes = sorted(token.strip("<|>") for token in known)
-    if language is None:
-        if trains:
-            raise RecipeError(
-                f"model.language: {display_name} knows {len(codes)} languages; name the one of the text, e.g. "
-                f"`language: {codes[0]}`. It knows: {', '.join(codes)}."
-            )
-        generation.language, generation.task = None, speech_task or "transcribe"
-        return
-    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
-    if code not in codes:
-        names = ", ".join(f"{c} ({LANGUAGES[c]})" if c in LANGUAGES else c for c in codes)
-        raise RecipeError(f"model.language: {display_name} does not know `{language}`. It knows: {names}.")
+        return Languages()
+    languages = Languages(tuple(sorted(token.strip("<|>") for token in known)), display_name, TO_LANGUAGE_CODE)
+    code = _named(languages, language, trains=trains)
     task = speech_task or "transcribe"
-    if task not in (getattr(generation, "task_to_id", None) or {}):
+    if code is not None and task not in (getattr(generation, "task_to_id", None) or {}):
         raise RecipeError(f"model.speech_task: {display_name} does not know `{task}`.")
     generation.language, generation.task = code, task
+    return dataclasses.replace(languages, default=code)
 
 
-def _whisper_prompt(generation: GenerationConfig, config: PretrainedConfig) -> tuple[int, ...]:
+def _named(languages: Languages, language: str | None, *, trains: bool) -> str | None:
+    """The code of a language that a recipe names; RecipeError for one that is not known, or not named for training."""
+    known, name = languages.codes, languages.display_name
+    if language is None and trains:
+        raise RecipeError(
+            f"model.language: {name} knows {len(known)} languages; name the one of the text, e.g. `language: "
+            f"{known[0]}`, or in `data.columns.language` a column of each row's. It knows: {', '.join(known)}."
+        )
+    try:
+        return None if language is None else languages.code(language)
+    except DataError as reason:
+        raise RecipeError(f"model.language: {reason}") from reason
+
+
+def _whisper_prompt(generation: GenerationConfig, config: PretrainedConfig, language: str | None) -> tuple[int, ...]:
+    """With the language that is set, or another where none is."""
     start = generation.decoder_start_token_id
     prompt = [int(start if start is not None else config.decoder_start_token_id)]
-    if generation.language is not None:
-        prompt += [generation.lang_to_id[f"<|{generation.language}|>"], generation.task_to_id[generation.task]]
+    if (language := generation.language or language) is not None:
+        prompt += [generation.lang_to_id[f"<|{language}|>"], generation.task_to_id[generation.task]]
     if getattr(generation, "no_timestamps_token_id", None) is not None:
         prompt.append(generation.no_timestamps_token_id)
     return tuple(prompt)
 
 
-def _force_language(generation: GenerationConfig, language: str | None, *, trains: bool, display_name: str) -> None:
+def _force_language(
+    generation: GenerationConfig, language: str | None, *, trains: bool, display_name: str
+) -> Languages:
     """Have decoding begin with the language, for models that know several by their codes (SeamlessM4T)."""
     known: dict[str, int] = getattr(generation, "text_decoder_lang_to_code_id", None) or {}
-    if language is None and trains and known and generation.forced_bos_token_id is None:
-        raise RecipeError(f"model.language: {display_name} knows {', '.join(sorted(known))}; name that of the text.")
-    if language is not None and language not in known:
-        knows = f"knows {', '.join(sorted(known))}" if known else "takes none"
-        raise RecipeError(f"model.language: {language}: {display_name} {knows}.")
-    if language is not None:
-        generation.forced_bos_token_id = known[language]
+    if not known:
+        if language is not None:
+            raise RecipeError(f"model.language: {language}: {display_name} takes none.")
+        return Languages()
+    languages = Languages(tuple(sorted(known)), display_name)
+    code = _named(languages, language, trains=trains and generation.forced_bos_token_id is None)
+    if code is not None:
+        generation.forced_bos_token_id = known[code]
+    own = {i: name for name, i in known.items()}
+    return dataclasses.replace(languages, default=own.get(generation.forced_bos_token_id))
 
 
 def _start_token(generation: GenerationConfig, config: PretrainedConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
@@ -17,6 +17,8 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Pr
 from transformers.loss.loss_tdt import tdt_loss
 
 from tltasks.config.model import Checkpoint
+from tltasks.data.languages import only_language
+from tltasks.data.splits import Split
 from tltasks.errors import RecipeError, first_line
 from tltasks.models.adapters import generating_model, unwrap_model
 from tltasks.models.loading import open_generation, open_tokenizer
@@ -52,11 +54,14 @@ class TransducerRecogniser(CtcRecogniser):
         source: Checkpoint,
         config: PretrainedConfig,
         language: str | None,
+        splits: Mapping[str, Split] | None = None,
         *,
         trains: bool,
     ) -> Self:
         """With the checkpoint's own vocabulary, and a `language` for those that are told one."""
         extractor, tokenizer = open_feature_extractor(source), open_tokenizer(source, hint=TOKENIZER_HINT)
+        if processor is not None and _takes_language(config, processor):
+            language = language or only_language(splits or {}, f"{source.display_name} is told one language a run")
         _set_language(config, processor, extractor.sampling_rate, language, source, trains=trains)
         draw_nothing(config)
         generation = open_generation(source)
@@ -170,6 +175,11 @@ def transducer_losses(logits: Tensor, labels: Tensor, steps: Tensor, lengths: Te
     return -ends[rows, steps.to(logits.device) - 1, lengths]
 
 
+def _takes_language(config: PretrainedConfig, processor: ProcessorMixin) -> bool:
+    known = inspect.signature(type(processor).__call__).parameters
+    return hasattr(config, "default_prompt_id") and "language" in known
+
+
 def _set_language(
     config: PretrainedConfig,
     processor: ProcessorMixin | None,
@@ -180,11 +190,7 @@ def _set_language(
     trains: bool,
 ) -> None:
     """Write the language into the configuration, where a model is told one by a number (Nemotron 3.5)."""
-    if not (
-        processor is not None
-        and hasattr(config, "default_prompt_id")
-        and "language" in inspect.signature(type(processor).__call__).parameters
-    ):
+    if processor is None or not _takes_language(config, processor):
         if language is not None:
             raise RecipeError(f"model.language: {source.display_name} takes none.")
         return

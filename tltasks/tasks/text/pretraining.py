@@ -45,7 +45,7 @@ from tltasks.tasks.text.objectives import (
     check_room,
     choose_objective,
 )
-from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, set_language, token_counts, token_room
+from tltasks.tasks.text.prompting import SUFFIXES, cut_shares, known_languages, set_language, token_counts, token_room
 from tltasks.tasks.text.reading import (
     LEAST_ROOM,
     PLAIN,
@@ -96,7 +96,7 @@ class TextPretraining(
     def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         config, name = open_config(source), source.display_name
         tokenizer = open_tokenizer(source)
-        set_language(tokenizer, plan.model.language, display_name=name)
+        set_language(tokenizer, plan.model.language, known_languages(tokenizer, config, display_name=name))
         objective = choose_objective(tokenizer, plan.stage, display_name=name)
         if type(config) not in objective.auto_class._model_mapping:
             raise CheckpointError(

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
@@ -17,8 +17,9 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.tasks.text import Generation, TextData, TextModel
+from tltasks.data.languages import Languages
 from tltasks.data.splits import EncodedSplit
-from tltasks.errors import CheckpointError, RecipeError
+from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.rouge import sentence_ends
 from tltasks.models.loading import open_generation, open_tokenizer
 from tltasks.tasks.base import content_key, digest_of
@@ -38,6 +39,8 @@ LINE_END = "<n>"
 """PEGASUS writes it between sentences."""
 _LANGUAGE = re.compile(r"[a-z]{2,3}(_[A-Za-z]+)?|__\w+__")
 """Names and tokens of languages; of programming languages, too (PLBart)."""
+BY_ROW = "language_of_each_row"
+"""Set in `task_specific_params` of a checkpoint that was told each row's language: its tokenizer's is any of them."""
 _MARK = "summary\u241fmark"
 
 
@@ -70,6 +73,10 @@ class TextFormat:
     """Documents that are too long are read in pieces outside training."""
     dated: bool
     """The chat template said what day it is, and has another date instead."""
+    languages: Languages
+    """Those that texts may be framed by."""
+    language_ids: Mapping[str, int]
+    """Ids of these by code."""
     tail: int
     """Special tokens that the tokenizer puts behind a text, of which a decoder would take that its prompt has ended."""
 
@@ -151,8 +158,22 @@ class TextFormat:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of generated ids."""
         # M2M-100's tokenizer takes its languages for words (transformers 5.24, tokenization_m2m_100.py, __init__).
-        text: str = self.tokenizer.decode([i for i in ids if i != self.language], skip_special_tokens=True)
+        signs = {self.language, *self.language_ids.values()}
+        text: str = self.tokenizer.decode([i for i in ids if i not in signs], skip_special_tokens=True)
         return text.replace(LINE_END, "\n").strip()
+
+    # ------------------------------------------------------------------------------------ languages
+
+    def own_language(self, name: str | None) -> int:
+        """The id of a row's language, by its name in the data."""
+        return self.language_ids[self.languages.code(name)]
+
+    def in_language(self, ids: Ids, language: int | None) -> Ids:
+        """A framed text with its own language in the place of the format's, which is among the first or last ids."""
+        if language is None:
+            return ids
+        ends = {0, len(ids) - 2, len(ids) - 1}
+        return [language if i in ends and one == self.language else one for i, one in enumerate(ids)]
 
     # ----------------------------------------------------------------------------------- generation
 
@@ -183,12 +204,19 @@ class TextFormat:
         return config
 
 
-def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, data: TextData) -> TextFormat:
-    """The format of a checkpoint, with what the recipe says of it; raises CheckpointError or RecipeError."""
+def open_format(
+    source: Checkpoint, config: PretrainedConfig, model: TextModel, data: TextData, *, by_row: bool = False
+) -> TextFormat:
+    """The format of a checkpoint, with what the recipe says of it; raises CheckpointError or RecipeError.
+
+    With rows that tell their language (`by_row`), none has to be named.
+    """
     tokenizer, name = open_tokenizer(source), source.display_name
     encoder_decoder = bool(config.is_encoder_decoder)
     chat = not encoder_decoder and bool(tokenizer.chat_template)
-    language = set_language(tokenizer, model.language, display_name=name)
+    languages = known_languages(tokenizer, config, display_name=name)
+    language = set_language(tokenizer, model.language, languages, by_row=by_row)
+    default = languages.default if model.language is None else languages.find(model.language)
     dated = chat and fix_date(tokenizer, display_name=name)
     prompt = model.prompt or _own_prompt(config, chat=chat)
     end = _end(tokenizer, config)
@@ -213,6 +241,8 @@ def open_format(source: Checkpoint, config: PretrainedConfig, model: TextModel, 
         data.max_summary_tokens,
         data.long_documents == "split",
         dated,
+        replace(languages, default=default),
+        _language_ids(tokenizer, languages, language),
         0 if encoder_decoder or chat else _tail(tokenizer),
     )
     _check_room(made, config, display_name=name)
@@ -335,35 +365,58 @@ def cut_shares(encoded: Mapping[str, EncodedSplit], most: int) -> dict[str, dict
     return {name: {"texts_cut_share": float((token_counts(it.rows) > most).mean())} for name, it in encoded.items()}
 
 
-def set_language(tokenizer: PreTrainedTokenizerBase, language: str | None, *, display_name: str) -> int | None:
-    """Set the language of what is read and written, and return its id; None where texts are framed by no language.
-
-    It may be named with the lines around its token (`__en__`) or without. Unset, it is the checkpoint's own, where that
-    reads and writes the same. Raises RecipeError where it is not known, or not asked for.
-    """
+def known_languages(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, display_name: str) -> Languages:
+    """The languages that a tokenizer has tokens of, and its own, where that reads and writes the same."""
     own = getattr(tokenizer, "tgt_lang", None)
     names = getattr(tokenizer, "lang_code_to_id", None) or tokenizer.all_special_tokens
     known = sorted(name.strip("_") for name in names if hasattr(tokenizer, "tgt_lang") and _LANGUAGE.fullmatch(name))
+    of_rows = (getattr(config, "task_specific_params", None) or {}).get("summarization", {}).get(BY_ROW)
+    is_own = known and own is not None and own == tokenizer.src_lang and not of_rows
+    return Languages(tuple(known), display_name, default=own.strip("_") if is_own else None)
+
+
+def set_language(
+    tokenizer: PreTrainedTokenizerBase, language: str | None, languages: Languages, *, by_row: bool = False
+) -> int | None:
+    """Set the language of what is read and written, and return its id; None where texts are framed by no language.
+
+    Unset, it is the checkpoint's own, or any where rows tell theirs. Raises RecipeError where it is not known, or not
+    asked for.
+    """
+    known, display_name = languages.codes, languages.display_name
     if not known:
         if language is not None:
             raise RecipeError(
                 f"model.language: the tokenizer of {display_name} has no language tokens; take the key out."
             )
         return None
-    language = language or (own if own == tokenizer.src_lang else None)
+    language = language or languages.default or (known[0] if by_row else None)
     if language is None:
         raise RecipeError(
             f"model.language: {display_name} knows {len(known)} languages; name the one of the documents and "
-            f"summaries, e.g. `language: {known[0]}`. It knows: {', '.join(known)}."
+            f"summaries, e.g. `language: {known[0]}`, or in `data.columns.language` a column of each row's. It knows: "
+            f"{', '.join(known)}."
         )
-    name = language.strip("_")
+    try:
+        name = languages.code(language)
+    except DataError as reason:
+        raise RecipeError(f"model.language: {reason}") from reason
     for spelled in (name, f"__{name}__"):  # as tokenizers want it
         with contextlib.suppress(KeyError):
             tokenizer.src_lang = tokenizer.tgt_lang = spelled
             for i in tokenizer(text_target="", verbose=False)["input_ids"]:
                 if str(tokenizer.convert_ids_to_tokens(i)).strip("_") == name:
                     return int(i)
-    raise RecipeError(f"model.language: {display_name} does not know `{language}`. It knows: {', '.join(known)}.")
+    raise RecipeError(f"model.language: {display_name} has no token of its language {name}.")
+
+
+def _language_ids(tokenizer: PreTrainedTokenizerBase, languages: Languages, one: int | None) -> dict[str, int]:
+    """Ids of all languages, whose tokens are spelled as that of the `one` which is set."""
+    if one is None:
+        return {}
+    token = str(tokenizer.convert_ids_to_tokens(one))
+    pattern = token.replace(token.strip("_"), "{}")
+    return {code: int(tokenizer.convert_tokens_to_ids(pattern.format(code))) for code in languages.codes}
 
 
 def _check_room(made: TextFormat, config: PretrainedConfig, *, display_name: str) -> None:
@@ -391,6 +444,8 @@ def stored_task(made: TextFormat, batches: str | None = None) -> dict[str, dict[
     """
     prefix, _, suffix = made.prompt.partition("{document}")
     told = {"prefix": prefix, "suffix": suffix, "max_document_tokens": made.max_document_tokens}
+    if made.languages.codes and made.languages.default is None:
+        told[BY_ROW] = True
     return {"summarization": {**told, "batches": batches} if batches else told}
 
 

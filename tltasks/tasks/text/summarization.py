@@ -29,8 +29,9 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.text import TextData, TextModel, TextStage
 from tltasks.data.corruptions import corrupt_rows, corrupt_text
+from tltasks.data.languages import Languages
 from tltasks.data.packing import packed_batch, padded, padded_inputs, shifted
-from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
+from tltasks.data.splits import LANGUAGE, Columns, EncodedSplit, Split, row_title
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.metrics import extractiveness, rouge
 from tltasks.metrics.intervals import score_interval
@@ -123,7 +124,8 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         elif not plan.kind.trains and "max_summary_tokens" not in plan.data.model_fields_set:
             own = own_summary_limit(source, config) or plan.data.max_summary_tokens
             plan = replace(plan, data=plan.data.model_copy(update={"max_summary_tokens": own}))
-        form = open_format(source, config, plan.model, plan.data)
+        by_row = plan.data.columns.language is not None or not splits
+        form = open_format(source, config, plan.model, plan.data, by_row=by_row)
         config.task_specific_params = stored_task(form, stored_batches(config))
         return cls(plan, source, config, seed, form, splits)
 
@@ -183,6 +185,10 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     @property
     def passes_together(self) -> int:
         return PASSES_TOGETHER if self.form.encoder_decoder else 1
+
+    @property
+    def languages(self) -> Languages:
+        return self.form.languages
 
     @property
     def may_pack(self) -> bool:
@@ -284,16 +290,33 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
             documents = [_text(value) for value in batch["document"]]
             summaries = [_text(value) for value in batch["summary"]] if summarised else [""] * len(documents)
             faults = [_fault(d, s if summarised else None) for d, s in zip(documents, summaries, strict=True)]
-            encoded = self._encode(documents, summaries, trains=split.name == "train")
+            names = batch.get(LANGUAGE)
+            if names is None and self.languages.codes and self.languages.default is None:
+                faults = [
+                    fault or f"has no language, and {self.source.display_name} is told each row's" for fault in faults
+                ]
+            encoded = self._encode(documents, summaries, names, trains=split.name == "train")
             return {**encoded, "row": batch["row"], "error": faults}
 
         return encode
 
-    def _encode(self, documents: list[str], summaries: list[str], *, trains: bool) -> Columns:
+    def _told(self, names: Sequence[str | None] | None) -> list[int] | None:
+        """Ids of rows' languages, by their names in the data; None where the model is told none."""
+        return None if names is None or not self.languages.codes else [self.form.own_language(name) for name in names]
+
+    def _encode(
+        self, documents: list[str], summaries: list[str], names: Sequence[str | None] | None, *, trains: bool
+    ) -> Columns:
+        told = self._told(names) or [None] * len(documents)
         document_ids, document_tokens, document_lost = self.form.encode_documents(documents)
         summary_ids, summary_tokens, summary_lost = self.form.encode_summaries(summaries)
         in_pieces = self.form.splits and not trains  # training sees a bounded length
         pieces = self.form.encode_pieces(documents) if in_pieces else [[ids] for ids in document_ids]
+        pieces = [[self.form.in_language(ids, own) for ids in of] for of, own in zip(pieces, told, strict=True)]
+        document_ids, summary_ids = (
+            [self.form.in_language(ids, own) for ids, own in zip(rows, told, strict=True)]
+            for rows in (document_ids, summary_ids)
+        )
         return {
             "document": documents,
             "summary": summaries,
@@ -309,23 +332,28 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
         documents = corrupt_rows(corrupt_text, columns["document"], columns["row"], kind, level, seed=seed)
-        return {**self._encode(documents, columns["summary"], trains=False), "row": columns["row"]}
+        kept = {name: columns[name] for name in ("row", LANGUAGE) if name in columns}
+        return {**self._encode(documents, columns["summary"], columns.get(LANGUAGE), trains=False), **kept}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
         lengths: Sequence[int] = rows.with_format("numpy")["length"][:]
         return lengths
 
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
-        documents = rows.select_columns(["pieces"])[list(indices)]["pieces"]
-        return self._asked_in_pieces(documents)
+        columns = rows.select_columns(_present(rows, "pieces", LANGUAGE))[list(indices)]
+        return self._asked_in_pieces(columns["pieces"], self._told(columns.get(LANGUAGE)))
 
     def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
-        columns = rows.select_columns(["document_ids", "summary_ids"])[list(indices)]
-        return self._collate(columns["document_ids"], columns["summary_ids"])
+        columns = rows.select_columns(_present(rows, "document_ids", "summary_ids", LANGUAGE))[list(indices)]
+        told = self._told(columns.get(LANGUAGE))
+        batch = self._collate(columns["document_ids"], columns["summary_ids"])
+        return batch if told is None else {**batch, "language": torch.tensor(told)}
 
-    def _asked_in_pieces(self, documents: Sequence[Sequence[Sequence[int]]]) -> Batch:
+    def _asked_in_pieces(self, documents: Sequence[Sequence[Sequence[int]]], told: Sequence[int] | None) -> Batch:
         piece_of = [i for i, pieces in enumerate(documents) for _ in pieces]
-        return {**self._asked([ids for pieces in documents for ids in pieces]), "piece_of": torch.tensor(piece_of)}
+        languages = {} if told is None else {"language": torch.tensor([told[row] for row in piece_of])}
+        asked = self._asked([ids for pieces in documents for ids in pieces])
+        return {**asked, **languages, "piece_of": torch.tensor(piece_of)}
 
     def _asked(self, documents: Sequence[Sequence[int]]) -> Batch:
         """A batch to generate summaries from; a decoder goes on from its right end, so its padding is at the left."""
@@ -354,7 +382,10 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         return {"losses": target_losses(model, inputs, batch["labels"], chunked=self.chunked_loss)[0]}
 
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, object]:
-        return super().inputs(model, batch) | self.global_attention(model, batch["input_ids"])
+        found = super().inputs(model, batch) | self.global_attention(model, batch["input_ids"])
+        if "language" in batch and self.form.start == self.form.language:  # what a decoder writes after is the language
+            found["decoder_input_ids"] = torch.cat([batch["language"][:, None], found["decoder_input_ids"][:, 1:]], 1)
+        return found
 
     def decoder_inputs(self, model: PreTrainedModel, labels: Tensor) -> Tensor:
         return shifted(labels, start=self.form.start, fill=self.form.pad)
@@ -374,8 +405,12 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         sizes = self.form.encode_summaries(joined)[1]
         again = [i for i, texts in enumerate(written) if len(texts) > 1 and sizes[i] > self.form.max_summary_tokens]
         if again:
-            asked = self._asked(self.form.encode_documents([joined[i] for i in again])[0])
-            device = batch["input_ids"].device
+            device, rows = batch["input_ids"].device, [batch["piece_of"].tolist().index(i) for i in again]
+            told = batch["language"][rows].tolist() if "language" in batch else [None] * len(again)
+            ids = self.form.encode_documents([joined[i] for i in again])[0]
+            asked = self._asked([self.form.in_language(row, own) for row, own in zip(ids, told, strict=True)])
+            if "language" in batch:
+                asked["language"] = batch["language"][rows]
             texts = self._write(model, {name: values.to(device) for name, values in asked.items()})
             joined = [dict(zip(again, texts, strict=True)).get(i, text) for i, text in enumerate(joined)]
         return [
@@ -397,7 +432,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
     def _write(self, model: nn.Module, batch: Batch) -> list[str]:
         """The text that is generated for each row of the batch, at once as far as the model may be asked so."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "language") if name in batch}
         batches = stored_batches(unwrap_model(model).config)
         if batches is None:
             return self._generate(model, inputs)
@@ -410,10 +445,16 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     def _generate(self, model: nn.Module, inputs: Batch) -> list[str]:
         own, writer = unwrap_model(model), generating_model(model)
         generation = self._decoding(own)
+        inputs, first = dict(inputs), None
+        if (told := inputs.pop("language", None)) is not None:
+            if self.form.start == self.form.language:
+                generation.decoder_start_token_id = told.tolist()
+            else:
+                first = told
         asked = {**inputs, **self.global_attention(own, inputs["input_ids"])}
         if self.passes_together > 1 and inputs["input_ids"].numel() > self.cpu_batch_budget and writer is own:
             asked = read_in_parts(own, asked, budget=self.cpu_batch_budget) or asked
-        written = write(writer, asked, generation=generation)
+        written = write(writer, asked, generation=generation, first=first)
         start = 0 if self.form.encoder_decoder else inputs["input_ids"].shape[1]
         return [self.form.decode(ids) for ids in written[:, start:]]
 
@@ -507,6 +548,10 @@ def _by_size(batch: Batch, *, single: bool = False) -> Iterator[tuple[list[int],
         size = sizes[rows[0]]
         cut = slice(size) if bool(seen[rows[0], 0]) else slice(-size, None)
         yield rows, {k: v[rows, cut] if k in ("input_ids", "attention_mask") else v[rows] for k, v in batch.items()}
+
+
+def _present(rows: datasets.Dataset, *names: str) -> list[str]:
+    return [name for name in names if name in rows.column_names]
 
 
 def _text(value: object) -> str:
