@@ -87,7 +87,7 @@ class Languages:
     @property
     def listed(self) -> str:
         """All codes, with a name of the model's where it has some."""
-        by_code = {code: name for name, code in reversed(self.names.items())}
+        by_code = {code: name for name, code in reversed(list(self.names.items()))}
         return ", ".join(f"{code} ({by_code[code]})" if code in by_code else code for code in self.codes)
 
     def shown(self, name: str | None) -> str:

@@ -264,11 +264,11 @@ def score_beside_baselines(
         found: dict[str, dict[str, GroupScore]] = {}
         for group, _ in Counter(of_rows).most_common():
             some = [row for row, name in enumerate(of_rows) if name == group]
-            theirs = {name: [predicted[row] for row in some] for name, predicted in baselines.items()}
-            its, others = score_beside_baselines(
-                task, [predictions[row] for row in some], [references[row] for row in some], theirs
+            others = {name: [predicted[row] for row in some] for name, predicted in baselines.items()}
+            its, beside_its = score_beside_baselines(
+                task, [predictions[row] for row in some], [references[row] for row in some], others
             )
-            for name, score in {"": its, **others}.items():
+            for name, score in {"": its, **beside_its}.items():
                 scored_group = GroupScore(len(some), score.value, score.ci95, score.difference_ci95)
                 found.setdefault(name, {})[group] = scored_group
         own = replace(own, groups=own.groups | {by: found[""]})

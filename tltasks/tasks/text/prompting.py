@@ -371,8 +371,8 @@ def known_languages(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
     names = getattr(tokenizer, "lang_code_to_id", None) or tokenizer.all_special_tokens
     known = sorted(name.strip("_") for name in names if hasattr(tokenizer, "tgt_lang") and _LANGUAGE.fullmatch(name))
     of_rows = (getattr(config, "task_specific_params", None) or {}).get("summarization", {}).get(BY_ROW)
-    is_own = known and own is not None and own == tokenizer.src_lang and not of_rows
-    return Languages(tuple(known), display_name, default=own.strip("_") if is_own else None)
+    is_own = known and own == tokenizer.src_lang and not of_rows
+    return Languages(tuple(known), display_name, default=own.strip("_") if own is not None and is_own else None)
 
 
 def set_language(

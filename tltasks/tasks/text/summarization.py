@@ -307,7 +307,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     def _encode(
         self, documents: list[str], summaries: list[str], names: Sequence[str | None] | None, *, trains: bool
     ) -> Columns:
-        told = self._told(names) or [None] * len(documents)
+        told: Sequence[int | None] = self._told(names) or [None] * len(documents)
         document_ids, document_tokens, document_lost = self.form.encode_documents(documents)
         summary_ids, summary_tokens, summary_lost = self.form.encode_summaries(summaries)
         in_pieces = self.form.splits and not trains  # training sees a bounded length
@@ -384,7 +384,8 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, object]:
         found = super().inputs(model, batch) | self.global_attention(model, batch["input_ids"])
         if "language" in batch and self.form.start == self.form.language:  # what a decoder writes after is the language
-            found["decoder_input_ids"] = torch.cat([batch["language"][:, None], found["decoder_input_ids"][:, 1:]], 1)
+            ids = self.decoder_inputs(model, batch["labels"])
+            found["decoder_input_ids"] = torch.cat([batch["language"][:, None], ids[:, 1:]], 1)
         return found
 
     def decoder_inputs(self, model: PreTrainedModel, labels: Tensor) -> Tensor:
@@ -432,7 +433,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
 
     def _write(self, model: nn.Module, batch: Batch) -> list[str]:
         """The text that is generated for each row of the batch, at once as far as the model may be asked so."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "language") if name in batch}
+        inputs = {name: values for name, values in batch.items() if name in ("input_ids", "attention_mask", "language")}
         batches = stored_batches(unwrap_model(model).config)
         if batches is None:
             return self._generate(model, inputs)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tltasks.cli.commands import main
 
 import tltasks
 from tests.integration.tasks.speech.test_architectures import SMALL
 from tests.tiny import speech
 from tests.tiny.runs import run_recipe
+from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import plan_run
 from tltasks.errors import DataError, RecipeError

@@ -31,7 +31,6 @@ def tell(data: Path) -> None:
     [
         ("m2m_100", ("de", "en")),
         ("m2m_100/nllb-legacy", ("deu_Latn", "eng_Latn")),
-        ("seamless_m4t_v2", ("deu", "eng")),
     ],
 )
 def test_each_row_is_read_and_written_in_its_language(tmp_path: Path, name: str, codes: tuple[str, str]) -> None:
@@ -66,7 +65,7 @@ def test_a_model_of_several_languages_asks_for_one_when_it_is_used(tmp_path: Pat
     again = Summarization.open(mixed.plan, {}, source, seed=0)
     split = Split("predict", mixed.rows.select_columns(["document"]), "", None, "")
     asked = {"document": ["some words"], "row": [0]}
-    assert again.preprocess(split)(asked)["error"] == ["has no language, and m2m_100 is told each row's"]
+    assert again.preprocess(split)(asked)["error"] == ["has no language, and model is told each row's"]
     assert again.preprocess(split)({**asked, "language": ["de"]})["error"] == [None]
     unnamed = dataclasses.replace(mixed.plan, data=mixed.plan.data.model_copy(update={"columns": {}}))
     with pytest.raises(RecipeError, match="name the one"):
