@@ -31,7 +31,7 @@ PACKAGE, VERSION = "tuxpaint-stamps-default", "2022.06.04-1"
 LANGUAGES = ("be", "bg", "ca", "da", "el", "es", "fr", "ro", "ru")
 """Those with more than 300 recordings whose text is there."""
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.4, 4.0
-TEST_CLIPS, MOST_TRAINED, PROMPTS = 25, 140, 25
+TEST_CLIPS, MOST_TRAINED, PROMPTS = 16, 110, 20
 """Clips of each language: held out, at most trained on, and of each set of telephone prompts."""
 PROMPT_SETS = {"en": HERE / "voice_prompts", "es": DATA / "voice_prompts_es"}
 

@@ -96,18 +96,12 @@ def predict(
     output valid.
     """
     check_arguments(arguments, fetches=fetches)
-    if language is not None and language_column is not None:
-        raise RecipeError("--language is of all inputs, --language-column of each row of a table; name one of them.")
-    if output is not None:
-        check_output(output, resume=resume)
-    elif resume:
-        raise RecipeError("--resume: needs --output, the file to complete.")
+    _check_flags(output, language, language_column, resume=resume)
     with without_collection():
         from tltasks.runtime import devices
 
-        predictor = _load(
-            name, tag, revision, trust_remote_code=trust_remote_code, precision=precision, language=language
-        )
+        trust = trust_remote_code
+        predictor = _load(name, tag, revision, trust_remote_code=trust, precision=precision, language=language)
         if language_column is not None and not predictor.task.languages.codes:
             raise RecipeError(f"--language-column: {name} is told no languages of single rows.")
         kind, columns = predictor.task.input_kind, [column] if column else predictor.saved.columns
@@ -140,6 +134,15 @@ def predict(
                 writer.close()
             counts.notes = inputs.notes
     return counts
+
+
+def _check_flags(output: Path | None, language: str | None, language_column: str | None, *, resume: bool) -> None:
+    if language is not None and language_column is not None:
+        raise RecipeError("--language is of all inputs, --language-column of each row of a table; name one of them.")
+    if output is not None:
+        check_output(output, resume=resume)
+    elif resume:
+        raise RecipeError("--resume: needs --output, the file to complete.")
 
 
 def _load(

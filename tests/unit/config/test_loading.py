@@ -507,7 +507,7 @@ CHANGED = {
     "set_aside": "0.375",
     **dict.fromkeys(("name", "config", "revision", "dir", "files", "split", "train", "test"), "other"),
     **dict.fromkeys(("image", "label", "audio", "text", "segments"), "other"),
-    **dict.fromkeys(("model.language", "stages.1.model.language"), "xx"),
+    **dict.fromkeys(("model.language", "data.columns.language"), "xx"),
     **dict.fromkeys(("audio_window", "beams", "time_masks", "frequency_masks"), "3"),
     **dict.fromkeys(("speed", "gain_db", "noise_db", "time_seconds", "frequency_share"), "0.375"),
     "model.config": "{hidden_size: 3}",
