@@ -22,6 +22,7 @@ def _tables() -> tuple[dict[str, str], dict[str, str]]:
     """Codes by English name, and by other codes. Source: Unicode CLDR, as Babel has it."""
     codes = dict(Locale("en").languages)
     aliases = {alias: code.split("_")[0] for alias, code in get_global("language_aliases").items()}
+    aliases["no"] = "nb"  # Norwegian without more is Bokmål, in CLDR and of models
     names = {name.casefold(): aliases.get(code, code) for code, name in reversed(codes.items())}
     return names, {code: code for code in codes} | aliases
 
@@ -59,30 +60,30 @@ class Languages:
     default: str | None = None
     """Code for rows that tell none."""
 
-    def find(self, name: str) -> str | None:
-        """The model's code for a language by its own codes and names, or by what ISO 639 makes the same."""
+    def find(self, name: str) -> list[str]:
+        """The model's codes for a language: that of its own code or name, or all that ISO 639 makes the same."""
         plain = _plain(name)
         own = {_plain(code): code for code in self.codes}
         if plain in own or self.names.get(plain) in self.codes:
-            return own.get(plain) or self.names[plain]
+            return [own.get(plain) or self.names[plain]]
         found = [code for code in self.codes if standard(code) == standard(name) is not None]
         if script := _script(name):
             found = [code for code in found if _script(code) in (None, script)]
-        return found[0] if len(found) == 1 else None
+        return found
 
     def code(self, name: str | None) -> str:
-        """As `find`, or the default where there is no name; DataError for what is not known, with what is."""
+        """The one code for a language, or the default where there is no name; else DataError, with what there is."""
         if not (name or "").strip():
             if self.default is None:
                 raise DataError(f"has no language, and {self.display_name} has to be told one")
             return self.default
         found = self.find(str(name))
-        if found is None:
-            raise DataError(
-                f"{self.display_name} does not know `{name}`{did_you_mean(str(name), self.names) or '.'} "
-                f"It knows: {self.listed}."
-            )
-        return found
+        if len(found) > 1:
+            raise DataError(f"`{name}` is several languages of {self.display_name}: {', '.join(found)}. Name one.")
+        if not found:
+            hint = did_you_mean(str(name), self.names) or "."
+            raise DataError(f"{self.display_name} does not know `{name}`{hint} It knows: {self.listed}.")
+        return found[0]
 
     @property
     def listed(self) -> str:

@@ -295,7 +295,7 @@ def _switch(
         code = languages.code(language or spoken or own)
     except DataError as error:
         raise RecipeError(f"{'model.language' if language else 'data.columns.language'}: {error}") from error
-    if spoken is not None and languages.find(spoken) != code:
+    if spoken is not None and code not in languages.find(spoken):
         raise RecipeError(f"model.language: {language}, and the rows tell `{spoken}`; they have to be the same.")
     if code == own:
         return None

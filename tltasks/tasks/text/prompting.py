@@ -216,7 +216,7 @@ def open_format(
     chat = not encoder_decoder and bool(tokenizer.chat_template)
     languages = known_languages(tokenizer, config, display_name=name)
     language = set_language(tokenizer, model.language, languages, by_row=by_row)
-    default = languages.default if model.language is None else languages.find(model.language)
+    default = languages.default if model.language is None or not languages.codes else languages.code(model.language)
     dated = chat and fix_date(tokenizer, display_name=name)
     prompt = model.prompt or _own_prompt(config, chat=chat)
     end = _end(tokenizer, config)
