@@ -35,7 +35,7 @@ CUT: dict[str, list[str]] = {
         "stages.0.batch_size=8",
     ],
     "package_synopsis": [
-        "data.splits={train: 'train[:128]', validation: 'validation[:4]', test: 'test[:64]'}",
+        "data.splits={train: 'train[:96]', validation: 'validation[:4]', test: 'test[:48]'}",
         "stages.0.batch_size=8",
         "model.generation.num_beams=1",
     ],
