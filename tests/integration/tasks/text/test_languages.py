@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.integration.tasks.text.test_encoder_decoders import opened
 from tests.tiny import texts
 from tltasks.data.splits import Split
 from tltasks.errors import RecipeError
+from tltasks.models.writing import write
 from tltasks.tasks.text.summarization import Summarization
 
 SPOKEN = ("German", "de", "English")
@@ -24,6 +26,12 @@ def tell(data: Path) -> None:
         rows = [json.loads(line) for line in table.read_text().splitlines()]
         told = [{**row, "spoken": SPOKEN[i % len(SPOKEN)]} for i, row in enumerate(rows)]
         table.write_text("".join(f"{json.dumps(row)}\n" for row in told))
+
+
+def keep(begun: list[int], ids: torch.Tensor) -> torch.Tensor:
+    """The language that each text begins with, the first token or the second."""
+    begun += ids[:, 1 if len(set(ids[:, 0].tolist())) == 1 else 0].tolist()
+    return ids
 
 
 @pytest.mark.parametrize(
@@ -41,7 +49,10 @@ def test_each_row_is_read_and_written_in_its_language(tmp_path: Path, name: str,
     task, model, rows = mixed.task, mixed.model.eval(), mixed.rows
     torch.nn.init.normal_(model.get_input_embeddings().weight)  # so that a language matters
     batch, told = task.collate_train(rows, range(6), epoch=0), [codes[0], codes[0], codes[1]] * 2
-    written = task.predict(model, task.collate_eval(rows, range(6)))
+    begun: list[int] = []
+    with mock.patch("tltasks.tasks.text.summarization.write", lambda *a, **k: keep(begun, write(*a, **k))):
+        written = task.predict(model, task.collate_eval(rows, range(6)))
+    assert begun == [task.form.language_ids[code] for code in told]
     assert task.groups(rows) == {"language": told}
     for code in codes:
         own = opened(tmp_path, name, model_keys=f", language: {code}")
