@@ -28,9 +28,7 @@ of trained weights, and by the losses of the same plain passes of both models be
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
-import fcntl
 import json
 import os
 import statistics
@@ -60,9 +58,6 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another checkout of tltasks, as one more arm of `text`")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--workers", type=int, default=0, help="loader processes of the peer")
-    parser.add_argument(
-        "--lock", type=Path, help="let the clock run only while this file is locked, and before other work on the cores"
-    )
     parser.add_argument("--add", action="store_true", help="put the rounds beside those in the result file")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--arm", choices=("ours", "peer", "before"), help="run one arm and print its numbers")
@@ -92,22 +87,6 @@ def status(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     sys.exit("Linux alone tells a process's peak memory so")
-
-
-@contextlib.contextmanager
-def undisturbed(lock: Path | None) -> Iterator[None]:
-    """While the block lasts, one process alone holds the lock, and comes before others on the cores (needs rights)."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        for policy, level in ((os.SCHED_RR, 1), (os.SCHED_OTHER, 0)):
-            for thread in Path("/proc/self/task").iterdir():
-                with contextlib.suppress(ProcessLookupError):
-                    os.sched_setscheduler(int(thread.name), policy, os.sched_param(level))
-            if policy == os.SCHED_RR:
-                yield
 
 
 def measured(task: str, *, seconds: float, peak: int, base: int, trained: int, losses: list[float]) -> dict[str, Any]:
@@ -194,7 +173,7 @@ def heard(row: dict[str, Any], processor: Any) -> tuple[Any, list[int]]:
 def recipe_of(task: str, folder: Path) -> dict[str, Any]:
     stage = {"stage": "finetune", "epochs": 1, "batch_size": BATCH, "learning_rate": RATES[task]}
     stage |= {"checkpoint_every": 10**6, "schedule": "linear", "warmup": 0.0}
-    adapter = {"lora": {"rank": RANK}}
+    grouped = {"adapt": {"lora": {"rank": RANK}}, "group_by_length": True}
     rows = {"train": f"train[:{TASKS[task]}]", "test": "test[:1]"}
     found: dict[str, Any] = {"seed": 0, "output": "unused", "precision": "bf16"}
     if task == "text":
@@ -209,7 +188,7 @@ def recipe_of(task: str, folder: Path) -> dict[str, Any]:
                 "max_document_tokens": DOCUMENT_TOKENS,
                 "max_summary_tokens": SUMMARY_TOKENS,
             },
-            "stages": [stage | {"adapt": adapter}],
+            "stages": [stage | grouped],
         }
     if task == "speech":
         return found | {
@@ -220,7 +199,7 @@ def recipe_of(task: str, folder: Path) -> dict[str, Any]:
                 "files": {name: str(CLIPS / f"{name}.csv") for name in ("train", "test")},
                 "splits": rows,
             },
-            "stages": [stage | {"adapt": adapter}],
+            "stages": [stage | grouped],
         }
     return found | {
         "task": "image-classification",
@@ -254,8 +233,7 @@ def train_with_tltasks(task: str, options: argparse.Namespace) -> dict[str, Any]
             hold(context, item, model)
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         before = judge(task, model, options.folder)
-        with undisturbed(options.lock):
-            progress = train(context.accelerator, stages.make_job(context, item, head), model)
+        progress = train(context.accelerator, stages.make_job(context, item, head), model)
         peak = status("VmHWM")
         after = judge(task, model, options.folder)
     assert progress.examples == TASKS[task], progress
@@ -312,8 +290,7 @@ def train_with_trainer(task: str, options: argparse.Namespace) -> dict[str, Any]
             data_collator=collate,
             callbacks=[Clock()],
         )
-        with undisturbed(options.lock):
-            trainer.train()
+        trainer.train()
     peak = status("VmHWM")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert len(times) == 1 + TASKS[task] // BATCH, times
@@ -478,7 +455,6 @@ def run_arm(arm: str, task: str, options: argparse.Namespace) -> dict[str, Any]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     words = ["--arm", arm, "--tasks", task, "--folder", str(options.folder), "--workers", str(options.workers)]
-    words += ["--lock", str(options.lock)] if options.lock else []
     command = [sys.executable, __file__, *words, "--cores", str(options.cores)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:

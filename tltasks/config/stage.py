@@ -168,6 +168,11 @@ class Stage(Section, Generic[ModelT, DataT]):
         return None
 
     @property
+    def groups_lengths(self) -> bool:
+        """True if rows alike in length share a step."""
+        return False
+
+    @property
     def publishes_whole(self) -> bool:
         """True if an adapter is always merged: where weights are mixed, or an encoder is handed on."""
         return self.interpolate is not None
@@ -250,6 +255,18 @@ class Stage(Section, Generic[ModelT, DataT]):
                 f"`base_dtype: {dtype}` would round what `adapt.{self.adapt.method}.init` takes out of the weights; "
                 "leave one of them out"
             )
+
+
+class LengthStage(Stage[ModelT, DataT]):
+    """A stage of a task whose rows differ in length."""
+
+    group_by_length: bool = False
+    """Have rows alike in length share a step: less padding and so less time, but rows that are not drawn independently
+    of each other. Up to 50 steps' rows, drawn at random, are sorted together."""
+
+    @property
+    def groups_lengths(self) -> bool:
+        return self.group_by_length
 
 
 ClassMetric = Literal[

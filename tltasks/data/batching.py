@@ -13,18 +13,33 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.int64]
 
+MOST_GROUPED = 50
+"""Steps whose rows are sorted by length together; at most a quarter of an epoch, so that steps differ by epoch."""
 
-def plan_epoch(n_rows: int, *, batch_size: int, seed: int, epoch: int, least: int = 1) -> list[Rows]:
+
+def plan_epoch(
+    n_rows: int, *, batch_size: int, seed: int, epoch: int, least: int = 1, lengths: Sequence[int] | None = None
+) -> list[Rows]:
     """The rows of each step of an epoch, every row once; the last step may be smaller.
 
-    One of fewer rows than `least` takes some of the step before it.
+    One of fewer rows than `least` takes some of the step before it. With `lengths`, rows alike in length share a step.
 
     >>> [step.tolist() for step in plan_epoch(5, batch_size=2, seed=0, epoch=0)]
     [[2, 4], [3, 0], [1]]
     >>> [len(step) for step in plan_epoch(9, batch_size=4, seed=0, epoch=0, least=2)]
     [4, 3, 2]
+    >>> [step.tolist() for step in plan_epoch(17, batch_size=2, seed=0, epoch=0, lengths=range(17))]
+    [[16, 13], [11, 10], [14, 9], [7, 5], [12, 6], [3, 2], [4, 0], [8, 1], [15]]
     """
-    order = np.random.default_rng((seed, epoch)).permutation(n_rows)
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(n_rows)
+    if lengths is not None:
+        sizes = np.asarray(lengths, dtype=np.int64)
+        together = batch_size * max(1, min(n_rows // (4 * batch_size), MOST_GROUPED))
+        parts = [order[i : i + together] for i in range(0, n_rows, together)]
+        order = np.concatenate([part[np.argsort(-sizes[part], kind="stable")] for part in parts])
+        whole = order[: n_rows - n_rows % batch_size].reshape(-1, batch_size)
+        order = np.concatenate([random.permutation(whole).ravel(), order[whole.size :]])
     return _fill_last([order[i : i + batch_size] for i in range(0, n_rows, batch_size)], least)
 
 
@@ -109,15 +124,17 @@ def micro_batches(
     max_rows: int,
     lengths: Sequence[int] | None = None,
     budget: int | None = None,
+    pass_cost: int | None = None,
     rows_per_loss: int | None = None,
     least: int = 1,
 ) -> list[Rows]:
     """The forward passes in which one of `world` processes takes its part of a step's rows.
 
     With `lengths`, rows alike in length share a micro-batch, dealt so that all ranks get alike work. `budget` bounds a
-    micro-batch's rows × longest length, or its rows where there are no lengths. With `rows_per_loss`, so many rows
-    always share one, the same ones for any number of ranks, whatever the other limits. None has fewer rows than `least`
-    if the step has so many, unless rows have lengths. May be empty when there is less to do than there are processes.
+    micro-batch's rows × longest length, or its rows where there are no lengths; with `pass_cost`, what a pass costs
+    whatever is in it, they are cut so that they cost least, padding included. With `rows_per_loss`, so many rows always
+    share one, the same ones for any number of ranks, whatever the other limits. None has fewer rows than `least` if the
+    step has so many, unless rows have lengths. May be empty when there is less to do than there are processes.
 
     >>> [b.tolist() for b in micro_batches(np.arange(5), world=2, rank=0, max_rows=2)]
     [[0, 2], [4]]
@@ -136,6 +153,8 @@ def micro_batches(
         return _fill_last([mine[i : i + max_rows] for i in range(0, len(mine), max_rows)], least)
     sizes = np.asarray(lengths, dtype=np.int64)[rows]
     mine = rows[np.argsort(-sizes, kind="stable")][rank::world]
+    if pass_cost is not None and budget is not None:
+        return _cut(mine, lengths, max_rows=max_rows, budget=budget, pass_cost=pass_cost)
     by_length: list[list[int]] = []
     longest = 0
     for row in mine.tolist():
@@ -147,3 +166,21 @@ def micro_batches(
             longest = max(int(lengths[row]), 1)
         by_length[-1].append(row)
     return [np.array(group, dtype=np.int64) for group in by_length]
+
+
+def _cut(rows: Rows, lengths: Sequence[int], *, max_rows: int, budget: int, pass_cost: int) -> list[Rows]:
+    """Rows from the longest to the shortest in the passes that cost least, padding included."""
+    costs, starts = np.full(len(rows) + 1, np.iinfo(np.int64).max), np.zeros(len(rows) + 1, dtype=np.int64)
+    costs[0] = 0
+    for start, row in enumerate(rows.tolist()):  # the cheapest way to have all before `start` in passes is known
+        longest = max(int(lengths[row]), 1)
+        most = min(max_rows, len(rows) - start, max(1, budget // longest))
+        reached = costs[start] + longest * np.arange(1, most + 1) + pass_cost
+        ends = slice(start + 1, start + most + 1)
+        starts[ends] = np.where(reached < costs[ends], start, starts[ends])
+        costs[ends] = np.minimum(reached, costs[ends])
+    passes, end = list[Rows](), len(rows)
+    while end:
+        passes.append(rows[starts[end] : end])
+        end = int(starts[end])
+    return passes[::-1]

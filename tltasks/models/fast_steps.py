@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.activations import NewGELUActivation
+from transformers.integrations import sdpa_attention
 
 from tltasks.models.held import HeldLinear, QuantizedLinear, dense_weight
-from tltasks.runtime.attention import STEPS, attend, draw_kept, kept_steps
+from tltasks.runtime.attention import attend, draw_kept, keep_only, remembered
 
 if TYPE_CHECKING:  # imported where there is an adapter: it takes half a second
     from peft.tuners.lora import Linear as LoraLinear
@@ -26,8 +28,25 @@ def fast_steps(model: nn.Module, device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         yield
         return
-    with one_pass(model), fast_dropout(), fast_attention(), fast_activations(model):
+    with one_pass(model), fast_dropout(), fast_attention(), fast_activations(model), fast_norms(model):
         yield
+
+
+@contextmanager
+def _each_as(modules: Iterable[nn.Module], kind: type[nn.Module]) -> Iterator[None]:
+    """Modules of a class that derives from their own, while the block lasts."""
+    own = [(module, type(module)) for module in modules]
+    for module, _ in own:
+        module.__class__ = kind
+    try:
+        yield
+    finally:
+        for module, plain in own:
+            module.__class__ = plain
+
+
+def _trains() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
 
 
 # ------------------------------------------------------------------------------------------ low-rank updates
@@ -41,13 +60,8 @@ def one_pass(model: nn.Module) -> Iterator[None]:
         from peft.tuners.lora import Linear as LoraLinear
 
         layers = [module for module in model.modules() if type(module) is LoraLinear and _is_plain(module)]
-    for layer in layers:
-        layer.__class__ = _one_pass_class()
-    try:
+    with _each_as(layers, _one_pass_class() if layers else nn.Module):
         yield
-    finally:
-        for layer in layers:
-            layer.__class__ = LoraLinear
 
 
 def _is_plain(layer: LoraLinear) -> bool:
@@ -71,27 +85,17 @@ def _one_pass_class() -> type[LoraLinear]:
         """PEFT's layer while it trains under autocast, and unchanged otherwise."""
 
         def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-            trains = torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
-            if not trains or args or kwargs or self.merged or self.disable_adapters:
+            if not _trains() or args or kwargs or self.merged or self.disable_adapters:
                 return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
             (name,), base = self.active_adapters, self.base_layer
             down, up = self.lora_A[name].weight, self.lora_B[name].weight
-            x = _cast_once(x, torch.get_autocast_dtype("cpu"))
+            dtype = torch.get_autocast_dtype("cpu")
+            if x.dtype != dtype:  # once for all layers that read it, such as queries, keys and values
+                x = remembered(x, dtype, lambda: x.to(dtype))
             output: Tensor = _LowRank.apply(x, base, base.bias, down, up, self.scaling[name])
             return output
 
     return OnePassLora
-
-
-def _cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in another format; one and the same for all layers that read it, such as queries, keys and values."""
-    if x.dtype == dtype:
-        return x
-    kept: tuple[int, Tensor] | None = getattr(x, "_cast", None)
-    if kept is None or kept[0] != x._version or kept[1].dtype != dtype:
-        kept = (x._version, x.to(dtype))
-        x._cast = kept  # type: ignore[attr-defined]
-    return kept[1]
 
 
 class _LowRank(torch.autograd.Function):
@@ -127,7 +131,7 @@ class _LowRank(torch.autograd.Function):
 
 @contextmanager
 def fast_dropout() -> Iterator[None]:
-    """Have `functional.dropout`, and so `nn.Dropout`, draw its masks four at a time."""
+    """Have `functional.dropout`, and so `nn.Dropout`, draw its masks four at a time, and apply them by bits."""
     plain = functional.dropout
     functional.dropout = _fast_dropout  # type: ignore[assignment]
     try:
@@ -138,7 +142,8 @@ def fast_dropout() -> Iterator[None]:
 
 def _fast_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """`functional.dropout` with four random numbers out of one, and a mask of a byte each for the backward pass."""
-    if not training or not 0 < p < 1 or inplace or not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
+    is_other = inplace or x.device.type != "cpu" or x.dtype not in {torch.float32, torch.bfloat16, torch.float16}
+    if not training or not 0 < p < 1 or is_other or not torch.is_autocast_enabled("cpu"):
         return _dropout(x, p, training, inplace)
     return _Dropout.apply(x, p)  # type: ignore[no-any-return]
 
@@ -151,46 +156,115 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         mask = draw_kept(x.shape, p)
         ctx.save_for_backward(mask)
-        ctx.scale = STEPS / kept_steps(p)
-        output: Tensor = mask.to(x.dtype).mul_(x).mul_(ctx.scale)
-        return output
+        ctx.p = p
+        return keep_only(x, mask, p)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
-        return mask.to(gradient.dtype).mul_(gradient).mul_(ctx.scale), None
+        return keep_only(gradient, mask, ctx.p), None
 
 
-# --------------------------------------------------------------------------------- attention, activations
+# ------------------------------------------------------------------------- attention, activations, norms
 
 
 @contextmanager
 def fast_attention() -> Iterator[None]:
-    """Have `functional.scaled_dot_product_attention` computed by `runtime/attention.py`."""
-    plain = functional.scaled_dot_product_attention
+    """Have `functional.scaled_dot_product_attention` computed by `runtime/attention.py`, and masks made once."""
+    plain, plain_mask = functional.scaled_dot_product_attention, sdpa_attention.create_position_bias_mask
     functional.scaled_dot_product_attention = attend
+    sdpa_attention.create_position_bias_mask = _position_bias_mask
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = plain
+        sdpa_attention.create_position_bias_mask = plain_mask
+
+
+def _position_bias_mask(
+    position_bias: Tensor, attention_mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor
+) -> Tensor:
+    """transformers' own (5.24), for all layers that have the same."""
+    asked = is_causal, query.shape[2], key.shape[2], key.dtype
+
+    def make() -> Tensor:
+        found: Tensor = _plain_mask(position_bias, attention_mask, is_causal, query, key)
+        return found
+
+    if position_bias.requires_grad or not _trains():
+        return make()
+    mask: Tensor = remembered(position_bias, asked, make, attention_mask)
+    return mask
+
+
+_plain_mask = sdpa_attention.create_position_bias_mask
 
 
 @contextmanager
 def fast_activations(model: nn.Module) -> Iterator[None]:
     """Have GELU by its approximation with tanh computed at once, where transformers (5.24) writes it out in parts."""
-    parts = [module for module in model.modules() if type(module) is NewGELUActivation]
-    for module in parts:
-        module.__class__ = _Gelu
-    try:
+    with _each_as([module for module in model.modules() if type(module) is NewGELUActivation], _Gelu):
         yield
-    finally:
-        for module in parts:
-            module.__class__ = NewGELUActivation
 
 
 class _Gelu(NewGELUActivation):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
-        trains = torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
-        found: Tensor = functional.gelu(x, approximate="tanh") if trains else super().forward(x)
+        found: Tensor = functional.gelu(x, approximate="tanh") if _trains() else super().forward(x)
         return found
+
+
+@contextmanager
+def fast_norms(model: nn.Module) -> Iterator[None]:
+    """Have normalisation by the root mean square computed as one function, where its parts are written out."""
+    kinds: dict[type[nn.Module], list[nn.Module]] = {}
+    for module in model.modules():
+        if isinstance(getattr(module, "variance_epsilon", None), float):
+            kinds.setdefault(type(module), []).append(module)
+    with contextlib.ExitStack() as stack:
+        for kind, modules in kinds.items():
+            stack.enter_context(_each_as(modules, _norm_class(kind, modules[0])))
+        yield
+
+
+_norm_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _norm_class(kind: type[nn.Module], example: Any) -> type[nn.Module]:
+    """A class for modules of a kind: its own where they are found to compute anything else."""
+    if kind not in _norm_classes:
+        x = torch.randn(3, example.weight.numel(), generator=torch.Generator().manual_seed(0))
+        eps = example.variance_epsilon
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            ours = functional.rms_norm(x, x.shape[-1:], example.weight.float(), eps)
+            is_plain = [n for n, _ in example.named_parameters()] == ["weight"] and torch.allclose(example(x), ours)
+
+        class Norm(kind):  # type: ignore[misc, valid-type]
+            def forward(self, x: Tensor) -> Tensor:
+                if not _trains() or not x.dtype == self.weight.dtype == torch.float32:
+                    return super().forward(x)  # type: ignore[no-any-return]
+                found: Tensor = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
+                return found
+
+        _norm_classes[kind] = Norm if is_plain else kind
+    return _norm_classes[kind]
+
+
+class _RmsNorm(torch.autograd.Function):
+    """w x / √(mean of x² + ε): Zhang and Sennrich, https://arxiv.org/abs/1910.07467."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rate = (x * x).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, rate)
+        return (x * rate).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rate = ctx.saved_tensors
+        weighted = gradient * weight
+        along = (weighted * x).mean(-1, keepdim=True).mul_(rate.pow(3))
+        of_x = weighted.mul_(rate).addcmul_(x, along, value=-1)
+        of_weight = (gradient * x).mul_(rate).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, None

@@ -48,6 +48,8 @@ from tltasks.training.regularization import Regularization
 from tltasks.training.side_by_side import LANES, Lanes, is_known
 from tltasks.training.tracking import Tracker
 
+PASS_SHARE = 16
+"""A pass costs, whatever is in it, about as much as this part of what the largest one holds, on a CPU."""
 ROWS_TRIED = 8
 """Rows that are put through a model one by one, to see whether its experts differ."""
 Values = dict[str, float]
@@ -187,9 +189,8 @@ class _Training:
         """
         job, accelerator = self.job, self.accelerator
         epoch, start = divmod(self.progress.step, job.steps_per_epoch)
-        drawn = {"seed": job.seed, "epoch": epoch, "least": self.least}
-        plan = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, **drawn)[start:]
         self.rows = job.task.epoch_rows(job.rows, epoch=epoch)
+        plan = _plan(job, self.rows, epoch=epoch, least=self.least)[start:]
         lanes = LANES if self.lanes is not None else 1
         halvings = self.progress.halvings
         divide = _divider(accelerator, job, self.rows, halvings=halvings, least=self.least, lanes=lanes)
@@ -412,6 +413,13 @@ def least_rows(job: Job, model: nn.Module) -> int:
     )
 
 
+def _plan(job: Job, rows: datasets.Dataset, *, epoch: int, least: int) -> list[Rows]:
+    """Places among an epoch's rows of those of each of its steps."""
+    lengths = job.task.lengths(rows) if job.stage.groups_lengths else None
+    drawn = {"seed": job.seed, "epoch": epoch, "least": least}
+    return plan_epoch(len(rows), batch_size=job.stage.batch_size, lengths=lengths, **drawn)
+
+
 def _divider(
     accelerator: Accelerator, job: Job, rows: datasets.Dataset, *, halvings: int, least: int, lanes: int = 1
 ) -> Callable[[Rows], list[Rows]]:
@@ -432,6 +440,7 @@ def _divider(
         max_rows=max_rows,
         lengths=job.task.lengths(rows),
         budget=budget if stage.micro_batch == "auto" else None,
+        pass_cost=budget // PASS_SHARE,
         rows_per_loss=stage.rows_per_loss,
         least=least,
     )
@@ -478,7 +487,7 @@ def largest_micro_batch(accelerator: Accelerator, job: Job, model: nn.Module) ->
     """The micro-batch of the first epoch that needs most memory, by its rows times the longest of their lengths."""
     least, lengths = least_rows(job, model), job.task.lengths(job.rows)
     divide = _divider(accelerator, job, job.rows, halvings=0, least=least)
-    plan = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0, least=least)
+    plan = _plan(job, job.rows, epoch=0, least=least)
     pieces = [piece for rows in plan for piece in divide(rows)] or [plan[0][:least]]
 
     def size(piece: Rows) -> int:
@@ -491,7 +500,7 @@ def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> fl
     """Seconds that one step takes, by the second of two forward and backward passes of one micro-batch."""
     model.to(accelerator.device)
     least = least_rows(job, model)
-    first = plan_epoch(len(job.rows), batch_size=job.stage.batch_size, seed=job.seed, epoch=0, least=least)[0]
+    first = _plan(job, job.rows, epoch=0, least=least)[0]
     rows = (_divider(accelerator, job, job.rows, halvings=0, least=least)(first) or [first[:least]])[0].tolist()
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
     seconds = 0.0

@@ -10,7 +10,7 @@ from pydantic import Field
 from tltasks.config.data import Corruptions, Data, LanguageColumns, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import Conflict, PositiveFloat, PositiveInt, Section
-from tltasks.config.stage import AUDIO, JointStage, Stage, TaskSpec
+from tltasks.config.stage import AUDIO, JointStage, LengthStage, TaskSpec
 
 
 class SpeechModel(Model):
@@ -103,7 +103,7 @@ class SpeechAugment(Section):
     """Add white noise at a signal-to-noise ratio drawn between this many decibels and 20 more."""
 
 
-class SpeechStage(Stage[SpeechModel, SpeechData]):
+class SpeechStage(LengthStage[SpeechModel, SpeechData]):
     metric: Literal["wer", "cer"] | None = None
     """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset: wer, or
     cer of scripts without spaces."""

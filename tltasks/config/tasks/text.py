@@ -9,7 +9,7 @@ from pydantic import Field
 from tltasks.config.data import ClassData, Corruptions, Data, LabelColumns, LanguageColumns, UnlabelledColumns
 from tltasks.config.model import Model
 from tltasks.config.section import Name, PositiveInt, Prompt, Section, Share
-from tltasks.config.stage import TEXT, ClassStage, Stage, TaskSpec, UnlabelledStage
+from tltasks.config.stage import TEXT, ClassStage, LengthStage, TaskSpec, UnlabelledStage
 
 
 class Generation(Section):
@@ -91,7 +91,9 @@ class LabelledTextData(ClassData):
     """How much worse the model is on test texts with typos."""
 
 
-class LabelledTextStage(ClassStage[LabelledTextModel, LabelledTextData]):
+class LabelledTextStage(
+    LengthStage[LabelledTextModel, LabelledTextData], ClassStage[LabelledTextModel, LabelledTextData]
+):
     """A stage of text classification."""
 
 
@@ -107,7 +109,7 @@ class UnlabelledTextData(Data):
     beginning at evaluation."""
 
 
-class TextStage(Stage[TextModel, TextData]):
+class TextStage(LengthStage[TextModel, TextData]):
     label_smoothing: Share = 0.0
     metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
     """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset:
@@ -117,7 +119,7 @@ class TextStage(Stage[TextModel, TextData]):
     """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""
 
 
-class TextObjectiveStage(UnlabelledStage[TextModel, UnlabelledTextData]):
+class TextObjectiveStage(LengthStage[TextModel, UnlabelledTextData], UnlabelledStage[TextModel, UnlabelledTextData]):
     """Keys of all objectives of texts."""
 
 
