@@ -18,7 +18,7 @@ grouped by length, nothing evaluated, saved or logged meanwhile, no loader worke
 `--workers` tries some). Rows are encoded before the clock starts on both sides: token ids, spectrograms and photos
 of 224 px for the peer; tltasks keeps sound as such, and makes spectrograms within the time. The clock runs from the
 first batch that is read to the end of the last step. tltasks runs by a recipe with all else as it is by default.
-`before` is tltasks of another checkout.
+`before` is tltasks of another checkout, whose steps may not know `group_by_length` and so have random rows.
 
 Each arm is a process of its own. Its peak memory is the high-water mark of the whole process (VmHWM) when the last step
 ends; what Python and the imported libraries take of it stands beside. That the work is the same is told by the numbers
@@ -170,10 +170,10 @@ def heard(row: dict[str, Any], processor: Any) -> tuple[Any, list[int]]:
 # -------------------------------------------------------------------------------------------- tltasks
 
 
-def recipe_of(task: str, folder: Path) -> dict[str, Any]:
+def recipe_of(task: str, folder: Path, *, grouped: bool = True) -> dict[str, Any]:
     stage = {"stage": "finetune", "epochs": 1, "batch_size": BATCH, "learning_rate": RATES[task]}
     stage |= {"checkpoint_every": 10**6, "schedule": "linear", "warmup": 0.0}
-    grouped = {"adapt": {"lora": {"rank": RANK}}, "group_by_length": True}
+    adapted = {"adapt": {"lora": {"rank": RANK}}, **({"group_by_length": True} if grouped else {})}
     rows = {"train": f"train[:{TASKS[task]}]", "test": "test[:1]"}
     found: dict[str, Any] = {"seed": 0, "output": "unused", "precision": "bf16"}
     if task == "text":
@@ -188,7 +188,7 @@ def recipe_of(task: str, folder: Path) -> dict[str, Any]:
                 "max_document_tokens": DOCUMENT_TOKENS,
                 "max_summary_tokens": SUMMARY_TOKENS,
             },
-            "stages": [stage | grouped],
+            "stages": [stage | adapted],
         }
     if task == "speech":
         return found | {
@@ -199,7 +199,7 @@ def recipe_of(task: str, folder: Path) -> dict[str, Any]:
                 "files": {name: str(CLIPS / f"{name}.csv") for name in ("train", "test")},
                 "splits": rows,
             },
-            "stages": [stage | grouped],
+            "stages": [stage | adapted],
         }
     return found | {
         "task": "image-classification",
@@ -224,7 +224,7 @@ def train_with_tltasks(task: str, options: argparse.Namespace) -> dict[str, Any]
     base = imported_bytes()
     with tempfile.TemporaryDirectory() as output:
         recipe = Path(output) / "recipe.yaml"
-        recipe.write_text(json.dumps(recipe_of(task, options.folder)), encoding="utf-8")  # which is YAML, too
+        recipe.write_text(json.dumps(recipe_of(task, options.folder, grouped=options.arm == "ours")), encoding="utf-8")  # which is YAML, too
         context, (item,) = story.open_stages(plan_run(load_recipe(recipe, []), Path(output) / "run"))
         (Path(output) / "run").mkdir()
         item, built = stages._build(context, item)
