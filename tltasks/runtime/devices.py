@@ -157,6 +157,13 @@ def _trim() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+def share_freed_memory() -> None:
+    """Have threads that begin from now on use what others have given back; glibc keeps that of each apart."""
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
+
+
 class Resident:
     """Resident memory between passes of varying shapes, kept from growing by what the allocator does not give back."""
 

@@ -29,7 +29,7 @@ from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epo
 from tltasks.errors import DataError, Interrupted, RecipeError, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
 from tltasks.models.fast_steps import fast_steps
-from tltasks.runtime.devices import Resident, on_main_process, pass_budget
+from tltasks.runtime.devices import Resident, on_main_process, pass_budget, release_memory
 from tltasks.tasks.base import Batch, TaskBase
 from tltasks.training.batches import read_batches
 from tltasks.training.checkpoint import (
@@ -152,6 +152,7 @@ class _Training:
         model.to(accelerator.device)
         unused, are_rare = _unused_weights(accelerator, job, model)
         freeze_unused(model, unused)
+        release_memory()  # of the passes that told
         if are_rare:  # a process would wait for gradients of experts that another's rows do not reach
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.optimizer = build_optimizer(model, stage, head=job.head)
