@@ -224,7 +224,9 @@ def train_with_tltasks(task: str, options: argparse.Namespace) -> dict[str, Any]
     base = imported_bytes()
     with tempfile.TemporaryDirectory() as output:
         recipe = Path(output) / "recipe.yaml"
-        recipe.write_text(json.dumps(recipe_of(task, options.folder, grouped=options.arm == "ours")), encoding="utf-8")  # which is YAML, too
+        recipe.write_text(
+            json.dumps(recipe_of(task, options.folder, grouped=options.arm == "ours")), encoding="utf-8"
+        )  # which is YAML, too
         context, (item,) = story.open_stages(plan_run(load_recipe(recipe, []), Path(output) / "run"))
         (Path(output) / "run").mkdir()
         item, built = stages._build(context, item)

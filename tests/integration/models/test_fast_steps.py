@@ -1,5 +1,6 @@
 """The other ways to compute a step: equal to PEFT's and torch's to rounding, and gone when the step is over."""
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.integrations import sdpa_attention
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from tests.tiny import topics
 from tests.tiny.runs import run_recipe
 from tltasks.models import fast_steps as module
-from tltasks.models.fast_steps import fast_dropout, fast_steps, one_pass
+from tltasks.models.fast_steps import fast_attention, fast_dropout, fast_norms, fast_steps, one_pass
 from tltasks.models.held import hold
 
 CPU = torch.device("cpu")
@@ -141,6 +145,60 @@ def test_in_fp32_and_in_evaluation_dropout_is_torchs() -> None:
             with context(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                 found.append(functional.dropout(x, 0.3, training))
         assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", [T5LayerNorm, LlamaRMSNorm])
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_norms_are_as_written_out(kind: type[nn.Module], is_trained: bool) -> None:
+    torch.manual_seed(0)
+    norm = kind(24)
+    norm.weight.data.uniform_(0.5, 2)
+    norm.weight.requires_grad_(is_trained)
+    found = []
+    for context in (fast_norms, lambda _: contextlib.nullcontext()):
+        x = (3 * torch.randn(5, 7, 24, generator=torch.Generator().manual_seed(1))).requires_grad_()
+        with context(norm), torch.autocast("cpu", torch.bfloat16):
+            y = norm(x)
+            assert type(norm) is kind or context is fast_norms
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, norm.weight.grad])
+        norm.weight.grad = None
+    assert (found[0][2] is None) is not is_trained
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_norms_that_compute_anything_else_are_left_alone() -> None:
+    class Shifted(T5LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.weight
+
+    net = nn.ModuleList([Shifted(8), T5LayerNorm(8)])
+    with fast_norms(net):
+        assert [type(module) in {Shifted, T5LayerNorm} for module in net] == [True, False]
+
+
+def test_masks_are_made_once_for_all_layers_and_anew_when_they_change() -> None:
+    bias, mask = torch.randn(1, 2, 3, 3), torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
+    query = torch.randn(1, 2, 3, 4)
+
+    def made() -> Tensor:
+        found: Tensor = sdpa_attention.create_position_bias_mask(bias, mask, False, query, query)
+        return found
+
+    plain = made()
+    with fast_attention():
+        assert made() is not made()
+        with torch.autocast("cpu", torch.bfloat16):
+            first = made()
+            assert made() is first
+            assert torch.equal(first, plain)
+            mask[..., 1] = False
+            assert torch.equal(made(), torch.where(mask, bias, torch.finfo(torch.float32).min))
+            mask = mask.clone().fill_(True)
+            assert torch.equal(made(), bias)
+            bias.requires_grad_()
+            assert made().requires_grad
 
 
 def test_after_a_step_all_is_as_it_was() -> None:

@@ -538,6 +538,7 @@ CHANGED = {
     "speech_task": "translate",
     "normaliser": "none",
     **dict.fromkeys(("trust_remote_code", "rslora", "gradient_checkpointing", "compile", "flip"), "true"),
+    "group_by_length": "true",
     **dict.fromkeys(("rank", "workers", "image_size", "ops", "magnitude", "evaluate_every", "early_stopping"), "3"),
     **dict.fromkeys(("batch_size", "checkpoint_every", "keep_checkpoints", "steps", "seed", "micro_batch"), "7"),
     **dict.fromkeys(("alpha", "dropout", "momentum", "weight_decay", "warmup", "layer_decay", "ema", "crop"), "0.375"),

@@ -1,10 +1,11 @@
 import doctest
+import itertools
 
 import numpy as np
 import pytest
 
 import tltasks.data.batching
-from tltasks.data.batching import micro_batches, plan_epoch, steps_per_epoch, weighted_rows
+from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epoch, weighted_rows
 
 
 def test_doctests() -> None:
@@ -53,6 +54,46 @@ def test_length_budget_bounds_padded_size() -> None:
     assert max(sizes) <= 512
     padded = sum(max(lengths[r] for r in b) * len(b) for b in batches)
     assert padded < 1.2 * sum(lengths)
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size"), [(7, 8), (96, 8), (1003, 8), (5000, 8)])
+def test_rows_alike_in_length_share_a_step(n_rows: int, batch_size: int) -> None:
+    lengths = np.random.default_rng(0).lognormal(4, 1, n_rows).astype(int)
+    plans = [plan_epoch(n_rows, batch_size=batch_size, seed=3, epoch=e, lengths=lengths.tolist()) for e in range(2)]
+    alone = plan_epoch(n_rows, batch_size=batch_size, seed=3, epoch=0)
+    for plan in plans:
+        assert sorted(np.concatenate(plan).tolist()) == list(range(n_rows))
+        assert list(map(len, plan)) == list(map(len, alone))
+    if n_rows < 96:
+        return
+
+    def padded(plan: list[Rows]) -> int:
+        return sum(len(step) * int(lengths[step].max()) for step in plan)
+
+    assert padded(plans[0]) < 0.75 * padded(alone)
+    places = np.corrcoef(np.arange(len(alone)), [lengths[step].mean() for step in plans[0]])[0, 1]
+    assert abs(places) < 0.6, "steps come in any order"
+    assert {tuple(sorted(s.tolist())) for s in plans[0]} != {tuple(sorted(s.tolist())) for s in plans[1]}
+
+
+@pytest.mark.parametrize("pass_cost", [0, 20, 10_000])
+@pytest.mark.parametrize("max_rows", [3, 8])
+def test_passes_are_cut_where_it_costs_least(pass_cost: int, max_rows: int) -> None:
+    for seed in range(10):
+        lengths = np.random.default_rng(seed).lognormal(3, 1, 8).astype(int) + 1
+        keys = {"max_rows": max_rows, "budget": 120, "lengths": lengths.tolist()}
+        found = micro_batches(np.arange(8), world=1, rank=0, pass_cost=pass_cost, **keys)
+        assert sorted(np.concatenate(found).tolist()) == list(range(8))
+
+        def cost(passes: list[Rows], lengths: Rows = lengths) -> int:
+            return sum(len(rows) * int(lengths[rows].max()) + pass_cost for rows in passes)
+
+        order, ways = np.argsort(-lengths, kind="stable"), list[int]()
+        for cuts in itertools.product([False, True], repeat=7):
+            passes = np.split(order, np.flatnonzero(cuts) + 1)
+            if all(len(p) <= max_rows and (len(p) == 1 or len(p) * lengths[p].max() <= 120) for p in passes):
+                ways.append(cost(passes))
+        assert cost(found) == min(ways)
 
 
 @pytest.mark.parametrize(("n_rows", "batch_size"), [(9, 4), (10, 3), (7, 6), (13, 4), (8, 4), (5, 100)])
