@@ -26,7 +26,7 @@ class LanguageModelTask(TaskBase[TextModel, DataT, StageT]):
     """A task whose loss is over tokens. A built model tells how it may be computed, which changes no result."""
 
     cpu_batch_budget: ClassVar[int] = 1024
-    cpu_training_budget: ClassVar[int] = 2048  # type: ignore[misc] # a property of others
+    cpu_training_budget: ClassVar[int] = 2048
 
     habits: Habits = field(default=Habits(), kw_only=True)
     """How a decoder may be run."""
