@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from tltasks.config.loading import load_recipe  # noqa: E402
 from tltasks.config.recipe import plan_run  # noqa: E402
-from tltasks.models.fast_steps import fast_activations, fast_attention, fast_dropout, one_pass  # noqa: E402
+from tltasks.models.fast_steps import fast_activations, fast_attention, fast_dropout, fast_norms, one_pass  # noqa: E402
 from tltasks.runs import context, prepare, stage  # noqa: E402
 from tltasks.runtime import devices  # noqa: E402
 from tltasks.training import loop  # noqa: E402
@@ -49,7 +49,11 @@ ARMS: dict[str, tuple[str, tuple[Lever, ...]]] = {
     "held, fast dropout": ("auto", (lambda model: fast_dropout(),)),
     "held, attention": ("auto", (lambda model: fast_attention(),)),
     "held, activations": ("auto", (fast_activations,)),
-    "all": ("auto", (one_pass, lambda model: fast_dropout(), lambda model: fast_attention(), fast_activations)),
+    "held, norms": ("auto", (fast_norms,)),
+    "all": (
+        "auto",
+        (one_pass, lambda model: fast_dropout(), lambda model: fast_attention(), fast_activations, fast_norms),
+    ),
 }
 
 

@@ -155,17 +155,13 @@ def micro_batches(
     mine = rows[np.argsort(-sizes, kind="stable")][rank::world]
     if pass_cost is not None and budget is not None:
         return _cut(mine, lengths, max_rows=max_rows, budget=budget, pass_cost=pass_cost)
-    by_length: list[list[int]] = []
-    longest = 0
-    for row in mine.tolist():
-        full = by_length and (
-            len(by_length[-1]) >= max_rows or (budget is not None and (len(by_length[-1]) + 1) * longest > budget)
-        )
-        if not by_length or full:
-            by_length.append([])
-            longest = max(int(lengths[row]), 1)
-        by_length[-1].append(row)
-    return [np.array(group, dtype=np.int64) for group in by_length]
+    passes, start = list[Rows](), 0
+    while start < len(mine):
+        longest = max(int(lengths[mine[start]]), 1)
+        end = start + (max_rows if budget is None else max(1, min(max_rows, budget // longest)))
+        passes.append(mine[start:end])
+        start = end
+    return passes
 
 
 def _cut(rows: Rows, lengths: Sequence[int], *, max_rows: int, budget: int, pass_cost: int) -> list[Rows]:

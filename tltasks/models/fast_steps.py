@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +33,16 @@ def fast_steps(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _each_as(modules: Iterable[nn.Module], kind: type[nn.Module]) -> Iterator[None]:
-    """Modules of a class that derives from their own, while the block lasts."""
-    own = [(module, type(module)) for module in modules]
-    for module, _ in own:
-        module.__class__ = kind
+def _changed(*changes: tuple[object, str, object]) -> Iterator[None]:
+    """Attributes of objects, classes among them, as they are given while the block lasts."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    for change in changes:
+        setattr(*change)
     try:
         yield
     finally:
-        for module, plain in own:
-            module.__class__ = plain
+        for change in before:
+            setattr(*change)
 
 
 def _trains() -> bool:
@@ -60,7 +60,7 @@ def one_pass(model: nn.Module) -> Iterator[None]:
         from peft.tuners.lora import Linear as LoraLinear
 
         layers = [module for module in model.modules() if type(module) is LoraLinear and _is_plain(module)]
-    with _each_as(layers, _one_pass_class() if layers else nn.Module):
+    with _changed(*((layer, "__class__", _one_pass_class()) for layer in layers)):
         yield
 
 
@@ -132,12 +132,8 @@ class _LowRank(torch.autograd.Function):
 @contextmanager
 def fast_dropout() -> Iterator[None]:
     """Have `functional.dropout`, and so `nn.Dropout`, draw its masks four at a time, and apply them by bits."""
-    plain = functional.dropout
-    functional.dropout = _fast_dropout  # type: ignore[assignment]
-    try:
+    with _changed((functional, "dropout", _fast_dropout)):
         yield
-    finally:
-        functional.dropout = plain
 
 
 def _fast_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -172,29 +168,19 @@ class _Dropout(torch.autograd.Function):
 @contextmanager
 def fast_attention() -> Iterator[None]:
     """Have `functional.scaled_dot_product_attention` computed by `runtime/attention.py`, and masks made once."""
-    plain, plain_mask = functional.scaled_dot_product_attention, sdpa_attention.create_position_bias_mask
-    functional.scaled_dot_product_attention = attend
-    sdpa_attention.create_position_bias_mask = _position_bias_mask
-    try:
+    masks = sdpa_attention, "create_position_bias_mask", _position_bias_mask
+    with _changed((functional, "scaled_dot_product_attention", attend), masks):
         yield
-    finally:
-        functional.scaled_dot_product_attention = plain
-        sdpa_attention.create_position_bias_mask = plain_mask
 
 
 def _position_bias_mask(
     position_bias: Tensor, attention_mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor
 ) -> Tensor:
     """transformers' own (5.24), for all layers that have the same."""
+    make = functools.partial(_plain_mask, position_bias, attention_mask, is_causal, query, key)
     asked = is_causal, query.shape[2], key.shape[2], key.dtype
-
-    def make() -> Tensor:
-        found: Tensor = _plain_mask(position_bias, attention_mask, is_causal, query, key)
-        return found
-
-    if position_bias.requires_grad or not _trains():
-        return make()
-    mask: Tensor = remembered(position_bias, asked, make, attention_mask)
+    is_kept = _trains() and not position_bias.requires_grad
+    mask: Tensor = remembered(position_bias, asked, make, attention_mask) if is_kept else make()
     return mask
 
 
@@ -204,7 +190,8 @@ _plain_mask = sdpa_attention.create_position_bias_mask
 @contextmanager
 def fast_activations(model: nn.Module) -> Iterator[None]:
     """Have GELU by its approximation with tanh computed at once, where transformers (5.24) writes it out in parts."""
-    with _each_as([module for module in model.modules() if type(module) is NewGELUActivation], _Gelu):
+    parts = [module for module in model.modules() if type(module) is NewGELUActivation]
+    with _changed(*((module, "__class__", _Gelu) for module in parts)):
         yield
 
 
@@ -217,37 +204,34 @@ class _Gelu(NewGELUActivation):  # type: ignore[misc]
 @contextmanager
 def fast_norms(model: nn.Module) -> Iterator[None]:
     """Have normalisation by the root mean square computed as one function, where its parts are written out."""
-    kinds: dict[type[nn.Module], list[nn.Module]] = {}
-    for module in model.modules():
-        if isinstance(getattr(module, "variance_epsilon", None), float):
-            kinds.setdefault(type(module), []).append(module)
-    with contextlib.ExitStack() as stack:
-        for kind, modules in kinds.items():
-            stack.enter_context(_each_as(modules, _norm_class(kind, modules[0])))
+    norms = [m for m in model.modules() if isinstance(getattr(m, "variance_epsilon", None), float)]
+    with _changed(*((module, "__class__", _norm_class(module)) for module in norms)):
         yield
 
 
 _norm_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def _norm_class(kind: type[nn.Module], example: Any) -> type[nn.Module]:
-    """A class for modules of a kind: its own where they are found to compute anything else."""
-    if kind not in _norm_classes:
+def _norm_class(example: Any) -> type[nn.Module]:
+    """A faster class for modules of a kind; their own where one of them is found to compute anything else."""
+    kind = type(example)
+    if kind not in _norm_classes and [name for name, _ in example.named_parameters()] == ["weight"]:
         x = torch.randn(3, example.weight.numel(), generator=torch.Generator().manual_seed(0))
-        eps = example.variance_epsilon
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            ours = functional.rms_norm(x, x.shape[-1:], example.weight.float(), eps)
-            is_plain = [n for n, _ in example.named_parameters()] == ["weight"] and torch.allclose(example(x), ours)
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), contextlib.suppress(TypeError, RuntimeError):
+            ours = functional.rms_norm(x, x.shape[-1:], example.weight.float(), example.variance_epsilon)
+            _norm_classes[kind] = _faster_norm(kind) if torch.allclose(example(x), ours) else kind
+    return _norm_classes.setdefault(kind, kind)
 
-        class Norm(kind):  # type: ignore[misc, valid-type]
-            def forward(self, x: Tensor) -> Tensor:
-                if not _trains() or not x.dtype == self.weight.dtype == torch.float32:
-                    return super().forward(x)  # type: ignore[no-any-return]
-                found: Tensor = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
-                return found
 
-        _norm_classes[kind] = Norm if is_plain else kind
-    return _norm_classes[kind]
+def _faster_norm(kind: type[nn.Module]) -> type[nn.Module]:
+    class Norm(kind):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+            if args or kwargs or not _trains() or not x.dtype == self.weight.dtype == torch.float32:
+                return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+            found: Tensor = _RmsNorm.apply(x, self.weight, self.variance_epsilon)
+            return found
+
+    return Norm
 
 
 class _RmsNorm(torch.autograd.Function):
