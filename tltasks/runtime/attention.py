@@ -58,7 +58,7 @@ def attend(
 
 
 def remembered(tensor: Tensor, made: Hashable, make: Callable[[], Any], other: Tensor | None = None) -> Any:
-    """What `make` makes of a tensor, and of another one: once for all layers that ask for it while neither changes."""
+    """A thing that `make` makes of a tensor, and of another one: once for all layers that ask for it while neither changes."""
     state = made, tensor._version, None if other is None else other._version
     kept: tuple[object, Tensor | None, Any] | None = getattr(tensor, "_made", None)
     if kept is None or kept[0] != state or kept[1] is not other:
@@ -215,6 +215,6 @@ def kept_steps(p: float) -> int:
 
 
 def keep_only(values: Tensor, kept: Tensor, p: float) -> Tensor:
-    """What dropout makes of values. By their bits, as torch's conversions from truth values take most of the time."""
+    """Values as dropout leaves them. By their bits, as torch's conversions from truth values take most of the time."""
     bits = _BITS[values.element_size()]
     return kept.to(bits).bitwise_and_(values.view(bits)).view(values.dtype).mul_(STEPS / kept_steps(p))
