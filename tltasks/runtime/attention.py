@@ -58,7 +58,7 @@ def attend(
 
 
 def remembered(tensor: Tensor, made: Hashable, make: Callable[[], Any], other: Tensor | None = None) -> Any:
-    """A thing that `make` makes of a tensor, and of another one: once for all layers that ask for it while neither changes."""
+    """A thing that `make` makes of a tensor, and of another one: once for all who ask while neither changes."""
     state = made, tensor._version, None if other is None else other._version
     kept: tuple[object, Tensor | None, Any] | None = getattr(tensor, "_made", None)
     if kept is None or kept[0] != state or kept[1] is not other:
