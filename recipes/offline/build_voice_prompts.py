@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import soundfile
@@ -76,9 +76,11 @@ VOICES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the clips of the offline speech recipes.")
     parser.add_argument("language", choices=VOICES)
+    parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="default: the place named above")
     parser.add_argument("--debs", type=Path, metavar="FOLDER", help="folder that holds the packages already")
     arguments = parser.parse_args()
     voice = VOICES[arguments.language]
+    voice = replace(voice, out=(arguments.out or voice.out).absolute())
     if voice.out.exists():
         sys.exit(f"{voice.out}: is there already; remove it to build it again")
     voice.out.parent.mkdir(parents=True, exist_ok=True)

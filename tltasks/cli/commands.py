@@ -6,9 +6,11 @@ Few flags, since knobs belong to the recipe. Nothing heavy is imported until a c
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import importlib.util
+import io
 import json
 import os
 import re
@@ -103,7 +105,13 @@ def _count(_: object, tokens: Sequence[Token]) -> int:
     return int(text)
 
 
-Recipe = Annotated[Path, Parameter(help="YAML file")]
+def _recipe(_: object, tokens: Sequence[Token]) -> Path:
+    from tltasks.config.shipped import recipe_called
+
+    return recipe_called(Path(tokens[0].value))
+
+
+Recipe = Annotated[Path, Parameter(converter=_recipe, help="YAML file, or the name of a recipe of `tltasks recipes`")]
 Overrides = Annotated[
     tuple[str, ...],
     Parameter(name="--set", metavar="KEY=VALUE", help="override a key, e.g. stages.0.epochs=1; may be repeated"),
@@ -169,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a mistake of the user's becomes one message on standard error."""
     words = sys.argv[1:] if arguments is None else arguments
     _end_at_sigterm()
+    _write_utf8()
     try:
         if not words:
             raise RecipeError("name a command; `tltasks --help` lists them.")
@@ -208,6 +217,13 @@ def _describe(error: Exception) -> str | None:
     return None
 
 
+def _write_utf8() -> None:
+    """Have names of files and classes printed in any script, also where the system's encoding (Windows') has it not."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def _leave_standard_output() -> None:
     """Send what Python flushes at its end nowhere, where it could only fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -244,7 +260,9 @@ def _explain(error: CycloptsError) -> str:
 
 @app.command(group=TRAIN)
 def run(
-    recipe: Annotated[Path | None, Parameter(help="YAML file; `tltasks recipes` lists those at hand")] = None,
+    recipe: Annotated[
+        Path | None, Parameter(converter=_recipe, help="YAML file; `tltasks recipes` lists those at hand")
+    ] = None,
     *,
     overrides: Overrides = (),
     output: Output = None,
@@ -796,9 +814,26 @@ def _say_published(url: str, publication: Publication) -> None:
 @app.command(group=LOOK)
 def recipes() -> None:
     """List the recipes that come with tltasks."""
-    from tltasks.config.loading import describe_recipes
+    from tltasks.config.shipped import describe_recipes
 
     print(describe_recipes())  # noqa: T201
+
+
+@app.command(group=LOOK)
+def fetch(
+    name: Annotated[
+        str | None, Parameter(name="NAME", help="a recipe, or weights or data by their name; unset: list them")
+    ] = None,
+    /,
+) -> None:
+    """Fetch weights and data of recipes that come with tltasks, into the user's cache."""
+    from tltasks.cli import fetch as fetching
+
+    if name is None:
+        print(fetching.list_assets())  # noqa: T201
+        return
+    for place in fetching.fetch(name):
+        _say(f"{place}: there")
 
 
 @app.command(group=LOOK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, ClassVar, Literal
@@ -41,8 +42,14 @@ def format_of(name: str) -> str | None:
 
 
 def is_local_name(name: str) -> bool:
-    """True for what cannot be a Hub id, whether it is there or not."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or format_of(name) is not None
+    r"""True for what cannot be a Hub id, whether it is there or not.
+
+    >>> is_local_name(r"C:\photos"), is_local_name(r"my photos\train"), is_local_name("user/photos")
+    (True, True, False)
+    """
+    on_windows = "\\" in name or re.match(r"[A-Za-z]:", name) is not None
+    is_path = on_windows or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return is_path or format_of(name) is not None
 
 
 Files = str | list[str] | dict[str, str | list[str]] | None

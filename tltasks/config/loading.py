@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tltasks.config.checks import Findings
-from tltasks.config.data import Data, format_of
+from tltasks.config.data import Data, format_of, is_local_name
 from tltasks.config.document import (
     DOTTED_KEY,
     Document,
@@ -28,6 +28,7 @@ from tltasks.config.document import (
 from tltasks.config.model import Model
 from tltasks.config.recipe import Kind, Recipe, as_written, map_paths, to_tree, with_paths
 from tltasks.config.section import KeyPath
+from tltasks.config.shipped import fetched, how_to_fetch, relative_path
 from tltasks.config.stage import Stage
 from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import dump, parse, parse_value, read_text
@@ -137,12 +138,12 @@ def read_recipe(tree: Document, *, check_files: bool) -> tuple[Recipe | None, li
         if "://" in text or (kind == "repository" and not is_local(text, at.folder)):
             return text
         # os.path rather than pathlib: a user who does not exist is no error, and a link keeps its own name.
-        path = os.path.abspath(at.folder / os.path.expanduser(text))  # noqa: PTH100, PTH111
+        path = fetched(os.path.abspath(at.folder / os.path.expanduser(text)))  # noqa: PTH100, PTH111
         written[path] = text
         is_file = kind == "file" or (kind == "repository" and format_of(text) is not None)
         if check_files and not (is_file and _is_file(path)) and not (kind != "file" and os.path.isdir(path)):  # noqa: PTH112
             said = f"there is no {'file' if is_file else 'folder'} {clip(text)}{_beside(at.folder, tree)}"
-            close = did_you_mean(Path(path).name, siblings(Path(path)))
+            close = how_to_fetch(path) or did_you_mean(Path(path).name, siblings(Path(path)))
             if os.path.exists(path):  # noqa: PTH110
                 said, close = f"{clip(text)} is no {'file' if is_file else 'folder, and no table by its suffix'}", ""
             problems.append(tree.issue(keys, said + close))
@@ -226,8 +227,7 @@ def _read_parts(findings: Findings, given: Mapping[str, object], task: str | Non
 def is_local(name: str, folder: Path) -> bool:
     """True if a name stands for a folder on this machine rather than for a Hub repository."""
     there = os.path.isdir(folder / name)  # noqa: PTH112 - Path.is_dir raises for an overlong name (3.13 and before)
-    is_path = name.startswith((".", "/", "~")) or Path(name).is_absolute() or name.count("/") > 1
-    return is_path or there or format_of(name) is not None
+    return there or is_local_name(name)
 
 
 def _is_file(name: str) -> bool:
@@ -255,40 +255,5 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe as resolved, its local paths relative to where it is written to."""
     folder = path.parent.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    there = with_paths(recipe, lambda name: _relative(name, folder))
+    there = with_paths(recipe, lambda name: relative_path(name, folder))
     path.write_text(dump(to_tree(there)), encoding="utf-8")
-
-
-def _relative(name: str, folder: Path) -> str:
-    """The path from a folder, written so that it cannot be taken for a Hub id."""
-    relative = os.path.relpath(name, folder)
-    return relative if relative.startswith(".") else os.path.join(".", relative)  # noqa: PTH118
-
-
-# ---------------------------------------------------------------------------------------------- shipped
-
-
-def recipe_folder() -> Path:
-    """The recipes that come with tltasks: inside the installed package, or of the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
-
-
-def describe_recipes() -> str:
-    """One line for each recipe that comes with tltasks: where it is, and the first line of its header."""
-    folder = recipe_folder()
-    lines = []
-    for path in sorted(folder.rglob("*.yaml")):
-        comments = (
-            line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"
-        )
-        title = next((line for line in comments if line and not line.startswith("yaml-language-server")), "")
-        lines.append((_shortest(path), title))
-    width = max((len(name) for name, _ in lines), default=0)
-    return "\n".join(f"{name:<{width}}  {title}" for name, title in lines)
-
-
-def _shortest(path: Path) -> str:
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
 import time
 import traceback
@@ -211,7 +212,7 @@ def _ray(workers: Workers) -> Iterator[ModuleType]:
 def _carry_out(item: PlannedTrial, output: str, directory: str, keep_weights: bool, cores: int) -> Outcome:
     """Carry out a trial in a process of Ray's, perhaps on another machine."""
     if not (Path(output) / "trials").is_dir():
-        return item.failure(f"{output} is not seen on {os.uname().nodename}; name a folder that all machines share")
+        return item.failure(f"{output} is not seen on {platform.node()}; name a folder that all machines share")
     if Path(directory).is_dir():
         os.chdir(directory)  # where relative names start
     os.environ[devices.CORES_VARIABLE] = str(cores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -186,7 +185,8 @@ def _may_be_shown(saved: SavedModel, recipe: Recipe) -> bool:
     if any("://" in place for place in places) or saved.run is None:
         return False
     if saved.run != saved.folder:
-        return not any(recipe._written.get(place, "").startswith(("~", os.sep)) for place in places)
+        written = [recipe._written.get(place, "") for place in places]
+        return not any(name.startswith("~") or Path(name).is_absolute() for name in written)
     folder = saved.run.resolve()
     links = (path for path in folder.rglob("*") if path.is_symlink())
     inside = all(Path(place).is_absolute() and Path(place).resolve().is_relative_to(folder) for place in places)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tltasks.errors import RecipeError, escaped
-from tltasks.runtime.files import append_to, beside, check_place, lock
+from tltasks.runtime.files import append_to, beside, check_place, flush, lock
 
 Row = Mapping[str, object]
 """`input`, `row` where it is one of a table, and what was predicted or `error`."""
@@ -231,8 +231,7 @@ class _Parquet:
             return
         try:
             self.writer.close()
-            with self.temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            flush(self.temporary)
             self.temporary.replace(self.path)
         except BaseException:
             self._discard()

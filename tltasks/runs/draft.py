@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import shlex
 from collections import Counter
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tltasks.config.document import Origin, clip
+from tltasks.config.shipped import relative_path
 from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.config.yaml_reader import parse
 from tltasks.data.folders import SPLITS, some
@@ -354,8 +354,8 @@ def _relative(value: object, folder: Path) -> object:
     path = Path(str(value)).expanduser()
     if not path.exists():
         return value
-    found = os.path.relpath(path, folder)
-    return found if found.startswith(".") or path.is_file() else f"./{found}"
+    found = relative_path(path, folder)
+    return found.removeprefix("./") if path.is_file() else found
 
 
 def _table(survey: Survey, folder: Path) -> str:
@@ -367,5 +367,6 @@ def _table(survey: Survey, folder: Path) -> str:
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(columns)
     for row in survey.listing:
-        writer.writerow([os.path.relpath(row[columns[0]], folder), *(row[column] for column in columns[1:])])
+        place = relative_path(row[columns[0]], folder).removeprefix("./")
+        writer.writerow([place, *(row[column] for column in columns[1:])])
     return written.getvalue()

@@ -71,7 +71,7 @@ def _found(known_by: TaskBase, known: EncodedSplit, asked_by: TaskBase, asked: E
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     path = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-leaks" / f"{name}.json"
     try:
-        of_known, of_asked = json.loads(path.read_text())
+        of_known, of_asked = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         both = marked(known, known_by.likeness), marked(asked, asked_by.likeness)
         of_known, of_asked = find_alike(*both) if type(both[0].likeness) is type(both[1].likeness) else ({}, {})

@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from tltasks.errors import RecipeError, StorageError, TltasksError, first_line, is_full_disk
 from tltasks.runtime.environment import SUPPORTED, check_launch
+from tltasks.runtime.precision import usable_accelerator
 
 PACKAGES = ("tltasks", "torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm")
 """Whose versions results depend on."""
@@ -56,7 +57,7 @@ def init_distributed() -> PartialState:
     torchrun starts for the only one (accelerate 1.15, state.py, _prepare_backend).
     """
     check_launch()
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or usable_accelerator() is None
     try:
         with _ended_by_sigterm():
             state = PartialState(cpu=cpu)
@@ -64,6 +65,8 @@ def init_distributed() -> PartialState:
         raise RecipeError(
             f"the devices cannot be opened, or their processes do not meet ({first_line(error)}); check the launcher."
         ) from error
+    if state.device.type == "mps":
+        raise RecipeError("Apple's accelerator (mps) is not supported; unset ACCELERATE_TORCH_DEVICE for the CPU.")
     started = int(os.environ.get("WORLD_SIZE") or 1)  # of mpirun, accelerate puts it there
     if state.num_processes != started:
         raise RecipeError(f"{started} processes were launched, but they do not find each other; check the launcher.")
@@ -133,10 +136,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory used so far: of the device where it counts it, otherwise of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "win32":
+    try:
+        import resource  # of POSIX alone, and elsewhere psutil knows it
+    except ImportError:
         return int(psutil.Process().memory_info().peak_wset)
-    import resource  # of POSIX alone
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -15,6 +15,7 @@ from pydantic_core import to_json
 
 from tltasks.errors import RecipeError
 
+ON_WINDOWS = os.name == "nt"
 LONGEST_NAME = 255
 """Bytes of a file's name on the file systems in use."""
 
@@ -23,7 +24,7 @@ def check_place(path: Path, flag: str = "output") -> None:
     """Raise RecipeError where a file or folder of that name cannot be made; nothing is written."""
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         raise RecipeError(f"{flag} {str(path)[:60]}…: a name of more than {LONGEST_NAME} bytes; choose a shorter one.")
-    if any(re.fullmatch(r"[A-Za-z][\w+.-]*:", part) for part in path.parts[:-1]):
+    if any(re.fullmatch(r"[A-Za-z][\w+.-]+:", part) for part in path.parts[:-1]):
         raise RecipeError(f"{flag} {path}: is a URL; choose a place on this machine.")
     path = place = path.absolute()
     for place in (path, *path.parents):
@@ -95,14 +96,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in temporary.rglob("*"):
             if path.is_file():
                 path.chmod(path.stat().st_mode | mode)
-            _flush(path)
+            flush(path)
         if folder.exists():
             folder.rename(earlier)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(earlier, ignore_errors=True)
 
 
@@ -115,9 +116,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         mode = _usual_mode(temporary)
         yield temporary
         temporary.chmod(mode)
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -173,9 +174,14 @@ def _usual_mode(path: Path) -> int:
     return path.stat().st_mode & 0o7777
 
 
-def _flush(path: Path) -> None:
-    """Have content on the disk, so that a rename that follows cannot overtake it in a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Have content on the disk, so that a rename that follows cannot overtake it in a power cut.
+
+    Windows opens no folder, and flushes a file only where it may be written to.
+    """
+    if ON_WINDOWS and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if ON_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

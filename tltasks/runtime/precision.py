@@ -12,6 +12,12 @@ from tltasks.errors import RecipeError
 from tltasks.runtime.attention import attend
 
 
+def usable_accelerator() -> torch.device | None:
+    """The accelerator to compute on. Not Apple's (mps), on which nothing is tested: a Mac computes on its CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return None if found is None or found.type == "mps" else found
+
+
 def fast_formats(device: torch.device) -> list[str]:
     """Formats in which the device computes faster than in fp32, the best first."""
     if device.type == "cuda":

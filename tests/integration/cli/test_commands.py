@@ -370,13 +370,13 @@ def test_exit_status(
     def fail() -> str:
         raise raised
 
-    monkeypatch.setattr("tltasks.config.loading.describe_recipes", fail)
+    monkeypatch.setattr("tltasks.config.shipped.describe_recipes", fail)
     assert main(["recipes"]) == status
     assert capsys.readouterr() == ("", shown)
 
 
 def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tltasks.config.loading.describe_recipes", lambda: 1 / 0)
+    monkeypatch.setattr("tltasks.config.shipped.describe_recipes", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["recipes"])
 

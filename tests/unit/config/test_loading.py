@@ -19,9 +19,10 @@ from pydantic import BaseModel
 import tltasks.config.loading
 from tests.unit.config.test_document import parse
 from tests.unit.config.test_recipe import BASE, EVERYTHING, MISTAKES, marked
-from tltasks.config.loading import describe_recipes, is_local, load_recipe, recipe_folder, recipe_text, write_recipe
+from tltasks.config.loading import is_local, load_recipe, recipe_text, write_recipe
 from tltasks.config.recipe import Recipe, as_written, plan_run, recipe_sha256, written_at
 from tltasks.config.schema import DIALECT, json_schema
+from tltasks.config.shipped import describe_recipes, recipe_folder
 from tltasks.config.stage import JointStage
 from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import dump
@@ -92,7 +93,7 @@ def test_recipes_of_an_installed_package_come_first(tmp_path: Path, monkeypatch:
     installed = tmp_path / "site-packages" / "tltasks"
     (installed / "recipes").mkdir(parents=True)
     (installed.parent / "recipes").mkdir()  # another package's
-    monkeypatch.setattr("tltasks.config.loading.__file__", str(installed / "config" / "loading.py"))
+    monkeypatch.setattr("tltasks.config.shipped.__file__", str(installed / "config" / "shipped.py"))
     assert recipe_folder() == installed / "recipes"
     (installed / "recipes").rmdir()
     assert recipe_folder() == installed.parent / "recipes"

@@ -26,6 +26,7 @@ from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.loading import saved_as
 from tltasks.models.packages import cannot_open
+from tltasks.runtime.precision import usable_accelerator
 
 FAMILIES = ("clip", "metaclip_2", "siglip")
 """Architectures that compare an image's features with a text's by their cosine."""
@@ -105,8 +106,7 @@ class PromptClassifier:
                 digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
         key = digest.hexdigest()
         if key not in _KNOWN:
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-            model.eval().to(device or "cpu")
+            model.eval().to(usable_accelerator() or "cpu")
             longest = model.config.text_config.max_position_embeddings
             # SigLIP was trained on texts of one length (transformers 5.24, zero_shot_image_classification.py).
             padding = "max_length" if self.sigmoid else "longest"
