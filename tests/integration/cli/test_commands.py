@@ -24,7 +24,7 @@ from tltasks.errors import DataError, HubError, RecipeError, TltasksError
 ROOT = RECIPES.parent
 COMMANDS = (
     *("run", "init", "check", "recipes", "doctor", "push", "push-data", "predict", "demo"),
-    *("compare", "tune", "range-test", "rank", "export", "schema"),
+    *("compare", "tune", "range-test", "rank", "export", "schema", "fetch"),
 )
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm", "sklearn", "pandas", "numpy"}
 HEAVY |= {"huggingface_hub", "matplotlib", "torchvision", "PIL", "pyarrow"}
