@@ -97,6 +97,9 @@ def test_a_run_keeps_the_rules_of_windows(
     result = run_recipe(tiny / "recipe.yaml", output, "stages.0.epochs=1")
     assert result.stages[0].peak_memory_bytes == 123
     assert (output / "report.html").is_file()
+    log = (output / "log.txt").read_text()
+    assert "transfer: trains" in log
+    assert "tltasks predict" in log
     with files.whole_folder(output / "model") as folder:  # in the place of the one that is there
         (folder / "x").write_text("")
     assert [path.name for path in (output / "model").iterdir()] == ["x"]

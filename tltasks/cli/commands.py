@@ -40,6 +40,7 @@ from tltasks.errors import (
     nearby,
     printable,
 )
+from tltasks.runtime.progress import SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +58,8 @@ STANDARD_INPUT = "/dev/stdin"
 
 app = App(
     name="tltasks",
-    help="Transfer learning on Hugging Face checkpoints, from one recipe.",
+    help="Transfer learning on Hugging Face checkpoints, from one recipe. Every command takes --quiet (errors and what "
+    "is asked for, alone) and --verbose (also what libraries say).",
     version=f"tltasks {__version__}",
     version_flags=["--version"],
     help_format="plaintext",
@@ -70,6 +72,9 @@ app = App(
 TRAIN, USE = Group("Train", sort_key=0), Group("Use a trained model", sort_key=1)
 EXPERIMENT, PUBLISH = Group("Experiment", sort_key=2), Group("Publish", sort_key=3)
 LOOK = app["--help"].group = app["--version"].group = Group("Look around", sort_key=4)
+
+
+app.register_install_completion_command(group=LOOK, help="Complete commands and flags in this shell.")
 
 
 def _check_task(_: object, tag: str | None) -> None:
@@ -175,7 +180,7 @@ DEFAULT_CHECKPOINT, DEFAULT_PUBLICATION, NO_DRAFT = Checkpoint(), Publication(),
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a mistake of the user's becomes one message on standard error."""
-    words = sys.argv[1:] if arguments is None else arguments
+    words = _heed_verbosity(sys.argv[1:] if arguments is None else arguments)
     _end_at_sigterm()
     _write_utf8()
     try:
@@ -217,6 +222,23 @@ def _describe(error: Exception) -> str | None:
     return None
 
 
+def _heed_verbosity(arguments: Sequence[str]) -> list[str]:
+    """Take --quiet and --verbose, which every command has, out of the arguments."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    given = [word for word in arguments[:end] if word in ("--quiet", "--verbose")]
+    level: Literal["quiet", "normal", "verbose"] = "normal"
+    if given:
+        level = "quiet" if given[-1] == "--quiet" else "verbose"
+    SETTINGS.verbosity = level
+    return [word for word in arguments[:end] if word not in given] + list(arguments[end:])
+
+
+def _begin(text: str) -> None:
+    """Say at once what a command is about; libraries take seconds to load."""
+    if SETTINGS.verbosity != "quiet" and os.environ.get("RANK", "0") in {"", "0"}:
+        _say(text)
+
+
 def _write_utf8() -> None:
     """Have names of files and classes printed in any script, also where the system's encoding (Windows') has it not."""
     for stream in (sys.stdout, sys.stderr):
@@ -246,13 +268,14 @@ def _end_at_sigterm() -> None:
 
 def _explain(error: CycloptsError) -> str:
     command = shlex.join(["tltasks", *(error.command_chain or ())])
-    text = str(error)
+    text = str(error).rstrip(".")
     if isinstance(error, UnusedCliTokensError):
         text = f"{command}: more than it takes: {shlex.join(error.unused_tokens or ())}"
     if isinstance(error, UnknownCommandError):  # its own list ends after eight (cyclopts 5.5, exceptions.py)
         word, known = (error.unused_tokens or [""])[0], [name for name in app if not name.startswith("-")]
         text = f"no command is called `{word}`{did_you_mean(word, known) or '.'} There are: {', '.join(known)}"
-    return f"{text.rstrip('.')}. See `{command} --help`."
+    end = "" if text.endswith("?") else "."
+    return f"{text}{end} See `{command} --help`."
 
 
 # ------------------------------------------------------------------------------------------- train
@@ -300,6 +323,7 @@ def run(
     refuse_at_once(plan, push=push)
     if not dry_run:
         refuse_occupied(plan.output, plan.sha256, resume=resume)
+    _begin(f"{plan.recipe.task}: opening data and model; results go to {plan.output}")
     with without_collection():
         from tltasks.runs import story
 
@@ -414,6 +438,7 @@ def range_test(
 ) -> None:
     """Train briefly while the learning rate rises, and suggest one."""
     _read(recipe, overrides, trust_remote_code=trust_remote_code)
+    _begin(f"range-test: opening {recipe}")
     from tltasks.experiments.lr_finder import find_learning_rate
 
     found = find_learning_rate(
@@ -454,6 +479,7 @@ def predict(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> int:
     """Answer for files, folders and tables, by a trained model."""
+    _begin(f"predict: opening {model}")
     from tltasks.inference.predict import predict as predict_all
 
     try:
@@ -507,6 +533,7 @@ def demo(
         raise RecipeError("demo: --pr, --force, --private and --public are for what is published with --space.")
     if importlib.util.find_spec("gradio") is None:
         raise RecipeError("demo: needs Gradio, which is not installed: pip install 'tltasks[demo]'")
+    _begin(f"demo: opening {model}")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, too
     from tltasks.runtime.startup import without_collection
 
@@ -575,6 +602,7 @@ def export(
     places = [place, place / "model"]
     if place.is_dir() and not any((at / f"{kind}config.json").is_file() for at in places for kind in ("", "adapter_")):
         raise CheckpointError(f"export {model}: holds no model (neither config.json nor adapter_config.json).")
+    _begin(f"export: opening {model}")
     from tltasks.runtime.startup import without_collection
 
     with without_collection():
@@ -619,6 +647,7 @@ def compare(
     if engine != "ray" and (workers or cores_per_trial):
         raise RecipeError("compare: --workers and --cores-per-trial are for --engine ray.")
     _read(experiment, overrides, trust_remote_code=trust_remote_code)
+    _begin(f"compare: opening {experiment}")
     from tltasks.experiments import comparison
     from tltasks.experiments.execution import Workers
 
@@ -656,6 +685,7 @@ def tune(
 ) -> int:
     """Search a recipe's keys for the best setting, by validation."""
     _read(search, overrides, trust_remote_code=trust_remote_code)
+    _begin(f"tune: opening {search}")
     from tltasks.experiments import tuning
     from tltasks.experiments.search_space import load_search
 
@@ -681,6 +711,7 @@ def rank(
 ) -> None:
     """Rank an experiment's checkpoints for its data, before training."""
     _read(experiment, overrides, trust_remote_code=trust_remote_code)
+    _begin(f"rank: opening {experiment}")
     from tltasks.experiments import ranking
 
     ranking.rank(experiment, overrides, output=output, console=_console(), trust_remote_code=trust_remote_code)
@@ -850,19 +881,21 @@ def doctor(
     micro_batch: Annotated[int, Parameter(metavar="N", converter=_count, help="examples that memory is told for")] = 8,
     as_json: Annotated[bool, Parameter(name="--json", help="print all that is found out, for programs")] = False,
 ) -> int:
-    """Show devices, versions, login and disk; or, of a model, what can be trained and in how much memory.
+    """Show devices, versions, login and disk; or what can be done with a model, in how much memory.
 
     No weights are fetched. The exit status is 1 when nothing can be done with the model.
     """
+    from tltasks.config.tasks import TASKS
+
+    if tag is not None and tag not in TASKS:
+        raise RecipeError(f"--task {tag}: tltasks has no such task{did_you_mean(tag, TASKS) or '.'}")
+    _begin(f"doctor: looking at {model or 'this machine'}")
     if model is None:
         from tltasks.cli.doctor import examine
 
         return examine()
     from tltasks.cli.examination import examine_model
-    from tltasks.config.tasks import TASKS
 
-    if tag is not None and tag not in TASKS:
-        raise RecipeError(f"--task {tag}: tltasks has no such task{did_you_mean(tag, TASKS) or '.'}")
     return examine_model(
         model,
         tag=tag,

@@ -15,6 +15,7 @@ from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
 from tltasks.data.near_duplicates import Likeness, MarkedRows
 from tltasks.data.splits import LANGUAGE, SOURCE, Columns, EncodedSplit, Split, row_path, row_words
 from tltasks.errors import DataError
+from tltasks.runtime.progress import Bar
 
 ROWS_AT_ONCE = 64
 FEWEST_ROWS = 512
@@ -44,6 +45,8 @@ def encode_split(
 
     def encode_batch(batch: Columns, row: list[int]) -> Columns:
         found = encode({**batch, "row": row})
+        if bar is not None:
+            bar.update(len(row))
         examples = {n: {name: values[i] for name, values in batch.items()} for i, n in enumerate(row)}
         paths = [row_path(examples[n], media, split.folder) for n in found["row"]]
         words = [row_words(examples[n], media, split.folder) for n in found["row"]]
@@ -55,6 +58,7 @@ def encode_split(
         whole = {name: [examples[n][name] for n in found["row"]] for name in batch if name not in found}
         return {**made, MARK: likeness.mark(whole | found)}
 
+    processes = processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None
     text = datasets.Value("string")
     parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media), likeness is None)
     cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -62,6 +66,8 @@ def encode_split(
     folder.mkdir(parents=True, exist_ok=True)
     own = {"row": datasets.Value("int64"), "path": text, "error": text}
     marked = {} if likeness is None else {MARK: datasets.Value("binary")}
+    # On a terminal datasets draws a bar of its own, also over several processes; these cannot be given ours.
+    bar = None if processes else Bar(f"encoding {split.name}", len(split.rows), "rows", on_terminal=False)
     encoded = split.rows.map(
         encode_batch,
         with_indices=True,
@@ -72,7 +78,7 @@ def encode_split(
         features=datasets.Features({**features, **kept, **own, **marked}),
         new_fingerprint=cached,
         cache_file_name=str(folder / f"{cached}.arrow"),
-        num_proc=processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None,
+        num_proc=processes,
         desc=f"encoding {split.name}",
     )
     if encoded.data.column("path").null_count == len(encoded):

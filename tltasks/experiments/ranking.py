@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -284,6 +284,17 @@ def _tau(table: Floats) -> float:
     return float(stats.weightedtau(table[:, 0], table[:, 1], rank=None).statistic)
 
 
+def winner(group: Sequence[CandidateEstimates], estimator: str) -> str:
+    """Which candidate comes first by an estimator, and by how much."""
+    known = [(value, one.candidate) for one in group if (value := one.estimates[estimator]) is not None]
+    if not known:
+        return f"no candidate has an estimate by {words(estimator)}"
+    ranked = sorted(known, key=lambda pair: -pair[0])
+    (best, name), others = ranked[0], ranked[1:]
+    ahead = f", {best - others[0][0]:.3f} ahead of {others[0][1]}" if others else ""
+    return f"first by {words(estimator)}: {name} with {best:.3f}{ahead}"
+
+
 def show_ranking(console: Console, result: RankingResult) -> None:
     """Candidates by target, and how far to trust each estimator."""
     for group in by_context(result.candidates):
@@ -295,6 +306,7 @@ def show_ranking(console: Console, result: RankingResult) -> None:
             values = [*one.estimates.values(), *one.measured.values()]
             rows.append([one.candidate, *("–" if value is None else f"{value:.3f}" for value in values)])
         console.print(text_table(", ".join(group[0].context.values()), ["candidate"], names, rows))
+        console.print(winner(group, first))
     if not result.agreement:
         console.print("How far to trust these is not known here: `tltasks compare` would measure it.")
         return

@@ -18,6 +18,7 @@ from tltasks.experiments.trials import Levels
 from tltasks.reports.charts import svg
 from tltasks.reports.formatting import words
 from tltasks.reports.templates import page_environment
+from tltasks.results.metric_names import metric_name
 from tltasks.runtime.files import write_text
 
 MOST_PANELS = 12
@@ -66,7 +67,7 @@ def draw_pictures(experiment: Experiment, findings: Findings, layout: Layout) ->
     limits = min(ends) - room, max(ends) + room
     found: dict[str, list[Picture]] = defaultdict(list)
     found["heat"] = list(_heat_maps(experiment, findings, layout))
-    metric, most = words(findings.metric), layout.columns[-1:]
+    metric, most = metric_name(findings.metric), layout.columns[-1:]
     for panel in layout.panels[:MOST_PANELS]:
         if experiment.curve is not None:
             lines = _lines(panel, layout.rows, layout.columns, lambda cell: cell.train_examples)
@@ -112,9 +113,11 @@ def _heat_maps(experiment: Experiment, findings: Findings, layout: Layout) -> It
         table = np.full((len(sources), len(targets)), np.nan)
         for cell in cells:
             table[sources.index(cell.levels[experiment.domains]), targets.index(cell.target)] = cell.score.mean
-        title = words(", ".join(context)) or words(findings.metric)
+        title = words(", ".join(context)) or metric_name(findings.metric)
         figure = draw_heat_map(title, table, sources, targets, (min(means), max(means)))
-        yield Picture("-".join(["heat", *context]), f"{words(findings.metric)} by source and target, {title}", figure)
+        yield Picture(
+            "-".join(["heat", *context]), f"{metric_name(findings.metric)} by source and target, {title}", figure
+        )
 
 
 # --------------------------------------------------------------------------------------------- pages

@@ -28,6 +28,7 @@ from tltasks.experiments.search_space import BaseRecipe, Choice, Range, Search, 
 from tltasks.experiments.trials import SEARCH_JOURNAL, Failure, results_folder, trial_folder, write_journal
 from tltasks.reports.console import open_terminal
 from tltasks.reports.formatting import show_interval, show_number
+from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import Headline
 from tltasks.runs.callbacks import EvaluationInfo
 from tltasks.runs.story import run
@@ -355,4 +356,4 @@ def show_tested(name: str, headline: Headline) -> str:
     """Score of the best setting, or of the recipe's own, on the test set."""
     which = "the best setting" if name == "best" else "the recipe's own"
     score, interval = show_number(headline.value), show_interval(headline.ci95)
-    return f"{which}: {headline.metric} {score} on {headline.split} (95 % interval {interval})"
+    return f"{which}: {metric_in_text(headline.metric)} {score} on {headline.split} (95 % interval {interval})"

@@ -25,6 +25,7 @@ from tltasks.inference.predictor import Output, Predictor
 from tltasks.reports.formatting import show_interval, show_number, words
 from tltasks.reports.model_card import render_card
 from tltasks.results.comparison import compare_headline
+from tltasks.results.metric_names import metric_name
 from tltasks.results.result import RunResult, load_result
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
@@ -81,7 +82,7 @@ class Demo:
         if self.result is None:
             return f"{task}."
         best = self.result.headline
-        score = f"{words(best.metric)} {show_number(best.value)} (95 % interval {show_interval(best.ci95)})"
+        score = f"{metric_name(best.metric)} {show_number(best.value)} (95 % interval {show_interval(best.ci95)})"
         return f"{task}: {score} on {words(best.split)}."
 
     def quality(self) -> str | None:
@@ -96,7 +97,7 @@ class Demo:
         lines = [
             f"Measured on {data.examples:,} examples of {words(best.split)} ({data.source}); {better} is better.",
             "",
-            f"| | {words(best.metric)} | 95 % interval |",
+            f"| | {metric_name(best.metric)} | 95 % interval |",
             "|---|---|---|",
             *(f"| {name} | {show_number(value)} | {show_interval(interval)} |" for name, value, interval in rows),
             "",

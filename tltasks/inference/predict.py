@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from tltasks.errors import RecipeError, printable
 from tltasks.inference.inputs import Inputs, Item, check_arguments
 from tltasks.inference.prediction_writer import check_output, key, open_writer
 from tltasks.reports.console import open_terminal
+from tltasks.runtime.progress import Bar
 from tltasks.runtime.startup import without_collection
 
 if TYPE_CHECKING:  # mistakes in the arguments are told before anything heavy is imported
@@ -108,10 +109,10 @@ def predict(
         inputs = Inputs(arguments, kind, columns, fetches=fetches, language=language_column)
 
     writer = open_writer(output, _schema(predictor.task), resume=resume)
-    counts = Counts()
+    counts, say = Counts(), partial(open_terminal().print, soft_wrap=True)
     with (
         devices.interruptible() as hold,
-        tqdm(total=inputs.count(), unit=f" {kind.column}s", disable=None, dynamic_ncols=True) as bar,
+        Bar("predicting", inputs.count(), f"{kind.column}s", say=say, leave=True) as bar,
     ):
 
         def remaining() -> Iterator[Item]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +14,65 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tltasks.config.tasks import supervised_tasks
 from tltasks.errors import printable
 from tltasks.reports.formatting import show_bytes, show_duration, show_interval, show_number
 from tltasks.results.comparison import compare_headline, describe_leaks
+from tltasks.results.metric_names import metric_name
 from tltasks.results.result import RunResult, StageMeasurement
+from tltasks.runtime.files import append
+from tltasks.runtime.progress import SETTINGS
+
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+"""Names are printed as they are: `[red]` and `:cat:` mean nothing in them."""
 
 
-class _Terminal(Console):
+class _Plain(Console):
     """A console that writes out control characters and leaves out secrets."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 
-def open_terminal(*, quiet: bool = False, stderr: bool = True) -> Console:
-    """Standard error or output, on which names are printed as they are: `[red]` and `:cat:` mean nothing in them."""
-    return _Terminal(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
+class Terminal(_Plain):
+    """A console of which a run keeps what is said, from its first line on, also where it is quiet."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**PLAIN, **options)
+        self.kept = io.StringIO()
+        self.place: Path | None = None
+        self._copy = _Plain(**PLAIN, file=self.kept, width=120, color_system=None)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        self._copy.print(*objects, **options)
+        self._write()
+
+    @contextmanager
+    def logged(self, path: Path | None) -> Iterator[None]:
+        """Have what was said, what is said and an error that ends the block at the end of a file, with its time."""
+        self.place = path
+        try:
+            self._write()
+            yield
+        except BaseException as error:
+            self.kept.write(f"{type(error).__name__}: {printable(str(error))}\n")
+            self._write()
+            raise
+        finally:
+            self.place = None
+
+    def _write(self) -> None:
+        text = self.kept.getvalue()
+        if self.place is not None and text.endswith("\n"):
+            append(self.place, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
+            self.kept.seek(0)
+            self.kept.truncate()
+
+
+def open_terminal(*, quiet: bool = False, stderr: bool = True) -> Terminal:
+    """Standard error, which --quiet silences, or standard output."""
+    return Terminal(stderr=stderr, quiet=quiet or (stderr and SETTINGS.verbosity == "quiet"))
 
 
 def show_result(console: Console, result: RunResult, output: Path) -> None:
@@ -36,7 +84,7 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
             table.add_column(f"{split} ({stage.data[split].examples:,})", justify="right")
         scores = list(stage.metrics.values())
         headline = scores[0].headline
-        table.add_row(headline, *(show_number(score.values[headline]) for score in scores), style="bold")
+        table.add_row(metric_name(headline), *(show_number(score.values[headline]) for score in scores), style="bold")
         table.add_row("  95 % interval", *(show_interval(score.ci95) for score in scores))
         for name, by_split in stage.baselines.items():
             beside = (by_split[split].values[headline] if split in by_split else None for split in stage.metrics)
@@ -44,13 +92,14 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
         for name in scores[0].values:
             if name != headline:
                 table.add_row(
-                    name, *(show_number(score.values[name]) if name in score.values else "" for score in scores)
+                    metric_name(name),
+                    *(show_number(score.values[name]) if name in score.values else "" for score in scores),
                 )
         for note in dict.fromkeys(note for score in scores for note in score.notes):
             console.print(f"{stage.name}: {note}", soft_wrap=True)
         console.print(table)
     best = result.headline
-    console.print(f"{best.metric} {show_number(best.value)}", style="bold", end="")
+    console.print(f"{metric_name(best.metric)} {show_number(best.value)}", style="bold", end="")
     console.print(f" on {best.split} (95 % interval {show_interval(best.ci95)})")
     for comparison in compare_headline(result):
         console.print(f"  {comparison.sentence}", soft_wrap=True)
@@ -58,6 +107,11 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
         console.print(f"  {told}", soft_wrap=True)
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)
     console.print(f"model    {output / 'model'}", soft_wrap=True)
+    if result.best.task in supervised_tasks():
+        place = shlex.quote(str(output))
+        console.print(
+            f"next     tltasks predict {place} FILE, tltasks demo {place}, tltasks push {place}", soft_wrap=True
+        )
 
 
 def show_checks(console: Console, stage: str, checks: dict[str, dict[str, float]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tltasks.config.tasks import supervised_tasks
 from tltasks.reports import charts
 from tltasks.reports.formatting import data_uri, show_duration, words
 from tltasks.reports.templates import page_environment
@@ -23,6 +24,7 @@ from tltasks.results.comparison import (
     describe_forgetting,
     describe_leaks,
 )
+from tltasks.results.metric_names import metric_name
 from tltasks.results.result import ReportExample, RunResult, Score, StageResult, TrainingSummary
 
 LARGEST_MATRIX = 30
@@ -53,6 +55,8 @@ def write_report(
             stages=[_view(stage, result, metrics) for stage in result.stages],
             shown_rows=SHOWN_ROWS,
             recipe_text=recipe_text,
+            folder=path.parent.name,
+            answers=result.best.task in supervised_tasks(),
             hardware=[(words(name), _hardware_value(name, value)) for name, value in result.hardware.items()],
         )
     )
@@ -79,7 +83,7 @@ def _warnings(result: RunResult, beside: list[Comparison]) -> list[str]:
 def _intervals_figure(score: Score, beside: list[Comparison]) -> str | None:
     bars = [("this model", score.value, score.ci95)]
     bars += [(words(it.against), it.theirs.value, it.theirs.ci95) for it in beside]
-    return charts.draw_intervals(words(score.headline), bars) if beside else None
+    return charts.draw_intervals(metric_name(score.headline), bars) if beside else None
 
 
 # ------------------------------------------------------------------------------------------- errors
@@ -207,12 +211,17 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         if training.best_step is not None:
             facts.append(("best on validation", f"step {training.best_step:,}"))
     weights = vars(stage.weights) | stage.weights.settings
-    facts += [
-        (f"weights: {words(k)}", _plain(value))
-        for k, value in weights.items()
-        if k != "settings" and value not in (None, "", [], {})
-    ]
+    for key, value in weights.items():
+        if key == "newly_initialised" and value:
+            facts.append(("weights: begun at random", _begun_at_random(value)))
+        elif key != "settings" and value not in (None, "", [], {}):
+            facts.append((f"weights: {words(key)}", _plain(value)))
     return facts
+
+
+def _begun_at_random(names: list[str]) -> str:
+    """Tensors that the checkpoint did not have; result.json has their names, which are of the model's inside."""
+    return "all" if names == ["all"] else f"{len(names)} tensor{'s' if len(names) > 1 else ''}, such as a new head's"
 
 
 def _micro_batch(training: TrainingSummary) -> str:
@@ -231,17 +240,17 @@ def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bo
     best_step = stage.training.best_step if stage.training else None
     drawn: list[tuple[str, str, bool]] = []
     losses = points("train", "loss"), points("validation", "loss")
-    if any(losses):
+    if any(len(line) > 1 for line in losses):  # of one step there is nothing to see
         drawn.append(("loss by step", charts.draw_loss(*losses, best_step), False))
     for i, name in enumerate(_metric_columns(stage)):
-        if name != "loss" and (found := points("validation", name)):
-            svg = charts.draw_metric(words(name), found, best_step, small=i > 0)
-            drawn.append((f"{words(name)} by step", svg, i > 0))
+        if name != "loss" and len(found := points("validation", name)) > 1:
+            svg = charts.draw_metric(metric_name(name), found, best_step, small=i > 0)
+            drawn.append((f"{metric_name(name)} by step", svg, i > 0))
     if stage.training and (curve := stage.training.interpolation):
-        name = words(curve.metric)
+        name = metric_name(curve.metric)
         svg = charts.draw_alphas(name, curve.alphas, curve.by_split, chosen=curve.alpha)
         drawn.append((f"{name} between the weights before and after training", svg, False))
-    if rates := points("train", "learning_rate"):
+    if len(rates := points("train", "learning_rate")) > 1:
         drawn.append(("learning rate by step", charts.draw_learning_rate(rates), True))
     return drawn
 

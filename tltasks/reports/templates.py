@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 from pathlib import Path
 
 import jinja2
@@ -21,6 +22,7 @@ from tltasks.reports.formatting import (
     words,
 )
 from tltasks.results.comparison import baseline_name
+from tltasks.results.metric_names import metric_in_text, metric_name
 
 HERE = Path(__file__).parent
 
@@ -66,6 +68,9 @@ def _environment(folders: list[Path], **options: object) -> jinja2.Environment:
         "interval": show_interval,
         "gain": show_gain,
         "words": words,
+        "metric": metric_name,
+        "shell": shlex.quote,
+        "metric_in_text": metric_in_text,
     }
     return environment
 

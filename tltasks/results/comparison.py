@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import UNKNOWN, GroupScore, Interval, RunResult, Score, StageResult
 
 OWN_SPLITS = {"train", "validation", "test"}
@@ -161,7 +162,7 @@ def describe_forgetting(comparison: Comparison) -> str:
         "better": "Nothing was forgotten, more was learnt",
         "unclear": "Nothing is shown to be forgotten or learnt",
     }[comparison.verdict]
-    metric, before, after = comparison.ours.headline.replace("_", " "), comparison.theirs.value, comparison.ours.value
+    metric, before, after = metric_in_text(comparison.ours.headline), comparison.theirs.value, comparison.ours.value
     digits = decimals(after - before)
     values = f"{metric} was {before:.{digits}f} and is {after:.{digits}f} after this stage"
     return f"{said} on {comparison.split}: {comparison.sentence}; {values}."
@@ -178,7 +179,7 @@ def describe_leaks(stage: StageResult, split: str) -> str | None:
     ends = " to ".join(f"{end:.{digits}f}" for end in leaks.ci95 or UNKNOWN)
     return (
         f"Without the {leaks.examples:,} of {stage.data[split].examples:,} examples of {split} that have "
-        f"near-duplicates among the rows trained on, {ours.headline.replace('_', ' ')} is {all_but:.{digits}f} (95 % "
+        f"near-duplicates among the rows trained on, {metric_in_text(ours.headline)} is {all_but:.{digits}f} (95 % "
         f"interval {ends}). What they change is {difference} ({low} to {high})."
     )
 
@@ -217,6 +218,14 @@ def baseline_name(name: str) -> str:
     if name.startswith("stage_"):
         return f"stage {name.removeprefix('stage_')}"
     return NAMES.get(name, name.replace("_", " "))
+
+
+def counted(count: float, noun: str) -> str:
+    """
+    >>> counted(1, "error"), counted(1234, "word")
+    ('1 error', '1,234 words')
+    """
+    return f"{count:,.0f} {noun}{'' if count == 1 else 's'}"
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
-from rich.console import Console
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import RunPlan, is_on_hub, remote_code
@@ -22,10 +22,10 @@ from tltasks.config.tasks import TASKS
 from tltasks.data.near_duplicates import Likeness
 from tltasks.data.splits import EncodedSplit
 from tltasks.errors import Interrupted
-from tltasks.reports.console import open_terminal
+from tltasks.reports.console import Terminal, open_terminal
 from tltasks.results.result import Ancestor
 from tltasks.runs.callbacks import OnEvaluation, OnStep
-from tltasks.runtime import devices
+from tltasks.runtime import devices, progress
 from tltasks.runtime.environment import check_settings
 from tltasks.runtime.files import locked
 from tltasks.runtime.precision import check_base_dtype, choose_precision
@@ -42,7 +42,7 @@ class Context:
     plan: RunPlan
     accelerator: Accelerator
     precision: str
-    console: Console
+    console: Terminal
     stop_requested: Callable[[], bool] = lambda: False
     on_step: OnStep | None = None
     on_evaluation: OnEvaluation | None = None
@@ -100,6 +100,7 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
         project_dir=str(plan.output / "trackers"),
     )
     console = open_terminal(quiet=quiet or not accelerator.is_main_process)
+    progress.SETTINGS.say = None if quiet or not accelerator.is_main_process else partial(console.print, soft_wrap=True)
     for _, name in remote_code(recipe):
         console.print(f"{name}: Python code of its authors is run here", soft_wrap=True)
     for metric in sorted({metric.name for stage in plan.stages for metric in stage.stage.metrics}):

@@ -17,7 +17,6 @@ from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import nn
-from tqdm import tqdm
 
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
@@ -29,6 +28,7 @@ from tltasks.models.fast_steps import fast_steps
 from tltasks.models.held import FORMATS, hold, hold_head, is_held, is_quantized, loading_held, restore
 from tltasks.models.memory import rehearse_step
 from tltasks.models.trial import FAULTS
+from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import (
     EXAMPLES,
     Interpolation,
@@ -50,6 +50,7 @@ from tltasks.runs.leaks import summarise, twin_examples
 from tltasks.runtime import devices
 from tltasks.runtime.files import whole_file, whole_folder, write_text
 from tltasks.runtime.precision import choose_attention, choose_base_dtype, hold_cast
+from tltasks.runtime.progress import Bar
 from tltasks.tasks.base import BuiltModel, Outputs, Prediction, TaskBase
 from tltasks.training.checkpoint import Checkpoints, Progress
 from tltasks.training.evaluation import (
@@ -356,19 +357,17 @@ def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.M
 
 
 def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[str, ...]) -> Progress:
-    """Train with a progress bar on a terminal, and a line for each evaluation elsewhere."""
+    """Train with a bar or lines of what is done, and a line for each evaluation."""
     plan, accelerator = stage.plan, context.accelerator
-    bar = tqdm(desc=plan.name, unit=" steps", disable=None if context.writes else True, dynamic_ncols=True)
 
     def on_step(progress: Progress, loss: float) -> bool | None:
-        bar.update(progress.step - bar.n)
-        bar.set_postfix_str(f"loss {loss:.3f}, {progress.examples / progress.seconds:.0f} examples/s", refresh=False)
+        bar.update(progress.step - bar.done, f"loss {loss:.3f}, {progress.examples / progress.seconds:.0f} examples/s")
         info = StepInfo(*place(progress), loss, progress.examples, progress.seconds)
         return context.on_step and context.on_step(info)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         score = _validate(context, stage, model)
-        with bar.external_write_mode(file=sys.stderr):
+        with bar.bar.external_write_mode(file=sys.stderr):
             _say_validation(context, stage, score)
         return score.values
 
@@ -385,7 +384,6 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
         on_evaluation=on_evaluation,
         evaluate=evaluate if "validation" in stage.encoded else None,
     )
-    bar.total = job.total_steps
     trained, total = count_parameters(model)
     context.say(
         plan,
@@ -393,10 +391,8 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
         f"{job.total_steps:,} steps of {plan.stage.batch_size}; {context.precision} on {accelerator.device.type}"
         + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""),
     )
-    try:
+    with Bar(plan.name, job.total_steps, "steps", leave=True) as bar:
         return train(accelerator, job, model)
-    finally:
-        bar.close()
 
 
 def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score:
@@ -413,7 +409,7 @@ def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score
 def _say_validation(context: Context, stage: PreparedStage, score: Score) -> None:
     values = score.values
     told = list(values) if len(values) <= 3 else [name for name in (score.headline, "loss") if name in values]
-    shown = ", ".join(f"{name} {values[name]:.3f}" for name in told)
+    shown = ", ".join(f"{metric_in_text(name)} {values[name]:.3f}" for name in told)
     for line in (f"validation {shown}", *score.notes):
         context.say(stage.plan, line)
 

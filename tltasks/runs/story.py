@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,10 +56,11 @@ def run(
     # ------------------------------------------------------------------------------------- prepare
     prepared = _prepare(context)
 
-    with sole_writer(state, plan.output), devices.stop_on_signals() as stop_requested:
+    with sole_writer(state, plan.output), devices.stop_on_signals() as stop_requested, ExitStack() as stack:
         # ------------------------------------------------------------------------------- each stage
         context = replace(context, stop_requested=stop_requested)
         on_main_process(state, lambda: _begin(plan, resume=resume))
+        stack.enter_context(context.console.logged(plan.output / "log.txt" if context.writes else None))
         context.accelerator.init_trackers("tltasks", config={"recipe_sha256": plan.sha256})
         finished: list[FinishedStage] = []
         for stage in prepared:

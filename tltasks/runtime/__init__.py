@@ -1,5 +1,1 @@
-"""Devices, number formats and files."""
-
-from tltasks.runtime.files import locked, whole_file, whole_folder, write_json, write_text
-
-__all__ = ["locked", "whole_file", "whole_folder", "write_json", "write_text"]
+"""Devices, number formats, files, and what is said of progress."""

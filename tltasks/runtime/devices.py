@@ -25,6 +25,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from tltasks.errors import RecipeError, StorageError, TltasksError, first_line, is_full_disk
 from tltasks.runtime.environment import SUPPORTED, check_launch
 from tltasks.runtime.precision import usable_accelerator
+from tltasks.runtime.progress import SETTINGS
 
 PACKAGES = ("tltasks", "torch", "torchvision", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm")
 """Whose versions results depend on."""
@@ -113,8 +114,13 @@ def keep_fewer_kernels() -> None:
 
 
 def quieten_libraries(*, interactive: bool) -> None:
-    """Turn off what libraries say to their own users, and progress bars where there is no terminal."""
-    (datasets.enable_progress_bars if interactive else datasets.disable_progress_bars)()
+    """Turn off what libraries say to their own users unless --verbose asks for it, and their bars where there is no
+    terminal.
+    """
+    quiet, verbose = (SETTINGS.verbosity == kind for kind in ("quiet", "verbose"))
+    (datasets.enable_progress_bars if interactive and not quiet else datasets.disable_progress_bars)()
+    if verbose:
+        return
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")  # theirs to mend
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -35,6 +35,7 @@ from tltasks.results.result import GroupScore, Score
 from tltasks.runtime.devices import Resident, pass_budget
 from tltasks.runtime.files import whole_file
 from tltasks.runtime.precision import choose_attention
+from tltasks.runtime.progress import Bar
 from tltasks.tasks.base import Batch, Embeds, Outputs, Prediction, References, Rescore, TaskBase, config_content
 from tltasks.training.batches import read_batches
 
@@ -68,6 +69,7 @@ def _for_each_row(
     *,
     workers: int,
     passes: int = 1,
+    doing: str = "predicting",
 ) -> list[T]:
     """Apply `function` to every row: in their order, on every process, and each row computed by one process only.
 
@@ -81,6 +83,7 @@ def _for_each_row(
     # One place a row: what is kept beside it would grow with the data.
     found: list[T] = [None] * len(rows)  # type: ignore[list-item]
     done, resident = np.zeros(len(rows), bool), Resident(accelerator.device)
+    bar = Bar(doing, len(left), "rows" if accelerator.num_processes == 1 else "rows of this process")
     while len(left):
         pieces = micro_batches(left, world=1, rank=0, max_rows=len(left), lengths=lengths, budget=budget)
         batches = read_batches(partial(task.collate_eval, rows), pieces, workers=workers)
@@ -94,6 +97,7 @@ def _for_each_row(
                 for row, value in zip(piece.tolist(), values, strict=True):
                     found[row] = value
                 done[piece] = True
+                bar.update(len(piece))
                 resident.bound()
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
@@ -103,6 +107,7 @@ def _for_each_row(
             budget = (budget + 1) // 2
             torch.cuda.empty_cache()
         left = left[~done[left]]
+    bar.close()
     if (world := accelerator.num_processes) > 1:
         for i, share in enumerate(gather_object([found[rank::world]])):
             found[i::world] = share
@@ -127,7 +132,7 @@ def embed_rows(
         vectors: NDArray[np.float32] = task.embed(model, batch).float().cpu().numpy()
         return vectors
 
-    return np.stack(_for_each_row(accelerator, task, model, rows, embed, workers=workers))
+    return np.stack(_for_each_row(accelerator, task, model, rows, embed, workers=workers, doing="features"))
 
 
 def cached_features(

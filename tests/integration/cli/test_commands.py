@@ -20,6 +20,7 @@ from tltasks.cli.commands import INTERRUPTED, MISUSED, RAISED, app, main
 from tltasks.config.loading import load_recipe
 from tltasks.config.schema import json_schema
 from tltasks.errors import DataError, HubError, RecipeError, TltasksError
+from tltasks.runtime.progress import SETTINGS
 
 ROOT = RECIPES.parent
 COMMANDS = (
@@ -215,7 +216,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatc
             ["zzz"],
             "no command is called `zzz`. There are: run, init, check, range-test, predict, demo, export, compare,",
         ),
-        (["zzz"], "rank, push, push-data, recipes, doctor, schema. See `tltasks --help`."),
+        (["zzz"], "rank, push, push-data, recipes, fetch, doctor, schema. See `tltasks --help`."),
         (["check"], 'Command "check" parameter RECIPES requires an argument. See `tltasks check --help`.'),
         (["check", "r.yaml", "--zzz"], "Unknown option: --zzz. See `tltasks check --help`."),
         (["run", "r.yaml", "--dry-rum"], "Unknown option: --dry-rum. Did you mean --dry-run?"),
@@ -452,3 +453,43 @@ def test_a_run_needs_no_recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.M
     assert recipe.task == "image-classification"
     assert json.loads((tmp_path / "out" / "result.json").read_text())["stages"][0]["data"]["test"]["examples"] == 5
     assert main(["run", "out/recipe.yaml", "--data", "photos"]) == 2
+
+
+# ---------------------------------------------------------------------------------------------- how much is said
+
+FIRST_WORDS = (
+    "import sys; from tltasks.cli.commands import main\n"
+    "class Heavy:\n"
+    "    def find_spec(self, name, *_):\n"
+    "        if name == 'torch': raise SystemExit(99)\n"
+    "sys.meta_path.insert(0, Heavy()); main(sys.argv[1:])\n"
+)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_first_words_come_before_anything_heavy(tmp_path: Path, quiet: bool) -> None:
+    path = write(tmp_path / "r.yaml", BASE)
+    ended = started("-c", FIRST_WORDS, "run", str(path), *(["--quiet"] if quiet else []))
+    assert ended.returncode == 99
+    assert ("opening data and model; results go to" in ended.stderr) == (not quiet)
+
+
+def test_verbosity_is_of_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--verbose", "--quiet"]) == 0
+    assert SETTINGS.verbosity == "quiet"
+    assert main(["recipes", "--verbose"]) == 0
+    assert SETTINGS.verbosity == "verbose"
+    assert main(["recipes"]) == 0
+    assert SETTINGS.verbosity == "normal"
+    assert main(["check", "--", "--quiet"]) == MISUSED  # a file of that name
+    assert "--quiet: not found" in capsys.readouterr().err
+
+
+def test_a_task_that_doctor_does_not_know_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--task", "summarisation"]) == MISUSED
+    assert "did you mean `summarization`?" in capsys.readouterr().err
+
+
+def test_completion_knows_commands_and_flags() -> None:
+    script = app.generate_completion(shell="bash")
+    assert all(word in script for word in ("range-test", "--dry-run", "push-data"))

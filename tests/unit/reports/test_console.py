@@ -1,6 +1,7 @@
 """What is printed, as text on a wide terminal."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from tltasks.inference.predict import Counts
 from tltasks.reports.console import open_terminal, show_checks, show_plan, show_result
+from tltasks.results.metric_names import metric_name
 from tltasks.results.result import Headline, Provenance, RunResult, Score, SplitSummary, StageMeasurement, StageResult
 
 
@@ -130,3 +132,42 @@ def test_names_are_printed_as_they_are(name: str, shown: str, capsys: pytest.Cap
     assert f"{shown}\\n{shown}: is empty\n" in printed, "a line break in a name begins no line"
     assert printed.count(shown) == 7
     assert not any(character in printed for character in "\x1b\x07\r\x9b\u202e\udcff")
+
+
+# ---------------------------------------------------------------------------------------------- how it is said
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_result_fits_terminals_of_any_width(width: int) -> None:
+    out = Console(file=io.StringIO(), width=width, color_system=None)
+    headline = Headline("wer", 0.08123, (0.075, 0.086), "one", "test")
+    score = Score({"wer": 0.08123, "cer": 0.05}, "wer", (0.075, 0.086))
+    rates = {"test": score, "spoken-elsewhere": score, "validation": score}
+    data = {name: SplitSummary(12345) for name in rates}
+    shown = stage(metrics=rates, data=data, baselines={"checkpoint": {"test": score}})
+    show_result(out, RunResult("x", headline, [shown], {}, {}), Path("results"))
+    lines = text(out).splitlines()
+    table = [line for line in lines if line.strip().startswith(("│", "┃", "┏", "├", "└"))]
+    assert max(map(len, table)) <= width
+    assert "Word error rate" in " ".join(text(out).split())
+    assert "…" not in text(out), "numbers are not cut"
+
+
+def test_what_is_said_is_kept_with_its_time_and_the_error_that_ended_it(tmp_path: Path) -> None:
+    terminal = open_terminal(quiet=True)
+    terminal.print("before the folder")
+    with pytest.raises(ValueError, match="odd"), terminal.logged(tmp_path / "log.txt"):
+        terminal.print("one", end="")
+        terminal.print(" and [red]two")
+        raise ValueError("odd")
+    terminal.print("afterwards")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line[21:] for line in lines] == ["before the folder", "one and [red]two", "ValueError: odd"]
+    assert all(line[:4].isdecimal() for line in lines)
+
+
+def test_metrics_have_the_names_of_the_card() -> None:
+    told_by_the_task = {"loss", "masked_accuracy"}
+    for path in (Path(__file__).parents[3] / "hub_cards").glob("*.jinja"):
+        for key, name in re.findall(r'"(\w+)": \{"name": "([^"]+)"', path.read_text()):
+            assert key in told_by_the_task or metric_name(key) == name, path

@@ -29,6 +29,7 @@ from tltasks.metrics.scripts import writes_without_spaces
 from tltasks.models.adapters import find_lora_targets, unwrap_model
 from tltasks.models.frozen_transformer import wrap_for_speech
 from tltasks.models.loading import ModelLoader, open_config
+from tltasks.results.comparison import counted
 from tltasks.results.result import ReportExample, Score
 from tltasks.tasks.base import (
     Batch,
@@ -447,13 +448,13 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def _report_example(
         self, columns: Columns, title: str, score: RowScores, prediction: Prediction, reference: dict[str, str]
     ) -> ReportExample:
-        even, unit = error_rate.normaliser(self.normaliser), "words" if self.headline == "wer" else "characters"
+        even, unit = error_rate.normaliser(self.normaliser), "word" if self.headline == "wer" else "character"
         pair = [even(text) for text in (prediction["prediction"], reference["text"])]
         if not self.spaced:
             pair = [" ".join(text.replace(" ", "")) for text in pair]
         return ReportExample(
             "audio",
-            f"{score[0]:.0f} errors in {score[1]:.0f} {unit}, {columns['seconds'][0]:.1f} s, {title}",
+            f"{counted(score[0], 'error')} in {counted(score[1], unit)}, {columns['seconds'][0]:.1f} s, {title}",
             str(error_rate.align_words(*pair)),
             audio.to_flac(audio.from_int16(columns["audio"][0]), self.recogniser.sampling_hz),
         )
