@@ -333,11 +333,8 @@ def run(
         else:
             story.run(resolved, output=plan.output, resume=resume, push=push)
     except (Interrupted, KeyboardInterrupt) as stop:
-        again = [
-            "run",
-            str(recipe or plan.output / "recipe.yaml"),
-            *(word for change in overrides for word in ("--set", change)),
-        ]
+        again = ["run", str(recipe or plan.output / "recipe.yaml")]
+        again += [word for change in overrides for word in ("--set", change)]
         again += ["--output", str(plan.output), "--resume", *(["--trust-remote-code"] if trust_remote_code else [])]
         said = f"{stop}; its state is saved" if isinstance(stop, Interrupted) else "stopped"
         _say(f"{said}. Go on with: tltasks {shlex.join(again)}")

@@ -36,7 +36,7 @@ def relative_path(name: Path | str, folder: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where `tltasks fetch` puts things: as other tools do, below XDG_CACHE_HOME or `~/.cache`."""
+    """The folder that `tltasks fetch` fills: as with other tools below XDG_CACHE_HOME or `~/.cache`."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tltasks"
@@ -57,7 +57,7 @@ def recipe_called(name: Path) -> Path:
 
 
 def fetched(path: str) -> str:
-    """Where a file or folder lies that a recipe of tltasks names: beside the recipes, or in the user's cache."""
+    """The place of a file or folder that a recipe of tltasks names: beside the recipes, or in the user's cache."""
     asset = _asset_of(path)
     if asset is None or os.path.exists(path):  # noqa: PTH110
         return path
@@ -77,7 +77,7 @@ def _asset_of(path: str) -> str | None:
 
 
 def needed_by(recipe: Path) -> list[str]:
-    """What a recipe of tltasks names of what is fetched, in the order in which it can be made."""
+    """The fetched things that a recipe of tltasks names, in the order in which they can be made."""
     lines = (line.partition("#")[0] for line in recipe.read_text(encoding="utf-8").splitlines())
     named = re.findall(r"\.\./((?:weights|data)/[^/\s,}]+)", "\n".join(lines))
     needs_another = "weights/candidates" in named and "weights/efficientnet-lite0" not in named

@@ -45,8 +45,6 @@ def encode_split(
 
     def encode_batch(batch: Columns, row: list[int]) -> Columns:
         found = encode({**batch, "row": row})
-        if bar is not None:
-            bar.update(len(row))
         examples = {n: {name: values[i] for name, values in batch.items()} for i, n in enumerate(row)}
         paths = [row_path(examples[n], media, split.folder) for n in found["row"]]
         words = [row_words(examples[n], media, split.folder) for n in found["row"]]
@@ -59,15 +57,13 @@ def encode_split(
         return {**made, MARK: likeness.mark(whole | found)}
 
     processes = processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None
-    text = datasets.Value("string")
+    encode = encode if processes else _told(encode, split)
     parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media), likeness is None)
     cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded"
     folder.mkdir(parents=True, exist_ok=True)
-    own = {"row": datasets.Value("int64"), "path": text, "error": text}
+    own = {"row": datasets.Value("int64"), **dict.fromkeys(("path", "error"), datasets.Value("string"))}
     marked = {} if likeness is None else {MARK: datasets.Value("binary")}
-    # On a terminal datasets draws a bar of its own, also over several processes; these cannot be given ours.
-    bar = None if processes else Bar(f"encoding {split.name}", len(split.rows), "rows", on_terminal=False)
     encoded = split.rows.map(
         encode_batch,
         with_indices=True,
@@ -95,6 +91,18 @@ def marked(split: EncodedSplit, likeness: Likeness) -> MarkedRows:
     """The rows of a split that was encoded with this likeness."""
     assert split.marks is not None
     return MarkedRows(likeness, split.rows, split.marks[MARK][:])
+
+
+def _told(encode: Callable[[Columns], Columns], split: Split) -> Callable[[Columns], Columns]:
+    """`encode` with lines of how far it is; on a terminal datasets draws a bar, also over several processes."""
+    bar = Bar(f"encoding {split.name}", len(split.rows), "rows", on_terminal=False)
+
+    def encode_and_tell(batch: Columns) -> Columns:
+        found = encode(batch)
+        bar.update(len(batch["row"]))
+        return found
+
+    return encode_and_tell
 
 
 def _bad_rows(encoded: datasets.Dataset, split: Split, most: float) -> tuple[NDArray[np.int64], dict[int, str]]:

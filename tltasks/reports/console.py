@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tltasks.config.tasks import supervised_tasks
 from tltasks.errors import printable
 from tltasks.reports.formatting import show_bytes, show_duration, show_interval, show_number
 from tltasks.results.comparison import compare_headline, describe_leaks
@@ -75,13 +74,16 @@ def open_terminal(*, quiet: bool = False, stderr: bool = True) -> Terminal:
     return Terminal(stderr=stderr, quiet=quiet or (stderr and SETTINGS.verbosity == "quiet"))
 
 
-def show_result(console: Console, result: RunResult, output: Path) -> None:
-    """Print each stage's scores beside its baselines, a column for each split, and where the report is."""
+def show_result(console: Console, result: RunResult, output: Path, *, answers: bool = False) -> None:
+    """Print each stage's scores beside its baselines, a column for each split, and where the report is.
+
+    `answers`: the model is one to predict with.
+    """
     for stage in result.stages:
         table = Table(title=f"{stage.name} · {stage.task}", title_justify="left", header_style="bold")
         table.add_column("")
         for split in stage.metrics:
-            table.add_column(f"{split} ({stage.data[split].examples:,})", justify="right")
+            table.add_column(f"{split} ({stage.data[split].examples:,})", justify="right", overflow="fold")
         scores = list(stage.metrics.values())
         headline = scores[0].headline
         table.add_row(metric_name(headline), *(show_number(score.values[headline]) for score in scores), style="bold")
@@ -107,7 +109,7 @@ def show_result(console: Console, result: RunResult, output: Path) -> None:
         console.print(f"  {told}", soft_wrap=True)
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)
     console.print(f"model    {output / 'model'}", soft_wrap=True)
-    if result.best.task in supervised_tasks():
+    if answers:
         place = shlex.quote(str(output))
         console.print(
             f"next     tltasks predict {place} FILE, tltasks demo {place}, tltasks push {place}", soft_wrap=True

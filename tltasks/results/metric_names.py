@@ -33,6 +33,7 @@ NAMES = {
     "substitutions": "Substitutions per word",
     "top5_accuracy": "Top-5 accuracy",
     "views_matched": "Views matched",
+    "wer": "Word error rate",
 }
 
 

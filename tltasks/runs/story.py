@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tltasks.config.loading import write_recipe
 from tltasks.config.recipe import Recipe, RunPlan, consented, plan_run
+from tltasks.config.tasks import supervised_tasks
 from tltasks.hub import client
 from tltasks.hub.results_plan import plan_results
 from tltasks.reports import html, model_card
@@ -72,7 +73,7 @@ def run(
         result = _conclude(context, [it.result for it in finished])
         examples = finished[plan.final.index].examples
         on_main_process(state, lambda: write_results(plan, result, examples))
-        show_result(context.console, result, plan.output)
+        show_result(context.console, result, plan.output, answers=result.best.task in supervised_tasks())
         for stage_result in result.stages:
             check_saved(stage_result)
 

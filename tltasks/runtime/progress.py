@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 
 class _Settings:
-    """Of this process: how much a command says, and who takes the lines of a run's bars; nobody, unless it is told."""
+    """How much a command says in this process, and who takes the lines of a run's bars: nobody, unless it is told."""
 
     verbosity: Verbosity = "normal"
     say: Say | None = None
@@ -28,7 +28,7 @@ SETTINGS = _Settings()
 
 
 class Bar:
-    """What is done of a total, shown by `say` or the run's own; a context that ends it.
+    """A count of what is done of a total, shown by `say` or the run's own; a context that ends it.
 
     >>> with Bar("predicting", 2, "rows", say=print) as bar:
     ...     bar.since -= 2 * SECONDS

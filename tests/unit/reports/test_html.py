@@ -232,9 +232,11 @@ def test_a_whole_run_is_one_well_formed_page(tmp_path: Path) -> None:
 def test_nothing_is_fetched_and_nothing_is_run(tmp_path: Path) -> None:
     sounds = [ReportExample("audio", "heard", "said", b"fLaC")]
     page = Page(written(tmp_path, classifier_run(), METRICS, pictures(3) + sounds))
-    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in {"src", "href"}]
+    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name == "src"]
     assert len(sources) == 13 + 3 + 1
     assert all(source is not None and source.startswith("data:") for source in sources)
+    links = [value for _, attributes in page.tags for name, value in attributes.items() if name == "href"]
+    assert links == ["README.md", "model/", "predictions/"], "what lies beside the page"
     assert not {"script", "link", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
 
@@ -351,7 +353,7 @@ def test_sections_appear_only_where_there_is_data(tmp_path: Path) -> None:
     assert "Examples from" not in Page(written(tmp_path, run)).text
 
 
-def test_a_stage_that_logged_little_is_still_drawn(tmp_path: Path) -> None:
+def test_of_a_single_point_nothing_is_drawn(tmp_path: Path) -> None:
     run = run_of([stage("finetune", {"test": plain_score("wer", 0.2)}, {})])
     rows = [
         {"stage": "finetune", "split": "train", "step": 1, "loss": None, "learning_rate": 0.1},
@@ -361,10 +363,11 @@ def test_a_stage_that_logged_little_is_still_drawn(tmp_path: Path) -> None:
     ]
     page = Page(written(tmp_path, run, rows))
     assert [a["alt"] for tag, a in page.tags if tag == "img"] == [
-        "loss by step",
-        "wer by step",
         "learning rate by step",
     ]
+    more = {"stage": "finetune", "split": "validation", "step": 1, "wer": 0.6}
+    page = Page(written(tmp_path, run, [*rows, more]))
+    assert [a["alt"] for tag, a in page.tags if tag == "img"] == ["Word error rate by step", "learning rate by step"]
     assert Page(written(tmp_path, run, rows[-1:] + logged("other"))).count("img") == 0
 
 
