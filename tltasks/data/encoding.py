@@ -60,8 +60,8 @@ def encode_split(
     encode = encode if processes else _told(encode, split)
     parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media), likeness is None)
     cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded"
-    folder.mkdir(parents=True, exist_ok=True)
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded" / f"{cached}.arrow"
+    file.parent.mkdir(parents=True, exist_ok=True)
     own = {"row": datasets.Value("int64"), **dict.fromkeys(("path", "error"), datasets.Value("string"))}
     marked = {} if likeness is None else {MARK: datasets.Value("binary")}
     encoded = split.rows.map(
@@ -73,7 +73,7 @@ def encode_split(
         remove_columns=split.rows.column_names,
         features=datasets.Features({**features, **kept, **own, **marked}),
         new_fingerprint=cached,
-        cache_file_name=str(folder / f"{cached}.arrow"),
+        cache_file_name=str(file),
         num_proc=processes,
         desc=f"encoding {split.name}",
     )
@@ -82,8 +82,7 @@ def encode_split(
     bad, skipped = _bad_rows(encoded, split, max_bad_share)
     if skipped:
         encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
-    rows = encoded.remove_columns(["error", *marked])
-    marks = encoded.select_columns(list(marked)) if marked else None
+    rows, marks = encoded.remove_columns(["error", *marked]), encoded.select_columns(list(marked)) if marked else None
     return EncodedSplit(split.name, rows, split.origin, skipped, _content_digest(encoded), split.place, marks)
 
 
