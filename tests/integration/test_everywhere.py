@@ -95,6 +95,11 @@ def test_a_run_keeps_the_rules_of_windows(
     monkeypatch.setattr(devices, "resident_bytes", lambda: 1)
     output = tmp_path / "my results" / "née 1"
     result = run_recipe(tiny / "recipe.yaml", output, "stages.0.epochs=1")
+    with pytest.raises(RecipeError, match="--overwrite removes the run that is there"):
+        run_recipe(tiny / "recipe.yaml", output, "stages.0.epochs=1")
+    (output / "old").touch()
+    result = run_recipe(tiny / "recipe.yaml", output, "stages.0.epochs=1", overwrite=True)
+    assert not (output / "old").exists()
     assert result.stages[0].peak_memory_bytes == 123
     assert (output / "report.html").is_file()
     log = (output / "log.txt").read_text()

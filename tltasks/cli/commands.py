@@ -45,6 +45,7 @@ from tltasks.runtime.progress import SETTINGS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    import tltasks
     from tltasks.hub.upload_plan import UploadPlan
 
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
@@ -290,6 +291,7 @@ def run(
     overrides: Overrides = (),
     output: Output = None,
     resume: Annotated[bool, Parameter(help="go on with the run in the results folder")] = False,
+    overwrite: Annotated[bool, Parameter(help="remove the run in the results folder")] = False,
     push: Annotated[bool, Parameter(negative="--no-push", help="publish to hub.repo")] = False,
     dry_run: Annotated[bool, Parameter(help="open data and model, estimate time and memory, and stop")] = False,
     check: Annotated[bool, Parameter(help="check the recipe alone, and stop")] = False,
@@ -319,10 +321,10 @@ def run(
         _say(f"{recipe or drafted.data}: in order")
         return 0
     resolved = consented(resolved, trust_remote_code)
-    plan = plan_run(resolved, output)
+    plan = plan_run(resolved, output or _numbered(resolved, resume=resume, overwrite=overwrite))
     refuse_at_once(plan, push=push)
     if not dry_run:
-        refuse_occupied(plan.output, plan.sha256, resume=resume)
+        refuse_occupied(plan.output, plan.sha256, resume=resume, overwrite=overwrite)
     _begin(f"{plan.recipe.task}: opening data and model; results go to {plan.output}")
     with without_collection():
         from tltasks.runs import story
@@ -331,7 +333,7 @@ def run(
         if dry_run:
             story.dry_run(resolved, output=plan.output, push=push)
         else:
-            story.run(resolved, output=plan.output, resume=resume, push=push)
+            story.run(resolved, output=plan.output, resume=resume, push=push, overwrite=overwrite)
     except (Interrupted, KeyboardInterrupt) as stop:
         again = ["run", str(recipe or plan.output / "recipe.yaml")]
         again += [word for change in overrides for word in ("--set", change)]
@@ -340,6 +342,14 @@ def run(
         _say(f"{said}. Go on with: tltasks {shlex.join(again)}")
         return INTERRUPTED
     return 0
+
+
+def _numbered(recipe: tltasks.Recipe, *, resume: bool, overwrite: bool) -> Path | None:
+    """The results folder of a recipe that names none, with a number where there is one already."""
+    from tltasks.runtime.files import next_free
+
+    chosen = f"output: {recipe.output}" in recipe._chosen
+    return next_free(Path(recipe.output), resume=resume) if chosen and not overwrite else None
 
 
 def _draft(drafted: Drafted) -> dict[str, object]:

@@ -30,7 +30,7 @@ from tltasks.config.recipe import Kind, Recipe, as_written, map_paths, to_tree, 
 from tltasks.config.section import KeyPath
 from tltasks.config.shipped import fetched, how_to_fetch, relative_path
 from tltasks.config.stage import Stage
-from tltasks.config.tasks import TASKS
+from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.config.yaml_reader import dump, parse, parse_value, read_text
 from tltasks.errors import RecipeError, closest, did_you_mean, has_secret, siblings
 
@@ -52,9 +52,8 @@ def load_recipe(
 
     >>> load_recipe({"task": "summarization"}, {"seed": 1.5})
     Traceback (most recent call last):
-    tltasks.errors.RecipeError: 3 mistakes in the recipe; nothing was loaded.
-    needs the key `output`
-    needs the key `stages`, a list of at least one stage
+    tltasks.errors.RecipeError: 2 mistakes in the recipe; nothing was loaded.
+    stages[0]: needs the key `data`, here or for the whole recipe
     overrides['seed']  seed: expected a whole number, found the number 1.5
     """
     tree = open_document(source, overrides, check_secrets=check_secrets)
@@ -149,7 +148,8 @@ def read_recipe(tree: Document, *, check_files: bool) -> tuple[Recipe | None, li
             problems.append(tree.issue(keys, said + close))
         return path
 
-    recipe = map_paths(recipe, locate)
+    recipe = map_paths(with_usual_rates(recipe), locate)
+    recipe._chosen = _choices(tree.value, recipe)
     recipe._written, recipe._places = written, {keys: str(at) for keys, at in tree.locations.items()}
     return recipe, sorted(problems, key=lambda problem: problem.location)
 
@@ -163,7 +163,7 @@ _UNREAD = Stage(stage="zero_shot", model=Model(name="unread"), data=Data(name="u
 
 def _validate(tree: Document) -> tuple[Recipe | None, list[Issue]]:
     """The recipe that a tree holds, and every mistake in it; the recipe is None when there are any."""
-    given, findings = tree.value, Findings(tree)
+    given, findings = _with_usual_keys(tree), Findings(tree)
     shared = {key: value for key, value in given.items() if key not in {"model", "data", "stages"}}
     findings.read(Recipe, {**shared, "task": "", "stages": [_UNREAD]}, ())
     task = given.get("task")
@@ -219,6 +219,44 @@ def _read_parts(findings: Findings, given: Mapping[str, object], task: str | Non
             findings.unsound.add(("stages", i))
         stages.append(stage or _UNREAD)
     return {**parts, "stages": stages}
+
+
+# ------------------------------------------------------------------------------------- what is unset
+
+
+def _with_usual_keys(tree: Document) -> Mapping[str, object]:
+    """The keys of a recipe, with an output and a stage where it names none."""
+    given: dict[str, Any] = {**tree.value}
+    file = str(tree.location(())).rsplit(":", 2)[0]
+    given.setdefault("output", f"outputs/{Path(file).stem or 'run'}")
+    task = given.get("task")
+    if isinstance(task, str) and task in supervised_tasks():
+        annotated = "label" in TASKS[task].data.model_fields["columns"].annotation.model_fields  # type: ignore[union-attr]
+        given.setdefault("stages", [{"stage": "transfer" if annotated else "finetune", "adapt": {"lora": {}}}])
+    return given
+
+
+def with_usual_rates(recipe: Recipe) -> Recipe:
+    """The recipe with the usual learning rate in each stage that trains in the loop and names none."""
+    stages = list(recipe.stages)
+    for i, stage in enumerate(stages):
+        spec = TASKS.get(stage.task or recipe.task)
+        if stage.loops and stage.learning_rate is None and stage.is_usual and spec is not None:
+            stages[i] = stage.model_copy(update={"learning_rate": spec.usual_rate(stage.adapt.method)})
+    return recipe if stages == recipe.stages else recipe.model_copy(update={"stages": stages})
+
+
+def _choices(given: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Choices that were made for unset keys, in words."""
+    said = [f"stages: {recipe.stages[0].stage} with LoRA"] if "stages" not in given else []
+    for i, stage in enumerate(recipe.stages):
+        own = given["stages"][i] if "stages" in given else {}
+        where = "" if len(recipe.stages) == 1 else f"stages[{i}]."
+        if stage.loops and stage.learning_rate is not None and own.get("learning_rate") is None:
+            said.append(f"{where}learning_rate: {stage.learning_rate:g}")
+        if stage.loops and own.get("batch_size") is None:
+            said.append(f"{where}batch_size: {stage.batch_size}")
+    return [*said, f"output: {recipe.output}"] if "output" not in given else said
 
 
 # ---------------------------------------------------------------------------------------------- places

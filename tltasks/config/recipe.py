@@ -73,7 +73,8 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     output: Name
-    """Results folder, relative to the working directory."""
+    """Results folder, relative to the working directory. Unset: outputs/NAME_OF_THE_RECIPE, numbered where it is taken.
+    """
     hub: Hub = Hub()
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = []
     """Where metrics go besides metrics.jsonl."""
@@ -82,6 +83,8 @@ class Recipe(Section):
     """`file:line:column` of each key that was written."""
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
     """Local paths as they were written, by the absolute ones that they have become."""
+    _chosen: list[str] = PrivateAttr(default_factory=list)
+    """Choices that were made for keys that are unset, in words."""
     _trusts_code: bool = PrivateAttr(default=False)
     """Its user, who may not be its author, lets the code run that it asks for."""
 

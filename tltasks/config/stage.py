@@ -57,6 +57,8 @@ def _metric_by_name(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+USUAL_STEPS = 400
+"""Optimiser steps that epochs are chosen for, between 2 and 20, where a recipe names neither."""
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "sgd", "muon"]
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
 ModelT = TypeVar("ModelT", bound=Model, default=Model, covariant=True)
@@ -87,6 +89,7 @@ class Stage(Section, Generic[ModelT, DataT]):
     """Statistics of batch normalisation: kept, or updated by each micro-batch (which makes results depend on its
     size). auto: frozen from a checkpoint, batch from random weights."""
     epochs: PositiveFloat | None = None
+    """Passes over the rows trained on. Unset, and `steps` too: as many as make about 400 steps, from 2 to 20."""
     steps: PositiveInt | None = None
     """Optimiser steps, instead of `epochs`."""
     batch_size: PositiveInt = 32
@@ -98,6 +101,8 @@ class Stage(Section, Generic[ModelT, DataT]):
     compile: bool = False
     """Compile the model with torch.compile: pays on long runs on an accelerator."""
     learning_rate: PositiveFloat | None = None
+    """Highest rate of the schedule. Unset: what is usual for the task with AdamW, 1e-3 or 2e-3 (T5), of `adapt: full` a
+    twentieth; pretraining and other optimisers need one."""
     optimizer: OptimizerName = "adamw"
     """adamw_8bit holds AdamW's state in 8 bits (needs bitsandbytes); adafactor holds a row and a column of it; muon is
     for matrices within the model, with AdamW for all else (docs/adapting.md)."""
@@ -195,6 +200,15 @@ class Stage(Section, Generic[ModelT, DataT]):
         useless = {"l2", *({"momentum"} if self.optimizer != "sgd" else ()), *({"weight_decay"} if self.l2_sp else ())}
         return set(type(self).model_fields) - useless
 
+    @property
+    def is_usual(self) -> bool:
+        """There are usual values for what is unset: the checkpoint is adapted with AdamW."""
+        return self.stage in {"finetune", "transfer"} and self.optimizer in {"adamw", "adamw_8bit"}
+
+    def epochs_for(self, rows: int) -> float:
+        """Passes over so many rows: those asked for, or as many as make about `USUAL_STEPS` steps."""
+        return self.epochs or min(20, max(2, round(USUAL_STEPS * self.batch_size / max(1, rows))))
+
     def conflicts(self) -> Iterator[Conflict]:
         given = self.model_fields_set
         if not self.loops:
@@ -205,11 +219,11 @@ class Stage(Section, Generic[ModelT, DataT]):
         else:
             if "l2" in given:
                 yield Conflict("`l2` is a key of `stage: probe`; the loop has `weight_decay`")
-            if self.epochs is None and self.steps is None:
+            if self.epochs is None and self.steps is None and not self.is_usual:
                 yield Conflict("needs `epochs` or `steps`")
             if self.epochs is not None and self.steps is not None:
                 yield Conflict("has both `epochs` and `steps`; keep one")
-            if self.learning_rate is None:
+            if self.learning_rate is None and not self.is_usual:
                 yield Conflict(
                     "needs `learning_rate` (a start: 5e-4 for lora, 5e-5 for full with adamw, 1e-3 with sgd)"
                 )
@@ -435,7 +449,7 @@ class TaskSpec:
     usual_model: str = ""
     """A checkpoint that a laptop can adapt, for data that come without one."""
     usual_learning_rate: float = 1e-3
-    """Of LoRA on it."""
+    """Of LoRA and other adapters on it."""
     baseline_names: Mapping[str, str] = field(default_factory=dict)
     """Names in a sentence of its own baselines, where theirs in result.json do not say what they are."""
 
@@ -443,6 +457,10 @@ class TaskSpec:
     def card_template(self) -> str:
         """File in hub_cards/ that its model cards are made from."""
         return f"{self.tag}.md.jinja"
+
+    def usual_rate(self, method: str) -> float:
+        """A learning rate for a method of adapting, with AdamW; a start, and no measurement."""
+        return self.usual_learning_rate / 20 if method == "full" else self.usual_learning_rate
 
     @property
     def is_self_supervised(self) -> bool:

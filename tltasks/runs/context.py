@@ -101,6 +101,8 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
     )
     console = open_terminal(quiet=quiet or not accelerator.is_main_process)
     progress.SETTINGS.say = None if quiet or not accelerator.is_main_process else partial(console.print, soft_wrap=True)
+    if recipe._chosen:
+        console.print(f"chosen for what the recipe leaves open: {', '.join(recipe._chosen)}", soft_wrap=True)
     for _, name in remote_code(recipe):
         console.print(f"{name}: Python code of its authors is run here", soft_wrap=True)
     for metric in sorted({metric.name for stage in plan.stages for metric in stage.stage.metrics}):

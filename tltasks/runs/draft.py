@@ -14,14 +14,13 @@ from pathlib import Path
 
 from tltasks.config.document import Origin, clip
 from tltasks.config.shipped import relative_path
+from tltasks.config.stage import USUAL_STEPS
 from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.config.yaml_reader import parse
 from tltasks.data.folders import SPLITS, some
 from tltasks.data.survey import Column, Survey
 from tltasks.errors import RecipeError, escaped, printable
 
-STEPS = 400
-"""Optimiser steps that epochs are chosen for, between 2 and 20."""
 BATCH = 16
 HELD_OUT = 0.2
 FEW_ROWS = 200
@@ -116,7 +115,7 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
     said, notes = ([printable(line, lines=False) for line in lines] for lines in (said, notes))
     n_train = int(next(iter(survey.splits.values())) * (1 - sum(_share(value) for value in splits.values())))
     batch = BATCH if n_train >= 10 * BATCH else 4
-    epochs = min(20, max(2, round(STEPS * batch / max(1, n_train))))
+    epochs = min(20, max(2, round(USUAL_STEPS * batch / max(1, n_train))))
     source = dict(survey.source) or {"name": f"./{name}.csv"}
     file = shlex.quote(printable(f"{name}.yaml", lines=False))
     lines = [
@@ -133,7 +132,7 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
         *(f"  {key}: {_yaml(value)}" for key, value in (keys | {"splits": splits}).items()),
         "stages:",
         f"  - stage: {'transfer' if 'label' in roles else 'finetune'}",
-        "    adapt: lora  # few weights are trained; `full` trains all, with a tenth of the learning rate",
+        "    adapt: lora  # few weights are trained; `full` trains all, with a twentieth of the learning rate",
         f"    epochs: {epochs}  # about {epochs * -(-n_train // batch):,} steps",
         f"    batch_size: {batch}",
         f"    learning_rate: {TASKS[tag].usual_learning_rate:g}",

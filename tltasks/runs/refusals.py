@@ -27,21 +27,29 @@ def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
         raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
 
 
-def refuse_occupied(output: Path, sha256: str, *, resume: bool) -> None:
-    """Raise RecipeError when the folder holds something that this run would overwrite, or cannot be resumed from."""
+def refuse_occupied(output: Path, sha256: str, *, resume: bool, overwrite: bool = False) -> None:
+    """Raise RecipeError when the folder holds something that this run would overwrite, or cannot be resumed from.
+
+    What may be overwritten is an earlier run, and nothing else.
+    """
     check_place(output)
     if output.exists() and not output.is_dir():
         raise RecipeError(f"output {output}: is a file; name a folder with --output.")
-    occupied = is_occupied(output)
-    if occupied and not resume:
+    occupied, recipe = is_occupied(output), output / "recipe.yaml"
+    if occupied and not resume and not overwrite:
         raise RecipeError(
-            f"output {output}: is not empty. Go on with that run with --resume, or name another folder with --output."
+            f"output {output}: is not empty. Go on with that run with --resume, or name another folder with --output; "
+            "--overwrite removes the run that is there."
         )
-    recipe = output / "recipe.yaml"
-    if not resume or not occupied:
+    if not occupied:
         return
     if not recipe.is_file():
-        raise RecipeError(f"output {output}: holds no run to resume (no recipe.yaml). Name another folder.")
+        raise RecipeError(
+            f"output {output}: holds no run to {'resume' if resume else 'overwrite'} (no recipe.yaml). Name another "
+            "folder."
+        )
+    if not resume:
+        return
     earlier = recipe_sha256(load_recipe(recipe, check_files=False))
     if earlier != sha256:
         raise RecipeError(

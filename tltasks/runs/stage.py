@@ -388,8 +388,8 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
     context.say(
         plan,
         f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}); {len(job.rows):,} examples, "
-        f"{job.total_steps:,} steps of {plan.stage.batch_size}; {context.precision} on {accelerator.device.type}"
-        + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""),
+        f"{job.total_steps:,} steps of {plan.stage.batch_size}{_chosen_epochs(job)}; {context.precision} on "
+        f"{accelerator.device.type}" + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""),
     )
     with Bar(plan.name, job.total_steps, "steps", leave=True) as bar:
         return train(accelerator, job, model)
@@ -404,6 +404,12 @@ def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score
     references = stage.task.references(rows)
     task = stage.task.settled(predictions, references)
     return task.score(task.decided(predictions), references, intervals=False)
+
+
+def _chosen_epochs(job: Job) -> str:
+    """Words on epochs that the recipe leaves open."""
+    chosen = job.stage.epochs is None and job.stage.steps is None
+    return f" (epochs: {job.stage.epochs_for(len(job.rows)):g}, chosen by the size of the data)" if chosen else ""
 
 
 def _say_validation(context: Context, stage: PreparedStage, score: Score) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tltasks.config.loading import write_recipe
 from tltasks.config.recipe import Recipe, RunPlan, consented, plan_run
 from tltasks.config.tasks import supervised_tasks
+from tltasks.errors import RecipeError
 from tltasks.hub import client
 from tltasks.hub.results_plan import plan_results
 from tltasks.reports import html, model_card
@@ -21,7 +22,7 @@ from tltasks.runs.refusals import refuse_at_once, refuse_occupied
 from tltasks.runs.stage import FinishedStage, check_saved, measure_stage, run_stage
 from tltasks.runtime import devices
 from tltasks.runtime.devices import on_main_process
-from tltasks.runtime.files import whole_file, write_text
+from tltasks.runtime.files import empty, whole_file, write_text
 from tltasks.runtime.precision import check_architecture
 from tltasks.training.tracking import read_metrics
 
@@ -32,11 +33,13 @@ def run(
     output: Path | str | None = None,
     resume: bool = False,
     push: bool = False,
+    overwrite: bool = False,
     on_step: OnStep | None = None,
     on_evaluation: OnEvaluation | None = None,
     trust_remote_code: bool = False,
 ) -> RunResult:
-    """Carry out a recipe, into its own results folder or `output`; `resume` goes on with the run that is there.
+    """Carry out a recipe, into its own results folder or `output`; `resume` goes on with the run that is there, and
+    `overwrite` removes it once data and checkpoints are found to be in order.
 
     `on_step` is called after each step of training, `on_evaluation` after each evaluation on validation. Where one
     returns True, the stage's training ends there, as by early stopping, and the run goes on with the weights that
@@ -51,7 +54,7 @@ def run(
     plan = plan_run(consented(recipe, trust_remote_code), None if output is None else Path(output))
     refuse_at_once(plan, push=push)
     state = devices.init_distributed()
-    on_main_process(state, lambda: _refuse(plan, resume=resume, push=push))
+    on_main_process(state, lambda: _refuse(plan, resume=resume, push=push, overwrite=overwrite))
     context = replace(open_context(plan, state), on_step=on_step, on_evaluation=on_evaluation)
 
     # ------------------------------------------------------------------------------------- prepare
@@ -60,7 +63,7 @@ def run(
     with sole_writer(state, plan.output), devices.stop_on_signals() as stop_requested, ExitStack() as stack:
         # ------------------------------------------------------------------------------- each stage
         context = replace(context, stop_requested=stop_requested)
-        on_main_process(state, lambda: _begin(plan, resume=resume))
+        on_main_process(state, lambda: _begin(plan, resume=resume, overwrite=overwrite))
         stack.enter_context(context.console.logged(plan.output / "log.txt" if context.writes else None))
         context.accelerator.init_trackers("tltasks", config={"recipe_sha256": plan.sha256})
         finished: list[FinishedStage] = []
@@ -114,14 +117,19 @@ def measure_stages(plan: RunPlan) -> list[StageMeasurement]:
 # ------------------------------------------------------------------------------------------ its parts
 
 
-def _refuse(plan: RunPlan, *, resume: bool, push: bool) -> None:
-    refuse_occupied(plan.output, plan.sha256, resume=resume)
+def _refuse(plan: RunPlan, *, resume: bool, push: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise RecipeError("--resume and --overwrite: one goes on with a run, the other removes it; say one.")
+    refuse_occupied(plan.output, plan.sha256, resume=resume, overwrite=overwrite)
     if push and plan.recipe.hub.repo is not None:
         client.check_push(plan.recipe.hub.repo, private=plan.recipe.hub.private)
 
 
-def _begin(plan: RunPlan, *, resume: bool) -> None:
-    refuse_occupied(plan.output, plan.sha256, resume=resume)  # by now another run may have come and gone
+def _begin(plan: RunPlan, *, resume: bool, overwrite: bool) -> None:
+    # By now another run may have come and gone.
+    refuse_occupied(plan.output, plan.sha256, resume=resume, overwrite=overwrite)
+    if overwrite:
+        empty(plan.output)
     if not (plan.output / "recipe.yaml").exists():
         with whole_file(plan.output / "recipe.yaml") as place:
             write_recipe(plan.recipe, place)

@@ -46,6 +46,22 @@ def is_occupied(folder: Path) -> bool:
     return folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir())
 
 
+def next_free(folder: Path, *, resume: bool) -> Path:
+    """The folder, or with a number behind its name where it is taken; to resume, the last that is."""
+    taken, free, n = folder, folder, 1
+    while is_occupied(free):
+        n += 1
+        taken, free = free, folder.with_name(f"{folder.name}-{n}")
+    return taken if resume else free
+
+
+def empty(folder: Path) -> None:
+    """Remove what a folder holds, but for hidden files, such as the lock that is held on it."""
+    for entry in folder.iterdir():
+        if entry.name[0] != ".":
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Keep a second run out of the folder while this one writes; a killed run leaves no lock behind."""

@@ -89,7 +89,7 @@ class Job:
 
     @property
     def total_steps(self) -> int:
-        return self.stage.steps or max(1, math.ceil((self.stage.epochs or 0) * self.steps_per_epoch))
+        return self.stage.steps or max(1, math.ceil(self.stage.epochs_for(len(self.rows)) * self.steps_per_epoch))
 
     def is_evaluation_due(self, step: int) -> bool:
         return step % (self.stage.evaluate_every or self.steps_per_epoch) == 0
