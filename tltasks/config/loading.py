@@ -52,7 +52,8 @@ def load_recipe(
 
     >>> load_recipe({"task": "summarization"}, {"seed": 1.5})
     Traceback (most recent call last):
-    tltasks.errors.RecipeError: 2 mistakes in the recipe; nothing was loaded.
+    tltasks.errors.RecipeError: 3 mistakes in the recipe; nothing was loaded.
+    stages[0]: needs the key `model`, here or for the whole recipe
     stages[0]: needs the key `data`, here or for the whole recipe
     overrides['seed']  seed: expected a whole number, found the number 1.5
     """

@@ -922,7 +922,7 @@ def test_mistakes_of_a_mapping_have_its_keys_for_places(tmp_path: Path, monkeypa
         RecipeError, match=r"overrides\['model.name'\]  model.name: there is no folder ./vit in the wor"
     ):
         load_recipe(parse(BASE).value, {"model.name": "./vit"})
-    with pytest.raises(RecipeError, match=r"^2 mistakes in the recipe; nothing was loaded.\nneeds the key `stages`"):
+    with pytest.raises(RecipeError, match=r"^2 mistakes in the recipe; nothing was loaded.\nneeds the key `task`"):
         load_recipe({})
 
 

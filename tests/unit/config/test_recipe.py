@@ -70,6 +70,9 @@ MISTAKES = {
     # ---------------------------------------------------------------------------------------- missing
     "no task": ("task: image-classification\n", "", "needs the key `task`", "allowed: image-classification"),
     "null task": ("task: image-classification", "task:", "needs the key `task`", "allowed: image-classification"),
+    "no epochs": ("    epochs: 3\n", "    optimizer: muon\n", "stages[0]: needs `epochs` or `steps`", ""),
+    "no learning rate": ("    learning_rate: 5e-4\n", "    optimizer: sgd\n",
+                         "stages[0]: needs `learning_rate` (a start: 5e-4 for", ""),
     "no model": ("model:\n  name: google/vit\n  revision: main\n", "",
                  "stages[0]: needs the key `model`, here or for the whole recipe", ""),
     "no data": (BASE[BASE.index("data"):BASE.index("stages")], "",
