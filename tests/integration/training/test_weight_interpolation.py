@@ -100,7 +100,7 @@ def test_the_adapters_update_is_scaled(run_on: Any) -> None:
 
 def test_report_and_card_say_how_far_it_went(halfway: tuple[Path, RunResult]) -> None:
     report = (halfway[0] / "report.html").read_text(encoding="utf-8")
-    assert "accuracy between the weights before and after training" in report
+    assert "Accuracy between the weights before and after training" in report
     assert "to α = 0.5 of the way from the start" in report
     card = (halfway[0] / "README.md").read_text(encoding="utf-8")
     assert "| interpolated to α | – | 0.5 |" in card
