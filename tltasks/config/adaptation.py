@@ -14,9 +14,11 @@ class Lora(Section):
     """Low-rank adaptation. Source: Hu et al., https://arxiv.org/abs/2106.09685."""
 
     rank: PositiveInt = 16
+    """Width of the two matrices whose product is added to a weight."""
     alpha: PositiveFloat | None = None
     """Scale of the update is alpha / rank. Unset: twice the rank."""
     dropout: Share = 0.0
+    """Share of the adapter's inputs that training drops."""
     targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
     """Module name endings to adapt. `auto`: every linear layer of the backbone, or every convolution of a conv net."""
     rslora: bool = False
@@ -39,6 +41,7 @@ class AdaLora(Section):
     alpha: PositiveFloat | None = None
     """Scale of the update is alpha / init_r. Unset: twice the initial rank."""
     dropout: Share = 0.0
+    """Share of the adapter's inputs that training drops."""
     targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
     """As for LoRA."""
     initial_share: Share = 0.1
@@ -61,6 +64,7 @@ class Ia3(Section):
     """(IA)³: learned rescaling of activations. Source: Liu et al., https://arxiv.org/abs/2205.05638."""
 
     targets: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Modules that are scaled, by the ends of their names. auto: those that the model's trial finds."""
 
 
 class PromptTuning(Section):
@@ -68,6 +72,7 @@ class PromptTuning(Section):
     https://arxiv.org/abs/2104.08691."""
 
     tokens: PositiveInt = 20
+    """Vectors that are learnt and stand before each input."""
 
 
 class BitFit(Section):

@@ -59,6 +59,7 @@ class HeldOutRows(Section):
     """Rows held out of train that are alike in nothing but what is to be learnt."""
 
     share: HeldOut | None = None
+    """Share of the groups, or of the rows in their order, that is held out."""
     group: Name | None = None
     """Column whose rows of one value stay together (patient, speaker, document): the share is one of groups."""
     ordered_by: Name | None = None
@@ -90,6 +91,8 @@ class HeldOutRows(Section):
 
 
 class Splits(Section):
+    """Which rows are trained on, which choose, and which are reported: splits of the source, or shares held out."""
+
     train: str | None = "train"
     """Split to train on, or several as in `train+extra`. Slices such as `train[:1000]` take rows as they lie:
     where rows are sorted by class they lack classes, and a share held out (`test: 0.2`) does not."""

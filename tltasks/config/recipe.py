@@ -48,9 +48,12 @@ class Emissions(Section):
 
 
 class Hub(Section):
+    """Where a push goes, and what the card says that a run cannot know."""
+
     repo: RepoName | None = None
     """Repository to push to, `user/name`. `--push` needs it."""
     private: bool = True
+    """Whether a repository that a push makes is seen by its owner alone."""
     publish: Literal["adapter", "merged"] = "adapter"
     """For PEFT: the adapter alone, or merged into the checkpoint's weights. Full fine-tuning and objectives
     without labels always publish all."""
@@ -68,10 +71,15 @@ class Recipe(Section):
     task: str
     """Hub pipeline tag of the task."""
     model: SerializeAsAny[Model] | None = None
+    """Checkpoint that all stages start from, unless one names its own."""
     data: SerializeAsAny[Data] | None = None
+    """Data of all stages, unless one names its own."""
     stages: Annotated[list[SerializeAsAny[Stage]], Field(min_length=1)]
+    """What is done, in order. Unset: one stage of LoRA, `transfer` where the data have classes, else `finetune`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides all that is drawn: new weights, order of rows, dropout, augmentation, shares held out."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of products; weights that are trained stay in fp32. auto: bf16 where the device is faster in it."""
     output: Name
     """Results folder, relative to the working directory. Unset: outputs/NAME_OF_THE_RECIPE, numbered where it is taken.
     """

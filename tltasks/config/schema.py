@@ -11,7 +11,7 @@ import itertools
 import sys
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, WithJsonSchema, create_model
 
@@ -54,7 +54,17 @@ def _describe(base: type[BaseModel], definitions: dict[str, Any]) -> None:
                 if (field := section.model_fields.get(name)) is not None:
                     key = field.alias or name
                     properties[key] = dict(sorted({**properties[key], "description": text}.items()))
+        for name, field in section.model_fields.items() if properties else ():  # others by what their section says
+            told = properties[field.alias or name]
+            if "description" not in told and (text := _of_section(field.annotation)):
+                properties[field.alias or name] = dict(sorted({**told, "description": text}.items()))
         _describe(section, definitions)
+
+
+def _of_section(annotation: object) -> str:
+    """The docstring of the section that a key takes, or nothing."""
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and "__doc__" in vars(kind)]
+    return next((inspect.cleandoc(kind.__doc__ or "") for kind in kinds if issubclass(kind, BaseModel)), "")
 
 
 def _docstrings(kind: type) -> dict[str, str]:

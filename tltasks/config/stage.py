@@ -118,6 +118,7 @@ class Stage(Section, Generic[ModelT, DataT]):
     """Factor on the learning rate from each block to the one below it. Source: Clark et al.,
     https://arxiv.org/abs/2003.10555."""
     max_grad_norm: PositiveFloat | None = 1.0
+    """Norm to which a larger gradient of a step is cut; null cuts none."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the exponential moving average of the weights that is evaluated and saved."""
     evaluate_every: PositiveInt | None = None
@@ -142,6 +143,7 @@ class Stage(Section, Generic[ModelT, DataT]):
     checkpoint_every: PositiveInt | None = None
     """Steps between checkpoints for `--resume`. Unset: at each evaluation."""
     keep_checkpoints: PositiveInt = 2
+    """Checkpoints that are kept for `--resume`, the latest ones."""
     l2: PositiveFloat | Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
     """probe: weight of the penalty on the head's squared weights, or several, of which `validation` chooses. Unset:
     powers of ten from 1e-6 to 1 where there is a validation split, otherwise 1e-3."""

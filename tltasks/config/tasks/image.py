@@ -56,6 +56,7 @@ class ImageCorruptions(Corruptions):
     """Source: Hendrycks and Dietterich, https://arxiv.org/abs/1903.12261."""
 
     kinds: Annotated[list[ImageCorruption], Field(min_length=1)] = list(get_args(ImageCorruption))
+    """Corruptions that are tried."""
     severities: Annotated[list[Annotated[int, Field(ge=1, le=5)]], Field(min_length=1)] = [1, 2, 3, 4, 5]
     """As ImageNet-C has them; as CIFAR-10-C for pictures with a side below 64 pixels."""
     level: ClassVar[str] = "severity"
@@ -67,6 +68,7 @@ class ImageCorruptions(Corruptions):
 
 class ImageColumns(Columns):
     image: str = "image"
+    """Column of pictures, or of their paths."""
     label: LabelColumns = "label"
     """Classes; or a column of 0 and 1 for each class, `[cat, dog]`, where rows may have several."""
 
@@ -80,6 +82,7 @@ class ImageData(ClassData):
 
 class UnlabelledImageColumns(UnlabelledColumns):
     image: str = "image"
+    """Column of pictures, or of their paths."""
 
 
 class UnlabelledImageData(Data):
@@ -91,7 +94,9 @@ class RandAugment(Section):
     """Source: Cubuk et al., https://arxiv.org/abs/1909.13719."""
 
     ops: PositiveInt = 2
+    """Operations on each picture, drawn anew each time."""
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of the operations, from 0 to 30."""
 
 
 class ImageChanges(Section):
@@ -142,6 +147,7 @@ class Views(Section):
     crop: Annotated[float, Field(gt=0, le=1)] = 0.08
     """Random crop of at least this share of the area, resized back."""
     flip: bool = True
+    """Mirror half of the pictures, left to right."""
     colour: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Strength of changes to brightness, contrast, saturation and hue, made with probability 0.8. The paper has 0.5 for
     CIFAR-10."""

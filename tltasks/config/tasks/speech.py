@@ -42,6 +42,7 @@ class SpeechModel(Model):
 
 class SpeechCorruptions(Corruptions):
     kinds: Annotated[list[Literal["white_noise", "pink_noise"]], Field(min_length=1)] = ["white_noise", "pink_noise"]
+    """Noises that are added."""
     snr_db: Annotated[list[Annotated[float, Field(ge=-20, le=60)]], Field(min_length=1)] = [20.0, 10.0, 5.0, 0.0]
     """Ratios of signal to noise in dB, by mean power."""
     level: ClassVar[str] = "SNR in dB"
@@ -53,7 +54,9 @@ class SpeechCorruptions(Corruptions):
 
 class SpeechColumns(LanguageColumns):
     audio: str = "audio"
+    """Column of recordings, or of their paths."""
     text: str = "text"
+    """Column of what is said."""
     segments: str | None = None
     """Timestamps: a list of `{start, end, text}` in seconds, by which training cuts recordings that are longer than the
     model hears at once. Without it they are left out and counted."""
@@ -71,6 +74,7 @@ class SpeechData(Data):
 
 class UnlabelledSpeechColumns(UnlabelledColumns):
     audio: str = "audio"
+    """Column of recordings, or of their paths."""
 
 
 class UnlabelledSpeechData(Data):
@@ -123,9 +127,11 @@ class GumbelTemperature(Section):
     """At which codes are drawn while training: `start` × `decay` to the power of the step, `end` at least."""
 
     start: PositiveFloat = 2.0
+    """Temperature at the first step."""
     end: PositiveFloat = 0.5
     """The paper's for its smaller model; 0.1 for the larger."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.999995
+    """Factor on the temperature from each step to the next."""
 
 
 class SpeechObjectiveStage(JointStage[SpeechModel, UnlabelledSpeechData]):

@@ -24,6 +24,7 @@ class Generation(Section):
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
     """Tokens of the shortest run that may not come twice; 0 allows all."""
     min_new_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Fewest tokens of an answer. Unset: as the checkpoint says."""
 
 
 class TextModel(Model):
@@ -38,6 +39,8 @@ class TextCorruptions(Corruptions):
     """Source: Belinkov and Bisk, https://arxiv.org/abs/1711.02173."""
 
     kinds: Annotated[list[Literal["swap", "drop", "double", "key", "typos"]], Field(min_length=1)] = ["typos"]
+    """Mistakes that are made in words: neighbouring letters swapped, letters dropped, doubled or hit beside;
+    typos: one of these."""
     rates: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = [0.02, 0.05, 0.1]
     """Shares of letters with a typo. typos: each of the four others in turn."""
     level: ClassVar[str] = "share of letters"
@@ -49,7 +52,9 @@ class TextCorruptions(Corruptions):
 
 class TextColumns(LanguageColumns):
     document: str = "document"
+    """Column of texts to summarise."""
     summary: str = "summary"
+    """Column of their summaries."""
 
 
 class TextData(Data):
@@ -78,6 +83,7 @@ class LabelledTextModel(Model):
 
 class LabelledTextColumns(LanguageColumns):
     text: str = "text"
+    """Column of texts."""
     label: LabelColumns = "label"
     """Classes; or a column of 0 and 1 for each class, `[cat, dog]`, where rows may have several."""
 
@@ -99,6 +105,7 @@ class LabelledTextStage(
 
 class UnlabelledTextColumns(UnlabelledColumns):
     text: str = "text"
+    """Column of texts."""
 
 
 class UnlabelledTextData(Data):
@@ -111,6 +118,7 @@ class UnlabelledTextData(Data):
 
 class TextStage(LengthStage[TextModel, TextData]):
     label_smoothing: Share = 0.0
+    """Share of each target that is spread evenly over all tokens."""
     metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
     """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset:
     rouge1."""
