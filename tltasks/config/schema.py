@@ -38,6 +38,9 @@ def json_schema() -> dict[str, object]:
     ]
     schema = TypeAdapter(reduce(or_, variants)).json_schema()
     _describe(BaseModel, schema["$defs"])
+    for tag, spec in TASKS.items():  # what is chosen where it is unset
+        chosen = {"output"} if spec.is_self_supervised else {"output", "stages"}
+        schema["$defs"][tag]["required"] = [key for key in schema["$defs"][tag]["required"] if key not in chosen]
     _close(schema)
     return {"$schema": DIALECT, "title": "tltasks recipe", **schema}
 
