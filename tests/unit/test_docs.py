@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cyclopts import CycloptsError
 
 import tltasks
-from tltasks.cli.commands import app
+from tltasks.cli.commands import STANDARD_INPUT, app
+from tltasks.config.document import Origin
 from tltasks.config.loading import load_recipe
 from tltasks.config.schema import json_schema
+from tltasks.config.yaml_reader import parse_value
 from tltasks.errors import DataError, RecipeError
-from tltasks.experiments.experiment import Experiment
+from tltasks.experiments.experiment import Contrast, Experiment
 from tltasks.experiments.search_space import Search
 
 ROOT = Path(tltasks.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
-COUNTED = {"whole recipes": 5, "parts of recipes": 14, "commands": 31, "python": 8}
+COUNTED = {"whole recipes": 5, "parts of recipes": 14, "commands": 18, "python": 8}
 """Of each kind, all of which are checked and none of which is run here."""
 
 
@@ -50,7 +51,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 @cache
 def known_keys() -> frozenset[str]:
-    found = {*Experiment.model_fields, *Search.model_fields}
+    found = {*Experiment.model_fields, *Contrast.model_fields, *Search.model_fields}
     for kind in json_schema()["$defs"].values():  # type: ignore[attr-defined]
         found |= kind.get("properties", {}).keys()
     return frozenset(found)
@@ -72,7 +73,7 @@ def unknown(value: Any) -> Iterator[str]:
                 "candidates",
             }:
                 continue
-            if str(key) not in known_keys():
+            if str(key) not in {*known_keys(), "…"}:
                 yield str(key)
             yield from unknown(below)
     elif isinstance(value, list):
@@ -83,7 +84,7 @@ def unknown(value: Any) -> Iterator[str]:
 def test_blocks_of_yaml() -> None:
     whole = parts = 0
     for place, text in blocks("yaml"):
-        keys = yaml.safe_load(text)
+        keys = parse_value(text, Origin(place, ROOT)).value
         if isinstance(keys, dict) and {"task", "model", "data"} <= keys.keys():
             load_recipe(keys, check_files=False)
             whole += 1
@@ -100,6 +101,7 @@ def test_commands() -> None:
     for place, words in commands():
         n += 1
         try:
+            words = [STANDARD_INPUT if word == "-" else word for word in words]
             app.parse_args(words, print_error=False, exit_on_error=False)
         except CycloptsError as error:
             if not isinstance(error.__cause__, (DataError, RecipeError, ValueError)):

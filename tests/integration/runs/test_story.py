@@ -175,7 +175,7 @@ def test_resuming_a_finished_run_repeats_nothing(tiny: Path, finished: Path, mon
     after = content(finished)
     assert after.keys() == before.keys()
     changed = {name for name in before if after[name] != before[name]}
-    assert changed <= {"result.json", "report.html", "README.md"}
+    assert changed <= {"result.json", "report.html", "README.md", "log.txt"}
 
 
 def test_what_was_removed_of_a_finished_run_is_written_again(tiny: Path, finished: Path) -> None:
