@@ -71,6 +71,7 @@ def unknown(value: Any) -> Iterator[str]:
                 "peft",
                 "options",
                 "candidates",
+                "controls",
             }:
                 continue
             if str(key) not in {*known_keys(), "…"}:

@@ -48,7 +48,7 @@ class Emissions(Section):
 
 
 class Hub(Section):
-    """Where a push goes, and what the card says that a run cannot know."""
+    """The repository that a push goes to, and what the card says that a run cannot know."""
 
     repo: RepoName | None = None
     """Repository to push to, `user/name`. `--push` needs it."""

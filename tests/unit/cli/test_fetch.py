@@ -75,6 +75,7 @@ def test_every_offline_recipe_is_served() -> None:
     needed = {path.stem: shipped.needed_by(path) for path in OFFLINE.rglob("*.yaml")}
     left = {name: set(assets) - shipped.FETCHED.keys() for name, assets in needed.items()}
     assert {name: assets for name, assets in left.items() if assets} == {
-        "emoji_keywords": {"data/emoji_keywords.parquet"}
+        "emoji_keywords": {"data/emoji_keywords.parquet"},
+        "stamps_languages": {"data/stamps"},
     }
     assert all((OFFLINE / script).is_file() for script, *_ in shipped.FETCHED.values())
