@@ -32,6 +32,21 @@ COUNTED = {"whole recipes": 5, "parts of recipes": 14, "commands": 18, "python":
 """Of each kind, all of which are checked and none of which is run here."""
 
 
+NAMED_BY_USERS = {
+    "axes",
+    "candidates",
+    "class_weights",
+    "extra_test",
+    "extra_train",
+    "files",
+    "options",
+    "peft",
+    "skip",
+}
+NAMED_BY_USERS |= {"space"}
+"""Keys below which the user, or another library, has names of its own."""
+
+
 def blocks(kind: str) -> Iterator[tuple[str, str]]:
     """Place and text of each fenced block; of a console the commands alone."""
     for page in PAGES:
@@ -61,18 +76,7 @@ def unknown(value: Any) -> Iterator[str]:
     """Keys of a part of a recipe that no section has; names that the user chooses stand below some."""
     if isinstance(value, dict):
         for key, below in value.items():
-            if key in {
-                "extra_test",
-                "extra_train",
-                "axes",
-                "space",
-                "files",
-                "class_weights",
-                "peft",
-                "options",
-                "candidates",
-                "controls",
-            }:
+            if key in NAMED_BY_USERS:
                 continue
             if str(key) not in {*known_keys(), "…"}:
                 yield str(key)
