@@ -28,7 +28,7 @@ from tltasks.experiments.search_space import Search
 ROOT = Path(tltasks.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
-COUNTED = {"whole recipes": 5, "parts of recipes": 14, "commands": 18, "python": 8}
+COUNTED = {"whole recipes": 7, "parts of recipes": 11, "commands": 18, "python": 8}
 """Of each kind, all of which are checked and none of which is run here."""
 
 
@@ -90,7 +90,7 @@ def test_blocks_of_yaml() -> None:
     whole = parts = 0
     for place, text in blocks("yaml"):
         keys = parse_value(text, Origin(place, ROOT)).value
-        if isinstance(keys, dict) and {"task", "model", "data"} <= keys.keys():
+        if isinstance(keys, dict) and {"task", "model", "data"} <= keys.keys() and "…" not in text:
             load_recipe(keys, check_files=False)
             whole += 1
         else:
