@@ -83,13 +83,20 @@ class Trial:
         """
         shared = _shared(model, names)
         names = [name for name in names if name not in shared]
-        found = self._kept(self._digest(model, names, None), names, lambda: self._tried(model, names))
+        found = self._kept(model, names, None, lambda: self._tried(model, names))
         left = {name: model.get_submodule(name) for name in names if name not in found}
-        found |= self._kept(self._digest(model, names, config), names, lambda: misfits(left, config))
+        found |= self._kept(model, names, config, lambda: misfits(left, config))
         return found | dict.fromkeys(shared, OTHER_USER)
 
-    def _kept(self, digest: str, names: Sequence[str], find: Callable[[], dict[str, str]]) -> dict[str, str]:
-        path = None if self.folder is None else self.folder / f"{digest}.json"
+    def _kept(
+        self,
+        model: PreTrainedModel,
+        names: Sequence[str],
+        config: peft.PeftConfig | None,
+        find: Callable[[], dict[str, str]],
+    ) -> dict[str, str]:
+        """An outcome of all methods, or of one, from the cache or found."""
+        path = None if self.folder is None else self.folder / f"{self._digest(model, names, config)}.json"
         found = None if path is None else _read(path, names)
         if found is None:
             found = find()
@@ -105,7 +112,6 @@ class Trial:
             return self.build(copy.deepcopy(model.config))
 
     def _digest(self, model: PreTrainedModel, names: Sequence[str], config: peft.PeftConfig | None) -> str:
-        """By what an outcome is kept: of all methods, or of one."""
         own = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "id2label")}
         method = config.to_dict() if config else {}
         method = {key: value for key, value in method.items() if key not in ("revision", "target_modules")}
