@@ -36,6 +36,7 @@ from tltasks.errors import (
     RecipeError,
     TltasksError,
     did_you_mean,
+    first_line,
     is_full_disk,
     nearby,
     printable,
@@ -380,16 +381,47 @@ def init(
     from tltasks.runtime.files import write_text
 
     path = output or Path(f"{_name_of(data)}.yaml")
-    found = draft(survey(data), task=tag, model=model, folder=path.absolute().parent, name=path.stem)
+    looked = survey(data)
+    found = draft(looked, task=tag, model=model, folder=path.absolute().parent, name=path.stem)
     texts = {path.with_suffix(".csv"): found.table, path: found.text}
     for one in (one for one, text in texts.items() if text and one.exists() and not force):
         raise RecipeError(f"init: {one} is there already; name another with --output, or overwrite it with --force.")
     for one, text in texts.items():
         if text:
             write_text(one, text)
+    found = found.noting(_time_of(path, rows=sum(looked.splits.values())))
+    write_text(path, found.text)
     print(printable("\n".join(f"- {line}" for line in found.said)))  # noqa: T201
     _say(f"wrote {' and '.join(str(one) for one, text in texts.items() if text)}. Then: tltasks run {path}")
     return 0
+
+
+MOST_TIMED = 5000
+"""Rows up to which `init` opens data as a run does, to tell what the run will take."""
+
+
+def _time_of(path: Path, *, rows: int) -> str:
+    """A sentence on how long a recipe will train, by one of its steps here where its model is on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from tltasks.config.loading import load_recipe
+    from tltasks.config.recipe import plan_run
+
+    plan, unknown = plan_run(load_recipe(path)), "how long it takes is not estimated: {}; `--dry-run` tells"
+    model = plan.stages[0].checkpoint.name
+    files = ("model.safetensors", "model.safetensors.index.json")
+    if not Path(model).is_dir() and not any(isinstance(try_to_load_from_cache(model, file), str) for file in files):
+        return unknown.format("the model is not on this machine yet")
+    if rows > MOST_TIMED:
+        return unknown.format(f"{rows:,} rows take a while to open")
+    from tltasks.reports.formatting import show_duration
+    from tltasks.runs.story import measure_stages
+
+    try:
+        seconds = sum(stage.seconds or 0 for stage in measure_stages(plan))
+    except TltasksError as error:
+        return unknown.format(first_line(error))
+    return f"about {show_duration(seconds)} of training on this machine, an estimate by one step; scoring comes on top"
 
 
 def _name_of(data: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import datasets
+import numpy as np
 
 from tltasks.config.data import Source, format_of, is_local_name
 from tltasks.data.folders import SUFFIXES, sift, some, split_of_table
@@ -42,8 +43,11 @@ class Column:
     missing: int = 0
     fractions: int = 0
     """Numbers that are no whole ones."""
+    cells: list[int] = field(default_factory=list)
+    """Hashes of texts and numbers, in order; of other cells 0."""
 
     def add(self, value: object, kind: Kind | None) -> None:
+        self.cells.append(hash(str(value).strip()) if kind in ("text", "number") else 0)
         if kind is None:
             self.missing += 1
             return
@@ -64,6 +68,19 @@ class Column:
     def is_flag(self) -> bool:
         """True where each cell says yes or no."""
         return {value.lower() for value in self.values} in ({"0", "1"}, {"true", "false"}) and not self.missing
+
+    def goes_with(self, classes: Column) -> bool:
+        """True where rows of one value are of one class at least twice as often as by chance.
+
+        So are several photos of one patient; and other names of the classes, of which there are no more.
+        """
+        n_rows, own = len(self.cells), np.unique(self.cells, return_inverse=True)[1]
+        if len(classes.cells) != n_rows or len(self.values) < 2 * len(classes.values):
+            return False
+        theirs = np.unique(classes.cells, return_inverse=True)[1]
+        by_chance = np.random.default_rng(0).permutation(theirs)
+        n_more, n_by_chance = (len(np.unique(own * n_rows + of)) - own.max() - 1 for of in (theirs, by_chance))
+        return bool(n_by_chance >= 10 and n_more <= n_by_chance / 2)
 
     def parted(self) -> tuple[str, Column] | None:
         """A delimiter that parts several classes in a cell, empty for lists that are written out; and the classes."""

@@ -80,6 +80,11 @@ class Draft:
     said: list[str]
     table: str = ""
 
+    def noting(self, line: str) -> Draft:
+        """The same with a further line on the recipe."""
+        head, commands = self.text.split("\n#\n#   ", 1)
+        return Draft(f"{head}\n# - {printable(line, lines=False)}\n#\n#   {commands}", [*self.said, line], self.table)
+
     @property
     def keys(self) -> dict[str, object]:
         """The recipe as a mapping."""
@@ -103,7 +108,8 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
     said += survey.notes
     others = [column for column in survey.columns if column not in used]
     said += _of_classes(label) if "label" in roles else []
-    splits, notes = _splits(survey, [survey.columns[column] for column in others], by_class="label" in roles)
+    classes = survey.columns.get(str(roles.get("label")))
+    splits, notes = _splits(survey, [survey.columns[column] for column in others], classes, by_class="label" in roles)
     held_by = json.dumps(splits)
     if unused := [column for column in others if column.strip() and json.dumps(column) not in held_by]:
         said.append(f"not used: the columns {some(unused, 20)}")
@@ -287,7 +293,9 @@ def _words(name: str) -> set[str]:
 # ---------------------------------------------------------------------------------------------- the splits
 
 
-def _splits(survey: Survey, others: Sequence[Column], *, by_class: bool) -> tuple[dict[str, object], list[str]]:
+def _splits(
+    survey: Survey, others: Sequence[Column], classes: Column | None, *, by_class: bool
+) -> tuple[dict[str, object], list[str]]:
     """Splits as a recipe names them, and why."""
     notes = list[str]()
     train = "train" if "train" in survey.splits else next(iter(survey.splits))
@@ -300,8 +308,8 @@ def _splits(survey: Survey, others: Sequence[Column], *, by_class: bool) -> tupl
         notes.append(f"{group.missing:,} rows have no `{group.name}`: fill it in, or drop them; a run asks for it")
     if group is not None and "test" not in names:
         notes.append(f"rows of one `{group.name}` stay together: held out are whole ones of the {len(group.values):,}")
-    elif again := [c.name for c in others if c.kind == "text" and 5 <= len(c.values) <= n_rows / 1.5]:
-        notes.append(f"values of {', '.join(again)} come again: if such rows belong together, hold out by group")
+    elif "test" not in names:
+        notes += _of_groups([c for c in others if 5 <= len(c.values) <= n_rows / 1.5], classes)
     splits: dict[str, object] = {} if train == "train" else {"train": train}
     if "test" in names:
         splits["validation"] = names.get("validation", 0.1 if n_rows >= FEW_ROWS else None)
@@ -316,6 +324,19 @@ def _splits(survey: Survey, others: Sequence[Column], *, by_class: bool) -> tupl
     if extra := [name for name in others_of if name not in names.values()]:
         notes.append(f"other splits, which may be scored as `extra_test`: {', '.join(extra)}")
     return splits, notes
+
+
+def _of_groups(columns: Sequence[Column], classes: Column | None) -> list[str]:
+    """Lines on columns that may tell which rows belong together, whatever they are called."""
+    alike = [c for c in columns if not c.fractions and classes is not None and c.goes_with(classes)]
+    again = [c for c in columns if c.kind == "text" and c not in alike]
+    hint = "if such rows belong together, hold out by group: `splits: {{test: {{share: {}, group: {}}}}}`"
+    told = {"rows that have one value of {} mostly have one class, too": alike, "values of {} come again": again}
+    return [
+        f"{text.format(', '.join(clip(c.name) for c in found))}; {hint.format(HELD_OUT, _yaml(found[0].name))}"
+        for text, found in told.items()
+        if found
+    ]
 
 
 def _scaled(held: object, share: float) -> object:

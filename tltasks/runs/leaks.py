@@ -92,7 +92,7 @@ def _note(stage: PreparedStage, name: str, twins: Mapping[int, Twin]) -> str:
         "drop": "these are left out of train",
         "error": "`data.leaks: drop` leaves these out of train",
     }
-    return f"{told}{'; …' if len(twins) > FEW else ''}. {advice[stage.plan.data.leaks].capitalize()}."
+    return f"{told}{'; …' if len(twins) > FEW else '.'} {advice[stage.plan.data.leaks].capitalize()}."
 
 
 def _title(twin: Twin, own: str) -> str:

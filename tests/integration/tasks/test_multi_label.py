@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForImageClassification, pipeline
+from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForMaskedLM, pipeline
 
 import tltasks
 from tests.tiny import images, texts, topics
@@ -23,6 +26,7 @@ from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import plan_run
 from tltasks.errors import CheckpointError, DataError, RecipeError
+from tltasks.results.result import load_result
 from tltasks.runs.story import open_stages
 
 TOPICS = sorted(texts.TOPICS)
@@ -280,3 +284,38 @@ def test_a_single_class_head_from_a_checkpoint_of_many_is_one(zoo: Path, tmp_pat
     run_recipe(path, tmp_path / "run")
     assert AutoConfig.from_pretrained(tmp_path / "run" / "model").problem_type is None
     assert weights(tmp_path / "run")
+
+
+def test_a_csv_with_several_classes_in_a_cell_becomes_a_recipe_that_runs(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `init` alone, with a time for it; a copy of a training row among the test rows is told beside its score."""
+    monkeypatch.chdir(tmp_path)
+    lines = [json.loads(line) for line in (zoo / "texts" / "train.jsonl").read_text().splitlines()]
+    rows = [
+        {"what is said": f"{row['text']} and {i}", "topics": "; ".join(row["label"])} for i, row in enumerate(lines)
+    ]
+    rows.append({"what is said": rows[0]["what is said"].upper(), "topics": rows[0]["topics"]})
+    with Path("said.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+    shutil.copytree(zoo / "bert", "bert")  # the recipe asks for twice the tokens that it reads
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained("bert", max_position_embeddings=256)).save_pretrained(
+        "bert"
+    )
+    assert main(["init", "said.csv", "--model", "./bert"]) == 0
+    said, written = capsys.readouterr().out, Path("said.yaml").read_text()
+    for where in (said, written):
+        assert re.search(r"- about \d.* of training on this machine, an estimate by one step", where)
+    assert main(["check", "said.yaml"]) == 0
+    short = ("stages.0.epochs=1", "data.splits.test=test", "data.files.train=said.csv", "data.files.test=test.csv")
+    with Path("test.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows[-20:])
+    assert main(["run", "said.yaml", *(word for one in short for word in ("--set", one)), "--output", "out"]) == 0
+    result = load_result(Path("out") / "result.json")
+    assert result.score.headline == "mean_average_precision"
+    leaks = result.best.data["test"].leaks
+    assert (leaks.examples, leaks.value) == (20, None)

@@ -274,6 +274,25 @@ def test_rows_of_a_patient_are_not_in_two_splits(tmp_path: Path, monkeypatch: py
     assert sum(map(len, seen)) == len(set.union(*seen)) == 40
 
 
+def test_columns_whose_values_go_with_classes_are_named_whatever_they_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of a plant are of one kind; the day and the kind's number tell nothing of what belongs together."""
+    monkeypatch.chdir(tmp_path)
+    days = RNG.integers(0, 30, 240)
+    rows = [
+        {"text": words(30, i), "label": "ab"[i // 6 % 2], "Pflanze": i // 6, "day": int(days[i]), "no": i // 6 % 2}
+        for i in range(240)
+    ]
+    pd.DataFrame(rows).to_csv("plants.csv", index=False)
+    assert main(["init", "plants.csv"]) == 0
+    said = capsys.readouterr().out
+    assert "rows that have one value of Pflanze mostly have one class, too; if such rows belong together" in said
+    assert "splits: {test: {share: 0.2, group: Pflanze}}" in Path("plants.yaml").read_text()
+    assert load_recipe(Path("plants.yaml")).data.splits.test == 0.2, "asked for, not done unasked"
+    assert "how long it takes is not estimated: the model is not on this machine yet" in said
+
+
 def ambiguous(place: Path) -> Path:
     rows = [{"body": words(50, i), "title": words(5, i), "topic": "ab"[i % 2]} for i in range(60)]
     pd.DataFrame(rows).to_csv(place / "news.csv", index=False)
