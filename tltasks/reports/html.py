@@ -24,7 +24,7 @@ from tltasks.results.comparison import (
     describe_forgetting,
     describe_leaks,
 )
-from tltasks.results.metric_names import metric_name
+from tltasks.results.metric_names import metric_in_text, metric_name
 from tltasks.results.result import ReportExample, RunResult, Score, StageResult, TrainingSummary
 
 LARGEST_MATRIX = 30
@@ -244,7 +244,7 @@ def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bo
         drawn.append(("loss by step", charts.draw_loss(*losses, best_step), False))
     for i, name in enumerate(_metric_columns(stage)):
         if name != "loss" and len(found := points("validation", name)) > 1:
-            svg = charts.draw_metric(metric_name(name), found, best_step, small=i > 0)
+            svg = charts.draw_metric(metric_in_text(name), found, best_step, small=i > 0)
             drawn.append((f"{metric_name(name)} by step", svg, i > 0))
     if stage.training and (curve := stage.training.interpolation):
         name = metric_name(curve.metric)
