@@ -56,6 +56,8 @@ BASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bert": ("text-classification", FORMS),
 }
 """Bases with their task and the forms in which they are published."""
+HELD = {"vit": "int8", "whisper": "nf4"}
+"""The format of what is not trained, where not `auto`; what is published stands on the checkpoint's own weights."""
 CASES = [(base, form) for base, (_, forms) in BASES.items() for form in forms]
 
 
@@ -104,22 +106,24 @@ def save_data(case: Case, folder: Path) -> Path:
 
 def write_recipe(case: Case, folder: Path, data: Path) -> Path:
     """A recipe over the base by its id."""
+    held = f"base_dtype: {HELD.get(case.base, 'auto')}, evaluate_every"
+    finetune, transfer = (stage.replace("evaluate_every", held) for stage in (FINETUNE, TRANSFER))
     path, base = folder / f"{case.base}-{case.form}.yaml", Path("ada", case.base)
     top: dict[str, Any] = {
         "output": str(folder / f"{case.base}-{case.form}"),
         "hub": {"repo": case.repo, "publish": case.form},
     }
     if case.task == "image-classification":
-        return images.write_recipe(path, base, data, stage=TRANSFER % (12, 5e-3), **top)
+        return images.write_recipe(path, base, data, stage=transfer % (12, 5e-3), **top)
     if case.task == "text-classification":
-        return topics.write_recipe(path, base, data, stage=TRANSFER % (60, 1e-2), **top)
+        return topics.write_recipe(path, base, data, stage=transfer % (60, 1e-2), **top)
     if case.task == "summarization":
         # Without its guard a model of a hundred steps goes round in circles, near ties at every word.
         keys = ", generation: {no_repeat_ngram_size: 2}" + ", language: en_XX" * (case.base == "mbart")
-        return texts.write_recipe(path, base, data, stage=FINETUNE % (100, 5e-3), model_keys=keys, **top)
+        return texts.write_recipe(path, base, data, stage=finetune % (100, 5e-3), model_keys=keys, **top)
     # An untrained CTC model writes this and that; the first thing that it learns is to write nothing.
     steps, keys = (60, "language: es") if case.base == "whisper" else (4, "")
-    return speech.write_recipe(path, base, data, stage=FINETUNE % (steps, 1e-2), model_keys=keys, **top)
+    return speech.write_recipe(path, base, data, stage=finetune % (steps, 1e-2), model_keys=keys, **top)
 
 
 SAY = """

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, core_model_loading
 from transformers.pytorch_utils import Conv1D
 
+import tltasks
 from tests.tiny import images, speech, texts, topics
 from tests.tiny.runs import in_processes, largest_difference, run_recipe, weights
 from tltasks.config.loading import load_recipe
 from tltasks.errors import CheckpointError, RecipeError
+from tltasks.experiments import tune
 from tltasks.models.adapters import count_parameters
 from tltasks.models.held import FORMATS, Held, HeldEmbedding, Quantized, hold, loading_held, restore
 from tltasks.runs import stage as stage_module
@@ -207,6 +210,24 @@ def test_scored_and_saved_is_the_checkpoint_with_what_was_trained_beside_its_cod
         update = saved[name] - base[name]
         assert torch.linalg.matrix_norm(update) > 0
         assert torch.linalg.matrix_rank(update, rtol=1e-3) <= 4  # nothing of the rounding has come along
+
+
+@pytest.mark.exhaustive
+def test_formats_are_compared_and_searched(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, "bert", "base_dtype: fp32"))
+    formats = {it: {"stages.0.base_dtype": it} for it in ("fp32", "int8", "nf4")}
+    asked = {"recipe": recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)}
+    compared = tltasks.compare(asked | {"output": str(tmp_path / "compared"), "axes": {"held": formats}, "seeds": [0]})
+    assert not compared.failed
+    assert {cell.levels["held"] for cell in compared.findings.cells} == set(formats)
+    (tmp_path / "search.yaml").write_text(
+        yaml.safe_dump(
+            asked | {"output": str(tmp_path / "found"), "space": {"stages.0.base_dtype": list(formats)}, "trials": 3}
+        )
+    )
+    found = tune(tmp_path / "search.yaml")
+    assert {trial.settings["stages.0.base_dtype"] for trial in found.trials} <= set(formats)
+    assert all(trial.state == "finished" for trial in found.trials)
 
 
 def test_what_cannot_be_held_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
