@@ -626,33 +626,54 @@ def export(
     model: Model,
     /,
     *,
-    format_: Literal["onnx"] = "onnx",
-    output: Annotated[Path | None, Parameter(metavar="FOLDER", help="unset: OUTPUT/onnx")] = None,
+    format_: Annotated[
+        Literal["onnx", "ctranslate2"], Parameter(help="ctranslate2 is what faster-whisper loads")
+    ] = "onnx",
+    quantize: Annotated[
+        Literal["int8", "fp16"] | None, Parameter(help="unset: fp32; ONNX in int8 is calibrated on training rows")
+    ] = None,
+    output: Annotated[
+        Path | None, Parameter(metavar="FOLDER", help="unset: OUTPUT/FORMAT, or OUTPUT/FORMAT-int8")
+    ] = None,
+    tolerance: Annotated[
+        float,
+        Parameter(metavar="POINTS", help="by which the interval of the difference on test may reach below the model"),
+    ] = 1.0,
+    unscored: Annotated[bool, Parameter(negative="", help="leave the run's test set out, which may be gone")] = False,
     compare: Annotated[
         tuple[str, ...],
         Parameter(metavar="INPUT", consume_multiple=True, help="files to compare outputs on, besides made-up inputs"),
     ] = (),
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> None:
-    """Write a trained model as an ONNX file, with a parity check."""
+    """Write a trained model for programs without PyTorch, and score it again on its test set."""
     place = Path(model)
     if output is None and not place.is_dir():
         raise RecipeError(f"export {model}: name the folder to write to with --output.")
-    places = [place, place / "model"]
+    places = [place, place / "model", place / "setup"]
     if place.is_dir() and not any((at / f"{kind}config.json").is_file() for at in places for kind in ("", "adapter_")):
         raise CheckpointError(f"export {model}: holds no model (neither config.json nor adapter_config.json).")
+    if tolerance < 0:
+        raise RecipeError(f"--tolerance {tolerance:g}: is in points, and none below 0.")
     _begin(f"export: opening {model}")
     from tltasks.runtime.startup import without_collection
 
     with without_collection():
-        from tltasks.inference import onnx
+        from tltasks.inference import export as exporting
 
-        folder = output or place / "onnx"
-        parity = onnx.export(model, folder, **vars(checkpoint), arguments=list(compare))
-    _say(
-        f"{folder / onnx.FILE}: outputs differ by at most {parity.largest:.1e} of the largest on {parity.compared} "
-        f"inputs; {parity.same_answers} of {parity.compared} answers are the same"
-    )
+        folder = output or place / (f"{format_}-{quantize}" if quantize else format_)
+        outcome = exporting.export(
+            model,
+            folder,
+            kind=format_,
+            quantize=quantize,
+            tolerance=tolerance,
+            scored=not unscored,
+            arguments=compare,
+            **vars(checkpoint),
+        )
+    for line in outcome.lines(folder):
+        _say(line)
 
 
 # ----------------------------------------------------------------------------------------- experiment

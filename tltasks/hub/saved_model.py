@@ -28,6 +28,7 @@ from tltasks.data.splits import LANGUAGE
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.hub import client
 from tltasks.models.adapters import unwrap_model
+from tltasks.models.exported import Export
 from tltasks.results.result import Ancestor, lineage_after, load_result
 from tltasks.runtime.precision import choose_attention, fast_formats, hold_cast
 from tltasks.tasks import load_adapter, tasks_of
@@ -58,15 +59,21 @@ class SavedModel:
     """Checkpoint that its first training began with, not fetched yet; None where that is not known."""
     run: Path | None
     """Folder with the run's recipe and result."""
+    export: Export | None = None
+    """What it is, where it is not transformers' own any more."""
 
     def precision(self, device: torch.device) -> str:
-        """The precision of the run, as far as this device has it."""
+        """The precision of the run, as far as this device has it; an export has its own."""
+        if self.export is not None:
+            return "fp32"
         asked = self.recipe.precision if self.recipe else "auto"
         return "auto" if asked == "fp16" and "fp16" not in fast_formats(device) else asked
 
     def build(self, *, device: torch.device, precision: str) -> tuple[Self, nn.Module]:
         """Load the weights; the model attends as the run's own did, and the task is as the model allows it."""
         model: nn.Module
+        if self.export is not None:
+            return self, self.export.open(self.task.config)
         if self.base is None:
             built = self.task.build(STAGES["zero_shot"])
             task, model = built.task, built.model
@@ -90,7 +97,10 @@ def load_saved_model(
 
     `tag` names the task where the checkpoint does not tell, and `language` that of all inputs.
     """
-    folder, run = _locate(name, revision=revision, trust_remote_code=trust_remote_code)
+    if export := Export.find(Path(name).expanduser()):
+        folder, run, tag = export.setup, None, tag or export.task
+    else:
+        folder, run = _locate(name, revision=revision, trust_remote_code=trust_remote_code)
     base = _find_base(folder, display_name=name, trust_remote_code=trust_remote_code)
     setup = folder if (folder / "config.json").is_file() or base is None else Path(base.name)
     recipe, plan, origin = _read_run(run) if run else (None, None, None)
@@ -114,7 +124,8 @@ def load_saved_model(
     elif origin is not None:  # a recipe from the Hub does not decide what code is run here
         origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
     spoken: str | None = getattr(getattr(plan.data, "columns"), LANGUAGE, None)  # noqa: B009
-    return SavedModel(task, base, folder, recipe, (named, own), spoken, plan, origin, run)
+    inputs = (named, own) if export is None else export.columns
+    return SavedModel(task, base, folder, recipe, inputs, spoken, plan, origin, run, export)
 
 
 def write_merged(saved: SavedModel, folder: Path) -> None:
@@ -238,6 +249,8 @@ def resolve_checkpoint(source: Checkpoint, *, tag: str) -> ResolvedCheckpoint:
     """
     place = Path(source.name)
     run = place / "model"
+    if Export.find(place) is not None:
+        raise CheckpointError(f"model {source.display_name}: is an export, which cannot be trained; name its run.")
     if place.is_dir() and (place / "recipe.yaml").is_file() and run.is_dir():
         source = dataclasses.replace(source, name=str(run))
     elif not place.is_dir() and not _has_adapter(source):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,19 +20,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tltasks.errors import CheckpointError, RecipeError, first_line
-from tltasks.hub.saved_model import SavedModel, load_saved_model
-from tltasks.inference.inputs import Inputs, check_arguments
-from tltasks.models.adapters import is_adapted, merged, without_adapter
-from tltasks.runtime import devices
-from tltasks.runtime.files import check_place, whole_folder, write_json, write_text
-from tltasks.tasks.base import OnnxInput, Outputs
+from tltasks.models.adapters import is_adapted, without_adapter
+from tltasks.models.exported import CONVERTED, ONNX_FILE
+from tltasks.tasks.base import OnnxInput, Outputs, TaskBase
 from tltasks.training.evaluation import largest_difference, merging_makes
 
-FILE = "model.onnx"
+Values = NDArray[np.float32]
 TOLERANCE = 1e-3
 """Largest difference of an output that is let pass, as a share of the largest output."""
 MADE_UP = 4
 """Inputs of different sizes that the file is compared on besides those that are named."""
+CALIBRATIONS = {"eight bits": False, "seven bits": True}
+"""Ways to quantise weights, and whether they keep to seven bits: on processors without VNNI sums of eight overflow, and
+there the outputs say so."""
+FEWEST_KNOWN = 16
+"""Inputs below which ranges of activations are not worth measuring."""
 
 
 @dataclass(frozen=True)
@@ -57,45 +61,23 @@ class _Function(nn.Module):
         return logits
 
 
-def export(
-    name: str, output: Path, *, tag: str | None, revision: str, trust_remote_code: bool, arguments: Sequence[str] = ()
-) -> Parity:
-    """Write a trained model to a folder that must not be there yet, with all that its use needs beside it.
+def refuse(task: TaskBase, display_name: str) -> None:
+    """Raise RecipeError for a task whose answers are no single pass, with the format that serves it."""
+    if task.onnx_input() is not None:
+        return
+    serves = task.converts and task.architecture in CONVERTED
+    raise RecipeError(
+        f"export {display_name}: its answers are generated token by token, which is no single pass that an ONNX file "
+        f"could hold. {'--format ctranslate2 writes it.' if serves else 'Classifiers and CTC recognisers can be.'}"
+    )
 
-    Raises a TltasksError for tasks that are no single pass, models that cannot be written so, and a file whose outputs
-    are not the model's; nothing is left behind then.
-    """
-    _check_libraries()
-    check_arguments(arguments, fetches=False)
-    check_place(output, "export --output")
-    if output.exists():
-        raise RecipeError(f"export: {output} is there already; name another folder with --output.")
-    devices.set_num_threads(1)
-    devices.quieten_libraries(interactive=False)
-    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
-    task = saved.task
-    if (about := task.onnx_input()) is None:
-        raise RecipeError(
-            f"export {name}: its answers are generated token by token, which is no single pass that a file could hold. "
-            "Classifiers and CTC speech recognition can be exported."
-        )
-    built = saved.build(device=torch.device("cpu"), precision="fp32")[1].eval().float()
-    model = _Function(merged(built), about).eval()
-    inputs = Inputs(arguments, task.input_kind, saved.columns) if arguments else ()
-    values = [*about.made_up(MADE_UP), *(about.read(item.read(task.input_kind)) for item in inputs)]
+
+def check_merged(
+    built: nn.Module, whole: nn.Module, about: OnnxInput, values: Sequence[Tensor], *, display_name: str
+) -> None:
+    """Raise CheckpointError for an adapter that computes something else once it is merged."""
     if is_adapted(built):
-        _check_merged(_Function(built, about).eval(), model, values, display_name=name)
-    with whole_folder(output) as place:
-        _write(model, about, place / FILE, display_name=name)
-        task.save_setup(place)
-        parity = compare(model, place / FILE, values)
-        if parity.largest > TOLERANCE:
-            raise CheckpointError(
-                f"export {name}: outputs of the file differ from the model's by {parity.largest:.1e} of the largest "
-                f"({TOLERANCE:g} is let pass); it was not kept."
-            )
-        _describe(place, saved, about, parity)
-    return parity
+        _check_merged(_Function(built, about).eval(), _Function(whole, about).eval(), values, display_name=display_name)
 
 
 def _check_merged(adapted: _Function, whole: _Function, values: Sequence[Tensor], *, display_name: str) -> None:
@@ -116,18 +98,9 @@ def _check_merged(adapted: _Function, whole: _Function, values: Sequence[Tensor]
         )
 
 
-def _check_libraries() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise RecipeError(
-            f"export: needs {error.name}, which is not installed: pip install 'tltasks[export]'"
-        ) from error
-
-
-def _write(model: _Function, about: OnnxInput, path: Path, *, display_name: str) -> None:
+def write(whole: nn.Module, about: OnnxInput, path: Path, *, display_name: str) -> None:
+    """Write the file; raises CheckpointError for a model that PyTorch's exporter cannot write."""
+    model = _Function(whole, about).eval()
     example = about.made_up(1)[0]
     dynamic = dict.fromkeys(about.free_axes, torch.export.Dim.DYNAMIC)
     if 0 in about.free_axes:
@@ -147,7 +120,7 @@ def _write(model: _Function, about: OnnxInput, path: Path, *, display_name: str)
         program.save(str(path))
     except Exception as error:  # whatever the exporter trips over, there is no file
         raise CheckpointError(
-            f"export {display_name}: PyTorch cannot write {type(model.model).__name__} as ONNX ({first_line(error)})."
+            f"export {display_name}: PyTorch cannot write {type(whole).__name__} as ONNX ({first_line(error)})."
         ) from error
 
 
@@ -163,32 +136,95 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def compare(model: nn.Module, path: Path, values: Sequence[Tensor]) -> Parity:
-    """Run file and model on the same inputs, each by itself."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
+def compare(
+    model: nn.Module, opened: nn.Module, about: OnnxInput, values: Sequence[Tensor], *, display_name: str
+) -> Parity:
+    """Run the model and what was written of it on the same inputs, each by itself; raises CheckpointError where they
+    compute something else."""
     largest, same = 0.0, 0
     for value in values:
         with torch.no_grad():
-            wanted: NDArray[np.float32] = model(value).numpy()
-        found: NDArray[np.float32] = session.run(None, {name: value.numpy()})[0]
+            wanted, found = (_Function(it, about).eval()(value).numpy() for it in (model, opened))
         largest = max(largest, float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-9)))
         same += bool(np.array_equal(found.argmax(-1), wanted.argmax(-1)))
+    if largest > TOLERANCE:
+        raise CheckpointError(
+            f"export {display_name}: outputs of the file differ from the model's by {largest:.1e} of the largest "
+            f"({TOLERANCE:g} is let pass); it was not kept."
+        )
     return Parity(len(values), largest, same)
 
 
-def _describe(place: Path, saved: SavedModel, about: OnnxInput, parity: Parity) -> None:
-    write_json(
-        place / "export.json",
-        {
-            "task": saved.task.tag,
-            "input": {"name": about.name, "shape": about.shape},
-            "compared": parity.compared,
-            "largest_difference": parity.largest,
-            "same_answers": parity.same_answers,
-            "versions": devices.versions(),
-        },
+# ------------------------------------------------------------------------------------------------ int8
+
+
+def check_known(known: Sequence[Tensor], display_name: str) -> None:
+    """Raise RecipeError for too few inputs to measure ranges of activations on."""
+    if len(known) < FEWEST_KNOWN:
+        raise RecipeError(
+            f"export {display_name} --quantize int8: activations are calibrated on training rows, and {len(known)} can "
+            f"be read here ({FEWEST_KNOWN} at least). Name a run's results folder whose training data are in place."
+        )
+
+
+def quantize(folder: Path, known: Sequence[Tensor]) -> dict[str, object]:
+    """Put a file in int8 in its place, with ranges of activations that are measured once, on inputs of training rows.
+
+    So an answer depends on nothing but its input, as it would by ranges that are measured anew for each batch. Weights
+    have a range for each channel. Of the ways to quantise them that is taken whose outputs are nearest on inputs that
+    nothing was measured on. Source: onnxruntime 1.32, quantization/quantize.py, `quantize_static`.
+    """
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    inputs = [value.numpy() for value in known]
+    held, seen = inputs[: len(inputs) // 4], inputs[len(inputs) // 4 :]
+    plain = folder / ONNX_FILE
+    wanted, distances = _logits(plain, held), dict[str, float]()
+    with tempfile.TemporaryDirectory() as scratch, _quiet():
+        prepared = Path(scratch) / "prepared.onnx"
+        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
+        for name, seven_bits in CALIBRATIONS.items():
+            path = Path(scratch) / f"{name}.onnx"
+            _quantize(prepared, path, seen, seven_bits=seven_bits)
+            pairs = zip(_logits(path, held), wanted, strict=True)
+            distances[name] = float(np.mean([np.abs(a - b).mean() for a, b in pairs]))
+        chosen = min(distances, key=lambda name: distances[name])
+        shutil.copy(Path(scratch) / f"{chosen}.onnx", plain)
+    return {"rows": len(seen), "distances": distances, "chosen": chosen}
+
+
+def _quantize(plain: Path, path: Path, inputs: Sequence[Values], *, seven_bits: bool) -> None:
+    from onnxruntime import quantization
+
+    name = _session(plain).get_inputs()[0].name
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        """Hands the inputs out one by one."""
+
+        left = iter(inputs)
+
+        def get_next(self) -> dict[str, Values] | None:
+            value = next(self.left, None)
+            return None if value is None else {name: value}
+
+    quantization.quantize_static(
+        str(plain),
+        str(path),
+        Reader(),
+        per_channel=True,
+        reduce_range=seven_bits,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
     )
-    write_text(place / "README.md", f"# {saved.task.tag} in ONNX\n\n```python\n{about.usage}```\n")
+
+
+def _logits(path: Path, inputs: Sequence[Values]) -> list[Values]:
+    session = _session(path)
+    name = session.get_inputs()[0].name
+    return [session.run(None, {name: value})[0] for value in inputs]
+
+
+def _session(path: Path):  # type: ignore[no-untyped-def]
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

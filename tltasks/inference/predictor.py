@@ -31,7 +31,7 @@ from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Item, is_url
 from tltasks.runtime import devices
 from tltasks.runtime.precision import choose_precision
-from tltasks.tasks.base import TaskBase
+from tltasks.tasks.base import Prediction, TaskBase
 from tltasks.training.evaluation import predict_rows
 
 TOP_K = 5
@@ -129,6 +129,12 @@ class Predictor:
     @classmethod
     def load(cls, saved: SavedModel, device: torch.device, *, precision: str | None = None) -> Predictor:
         """Load the weights, in the number format of the training unless another is named."""
+        if saved.export is not None:
+            if precision is not None:
+                raise RecipeError(
+                    f"precision {precision}: {saved.export.folder} computes as it was exported; leave it."
+                )
+            device = torch.device("cpu")
         precision = choose_precision(precision or saved.precision(device), device)
         saved, model = saved.build(device=device, precision=precision)
         return cls(saved, model, device, precision)
@@ -208,10 +214,13 @@ class Predictor:
         # Objectives hide parts of a row by its number: with one for all, no answer depends on the others.
         columns["row"] = [0] * len(good)
         features["row"] = datasets.Value("int64")
-        rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-        with _quiet():
-            predictions = predict_rows(_OneProcess(self.device, self.precision), task, self.model, rows, workers=0)
+        predictions = self.predict_rows(datasets.Dataset.from_dict(columns, features=datasets.Features(features)))
         return [cast("Output", task.to_output(prediction, top_k=top_k)) for prediction in predictions]
+
+    def predict_rows(self, rows: datasets.Dataset) -> list[Prediction]:
+        """Predictions for encoded rows, in order."""
+        with _quiet():
+            return predict_rows(_OneProcess(self.device, self.precision), self.task, self.model, rows, workers=0)
 
     def _item(self, value: object) -> Item:
         """An input of a program as one of the command line."""

@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.adaptation import AdaLora, Adapt
 from tltasks.errors import CheckpointError, RecipeError, did_you_mean, first_line
+from tltasks.models.exported import ExportedModel
 from tltasks.models.held import is_quantized, weight_sizes
 from tltasks.models.trial import FAULTS, IDLE, LAYERS, Trial, kept_targets, lend, with_embeddings
 
@@ -343,7 +344,8 @@ def _any_peft_config(
 
 def unwrap_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside whatever wraps it, with any adapter's layers in place."""
-    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    kinds = (PreTrainedModel, ExportedModel)  # the latter answers the same calls
+    return next(cast(PreTrainedModel, module) for module in model.modules() if isinstance(module, kinds))
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[peft.PeftModel]:

@@ -284,6 +284,23 @@ class StageMeasurement:
     """Bytes that steps are expected to need at once, by what for; empty where that cannot be told."""
 
 
+@dataclass(frozen=True)
+class Rescored:
+    """An export, or the trained model, in one line of a table."""
+
+    name: str
+    metric: str
+    value: Number
+    ci95: Interval
+    difference_ci95: Interval | None
+    """Of its metric less that of the trained model, on the same rows; None of that itself."""
+    rows: int
+    same_answers: int
+    answers_per_second: float
+    memory_bytes: int
+    disk_bytes: int
+
+
 def lineage_after(stage: StageResult, recipe_sha256: str) -> list[Ancestor]:
     """The past of weights that go on from a stage."""
     own = Ancestor(

@@ -163,6 +163,8 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     """Columns of an answer."""
     least_rows: ClassVar[int] = 1
     """Fewest rows that a loss can be of."""
+    converts: ClassVar[bool] = False
+    """Models of it may be written for CTranslate2, where that knows the architecture."""
     settles: ClassVar[bool] = False
     """There is something that the task of a trained model chooses by predictions for `validation` (`settled`)."""
     head_name: ClassVar[str] = "its head"

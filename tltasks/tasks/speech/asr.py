@@ -95,6 +95,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             ),
         }
     )
+    converts: ClassVar[bool] = True
     new_head_hint: ClassVar[str] = "use `stage: transfer`, which builds a vocabulary and puts a new head on it."
 
     recogniser: Recogniser

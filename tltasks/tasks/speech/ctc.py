@@ -30,6 +30,7 @@ from tltasks.data.languages import Languages, only_language
 from tltasks.data.splits import Split
 from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import find_head, unwrap_model
+from tltasks.models.exported import ExportedModel
 from tltasks.models.frozen_transformer import FrozenTransformerCtcConfig, feature_extractor
 from tltasks.models.loading import open_tokenizer
 from tltasks.tasks.base import IGNORED, Batch, content_key
@@ -256,7 +257,9 @@ class CtcRecogniser(Recogniser):
 
     def _lengths(self, model: nn.Module, batch: Batch, *, most: int) -> Tensor:
         """Steps of each clip, of `most` that the output has."""
-        return count_steps(unwrap_model(model), mask_of(batch).sum(-1)).to(torch.long).clamp(max=most)
+        own = unwrap_model(model)
+        counts = self._skeleton[0] if isinstance(own, ExportedModel) else own
+        return count_steps(counts, mask_of(batch).sum(-1)).to(torch.long).clamp(max=most)
 
 
 def count_steps(model: PreTrainedModel, n_features: Tensor) -> Tensor:

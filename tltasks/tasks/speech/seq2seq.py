@@ -34,6 +34,7 @@ from tltasks.data.languages import Languages, standard
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.scripts import is_unspaced
 from tltasks.models.adapters import generating_model, unwrap_model
+from tltasks.models.exported import whisper_prompt
 from tltasks.models.loading import open_generation, open_tokenizer
 from tltasks.models.writing import write
 from tltasks.tasks.base import IGNORED, Batch, Processor, content_key
@@ -106,7 +107,8 @@ class SequenceRecogniser(Recogniser):
         trains = trains and not by_row
         if config.model_type == "whisper":
             languages = _set_language(generation, language, speech_task, trains=trains, display_name=name)
-            prompt = _whisper_prompt(generation, config, languages.codes[0] if by_row and languages.codes else None)
+            first = languages.codes[0] if by_row and languages.codes else None
+            prompt = whisper_prompt(generation, config, generation.language or first)
         else:
             languages = _force_language(generation, language, trains=trains, display_name=name)
             if speech_task:
@@ -123,7 +125,8 @@ class SequenceRecogniser(Recogniser):
             )
         draw_nothing(config)
         found = (config, extractor, tokenizer, name, generation, prompt, window)
-        return cls(*found, processor=processor, languages=languages)
+        apart = config.model_type != "whisper"  # whose input is of one size
+        return cls(*found, processor=processor, languages=languages, is_apart=apart)
 
     # --------------------------------------------------------------------------------------- shape
 
@@ -385,17 +388,6 @@ def _named(languages: Languages, language: str | None, *, trains: bool) -> str |
         return None if language is None else languages.code(language)
     except DataError as reason:
         raise RecipeError(f"model.language: {reason}") from reason
-
-
-def _whisper_prompt(generation: GenerationConfig, config: PretrainedConfig, language: str | None) -> tuple[int, ...]:
-    """With the language that is set, or another where none is."""
-    start = generation.decoder_start_token_id
-    prompt = [int(start if start is not None else config.decoder_start_token_id)]
-    if (language := generation.language or language) is not None:
-        prompt += [generation.lang_to_id[f"<|{language}|>"], generation.task_to_id[generation.task]]
-    if getattr(generation, "no_timestamps_token_id", None) is not None:
-        prompt.append(generation.no_timestamps_token_id)
-    return tuple(prompt)
 
 
 def _force_language(

@@ -102,6 +102,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     top_score: ClassVar[float | None] = 100.0
     input_kind: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
     output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
+    converts: ClassVar[bool] = True
     head_name: ClassVar[str] = "the head that writes text"
     new_head_hint: ClassVar[str] = "name a checkpoint that was trained to write."
 

@@ -1,0 +1,86 @@
+"""A run's exports side by side, in a table of their own in its card and report, and each one's card."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from tltasks.reports.formatting import show_bytes, show_interval, show_number, words
+from tltasks.results.result import Rescored
+from tltasks.runtime.files import write_text
+
+BEGIN, END = "<!-- exports: begin -->", "<!-- exports: end -->"
+"""Around the table, where it is put into a page that is written already."""
+HEADINGS = ("95 % interval", "difference to trained", "same answers", "a second", "peak memory", "on disk")
+
+
+def describe(it: Rescored) -> str:
+    """One export's score in a sentence."""
+    return (
+        f"{words(it.metric)} is {show_number(it.value)}, and its difference to the trained model's "
+        f"{show_interval(it.difference_ci95)}; {it.same_answers} of {it.rows} answers are the same"
+    )
+
+
+def rows_of(scores: Sequence[Rescored]) -> list[list[str]]:
+    """Cells of a table, a row for each model, with what heads them."""
+    metric = words(scores[0].metric)
+    table = [["model", metric, *HEADINGS]]
+    for it in scores:
+        apart = "" if it.difference_ci95 is None else show_interval(it.difference_ci95)
+        cells = [it.name, show_number(it.value), show_interval(it.ci95), apart, f"{it.same_answers} of {it.rows}"]
+        table.append(
+            [*cells, show_number(it.answers_per_second), show_bytes(it.memory_bytes), show_bytes(it.disk_bytes)]
+        )
+    return table
+
+
+def markdown(scores: Sequence[Rescored]) -> str:
+    """The table as Markdown."""
+    head, *rows = [f"| {' | '.join(cells)} |" for cells in rows_of(scores)]
+    return "\n".join([head, "|---" * len(rows_of(scores)[0]) + "|", *rows])
+
+
+def plain(scores: Sequence[Rescored]) -> list[str]:
+    """The table as lines for a terminal."""
+    table = rows_of(scores)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def card(title: str, usage: str, scores: Sequence[Rescored]) -> str:
+    """README.md of an export."""
+    if not scores:
+        told = "It was not scored on a test set."
+    else:
+        told = (
+            f"On the {scores[0].rows} test rows of its run, each model in a process of its own, which loads it and "
+            f"answers all (answers a second on this machine; memory of the whole process):\n\n{markdown(scores)}"
+        )
+    return f"# {title}\n\n{told}\n\n{usage}"
+
+
+def show_in(run: Path, scores: Sequence[Rescored]) -> None:
+    """Put the table into a results folder's card and report, in the place of an earlier one."""
+    _replace(run / "README.md", f"\n## Exports\n\n{markdown(scores)}\n", before=None)
+    cells = [[html.escape(cell) for cell in row] for row in rows_of(scores)]
+    head = "".join(f"<th>{cell}</th>" for cell in cells[0])
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells[1:])
+    table = f"<div class='scroll' tabindex='0'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    _replace(run / "report.html", f"<section><h2>Exports</h2>{table}</section>", before="</main>")
+
+
+def _replace(path: Path, part: str, *, before: str | None) -> None:
+    if not path.is_file():
+        return
+    text, part = path.read_text(encoding="utf-8"), f"{BEGIN}{part}{END}\n"
+    if BEGIN in text and END in text:
+        first, _, rest = text.partition(BEGIN)
+        text = first + part + rest.partition(END)[2].removeprefix("\n")
+    elif before is not None and before in text:
+        first, mark, rest = text.rpartition(before)
+        text = first + part + mark + rest
+    else:
+        text = text.rstrip("\n") + "\n\n" + part
+    write_text(path, text)
