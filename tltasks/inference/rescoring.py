@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from tltasks.config.tasks import TASKS
 from tltasks.data.encoding import encode_split
 from tltasks.data.loading import load_splits
 from tltasks.data.splits import EncodedSplit, Split, located
-from tltasks.errors import DataError
+from tltasks.errors import CheckpointError, DataError
 from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.predictor import Predictor
 from tltasks.results.result import Rescored, load_result
@@ -89,7 +90,12 @@ def answer_apart(name: str, trained: str, *, tag: str, trust_remote_code: bool) 
     In a process of its own, so that the memory is that of this model alone.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(answer, name, trained, tag=tag, trust_remote_code=trust_remote_code).result()
+        try:
+            return process.submit(answer, name, trained, tag=tag, trust_remote_code=trust_remote_code).result()
+        except BrokenProcessPool as error:
+            raise CheckpointError(
+                f"export {trained}: answering its test set was ended from outside (memory?)."
+            ) from error
 
 
 def answer(name: str, trained: str, *, tag: str, trust_remote_code: bool) -> Answers:
