@@ -385,6 +385,14 @@ def is_held(model: nn.Module) -> bool:
     return any(isinstance(module, Held) for module in model.modules())
 
 
+def saved_by_holding(model: nn.Module, *, bits: float) -> int:
+    """Bytes that frozen weights would take less in a format of so many bits; below 16, those of no embedding."""
+    kinds = {*_HELD, *_HELD.values()} if bits >= 16 else {*_QUANTIZED, HeldLinear, HeldConv1D}
+    layers = [module for module in model.modules() if type(module) in kinds and _may_be_held(module)]
+    weights = {id(module.weight): module.weight for module in layers if not module.weight.requires_grad}
+    return int(sum(max(0.0, it.element_size() - bits / 8) * it.numel() for it in weights.values()))
+
+
 def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, Quantized) for module in model.modules())
 

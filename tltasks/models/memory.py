@@ -23,6 +23,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 # Private names of torch (2.14), which has no public way to run a model in autocast without numbers, or to count bytes.
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _aten = torch.ops.aten
+_PRODUCTS = {_aten.mm, _aten.addmm, _aten.addmm_, _aten.bmm, _aten.baddbmm}
+_CONVOLUTIONS = {_aten.convolution, _aten.convolution_backward}
+_EMPTY = _aten.empty.memory_format
+"""Has no numbers yet; those that are drawn into it, as for dropout, decide no shape."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Memory:
     """AdamW's two moments of each trained weight."""
     activations: int
     """For one micro-batch: what the backward pass waits for, what is cast, and what is computed on the way."""
+    kernels: int = 0
+    """Their number: oneDNN makes one for each shape of a product in 16 bits, or of a convolution, on a CPU."""
 
     @property
     def total(self) -> int:
@@ -49,11 +55,13 @@ def rehearse_step(
     batch: dict[str, Tensor],
     *,
     precision: str,
+    accumulates: bool = True,
 ) -> Memory:
     """Bytes that one micro-batch needs of a model as it stands: adapted, frozen, in its formats, on any device.
 
-    Weights and their gradients are there all the time, as from the second micro-batch of a step on; AdamW's moments
-    are two for each trained weight, in its own format. What is measured is the most that is alive beside them.
+    Weights and their gradients are there all the time, as from the second micro-batch of a step on; where a step has
+    one that `accumulates` nothing, gradients come as activations go. AdamW's moments are two for each trained weight,
+    in its own format. What is measured is the most that is alive beside them.
     """
     held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -61,7 +69,7 @@ def rehearse_step(
         rehearsal = _Rehearsal(mode)
         inputs = {name: rehearsal.known(tensor) for name, tensor in batch.items()}
         for parameter in model.parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and accumulates:
                 parameter.grad = torch.empty_like(parameter)
         for tensor in (*model.parameters(), *model.buffers()):
             rehearsal.ignore(tensor)
@@ -73,7 +81,8 @@ def rehearse_step(
             found.backward()  # type: ignore[no-untyped-call]
             del found
     weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    return Memory(weights, trained, 2 * trained, rehearsal.most)
+    most = rehearsal.most if accumulates else max(0, rehearsal.most - trained)
+    return Memory(weights, trained, 2 * trained, most, len(rehearsal.products))
 
 
 @contextlib.contextmanager
@@ -109,6 +118,7 @@ class _Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.mode, self.alive, self.most = mode, 0, 0
         self.counted: set[int] = set()
         self.real = WeakIdKeyDictionary()
+        self.products: set[tuple[object, ...]] = set()
 
     def known(self, tensor: Tensor) -> Tensor:
         """A tensor of the batch."""
@@ -122,6 +132,7 @@ class _Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = {name: value for name, value in (kwargs or {}).items() if name != "generator"}
+        self._note_product(func, args)  # type: ignore[no-untyped-call]
         real = self._for_real(func, args, kwargs)  # type: ignore[no-untyped-call]
         if func is _aten.index.Tensor:
             args = (args[0], [place for index in args[1] for place in self._places(index)])
@@ -148,12 +159,18 @@ class _Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found: Tensor = _aten._grouped_mm.default(rows.bfloat16(), weights.bfloat16(), *args, **kwargs)
         return found.to(rows.dtype)
 
+    def _note_product(self, func, args):  # type: ignore[no-untyped-def]
+        if func.overloadpacket in _PRODUCTS | _CONVOLUTIONS:
+            tensors = [it for it in args if isinstance(it, Tensor)]
+            if func.overloadpacket in _CONVOLUTIONS or tensors[-1].dtype in _FORMATS.values():
+                self.products.add((func.overloadpacket, *((it.dtype, it.shape, it.stride()) for it in tensors)))
+
     def _for_real(self, func, args, kwargs):  # type: ignore[no-untyped-def]
         """The outcome of an operation on whole numbers or masks alone; None for others."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(tensor not in self.real for tensor in tensors) or (not tensors and "dtype" not in kwargs):
             return None
-        if not tensors and (kwargs["dtype"] is None or kwargs["dtype"].is_floating_point):
+        if not tensors and (kwargs["dtype"] is None or kwargs["dtype"].is_floating_point or func is _EMPTY):
             return None
         args, kwargs = tree_map_only(Tensor, self.real.__getitem__, (args, kwargs))
         with _disable_current_modes():

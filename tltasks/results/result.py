@@ -173,6 +173,10 @@ class TrainingSummary:
     l2: float | None = None
     """Of a probe: weight of the penalty that was chosen."""
     interpolation: Interpolation | None = None
+    expected_memory: dict[str, int] = field(default_factory=dict)
+    """Bytes that steps were expected to need at once, by what for; empty where that was not told."""
+    peak_memory_bytes: int | None = None
+    """The most memory in use during its steps; None where the system does not tell."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +23,8 @@ from tltasks.config.stage import StagePlan
 from tltasks.config.tasks import TASKS
 from tltasks.data.batching import steps_per_epoch
 from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
-from tltasks.models.adapters import adapt, count_parameters, is_adapted, merged, set_training_mode, without_adapter
-from tltasks.models.fast_steps import fast_steps
+from tltasks.models.adapters import adapt, count_parameters, is_adapted, merged, without_adapter
 from tltasks.models.held import FORMATS, hold, hold_head, is_held, is_quantized, loading_held, restore
-from tltasks.models.memory import rehearse_step
-from tltasks.models.trial import FAULTS
 from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import (
     EXAMPLES,
@@ -47,6 +44,7 @@ from tltasks.runs.baselines import ROW_SCORES, baseline_predictions, scores_of_e
 from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.context import Context, PreparedStage
 from tltasks.runs.leaks import summarise, twin_examples
+from tltasks.runs.memory import Parts, advise, expect_memory, is_large, shortage_told
 from tltasks.runtime import devices
 from tltasks.runtime.files import whole_file, whole_folder, write_text
 from tltasks.runtime.precision import choose_attention, choose_base_dtype, hold_cast
@@ -65,8 +63,7 @@ from tltasks.training.evaluation import (
     write_predictions,
 )
 from tltasks.training.linear_probe import Fit, fit_probe
-from tltasks.training.loop import Job, largest_micro_batch, seconds_per_step, train
-from tltasks.training.optimizer import state_bytes
+from tltasks.training.loop import Job, seconds_per_step, train
 from tltasks.training.robustness import measure_robustness
 from tltasks.training.tracking import Tracker
 from tltasks.training.weight_interpolation import interpolate
@@ -75,6 +72,19 @@ BySplit = dict[str, list[Prediction]]
 SAVED_WITHIN = 1e-3
 """Share of the largest output by which a saved model may differ; a head that is lost changes the first digits."""
 CHECKED_ROWS = 8
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """How a stage was trained."""
+
+    progress: Progress = field(default_factory=Progress)
+    fit: Fit | None = None
+    base_difference: float | None = None
+    """How far the quantised base that it was trained beside makes its outputs others than its own does."""
+    expected_memory: Parts = field(default_factory=dict)
+    peak_memory: int | None = None
+    """Bytes, of the loop alone."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +103,10 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         _drop_checkpoints(context, finished.result)
         return finished
     # ------------------------------------------------------------------------------ build, adapt, train
-    started = time.perf_counter()
+    started, before = time.perf_counter(), devices.resident_bytes()
     stage, built = _build(context, stage)
-    model, progress, fit, base_difference = _train(context, stage, built)
+    model, training = _train(context, stage, built, before=before)
+    progress = training.progress
     provenance, trains = built.provenance, plan.kind.trains
     del built
     context.heed_stop(f"stage {plan.name}: stopped after training, before evaluation")
@@ -136,7 +147,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         total_parameters=total,
         weights=weights,
         data=_describe_splits(stage, leaks),
-        training=_describe_training(context, stage, progress, fit, interpolation, base_difference) if trains else None,
+        training=_describe_training(context, stage, training, interpolation) if trains else None,
         robustness=robustness,
         lineage=lineage_after(earlier[-1], context.plan.sha256) if plan.continues else stage.lineage,
         baseline_names=dict(TASKS[plan.task].baseline_names),
@@ -185,36 +196,12 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
         hold_frozen(context, stage, model)
         job = make_job(context, stage, head)
         steps = job.total_steps
-        parts = _expect_memory(context, job, model, before=before)
+        parts = expect_memory(context, job, model, before=before)
         seconds = seconds_per_step(context.accelerator, job, model) * steps
     trainable, total = count_parameters(model)
     splits = {name: (len(split.rows), len(split.skipped)) for name, split in stage.encoded.items()}
     memory = devices.peak_memory_bytes(context.accelerator.device)
     return StageMeasurement(plan.name, splits, trainable, total, memory, steps, seconds, parts)
-
-
-def _expect_memory(context: Context, job: Job, model: nn.Module, *, before: int) -> dict[str, int]:
-    """Bytes that the stage's steps need, by what for: found by rehearsing the largest micro-batch without numbers.
-
-    On a CPU with those of the process `before` the model. Empty for a model that does not run so.
-    """
-    accelerator = context.accelerator
-    batch = largest_micro_batch(accelerator, job, model)
-    set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
-    try:
-        with fast_steps(model, accelerator.device):
-            found = rehearse_step(model, job.task.loss, batch, precision=context.precision)
-    except FAULTS:
-        return {}
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return {
-        **({"process and data": before} if accelerator.device.type == "cpu" else {}),
-        "frozen weights": found.weights - trained,
-        "trained weights": trained,
-        "gradients": found.gradients,
-        "optimizer": state_bytes(model, job.stage, head=job.head),
-        "activations of a micro-batch": found.activations,
-    }
 
 
 # --------------------------------------------------------------------------------- build, adapt, train
@@ -247,12 +234,9 @@ def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, Built
 
 
 def _train(
-    context: Context, stage: PreparedStage, built: BuiltModel[TaskBase]
-) -> tuple[nn.Module, Progress, Fit | None, float | None]:
-    """The model after the loop, or after a probe's fit; as it was built where nothing is trained.
-
-    The number is how far the quantised base that it was trained beside makes its outputs others than its own does.
-    """
+    context: Context, stage: PreparedStage, built: BuiltModel[TaskBase], *, before: int
+) -> tuple[nn.Module, _Trained]:
+    """The model after the loop, or after a probe's fit; as it was built where nothing is trained."""
     plan, task = stage.plan, stage.task
     if plan.kind.cached:
         own_head, workers = task.head(built.model), context.workers(plan)
@@ -264,24 +248,24 @@ def _train(
             f"fitted the head to {progress.examples:,} rows of features in {progress.seconds:.1f} s "
             f"(l2 {fit.l2:g}, {fit.iterations} iterations)",
         )
-        return built.model, progress, fit, None
+        return built.model, _Trained(progress, fit)
     if not plan.kind.trains:
-        return built.model, Progress(), None, None
+        return built.model, _Trained()
     model, head = adapt_model(stage, built)
     hold_frozen(context, stage, model)
-    progress = _loop(context, stage, model, head)
+    trained = _loop(context, stage, model, head, before=before)
     context.accelerator.free_memory()  # it keeps the optimiser
     devices.release_memory()
     beside = _outputs(context, stage, model) if is_quantized(model) else None
     if is_held(model):
         set_seed(context.seed)
         restore(model, stage.task.build(plan.kind).model, display_name=stage.source.display_name)
-    difference = None
     if beside is not None:
         difference = largest_difference(beside, _outputs(context, stage, model))
         base = plan.stage.base_dtype
         context.say(plan, f"back on the checkpoint's own weights, from {base}: outputs differ by {difference:.2g}")
-    return model, progress, None, difference
+        trained = dataclasses.replace(trained, base_difference=difference)
+    return model, trained
 
 
 # ------------------------------------------------------------------------------ frozen weights
@@ -356,7 +340,7 @@ def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.M
     return adapted, tuple(head)
 
 
-def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[str, ...]) -> Progress:
+def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[str, ...], *, before: int) -> _Trained:
     """Train with a bar or lines of what is done, and a line for each evaluation."""
     plan, accelerator = stage.plan, context.accelerator
 
@@ -366,7 +350,8 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
         return context.on_step and context.on_step(info)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        score = _validate(context, stage, model)
+        with peak.left_out():
+            score = _validate(context, stage, model)
         with bar.bar.external_write_mode(file=sys.stderr):
             _say_validation(context, stage, score)
         return score.values
@@ -383,6 +368,7 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
         on_step=on_step,
         on_evaluation=on_evaluation,
         evaluate=evaluate if "validation" in stage.encoded else None,
+        advise=lambda halvings, asked: advise(context, stage, job, model, halvings=halvings, asked=asked),
     )
     trained, total = count_parameters(model)
     context.say(
@@ -391,8 +377,14 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
         f"{job.total_steps:,} steps of {plan.stage.batch_size}{_chosen_epochs(job)}; {context.precision} on "
         f"{accelerator.device.type}" + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""),
     )
-    with Bar(plan.name, job.total_steps, "steps", leave=True) as bar:
-        return train(accelerator, job, model)
+    peak = devices.PeakMemory(accelerator.device)
+    short = shortage_told(f"stage {plan.name}", lambda asked: job.advise(0, asked))
+    with Bar(plan.name, job.total_steps, "steps", leave=True) as bar, short:
+        progress = train(accelerator, job, model)
+    highest = peak.bytes()
+    # By now the model has kept what it keeps of passes of these shapes, with numbers in it.
+    parts = expect_memory(context, job, model, before=before, halvings=progress.halvings) if is_large(model) else {}
+    return _Trained(progress, expected_memory=parts, peak_memory=highest)
 
 
 def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score:
@@ -625,14 +617,9 @@ def _describe_splits(stage: PreparedStage, leaks: dict[str, Leaks | None]) -> di
 
 
 def _describe_training(
-    context: Context,
-    stage: PreparedStage,
-    progress: Progress,
-    fit: Fit | None,
-    interpolation: Interpolation | None,
-    base_difference: float | None,
+    context: Context, stage: PreparedStage, trained: _Trained, interpolation: Interpolation | None
 ) -> TrainingSummary:
-    keys = stage.plan.stage
+    keys, progress, fit = stage.plan.stage, trained.progress, trained.fit
     per_epoch = steps_per_epoch(len(stage.encoded["train"].rows), keys.batch_size)
     return TrainingSummary(
         steps=progress.step,
@@ -641,7 +628,9 @@ def _describe_training(
         method="head" if fit else keys.adapt.method,
         precision=context.precision,
         base_dtype=_base_dtype(context, stage.plan) if keys.adapt.method != "full" or keys.freeze else None,
-        base_difference=base_difference,
+        base_difference=trained.base_difference,
+        expected_memory=trained.expected_memory,
+        peak_memory_bytes=trained.peak_memory,
         epochs=None if fit else round(progress.step / per_epoch, 3),
         best_step=progress.best_step,
         best_value=progress.best_value,

@@ -17,6 +17,7 @@ from tltasks.reports.console import show_checks, show_plan, show_result
 from tltasks.results.result import Headline, ReportExample, RunResult, StageMeasurement, StageResult
 from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runs.context import DECIDING, Context, PreparedStage, open_context, sole_writer
+from tltasks.runs.memory import SCARCE, shortage_told
 from tltasks.runs.prepare import prepare_stages
 from tltasks.runs.refusals import refuse_at_once, refuse_occupied
 from tltasks.runs.stage import FinishedStage, check_saved, measure_stage, run_stage
@@ -68,7 +69,8 @@ def run(
         context.accelerator.init_trackers("tltasks", config={"recipe_sha256": plan.sha256})
         finished: list[FinishedStage] = []
         for stage in prepared:
-            finished.append(run_stage(context, stage, [it.result for it in finished]))
+            with shortage_told(f"stage {stage.plan.name}, beside its training", lambda asked: SCARCE):
+                finished.append(run_stage(context, stage, [it.result for it in finished]))
             if plan.feeds_next(stage.plan):
                 check_saved(finished[-1].result)
 

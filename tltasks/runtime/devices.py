@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import datasets
 import psutil
@@ -21,6 +23,7 @@ import torch
 import transformers
 from accelerate import DistributedType, PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils.memory import should_reduce_batch_size
 
 from tltasks.errors import RecipeError, StorageError, TltasksError, first_line, is_full_disk
 from tltasks.runtime.environment import SUPPORTED, check_launch
@@ -36,10 +39,12 @@ DISTRIBUTED_TYPES = {
 MOST_FREED = 128 * 2**20
 """Bytes by which resident memory may grow between passes; to give it back takes about a tenth of a second."""
 KERNELS = 256
-"""Kernels that oneDNN keeps for shapes that it has seen, where lengths vary: 1024 of T5 take 0.6 GB on a CPU.
+"""Kernels that are kept for shapes that a CPU has seen, where lengths vary: by default 1024, which take 0.5 GB.
 
 A length of text asks for about 80, and most do not come again soon; a step of pictures for as many as 250 that do.
 """
+KERNEL_BYTES = 2 * 266 * 2**10
+"""Of a kernel: 256 KiB of code and what describes it, once as oneDNN keeps it and once as torch does (2.14, ideep)."""
 CORES_VARIABLE = "TLTASKS_CORES"
 """Environment variable with the most cores to use, where others compute on the same machine."""
 
@@ -109,8 +114,15 @@ def set_num_threads(processes: int) -> None:
 
 
 def keep_fewer_kernels() -> None:
-    """Bound the memory that oneDNN takes for kernels; it reads its environment with the first product of a process."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    """Bound the memory of kernels, which oneDNN and torch keep, each its own; they read this with the first product."""
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, str(KERNELS))
+
+
+def kernel_bytes(shapes: int) -> int:
+    """Memory of kernels for so many shapes, as far as they are kept, by torch as many as its variable says."""
+    asked = os.environ.get("LRU_CACHE_CAPACITY", "")
+    return min(shapes, int(asked) if asked.isdecimal() else 1024) * KERNEL_BYTES
 
 
 def quieten_libraries(*, interactive: bool) -> None:
@@ -140,6 +152,10 @@ def pass_budget(device: torch.device, cpu_batch_budget: int) -> int:
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory used so far: of the device where it counts it, otherwise of this process."""
+    return max(_peak(device), _highest.get(device.type, 0))
+
+
+def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:
@@ -149,9 +165,88 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+class PeakMemory:
+    """The most memory used since it was made; None of a process whose system does not let go of an earlier peak."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.most = device, 0
+        self.is_known = self._begin()
+
+    def _begin(self) -> bool:
+        """Have the system count anew."""
+        _highest[self.device.type] = peak_memory_bytes(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return True
+        with suppress(OSError):  # see proc_pid_clear_refs(5)
+            return sys.platform == "linux" and bool(Path("/proc/self/clear_refs").write_text("5", encoding="ascii"))
+        return False
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Do not count what is used while the block lasts."""
+        self.most = self.bytes() or 0
+        try:
+            yield
+        finally:
+            self._begin()
+
+    def bytes(self) -> int | None:
+        return max(self.most, _peak(self.device)) if self.is_known else None
+
+
+_highest: dict[str, int] = {}
+"""Peaks by the kind of device from before they were counted anew."""
+
+
 def resident_bytes() -> int:
     """Memory of this process that is in use now."""
     return int(psutil.Process().memory_info().rss)
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes that this process may come to use, with those that it uses: of the device, or of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+    left = psutil.virtual_memory().available + resident_bytes()
+    with suppress(OSError, ValueError):  # of a container; `max` where it has no bound
+        left = min(left, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return left
+
+
+_WORDS = ("bad_alloc", "DefaultCPUAllocator: not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Of C++, of torch on Windows, and of cuBLAS, besides those that Accelerate knows (1.15, utils/memory.py)."""
+_ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+) ?([KMG]i)?B|tried to allocate (\d+) bytes")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell memory that did not suffice, of a device or of this machine.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("std::bad_alloc"))
+    (True, True)
+    >>> is_out_of_memory(RuntimeError("size mismatch"))
+    False
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and (
+        should_reduce_batch_size(error) or any(words in str(error) for words in _WORDS)
+    )
+
+
+def bytes_asked(error: BaseException) -> int:
+    """Bytes that were asked for when memory did not suffice; 0 where that is not told.
+
+    >>> bytes_asked(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"))
+    2147483648
+    >>> bytes_asked(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."))
+    4096
+    """
+    found = _ASKED.search(str(error))
+    if found is None:
+        return 0
+    number, unit, whole = found.groups()
+    return int(whole) if whole else int(float(number) * 1024 ** " KMG".index((unit or " ")[0]))
 
 
 def release_memory() -> None:

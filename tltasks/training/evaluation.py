@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
-from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -32,7 +31,7 @@ from tltasks.errors import TrainingError
 from tltasks.metrics import paired_difference
 from tltasks.models.writing import fast_passes
 from tltasks.results.result import GroupScore, Score
-from tltasks.runtime.devices import Resident, pass_budget
+from tltasks.runtime.devices import Resident, is_out_of_memory, pass_budget
 from tltasks.runtime.files import whole_file
 from tltasks.runtime.precision import choose_attention
 from tltasks.runtime.progress import Bar
@@ -99,8 +98,8 @@ def _for_each_row(
                 done[piece] = True
                 bar.update(len(piece))
                 resident.bound()
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             if len(piece) == 1:  # the one that failed, which need not be the one with the longest row
                 raise TrainingError("out of memory while evaluating one example; make examples smaller.") from error

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -29,7 +28,14 @@ from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epo
 from tltasks.errors import DataError, Interrupted, RecipeError, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
 from tltasks.models.fast_steps import fast_steps
-from tltasks.runtime.devices import Resident, on_main_process, pass_budget, release_memory
+from tltasks.runtime.devices import (
+    Resident,
+    bytes_asked,
+    is_out_of_memory,
+    on_main_process,
+    pass_budget,
+    release_memory,
+)
 from tltasks.tasks.base import Batch, TaskBase
 from tltasks.training.batches import read_batches
 from tltasks.training.checkpoint import (
@@ -82,6 +88,8 @@ class Job:
     """Called after each evaluation on validation; True ends the stage."""
     new_head: bool = False
     """Whether `head` is of this stage's making, and not of the checkpoint."""
+    advise: Callable[[int, int], str] = lambda halvings, asked: "Set a smaller micro_batch."
+    """What to do where memory does not suffice, with micro-batches halved so often, for so many bytes."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -161,7 +169,7 @@ class _Training:
         self.wrapped, self.prepared_optimizer = accelerator.prepare(model, self.optimizer)
         if stage.compile:
             model.compile()
-        self.lanes = Lanes(model) if self._may_go_beside() else None
+        self.lanes = Lanes(model) if _lanes(accelerator, job, model, least=self.least) > 1 else None
         self.average = MovingAverage(model, stage.ema)
         # Of the weights before any checkpoint.
         self.regularization = Regularization(
@@ -171,15 +179,6 @@ class _Training:
         self.resident = Resident(accelerator.device)
         self.rows = job.rows
         """Those of the epoch, which numbers in a step's rows are places among."""
-
-    def _may_go_beside(self) -> bool:
-        """Tell whether micro-batches are computed at once: where that is faster, and none needs another."""
-        stage, accelerator = self.job.stage, self.accelerator
-        is_alone = accelerator.num_processes == 1 and self.least == 1 and stage.rows_per_loss is None
-        has_room = stage.micro_batch == "auto" or stage.micro_batch >= LANES
-        has_cores = accelerator.device.type == "cpu" and torch.get_num_threads() >= LANES
-        is_fast = accelerator.mixed_precision == "bf16" and has_cores and has_room
-        return is_fast and is_alone and not stage.compile and is_known(self.model)
 
     # ------------------------------------------------------------------------------------------ a step
 
@@ -224,14 +223,17 @@ class _Training:
         drawn = np.random.SeedSequence((job.seed, self.progress.step, self.accelerator.process_index))
         seed, *seeds = map(int, drawn.generate_state(1 + len(batches), np.uint64))
         torch.manual_seed(seed)
+        asked: int | None = None
         try:
             with contextlib.nullcontext() if job.stage.compile else fast_steps(self.model, self.accelerator.device):
                 loss = float(self.accelerator.reduce(self._backward(batches, weight, seeds), "sum"))
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
-            self._halve_micro_batches(can_halve=len(batches) * (2 * self.least - 1) < len(rows))
+            asked = bytes_asked(error)
+        if asked is not None:  # here, where the error no longer holds what the pass has made
             optimizer.zero_grad(set_to_none=True)
+            self._halve_micro_batches(can_halve=len(batches) * (2 * self.least - 1) < len(rows), asked=asked)
             return None
         if not math.isfinite(loss):
             raise self._not_finite(f"the loss is {loss}", rows, "; look at these rows")
@@ -281,21 +283,18 @@ class _Training:
             + left
         )
 
-    def _halve_micro_batches(self, *, can_halve: bool) -> None:
+    def _halve_micro_batches(self, *, can_halve: bool, asked: int) -> None:
         """Read on in smaller micro-batches; raises TrainingError where that is not possible.
 
         Several processes cannot do it: the others wait in a collective operation that this one will not reach.
         """
         where = f"stage {self.job.name}: out of memory at step {self.progress.step + 1}"
-        smaller = "or gradient_checkpointing: true, or make examples smaller (image_size, or the longest length)."
         if (n_rows := self.job.stage.rows_per_loss) is not None:
-            raise TrainingError(
-                f"{where}, with {n_rows} examples that share a loss. Set a smaller `loss_group` (results depend on it) "
-                + smaller
-            )
-        if self.accelerator.num_processes > 1 or not can_halve:
-            alone = "" if can_halve else ", with one example at a time"
-            raise TrainingError(f"{where}{alone}. Set a smaller micro_batch (results do not depend on it) {smaller}")
+            where += f", with {n_rows} examples that share a loss: a smaller `loss_group` changes results"
+        elif not can_halve:
+            where += ", with one example at a time"
+        if n_rows is not None or self.accelerator.num_processes > 1 or not can_halve:
+            raise TrainingError(f"{where}. {self.job.advise(self.progress.halvings, asked)}")
         self.progress.halvings += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -421,6 +420,16 @@ def _plan(job: Job, rows: datasets.Dataset, *, epoch: int, least: int) -> list[R
     return plan_epoch(len(rows), batch_size=job.stage.batch_size, lengths=lengths, **drawn)
 
 
+def _lanes(accelerator: Accelerator, job: Job, model: nn.Module, *, least: int) -> int:
+    """How many micro-batches are computed at once: several where that is faster, and none needs another."""
+    stage = job.stage
+    is_alone = accelerator.num_processes == 1 and least == 1 and stage.rows_per_loss is None
+    has_room = stage.micro_batch == "auto" or stage.micro_batch >= LANES
+    has_cores = accelerator.device.type == "cpu" and torch.get_num_threads() >= LANES
+    is_fast = accelerator.mixed_precision == "bf16" and has_cores and has_room
+    return LANES if is_fast and is_alone and not stage.compile and is_known(model) else 1
+
+
 def _divider(
     accelerator: Accelerator, job: Job, rows: datasets.Dataset, *, halvings: int, least: int, lanes: int = 1
 ) -> Callable[[Rows], list[Rows]]:
@@ -484,17 +493,44 @@ def _unreached(accelerator: Accelerator, job: Job, model: nn.Module, rows: list[
     return unused
 
 
-def largest_micro_batch(accelerator: Accelerator, job: Job, model: nn.Module) -> Batch:
-    """The micro-batch of the first epoch that needs most memory, by its rows times the longest of their lengths."""
-    least, lengths = least_rows(job, model), job.task.lengths(job.rows)
-    divide = _divider(accelerator, job, job.rows, halvings=0, least=least)
-    plan = _plan(job, job.rows, epoch=0, least=least)
-    pieces = [piece for rows in plan for piece in divide(rows)] or [plan[0][:least]]
+@dataclass(frozen=True)
+class Load:
+    """The micro-batch of a stage that needs most memory."""
 
-    def size(piece: Rows) -> int:
-        return len(piece) * (1 if lengths is None else max(int(lengths[row]) for row in piece.tolist()))
+    batch: Batch
+    together: int
+    """So many are computed at once."""
+    accumulates: bool
+    """Whether gradients of others of its step are there meanwhile."""
+    shapes: int
+    """Shapes of micro-batches, this one's among them, by their rows and the longest."""
 
-    return job.task.collate_train(job.rows, max(pieces, key=size).tolist(), epoch=0)
+
+MOST_LOOKED_AT = 2000
+"""Steps among which the largest micro-batch is looked for."""
+
+
+def largest_load(accelerator: Accelerator, job: Job, model: nn.Module, *, halvings: int = 0) -> Load:
+    """The micro-batch of the steps to come with most rows times the longest of their lengths."""
+    least = least_rows(job, model)
+    lanes, left = _lanes(accelerator, job, model, least=least), min(job.total_steps, MOST_LOOKED_AT)
+    largest, load, shapes = (0, 0), None, set[tuple[int, int]]()
+    for epoch in range(-(-left // job.steps_per_epoch)):
+        rows = job.task.epoch_rows(job.rows, epoch=epoch)
+        lengths = job.task.lengths(rows)
+        divide = _divider(accelerator, job, rows, halvings=halvings, least=least, lanes=lanes)
+        plan = _plan(job, rows, epoch=epoch, least=least)
+        for step in plan[: left - epoch * job.steps_per_epoch]:
+            pieces = divide(step) or [step[:least]]
+            for piece in pieces:
+                longest = 1 if lengths is None else max(int(lengths[row]) for row in piece.tolist())
+                shapes.add((len(piece), longest))
+                if (size := (len(piece) * longest, len(pieces))) > largest:
+                    largest, load = size, (rows, piece.tolist(), epoch)
+    assert load is not None
+    of_epoch, piece, epoch = load
+    batch, pieces_of_step = job.task.collate_train(of_epoch, piece, epoch=epoch), largest[1]
+    return Load(batch, min(lanes, pieces_of_step), pieces_of_step > 1, len(shapes))
 
 
 def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> float:

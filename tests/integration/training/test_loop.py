@@ -184,20 +184,31 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     assert largest_difference(whole, weights(tmp_path / "run")) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 24 GiB"),
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=["device", "python", "c++"],
+)
 def test_out_of_memory_with_one_example_is_an_error_that_helps(
-    exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     from tltasks.tasks.image.classification import ImageClassification
 
     loss = ImageClassification.loss
+    failed: list[int] = []
 
     def scarce(self: Any, model: Any, batch: Any) -> Any:
-        if len(batch["labels"]) != 2:  # the pass that looks for unused weights has two
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if len(batch["labels"]) != 2 and not failed:  # the pass that looks for unused weights has two
+            failed.append(1)
+            raise error
         return loss(self, model, batch)
 
     monkeypatch.setattr(ImageClassification, "loss", scarce)
-    with pytest.raises(TrainingError, match=r"one example at a time.*gradient_checkpointing"):
+    with pytest.raises(TrainingError, match=r"one example at a time\. Of the .* `gradient_checkpointing: true` about"):
         run_recipe(exact, tmp_path / "run", "stages.0.micro_batch=1")
 
 

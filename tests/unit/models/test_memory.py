@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from tltasks.models.held import saved_by_holding
 from tltasks.models.memory import Memory, rehearse_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of PEFT
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 WITHIN = 0.08
 """Share of the measured peak by which an estimate may be off: what kernels take for themselves while they run."""
 
+NORMS = 2 * 64 * 7
+"""Bytes that the norms of three layers of Llama take less in 16 bits."""
 Batch = dict[str, Tensor]
 
 
@@ -166,6 +169,8 @@ def test_frozen_weights_count_in_the_format_that_they_are_held_in() -> None:
     assert 0.5 < held.weights / whole.weights < 0.55
     assert held.gradients == whole.gradients
     assert held.activations < whole.activations  # nothing is cast
+    assert saved_by_holding(model, bits=16) == whole.weights - held.weights - NORMS
+    assert 0 < saved_by_holding(smaller, bits=4.5) < held.weights
 
 
 def test_a_model_is_as_it_was() -> None:
