@@ -388,9 +388,17 @@ def is_held(model: nn.Module) -> bool:
 def saved_by_holding(model: nn.Module, *, bits: float) -> int:
     """Bytes that frozen weights would take less in a format of so many bits; below 16, those of no embedding."""
     kinds = {*_HELD, *_HELD.values()} if bits >= 16 else {*_QUANTIZED, HeldLinear, HeldConv1D}
+    found = 0.0
     layers = [module for module in model.modules() if type(module) in kinds and _may_be_held(module)]
-    weights = {id(module.weight): module.weight for module in layers if not module.weight.requires_grad}
-    return int(sum(max(0.0, it.element_size() - bits / 8) * it.numel() for it in weights.values()))
+    for weight in {id(it): it for it in map(_weight, layers)}.values():
+        found += 0 if weight.requires_grad else max(0.0, weight.element_size() - bits / 8) * weight.numel()
+    return int(found)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def is_quantized(model: nn.Module) -> bool:

@@ -24,7 +24,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm, _aten.addmm, _aten.addmm_, _aten.bmm, _aten.baddbmm}
-_CONVOLUTIONS = {_aten.convolution, _aten.convolution_backward}
 _EMPTY = _aten.empty.memory_format
 """Has no numbers yet; those that are drawn into it, as for dropout, decide no shape."""
 
@@ -42,7 +41,7 @@ class Memory:
     activations: int
     """For one micro-batch: what the backward pass waits for, what is cast, and what is computed on the way."""
     kernels: int = 0
-    """Their number: oneDNN makes one for each shape of a product in 16 bits, or of a convolution, on a CPU."""
+    """Their number: oneDNN makes one for each shape of a product in 16 bits on a CPU."""
 
     @property
     def total(self) -> int:
@@ -160,9 +159,9 @@ class _Rehearsal(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found.to(rows.dtype)
 
     def _note_product(self, func, args):  # type: ignore[no-untyped-def]
-        if func.overloadpacket in _PRODUCTS | _CONVOLUTIONS:
+        if func.overloadpacket in _PRODUCTS:
             tensors = [it for it in args if isinstance(it, Tensor)]
-            if func.overloadpacket in _CONVOLUTIONS or tensors[-1].dtype in _FORMATS.values():
+            if tensors[-1].dtype in _FORMATS.values():
                 self.products.add((func.overloadpacket, *((it.dtype, it.shape, it.stride()) for it in tensors)))
 
     def _for_real(self, func, args, kwargs):  # type: ignore[no-untyped-def]

@@ -30,7 +30,7 @@ Parts = dict[str, int]
 """Bytes by what for."""
 ACTIVATIONS = "activations of a micro-batch"
 SCARCE = "Loading, scoring and saving take the whole model in fp32: use a smaller checkpoint, or a machine with more."
-LARGE = 2**24
+LARGE = 2**23
 """Bytes of weights."""
 LENGTHS = ("max_document_tokens", "max_tokens")
 """Keys of `data` that cut long rows."""
@@ -53,11 +53,19 @@ def is_large(model: nn.Module) -> bool:
     return sum(p.numel() * p.element_size() for p in model.parameters()) >= LARGE
 
 
-def expect_memory(context: Context, job: Job, model: nn.Module, *, before: int, halvings: int = 0) -> Parts:
+def built_bytes(model: nn.Module) -> int:
+    """Resident memory of the process without the model's weights, which has just been built."""
+    return devices.resident_bytes() - sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def expect_memory(
+    context: Context, job: Job, model: nn.Module, *, before: int, built: int = 0, halvings: int = 0
+) -> Parts:
     """Bytes that the stage's steps need at most, found by rehearsing the largest micro-batch without numbers.
 
-    On a CPU with those of the process `before` the model, and of kernels for the shapes that come. Empty for a model
-    that does not run so.
+    On a CPU with those of the process `before` the model, of what building the model has called into memory besides
+    (`built`, less those), of kernels for the shapes that come, and of what the loop leaves the allocator. Empty for a
+    model that does not run so.
     """
     accelerator = context.accelerator
     load = largest_load(accelerator, job, model, halvings=halvings)
@@ -78,7 +86,9 @@ def expect_memory(context: Context, job: Job, model: nn.Module, *, before: int, 
     on_cpu = accelerator.device.type == "cpu"
     return {
         **({"process and data": before} if on_cpu else {}),
+        **({"libraries": max(0, built - before)} if on_cpu else {}),
         **({"kernels": devices.kernel_bytes(found.kernels * load.shapes)} if on_cpu else {}),
+        **({"kept by the allocator": devices.MOST_FREED} if devices.Resident(accelerator.device).watches else {}),
         "frozen weights": found.weights - trained,
         "trained weights": trained,
         "gradients": found.gradients,

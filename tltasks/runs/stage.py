@@ -44,7 +44,7 @@ from tltasks.runs.baselines import ROW_SCORES, baseline_predictions, scores_of_e
 from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.context import Context, PreparedStage
 from tltasks.runs.leaks import summarise, twin_examples
-from tltasks.runs.memory import Parts, advise, expect_memory, is_large, shortage_told
+from tltasks.runs.memory import Parts, advise, built_bytes, expect_memory, is_large, shortage_told
 from tltasks.runtime import devices
 from tltasks.runtime.files import whole_file, whole_folder, write_text
 from tltasks.runtime.precision import choose_attention, choose_base_dtype, hold_cast
@@ -196,7 +196,7 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
         hold_frozen(context, stage, model)
         job = make_job(context, stage, head)
         steps = job.total_steps
-        parts = expect_memory(context, job, model, before=before)
+        parts = expect_memory(context, job, model, before=before, built=built_bytes(model))
         seconds = seconds_per_step(context.accelerator, job, model) * steps
     trainable, total = count_parameters(model)
     splits = {name: (len(split.rows), len(split.skipped)) for name, split in stage.encoded.items()}
@@ -253,7 +253,7 @@ def _train(
         return built.model, _Trained()
     model, head = adapt_model(stage, built)
     hold_frozen(context, stage, model)
-    trained = _loop(context, stage, model, head, before=before)
+    trained = _loop(context, stage, model, head, before=(before, built_bytes(model)))
     context.accelerator.free_memory()  # it keeps the optimiser
     devices.release_memory()
     beside = _outputs(context, stage, model) if is_quantized(model) else None
@@ -337,10 +337,13 @@ def adapt_model(stage: PreparedStage, built: BuiltModel[TaskBase]) -> tuple[nn.M
         revision=str(built.provenance.commit or stage.source.revision),  # what a branch holds may change
         trial=task.trial(),
     )
+    devices.release_memory()  # what passes of the trial have taken
     return adapted, tuple(head)
 
 
-def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[str, ...], *, before: int) -> _Trained:
+def _loop(
+    context: Context, stage: PreparedStage, model: nn.Module, head: tuple[str, ...], *, before: tuple[int, int]
+) -> _Trained:
     """Train with a bar or lines of what is done, and a line for each evaluation."""
     plan, accelerator = stage.plan, context.accelerator
 
@@ -383,7 +386,9 @@ def _loop(context: Context, stage: PreparedStage, model: nn.Module, head: tuple[
         progress = train(accelerator, job, model)
     highest = peak.bytes()
     # By now the model has kept what it keeps of passes of these shapes, with numbers in it.
-    parts = expect_memory(context, job, model, before=before, halvings=progress.halvings) if is_large(model) else {}
+    parts: Parts = {}
+    if is_large(model):
+        parts = expect_memory(context, job, model, before=before[0], built=before[1], halvings=progress.halvings)
     return _Trained(progress, expected_memory=parts, peak_memory=highest)
 
 

@@ -208,7 +208,7 @@ def memory_limit(device: torch.device) -> int:
     """Bytes that this process may come to use, with those that it uses: of the device, or of this machine."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
-    left = psutil.virtual_memory().available + resident_bytes()
+    left = int(psutil.virtual_memory().available) + resident_bytes()
     with suppress(OSError, ValueError):  # of a container; `max` where it has no bound
         left = min(left, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
     return left
@@ -246,7 +246,7 @@ def bytes_asked(error: BaseException) -> int:
     if found is None:
         return 0
     number, unit, whole = found.groups()
-    return int(whole) if whole else int(float(number) * 1024 ** " KMG".index((unit or " ")[0]))
+    return int(whole) if whole else int(float(number) * 1024.0 ** " KMG".index((unit or " ")[0]))
 
 
 def release_memory() -> None:

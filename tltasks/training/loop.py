@@ -38,6 +38,7 @@ from tltasks.runtime.devices import (
 )
 from tltasks.tasks.base import Batch, TaskBase
 from tltasks.training.batches import read_batches
+from tltasks.training.blocks import trained
 from tltasks.training.checkpoint import (
     Checkpoints,
     Progress,
@@ -49,7 +50,7 @@ from tltasks.training.checkpoint import (
     optimizer_state,
     step_name,
 )
-from tltasks.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor, trained
+from tltasks.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor
 from tltasks.training.regularization import Regularization
 from tltasks.training.side_by_side import LANES, Lanes, is_known
 from tltasks.training.tracking import Tracker
@@ -271,6 +272,8 @@ class _Training:
                 # gradient_accumulation_steps stays 1, or backward would divide by it; DDP's mean over ranks is undone
                 accelerator.backward(loss * accelerator.num_processes)
             total += part.detach()
+            if not last:
+                self.resident.bound()
         return total.float()
 
     def _not_finite(self, what: str, rows: Rows, more: str = "") -> TrainingError:

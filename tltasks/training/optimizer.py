@@ -14,10 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.stage import Stage
-
-Named = list[tuple[str, nn.Parameter]]
-
-_BLOCK = re.compile(r"(?:[^.]+\.)*?\d+(?=\.)(?:\.(?:[^.]+\.)*?\d+(?=\.))?")  # `encoder.stages.1.layers.0`
+from tltasks.training.blocks import blocks_above, trained
 
 
 def build_optimizer(model: nn.Module, stage: Stage, *, head: Iterable[str] = ()) -> torch.optim.Optimizer:
@@ -128,11 +125,6 @@ def inner_matrices(model: nn.Module, *, head: Iterable[str] = ()) -> set[str]:
     }
 
 
-def trained(model: nn.Module) -> Named:
-    """The parameters that are trained, by name."""
-    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-
-
 def _is_decayed(name: str, parameter: Tensor) -> bool:
     """Biases, normalisation weights and position tables are scales and offsets; decay would pull them to zero."""
     return parameter.ndim > 1 and not re.search(r"pos(ition)?_embed|relative_position|cls_token|mask_token", name)
@@ -148,27 +140,6 @@ def layer_scales(names: list[str], decay: float, *, head: tuple[str, ...] = ()) 
     {'emb.w': 0.125, 'layer.0.w': 0.25, 'layer.1.w': 0.5, 'classifier.w': 1.0}
     """
     return {name: decay**above for name, above in blocks_above(names, head=head).items()}
-
-
-def blocks_above(names: list[str], *, head: tuple[str, ...] = ()) -> dict[str, int]:
-    """Number of blocks, the head among them, above each parameter: 0 for the head, 1 for the topmost block.
-
-    >>> blocks_above(["emb.w", "layer.0.w", "layer.1.w", "classifier.w"], head=("classifier",))
-    {'emb.w': 3, 'layer.0.w': 2, 'layer.1.w': 1, 'classifier.w': 0}
-    """
-    depth: dict[str, int | None] = {}
-    blocks: dict[str, int] = {}
-    last = 0
-    for name in names:
-        plain = name.removeprefix("base_model.model.")
-        if any(plain.startswith(f"{module}.") for module in head):
-            depth[name] = None
-            continue
-        if block := _BLOCK.match(plain):
-            last = blocks.setdefault(block.group(), len(blocks) + 1)
-        depth[name] = last
-    top = len(blocks) + 1
-    return {name: 0 if d is None else top - d for name, d in depth.items()}
 
 
 DECADES = 6

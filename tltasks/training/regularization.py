@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tltasks.config.stage import Stage
 from tltasks.models.adapters import RankAllocation
-from tltasks.training.optimizer import blocks_above, trained
+from tltasks.training.blocks import blocks_above, trained
 
 
 class Regularization:

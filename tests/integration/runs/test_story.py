@@ -140,7 +140,8 @@ def test_a_dry_run_shows_a_plan_and_writes_nothing(
     assert (measured.stage, measured.steps, measured.splits["train"]) == ("transfer", 12, (48, 0))
     parts = measured.parts
     assert list(parts) == [
-        *("process and data", "kernels", "frozen weights", "trained weights", "gradients", "optimizer"),
+        *("process and data", "libraries", "kernels", "kept by the allocator"),
+        *("frozen weights", "trained weights", "gradients", "optimizer"),
         "activations of a micro-batch",
     ]
     assert parts["trained weights"] == parts["gradients"] == 4 * measured.trainable_parameters
