@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import os
@@ -26,6 +25,7 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from accelerate.utils.memory import should_reduce_batch_size
 
 from tltasks.errors import RecipeError, StorageError, TltasksError, first_line, is_full_disk
+from tltasks.runtime.allocator import trim
 from tltasks.runtime.environment import SUPPORTED, check_launch
 from tltasks.runtime.precision import usable_accelerator
 from tltasks.runtime.progress import SETTINGS
@@ -252,20 +252,7 @@ def bytes_asked(error: BaseException) -> int:
 def release_memory() -> None:
     """Give back to the system what has been freed; glibc keeps it, in pieces of the sizes that steps have asked for."""
     gc.collect()
-    _trim()
-
-
-def _trim() -> None:
-    if sys.platform == "linux":
-        with suppress(AttributeError, OSError):  # musl has no such function
-            ctypes.CDLL(None).malloc_trim(0)
-
-
-def share_freed_memory() -> None:
-    """Have threads that begin from now on use what others have given back; glibc keeps that of each apart."""
-    if sys.platform == "linux":
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
+    trim()
 
 
 class Resident:
@@ -281,7 +268,7 @@ class Resident:
         resident = resident_bytes()
         self.least = min(self.least, resident)
         if resident > self.least + MOST_FREED:
-            _trim()
+            trim()
             self.least = math.inf
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tltasks.runtime.allocator import share_freed_memory
 from tltasks.runtime.attention import drawing_from
-from tltasks.runtime.devices import share_freed_memory
 
 LANES = 2
 """As measured on two cores; on more, each lane has more of them."""

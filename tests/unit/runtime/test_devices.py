@@ -131,7 +131,7 @@ def test_freed_memory_is_given_back_once_there_is_much(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(devices.psutil, "Process", Process)
     monkeypatch.setattr(devices.sys, "platform", "linux")
-    monkeypatch.setattr(devices, "_trim", lambda: trimmed.append(1))
+    monkeypatch.setattr(devices, "trim", lambda: trimmed.append(1))
     resident, counts = devices.Resident(torch.device("cpu")), []
     for _ in range(6):
         resident.bound()
