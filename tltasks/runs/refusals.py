@@ -6,11 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tltasks.config.loading import load_recipe
-from tltasks.config.recipe import RunPlan, recipe_sha256
+from tltasks.config.recipe import RunPlan, recipe_sha256, with_paths
 from tltasks.errors import RecipeError
 from tltasks.runtime.environment import check_launch
 from tltasks.runtime.files import check_place, is_occupied
 from tltasks.training.tracking import check_trackers
+
+OF_A_RUN = ("log.txt", "metrics.jsonl", "result.json", "stages")
+"""Of these a run has one beside its recipe.yaml, which may as well be its author's own."""
 
 
 def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
@@ -49,6 +52,11 @@ def refuse_occupied(output: Path, sha256: str, *, resume: bool, overwrite: bool 
             "folder."
         )
     if not resume:
+        if not any((output / name).exists() for name in OF_A_RUN):
+            raise RecipeError(
+                f"output {output}: holds a recipe.yaml, but no run to overwrite (none of {', '.join(OF_A_RUN)}). Name "
+                "another folder."
+            )
         return
     earlier = recipe_sha256(load_recipe(recipe, check_files=False))
     if earlier != sha256:
@@ -56,3 +64,20 @@ def refuse_occupied(output: Path, sha256: str, *, resume: bool, overwrite: bool 
             f"output {output}: was begun with another recipe ({earlier[:12]}, now {sha256[:12]}). "
             f"Resume with {recipe}, or name another folder with --output."
         )
+
+
+def refuse_loss(plan: RunPlan) -> None:
+    """Raise RecipeError when a results folder that is to be overwritten holds more than an earlier run.
+
+    That is what this one begins with, such as the earlier one's model, or the working directory.
+    """
+    output, held = plan.output.resolve(), {str(Path.cwd()): "the working directory"}
+
+    def note(path: str) -> str:
+        held.setdefault(path, path)
+        return path
+
+    with_paths(plan.recipe, note)
+    for path, what in held.items():
+        if Path(path).resolve().is_relative_to(output):
+            raise RecipeError(f"--overwrite: would remove {what}, in output {plan.output}; choose another --output.")

@@ -19,7 +19,7 @@ from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runs.context import DECIDING, Context, PreparedStage, open_context, sole_writer
 from tltasks.runs.memory import SCARCE, shortage_told
 from tltasks.runs.prepare import prepare_stages
-from tltasks.runs.refusals import refuse_at_once, refuse_occupied
+from tltasks.runs.refusals import refuse_at_once, refuse_loss, refuse_occupied
 from tltasks.runs.stage import FinishedStage, check_saved, measure_stage, run_stage
 from tltasks.runtime import devices
 from tltasks.runtime.devices import on_main_process
@@ -123,6 +123,8 @@ def _refuse(plan: RunPlan, *, resume: bool, push: bool, overwrite: bool) -> None
     if resume and overwrite:
         raise RecipeError("--resume and --overwrite: one goes on with a run, the other removes it; say one.")
     refuse_occupied(plan.output, plan.sha256, resume=resume, overwrite=overwrite)
+    if overwrite:
+        refuse_loss(plan)
     if push and plan.recipe.hub.repo is not None:
         client.check_push(plan.recipe.hub.repo, private=plan.recipe.hub.private)
 

@@ -52,9 +52,21 @@ def attend(
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
     mask = None if attn_mask is None else remembered(attn_mask, "additive", lambda: _additive(attn_mask))
     if attn_mask is not None and (mask is None or attn_mask.requires_grad):
-        return _plain(query, key, value, attn_mask, dropout_p, scale=scale)
+        return _by_torch(query, key, value, attn_mask, dropout_p, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return _Attention.apply(query, key, value, mask, dropout_p, scale)  # type: ignore[no-any-return]
+
+
+def _by_torch(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout_p: float, scale: float | None) -> Tensor:
+    """By torch's own function; written out where there is dropout, for which that draws from what threads share."""
+    if not dropout_p:
+        return _plain(query, key, value, mask, scale=scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(()).where(mask, -torch.inf)
+    shares = torch._safe_softmax((query * scale) @ key.transpose(-2, -1) + mask, -1, dtype=torch.float32)
+    factors = draw_kept(shares.shape, dropout_p).to(query.dtype).mul_(-STEPS / kept_steps(dropout_p))
+    return (shares.to(query.dtype) * factors) @ value
 
 
 def remembered(tensor: Tensor, made: Hashable, make: Callable[[], Any], other: Tensor | None = None) -> Any:

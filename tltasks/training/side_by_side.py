@@ -60,9 +60,18 @@ class Lanes:
 
     def _add(self, found: Found) -> Tensor:
         loss, gradients = found
+        kept = set[int]()
         for weight, gradient in zip(self.weights, gradients, strict=True):
-            if gradient is not None:
-                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+            if gradient is None:
+                continue
+            if weight.grad is not None:
+                weight.grad.add_(gradient)
+                continue
+            # Some are views of others, as of a class token and of positions, to which it is added, where a pass has one
+            # row; they must not be added to through each other.
+            place = gradient.untyped_storage().data_ptr()
+            weight.grad = gradient.clone() if place in kept else gradient
+            kept.add(place)
         return loss
 
 

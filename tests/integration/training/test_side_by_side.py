@@ -46,6 +46,20 @@ def test_which_lane_is_faster_changes_no_number() -> None:
         assert all(map(torch.equal, found[1], alone[1]))
 
 
+def test_gradients_that_are_views_of_each_other_are_added_once() -> None:
+    token, places = nn.Parameter(torch.zeros(1, 1, 4)), nn.Parameter(torch.zeros(1, 3, 4))
+    rows = torch.randn(3, 1, 2, 4)
+
+    def loss(i: int) -> Tensor:
+        seen = torch.cat([token.expand(1, -1, -1), rows[i]], 1) + places
+        return (seen.cumsum(1) * (i + 1)).square().sum()
+
+    Lanes(nn.ParameterList([token, places])).backward(loss, [0, 1, 2])
+    found = [token.grad, places.grad]
+    expected = torch.autograd.grad(torch.stack([loss(i) for i in range(3)]).sum(), [token, places])
+    assert all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_what_a_lane_raises_is_raised_when_none_computes_any_more() -> None:
     net = nn.Linear(2, 2)
     ended: list[int] = []

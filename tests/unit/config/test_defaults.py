@@ -111,6 +111,9 @@ def test_what_is_overwritten_is_an_earlier_run(tmp_path: Path) -> None:
     for name in ("recipe.yaml", ".lock", "model/x"):
         (tmp_path / "run" / name).touch()
     (tmp_path / "run" / "link").symlink_to(tmp_path / "holiday")
+    with pytest.raises(RecipeError, match=r"holds a recipe\.yaml, but no run to overwrite"):
+        refuse_occupied(tmp_path / "run", "x", resume=False, overwrite=True)
+    (tmp_path / "run" / "log.txt").touch()
     refuse_occupied(tmp_path / "run", "x", resume=False, overwrite=True)
     empty(tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tltasks.runtime import attention
-from tltasks.runtime.attention import attend
+from tltasks.runtime.attention import attend, drawing_from
 
 ROWS, HEADS, LENGTH, KEYS, WIDTH = 3, 4, 21, 17, 8
 MASKS: dict[str, Any] = {
@@ -91,3 +91,25 @@ def test_in_fp32_and_without_gradients_it_is_torchs() -> None:
         inputs = [t.detach().bfloat16() if bf16 else t for t in tensors()]
         with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             assert torch.equal(attend(*inputs), functional.scaled_dot_product_attention(*inputs))
+
+
+def test_dropout_beside_a_mask_that_is_trained_draws_from_its_own_generator() -> None:
+    found: list[Tensor] = []
+    for of_all in (1, 2):
+        torch.manual_seed(of_all)
+        mask = torch.zeros(1, HEADS, LENGTH, KEYS, requires_grad=True)
+        with drawing_from(torch.Generator().manual_seed(0)), torch.autocast("cpu", torch.bfloat16):
+            query, key, value = (t.detach().bfloat16() for t in tensors())
+            found.append(attend(query, key, torch.ones_like(value), mask, 0.3).detach().float())
+    assert torch.equal(*found)
+    assert float(found[0].mean()) == pytest.approx(1, abs=0.05)  # shares are kept or dropped, and scaled
+    assert found[0].std() > 0.05
+
+
+@pytest.mark.parametrize("name", ["bias", "hidden"])
+def test_beside_a_mask_that_is_trained_as_near_to_fp32_as_torchs(name: str) -> None:
+    mask = MASKS[name]()
+    exact = passed(functional.scaled_dot_product_attention, mask, bf16=False)
+    for ours, theirs in zip(passed(attend, mask.requires_grad_(), dropout_p=1e-6), exact, strict=True):
+        assert (ours - theirs).norm() < 1.5e-2 * theirs.norm()
+    assert mask.grad is not None

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import stat
@@ -12,10 +13,10 @@ from safetensors.numpy import save_file
 from tests.tiny.disk import no_room
 from tests.unit.config.test_recipe import BASE
 from tltasks.config.loading import load_recipe, write_recipe
-from tltasks.config.recipe import recipe_sha256
+from tltasks.config.recipe import plan_run, recipe_sha256
 from tltasks.errors import RecipeError, is_full_disk
 from tltasks.inference.prediction_writer import check_output
-from tltasks.runs.refusals import refuse_occupied
+from tltasks.runs.refusals import refuse_loss, refuse_occupied
 from tltasks.runtime.files import append, check_place, locked, whole_file, whole_folder, write_json, write_text
 
 
@@ -35,6 +36,18 @@ def begun(tmp_path: Path, digest: str) -> Path:
 
 
 # ------------------------------------------------------------------------------------- occupied folders
+
+
+def test_what_a_run_begins_with_is_not_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "r.yaml").write_text(BASE)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    plan = plan_run(load_recipe(tmp_path / "r.yaml", {"model.name": str(tmp_path / "run/model")}), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"--overwrite: would remove .*model, in output .*run; choose another"):
+        refuse_loss(plan)
+    refuse_loss(dataclasses.replace(plan, output=tmp_path / "other"))
+    monkeypatch.chdir(tmp_path / "run" / "model")
+    with pytest.raises(RecipeError, match="would remove the working directory"):
+        refuse_loss(plan_run(load_recipe(tmp_path / "r.yaml"), tmp_path / "run"))
 
 
 @pytest.mark.parametrize("resume", [True, False])
