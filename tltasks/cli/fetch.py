@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tltasks.config.shipped import FETCHED, cache_folder, needed_by, recipe_called, recipe_folder
@@ -46,10 +47,16 @@ def fetch(name: str) -> list[Path]:
 
 
 def _make(asset: str) -> None:
-    script, *arguments = FETCHED[asset]
-    places = [str(cache_folder() / one) if one in FETCHED else one for one in arguments]
-    ended = subprocess.run([sys.executable, str(recipe_folder() / "offline" / script), *places], check=False)
-    if ended.returncode or not _is_there(asset):
+    """Have its script make it beside its place, so that what is there is whole."""
+    (script, *arguments), place = FETCHED[asset], cache_folder() / asset
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as folder:
+        made = Path(folder) / place.name
+        places = [str(cache_folder() / one) if one in FETCHED else one for one in arguments if one != asset]
+        command = [sys.executable, str(recipe_folder() / "offline" / script), *places, str(made)]
+        if subprocess.run(command, check=False).returncode == 0 and made.is_dir():
+            made.rename(place)
+    if not _is_there(asset):
         raise DataError(f"fetch {Path(asset).name}: was not made; what {script} says above is why.")
 
 

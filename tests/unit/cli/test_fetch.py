@@ -67,7 +67,14 @@ def test_names_of_what_is_fetched(installed: Path, capsys: pytest.CaptureFixture
 
 
 def test_what_is_not_made_is_an_error(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))
+    def half(command: list[str], **_: object) -> SimpleNamespace:
+        Path(command[-1]).mkdir(parents=True)
+        (Path(command[-1]) / "config.json").write_text("{}")
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(subprocess, "run", half)
+    assert main(["fetch", "minilm"]) == RAISED
+    assert not list((shipped.cache_folder() / "weights").iterdir())
     assert main(["fetch", "minilm"]) == RAISED
 
 
