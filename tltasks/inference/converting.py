@@ -38,6 +38,15 @@ REQUIRED: dict[str, dict[str, object]] = {
     },
 }
 """What is written into CTranslate2's code (4.8, wav2vec2.cc) and read from no configuration."""
+NOT_SEARCHED_BY = (
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+)
+"""Settings of generation that CTranslate2 is not told; of Whisper it is told what is suppressed."""
 FASTER_WHISPER = """model = WhisperModel(".", device="cpu")
 segments, _ = model.transcribe("speech.wav", beam_size=1, without_timestamps=True)
 print(" ".join(segment.text.strip() for segment in segments))
@@ -82,6 +91,7 @@ def convert(model: PreTrainedModel, task: TaskBase, export: Export) -> None:
     setup.mkdir()
     task.save_setup(setup)
     if model.can_generate():
+        _check_search(model, task)
         model.generation_config.save_pretrained(setup)
     model.config = _as_read(kept)
     if task.architecture == "whisper":
@@ -102,6 +112,16 @@ def convert(model: PreTrainedModel, task: TaskBase, export: Export) -> None:
         shutil.move(path, place / path.name)
     written.rmdir()
     _name_tokens(place, model, task.source.display_name)
+
+
+def _check_search(model: PreTrainedModel, task: TaskBase) -> None:
+    """Raise CheckpointError for settings of generation that would be lost."""
+    own = [it for it in NOT_SEARCHED_BY if task.architecture != "whisper" or "suppress" not in it]
+    if lost := [name for name in own if getattr(model.generation_config, name, None)]:
+        raise CheckpointError(
+            f"export {task.source.display_name}: CTranslate2 is not told {', '.join(lost)} of generation_config.json, "
+            "and would write other texts; take it out to export without."
+        )
 
 
 def usage(task: TaskBase, export: Export) -> str:

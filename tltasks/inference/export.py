@@ -87,7 +87,7 @@ def export(
     if kind == "onnx" and quantize is not None:
         onnx.check_known(known, name)
     with whole_folder(output) as place:
-        made = Export(place, kind, saved.task.tag, saved.columns, quantize)
+        made = Export(place, kind, saved.task.tag, saved.columns, quantize, saved.language_column)
         parity, told, usage = _write(saved, made, known, items, display_name=name)
         made.write(**told)
         label = output.name if output.name != rescoring.TRAINED else f"{kind} export"

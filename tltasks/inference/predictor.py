@@ -266,7 +266,9 @@ def _chunks(items: Iterable[Item], most_rows: int) -> Iterator[list[Item]]:
     chunk: list[Item] = []
     size = 0
     for item in items:
-        if chunk and (len(chunk) >= most_rows or size + item.size > CHUNK_BYTES):
+        # Those that tell no language are not with those that do: they are answered as they are alone.
+        apart = chunk and bool(item.language) != bool(chunk[-1].language)
+        if chunk and (apart or len(chunk) >= most_rows or size + item.size > CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
         chunk.append(item)

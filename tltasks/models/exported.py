@@ -47,6 +47,8 @@ class Export:
     columns: tuple[str, ...]
     """Names of the input's column in tables, the likeliest first."""
     quantize: Quantize | None = None
+    language_column: str | None = None
+    """That of rows' languages in the run's data."""
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:
@@ -57,13 +59,15 @@ class Export:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             if about["format"] not in DISTRIBUTIONS:
                 raise ValueError(f"format {about['format']}")
-            return cls(folder, about["format"], about["task"], tuple(about["columns"]), about["quantize"])
+            told = about["task"], tuple(about["columns"]), about["quantize"], about.get("language_column")
+            return cls(folder, about["format"], *told)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / ABOUT}: cannot be read ({error!r}); export the model again.") from error
 
     def write(self, **beside: object) -> None:
         """Write the file that marks it, with other findings."""
         own = {"format": self.format, "quantize": self.quantize, "task": self.task, "columns": self.columns}
+        own |= {"language_column": self.language_column} if self.language_column else {}
         (self.folder / ABOUT).write_text(json.dumps({**own, **beside}, indent=1) + "\n", encoding="utf-8")
 
     @property
@@ -161,15 +165,18 @@ class ConvertedWriter(ExportedModel):
     ) -> Tensor:
         """Token ids of what is written for each row, [rows, tokens], without the token that all begin after."""
         asked = generation_config or self.generation_config
+        if asked.decoder_start_token_id != self.generation_config.decoder_start_token_id:
+            raise RecipeError(f"model {self.folder}: writes in the one language that it was exported with.")
         rows = [ids[seen.bool()].tolist() for ids, seen in zip(input_ids, attention_mask, strict=True)]
         first = [asked.forced_bos_token_id] * len(rows)
         for processor in logits_processor:
             first = processor.first.tolist()
+        most = int(asked.max_new_tokens or asked.max_length)
         found = self.translator.translate_batch(
             [[self.vocabulary[i] for i in ids] for ids in rows],
             target_prefix=[[] if i is None else [self.vocabulary[i]] for i in first],
             max_input_length=0,  # it would cut at 1,024 tokens, and say nothing (ctranslate2 4.8)
-            max_decoding_length=asked.max_new_tokens or asked.max_length,
+            max_decoding_length=most - (asked.forced_eos_token_id is not None),  # the last one is the end then
             min_decoding_length=max(asked.min_new_tokens or 0, (asked.min_length or 0) - 1, 0),
             **search_keys(asked),
         )

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import transformers
+from torch import Tensor
+from transformers import GenerationConfig
 
 from tests.tiny import images, speech, texts
 from tests.tiny.runs import run_recipe
@@ -19,7 +22,8 @@ from tltasks.inference import export as exporting
 from tltasks.inference import rescoring
 from tltasks.inference.export import export
 from tltasks.inference.predictor import load
-from tltasks.models.exported import Export
+from tltasks.models import exported
+from tltasks.models.exported import Export, whisper_prompt
 from tltasks.results.result import Rescored
 
 DRAWN = np.random.default_rng(0)
@@ -71,6 +75,45 @@ def test_ctranslate2_writes_the_same_texts_alone_and_together(name: str, tmp_pat
     together = exported(inputs)
     assert together == plain
     assert [exported(one) for one in inputs] == together == exported(inputs[::-1])[::-1]
+
+
+def test_a_text_ends_at_the_limit_as_transformers_forces_it_to(tmp_path: Path) -> None:
+    place = texts.save_model(tmp_path / "model", "bart") / "generation_config.json"
+    about = json.loads(place.read_text()) | {"max_length": 12, "min_length": 8, "forced_eos_token_id": 1}
+    place.write_text(json.dumps(about))
+    export(str(tmp_path / "model"), tmp_path / "out", kind="ctranslate2", tag="summarization")
+    plain = load(tmp_path / "model", precision="fp32", task="summarization")(DOCUMENTS)
+    assert load(tmp_path / "out")(DOCUMENTS) == plain
+    assert all(it["prediction"] for it in plain)
+    place.write_text(json.dumps(about | {"bad_words_ids": [[5]]}))
+    with pytest.raises(CheckpointError, match="is not told bad_words_ids of generation_config"):
+        export(str(tmp_path / "model"), tmp_path / "other", kind="ctranslate2", tag="summarization")
+
+
+def test_whisper_writes_in_the_language_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than in that which it was saved with; and of a row that tells none, in the one that is heard."""
+    speech.save_whisper(tmp_path / "model", seconds=4)
+    export(str(tmp_path / "model"), tmp_path / "out", kind="ctranslate2")
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
+    (tmp_path / "out" / "export.json").write_text(json.dumps(about | {"language_column": "spoken"}))
+    own, asked = GenerationConfig.from_pretrained(tmp_path / "model"), list[str]()
+
+    def told(*arguments: Any) -> tuple[int, ...]:
+        prompt = whisper_prompt(*arguments)
+        asked.append(next(name for name, i in own.lang_to_id.items() if i == prompt[1]).strip("<|>"))
+        return prompt
+
+    def hear(_: object, clips: Tensor) -> Tensor:  # CTranslate2 takes so small a vocabulary for English
+        return torch.full((len(clips),), own.lang_to_id["<|en|>"])
+
+    monkeypatch.setattr(exported, "whisper_prompt", told)
+    monkeypatch.setattr(exported.ConvertedWhisper, "detect_language", hear)
+    model = load(tmp_path / "out")
+    heard = [it["language"] for it in model(CLIPS)]
+    assert asked == heard
+    rows = [{"audio": clip, "spoken": code} for clip, code in zip(CLIPS, ("es", None, "hi"), strict=True)]
+    assert [it.get("language") for it in model(rows)] == ["es", heard[1], "hi"] == asked[3:]
+    assert [it["language"] for it in load(tmp_path / "out", language="hi")(CLIPS)] == ["hi"] * 3 == asked[6:]
 
 
 def test_whisper_with_a_fitted_window_has_what_faster_whisper_looks_for(tmp_path: Path) -> None:

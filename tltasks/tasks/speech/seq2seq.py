@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -284,10 +284,10 @@ class SequenceRecogniser(Recogniser):
         names = {i: name for name, i in known.items()}
         for rows, inputs in self._passes(batch):
             heard, first = {}, batch["language"][rows] if "language" in batch else None
-            if self.is_whisper and known and (first is not None or told is None):
-                # the latter as `generate` itself would, and keep to itself
-                found = unwrap_model(model).detect_language(inputs["input_features"]) if first is None else first
-                heard, first = {"language": [names[i] for i in found.tolist()]}, None
+            if self.is_whisper and known:
+                # Told whatever the model's own settings are, which may be of another; else heard as `generate` would,
+                # which keeps it to itself.
+                heard, first = {"language": self._spoken(model, inputs["input_features"], names, first)}, None
             criteria = StoppingCriteriaList([LoopCriterion()])
             written = write(generating_model(model), {**inputs, **heard}, stopping=criteria, first=first).cpu()
             ids += written
@@ -297,6 +297,13 @@ class SequenceRecogniser(Recogniser):
             Transcript(text, has_loop(row[row != self.end]), language and language.strip("<|>"))
             for text, row, language in zip(texts, ids, spoken, strict=True)
         ]
+
+    def _spoken(self, model: nn.Module, clips: Tensor, names: Mapping[int, str], told: Tensor | None) -> list[str]:
+        """The language of each clip for Whisper: as it is told of the clip, or of all, or as it is heard."""
+        if told is None and (language := getattr(self.generation, "language", None)) is not None:
+            return [language] * len(clips)
+        found = unwrap_model(model).detect_language(clips) if told is None else told
+        return [names[i] for i in found.tolist()]
 
     def _passes(self, batch: Batch) -> Iterator[tuple[slice, Batch]]:
         """The model's inputs, for all rows at once, or for each without its padding."""
@@ -316,7 +323,10 @@ class SequenceRecogniser(Recogniser):
         return [config, self.extractor, self.tokenizer, self.generation]
 
     def finish_loading(self, model: nn.Module, folder: Path) -> None:
-        unwrap_model(model).generation_config = GenerationConfig.from_pretrained(folder)
+        own = GenerationConfig.from_pretrained(folder)
+        if (forced := self.generation.forced_bos_token_id) is not None:  # another language may be asked for
+            own.forced_bos_token_id = forced
+        unwrap_model(model).generation_config = own
 
 
 def _in_language(ids: Tensor, batch: Batch) -> Tensor:

@@ -61,7 +61,8 @@ class TransducerRecogniser(CtcRecogniser):
         """With the checkpoint's own vocabulary, and a `language` for those that are told one."""
         extractor, tokenizer = open_feature_extractor(source), open_tokenizer(source, hint=TOKENIZER_HINT)
         if processor is not None and _takes_language(config, processor):
-            language = language or only_language(splits or {}, f"{source.display_name} is told one language a run")
+            spoken = only_language(splits or {}, f"{source.display_name} is told one language a run")
+            language = language or spoken
         _set_language(config, processor, extractor.sampling_rate, language, source, trains=trains)
         draw_nothing(config)
         generation = open_generation(source)
