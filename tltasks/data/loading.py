@@ -412,7 +412,7 @@ def _join_texts(key: str, batch: Columns) -> Columns:
 
 
 def _by_name(key: str, feature: datasets.ClassLabel, batch: Columns) -> Columns:
-    return {key: [None if value is None else feature.int2str(value) for value in batch[key]]}
+    return {key: [None if value is None or value < 0 else feature.int2str(value) for value in batch[key]]}
 
 
 def _as_string(features: datasets.Features, key: str) -> datasets.Features:

@@ -124,7 +124,7 @@ def load_saved_model(
     elif origin is not None:  # a recipe from the Hub does not decide what code is run here
         origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
     spoken: str | None = getattr(getattr(plan.data, "columns"), LANGUAGE, None)  # noqa: B009
-    inputs = (named, own)
+    inputs: tuple[str, ...] = (named, own)
     if export is not None:
         inputs, spoken = export.columns, export.language_column
     return SavedModel(task, base, folder, recipe, inputs, spoken, plan, origin, run, export)

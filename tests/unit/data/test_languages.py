@@ -4,6 +4,7 @@ import datasets
 import pytest
 
 from tltasks.data.languages import Languages, check_languages, only_language
+from tltasks.data.loading import _by_name
 from tltasks.data.splits import Split
 from tltasks.errors import DataError
 
@@ -64,3 +65,10 @@ def test_a_column_of_one_language_names_it() -> None:
     assert only_language(split([None]), "why") is only_language({}, "why") is None
     with pytest.raises(DataError, match="row 1: is in `fr`, and there are rows in es, too: why"):
         only_language(split(["es", "fr"]), "why")
+
+
+def test_a_class_of_a_row_that_has_none_is_no_language() -> None:
+    """Data sets of the Hub write -1."""
+    assert _by_name("language", datasets.ClassLabel(names=["es", "fr"]), {"language": [1, -1, None]}) == {
+        "language": ["fr", None, None]
+    }

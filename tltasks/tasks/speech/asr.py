@@ -49,7 +49,7 @@ from tltasks.tasks.speech import audio
 from tltasks.tasks.speech.audio import Samples, join_segments, read_segments
 from tltasks.tasks.speech.augmentation import augment_audio
 from tltasks.tasks.speech.ctc import CtcRecogniser
-from tltasks.tasks.speech.prompted import PromptedRecogniser, makes_requests
+from tltasks.tasks.speech.prompted import PromptedRecogniser, makes_requests, takes_language
 from tltasks.tasks.speech.recognition import Recogniser, family, given_keys, open_processor
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
 from tltasks.tasks.speech.transducer import TransducerRecogniser
@@ -481,8 +481,8 @@ def _open_sequence(
     if plan.stage.adapt.method == "head":
         raise RecipeError(f"stage {plan.name}: {source.display_name} has no head of its own; use adapt: lora or full.")
     if prompted:
-        keys = plan.model
-        if (spoken := only_language(splits, f"{source.display_name} is asked in one language a run")) is not None:
+        keys, told = plan.model, splits if takes_language(processor) else {}
+        if (spoken := only_language(told, f"{source.display_name} is asked in one language a run")) is not None:
             keys = keys.model_copy(update={"language": keys.language or spoken})
         return PromptedRecogniser.ask(processor, source, config, keys, as_saved=not splits)
     if plan.model.prompt is not None:

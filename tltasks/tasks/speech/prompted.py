@@ -253,6 +253,12 @@ def _chat(processor: ProcessorMixin, prompt: str, source: Checkpoint) -> str:
     raise CheckpointError(f"model {source.display_name}: its chat template has no place for sound and a prompt.")
 
 
+def takes_language(processor: ProcessorMixin) -> bool:
+    """Tell a processor whose requests have a language of their own from one that is asked in words."""
+    known = inspect.signature(getattr(processor, "apply_transcription_request", processor.__call__)).parameters
+    return not is_chat(processor) and any(name in known for name in LANGUAGE)
+
+
 def _arguments(
     processor: ProcessorMixin, source: Checkpoint, sampling_hz: int, language: str | None, prompt: str | None
 ) -> Iterator[tuple[str, object]]:

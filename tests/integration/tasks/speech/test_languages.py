@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import tltasks
-from tests.integration.tasks.speech.test_architectures import SMALL
+from tests.integration.tasks.speech.test_architectures import CHAT, SMALL
 from tests.tiny import speech
 from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
@@ -144,3 +145,13 @@ def test_adapters_of_a_language_take_no_others(tmp_path: Path) -> None:
     tell(data, ["fr", "eng"])
     with pytest.raises(DataError, match=r"row 1 .*`eng`.*rows in fr.*one language"):
         prepared(recipe)
+
+
+def test_a_chat_is_told_none_and_takes_rows_in_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(transformers.Qwen3ASRProcessor, "apply_transcription_request")
+    SMALL["qwen3_asr"].save(tmp_path / "chat")
+    template = CHAT.replace("AUDIO", "<|audio_start|><|audio_pad|><|audio_end|>")
+    (tmp_path / "chat/chat_template.jinja").write_text(template)
+    data = tell(speech.save_data(tmp_path / "data"), ["French", "en"])
+    task = prepared(speech.write_recipe(tmp_path / "r.yaml", tmp_path / "chat", data, data_keys=BY_ROW)).task
+    assert task.languages.codes == ()
