@@ -1,5 +1,6 @@
 """Exports in each format: what they answer, alone and together, and what is made of those that answer worse."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from tltasks.inference.export import export
 from tltasks.inference.predictor import load
 from tltasks.models import exported
 from tltasks.models.exported import Export, whisper_prompt
+from tltasks.models.writing import FirstTokens
 from tltasks.results.result import Rescored
 
 DRAWN = np.random.default_rng(0)
@@ -114,6 +116,23 @@ def test_whisper_writes_in_the_language_that_is_asked_for(tmp_path: Path, monkey
     rows = [{"audio": clip, "spoken": code} for clip, code in zip(CLIPS, ("es", None, "hi"), strict=True)]
     assert [it.get("language") for it in model(rows)] == ["es", heard[1], "hi"] == asked[3:]
     assert [it["language"] for it in load(tmp_path / "out", language="hi")(CLIPS)] == ["hi"] * 3 == asked[6:]
+
+
+def test_rows_of_several_languages_begin_with_their_own_or_are_refused(tmp_path: Path) -> None:
+    texts.save_model(tmp_path / "model", "bart")
+    export(str(tmp_path / "model"), tmp_path / "out", kind="ctranslate2", tag="summarization")
+    model = load(tmp_path / "out").model
+    assert isinstance(model, exported.ConvertedWriter)
+    rows = {
+        "input_ids": torch.tensor([[0, 7, 8, 2], [0, 9, 7, 2]]),
+        "attention_mask": torch.ones(2, 4, dtype=torch.long),
+    }
+    written = model.generate(**rows, logits_processor=[FirstTokens(torch.tensor([11, 12]))])
+    assert written[:, 0].tolist() == [11, 12]
+    asked = copy.deepcopy(model.generation_config)
+    asked.decoder_start_token_id = [11, 12]
+    with pytest.raises(RecipeError, match="in the one language that it was exported with"):
+        model.generate(**rows, generation_config=asked)
 
 
 def test_whisper_with_a_fitted_window_has_what_faster_whisper_looks_for(tmp_path: Path) -> None:
