@@ -34,7 +34,7 @@ from benchmarks.small_checkpoints import Small
 from tests.tiny import images, speech, texts, topics
 from tltasks.config.tasks import TASKS
 from tltasks.errors import TltasksError
-from tltasks.models.adapters import is_adapted
+from tltasks.models.adapters import freeze_unused, is_adapted
 from tltasks.reports.templates import card_environment, page_environment
 from tltasks.runs import stage as stages
 from tltasks.tasks.speech.audio import decode_audio
@@ -335,13 +335,18 @@ class _Watch:
             self.trained = True
             return model, head
 
-        def watched_train(context: Any, stage: Any, built: Any) -> Any:
+        def watched_unused(model: nn.Module, unused: set[str]) -> None:
+            self.trained = False  # weights that the loss does not reach are refused before the first step
+            freeze_unused(model, unused)
+            self.trained = True
+
+        def watched_train(context: Any, stage: Any, built: Any, **keys: Any) -> Any:
             self.numbers["parameters"] = sum(p.numel() for p in built.model.parameters())
             adapt = stage.plan.stage.adapt
             beside = not stage.plan.kind.cached and adapt.is_peft and not adapt.is_virtual
             # Of a copy: some models keep tensors of their first pass (BEiT), and here these are none to train with.
             without = [] if beside else stages._outputs(context, stage, copy.deepcopy(built.model))
-            result = train(context, stage, built)
+            result = train(context, stage, built, **keys)
             model = result[0]
             if beside:
                 with _without_adapter(model):
@@ -355,6 +360,7 @@ class _Watch:
         with (
             mock.patch.object(stages, "adapt_model", watched_adapt),
             mock.patch.object(stages, "_train", watched_train),
+            mock.patch("tltasks.training.loop.freeze_unused", watched_unused),
             mock.patch("tltasks.reports.charts.svg", return_value="<svg/>"),  # half of the time
         ):
             yield

@@ -188,7 +188,7 @@ def _freeze(model: PreTrainedModel, method: str, patterns: Sequence[str], *, who
         for name, parameter in model.named_parameters():
             is_bias = method == "bitfit" and name.rpartition(".")[2] == "bias"
             parameter.requires_grad_(is_bias or _belongs(name, whole))
-        if method == "bitfit" and not any(n.endswith("bias") for n, _ in model.named_parameters()):
+        if method == "bitfit" and not any(n.rpartition(".")[2] == "bias" for n, _ in model.named_parameters()):
             raise RecipeError(f"adapt.bitfit: {type(model).__name__} has no biases to train; use lora or ia3.")
     for pattern in patterns:
         hit = [p for name, p in model.named_parameters() if _matches(name, pattern)]
@@ -432,7 +432,8 @@ def freeze_unused(model: nn.Module, unused: set[str]) -> None:
     """Stop training weights that the loss does not reach (mask tokens, unused poolers).
 
     Otherwise several processes would wait for gradients that never come. Raises CheckpointError for an adapter's
-    weights, which would silently stay at their start (transformers issue 42489, peft issue 137).
+    weights, which would silently stay at their start (transformers issue 42489, peft issue 137), and where it reaches
+    none.
     """
     is_peft = any(is_adapted(module) for module in model.modules())
     adapters = sorted(name for name in unused if is_peft and ".default" in name)  # PEFT's name of the only adapter
@@ -444,6 +445,11 @@ def freeze_unused(model: nn.Module, unused: set[str]) -> None:
     for name, parameter in model.named_parameters():
         if name in unused:
             parameter.requires_grad_(False)
+    if unused and not any(p.requires_grad for p in model.parameters()):
+        raise CheckpointError(
+            f"The loss reaches none of the {len(unused)} weights that would be trained, e.g. {min(unused)}. "
+            "Use `adapt: lora` or `adapt: full`."
+        )
 
 
 def set_training_mode(model: nn.Module, *, frozen_batch_norm: bool) -> None:

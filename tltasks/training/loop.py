@@ -486,7 +486,9 @@ def _unreached(accelerator: Accelerator, job: Job, model: nn.Module, rows: list[
     held = [
         (m, name, b, b.detach().clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None
     ]
-    job.task.loss(model, send_to_device(batch, accelerator.device)).backward()  # type: ignore[no-untyped-call]
+    loss = job.task.loss(model, send_to_device(batch, accelerator.device))
+    if loss.requires_grad:  # else it reaches none
+        loss.backward()  # type: ignore[no-untyped-call]
     unused = {name for name, p in trained(model) if p.grad is None}
     model.zero_grad(set_to_none=True)
     with torch.no_grad():

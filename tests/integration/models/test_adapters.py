@@ -17,6 +17,7 @@ from tltasks.config.tasks.image import ImageStage
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models import adapters
 from tltasks.models.adapters import (
+    _freeze,
     adapt,
     count_parameters,
     find_head,
@@ -385,6 +386,20 @@ def test_weights_without_gradient_are_frozen_but_never_adapters() -> None:
         unused = next(name for name in trained(wrapped) if part in name)
         with pytest.raises(CheckpointError, match=rf"1 adapter weights receive no gradient, e.g. .*{part}"):
             freeze_unused(wrapped, {unused})
+
+
+def test_a_loss_that_reaches_nothing_is_an_error() -> None:
+    model = adapted(build(), "bitfit", "finetune")
+    biases = trained(model)
+    with pytest.raises(CheckpointError, match=rf"none of the {len(biases)} weights that would be trained.*adapt: lora"):
+        freeze_unused(model, biases)
+
+
+def test_biases_of_routers_alone_are_none() -> None:
+    model = torch.nn.Module()
+    model.register_parameter("e_score_correction_bias", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(RecipeError, match=r"adapt\.bitfit: Module has no biases to train"):
+        _freeze(model, "bitfit", [], whole=[])  # type: ignore[arg-type]
 
 
 def test_tuning_of_norms_reaches_norms() -> None:
