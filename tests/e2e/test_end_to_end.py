@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -242,6 +243,18 @@ def _prompts(folder: Path) -> list[str]:
     return [f"model.name={speech.save_whisper(folder / 'model')}", f"data.files={files}"]
 
 
+def _spoken_names(folder: Path) -> list[str]:
+    data = speech.save_data(folder / "data")
+    for split, last in (("train", "train"), ("test", "test"), ("prompts_en", "validation"), ("prompts_es", "test")):
+        rows = list(csv.DictReader((data / f"{last}.csv").open(newline="")))
+        with (data / f"told_{split}.csv").open("w", newline="") as out:
+            writer = csv.DictWriter(out, [*rows[0], "language"])
+            writer.writeheader()
+            writer.writerows({**row, "language": ("es", "hi")[i % 2]} for i, row in enumerate(rows))
+    files = {split: str(data / f"told_{split}.csv") for split in ("train", "test", "prompts_en", "prompts_es")}
+    return [f"model.name={speech.save_whisper(folder / 'model')}", f"data.files={json.dumps(files)}"]
+
+
 def _english_prompts(folder: Path) -> list[str]:
     model = speech.save_whisper(folder / "model", multilingual=False)
     few = "{train: 'train[:16]', validation: 'validation[:4]', test: 'test[:6]'}"
@@ -267,6 +280,7 @@ OFFLINE = {
     "package_synopsis": _synopses,
     "pretrain_finetune_transfer": lambda folder: [],
     "paper_titles": _synopses,
+    "stamps_languages": _spoken_names,
     "voice_prompts": _english_prompts,
     "voice_prompts_es": _prompts,
     "wise_ft": _emoji,

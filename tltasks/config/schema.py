@@ -51,7 +51,10 @@ def _describe(base: type[BaseModel], definitions: dict[str, Any]) -> None:
     pydantic would do so for every class as it is made, in a second or more once thousands of modules are loaded.
     """
     for section in base.__subclasses__():
-        properties = definitions.get(section.__name__, {}).get("properties", {})
+        ours = section.__module__.startswith(
+            "tltasks."
+        )  # other libraries have classes of the same name (gradio's FileData)
+        properties = definitions.get(section.__name__, {}).get("properties", {}) if ours else {}
         for kind in reversed(section.__mro__) if properties else ():
             for name, text in _docstrings(kind).items():
                 if (field := section.model_fields.get(name)) is not None:

@@ -222,6 +222,7 @@ def test_rows_are_named_in_messages_and_predictions(tmp_path: Path) -> None:
 def test_classes_that_look_alike_are_kept_and_said(tmp_path: Path) -> None:
     labels = ["cat", "Cat", "cat ", "dog", "d\u00e9j\u00e0", "de\u0301ja\u0300"]
     task = SimpleNamespace(class_names=labels, references=lambda rows: [0], _imbalance=lambda train: None)
+    task._disagreement = lambda train: None
     task.stage = SimpleNamespace(trains=True)
     task.class_rows, task.is_multi_label = lambda rows: {0: 1}, False
     notes = ClassificationTask.data_notes(task, {"train": SimpleNamespace(rows=None)})  # type: ignore[arg-type, dict-item]
