@@ -246,7 +246,7 @@ def _prompts(folder: Path) -> list[str]:
 def _spoken_names(folder: Path) -> list[str]:
     data = speech.save_data(folder / "data")
     for split, last in (("train", "train"), ("test", "test"), ("prompts_en", "validation"), ("prompts_es", "test")):
-        rows = list(csv.DictReader((data / f"{last}.csv").open(newline="")))
+        rows = list(csv.DictReader((data / f"{last}.csv").read_text(encoding="utf-8").splitlines()))
         with (data / f"told_{split}.csv").open("w", newline="") as out:
             writer = csv.DictWriter(out, [*rows[0], "language"])
             writer.writeheader()
