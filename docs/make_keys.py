@@ -18,6 +18,14 @@ HEAD = """# Every key of a recipe
 Written by `python docs/make_keys.py` from [the schema](../recipes/recipe.schema.json), which editors check by. A
 section is a mapping; where a key takes one, its name is among the values.
 """
+NAMES = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "object": "a mapping",
+}
+"""Kinds of JSON Schema, in words."""
 Properties = dict[str, dict[str, Any]]
 
 
@@ -35,8 +43,8 @@ def page() -> str:
         key: {**value, "anyOf": [one[key] for one in recipes]} if any(one[key] != value for one in recipes) else value
         for key, value in recipes[0].items()
     }
-    parts = [HEAD, table("A recipe", shared), table("Every stage", _common(list(stages.values())))]
     known = _common(list(stages.values()))
+    parts = [HEAD, table("A recipe", shared), table("Every stage", known)]
     for name, properties in sorted(sections.items()):
         if properties in recipes:
             continue
@@ -89,9 +97,8 @@ def _kinds(value: dict[str, Any]) -> Iterator[str]:
     elif value.get("type") == "array":
         yield f"a list of {' or '.join(_kinds(value.get('items', {}))) or 'anything'}"
     else:
-        names = {"string": "text", "integer": "a whole number", "boolean": "true or false", "object": "a mapping"}
         kind = str(value.get("type", "anything"))
-        yield names.get(kind, {"number": "a number"}.get(kind, kind))
+        yield NAMES.get(kind, kind)
 
 
 def _cell(text: str) -> str:

@@ -51,9 +51,8 @@ def _describe(base: type[BaseModel], definitions: dict[str, Any]) -> None:
     pydantic would do so for every class as it is made, in a second or more once thousands of modules are loaded.
     """
     for section in base.__subclasses__():
-        ours = section.__module__.startswith(
-            "tltasks."
-        )  # other libraries have classes of the same name (gradio's FileData)
+        # Other libraries have classes of the same name, such as gradio.
+        ours = section.__module__.startswith("tltasks.")
         properties = definitions.get(section.__name__, {}).get("properties", {}) if ours else {}
         for kind in reversed(section.__mro__) if properties else ():
             for name, text in _docstrings(kind).items():

@@ -59,6 +59,13 @@ def _metric_by_name(value: object) -> object:
 
 USUAL_STEPS = 400
 """Optimiser steps that epochs are chosen for, between 2 and 20, where a recipe names neither."""
+
+
+def usual_epochs(rows: int, batch_size: int) -> int:
+    """Passes over so many rows that make about `USUAL_STEPS` steps."""
+    return min(20, max(2, round(USUAL_STEPS * batch_size / max(1, rows))))
+
+
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "sgd", "muon"]
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
 ModelT = TypeVar("ModelT", bound=Model, default=Model, covariant=True)
@@ -209,7 +216,7 @@ class Stage(Section, Generic[ModelT, DataT]):
 
     def epochs_for(self, rows: int) -> float:
         """Passes over so many rows: those asked for, or as many as make about `USUAL_STEPS` steps."""
-        return self.epochs or min(20, max(2, round(USUAL_STEPS * self.batch_size / max(1, rows))))
+        return self.epochs or usual_epochs(rows, self.batch_size)
 
     def conflicts(self) -> Iterator[Conflict]:
         given = self.model_fields_set

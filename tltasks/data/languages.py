@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from babel import Locale
 from babel.core import get_global
@@ -63,13 +63,17 @@ class Languages:
     def find(self, name: str) -> list[str]:
         """The model's codes for a language: that of its own code or name, or all that ISO 639 makes the same."""
         plain = _plain(name)
-        own = {_plain(code): code for code in self.codes}
-        if plain in own or self.names.get(plain) in self.codes:
-            return [own.get(plain) or self.names[plain]]
+        if plain in self._own or self.names.get(plain) in self.codes:
+            return [self._own.get(plain) or self.names[plain]]
         found = [code for code in self.codes if standard(code) == standard(name) is not None]
         if script := _script(name):
             found = [code for code in found if _script(code) in (None, script)]
         return found
+
+    @cached_property
+    def _own(self) -> dict[str, str]:
+        """Codes by what is left of them without signs; batches ask for each row's."""
+        return {_plain(code): code for code in self.codes}
 
     def code(self, name: str | None) -> str:
         """The one code for a language, or the default where there is no name; else DataError, with what there is."""
@@ -99,29 +103,37 @@ class Languages:
         return standard(plain) or plain or UNKNOWN
 
 
+def told_languages(splits: Mapping[str, Split]) -> Iterator[tuple[Split, str | None]]:
+    """Languages as the rows of each split name them, each once, where they have a column of them."""
+    for split in splits.values():
+        if LANGUAGE in split.rows.column_names:
+            yield from ((split, name) for name in split.rows.unique(LANGUAGE))
+
+
+def _first_row(split: Split, name: str | None) -> str:
+    """The place of the first row with this language, to begin a message with."""
+    return f"{split.where}: {split.called(split.rows[LANGUAGE][:].index(name))}"
+
+
 def check_languages(splits: Mapping[str, Split], languages: Languages) -> None:
     """Raise DataError that names the first row whose language the model does not know."""
-    for split in splits.values():
-        for name in split.rows.unique(LANGUAGE) if LANGUAGE in split.rows.column_names else ():
-            try:
-                languages.shown(name)
-            except DataError as reason:
-                row = split.rows[LANGUAGE][:].index(name)
-                raise DataError(f"{split.where}: {split.called(row)}: {reason}") from reason
+    for split, name in told_languages(splits):
+        try:
+            languages.shown(name)
+        except DataError as reason:
+            raise DataError(f"{_first_row(split, name)}: {reason}") from reason
 
 
 def only_language(splits: Mapping[str, Split], why: str) -> str | None:
     """The one language of all rows, None without a column; DataError for several, with `why` there can be one alone."""
     found = dict[str, tuple[Split, str]]()
-    for split in splits.values():
-        for name in split.rows.unique(LANGUAGE) if LANGUAGE in split.rows.column_names else ():
-            if (name or "").strip():
-                found.setdefault(standard(name) or name, (split, name))
+    for split, name in told_languages(splits):
+        if name is not None and name.strip():
+            found.setdefault(standard(name) or name, (split, name))
     if len(found) > 1:
         split, name = list(found.values())[1]
-        row = split.rows[LANGUAGE][:].index(name)
         raise DataError(
-            f"{split.where}: {split.called(row)}: is in `{name}`, and there are rows in {next(iter(found))}, too: "
+            f"{_first_row(split, name)}: is in `{name}`, and there are rows in {next(iter(found))}, too: "
             f"{why}. Name a data set of one language, or leave `columns.language` out."
         )
     return next((name for _, name in found.values()), None)

@@ -18,7 +18,7 @@ from tltasks.inference.inputs import Inputs, check_arguments
 from tltasks.inference.onnx import Parity
 from tltasks.inference.rescoring import TestSet
 from tltasks.models.adapters import merged
-from tltasks.models.exported import ONNX_FILE, Export, Format, Quantize, check_libraries
+from tltasks.models.exported import ABOUT, ONNX_FILE, Export, Format, Quantize, check_libraries
 from tltasks.reports import exports
 from tltasks.results.result import Rescored
 from tltasks.runtime import devices
@@ -89,12 +89,13 @@ def export(
     with whole_folder(output) as place:
         made = Export(place, kind, saved.task.tag, saved.columns, quantize, saved.language_column)
         parity, told, usage = _write(saved, made, known, items, display_name=name)
-        made.write(**told)
+        write_json(place / ABOUT, made.described(**told))
         label = output.name if output.name != rescoring.TRAINED else f"{kind} export"
         rescored = _rescore(name, saved, test, made, label=label, trust_remote_code=trust_remote_code)
         title = " ".join(filter(None, (saved.task.tag, "in", TITLES[kind], quantize)))
         write_text(place / "README.md", exports.card(title, usage, list(rescored.values())))
-        made.write(**told, scores=[asdict(it) for it in rescored.values()], versions=devices.versions())
+        told |= {"scores": [asdict(it) for it in rescored.values()], "versions": devices.versions()}
+        write_json(place / ABOUT, made.described(**told))
         if test is not None and (parity is None or quantize is not None):
             own, trained = rescored[label], rescored[rescoring.TRAINED]
             _refuse_worse(own, trained, test, tolerance=tolerance, display_name=name)

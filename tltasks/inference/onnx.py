@@ -76,20 +76,17 @@ def check_merged(
     built: nn.Module, whole: nn.Module, about: OnnxInput, values: Sequence[Tensor], *, display_name: str
 ) -> None:
     """Raise CheckpointError for an adapter that computes something else once it is merged."""
-    if is_adapted(built):
-        _check_merged(_Function(built, about).eval(), _Function(whole, about).eval(), values, display_name=display_name)
-
-
-def _check_merged(adapted: _Function, whole: _Function, values: Sequence[Tensor], *, display_name: str) -> None:
-    """Raise CheckpointError for an adapter that computes something else once it is merged."""
+    if not is_adapted(built):
+        return
 
     def outputs(model: nn.Module) -> list[Outputs]:
+        function = _Function(model, about).eval()
         with torch.no_grad():
-            return [{"logits": model(value)} for value in values]
+            return [{"logits": function(value)} for value in values]
 
-    ours = outputs(adapted)
-    with without_adapter(adapted):
-        effect = largest_difference(ours, outputs(adapted))
+    ours = outputs(built)
+    with without_adapter(built):
+        effect = largest_difference(ours, outputs(built))
     difference = largest_difference(ours, outputs(whole))
     if difference > merging_makes(effect):
         raise CheckpointError(
@@ -142,9 +139,10 @@ def compare(
     """Run the model and what was written of it on the same inputs, each by itself; raises CheckpointError where they
     compute something else."""
     largest, same = 0.0, 0
+    functions = [_Function(it, about).eval() for it in (model, opened)]
     for value in values:
         with torch.no_grad():
-            wanted, found = (_Function(it, about).eval()(value).numpy() for it in (model, opened))
+            wanted, found = (function(value).numpy() for function in functions)
         largest = max(largest, float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-9)))
         same += bool(np.array_equal(found.argmax(-1), wanted.argmax(-1)))
     if largest > TOLERANCE:
@@ -179,13 +177,14 @@ def quantize(folder: Path, known: Sequence[Tensor]) -> dict[str, object]:
     inputs = [value.numpy() for value in known]
     held, seen = inputs[: len(inputs) // 4], inputs[len(inputs) // 4 :]
     plain = folder / ONNX_FILE
+    name_of_input = _session(plain).get_inputs()[0].name
     wanted, distances = _logits(plain, held), dict[str, float]()
     with tempfile.TemporaryDirectory() as scratch, _quiet():
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
         for name, seven_bits in CALIBRATIONS.items():
             path = Path(scratch) / f"{name}.onnx"
-            _quantize(prepared, path, seen, seven_bits=seven_bits)
+            _quantize(prepared, path, [{name_of_input: value} for value in seen], seven_bits=seven_bits)
             pairs = zip(_logits(path, held), wanted, strict=True)
             distances[name] = float(np.mean([np.abs(a - b).mean() for a, b in pairs]))
         chosen = min(distances, key=lambda name: distances[name])
@@ -193,10 +192,8 @@ def quantize(folder: Path, known: Sequence[Tensor]) -> dict[str, object]:
     return {"rows": len(seen), "distances": distances, "chosen": chosen}
 
 
-def _quantize(plain: Path, path: Path, inputs: Sequence[Values], *, seven_bits: bool) -> None:
+def _quantize(plain: Path, path: Path, inputs: Sequence[dict[str, Values]], *, seven_bits: bool) -> None:
     from onnxruntime import quantization
-
-    name = _session(plain).get_inputs()[0].name
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         """Hands the inputs out one by one."""
@@ -204,8 +201,7 @@ def _quantize(plain: Path, path: Path, inputs: Sequence[Values], *, seven_bits: 
         left = iter(inputs)
 
         def get_next(self) -> dict[str, Values] | None:
-            value = next(self.left, None)
-            return None if value is None else {name: value}
+            return next(self.left, None)
 
     quantization.quantize_static(
         str(plain),

@@ -185,10 +185,10 @@ def _check_size(model: PreTrainedModel, method: Adapt, config: peft.PeftConfig) 
 def _freeze(model: PreTrainedModel, method: str, patterns: Sequence[str], *, whole: list[str]) -> None:
     """Leave in training the modules of `whole` or the biases alone, or all that no pattern names."""
     if method in {"head", "bitfit"}:
+        biases = {name for name, _ in model.named_parameters() if name.rpartition(".")[2] == "bias"}
         for name, parameter in model.named_parameters():
-            is_bias = method == "bitfit" and name.rpartition(".")[2] == "bias"
-            parameter.requires_grad_(is_bias or _belongs(name, whole))
-        if method == "bitfit" and not any(n.rpartition(".")[2] == "bias" for n, _ in model.named_parameters()):
+            parameter.requires_grad_((method == "bitfit" and name in biases) or _belongs(name, whole))
+        if method == "bitfit" and not biases:
             raise RecipeError(f"adapt.bitfit: {type(model).__name__} has no biases to train; use lora or ia3.")
     for pattern in patterns:
         hit = [p for name, p in model.named_parameters() if _matches(name, pattern)]

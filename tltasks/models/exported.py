@@ -64,11 +64,11 @@ class Export:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / ABOUT}: cannot be read ({error!r}); export the model again.") from error
 
-    def write(self, **beside: object) -> None:
-        """Write the file that marks it, with other findings."""
+    def described(self, **beside: object) -> dict[str, object]:
+        """Content of the file that marks it, with other findings."""
         own = {"format": self.format, "quantize": self.quantize, "task": self.task, "columns": self.columns}
         own |= {"language_column": self.language_column} if self.language_column else {}
-        (self.folder / ABOUT).write_text(json.dumps({**own, **beside}, indent=1) + "\n", encoding="utf-8")
+        return {**own, **beside}
 
     @property
     def setup(self) -> Path:
@@ -107,11 +107,6 @@ class ExportedModel(nn.Module):
         self.folder, self.config = export.folder, config
         if (export.setup / "generation_config.json").is_file():
             self.generation_config = GenerationConfig.from_pretrained(export.setup)
-
-    @property
-    def keys(self) -> dict[str, object]:
-        """Arguments with which CTranslate2 opens a model."""
-        return {"model_path": str(self.folder), "device": "cpu", "intra_threads": torch.get_num_threads()}
 
 
 class OnnxModel(ExportedModel):
@@ -152,7 +147,7 @@ class ConvertedWriter(ExportedModel):
         import ctranslate2
 
         super().__init__(export, config)
-        self.translator = ctranslate2.Translator(**self.keys)
+        self.translator = ctranslate2.Translator(**_opening(self.folder))
         self.vocabulary: list[str] = json.loads((self.folder / VOCABULARY).read_text(encoding="utf-8"))
         self.ids = {token: i for i, token in enumerate(self.vocabulary)}
 
@@ -192,7 +187,7 @@ class ConvertedWhisper(ExportedModel):
         import ctranslate2
 
         super().__init__(export, config)
-        self.whisper = ctranslate2.models.Whisper(**self.keys)
+        self.whisper = ctranslate2.models.Whisper(**_opening(self.folder))
 
     def detect_language(self, input_features: Tensor) -> Tensor:
         """Id of the token of each clip's language, [clips]."""
@@ -227,7 +222,7 @@ class ConvertedCtc(ExportedModel):
         import ctranslate2
 
         super().__init__(export, config)
-        self.encoder = ctranslate2.models.Wav2Vec2(**self.keys)
+        self.encoder = ctranslate2.models.Wav2Vec2(**_opening(self.folder))
 
     def forward(self, **inputs: Tensor) -> SimpleNamespace:
         """`logits` of a clip, [1, steps, vocabulary]."""
@@ -264,6 +259,11 @@ def search_keys(asked: GenerationConfig) -> dict[str, float]:
         "repetition_penalty": asked.repetition_penalty or 1.0,
         "no_repeat_ngram_size": asked.no_repeat_ngram_size or 0,
     }
+
+
+def _opening(folder: Path) -> dict[str, object]:
+    """Arguments with which CTranslate2 opens a model."""
+    return {"model_path": str(folder), "device": "cpu", "intra_threads": torch.get_num_threads()}
 
 
 def _view(values: Tensor):  # type: ignore[no-untyped-def]

@@ -38,8 +38,9 @@ def rows_of(scores: Sequence[Rescored]) -> list[list[str]]:
 
 def markdown(scores: Sequence[Rescored]) -> str:
     """The table as Markdown."""
-    head, *rows = [f"| {' | '.join(cells)} |" for cells in rows_of(scores)]
-    return "\n".join([head, "|---" * len(rows_of(scores)[0]) + "|", *rows])
+    table = rows_of(scores)
+    head, *rows = [f"| {' | '.join(cells)} |" for cells in table]
+    return "\n".join([head, "|---" * len(table[0]) + "|", *rows])
 
 
 def plain(scores: Sequence[Rescored]) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tltasks.config.document import Origin, clip
 from tltasks.config.shipped import relative_path
-from tltasks.config.stage import USUAL_STEPS
+from tltasks.config.stage import usual_epochs
 from tltasks.config.tasks import TASKS, supervised_tasks
 from tltasks.config.yaml_reader import parse
 from tltasks.data.folders import SPLITS, some
@@ -121,7 +121,7 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
     said, notes = ([printable(line, lines=False) for line in lines] for lines in (said, notes))
     n_train = int(next(iter(survey.splits.values())) * (1 - sum(_share(value) for value in splits.values())))
     batch = BATCH if n_train >= 10 * BATCH else 4
-    epochs = min(20, max(2, round(USUAL_STEPS * batch / max(1, n_train))))
+    epochs = usual_epochs(n_train, batch)
     source = dict(survey.source) or {"name": f"./{name}.csv"}
     file = shlex.quote(printable(f"{name}.yaml", lines=False))
     lines = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -50,12 +50,16 @@ class Relief:
 
 def is_large(model: nn.Module) -> bool:
     """Tell whether a model's steps need more memory than the process that takes them has anyway."""
-    return sum(p.numel() * p.element_size() for p in model.parameters()) >= LARGE
+    return _bytes_of(model.parameters()) >= LARGE
 
 
 def built_bytes(model: nn.Module) -> int:
     """Resident memory of the process without the model's weights, which has just been built."""
-    return devices.resident_bytes() - sum(p.numel() * p.element_size() for p in model.parameters())
+    return devices.resident_bytes() - _bytes_of(model.parameters())
+
+
+def _bytes_of(weights: Iterable[nn.Parameter]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def expect_memory(
@@ -82,7 +86,7 @@ def expect_memory(
             )
     except FAULTS:
         return {}
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    trained = _bytes_of(p for p in model.parameters() if p.requires_grad)
     on_cpu = accelerator.device.type == "cpu"
     return {
         **({"process and data": before} if on_cpu else {}),

@@ -215,9 +215,8 @@ def draw_kept(shape: torch.Size, p: float, *, seed: int | None = None) -> Tensor
     size = shape.numel()
     numbers = np.random.SFC64(_draw_seed() if seed is None else seed).random_raw(-(-size // 4))
     drawn = torch.from_numpy(numbers.view(np.int16)[:size]).view(shape)
-    least = (
-        kept_steps(p) - STEPS // 2
-    )  # a number below it has a negative difference, whose sign is spread over all bits
+    # A number below it has a negative difference, whose sign is spread over all bits.
+    least = kept_steps(p) - STEPS // 2
     return drawn.bitwise_right_shift_(1).sub_(least).bitwise_right_shift_(15).to(torch.int8)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pydantic
 import pytest
 from PIL import Image
 
@@ -156,6 +157,12 @@ def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(shown.out) == json_schema()
     assert shown.err == ""
     assert shown.out == (RECIPES / "recipe.schema.json").read_text(encoding="utf-8")
+
+
+def test_the_schema_is_of_our_own_sections_whatever_else_is_loaded() -> None:
+    before = json_schema()
+    kept = pydantic.create_model("Lora", path=(str, ...), __module__="another.library")
+    assert json_schema() == before, kept
 
 
 @pytest.mark.parametrize("command", ["schema", "recipes"])

@@ -100,14 +100,14 @@ def test_an_adapter_that_merging_changes_is_not_exported() -> None:
     about = OnnxInput("x", [1, 4], (0,), lambda n: [], lambda value: torch.zeros(1, 4), "")
     config = peft.LoraConfig(r=2, target_modules=["layer"], init_lora_weights=False)
     wrapped = peft.get_peft_model(Net(), config)
-    adapted, whole = (exporting._Function(model, about).eval() for model in (wrapped, Net()))
-    whole.model.layer.load_state_dict(wrapped.base_model.model.layer.base_layer.state_dict())
+    whole = Net()
+    whole.layer.load_state_dict(wrapped.base_model.model.layer.base_layer.state_dict())
     values = [torch.randn(1, 4)]
     with pytest.raises(CheckpointError, match=r"^export me: its adapter changes outputs by .* merging it by"):
-        exporting._check_merged(adapted, whole, values, display_name="me")
+        exporting.check_merged(wrapped, whole, about, values, display_name="me")
     with torch.no_grad():
-        whole.model.layer.weight += wrapped.base_model.model.layer.get_delta_weight("default")
-    exporting._check_merged(adapted, whole, values, display_name="me")
+        whole.layer.weight += wrapped.base_model.model.layer.get_delta_weight("default")
+    exporting.check_merged(wrapped, whole, about, values, display_name="me")
 
 
 def test_a_recogniser_hears_clips_of_any_length(

@@ -20,7 +20,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, corrupt_rows
-from tltasks.data.languages import Languages, only_language, standard
+from tltasks.data.languages import Languages, only_language, standard, told_languages
 from tltasks.data.near_duplicates import Likeness
 from tltasks.data.splits import LANGUAGE, Columns, EncodedSplit, Split, located, row_title
 from tltasks.errors import CheckpointError, DataError, RecipeError
@@ -541,7 +541,7 @@ def _texts(splits: dict[str, Split]) -> list[str]:
 
 
 def _is_english(plan: Plan, splits: dict[str, Split], recogniser: Recogniser) -> bool:
-    names = {name for split in splits.values() if LANGUAGE in split.rows.column_names for name in split.rows[LANGUAGE]}
+    names = {name for _, name in told_languages(splits)}
     if names or plan.model.language is not None:
         return all(standard(name or plan.model.language or "") == "en" for name in names or {None})
     generation = getattr(recogniser, "generation", None)

@@ -240,7 +240,7 @@ class SequenceRecogniser(Recogniser):
             return {}
         return {"language": torch.tensor([self._language_ids[self.languages.code(name)] for name in names])}
 
-    @property
+    @cached_property
     def _language_ids(self) -> dict[str, int]:
         """Tokens by code."""
         known = self.generation.lang_to_id if self.is_whisper else self.generation.text_decoder_lang_to_code_id
