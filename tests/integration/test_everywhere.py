@@ -93,6 +93,7 @@ def test_a_run_keeps_the_rules_of_windows(
     windows: None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "resident_bytes", lambda: 1)
+    monkeypatch.setattr(devices, "_highest", {})  # of other runs in this process
     output = tmp_path / "my results" / "née 1"
     result = run_recipe(tiny / "recipe.yaml", output, "stages.0.epochs=1")
     with pytest.raises(RecipeError, match="--overwrite removes the run that is there"):

@@ -69,7 +69,7 @@ def test_all_but_the_new_head_and_vectors_is_loaded_in_16_bits(tmp_path: Path, m
     seen: list[nn.Module] = []
     loop = stage_module._loop
 
-    def spied(context: Any, stage: Any, model: nn.Module, head: Any) -> Any:
+    def spied(context: Any, stage: Any, model: nn.Module, head: Any, **keys: Any) -> Any:
         seen.append(model)
         formats = {name: p.dtype for name, p in model.named_parameters()}
         matrices = [n for n, p in model.named_parameters() if p.ndim == 2 and not p.requires_grad]
@@ -77,7 +77,7 @@ def test_all_but_the_new_head_and_vectors_is_loaded_in_16_bits(tmp_path: Path, m
         # What a checkpoint does not have is drawn in fp32, as ever; PEFT keeps the replaced head.
         assert all("pooler" in name or "original_module" in name for name in odd), odd
         assert all(formats[n] == torch.float32 for n, p in model.named_parameters() if p.requires_grad or p.ndim == 1)
-        return loop(context, stage, model, head)
+        return loop(context, stage, model, head, **keys)
 
     monkeypatch.setattr(stage_module, "_loop", spied)
     result = run_recipe(written(tmp_path, "bert", "base_dtype: bf16"), tmp_path / "run")
