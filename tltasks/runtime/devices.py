@@ -189,6 +189,7 @@ class PeakMemory:
         try:
             yield
         finally:
+            trim()  # what the block has freed is not in use, though the allocator may keep it
             self._begin()
 
     def bytes(self) -> int | None:

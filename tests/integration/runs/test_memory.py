@@ -63,6 +63,12 @@ def test_memory_that_does_not_suffice_outside_of_steps_is_an_error_that_helps(
 
 
 def test_the_most_memory_of_some_work_alone() -> None:
+    pieces = [
+        torch.ones(2**14) for _ in range(1200)
+    ]  # whose place the allocator keeps, and fills before it asks for more
+    last = torch.ones(2**14)
+    del pieces
+    devices.release_memory()
     peak = devices.PeakMemory(torch.device("cpu"))
     before = devices.resident_bytes()
     with peak.left_out():
@@ -74,3 +80,4 @@ def test_the_most_memory_of_some_work_alone() -> None:
     assert inside - before < 5 * MIB
     assert 8 * MIB < (peak.bytes() or 0) - before < 20 * MIB
     assert devices.peak_memory_bytes(torch.device("cpu")) - before > 35 * MIB
+    assert len(last) == 2**14, "above the pieces until here"

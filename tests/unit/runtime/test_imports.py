@@ -27,7 +27,8 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A bitsandbytes that does what 0.50 does; not yet imported, nor watched."""
     (tmp_path / "bitsandbytes.py").write_text(AS_IT_IS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))  # afterwards as before, or gone
+    del sys.modules["bitsandbytes"]
     monkeypatch.setattr(sys, "meta_path", [it for it in sys.meta_path if not isinstance(it, imports._Watch)])
     return "bitsandbytes"
 
