@@ -26,7 +26,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from tltasks.errors import RecipeError, StorageError, TltasksError, first_line, is_full_disk
 from tltasks.runtime.allocator import trim
-from tltasks.runtime.environment import SUPPORTED, check_launch
+from tltasks.runtime.environment import SUPPORTED, check_launch, shares_states
 from tltasks.runtime.precision import usable_accelerator
 from tltasks.runtime.progress import SETTINGS
 
@@ -73,13 +73,13 @@ def init_distributed() -> PartialState:
         ) from error
     if state.device.type == "mps":
         raise RecipeError("Apple's accelerator (mps) is not supported; unset ACCELERATE_TORCH_DEVICE for the CPU.")
-    started = int(os.environ.get("WORLD_SIZE") or 1)  # of mpirun, accelerate puts it there
-    if state.num_processes != started:
-        raise RecipeError(f"{started} processes were launched, but they do not find each other; check the launcher.")
     if state.distributed_type not in DISTRIBUTED_TYPES:
         raise RecipeError(
             f"{state.distributed_type.value} is not supported; launch it on CPUs or GPUs, as {SUPPORTED}."
         )
+    started = int(os.environ.get("WORLD_SIZE") or 1)  # of mpirun, accelerate puts it there
+    if state.num_processes != started:
+        raise RecipeError(f"{started} processes were launched, but they do not find each other; check the launcher.")
     return state
 
 
@@ -291,6 +291,7 @@ def hardware(device: torch.device, processes: int, precision: str) -> dict[str, 
         "device": device.type,
         "device_name": name,
         "processes": processes,
+        "distributed": "no" if processes == 1 else "fsdp2" if shares_states() else "ddp",
         "cpu_cores": cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "precision": precision,

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 
 from tltasks.errors import RecipeError
 from tltasks.runtime import devices
@@ -70,6 +71,7 @@ def test_versions_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) 
 def test_hardware_names_the_processor() -> None:
     found = devices.hardware(torch.device("cpu"), 3, "bf16")
     assert (found["device"], found["processes"], found["precision"]) == ("cpu", 3, "bf16")
+    assert (found["distributed"], devices.hardware(torch.device("cpu"), 1, "bf16")["distributed"]) == ("ddp", "no")
     names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()]
     assert found["device_name"] in names
     total_kibibytes = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
@@ -82,6 +84,17 @@ def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch: pytest.
     for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError, match="4 processes were launched"):
+        devices.init_distributed()
+
+
+def test_other_devices_of_accelerate_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(
+        device=torch.device("cpu"), num_processes=1, distributed_type=DistributedType.XLA, is_main_process=True
+    )
+    monkeypatch.setattr(devices, "PartialState", lambda cpu: found)
+    for name, value in {"WORLD_SIZE": "8", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)  # a TPU's processes, which are told before that they do not meet
+    with pytest.raises(RecipeError, match="XLA is not supported; launch it on CPUs or GPUs"):
         devices.init_distributed()
 
 

@@ -7,12 +7,13 @@ from tltasks.errors import RecipeError
 from tltasks.runtime.environment import check_launch, check_settings
 
 LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in LAUNCHED:
+    for name in (*LAUNCHED, "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -31,6 +32,8 @@ def set_to(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
         LAUNCHED,
         {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": ""},
         {"ACCELERATE_USE_SAGEMAKER": "true", "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE": "NO"},
+        {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "PMI_SIZE": "2"},
+        {"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"},
     ],
 )
 def test_launches_that_are_supported(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
@@ -41,9 +44,18 @@ def test_launches_that_are_supported(monkeypatch: pytest.MonkeyPatch, values: di
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported. Launch without it"),
-        ({"ACCELERATE_USE_FSDP": "1"}, "FSDP is not supported"),
-        ({"ACCELERATE_USE_DEEPSPEED": "TRUE"}, "DeepSpeed is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP 1 is not supported.*set `fsdp_version: 2`"),
+        ({"ACCELERATE_USE_FSDP": "1", "FSDP_VERSION": "1"}, "FSDP_VERSION=1 is not supported.*`fsdp_version: 2`"),
+        ({**FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, "set `fsdp_offload_params: false` in the fsdp_config"),
+        (
+            {**FSDP, "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "activation_checkpointing: false`.*gradient_checkpointing: true in the recipe",
+        ),
+        ({**FSDP, "FSDP_IGNORED_MODULES": "head"}, "set `no fsdp_ignored_modules`"),
+        ({**FSDP, "FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}, "set `fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP`"),
+        ({**FSDP, "FSDP_STATE_DICT_TYPE": "LOCAL_STATE_DICT"}, "set `fsdp_state_dict_type: FULL_STATE_DICT`"),
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, "several processes on CPUs.*num_processes: 1"),
+        ({"ACCELERATE_USE_DEEPSPEED": "TRUE"}, "`distributed_type: DEEPSPEED`.*DeepSpeed is not supported"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism of tensors"),
         ({"ACCELERATE_USE_SAGEMAKER": "true"}, "its own data parallelism"),
@@ -83,8 +95,8 @@ def test_settings_that_change_nothing(
     [
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, CPU, "STEPS=4.*the recipe decides this.*batch_size"),
         ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, CPU, "max_grad_norm"),
-        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, CPU, "compile: true"),
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, CPU, "computes in fp32. Set `precision`"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, CPU, "accelerate's `dynamo_backend`.*compile: true"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, CPU, "computes in fp32. Set `precision` there, or.*`mixed_precision`"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, CPU, "fp8 in the environment"),
         ({"NVIDIA_TF32_OVERRIDE": "1"}, GPU, "NVIDIA_TF32_OVERRIDE=1"),
         ({"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}, CPU, "precision: bf16"),
