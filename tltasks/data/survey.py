@@ -199,7 +199,7 @@ def _of_folder(path: Path) -> Survey:
         return _of_tables(source, opened, others)
     listing, note = _told_by_names(path, kind, found[kind])
     if listing:
-        columns = _look(listing, path)
+        columns = _look(listing, Path())  # whose paths start where the folder's own does
         return Survey({}, {"train": len(listing)}, columns, [*others, note], listing)
     return _of_tables(source, opened, [*others, *(f"{split}: {hint}" for split, hint in opened.hints.items())])
 
