@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,20 +17,28 @@ import pytest
 from cyclopts import CycloptsError
 
 import tltasks
+from tests.tiny.pages import FENCE, PAGES, blocks, commands, is_run, is_whole
 from tltasks.cli.commands import STANDARD_INPUT, app
 from tltasks.config.document import Origin
 from tltasks.config.loading import load_recipe
 from tltasks.config.schema import json_schema
+from tltasks.config.tasks import TASKS
 from tltasks.config.yaml_reader import parse_value
 from tltasks.errors import DataError, RecipeError
 from tltasks.experiments.experiment import Contrast, Experiment
 from tltasks.experiments.search_space import Search
 
 ROOT = Path(tltasks.__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
-COUNTED = {"whole recipes": 7, "parts of recipes": 11, "commands": 18, "python": 8}
-"""Of each kind, all of which are checked and none of which is run here."""
+COUNTED = {
+    "recipes run": 9,
+    "recipes checked": 11,
+    "commands run": 24,
+    "commands checked": 34,
+    "python run": 8,
+    "python checked": 1,
+}
+"""Blocks of YAML and Python and lines of consoles: those that are run, by tests/e2e/test_pages.py or
+tests/integration/test_python.py, and those that are only checked here. Who adds or removes one changes its number."""
 
 
 NAMED_BY_USERS = {
@@ -45,23 +54,6 @@ NAMED_BY_USERS = {
 }
 NAMED_BY_USERS |= {"space"}
 """Keys below which the user, or another library, has names of its own."""
-
-
-def blocks(kind: str) -> Iterator[tuple[str, str]]:
-    """Place and text of each fenced block; of a console the commands alone."""
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for found in FENCE.finditer(text):
-            if found["kind"] == kind:
-                yield f"{page.name}:{text.count(chr(10), 0, found.start()) + 1}", found["text"]
-
-
-def commands() -> Iterator[tuple[str, list[str]]]:
-    for place, text in blocks("console"):
-        for line in text.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ ").split(" | ")[-1], comments=True)
-            if line.startswith("$ ") and words and Path(words[0]).name == "tltasks":
-                yield place, words[1:]
 
 
 @cache
@@ -86,57 +78,91 @@ def unknown(value: Any) -> Iterator[str]:
             yield from unknown(one)
 
 
+def is_counted(**found: int) -> None:
+    found = {key.replace("_", " "): n for key, n in found.items()}
+    assert found == {key: COUNTED[key] for key in found}
+
+
+def fits(part: dict[str, Any]) -> bool:
+    """True where these keys and values are right in a recipe of some task."""
+    for task in TASKS if "task" not in part else [part["task"]]:
+        model = {"name": "ada/any", **part.get("model", {})}
+        data = {"name": "ada/any", "splits": {"validation": 0.1, "test": 0.2}, **part.get("data", {})}
+        try:
+            load_recipe({**part, "task": task, "model": model, "data": data}, check_files=False)
+        except RecipeError:
+            continue
+        return True
+    return False
+
+
 def test_blocks_of_yaml() -> None:
-    whole = parts = 0
-    for place, text in blocks("yaml"):
-        keys = parse_value(text, Origin(place, ROOT)).value
-        if isinstance(keys, dict) and {"task", "model", "data"} <= keys.keys() and "…" not in text:
-            load_recipe(keys, check_files=False)
-            whole += 1
+    n = Counter[str]()
+    for block in (block for block in blocks() if block.kind == "yaml"):
+        keys = parse_value(block.text, Origin(block.place, ROOT)).value
+        assert isinstance(keys, dict)
+        if "recipe" in keys and "…" not in block.text:
+            Experiment.model_validate(keys)
+        elif "…" in block.text:
+            assert not list(unknown(keys)), block.place
         else:
-            assert not list(unknown(keys)), place
-            parts += 1
-    assert {"whole recipes": whole, "parts of recipes": parts} == {
-        key: COUNTED[key] for key in ("whole recipes", "parts of recipes")
-    }
+            assert fits(keys), block.place
+        n["run" if block.named or is_whole(block) else "checked"] += 1
+    is_counted(recipes_run=n["run"], recipes_checked=n["checked"])
 
 
 def test_commands() -> None:
-    n = 0
-    for place, words in commands():
-        n += 1
-        try:
-            words = [STANDARD_INPUT if word == "-" else word for word in words]
-            app.parse_args(words, print_error=False, exit_on_error=False)
-        except CycloptsError as error:
-            if not isinstance(error.__cause__, (DataError, RecipeError, ValueError)):
-                pytest.fail(f"{place}: {shlex.join(words)}: {error}")
-        except (DataError, RecipeError):
-            pass  # files of the reader's, which are not here
-    assert n == COUNTED["commands"]
+    n = Counter[bool]()
+    for command in (one for block in blocks() if block.kind == "console" for one in commands(block)):
+        n[command.is_run] += 1
+        if Path(command.words[0]).name == "tltasks":
+            try:
+                words = [STANDARD_INPUT if word == "-" else word for word in command.words[1:]]
+                app.parse_args(words, print_error=False, exit_on_error=False)
+            except CycloptsError as error:
+                if not isinstance(error.__cause__, (DataError, RecipeError, ValueError)):
+                    pytest.fail(f"{command.place}: {shlex.join(command.words)}: {error}")
+            except (DataError, RecipeError):
+                pass  # files of the reader's, which are not here
+    is_counted(commands_run=n[True], commands_checked=n[False])
 
 
 def test_blocks_of_python() -> None:
-    n = 0
-    for place, text in blocks("python"):
-        n += 1
-        for node in ast.walk(ast.parse(text, place)):
+    n = Counter[bool]()
+    for block in (block for block in blocks() if block.kind == "python"):
+        n[is_run(block)] += 1
+        for node in ast.walk(ast.parse(block.text, block.place)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tltasks":
-                assert hasattr(tltasks, node.attr), f"{place}: tltasks.{node.attr}"
-    assert n == COUNTED["python"]
+                assert hasattr(tltasks, node.attr), f"{block.place}: tltasks.{node.attr}"
+    is_counted(python_run=n[True], python_checked=n[False])
+
+
+def test_no_code_stands_outside_a_fence() -> None:
+    """Where it would be neither run nor checked."""
+    for page in PAGES:
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        assert not re.findall(r"^ {4,}\$? ?(?:tltasks|pip|python|from|import) .*", text, re.MULTILINE), page.name
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall("^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)", text):
+            to = page.parent / target if target else page
+            assert to.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(to), f"{page.name}: {target}#{anchor}"
 
 
 def test_messages_that_are_explained_are_said() -> None:
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tltasks").rglob("*.py"))
     source = re.sub(r'"\s*\n\s*f?"', "", source)  # strings over several lines
-    told = re.findall(r"^## `(.+)`$", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    told = [one for line in re.findall("^## (.+)$", page, re.MULTILINE) for one in re.findall("`(.+?)`", line)]
     assert len(told) >= 14
     assert [message for message in told if message not in source] == []
 
