@@ -95,7 +95,7 @@ def _of_main_process(tensor: Tensor) -> None:
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, AcceleratedOptimizer]:
-    """What a step calls: the model under autocast, its gradients averaged over processes, and its optimiser."""
+    """The model as a step calls it, its gradients averaged over processes, and its optimiser."""
     if not shares(accelerator):
         wrapped, prepared = accelerator.prepare(model, optimizer)
     else:  # in evaluation mode nothing is wrapped by DDP
