@@ -8,7 +8,6 @@ import gc
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -65,18 +64,7 @@ def traces(secret: str, *places: Path | bytes | str) -> list[str]:
     return found
 
 
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-"""What `accelerate launch --use_fsdp --fsdp_version 2` sets that matters."""
-
-
-def in_processes(
-    count: int,
-    recipe: Path,
-    output: Path,
-    *flags: object,
-    stop_at_step: int | None = None,
-    variables: Mapping[str, str] | None = None,
-) -> str:
+def in_processes(count: int, recipe: Path, output: Path, *flags: object, stop_at_step: int | None = None) -> str:
     """`tltasks run` in `count` processes that talk over gloo: what they said; ended by an error, it is one.
 
     Told to stop once they have made so many steps, they are to end with a status.
@@ -90,7 +78,7 @@ def in_processes(
         shared_host().start(
             output.with_name(f"{output.name}-{rank}{'-resumed' * output.exists()}.log"),
             *("run", recipe, "--output", output, *flags),
-            variables={**world, **(variables or {}), "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            variables={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(count)
     ]

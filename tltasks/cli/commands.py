@@ -504,13 +504,22 @@ def predict(
             help="file, folder, glob, table (.parquet, .csv, .jsonl), or - for standard input: a path or a text a line",
         ),
     ],
-    output: Annotated[Path | None, Parameter(metavar="FILE", help=".jsonl, .csv, .parquet; unset: JSON lines")] = None,
+    output: Annotated[
+        Path | None,
+        Parameter(metavar="FILE", help=".jsonl, .csv, .parquet; .srt, .vtt of one recording; unset: JSON lines"),
+    ] = None,
     resume: Annotated[bool, Parameter(help="complete --output: inputs that it has are passed over")] = False,
     column: Annotated[str | None, Parameter(metavar="NAME", help="of a table; unset: that of the run's data")] = None,
     language: Annotated[str | None, Parameter(help="of all inputs, for models that are told one: es, spanish")] = None,
     language_column: Annotated[
         str | None, Parameter(metavar="NAME", help="of a table, with each row's language")
     ] = None,
+    words: Annotated[bool, Parameter(help="of speech: each word with start, end and confidence")] = False,
+    prompt: Annotated[str | None, Parameter(metavar="TEXT", help="for Whisper: what was said before")] = None,
+    hotwords: Annotated[str | None, Parameter(metavar="TEXT", help="for Whisper: names and terms to expect")] = None,
+    vad: Annotated[
+        bool, Parameter(negative="--no-vad", help="of speech: silence and noise are answered with nothing")
+    ] = True,
     fetch: Annotated[bool, Parameter(help="get inputs that are http(s) URLs from the web")] = False,
     top_k: TopK = TOP_K,
     all_classes: Annotated[bool, Parameter(name="--all", negative="", help="name every class")] = False,
@@ -519,6 +528,7 @@ def predict(
 ) -> int:
     """Answer for files, folders and tables, by a trained model."""
     _begin(f"predict: opening {model}")
+    from tltasks.config.answers import Asked
     from tltasks.inference.predict import predict as predict_all
 
     try:
@@ -534,6 +544,7 @@ def predict(
             top_k=sys.maxsize if all_classes else top_k,
             precision=precision,
             fetches=fetch,
+            asked=Asked(words, prompt, hotwords, vad),
         )
     except KeyboardInterrupt:
         if output is None or not output.exists():

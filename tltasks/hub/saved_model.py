@@ -19,6 +19,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from torch import nn
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from tltasks.config.answers import Asked
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import HUB_ID, Checkpoint, is_folder
 from tltasks.config.recipe import Recipe, is_on_hub, plan_run
@@ -34,6 +35,7 @@ from tltasks.runtime.precision import choose_attention, fast_formats, hold_cast
 from tltasks.tasks import load_adapter, tasks_of
 from tltasks.tasks.base import TaskBase
 
+NOTHING_ASKED = Asked()
 MERGED = Path(constants.HF_HOME) / "tltasks" / "merged"
 """Adapters with their bases, by content."""
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -92,10 +94,12 @@ def load_saved_model(
     revision: str = "main",
     trust_remote_code: bool = False,
     language: str | None = None,
+    asked: Asked = NOTHING_ASKED,
 ) -> SavedModel:
     """Find a model, fetch it where it is on the Hub, and open its task; raises a TltasksError.
 
-    `tag` names the task where the checkpoint does not tell, and `language` that of all inputs.
+    `tag` names the task where the checkpoint does not tell, `language` that of all inputs, and `asked` what is wanted
+    of answers.
     """
     if export := Export.find(Path(name).expanduser()):
         folder, run, tag = export.setup, None, tag or export.task
@@ -114,7 +118,7 @@ def load_saved_model(
     model = plan.model if language is None else plan.model.model_copy(update={"language": language})
     plan = dataclasses.replace(plan, kind=kind, stage=stage, model=model)
     source = Checkpoint(str(setup), trust_remote_code=trust_remote_code, display_name=name)
-    task = adapter.open(plan, {}, source, seed=0)
+    task = adapter.open(plan, {}, source, seed=0).answering(asked)
     own = adapter.input_kind.column
     named: str = getattr(getattr(plan.data, "columns"), own)  # noqa: B009 (a key of every task's Data)
     if base is not None:

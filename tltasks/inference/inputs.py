@@ -85,6 +85,13 @@ def check_arguments(arguments: Sequence[str], *, fetches: bool) -> None:
         raise RecipeError(without_secrets("\n".join(["predict: these inputs cannot be read.", *wrong])))
 
 
+def check_single(arguments: Sequence[str], output: Path) -> None:
+    """Raise RecipeError unless the arguments name one file alone, which is no table, as an output needs."""
+    path = Path(arguments[0]).expanduser()
+    if len(arguments) > 1 or not (is_url(arguments[0]) or (path.is_file() and not _is_table(path))):
+        raise RecipeError(f"--output {output}: is of one recording; name one file, and the next with another output.")
+
+
 def _fault(argument: str, *, fetches: bool) -> str | None:
     if argument == STDIN:
         return None

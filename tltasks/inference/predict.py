@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from tltasks.config.answers import Asked
 from tltasks.errors import RecipeError, printable
-from tltasks.inference.inputs import Inputs, Item, check_arguments
-from tltasks.inference.prediction_writer import check_output, key, open_writer
+from tltasks.inference.inputs import Inputs, Item, check_arguments, check_single
+from tltasks.inference.prediction_writer import SUBTITLES, check_output, key, open_writer
 from tltasks.reports.console import open_terminal
 from tltasks.runtime.progress import Bar
 from tltasks.runtime.startup import without_collection
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # mistakes in the arguments are told before anything heavy is
     from tltasks.inference.predictor import Output, Predictor
     from tltasks.tasks.base import TaskBase
 
+USUAL = Asked(vad=True)
 SHOWN_ERRORS = 10
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a cell that spreadsheets take for a formula."""
@@ -90,6 +92,7 @@ def predict(
     fetches: bool = False,
     language: str | None = None,
     language_column: str | None = None,
+    asked: Asked = USUAL,
 ) -> Counts:
     """Predict every input and write the outputs to `output`, or as JSON lines to standard output.
 
@@ -98,13 +101,20 @@ def predict(
     """
     check_arguments(arguments, fetches=fetches)
     _check_flags(output, language, language_column, resume=resume)
+    asked = _asked_by(output, arguments, asked)
     with without_collection():
         from tltasks.runtime import devices
 
-        trust = trust_remote_code
-        predictor = _load(name, tag, revision, trust_remote_code=trust, precision=precision, language=language)
-        if language_column is not None and not predictor.task.languages.codes:
-            raise RecipeError(f"--language-column: {name} is told no languages of single rows.")
+        predictor = _load(
+            name,
+            tag,
+            revision,
+            language_column,
+            trust=trust_remote_code,
+            precision=precision,
+            language=language,
+            asked=asked,
+        )
         kind, columns = predictor.task.input_kind, [column] if column else predictor.saved.columns
         inputs = Inputs(arguments, kind, columns, fetches=fetches, language=language_column)
 
@@ -114,17 +124,8 @@ def predict(
         devices.interruptible() as hold,
         Bar("predicting", inputs.count(), f"{kind.column}s", say=say, leave=True) as bar,
     ):
-
-        def remaining() -> Iterator[Item]:
-            for item in inputs:
-                if writer.done and key(item.name, item.row) in writer.done:
-                    counts.earlier += 1
-                    bar.update()
-                else:
-                    yield item
-
         try:
-            for chunk in predictor.stream(remaining(), top_k=top_k):
+            for chunk in predictor.stream(_remaining(inputs, writer.done, counts, bar), top_k=top_k):
                 with hold():
                     writer.write([{"input": item.name, "row": item.row, **found} for item, found in chunk])
                     for item, found in chunk:
@@ -137,6 +138,16 @@ def predict(
     return counts
 
 
+def _remaining(inputs: Inputs, done: set[int], counts: Counts, bar: Bar) -> Iterator[Item]:
+    """Inputs that the output does not have yet; the others are counted."""
+    for item in inputs:
+        if done and key(item.name, item.row) in done:
+            counts.earlier += 1
+            bar.update()
+        else:
+            yield item
+
+
 def _check_flags(output: Path | None, language: str | None, language_column: str | None, *, resume: bool) -> None:
     if language is not None and language_column is not None:
         raise RecipeError("--language is of all inputs, --language-column of each row of a table; name one of them.")
@@ -146,14 +157,24 @@ def _check_flags(output: Path | None, language: str | None, language_column: str
         raise RecipeError("--resume: needs --output, the file to complete.")
 
 
+def _asked_by(output: Path | None, arguments: list[str], asked: Asked) -> Asked:
+    """The wishes for answers, with words where they become subtitles; RecipeError for those of several recordings."""
+    if output is None or output.suffix.lower() not in SUBTITLES:
+        return asked
+    check_single(arguments, output)
+    return replace(asked, words=True)
+
+
 def _load(
     name: str,
     tag: str | None,
     revision: str,
+    language_column: str | None,
     *,
-    trust_remote_code: bool,
+    trust: bool,
     precision: str | None,
     language: str | None,
+    asked: Asked,
 ) -> Predictor:
     from tltasks.hub.saved_model import load_saved_model
     from tltasks.inference.predictor import Predictor
@@ -164,7 +185,9 @@ def _load(
         raise RecipeError("predict runs in one process; start it without a launcher, on a part of the inputs each.")
     devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
-    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code, language=language)
+    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust, language=language, asked=asked)
+    if language_column is not None and not saved.task.languages.codes:
+        raise RecipeError(f"--language-column: {name} is told no languages of single rows.")
     return Predictor.load(saved, state.device, precision=precision)
 
 

@@ -10,14 +10,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tltasks.errors import RecipeError, escaped
-from tltasks.runtime.files import append_to, beside, check_place, flush, lock
+from tltasks.inference import subtitles
+from tltasks.runtime.files import append_to, beside, check_place, flush, lock, write_text
 
+if TYPE_CHECKING:
+    from tltasks.inference.predictor import SpokenWord
+
+SUBTITLES = (".srt", ".vtt")
 Row = Mapping[str, object]
 """`input`, `row` where it is one of a table, and what was predicted or `error`."""
 
@@ -248,8 +253,30 @@ class _Parquet:
         self.temporary.unlink(missing_ok=True)
 
 
+class _Subtitles:
+    """The words of one recording as subtitles; the file is there when it is whole."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        if "words" not in schema.names:
+            raise RecipeError(f"--output {path}: subtitles are of speech recognition.")
+        if path.exists():
+            raise RecipeError(f"--output {path}: is there, and whole: subtitles are written at once.")
+        self.path, self.done = path, set[int]()
+
+    def write(self, rows: list[Row]) -> None:
+        for row in rows:
+            if row.get("error") is None:
+                text, words = str(row["prediction"]), cast("list[SpokenWord]", row["words"])
+                write_text(self.path, subtitles.write(text, words, self.path.suffix.lower()))
+
+    def close(self) -> None:
+        pass
+
+
 _OPENERS: dict[str, Callable[[Path, pa.Schema], PredictionWriter]] = {
     ".jsonl": _open_json,
     ".csv": _open_csv,
     ".parquet": _Parquet,
+    ".srt": _Subtitles,
+    ".vtt": _Subtitles,
 }

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from tltasks.config.answers import Asked
 from tltasks.config.tasks import TASKS
 from tltasks.data.splits import LANGUAGE, Columns, Split
 from tltasks.errors import DataError, RecipeError
@@ -61,6 +62,12 @@ class Segment(TypedDict):
     text: str
 
 
+class SpokenWord(Segment):
+    """A word of a transcript; its confidence is the probability that it is right."""
+
+    confidence: float
+
+
 class Output(TypedDict, total=False):
     """One answer; it has the keys of its task, or `error` alone."""
 
@@ -73,6 +80,8 @@ class Output(TypedDict, total=False):
     """The likeliest classes, the likeliest first."""
     segments: list[Segment]
     """Stretches of a transcript, as the model heard them."""
+    words: list[SpokenWord]
+    """Words of a transcript, where they were asked for."""
     language: str | None
     """Code of a transcript's language, as the model was told or heard it; None of one that is told none."""
     repetition_loop: bool
@@ -92,18 +101,29 @@ def load(
     task: str | None = None,
     precision: str | None = None,
     language: str | None = None,
+    words: bool = False,
+    prompt: str | None = None,
+    hotwords: str | None = None,
+    vad: bool = True,
 ) -> Predictor:
     """Load a run's results folder, a folder with a model, or a model of the Hub, to predict with it.
 
     `task` is the Hub pipeline tag, where the model does not tell it; `precision` is that of the training unless it is
-    named; `language` that of all inputs, for models that are told one. Raises a TltasksError.
+    named; `language` that of all inputs, for models that are told one. Of speech, `words` gives each word its times and
+    confidence, and with `vad` only speech is answered; Whisper goes on from a `prompt`, the text before, and expects
+    `hotwords`. Raises a TltasksError.
 
         classify = load("results/cats")
         classify("photo.jpg")["prediction"]
     """
     with _quiet():
         saved = load_saved_model(
-            str(name), tag=task, revision=revision, trust_remote_code=trust_remote_code, language=language
+            str(name),
+            tag=task,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            language=language,
+            asked=Asked(words, prompt, hotwords, vad),
         )
         return Predictor.load(saved, devices.init_distributed().device, precision=precision)
 

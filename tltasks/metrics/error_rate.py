@@ -144,6 +144,23 @@ def rates_by_duration(counts: Floats, seconds: Sequence[float]) -> list[dict[str
     return rows
 
 
+def right_words(words: Sequence[str], even: Normaliser, reference: str) -> list[bool | None]:
+    """Tell which words of a hypothesis are in a reference that is normalised already; None of one that is not counted.
+
+    >>> right_words(["Press", "the", "...", "bound", "key."], _basic, "press the pound key")
+    [True, True, None, False, True]
+    """
+    parts = [even(word).split() for word in words]
+    whole = " ".join(part for own in parts for part in own)
+    if not whole or not reference:
+        return [False if own else None for own in parts]
+    hits = np.zeros(sum(map(len, parts)), dtype=bool)
+    for chunk in jiwer.process_words(reference, whole).alignments[0]:
+        hits[chunk.hyp_start_idx : chunk.hyp_end_idx] = chunk.type == "equal"
+    ends = np.cumsum([len(own) for own in parts]).tolist()
+    return [bool(hits[end - len(own) : end].all()) if own else None for own, end in zip(parts, ends, strict=True)]
+
+
 def align_words(hypothesis: str, reference: str) -> str:
     """Both texts, one above the other, with S, D or I (substituted, deleted, inserted) below each word in error.
 

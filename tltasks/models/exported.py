@@ -37,6 +37,9 @@ DISTRIBUTIONS: dict[Format, tuple[tuple[str, ...], str]] = {
 """What a format needs, and the extra of tltasks that brings it."""
 
 
+Floats = NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Export:
     """An export's folder, and what it says of itself."""
@@ -200,10 +203,12 @@ class ConvertedWhisper(ExportedModel):
         input_features: Tensor,
         language: Sequence[str] | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
+        prompt_ids: Tensor | None = None,
     ) -> Tensor:
-        """Token ids of what is heard in each clip, [clips, tokens], after the prompt."""
+        """Token ids of what is heard in each clip, [clips, tokens], after the prompt; `prompt_ids` stand before it."""
         own, rows = self.generation_config, len(input_features)
-        prompts = [list(whisper_prompt(own, self.config, language[i] if language else None)) for i in range(rows)]
+        before = [] if prompt_ids is None else prompt_ids.tolist()
+        prompts = [[*before, *whisper_prompt(own, self.config, language[i] if language else None)] for i in range(rows)]
         room = min(own.max_length or self.config.max_target_positions, self.config.max_target_positions)
         found = self.whisper.generate(
             _view(input_features),
@@ -213,6 +218,28 @@ class ConvertedWhisper(ExportedModel):
         )
         texts = [_until_stopped(torch.tensor(it.sequences_ids[0], dtype=torch.long), stopping_criteria) for it in found]
         return pad_sequence(texts, batch_first=True, padding_value=own.eos_token_id)
+
+    def align(
+        self,
+        input_features: Tensor,
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
+        steps: Sequence[int],
+    ) -> list[tuple[Floats, Floats]]:
+        """The position at which each token of a text, and its end, begins, and the tokens' probabilities.
+
+        `steps`: positions that a clip takes. The file attends by the heads of generation_config.json.
+        """
+        known = [i for i in (getattr(self.generation_config, "no_timestamps_token_id", None),) if i is not None]
+        found = []
+        for clip, prompt, text, n in zip(input_features, prompts, texts, steps, strict=True):
+            begin = [i for i in prompt if i not in known]  # it puts that there itself (ctranslate2 4.8, whisper.cc)
+            [it] = self.whisper.align(_view(clip[None]), begin, [list(text)], 2 * n)
+            starts = np.full(len(text) + 1, float(n))
+            for token, step in reversed(it.alignments):
+                starts[token] = step
+            found.append((starts, np.array(it.text_token_probs, dtype=np.float64)))
+        return found
 
 
 class ConvertedCtc(ExportedModel):

@@ -116,12 +116,12 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     adapter = trains and plan.index == context.plan.final.index and can_publish_adapter(stage, provenance)
     model, difference, effect = _merge(context, stage, model, keep=adapter)  # what is scored is what is saved
     model, interpolation, baselines = _interpolate(context, stage, model, predict)
-    stage, known = _settle(stage, model, predict)
+    stage, known = _settle(context, stage, model)
     predict = partial(predict_rows, context.accelerator, stage.task, workers=context.workers(plan))
     saved = _save(context, stage, model, adapter=adapter)
     # ----------------------------------------------------------------------------------------- evaluate
     hold_cast(model, context.precision)
-    predictions = {n: known.get(n) or predict(model, split.rows) for n, split in stage.evaluated.items()}
+    predictions = {n: known.get(n) or _answers(context, stage, model, n) for n, split in stage.evaluated.items()}
     robustness = _measure_robustness(context, stage, model, predictions, predict)
     del model  # before it is loaded again
     context.accelerator.free_memory()
@@ -458,13 +458,19 @@ def _interpolate(
     return between, found, {"not_interpolated": trained}
 
 
-def _settle(stage: PreparedStage, model: nn.Module, predict: Predict) -> tuple[PreparedStage, BySplit]:
+def _settle(context: Context, stage: PreparedStage, model: nn.Module) -> tuple[PreparedStage, BySplit]:
     """The stage with its task as predictions for `validation` settle it, and these; none where there is no choice."""
     if not stage.task.settles or "validation" not in stage.encoded:
         return stage, {}
-    found = {"validation": predict(model, stage.encoded["validation"].rows)}
+    found = {"validation": _answers(context, stage, model, "validation")}
     task, found = settle(stage.task, found, stage.encoded)
     return dataclasses.replace(stage, task=task), found
+
+
+def _answers(context: Context, stage: PreparedStage, model: nn.Module, name: str) -> list[Prediction]:
+    """Predictions for a split with all that the task chooses by, and is judged by."""
+    rows, workers = stage.encoded[name].rows, context.workers(stage.plan)
+    return predict_rows(context.accelerator, stage.task.settling, model, rows, workers=workers)
 
 
 def _measure_robustness(

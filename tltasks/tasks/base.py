@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from tltasks.config.answers import Asked
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import DataT, ModelT, StageKind, StagePlan, StageT
 from tltasks.data.batching import weighted_rows
@@ -31,7 +32,7 @@ from tltasks.data.cache_keys import code_version
 from tltasks.data.languages import Languages
 from tltasks.data.near_duplicates import Likeness, Texts
 from tltasks.data.splits import LANGUAGE, SOURCE, Columns, EncodedSplit, Split
-from tltasks.errors import CheckpointError
+from tltasks.errors import CheckpointError, RecipeError
 from tltasks.metrics.intervals import score_interval
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.loading import (
@@ -471,8 +472,20 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
     def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
         """All metrics; the 95 % interval of the headline only on request, since it takes time."""
 
+    @property
+    def settling(self) -> Self:
+        """The task as it answers for what it chooses by answers, which may be asked for more then."""
+        return self
+
     def settled(self, predictions: Sequence[Prediction], references: References) -> Self:
         """The task with what it chooses by these of `validation`, such as thresholds."""
+        return self
+
+    def answering(self, asked: Asked) -> Self:
+        """The task with its answers as they are asked for; raises RecipeError for what it does not serve."""
+        given = ", ".join(name for name, value in dataclasses.asdict(asked).items() if value and name != "vad")
+        if given:
+            raise RecipeError(f"{given}: is for speech recognition, and this is {self.tag}.")
         return self
 
     def decided(self, predictions: list[Prediction]) -> list[Prediction]:

@@ -141,7 +141,7 @@ def test_what_was_pushed_predicts_as_recorded(hub: HubServer, hub_host: Host, tm
         HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="ada/base")
         for publish in ("adapter", "merged"):
             tltasks("predict", f"ada/{sys.argv[3]}-{publish}", sys.argv[1],
-                "--output", f"{sys.argv[2]}/{publish}.jsonl")
+                "--output", f"{sys.argv[2]}/{publish}.jsonl", "--no-vad")
         tltasks("run", sys.argv[4], "--output", f"{sys.argv[2]}/again", "--set", "stages=[{stage: zero_shot}]",
             "--set", f"model.name=ada/{sys.argv[3]}-adapter", "--set", "hub.repo=null")
     """

@@ -72,8 +72,8 @@ def test_ctranslate2_writes_the_same_texts_alone_and_together(name: str, tmp_pat
     outcome = export(str(tmp_path / "model"), tmp_path / "out", kind="ctranslate2", tag=tag)
     assert outcome.rescored == {}
     assert "not scored" in outcome.lines(tmp_path)[-1]
-    plain = load(tmp_path / "model", precision="fp32", task=tag)(inputs)
-    exported = load(tmp_path / "out")
+    plain = load(tmp_path / "model", precision="fp32", task=tag, vad=False)(inputs)
+    exported = load(tmp_path / "out", vad=False)
     together = exported(inputs)
     assert together == plain
     assert [exported(one) for one in inputs] == together == exported(inputs[::-1])[::-1]
@@ -110,12 +110,12 @@ def test_whisper_writes_in_the_language_that_is_asked_for(tmp_path: Path, monkey
 
     monkeypatch.setattr(exported, "whisper_prompt", told)
     monkeypatch.setattr(exported.ConvertedWhisper, "detect_language", hear)
-    model = load(tmp_path / "out")
+    model = load(tmp_path / "out", vad=False)
     heard = [it["language"] for it in model(CLIPS)]
     assert asked == heard
     rows = [{"audio": clip, "spoken": code} for clip, code in zip(CLIPS, ("es", None, "hi"), strict=True)]
     assert [it.get("language") for it in model(rows)] == ["es", heard[1], "hi"] == asked[3:]
-    assert [it["language"] for it in load(tmp_path / "out", language="hi")(CLIPS)] == ["hi"] * 3 == asked[6:]
+    assert [it["language"] for it in load(tmp_path / "out", language="hi", vad=False)(CLIPS)] == ["hi"] * 3 == asked[6:]
 
 
 def test_rows_of_several_languages_begin_with_their_own_or_are_refused(tmp_path: Path) -> None:

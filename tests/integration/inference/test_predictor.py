@@ -117,7 +117,7 @@ def test_what_cannot_be_read_is_raised_or_told(classifier: Predictor, picture: P
 
 
 def test_sound(tmp_path: Path) -> None:
-    recogniser = load(speech.save_ctc(tmp_path / "ctc", vocabulary="red blue"), precision="fp32")
+    recogniser = load(speech.save_ctc(tmp_path / "ctc", vocabulary="red blue"), precision="fp32", vad=False)
     samples, hz = speech.say(["red", "blue"], RNG), 16_000
     soundfile.write(tmp_path / "clip.wav", samples, hz, subtype="PCM_16")
     kept, _ = soundfile.read(tmp_path / "clip.wav", dtype="float32")
@@ -134,7 +134,7 @@ def test_sound(tmp_path: Path) -> None:
 def test_the_language_that_is_heard(tmp_path: Path) -> None:
     folder = speech.save_whisper(tmp_path / "whisper", seconds=2)
     clips = [(speech.say([word], RNG), 16_000) for word in ("red", "blue")]
-    answers = load(folder, precision="fp32")(clips)
+    answers = load(folder, precision="fp32", vad=False)(clips)
     model = WhisperForConditionalGeneration.from_pretrained(folder)
     extract, tokenizer = WhisperFeatureExtractor.from_pretrained(folder), WhisperTokenizer.from_pretrained(folder)
     for (samples, hz), answer in zip(clips, answers, strict=True):
@@ -145,7 +145,7 @@ def test_the_language_that_is_heard(tmp_path: Path) -> None:
         assert text.startswith(answer["prediction"]) if answer["repetition_loop"] else text == answer["prediction"]
     settings = folder / "generation_config.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "language": "hi"}))
-    assert load(folder, precision="fp32")(clips[0])["language"] == "hi"
+    assert load(folder, precision="fp32", vad=False)(clips[0])["language"] == "hi"
 
 
 def test_texts(tmp_path: Path) -> None:

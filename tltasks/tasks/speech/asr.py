@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 import time
@@ -13,9 +14,13 @@ from typing import ClassVar, Self
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSpeechSeq2Seq, PretrainedConfig, PreTrainedModel
 
+from tltasks.config.answers import Asked
 from tltasks.config.model import Checkpoint
 from tltasks.config.stage import StagePlan
 from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
@@ -45,16 +50,20 @@ from tltasks.tasks.base import (
     config_content,
     digest_of,
 )
-from tltasks.tasks.speech import audio
+from tltasks.tasks.speech import audio, voice
 from tltasks.tasks.speech.audio import Samples, join_segments, read_segments
 from tltasks.tasks.speech.augmentation import augment_audio
 from tltasks.tasks.speech.ctc import CtcRecogniser
 from tltasks.tasks.speech.prompted import PromptedRecogniser, makes_requests, takes_language
-from tltasks.tasks.speech.recognition import Recogniser, family, given_keys, open_processor
+from tltasks.tasks.speech.recognition import Recogniser, Transcript, family, given_keys, open_processor
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
 from tltasks.tasks.speech.transducer import TransducerRecogniser
+from tltasks.tasks.speech.words import Calibration, Word, calibration_error, within_speech
 
 Plan = StagePlan[SpeechModel, SpeechData, SpeechStage]
+CALIBRATION = "word_confidence"
+"""Key of a configuration with the slope and the shift of words' confidence."""
+UNSETTLED = Calibration()
 PIECES_AT_ONCE = 16
 """Pieces in a pass of one recording that is longer than the model hears at once."""
 WORST_SHOWN = 16
@@ -93,9 +102,18 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
                     "text": datasets.Value("string"),
                 }
             ),
+            "words": datasets.List(
+                {
+                    "start": datasets.Value("float64"),
+                    "end": datasets.Value("float64"),
+                    "text": datasets.Value("string"),
+                    "confidence": datasets.Value("float64"),
+                }
+            ),
         }
     )
     converts: ClassVar[bool] = True
+    settles: ClassVar[bool] = True
     new_head_hint: ClassVar[str] = "use `stage: transfer`, which builds a vocabulary and puts a new head on it."
 
     recogniser: Recogniser
@@ -105,6 +123,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     lost_share: float = 0.0
     """Share of the training text's characters that cannot be learnt."""
     lost_note: Sequence[str] = ()
+    calibration: Calibration = UNSETTLED
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -126,7 +145,12 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         if name == "auto":
             name = "english" if _is_english(plan, splits, recogniser) else "basic"
         lost = recogniser.check_texts(texts, splits["train"].where) if "train" in splits else (0.0, [])
-        return cls(plan, source, config, seed, recogniser, name, not writes_without_spaces(texts), *lost)
+        known = getattr(config, CALIBRATION, None)
+        if plan.kind.trains and known is not None:  # it is of other weights
+            delattr(recogniser.config, CALIBRATION)
+            known = None
+        spaced, calibration = not writes_without_spaces(texts), Calibration(*(known or ()))
+        return cls(plan, source, config, seed, recogniser, name, spaced, *lost, calibration)
 
     @property
     def notes(self) -> list[str]:
@@ -249,7 +273,9 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         try:
             if not isinstance(text, str) or (is_written and not text.strip()):
                 raise DataError("has no text")
-            samples = audio.decode_audio(located(example["audio"], split.folder), hz)
+            samples = audio.decode_audio(
+                located(example["audio"], split.folder), hz, may_be_silent=self.recogniser.wanted.vad
+            )
             clips = self._cut(samples, text, times) if times else [(samples, text)]
         except DataError as reason:
             yield {"audio": None, "seconds": None, "text": text, "error": str(reason)}
@@ -290,17 +316,35 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         return costs
 
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
-        hz, window = self.recogniser.sampling_hz, self.recogniser.window_seconds
-        pieces: list[Samples] = []
-        piece_of: list[int] = []
+        hz, pieces = self.recogniser.sampling_hz, list[Samples]()
+        piece_of, starts, speech = list[int](), list[int](), list[Tensor]()
         columns = rows[list(indices)]
         for i, content in enumerate(columns["audio"]):
-            found = audio.split_at_silence(audio.from_int16(content), hz, window)
-            pieces += found
-            piece_of += [i] * len(found)
-        samples = torch.tensor([len(piece) for piece in pieces])
-        whole = {"piece_of": torch.tensor(piece_of), "piece_samples": samples}
-        return {**self.recogniser.read(pieces), **self._told(columns, piece_of), **whole}
+            samples = audio.from_int16(content)
+            spans, cut = self._pieces(samples)
+            for start, end in cut:
+                pieces.append(samples[start:end])
+                piece_of.append(i)
+                starts.append(start)
+                speech.append((torch.tensor(spans).reshape(-1, 2) - start) / hz)
+        found = {
+            "n_rows": torch.tensor(len(indices)),
+            "piece_of": torch.tensor(piece_of),
+            "piece_starts": torch.tensor(starts),
+            "piece_samples": torch.tensor([len(piece) for piece in pieces]),
+        }
+        if not pieces:  # no recording with speech, and nothing to read
+            return found
+        found["speech"] = pad_sequence(speech, batch_first=True, padding_value=torch.nan)
+        return {**self.recogniser.read(pieces), **self._told(columns, piece_of), **found}
+
+    def _pieces(self, samples: Samples) -> tuple[list[audio.Span], list[audio.Span]]:
+        """Speech in a recording, as far as it is looked for, and the pieces that are heard at once."""
+        hz, window = self.recogniser.sampling_hz, self.recogniser.window_seconds
+        if not self.recogniser.wanted.vad:
+            return [], audio.split_at_silence(samples, hz, window)
+        spans = voice.speech_spans(samples, hz)
+        return spans, voice.speech_pieces(samples, spans, hz, window)
 
     def collate_train(self, rows: datasets.Dataset, indices: Sequence[int], *, epoch: int) -> Batch:
         columns = rows[list(indices)]
@@ -331,38 +375,57 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         started = time.perf_counter()
-        piece_of, samples = batch["piece_of"].tolist(), batch["piece_samples"].tolist()
+        batch = dict(batch)
+        n_rows, piece_of = int(batch.pop("n_rows")), batch["piece_of"].tolist()
         # Passes are cut between rows, and one long recording alone may be far more than a pass.
-        at_once = PIECES_AT_ONCE if len(set(piece_of)) == 1 else len(piece_of)
+        at_once = PIECES_AT_ONCE if len(set(piece_of)) == 1 else max(1, len(piece_of))
         found = [
             transcript
             for i in range(0, len(piece_of), at_once)
             for transcript in self.recogniser.transcribe(model, {k: v[i : i + at_once] for k, v in batch.items()})
         ]
-        n_rows = max(piece_of) + 1
         spent = (time.perf_counter() - started) / n_rows
-        predictions = []
-        for row in range(n_rows):
-            own = [i for i, owner in enumerate(piece_of) if owner == row]
-            pieces = [found[i] for i in own]
-            starts = np.cumsum([0, *(samples[i] for i in own)]) / self.recogniser.sampling_hz
-            spans = zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
-            predictions.append(
-                {
-                    "prediction": self.recogniser.joint.join(piece.text for piece in pieces).strip(),
-                    "language": statistics.mode(piece.language for piece in pieces),
-                    "repetition_loop": any(piece.repetition_loop for piece in pieces),
-                    "pieces": [(*span, piece.text.strip()) for span, piece in zip(spans, pieces, strict=True)],
-                    "compute_seconds": spent,
-                }
-            )
-        return predictions
+        own = [[i for i, owner in enumerate(piece_of) if owner == row] for row in range(n_rows)]
+        return [{**self._joined(found, batch, places), "compute_seconds": spent} for places in own]
+
+    def _joined(self, found: Sequence[Transcript], batch: Batch, places: Sequence[int]) -> Prediction:
+        """The prediction of one recording by the transcripts of its pieces, which are at these places of a batch."""
+        hz, pieces = self.recogniser.sampling_hz, [found[i] for i in places]
+        starts = [int(batch["piece_starts"][i]) / hz for i in places]
+        ends = [start + int(batch["piece_samples"][i]) / hz for start, i in zip(starts, places, strict=True)]
+        words = [
+            dataclasses.replace(word, start=start + word.start, end=start + word.end)
+            for start, i in zip(starts, places, strict=True)
+            for word in within_speech(found[i].words, batch["speech"][i].tolist())
+        ]
+        return {
+            "prediction": self.recogniser.joint.join(piece.text for piece in pieces).strip(),
+            "language": statistics.mode(piece.language for piece in pieces) if pieces else None,
+            "repetition_loop": any(piece.repetition_loop for piece in pieces),
+            "pieces": [(a, b, piece.text.strip()) for a, b, piece in zip(starts, ends, pieces, strict=True)],
+            "words": words if self.recogniser.wanted.words else None,
+        }
+
+    def answering(self, asked: Asked) -> Self:
+        return dataclasses.replace(self, recogniser=self.recogniser.answering(asked))
 
     def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, object]:
         segments = [
             {"start": round(start, 3), "end": round(end, 3), "text": text} for start, end, text in prediction["pieces"]
         ]
-        return {**{key: prediction[key] for key in ("prediction", "language", "repetition_loop")}, "segments": segments}
+        found = {key: prediction[key] for key in ("prediction", "language", "repetition_loop")} | {"segments": segments}
+        if not self.recogniser.wanted.words:
+            return found
+        words = [
+            {
+                "start": round(word.start, 3),
+                "end": round(word.end, 3),
+                "text": word.text,
+                "confidence": round(float(self.calibration(np.array(word.confidence))), 4),
+            }
+            for word in prediction["words"]
+        ]
+        return {**found, "words": words}
 
     def onnx_input(self) -> OnnxInput | None:
         recogniser = self.recogniser
@@ -381,6 +444,41 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         shape: list[str | int] = [1, "time", *values(np.zeros(hz, np.float32)).shape[2:]]
         usage = ONNX_USAGE.format(name=name)
         return OnnxInput(name, shape, (1,), made_up, lambda value: values(audio.decode_audio(value, hz)), usage)
+
+    # --------------------------------------------------------------------------------- confidence
+
+    @property
+    def settling(self) -> Self:
+        if not self.recogniser.tells_words or not self.spaced:
+            return self
+        wanted = dataclasses.replace(self.recogniser.wanted, words=True)
+        return dataclasses.replace(self, recogniser=dataclasses.replace(self.recogniser, wanted=wanted))
+
+    def settled(self, predictions: Sequence[Prediction], references: References) -> Self:
+        shares, right = self._words_known(predictions, references)
+        if not len(right):
+            return self
+        calibration, config = Calibration.fit(shares, right), copy.deepcopy(self.config)
+        setattr(config, CALIBRATION, [calibration.slope, calibration.shift])
+        recogniser = dataclasses.replace(self.recogniser, config=config)
+        return dataclasses.replace(self, config=config, recogniser=recogniser, calibration=calibration)
+
+    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        if hasattr(self.config, CALIBRATION):
+            setattr(unwrap_model(model).config, CALIBRATION, getattr(self.config, CALIBRATION))
+        super().save(folder, model, adapter=adapter)
+
+    def _words_known(
+        self, predictions: Sequence[Prediction], references: References
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The probability that the model gives each word by itself, and which of them are right."""
+        even, pairs = error_rate.normaliser(self.normaliser), list[tuple[float, bool]]()
+        for prediction, reference in zip(predictions, references, strict=True):
+            words: Sequence[Word] = prediction.get("words") or ()
+            marks = error_rate.right_words([word.text for word in words], even, even(reference["text"]))
+            own = zip(words, marks, strict=True)
+            pairs += [(word.confidence, mark) for word, mark in own if mark is not None]
+        return np.array([share for share, _ in pairs]), np.array([right for _, right in pairs], dtype=bool)
 
     # --------------------------------------------------------------------------------- evaluation
 
@@ -422,9 +520,23 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             "split_in_pieces": sum(len(p["pieces"]) > 1 for p in predictions),
             "window_seconds": self.recogniser.window_seconds,
             "by_duration": error_rate.rates_by_duration(counts, seconds),
+            "words_confidence": self._worth_of_confidence(predictions, references),
         }
         interval = self.interval(self._of_headline(counts), intervals=intervals)
         return Score(values, self.headline, interval, details)
+
+    def _worth_of_confidence(self, predictions: Sequence[Prediction], references: References) -> dict[str, float]:
+        """How far words' confidence is from the share that is right, and how well it tells right ones from wrong."""
+        shares, right = self._words_known(predictions, references)
+        if not 0 < right.sum() < len(right):
+            return {}
+        told = self.calibration(shares)
+        return {
+            "words": len(right),
+            "right": float(right.mean()),
+            "calibration_error": calibration_error(told, right),
+            "auroc": float(roc_auc_score(right, shares)),
+        }
 
     def columns(self, predictions: Sequence[Prediction], references: References) -> Columns:
         return {

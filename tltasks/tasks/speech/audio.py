@@ -57,7 +57,7 @@ def made_up_audio(drawn: np.random.Generator) -> dict[str, object]:
     return {"array": drawn.normal(0, 0.1, 24_000).astype(np.float32), "sampling_rate": 16_000}
 
 
-def decode_audio(value: object, sampling_hz: int) -> Samples:
+def decode_audio(value: object, sampling_hz: int, *, may_be_silent: bool = False) -> Samples:
     """Mono samples at `sampling_hz` of a path, encoded bytes, `{path, bytes}` or `{array, sampling_rate}`.
 
     Files that were joined to one are read one after another. Raises DataError for what cannot be read or cannot be
@@ -74,7 +74,7 @@ def decode_audio(value: object, sampling_hz: int) -> Samples:
         raise DataError("holds samples that are not finite numbers")
     runs = [(hz, _joined([_mix(of) for of, _ in run])) for hz, run in groupby(parts, key=itemgetter(1))]
     high, low = (float(of([of(samples) for _, samples in runs])) for of in (np.max, np.min))
-    if high - low < 2 * SILENCE:
+    if high - low < 2 * SILENCE and not may_be_silent:
         raise DataError("is silent")
     if (peak := max(high, -low)) > 1:
         runs = [(hz, samples / peak) for hz, samples in runs]
@@ -251,28 +251,32 @@ def likeness(sampling_hz: int) -> Sounds:
     return Sounds(sampling_hz, from_int16, lambda columns: to_flac(from_int16(columns["audio"][0]), sampling_hz))
 
 
-def split_at_silence(samples: Samples, sampling_hz: int, window_seconds: float) -> list[Samples]:
+Span = tuple[int, int]
+"""First sample, and the one behind the last."""
+
+
+def split_at_silence(samples: Samples, sampling_hz: int, window_seconds: float) -> list[Span]:
     """Pieces of at most `window_seconds` that together are all of the audio, cut where it is quietest.
 
     Each cut lies in the second half of the window that it ends, at the middle of the quietest 0.2 s.
 
     >>> tone = np.ones(100, dtype=np.float32); tone[60:70] = 0
-    >>> [len(piece) for piece in split_at_silence(tone, 20, 4)]
-    [65, 35]
+    >>> split_at_silence(tone, 20, 4)
+    [(0, 65), (65, 100)]
     """
     longest = int(window_seconds * sampling_hz)
     quiet = max(1, min(sampling_hz // 5, longest // 4))
-    pieces = []
-    while len(samples) > longest:
-        second_half = samples[longest // 2 : longest]
+    pieces, begin = list[Span](), 0
+    while len(samples) - begin > longest:
+        second_half = samples[begin + longest // 2 : begin + longest]
         # The energy of every stretch of 0.2 s, from one running sum.
         energy = np.cumsum(np.concatenate([[0.0], second_half.astype(np.float64) ** 2]))
         stretches = energy[quiet:] - energy[:-quiet]
         quietest = np.flatnonzero(stretches <= stretches.min() + 1e-9)
-        cut = longest // 2 + int(quietest[len(quietest) // 2]) + quiet // 2
-        pieces.append(samples[:cut])
-        samples = samples[cut:]
-    return [*pieces, samples]
+        cut = begin + longest // 2 + int(quietest[len(quietest) // 2]) + quiet // 2
+        pieces.append((begin, cut))
+        begin = cut
+    return [*pieces, (begin, len(samples))]
 
 
 def loudest_stretch(samples: Samples, width: int) -> float:

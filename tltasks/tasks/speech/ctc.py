@@ -49,6 +49,7 @@ from tltasks.tasks.speech.recognition import (
     with_parts,
 )
 from tltasks.tasks.speech.spelling import DELIMITER, Spelling, letters_of
+from tltasks.tasks.speech.words import Word, ctc_tokens, token_ends, words_of
 from tltasks.tasks.vocabulary import lost_characters
 
 LONGEST_PIECE_SECONDS = 30.0
@@ -139,6 +140,10 @@ class CtcRecogniser(Recogniser):
         """The class of steps that write nothing, which most architectures call padding."""
         own = getattr(self.config, "blank_token_id", None)
         return int(self.config.pad_token_id if own is None else own)
+
+    @property
+    def tells_words(self) -> bool:
+        return True
 
     @property
     def skips_signs(self) -> bool:
@@ -247,7 +252,22 @@ class CtcRecogniser(Recogniser):
         beyond = torch.arange(ids.shape[1], device=ids.device)[None] >= lengths[:, None]
         ids[beyond] = self.blank
         texts = self.tokenizer.batch_decode(ids.cpu(), skip_special_tokens=self.skips_signs)
-        return [Transcript(text) for text in texts]
+        if not self.wanted.words:
+            return [Transcript(text) for text in texts]
+        steps, samples = lengths.tolist(), batch["piece_samples"].tolist()
+        clips = zip(texts, logits.float().softmax(-1), steps, samples, strict=True)
+        return [Transcript(text, words=self._words(text, spread[:n], size)) for text, spread, n, size in clips]
+
+    def _words(self, text: str, spread: Tensor, samples: int) -> list[Word]:
+        """The words of a text that was read off probabilities [steps, vocabulary] of so many samples."""
+        seconds = samples / self.sampling_hz / max(1, len(spread))
+        ids, *timed = ctc_tokens(spread, blank=self.blank, seconds_per_step=seconds)
+
+        def decode(part: list[int]) -> str:  # with blanks, without which equal neighbours would be one
+            apart = [i for token in part for i in (token, self.blank)]
+            return str(self.tokenizer.decode(apart, skip_special_tokens=self.skips_signs))
+
+        return words_of(text, token_ends(decode, ids), *timed)
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits [clips, steps, vocabulary] and the steps of each clip that are not padding."""

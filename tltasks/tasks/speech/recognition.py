@@ -27,15 +27,17 @@ from transformers import (
     SequenceFeatureExtractor,
 )
 
+from tltasks.config.answers import Asked
 from tltasks.config.model import Checkpoint
 from tltasks.config.tasks.speech import SpeechModel
 from tltasks.data.languages import Languages
-from tltasks.errors import CheckpointError
+from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.loading import ModelLoader
 from tltasks.models.packages import cannot_open
 from tltasks.tasks.base import Batch, Processor
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_samples
+from tltasks.tasks.speech.words import Word
 from tltasks.tasks.vocabulary import MOST_LOST, lost_share, n_characters
 
 FRAMES_PER_SECOND = 100
@@ -67,6 +69,8 @@ class Transcript:
     """Decoding went round in circles and was stopped."""
     language: str | None = None
     """Its code: as the model was told, or as it heard; None of a model that is told none and says none."""
+    words: Sequence[Word] = ()
+    """Where they are asked for; times are from the beginning of the piece."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Recogniser(ABC):
     """What puts feature extractor and tokenizer together, where the checkpoint has one."""
     languages: Languages = field(default=Languages(), kw_only=True)
     """Those that it can be told of each clip."""
+    wanted: Asked = field(default=Asked(), kw_only=True)
+    """What is asked of transcripts beside the text."""
 
     @property
     def auto_class(self) -> ModelLoader:
@@ -141,6 +147,22 @@ class Recogniser(ABC):
     def reading(self) -> str:
         """Further arguments of `decode` that `code`'s answers are read with."""
         return ""
+
+    @property
+    def tells_words(self) -> bool:
+        """It can tell when each word is said."""
+        return False
+
+    def answering(self, asked: Asked) -> Self:
+        """The same asked for so much; raises RecipeError for what the architecture does not serve."""
+        if asked.words and not self.tells_words:
+            raise RecipeError(
+                f"words: {self.config.model_type} does not tell when words are said; Whisper and models with CTC do. "
+                "`segments` of its answers have times."
+            )
+        if asked.prompt or asked.hotwords:
+            raise RecipeError(f"prompt, hotwords: {self.config.model_type} takes none; Whisper does.")
+        return replace(self, wanted=asked)
 
     def as_pretrained(self) -> Self:
         """As the checkpoint stands, without what the recipe changes in its architecture."""

@@ -6,10 +6,10 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -26,15 +26,17 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
+from tltasks.config.answers import Asked
 from tltasks.config.model import Checkpoint
 from tltasks.config.tasks.speech import SpeechModel
 from tltasks.data.languages import Languages, standard
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.scripts import is_unspaced
 from tltasks.models.adapters import generating_model, unwrap_model
-from tltasks.models.exported import whisper_prompt
+from tltasks.models.exported import ConvertedWhisper, whisper_prompt
 from tltasks.models.loading import open_generation, open_tokenizer
 from tltasks.models.writing import write
 from tltasks.tasks.base import IGNORED, Batch, Processor, content_key
@@ -51,6 +53,7 @@ from tltasks.tasks.speech.recognition import (
     inputs_of,
     open_feature_extractor,
 )
+from tltasks.tasks.speech.words import Word, alignment_heads, steps_by_attention, token_ends, words_of
 from tltasks.tasks.vocabulary import lost_characters, writes_bytes
 
 LONGEST_PIECE_SECONDS = 30.0
@@ -78,6 +81,8 @@ class SequenceRecogniser(Recogniser):
     """Tokens with which decoding begins; the second is that of the language, which rows may have one each of."""
     window: int | None
     """Seconds that the encoder is cut to; None leaves it."""
+    before: tuple[int, ...] = field(default=(), kw_only=True)
+    """Tokens that stand before all that is written, as if they had been said: names to expect, and a prompt."""
 
     @classmethod
     def open(
@@ -133,6 +138,30 @@ class SequenceRecogniser(Recogniser):
     @property
     def is_whisper(self) -> bool:
         return bool(self.config.model_type == "whisper")
+
+    @property
+    def tells_words(self) -> bool:
+        return self.is_whisper
+
+    def answering(self, asked: Asked) -> Self:
+        if not self.is_whisper or not (asked.prompt or asked.hotwords):
+            return super().answering(asked)
+        return dataclasses.replace(self, wanted=asked, before=self._before(asked.hotwords, asked.prompt))
+
+    def _before(self, *texts: str | None) -> tuple[int, ...]:
+        """Texts as Whisper was trained to go on from: behind a token of their own, at most half of what it can hold."""
+        begin = getattr(self.generation, "prev_sot_token_id", None)
+        if begin is None:
+            begin = self.tokenizer.convert_tokens_to_ids("<|startofprev|>")
+        ids = [i for text in texts if text for i in self._text_ids([text])[0]]
+        if begin is None or begin == self.tokenizer.unk_token_id:
+            raise RecipeError(f"prompt, hotwords: {self.display_name} has no token for what was said before.")
+        if signs := sorted(set(self.tokenizer.convert_ids_to_tokens(ids)) & self._signs):
+            raise RecipeError(f"prompt, hotwords: {', '.join(signs)} means something else to the tokenizer.")
+        most = self._longest_labels // 2 - 1
+        if not 0 < len(ids) <= most:
+            raise RecipeError(f"prompt, hotwords: {len(ids)} tokens; {self.display_name} takes 1 to {most} of them.")
+        return (int(begin), *ids)
 
     @property
     def window_seconds(self) -> float:
@@ -282,20 +311,56 @@ class SequenceRecogniser(Recogniser):
         spoken: list[str | None] = []
         told, known = getattr(self.generation, "language", None), getattr(self.generation, "lang_to_id", None) or {}
         names = {i: name for name, i in known.items()}
+        own, encoded = unwrap_model(model), None
+        if self.wanted.words and not isinstance(own, ConvertedWhisper):  # it is read once, for texts and for times
+            encoded = own.get_encoder()(batch["input_features"])
         for rows, inputs in self._passes(batch):
-            heard, first = {}, batch["language"][rows] if "language" in batch else None
+            heard: dict[str, object] = {}
+            first = batch["language"][rows] if "language" in batch else None
             if self.is_whisper and known:
                 # Told whatever the model's own settings are, which may be of another; else heard as `generate` would,
                 # which keeps it to itself.
                 heard, first = {"language": self._spoken(model, inputs["input_features"], names, first)}, None
-            criteria = StoppingCriteriaList([LoopCriterion()])
-            written = write(generating_model(model), {**inputs, **heard}, stopping=criteria, first=first).cpu()
+            if self.before:
+                heard = {**heard, "prompt_ids": torch.tensor(self.before, device=batch["piece_of"].device)}
+            criteria, read = StoppingCriteriaList([LoopCriterion()]), inputs
+            if encoded is not None and generating_model(model) is own:
+                read = {"encoder_outputs": encoded}
+            written = write(generating_model(model), {**read, **heard}, stopping=criteria, first=first).cpu()
             ids += written
-            spoken += heard.get("language", [told] * len(written))
+            spoken += cast("list[str]", heard.get("language", [told] * len(written)))
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        codes = [language and language.strip("<|>") for language in spoken]
+        words = self._words(own, batch, encoded, texts, ids, codes) if self.wanted.words else [()] * len(texts)
         return [
-            Transcript(text, has_loop(row[row != self.end]), language and language.strip("<|>"))
-            for text, row, language in zip(texts, ids, spoken, strict=True)
+            Transcript(text, has_loop(row[row != self.end]), code, found)
+            for text, row, code, found in zip(texts, ids, codes, words, strict=True)
+        ]
+
+    def _words(
+        self,
+        model: PreTrainedModel | ConvertedWhisper,
+        batch: Batch,
+        encoded: BaseModelOutput | None,
+        texts: Sequence[str],
+        ids: Sequence[Tensor],
+        codes: Sequence[str | None],
+    ) -> list[Sequence[Word]]:
+        """The words of texts that Whisper has written, by what it attends to as it reads them."""
+        signs = set(self.tokenizer.all_special_ids)
+        written = [[i for i in row.tolist() if i not in signs] for row in ids]
+        prompts = [whisper_prompt(self.generation, self.config, code) for code in codes]
+        hz = POSITIONS_PER_SECOND
+        steps = [math.ceil(n * hz / self.sampling_hz) for n in batch["piece_samples"].tolist()]
+        if encoded is None:
+            found = model.align(batch["input_features"], prompts, written, steps)
+        else:
+            heads = alignment_heads(self.generation, self.config)
+            found = steps_by_attention(model, heads, encoded[0], prompts, written, steps, end=self.end)
+        decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+        return [
+            words_of(text, token_ends(decode, row), begun[:-1] / hz, begun[1:] / hz, shares)
+            for text, row, (begun, shares) in zip(texts, written, found, strict=True)
         ]
 
     def _spoken(self, model: nn.Module, clips: Tensor, names: Mapping[int, str], told: Tensor | None) -> list[str]:

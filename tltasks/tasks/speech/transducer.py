@@ -79,6 +79,10 @@ class TransducerRecogniser(CtcRecogniser):
         return ""
 
     @property
+    def tells_words(self) -> bool:
+        return False
+
+    @property
     def skips_signs(self) -> bool:
         return True
 

@@ -123,14 +123,14 @@ def test_predictions_are_told_languages(
     output, table = str(finished[0]), str(told / "data/test.csv")
     with (told / "data/test.csv").open() as file:
         rows = [{"audio": str(told / "data" / row["audio"]), "language": row["spoken"]} for row in csv.DictReader(file)]
-    answers = tltasks.load(output)(rows)
+    answers = tltasks.load(output, vad=False)(rows)
     assert [answer["language"] for answer in answers] == ["es", "en", "es", "hi", "es", "en"]
-    assert main(["predict", output, table, "--language-column", "spoken"]) == 0
+    assert main(["predict", output, table, "--no-vad", "--language-column", "spoken"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["prediction"] for line in lines] == [answer["prediction"] for answer in answers]
-    assert main(["predict", output, table, "--language", "Hindi"]) == 0
+    assert main(["predict", output, table, "--no-vad", "--language", "Hindi"]) == 0
     assert {json.loads(line)["language"] for line in capsys.readouterr().out.splitlines()} == {"hi"}
-    wrong = tltasks.load(output)([{**rows[0], "language": "klingon"}, rows[1]])
+    wrong = tltasks.load(output, vad=False)([{**rows[0], "language": "klingon"}, rows[1]])
     assert "does not know `klingon`" in wrong[0]["error"]
     assert wrong[1] == answers[1]
     with pytest.raises(RecipeError, match="does not know `klingon`"):
