@@ -8,6 +8,6 @@ A subprocess gets `os.environ | hub_environment(server)`. Faults are asked for w
 """
 
 from .server import HubServer, Request, hub_environment
-from .storage import Account, Commit
+from .storage import Account, Commit, Job
 
-__all__ = ["Account", "Commit", "HubServer", "Request", "hub_environment"]
+__all__ = ["Account", "Commit", "HubServer", "Job", "Request", "hub_environment"]

@@ -21,11 +21,28 @@ from .replies import (
     ranged,
     sibling,
 )
-from .storage import Account, Blob, Commit, Repository, as_type, is_large
+from .storage import Account, Blob, Commit, Job, Repository, as_type, is_large
 
 if TYPE_CHECKING:
     from .server import HubServer
 
+HARDWARE: list[dict[str, Any]] = [
+    {
+        "name": name,
+        "prettyName": pretty,
+        "cpu": cpu,
+        "ram": "46 GB",
+        "ephemeralStorage": "200 GB",
+        "accelerator": None,
+        "unitCostMicroUSD": cost,
+        "unitCostUSD": cost / 1e6,
+        "unitLabel": "minute",
+    }
+    for name, pretty, cpu, cost in (
+        ("cpu-basic", "CPU Basic", "2 vCPU", 167),
+        ("a10g-large", "Nvidia A10G - large", "12 vCPU", 25_000),
+    )
+]
 _ID = r"(?P<id>[^/]+/[^/]+)"
 _API = rf"/api/(?P<kind>models|datasets|spaces)/{_ID}"
 _FILES = rf"(?:/(?P<kind>datasets|spaces))?/{_ID}"
@@ -49,6 +66,13 @@ class Routes:
             ("POST", rf"{_API}/(?P<what>branch|tag)/(?P<rev>[^/]+)", self.create_ref),
             ("DELETE", rf"{_API}/(?P<what>branch|tag)/(?P<rev>[^/]+)", self.delete_ref),
             ("PUT", rf"{_API}/settings", self.settings),
+            ("POST", rf"{_API}/super-squash/(?P<rev>[^/]+)", self.squash),
+            ("GET", r"/api/jobs/hardware", self.hardware),
+            ("GET", r"/api/jobs/(?P<owner>[^/]+)", self.list_jobs),
+            ("POST", r"/api/jobs/(?P<owner>[^/]+)", self.run_job),
+            ("GET", r"/api/jobs/(?P<owner>[^/]+)/(?P<job>[^/]+)", self.inspect_job),
+            ("GET", r"/api/jobs/(?P<owner>[^/]+)/(?P<job>[^/]+)/logs", self.job_logs),
+            ("POST", r"/api/jobs/(?P<owner>[^/]+)/(?P<job>[^/]+)/cancel", self.cancel_job),
             ("POST", rf"{_API}/preupload/(?P<rev>[^/]+)", self.preupload),
             ("POST", rf"{_API}/commit/(?P<rev>[^/]+)", self.commit),
             ("POST", rf"{_FILES}\.git/info/lfs/objects/batch", self.lfs_batch),
@@ -285,6 +309,73 @@ class Routes:
         if key == "deletedFile" and value["path"] in head.tree:
             return {value["path"]: None}
         raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
+
+    def squash(self, call: Call) -> Reply:
+        """Leave one commit, with the newest content."""
+        repo = self._repository(call, write=True)
+        tree = self._commit_at(repo, call.parts["rev"]).tree
+        repo.history.clear()
+        repo.branches.pop(call.parts["rev"])
+        repo.commit({**tree}, title="Super-squash", author=repo.namespace, branch=call.parts["rev"])
+        return json_reply({})
+
+    # ----------------------------------------------------------------------------------------- jobs
+
+    def hardware(self, call: Call) -> Reply:
+        return json_reply(HARDWARE)
+
+    def _job_owner(self, call: Call) -> str:
+        owner, who = call.parts["owner"], call.account
+        if who is None:
+            raise Refusal(401, "Invalid username or password.")
+        if not (who.may_run and who.may_read(owner)):
+            raise Refusal(403, f"You don't have the permission to manage jobs of {owner}")
+        return owner
+
+    def run_job(self, call: Call) -> Reply:
+        owner, spec = self._job_owner(call), call.json()
+        if call.account and not call.account.credit:
+            raise Refusal(402, "Pre-paid credit balance is insufficient")
+        if spec["flavor"] not in {one["name"] for one in HARDWARE}:
+            raise Refusal(400, f"Invalid flavor {spec['flavor']}")
+        job = Job(f"{len(self.hub.jobs):024x}", owner, spec)
+        self.hub.jobs[job.id] = job
+        return json_reply(job.described())
+
+    def list_jobs(self, call: Call) -> Reply:
+        owner = self._job_owner(call)
+        labels = [tuple(label.split("=", 1)) for label in call.query.get("label", [])]
+        found = [
+            job.described()
+            for job in self.hub.jobs.values()
+            if job.owner == owner
+            and ("stage" not in call.query or job.stage in call.query["stage"])
+            and all(job.spec.get("labels", {}).get(key) == value for key, value in labels)
+        ]
+        return json_reply(found)
+
+    def _job(self, call: Call) -> Job:
+        owner, job = self._job_owner(call), self.hub.jobs.get(call.parts["job"])
+        if job is None or job.owner != owner:
+            raise Refusal(404, "Job not found", "JobNotFound")
+        return job
+
+    def inspect_job(self, call: Call) -> Reply:
+        return json_reply(self._job(call).described())
+
+    def job_logs(self, call: Call) -> Reply:
+        """All lines so far, then the end of the stream: a client comes again until the job has ended."""
+        events = [
+            json.dumps({"timestamp": f"2026-01-01T00:00:{i:02}.000Z", "data": line})
+            for i, line in enumerate(["===== Job started at 2026-01-01 00:00:00 =====", *self._job(call).lines])
+        ]
+        body = ": keep-alive\n\n" + "".join(f"data: {event}\n\n" for event in events)
+        return Reply(200, body.encode(), {"Content-Type": "text/event-stream"})
+
+    def cancel_job(self, call: Call) -> Reply:
+        job = self._job(call)
+        job.end("CANCELED")
+        return json_reply(job.described())
 
     # --------------------------------------------------------------------------------- large files
 

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from .replies import Reply
 from .routes import Routes
-from .storage import Account, Blob, Commit, Repository, RepoType, is_large
+from .storage import Account, Blob, Commit, Job, Repository, RepoType, is_large
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class HubServer:
         self.tokens: dict[str, Account] = {self.token: Account("ada", orgs={"analytical-engines": "write"})}
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}
+        self.jobs: dict[str, Job] = {}
         self.requests: list[Request] = []
         self.lock = threading.RLock()
         self._faults: list[_Fault] = []

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import itertools
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 RepoType = Literal["model", "dataset", "space"]
 
@@ -87,8 +87,40 @@ class Account:
             return False
         return namespace == self.name or self.orgs.get(namespace, "read") != "read"
 
+    may_run: bool = True
+    """Whether the token may start and manage jobs."""
+    credit: bool = True
+
     def may_read(self, namespace: str) -> bool:
         return namespace == self.name or namespace in self.orgs
+
+
+@dataclass
+class Job:
+    """A job of Hugging Face Jobs, as its client asked for it; tests give it lines and a stage."""
+
+    id: str
+    owner: str
+    spec: dict[str, Any] = field(repr=False)
+    lines: list[str] = field(default_factory=list)
+    stage: str = "SCHEDULING"
+    message: str | None = None
+
+    def end(self, stage: str, message: str | None = None) -> None:
+        self.stage, self.message = stage, message
+
+    def described(self) -> dict[str, Any]:
+        """As the Hub answers: of secrets the names alone."""
+        asked = ("command", "arguments", "environment", "flavor", "labels", "dockerImage")
+        return {
+            **{key: self.spec.get(key) for key in asked},
+            "id": self.id,
+            "createdAt": "2026-01-01T00:00:00.000Z",
+            "secrets": sorted(self.spec.get("secrets", {})),
+            "status": {"stage": self.stage, "message": self.message},
+            "owner": {"id": "5e9ecfc0", "name": self.owner, "type": "user"},
+            "retry": self.spec.get("attempts", 1) - 1,
+        }
 
 
 class Repository:

@@ -274,7 +274,10 @@ def _explain(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         text = f"{command}: more than it takes: {shlex.join(error.unused_tokens or ())}"
     if isinstance(error, UnknownCommandError):  # its own list ends after eight (cyclopts 5.5, exceptions.py)
-        word, known = (error.unused_tokens or [""])[0], [name for name in app if not name.startswith("-")]
+        word, known = (
+            (error.unused_tokens or [""])[0],
+            [name for name in app if not name.startswith("-") and app[name].show],
+        )
         text = f"no command is called `{word}`{did_you_mean(word, known) or '.'} There are: {', '.join(known)}"
     end = "" if text.endswith("?") else "."
     return f"{text}{end} See `{command} --help`."
@@ -485,6 +488,111 @@ def range_test(
     )
     _say(f"suggested learning rate: {found.suggested:.1e}")
     _say(f"figure   {output / 'range.png'}")
+
+
+@app.command(group=TRAIN)
+def submit(
+    recipe: Recipe,
+    /,
+    *,
+    overrides: Overrides = (),
+    flavor: Annotated[str, Parameter(help="hardware, by the Hub's name for it")],
+    timeout: Annotated[
+        str | None, Parameter(metavar="TIME", help="5400, 90m, 1.5h; unset: by a dry run of one step on this machine")
+    ] = None,
+    attempts: Annotated[int, Parameter(metavar="N", converter=_count, help="a job that fails is begun again")] = 1,
+    repo: Repo = None,
+    owner: Annotated[
+        str | None, Parameter(metavar="NAME", help="organisation that pays; unset: the login's user")
+    ] = None,
+    secret: Annotated[
+        tuple[str, ...], Parameter(metavar="NAME", help="variable that the job gets as a secret; may be repeated")
+    ] = (),
+    yes: Annotated[bool, Parameter(help="upload and begin without being asked")] = False,
+    detach: Annotated[bool, Parameter(help="do not wait for the job")] = False,
+    dry_run: Annotated[bool, Parameter(help="show job, files, time and cost, and send nothing")] = False,
+    trust_remote_code: TrustCode = False,
+) -> int:
+    """Carry out a recipe on Hugging Face Jobs; the same command goes on with one that was stopped."""
+    from tltasks.config.loading import load_recipe
+    from tltasks.config.recipe import consented, plan_run
+
+    run = plan_run(consented(load_recipe(recipe, overrides), trust_remote_code))
+    _begin(f"submit: looking at data, login and hardware for {recipe}")
+    from tltasks.cli import jobs as of_jobs
+    from tltasks.hub import jobs as on_hub
+
+    flags = ["--trust-remote-code"] if trust_remote_code else []
+    submission, why = of_jobs.prepare(
+        run,
+        name=recipe.stem,
+        flavor=flavor,
+        timeout=timeout,
+        attempts=attempts,
+        repo=repo,
+        owner=owner,
+        secrets=secret,
+        flags=flags,
+    )
+    print(printable("\n".join(of_jobs.describe(submission, why))))  # noqa: T201
+    if dry_run:
+        return 0
+    if not yes:
+        of_jobs.confirm()
+    job = on_hub.submit(submission)
+    _say(f"began {job.url}")
+    if detach:
+        _say(f"follow it: tltasks jobs {job.id}")
+        return 0
+    try:
+        return of_jobs.follow(job.id, submission.owner)
+    except KeyboardInterrupt:
+        _say(f"the job goes on. Follow it: tltasks jobs {job.id}; end it: tltasks jobs {job.id} --cancel")
+        return INTERRUPTED
+
+
+@app.command(group=TRAIN)
+def jobs(
+    job: Annotated[str | None, Parameter(name="JOB", help="follow this one's log to its end; unset: list them")] = None,
+    /,
+    *,
+    cancel: Annotated[bool, Parameter(help="end the job")] = False,
+    every: Annotated[bool, Parameter(name="--all", negative="", help="list those too that have ended")] = False,
+    owner: Annotated[str | None, Parameter(metavar="NAME", help="organisation of the jobs")] = None,
+) -> int:
+    """List, follow or end jobs that `submit` has begun."""
+    if cancel and job is None:
+        raise RecipeError("jobs --cancel: name the job; `tltasks jobs` lists them.")
+    from tltasks.cli import jobs as of_jobs
+
+    if job is None:
+        of_jobs.show_jobs(owner, every=every)
+        return 0
+    if not cancel:
+        return of_jobs.follow(job, owner)
+    from tltasks.hub import jobs as on_hub
+
+    on_hub.cancel(job, owner or on_hub.login_name())
+    _say(f"job {job} is ended; what it saved is on the Hub")
+    return 0
+
+
+@app.command(show=False)
+def carry_out(
+    submission: Path,
+    state: str,
+    /,
+    *,
+    until: float = float("inf"),
+    trust_remote_code: TrustCode = False,
+) -> int:
+    """Carry out a submission inside its job."""
+    import torch
+
+    from tltasks.hub.carrying_out import carry_out as carry
+
+    flags = ["--trust-remote-code"] if trust_remote_code else []
+    return carry(submission, state, flags, until=until, processes=torch.cuda.device_count(), say=_say)
 
 
 # ------------------------------------------------------------------------------------------------ use

@@ -1,4 +1,4 @@
-"""Publish on the Hub in one commit that touches nothing somebody else wrote, unless it is told to; and fetch from it.
+"""Publish on the Hub in a commit that touches nothing somebody else wrote, unless it is told to; and fetch from it.
 
 What a push wrote stands in the repository's own `.tltasks.json`, so a later one can tell its files from a person's.
 A tag `recipe-DIGEST` marks the commit with the newest results of each recipe.
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from huggingface_hub import (
     CommitOperationAdd,
+    CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
     KernelInfo,
@@ -26,12 +27,14 @@ from tltasks.errors import HubError
 from tltasks.hub.retries import CLIENT_ERRORS, DEFAULT_RETRIES, RetryPolicy, may_have_succeeded, with_retries
 from tltasks.hub.upload_plan import BESIDE_MODEL, MANIFEST, RepoKind, UploadPlan, read_manifest
 
-__all__ = ["PushReceipt", "RetryPolicy", "check_push", "find_model", "pull", "push"]
+__all__ = ["PushReceipt", "RetryPolicy", "check_push", "find_model", "full_id", "logged_in", "pull", "push"]
 
 _NAMES = {"model": "push to", "space": "Space", "dataset": "data set"}
 _CONTENT = {"model": "results of a tltasks run", "space": "the page of a model", "dataset": "a data set"}
 _PATHS = {"model": "", "space": "spaces/", "dataset": "datasets/"}
 """Paths of repositories below the Hub's address."""
+FILES_OF_A_COMMIT = 250
+"""The most, since the Hub looks at each within a minute (https://huggingface.co/docs/hub/storage-limits)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def push(
     endpoint: str | None = None,
     retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> PushReceipt:
-    """Publish what is planned as one commit; `private` is what a new repository becomes.
+    """Publish what is planned as one commit, or several where there are many files; `private` is what a new repository
+    becomes.
 
     With `force` files of others are overwritten, and those of an earlier push that the plan does not have are deleted;
     with `pull_request` all this is a proposal, which its reader may refuse. Raises HubError, always with everything
@@ -83,14 +87,21 @@ def push(
     )
 
 
+_LATER = "Nothing has been trained. To train now and push later, run with --no-push, then: tltasks push OUTPUT"
+
+
 def check_push(
-    repo: str, *, private: bool = False, endpoint: str | None = None, retries: RetryPolicy = DEFAULT_RETRIES
+    repo: str,
+    *,
+    private: bool = False,
+    advice: str = _LATER,
+    endpoint: str | None = None,
+    retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> None:
     """Find out before training what would refuse a push: login, rights, someone's files. Raises HubError.
 
     With `private`, a repository that exists and is public is refused too.
     """
-    advice = "Nothing has been trained. To train now and push later, run with --no-push, then: tltasks push OUTPUT"
     with_retries(lambda: _check_once(repo, private, endpoint), f"push to {repo}", advice=advice, policy=retries)
 
 
@@ -98,11 +109,11 @@ def find_model(model: str, *, endpoint: str | None = None, retries: RetryPolicy 
     """The id, with its owner, of a model that the login can see on the Hub. Raises HubError."""
 
     def find() -> str:
-        api = _logged_in(endpoint)
-        full_id = _full_id(api, model)
-        if _inspect(api, full_id, "model") is None:
-            raise HubError(f"the model {full_id} is not on the Hub. Publish it first: tltasks push OUTPUT")
-        return full_id
+        api = logged_in(endpoint)
+        name = full_id(api, model)
+        if _inspect(api, name, "model") is None:
+            raise HubError(f"the model {name} is not on the Hub. Publish it first: tltasks push OUTPUT")
+        return name
 
     advice = "Nothing else was changed; the same command can be tried again."
     return with_retries(find, f"model {model}", advice=advice, policy=retries)
@@ -111,8 +122,8 @@ def find_model(model: str, *, endpoint: str | None = None, retries: RetryPolicy 
 def _push_once(
     plan: UploadPlan, repo: str, private: bool, endpoint: str | None, *, pull_request: bool, force: bool
 ) -> PushReceipt:
-    api = _logged_in(endpoint)
-    repo = _full_id(api, repo)
+    api = logged_in(endpoint)
+    repo = full_id(api, repo)
     remote = _inspect(api, repo, plan.kind) or _create(api, repo, plan.kind, private)
     _check_visibility(remote, private)
     stale = _stale(plan, remote)
@@ -124,19 +135,25 @@ def _push_once(
     if not changed and not stale:
         _tag(api, repo, plan, remote.revision)
         return PushReceipt(url, remote.revision, ())
+    operations: list[
+        CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+    ] = [  # the manifest, which lists the others, last
+        *(CommitOperationDelete(path) for path in stale),
+        *(CommitOperationAdd(file.path, file.content) for file in changed),
+    ]
+    size, revision = len(operations) if pull_request else FILES_OF_A_COMMIT, remote.revision
     try:
-        commit = api.create_commit(
-            repo,
-            [
-                *(CommitOperationAdd(file.path, file.content) for file in changed),
-                *(CommitOperationDelete(path) for path in stale),
-            ],
-            commit_message=f"Upload {_CONTENT[plan.kind]}",
-            commit_description=f"recipe_sha256: {plan.recipe_sha256}" if plan.recipe_sha256 else None,
-            repo_type=plan.kind,
-            parent_commit=remote.revision,
-            create_pr=pull_request,
-        )
+        for first in range(0, len(operations), size):
+            commit = api.create_commit(
+                repo,
+                operations[first : first + size],
+                commit_message=f"Upload {_CONTENT[plan.kind]}",
+                commit_description=f"recipe_sha256: {plan.recipe_sha256}" if plan.recipe_sha256 else None,
+                repo_type=plan.kind,
+                parent_commit=revision,
+                create_pr=pull_request,
+            )
+            revision = commit.oid
     except CLIENT_ERRORS as error:
         if pull_request and may_have_succeeded(error):  # another attempt would open another one
             raise HubError(
@@ -171,7 +188,8 @@ def _tag(api: HfApi, repo: str, plan: UploadPlan, revision: str) -> None:
     api.create_tag(repo, tag=name, revision=revision)
 
 
-def _logged_in(endpoint: str | None) -> HfApi:
+def logged_in(endpoint: str | None = None) -> HfApi:
+    """The client with the login's token. Raises HubError where there is none, or in offline mode."""
     if constants.is_offline_mode():
         raise HubError("offline mode is on. Unset HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE).")
     token = get_token()
@@ -180,7 +198,8 @@ def _logged_in(endpoint: str | None) -> HfApi:
     return HfApi(endpoint=endpoint, token=token)
 
 
-def _full_id(api: HfApi, repo: str) -> str:
+def full_id(api: HfApi, repo: str) -> str:
+    """A repository's name with its owner, who is the login's user where it names none."""
     return repo if "/" in repo else f"{api.whoami()['name']}/{repo}"
 
 
@@ -238,7 +257,7 @@ def pull(
 
 
 def _check_once(repo: str, private: bool, endpoint: str | None) -> None:
-    api = _logged_in(endpoint)
+    api = logged_in(endpoint)
     account = api.whoami()
     name = account.get("name")
     access = (account.get("auth") or {}).get("accessToken") or {}

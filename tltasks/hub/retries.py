@@ -121,6 +121,7 @@ def _describe(cause: BaseException) -> str:
 
 _STATUS = {
     401: "the Hub does not accept the login; run `hf auth login` again (HF_TOKEN, where set, comes first)",
+    402: "the account has no credit for this; see https://huggingface.co/settings/billing",
     403: "the login may not do this; run `hf auth login` with a token that may write, or change hub.repo",
     404: "not found, or not to be seen with this login; check hub.repo and `hf auth login`",
     409: "somebody else is changing the repository",

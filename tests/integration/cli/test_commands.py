@@ -26,7 +26,7 @@ from tltasks.runtime.progress import SETTINGS
 ROOT = RECIPES.parent
 COMMANDS = (
     *("run", "init", "check", "recipes", "doctor", "push", "push-data", "predict", "demo"),
-    *("compare", "tune", "range-test", "rank", "export", "schema", "fetch"),
+    *("compare", "tune", "range-test", "rank", "export", "schema", "fetch", "submit", "jobs"),
 )
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "evaluate", "timm", "sklearn", "pandas", "numpy"}
 HEAVY |= {"huggingface_hub", "matplotlib", "torchvision", "PIL", "pyarrow"}
@@ -221,7 +221,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatc
         (["chek"], "no command is called `chek`; did you mean `check`?"),
         (
             ["zzz"],
-            "no command is called `zzz`. There are: run, init, check, range-test, predict, demo, export, compare,",
+            "no command is called `zzz`. There are: run, init, check, range-test, submit, jobs, predict, demo,",
         ),
         (["zzz"], "rank, push, push-data, recipes, fetch, doctor, schema. See `tltasks --help`."),
         (["check"], 'Command "check" parameter RECIPES requires an argument. See `tltasks check --help`.'),
