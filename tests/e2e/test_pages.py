@@ -27,11 +27,14 @@ SHORT = {"more.yaml": ["stages=[{stage: transfer, steps: 2}]"]}
 
 @pytest.fixture(scope="module")
 def reader(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("models")
-    for name, folder in save_models(place).items():
+    for name, folder in save_models(tmp_path_factory.mktemp("models")).items():
         hub.add_repo(name, stand_in.files_of(folder))
-    stand_in.fill(hub, tmp_path_factory.mktemp("hub"))
     return save_reader(tmp_path_factory.mktemp("reader"))
+
+
+@pytest.fixture(scope="module")
+def filled(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> None:
+    stand_in.fill(hub, tmp_path_factory.mktemp("hub"))
 
 
 def short(command: Command) -> list[str]:
@@ -68,7 +71,7 @@ def test_the_first_page_from_photos_to_an_answer(reader: Path, hub_host: Host, t
 
 @pytest.mark.exhaustive
 def test_pages_are_done_as_their_readers_do_them(
-    hub: HubServer, hub_host: Host, tmp_path_factory: pytest.TempPathFactory, reader: Path
+    hub_host: Host, tmp_path_factory: pytest.TempPathFactory, reader: Path, filled: None
 ) -> None:
     folder, log = save_reader(tmp_path_factory.mktemp("another")), tmp_path_factory.mktemp("log")
     found = [*blocks(FIRST), *blocks(*REST)]
@@ -81,7 +84,7 @@ def test_pages_are_done_as_their_readers_do_them(
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("block", RECIPES, ids=lambda block: block.place)
-def test_whole_recipes_run_as_printed(block: Block, reader: Path, hub_host: Host, tmp_path: Path) -> None:
+def test_whole_recipes_run_as_printed(block: Block, reader: Path, filled: None, hub_host: Host, tmp_path: Path) -> None:
     path = reader / f"{block.page}.yaml"
     path.write_text(block.text)
     recipe = load_recipe(path, check_files=False)

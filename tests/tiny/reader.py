@@ -16,10 +16,12 @@ from tests.tiny import images, speech, texts, topics
 from tests.tiny.runs import REPOSITORY
 
 MODELS: dict[str, Callable[[Path], object]] = {
+    "google/vit-base-patch16-224-in21k": lambda folder: images.save_model(folder),
     "openai/whisper-base": lambda folder: speech.save_whisper(folder, seconds=8),
+    "google-t5/t5-small": lambda folder: texts.save_model(folder, "t5"),
     "microsoft/MiniLM-L12-H384-uncased": lambda folder: topics.save_model(folder),
 }
-"""Checkpoints that are chosen for those who name none, besides those of the shipped recipes."""
+"""Checkpoints that are chosen for those who name none."""
 
 
 def save_models(folder: Path) -> dict[str, Path]:
