@@ -40,7 +40,8 @@ class Terminal(_Plain):
         super().__init__(**PLAIN, **options)
         self.kept = io.StringIO()
         self.place: Path | None = None
-        self._copy = _Plain(**PLAIN, file=self.kept, width=120, color_system=None)
+        # In a notebook rich would show it, and write nothing to the file (rich 15, console.py: _write_buffer).
+        self._copy = _Plain(**PLAIN, file=self.kept, width=120, color_system=None, force_jupyter=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*objects, **options)
@@ -101,8 +102,9 @@ def show_result(console: Console, result: RunResult, output: Path, *, answers: b
             console.print(f"{stage.name}: {note}", soft_wrap=True)
         console.print(table)
     best = result.headline
-    console.print(f"{metric_name(best.metric)} {show_number(best.value)}", style="bold", end="")
-    console.print(f" on {best.split} (95 % interval {show_interval(best.ci95)})")
+    scored = printable(f"{metric_name(best.metric)} {show_number(best.value)}")
+    where = printable(f" on {best.split} (95 % interval {show_interval(best.ci95)})")
+    console.print(Text.assemble((scored, "bold"), where))  # at once: each print is an output of its own in a notebook
     for comparison in compare_headline(result):
         console.print(f"  {comparison.sentence}", soft_wrap=True)
     if told := describe_leaks(result.best, best.split):

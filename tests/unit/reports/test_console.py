@@ -172,3 +172,19 @@ def test_metrics_have_the_names_of_the_card() -> None:
     for path in (Path(__file__).parents[3] / "hub_cards").glob("*.jinja"):
         for key, name in re.findall(r'"(\w+)": \{"name": "([^"]+)"', path.read_text()):
             assert key in told_by_the_task or metric_name(key) == name, path
+
+
+def test_a_notebook_shows_each_line_once_and_the_log_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: shown.append(text))
+    terminal = open_terminal()
+    with terminal.logged(tmp_path / "log.txt"):
+        terminal.print("opening data")
+        headline = Headline("accuracy", 0.8123, (0.75, 0.86), "one", "test")
+        show_result(terminal, RunResult("x", headline, [stage()], {}, {}), tmp_path)
+    assert sum("opening data" in text for text in shown) == 1
+    assert sum("Accuracy 0.812\x1b[0m on test" in text or "Accuracy 0.812 on test" in text for text in shown) == 1
+    log = (tmp_path / "log.txt").read_text()
+    assert "opening data" in log
+    assert "report" in log
