@@ -34,17 +34,23 @@ CLASSES = (
     "sport",
     "sky & weather",
 )
+GROUPS = (
+    "Activities",
+    "Animals & Nature",
+    "Food & Drink",
+    "Objects",
+    "People & Body",
+    "Smileys & Emotion",
+    "Travel & Places",
+)
+"""All groups of Unicode but flags and symbols, which are of few shapes and told apart without training."""
+SETS = {  # labels, and where a set is tested: it is trained on the first
+    "": ("subcategory", CLASSES, {"google": ("train", "test"), "twitter": ("train", "test")}),
+    "groups-": ("category", GROUPS, {"google": ("train", "test"), "twitter": ("test",)}),
+}
 DRAWN_BY = ("apple", "facebook", "google", "twitter")
 """Vendors that the packages' table covers: an emoji is taken when all four draw it."""
 SPLIT_SEED = 0
-FEATURES = datasets.Features(
-    {
-        "image": datasets.Image(),
-        "label": datasets.ClassLabel(names=list(CLASSES)),
-        "name": datasets.Value("string"),
-        "unified": datasets.Value("string"),
-    }
-)
 
 
 def main() -> None:
@@ -55,53 +61,65 @@ def main() -> None:
     options = parser.parse_args()
     datasets.disable_progress_bars()
     options.out.mkdir(parents=True, exist_ok=True)
-    for vendor in ("google", "twitter"):
-        package: Path = getattr(options, vendor)
-        for split, emoji in split_emoji(read_emoji(package)).items():
-            path = options.out / f"{vendor}-{split}.parquet"
-            write_parquet(path, emoji, pictures=package / "img" / vendor / "64")
-            print(f"{path}: {len(emoji)} rows, {path.stat().st_size:,} bytes")
+    for prefix, (label, names, vendors) in SETS.items():
+        for vendor, splits in vendors.items():
+            package: Path = getattr(options, vendor)
+            found = split_emoji(read_emoji(package, label, names), label)
+            for split in splits:
+                path = options.out / f"{prefix}{vendor}-{split}.parquet"
+                write_parquet(path, found[split], label, names, pictures=package / "img" / vendor / "64")
+                print(f"{path}: {len(found[split])} rows, {path.stat().st_size:,} bytes")
 
 
-def read_emoji(package: Path) -> list[dict[str, Any]]:
-    """The emoji of the ten classes, in the order of their code points."""
+def read_emoji(package: Path, label: str, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The emoji of these classes, in the order of their code points."""
     table = json.loads((package / "emoji.json").read_text(encoding="utf-8"))
     taken = [
-        emoji
-        for emoji in table
-        if emoji["subcategory"] in CLASSES and all(emoji[f"has_img_{vendor}"] for vendor in DRAWN_BY)
+        emoji for emoji in table if emoji[label] in names and all(emoji[f"has_img_{vendor}"] for vendor in DRAWN_BY)
     ]
     return sorted(taken, key=lambda emoji: str(emoji["unified"]))
 
 
-def split_emoji(emoji: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def split_emoji(emoji: list[dict[str, Any]], label: str) -> dict[str, list[dict[str, Any]]]:
     """A third of the emoji for testing, the same for every vendor, in proportion to the classes."""
     train, test = train_test_split(
         range(len(emoji)),
         test_size=len(emoji) // 3,
         random_state=SPLIT_SEED,
-        stratify=[entry["subcategory"] for entry in emoji],
+        stratify=[entry[label] for entry in emoji],
     )
     return {"train": [emoji[i] for i in sorted(train)], "test": [emoji[i] for i in sorted(test)]}
 
 
-def write_parquet(path: Path, emoji: list[dict[str, Any]], *, pictures: Path) -> None:
+def write_parquet(
+    path: Path, emoji: list[dict[str, Any]], label: str, names: tuple[str, ...], *, pictures: Path
+) -> None:
+    """A table of pictures, as PNG where they are few, and else as lossless WebP, which takes a third less."""
+    form = "PNG" if len(names) == len(CLASSES) else "WEBP"
     rows = {
-        "image": [{"bytes": flatten_png(pictures / entry["image"]), "path": None} for entry in emoji],
-        "label": [CLASSES.index(entry["subcategory"]) for entry in emoji],
+        "image": [{"bytes": flattened(pictures / entry["image"], form), "path": None} for entry in emoji],
+        "label": [names.index(entry[label]) for entry in emoji],
         "name": [entry["short_name"] for entry in emoji],
         "unified": [entry["unified"] for entry in emoji],
     }
-    datasets.Dataset.from_dict(rows, features=FEATURES).to_parquet(path)
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=list(names)),
+            "name": datasets.Value("string"),
+            "unified": datasets.Value("string"),
+        }
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
 
 
-def flatten_png(path: Path) -> bytes:
+def flattened(path: Path, form: str) -> bytes:
     """The picture on white: dropping its transparency would bring out whatever colour lies under it."""
     with Image.open(path) as picture:
         drawn = picture.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
     target = io.BytesIO()
-    flat.save(target, "PNG", optimize=True)
+    flat.save(target, form, **({"optimize": True} if form == "PNG" else {"lossless": True, "exact": True}))
     return target.getvalue()
 
 

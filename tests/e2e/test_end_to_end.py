@@ -212,6 +212,10 @@ def _emoji(folder: Path) -> list[str]:
     return [f"model.name={images.save_model(folder / 'model', 'timm-efficientnet')}"]
 
 
+def _emoji_groups(folder: Path) -> list[str]:
+    return [*_emoji(folder), "data.splits={train: 'train[:60]', test: 'test[:20]'}", "data.extra_test={}"]
+
+
 def _keywords(folder: Path) -> list[str]:
     rows = datasets.Dataset.from_parquet(str(images.save_data(folder / "data") / "train.parquet"))
     names = rows.features["label"].names
@@ -275,6 +279,7 @@ OFFLINE = {
     "language_to_speech": _language_to_speech,
     "language_to_vision": _language_to_vision,
     "emoji_keywords": _keywords,
+    "emoji_groups": _emoji_groups,
     "emoji_lora": _emoji,
     "package_sections": _sections,
     "package_synopsis": _synopses,

@@ -46,7 +46,6 @@ from tltasks.runtime.progress import SETTINGS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    import tltasks
     from tltasks.hub.upload_plan import UploadPlan
 
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
@@ -132,6 +131,7 @@ TrustCode = Annotated[
     bool, Parameter(name="--trust-remote-code", help="run Python code of others that the recipe asks for")
 ]
 TopK = Annotated[int, Parameter(metavar="N", converter=_count, help="classes to name, the likeliest first")]
+Language = Annotated[str | None, Parameter(help="of all inputs, for models that are told one: es, spanish")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="unset: as the run's recipe says")]
 DATA = "folder, table, folder of save_to_disk, or Hub id"
 DRAFTED = "its Hub tag, where the data could be for several: image-classification"
@@ -308,7 +308,7 @@ def run(
     """
     from tltasks.config.loading import load_recipe
     from tltasks.config.recipe import consented, plan_run
-    from tltasks.runs.refusals import refuse_at_once, refuse_occupied
+    from tltasks.runs.refusals import numbered, refuse_at_once, refuse_occupied
     from tltasks.runtime.startup import without_collection
 
     source: Path | dict[str, object]
@@ -325,7 +325,7 @@ def run(
         _say(f"{recipe or drafted.data}: in order")
         return 0
     resolved = consented(resolved, trust_remote_code)
-    plan = plan_run(resolved, output or _numbered(resolved, resume=resume, overwrite=overwrite))
+    plan = plan_run(resolved, output or numbered(resolved, resume=resume, overwrite=overwrite))
     refuse_at_once(plan, push=push)
     if not dry_run:
         refuse_occupied(plan.output, plan.sha256, resume=resume, overwrite=overwrite)
@@ -346,14 +346,6 @@ def run(
         _say(f"{said}. Go on with: tltasks {shlex.join(again)}")
         return INTERRUPTED
     return 0
-
-
-def _numbered(recipe: tltasks.Recipe, *, resume: bool, overwrite: bool) -> Path | None:
-    """The results folder of a recipe that names none, with a number where there is one already."""
-    from tltasks.runtime.files import next_free
-
-    chosen = f"output: {recipe.output}" in recipe._chosen
-    return next_free(Path(recipe.output), resume=resume) if chosen and not overwrite else None
 
 
 def _draft(drafted: Drafted) -> dict[str, object]:
@@ -618,7 +610,7 @@ def predict(
     ] = None,
     resume: Annotated[bool, Parameter(help="complete --output: inputs that it has are passed over")] = False,
     column: Annotated[str | None, Parameter(metavar="NAME", help="of a table; unset: that of the run's data")] = None,
-    language: Annotated[str | None, Parameter(help="of all inputs, for models that are told one: es, spanish")] = None,
+    language: Language = None,
     language_column: Annotated[
         str | None, Parameter(metavar="NAME", help="of a table, with each row's language")
     ] = None,
@@ -680,12 +672,18 @@ def demo(
     space: Annotated[Repo, Parameter(help="publish the page of a model on the Hub as a Space instead")] = None,
     top_k: TopK = TOP_K,
     precision: Precision = None,
+    language: Language = None,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     publication: Publication = DEFAULT_PUBLICATION,
 ) -> None:
     """Serve a page in the browser, to try a trained model and read about it."""
     if space:
-        _push_space(model, space, checkpoint, publication, top_k, precision)
+        kept = [
+            *(["--precision", precision] if precision else []),
+            *(["--language", language] if language else []),
+            *(["--top-k", str(top_k)] if top_k != TOP_K else []),
+        ]
+        _push_space(model, space, checkpoint, publication, kept)
         return
     if publication != DEFAULT_PUBLICATION:
         raise RecipeError("demo: --pr, --force, --private and --public are for what is published with --space.")
@@ -700,7 +698,7 @@ def demo(
         from tltasks.inference.demo_page import launch
         from tltasks.inference.demo_server import Limits
 
-        opened = open_demo(model, **vars(checkpoint), top_k=top_k, precision=precision)
+        opened = open_demo(model, **vars(checkpoint), top_k=top_k, precision=precision, language=language)
         limits = Limits(max_upload * 2**20, keep_uploads * 60)
         page = launch(opened, host=host, port=port, names=allow_host, limits=limits)
     _say(f"{opened.title}: {page.local_url} (Ctrl-C ends it)")
@@ -709,9 +707,7 @@ def demo(
     page.close(verbose=False)
 
 
-def _push_space(
-    model: str, space: str, checkpoint: Checkpoint, publication: Publication, top_k: int, precision: str | None
-) -> None:
+def _push_space(model: str, space: str, checkpoint: Checkpoint, publication: Publication, flags: list[str]) -> None:
     from tltasks.config.loading import load_recipe
 
     output = Path(model)
@@ -727,8 +723,7 @@ def _push_space(
     kept = [
         *(["--task", checkpoint.tag] if checkpoint.tag else []),
         *(["--revision", checkpoint.revision] if checkpoint.revision != "main" else []),
-        *(["--precision", precision] if precision else []),
-        *(["--top-k", str(top_k)] if top_k != TOP_K else []),
+        *flags,
         *(["--trust-remote-code"] if checkpoint.trust_remote_code else []),
     ]
     from tltasks.hub import client

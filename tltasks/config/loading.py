@@ -6,6 +6,7 @@ or a mapping gives are relative to the working directory, where they were typed.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,6 +106,7 @@ def _secret_keys(node: object, keys: KeyPath = ()) -> KeyPath | None:
 def override(tree: Document, overrides: Overrides) -> Document:
     """A document with other values in it. Raises RecipeError for keys that lead nowhere and values that are no YAML."""
     for key, part in _parts(overrides):
+        tree = with_usual_stage(tree) if key.startswith("stages.") else tree
         try:
             tree = tree.replaced(key, part)
         except ValueError as error:
@@ -235,6 +237,17 @@ def _with_usual_keys(tree: Document) -> Mapping[str, object]:
         annotated = "label" in TASKS[task].data.model_fields["columns"].annotation.model_fields  # type: ignore[union-attr]
         given.setdefault("stages", [{"stage": "transfer" if annotated else "finetune", "adapt": {"lora": {}}}])
     return given
+
+
+def with_usual_stage(tree: Document) -> Document:
+    """A recipe that names no stages with its usual one written, so that keys of it can be changed."""
+    if (
+        not isinstance(tree.value, Mapping)
+        or "stages" in tree.value
+        or "stages" not in (given := _with_usual_keys(tree))
+    ):
+        return tree
+    return dataclasses.replace(tree, value={**tree.value, "stages": given["stages"]})
 
 
 def with_usual_rates(recipe: Recipe) -> Recipe:

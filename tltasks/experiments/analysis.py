@@ -28,9 +28,13 @@ from tltasks.experiments.statistics import (
 )
 from tltasks.experiments.trials import Levels, TargetScore, TrialRecord, trial_folder
 from tltasks.metrics.classification import class_parts, class_row_scores
+from tltasks.reports.formatting import show_gain, show_interval, show_number
+from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import UNKNOWN
 
 Floats = NDArray[np.float64]
+MOST_ANSWERS = 3
+"""Test sets that the sentence on top of a report is about."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,8 @@ class Findings:
         return pd.DataFrame(rows)
 
     def sentences(self) -> list[tuple[str, str]]:
-        """Summary of the experiment: a kind (`better`, `worse`, `unclear`) and a sentence each."""
-        said: list[tuple[str, str]] = []
+        """Summary of the experiment, its answer first: a kind (`better`, `worse`, `unclear`) and a sentence each."""
+        said = [self._answer()]
         for control, n in self.families.items():
             counts = Counter(c.verdict for cell in self.cells for c in cell.comparisons if c.control == control)
             kind = "worse" if counts["negative"] else "better" if counts["positive"] else "unclear"
@@ -132,6 +136,33 @@ class Findings:
         if few := few_seeds(min(cell.score.seeds for cell in self.cells)):
             said.append(("unclear", few))
         return said
+
+    def _answer(self) -> tuple[str, str]:
+        """The best cell of each test set, and if chance is ruled out."""
+        parts, shown = [], []
+        varied = [axis for axis in self.cells[0].levels if len({cell.levels[axis] for cell in self.cells}) > 1]
+
+        def name(cell: CellScore) -> str:
+            return " · ".join(cell.levels[axis] for axis in varied) or "the recipe"
+
+        for target in list(dict.fromkeys(cell.target for cell in self.cells))[:MOST_ANSWERS]:
+            cells = [cell for cell in self.cells if cell.target == target]
+            first, *others = sorted(cells, key=lambda cell: cell.score.mean, reverse=self.higher_is_better)
+            score = f"{show_number(first.score.mean)} ({show_interval((first.score.low, first.score.high))})"
+            text = f"best on {target}: {name(first)}, with {metric_in_text(self.metric)} {score}"
+            if first.comparisons:
+                against = first.comparisons[0]
+                shown.append(against.verdict == "positive")
+                gain = show_gain(against.gain.mean, (against.gain.low, against.gain.high))
+                text += f", {'better' if shown[-1] else 'not shown to be better'} than {against.control}: {gain}"
+            elif others:
+                ends = first.score.low - others[0].score.high, others[0].score.low - first.score.high
+                shown.append(max(ends) > 0)
+                chance = "their intervals are apart" if shown[-1] else "their intervals overlap: it may be chance"
+                text += f", then {name(others[0])} with {show_number(others[0].score.mean)} ({chance})"
+            parts.append(text.replace("_", " "))
+        sentence = "; ".join(parts)
+        return "better" if shown and all(shown) else "unclear", f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def few_seeds(n_seeds: int) -> str:

@@ -149,8 +149,9 @@ def draw_progress(trials: Sequence[tuple[int, float, str]], *, higher_is_better:
     return figure
 
 
-def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]]) -> Figure:
-    """Validation score by a recipe key; trials are (value, score, state)."""
+def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]], *, log: bool = False) -> Figure:
+    """Validation score by a recipe key, on a logarithmic axis where it was searched so; trials are (value, score,
+    state)."""
     values = [value for value, _, _ in trials]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     names = sorted({str(value) for value in values}) if len(numbers) < len(values) else []
@@ -159,10 +160,10 @@ def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]]) -> Figure
         _scatter(axes, [(place, score, state) for place, (_, score, state) in zip(places, trials, strict=True)])
         if names:
             axes.set_xticks(range(len(names)), names)
+        elif log or (min(numbers) > 0 and max(numbers) / min(numbers) >= 10):
+            _logarithmic(axes)
         elif len(set(numbers)) <= 6:
             axes.set_xticks(sorted(set(numbers)))
-        elif min(numbers) > 0 and max(numbers) / min(numbers) >= 10:
-            _logarithmic(axes)
     return figure
 
 

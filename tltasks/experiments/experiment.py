@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field
 from tltasks.config.checks import read_keys
 from tltasks.config.data import Data, HeldOutRows
 from tltasks.config.document import DOTTED_KEY, Document, Issue, dotted, list_mistakes
-from tltasks.config.loading import Overrides, open_document, read_recipe
+from tltasks.config.loading import Overrides, open_document, read_recipe, with_usual_stage
 from tltasks.config.recipe import Recipe, consented
 from tltasks.config.section import Conflict, FileName, KeyPath, Name, Section
 from tltasks.config.stage import Stage
@@ -247,6 +247,7 @@ def _changed(experiment: Experiment, tree: Document, base: Document, levels: Lev
     for axis, level in levels.items():
         for key in experiment.axes[axis][level]:
             place = ("axes", axis, level, key)
+            base = with_usual_stage(base) if key.startswith("stages.") else base
             try:
                 base = base.replaced(key, tree.below(place))
             except ValueError as error:

@@ -15,7 +15,7 @@ from tltasks.experiments.analysis import CellScore, ControlComparison, Findings
 from tltasks.experiments.charts import Lines, Picture, draw_curve, draw_front, draw_heat_map
 from tltasks.experiments.experiment import Experiment
 from tltasks.experiments.trials import Levels
-from tltasks.reports.charts import svg
+from tltasks.reports.charts import draw_intervals, svg
 from tltasks.reports.formatting import words
 from tltasks.reports.templates import page_environment
 from tltasks.results.metric_names import metric_name
@@ -42,8 +42,8 @@ class Layout:
     """Rows, columns and panels that an experiment's cells are shown in, in the order of its axes."""
 
     def __init__(self, experiment: Experiment, findings: Findings) -> None:
-        row_axis = experiment.contrast.axis if experiment.contrast is not None else ""
         column_axis = experiment.curve or ""
+        self.row_axis = row_axis = experiment.contrast.axis if experiment.contrast else _longest_axis(experiment)
         self.rows = list(experiment.axes.get(row_axis, ["all"]))
         self.columns = list(experiment.axes.get(column_axis, [""]))
         panels: dict[tuple[str, ...], Panel] = {}
@@ -56,11 +56,17 @@ class Layout:
         self.undrawn = max(0, len(panels) - MOST_PANELS)
 
 
+def _longest_axis(experiment: Experiment) -> str:
+    """The axis of rows if nothing is contrasted: domains and the curve have places of their own."""
+    free = [axis for axis in experiment.axes if axis not in {experiment.curve, experiment.domains}]
+    return max(free, key=lambda axis: len(experiment.axes[axis]), default=experiment.domains or "")
+
+
 # ------------------------------------------------------------------------------------------- figures
 
 
 def draw_pictures(experiment: Experiment, findings: Findings, layout: Layout) -> dict[str, list[Picture]]:
-    """Figures by section: `heat`, `curves`, `parameters`, `seconds`."""
+    """Figures by section: `scores`, `heat`, `curves`, `parameters`, `seconds`; none with one point alone."""
     ends = [end for cell in findings.cells for end in (cell.score.low, cell.score.high, cell.score.mean)]
     ends = [end for end in ends if np.isfinite(end)]
     room = 0.04 * ((max(ends) - min(ends)) or 1.0)
@@ -69,7 +75,14 @@ def draw_pictures(experiment: Experiment, findings: Findings, layout: Layout) ->
     found["heat"] = list(_heat_maps(experiment, findings, layout))
     metric, most = metric_name(findings.metric), layout.columns[-1:]
     for panel in layout.panels[:MOST_PANELS]:
-        if experiment.curve is not None:
+        if experiment.curve is None and len(panel.cells) > 1:
+            bars = [(words(row), cell.score) for row in layout.rows if (cell := panel.cells.get((row, "")))]
+            values = [score.mean for _, score in bars]
+            marked = values.index(max(values) if findings.higher_is_better else min(values))
+            arms = [(name, score.mean, (score.low, score.high)) for name, score in bars]
+            figure = draw_intervals(metric, arms, title=panel.title, marked=marked)
+            found["scores"].append(Picture(f"scores-{panel.name}", f"{metric} by {layout.row_axis}", figure))
+        if experiment.curve is not None and len(layout.columns) > 1:
             lines = _lines(panel, layout.rows, layout.columns, lambda cell: cell.train_examples)
             figure = draw_curve(panel.title, metric, lines, limits)
             alt = f"{metric} by training examples, {panel.title}"
@@ -80,7 +93,7 @@ def draw_pictures(experiment: Experiment, findings: Findings, layout: Layout) ->
             ("seconds", "seconds of training", lambda cell: cell.training_seconds),
         ):
             lines = _lines(panel, layout.rows, most, cost)
-            if len(layout.rows) > 1 and any(lines.values()):
+            if sum(map(bool, lines.values())) > 1:
                 figure = draw_front(title, label, metric, lines, limits, higher_is_better=findings.higher_is_better)
                 found[kind].append(Picture(f"{kind}-{panel.name}", f"{metric} by {label}, {title}", figure))
     return {section: pictures for section, pictures in found.items() if pictures}

@@ -126,7 +126,7 @@ def tune(
         def write(tested: dict[str, Headline]) -> SearchResult:
             higher, trials = study.higher_is_better, study.trials()
             result = SearchResult(source.name, source.text, higher, trials, study.importance(), tested)
-            write_results(result, output)
+            write_results(result, keys, output)
             return result
 
         result: SearchResult | None = None
@@ -306,17 +306,19 @@ def _test(base: BaseRecipe, own: SearchTrial, best: SearchTrial, output: Path) -
 # -------------------------------------------------------------------------------------------- results
 
 
-def write_results(result: SearchResult, output: Path) -> None:
+def write_results(result: SearchResult, search: Search, output: Path) -> None:
     """result.json and report.html."""
     write_json(output / "result.json", result)
     sign = 1 if result.higher_is_better else -1
     scored = [(trial, trial.value) for trial in result.trials if trial.value is not None]
     progress = [(trial.number, value, trial.state) for trial, value in scored]
     figure = draw_progress(progress, higher_is_better=result.higher_is_better)
-    pictures = [Picture("progress", "score by trial, and the best so far", figure)]
-    for key in result.trials[0].settings:
-        figure = draw_by_key(key, [(trial.settings[key], value, trial.state) for trial, value in scored])
-        pictures.append(Picture(key, f"score by {key}", figure))
+    pictures = [Picture("progress", "score by trial, and the best so far", figure)] if len(scored) > 1 else []
+    for key, choice in search.space.items():
+        points = [(trial.settings[key], value, trial.state) for trial, value in scored]
+        if len({value for value, _, _ in points}) > 1:
+            log = isinstance(choice, Range) and choice.log
+            pictures.append(Picture(key, f"score by {key}", draw_by_key(key, points, log=log)))
     order = sorted(scored, key=lambda pair: (pair[0].state != "finished", -sign * pair[1]))
     trials = [trial for trial, _ in order] + [trial for trial in result.trials if trial.value is None]
     keys = list(result.trials[0].settings)

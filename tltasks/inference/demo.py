@@ -143,13 +143,20 @@ class Demo:
 
 
 def open_demo(
-    name: str, *, tag: str | None, revision: str, trust_remote_code: bool, top_k: int, precision: str | None
+    name: str,
+    *,
+    tag: str | None,
+    revision: str,
+    trust_remote_code: bool,
+    top_k: int,
+    precision: str | None,
+    language: str | None = None,
 ) -> Demo:
     """Load the model. Raises a TltasksError."""
     state = devices.init_distributed()
     devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
-    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code)
+    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code, language=language)
     if TASKS[saved.task.tag].is_self_supervised:
         raise RecipeError(f"demo {name}: a model for {saved.plan.task} has no answer to show; fine-tune it first.")
     predictor = Predictor.load(saved, state.device, precision=precision)

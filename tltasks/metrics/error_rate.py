@@ -161,14 +161,18 @@ def right_words(words: Sequence[str], even: Normaliser, reference: str) -> list[
     return [bool(hits[end - len(own) : end].all()) if own else None for own, end in zip(parts, ends, strict=True)]
 
 
-def align_words(hypothesis: str, reference: str) -> str:
-    """Both texts, one above the other, with S, D or I (substituted, deleted, inserted) below each word in error.
+def align_words(hypothesis: str, reference: str, *, joiner: str = " ") -> list[tuple[str, str]]:
+    """Stretches of both texts in order: what was said, and what was heard there; equal where there is no error.
 
-    >>> print(align_words("press the bound key now", "press the pound key"))
-    REF: press the pound key ***
-    HYP: press the bound key now
-                       S       I
+    >>> align_words("press the bound key now", "press the pound key")
+    [('press the', 'press the'), ('pound', 'bound'), ('key', 'key'), ('', 'now')]
     """
     aligned = jiwer.process_words(reference, hypothesis)
-    shown: str = jiwer.visualize_alignment(aligned, show_measures=False, skip_correct=False)
-    return "\n".join(line.rstrip() for line in shown.splitlines()[2:]).rstrip()
+    said, heard = aligned.references[0], aligned.hypotheses[0]
+    return [
+        (
+            joiner.join(said[part.ref_start_idx : part.ref_end_idx]),
+            joiner.join(heard[part.hyp_start_idx : part.hyp_end_idx]),
+        )
+        for part in aligned.alignments[0]
+    ]

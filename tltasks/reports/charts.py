@@ -90,11 +90,14 @@ def draw_learning_rate(points: Sequence[tuple[int, float]]) -> str:
     return svg(figure)
 
 
-def draw_intervals(metric: str, arms: Sequence[tuple[str, float, tuple[float, float]]]) -> str:
-    """Value and 95 % interval of the model, first, and of each baseline."""
-    with chart(f"{metric} with 95 % interval", (5.0, 1.1 + 0.42 * len(arms)), x_label="") as (figure, axes):
+def draw_intervals(
+    metric: str, arms: Sequence[tuple[str, float, tuple[float, float]]], *, title: str = "", marked: int = 0
+) -> Figure:
+    """Value and 95 % interval of each arm, one of them marked: the model, first, and each baseline."""
+    size, label = (5.0, 1.1 + 0.42 * len(arms)), metric if title else ""
+    with chart(title or f"{metric} with 95 % interval", size, x_label=label) as (figure, axes):
         for place, (_, value, interval) in enumerate(arms):
-            colour = BLUE if place == 0 else GREY
+            colour = BLUE if place == marked else GREY
             axes.plot(interval, [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.plot([value], [place], "o", color=colour, markersize=7)
             axes.annotate(f"{value:.3f}", (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=11)
@@ -103,7 +106,7 @@ def draw_intervals(metric: str, arms: Sequence[tuple[str, float, tuple[float, fl
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.margins(x=0.08)
         axes.grid(visible=False, axis="y")
-    return svg(figure)
+    return figure
 
 
 def draw_matrix(shares: Floats) -> str:

@@ -6,26 +6,27 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from tltasks.reports.formatting import show_bytes, show_interval, show_number, words
+from tltasks.reports.formatting import show_bytes, show_interval, show_number
+from tltasks.results.metric_names import metric_in_text, metric_name
 from tltasks.results.result import Rescored
 from tltasks.runtime.files import write_text
 
 BEGIN, END = "<!-- exports: begin -->", "<!-- exports: end -->"
 """Around the table, where it is put into a page that is written already."""
-HEADINGS = ("95 % interval", "difference to trained", "same answers", "a second", "peak memory", "on disk")
+HEADINGS = ("95 % interval", "difference to trained", "same answers", "answers a second", "peak memory", "on disk")
 
 
 def describe(it: Rescored) -> str:
     """One export's score in a sentence."""
     return (
-        f"{words(it.metric)} is {show_number(it.value)}, and its difference to the trained model's "
+        f"{metric_in_text(it.metric)} is {show_number(it.value)}, and its difference to the trained model's "
         f"{show_interval(it.difference_ci95)}; {it.same_answers} of {it.rows} answers are the same"
     )
 
 
 def rows_of(scores: Sequence[Rescored]) -> list[list[str]]:
     """Cells of a table, a row for each model, with what heads them."""
-    metric = words(scores[0].metric)
+    metric = metric_name(scores[0].metric)
     table = [["model", metric, *HEADINGS]]
     for it in scores:
         apart = "" if it.difference_ci95 is None else show_interval(it.difference_ci95)
@@ -50,15 +51,17 @@ def plain(scores: Sequence[Rescored]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
+def told_of(scores: Sequence[Rescored]) -> str:
+    """The rows and processes that the table is of."""
+    return (
+        f"On the {scores[0].rows} test rows of its run, each model in a process of its own, which loads it and answers "
+        "all (answers a second on this machine; memory of the whole process)"
+    )
+
+
 def card(title: str, usage: str, scores: Sequence[Rescored]) -> str:
     """README.md of an export."""
-    if not scores:
-        told = "It was not scored on a test set."
-    else:
-        told = (
-            f"On the {scores[0].rows} test rows of its run, each model in a process of its own, which loads it and "
-            f"answers all (answers a second on this machine; memory of the whole process):\n\n{markdown(scores)}"
-        )
+    told = f"{told_of(scores)}:\n\n{markdown(scores)}" if scores else "It was not scored on a test set."
     return f"# {title}\n\n{told}\n\n{usage}"
 
 
@@ -69,7 +72,9 @@ def show_in(run: Path, scores: Sequence[Rescored]) -> None:
     head = "".join(f"<th>{cell}</th>" for cell in cells[0])
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells[1:])
     table = f"<div class='scroll' tabindex='0'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    _replace(run / "report.html", f"<section><h2>Exports</h2>{table}</section>", before="</main>")
+    _replace(
+        run / "report.html", f"<section><h2>Exports</h2><p>{told_of(scores)}.</p>{table}</section>", before="</main>"
+    )
 
 
 def _replace(path: Path, part: str, *, before: str | None) -> None:

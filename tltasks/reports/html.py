@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tltasks.results.comparison import (
     compare_with_before,
     describe_forgetting,
     describe_leaks,
+    short_name,
 )
 from tltasks.results.metric_names import metric_in_text, metric_name
 from tltasks.results.result import ReportExample, RunResult, Score, StageResult, TrainingSummary
@@ -35,9 +37,16 @@ Rows = list[dict[str, Any]]
 
 
 def write_report(
-    path: Path, result: RunResult, recipe_text: str, metrics: Rows, report_examples: list[ReportExample]
+    path: Path,
+    result: RunResult,
+    recipe_text: str,
+    metrics: Rows,
+    report_examples: list[ReportExample],
+    *,
+    written: date | None = None,
 ) -> None:
-    """Write the page; `metrics` are the rows of metrics.jsonl. The same arguments give the same bytes."""
+    """Write the page; `metrics` are the rows of metrics.jsonl, `written` the day that it names. The same arguments give
+    the same bytes."""
     beside = compare_headline(result)
     text = (
         page_environment()
@@ -54,6 +63,7 @@ def write_report(
             twins=[(example, show_example(example)) for example in report_examples if example.twin],
             stages=[_view(stage, result, metrics) for stage in result.stages],
             shown_rows=SHOWN_ROWS,
+            written=f"{written.day} {written:%B %Y}" if written else "",
             recipe_text=recipe_text,
             folder=path.parent.name,
             answers=result.best.task in supervised_tasks(),
@@ -82,8 +92,8 @@ def _warnings(result: RunResult, beside: list[Comparison]) -> list[str]:
 
 def _intervals_figure(score: Score, beside: list[Comparison]) -> str | None:
     bars = [("this model", score.value, score.ci95)]
-    bars += [(words(it.against), it.theirs.value, it.theirs.ci95) for it in beside]
-    return charts.draw_intervals(metric_name(score.headline), bars) if beside else None
+    bars += [(short_name(it.against), it.theirs.value, it.theirs.ci95) for it in beside]
+    return charts.svg(charts.draw_intervals(metric_name(score.headline), bars)) if beside else None
 
 
 # ------------------------------------------------------------------------------------------- errors

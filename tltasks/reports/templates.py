@@ -21,7 +21,7 @@ from tltasks.reports.formatting import (
     show_number,
     words,
 )
-from tltasks.results.comparison import baseline_name
+from tltasks.results.comparison import baseline_name, short_name
 from tltasks.results.metric_names import metric_in_text, metric_name
 
 HERE = Path(__file__).parent
@@ -61,6 +61,7 @@ def _environment(folders: list[Path], **options: object) -> jinja2.Environment:
     )
     environment.filters |= {
         "baseline": baseline_name,
+        "in_short": short_name,
         "count": lambda n: f"{n:,}",
         "duration": show_duration,
         "gibibytes": lambda n: f"{n / 2**30:.1f} GiB",

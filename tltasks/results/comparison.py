@@ -27,6 +27,14 @@ NAMES = {
 }
 """Baselines, of several tasks each, whose own name does not say what they are."""
 
+SHORT_NAMES = {
+    "checkpoint": "untouched checkpoint",
+    "checkpoint_knn": "nearest neighbours",
+    "not_interpolated": "before interpolation",
+    "prevalence": "shares of classes",
+}
+"""The same where there is little room."""
+
 Verdict = Literal["better", "worse", "unclear"]
 
 
@@ -218,6 +226,14 @@ def baseline_name(name: str) -> str:
     if name.startswith("stage_"):
         return f"stage {name.removeprefix('stage_')}"
     return NAMES.get(name, name.replace("_", " "))
+
+
+def short_name(name: str) -> str:
+    """
+    >>> short_name("checkpoint_knn"), short_name("majority_class")
+    ('nearest neighbours', 'majority class')
+    """
+    return SHORT_NAMES.get(name, name.replace("_", " "))
 
 
 def counted(count: float, noun: str) -> str:

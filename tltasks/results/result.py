@@ -268,6 +268,8 @@ class ReportExample:
     """PNG, FLAC, or several texts by name, as JSON, which are shown side by side."""
     twin: bool = False
     """One of two that are nearly the same, an example and then a row trained on."""
+    aligned: list[tuple[str, str]] = field(default_factory=list)
+    """Stretches of what was said and of what was heard in their place, equal where there is no error."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -74,8 +74,16 @@ def _prepare(
         }
     notes = [*dict.fromkeys(note for split in splits.values() for note in split.notes), *task.notes]
     checks, told = task.data_checks(encoded), task.data_notes(encoded)
+    if stage.stage.groups_lengths and "train" in encoded:
+        notes += _of_lengths(task.lengths(encoded["train"].rows))
     rehearse(extra_metrics, task, encoded)
     return PreparedStage(stage, task, source, encoded, checks, told, extra_metrics, notes=notes)
+
+
+def _of_lengths(lengths: Sequence[int] | None) -> list[str]:
+    """A note where rows are to be grouped by length and there is nothing to group by."""
+    alike = lengths is None or len(set(lengths)) < 2
+    return ["`group_by_length` has no effect: to this model all rows are alike in length."] if alike else []
 
 
 def _locate(recipe: Recipe, stage: StagePlan) -> Callable[[str], str]:

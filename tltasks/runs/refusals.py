@@ -6,10 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tltasks.config.loading import load_recipe
-from tltasks.config.recipe import RunPlan, recipe_sha256, with_paths
+from tltasks.config.recipe import Recipe, RunPlan, recipe_sha256, with_paths
 from tltasks.errors import RecipeError
 from tltasks.runtime.environment import check_launch
-from tltasks.runtime.files import check_place, is_occupied
+from tltasks.runtime.files import check_place, is_occupied, next_free
 from tltasks.training.tracking import check_trackers
 
 OF_A_RUN = ("log.txt", "metrics.jsonl", "result.json", "stages")
@@ -28,6 +28,12 @@ def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
             )
     if push and plan.recipe.hub.repo is None:
         raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
+
+
+def numbered(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
+    """The results folder of a recipe that names none, with a number where there is one already; None for others."""
+    chosen = f"output: {recipe.output}" in recipe._chosen
+    return next_free(Path(recipe.output), resume=resume) if chosen and not overwrite else None
 
 
 def refuse_occupied(output: Path, sha256: str, *, resume: bool, overwrite: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tltasks.config.loading import write_recipe
@@ -19,7 +20,7 @@ from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runs.context import DECIDING, Context, PreparedStage, open_context, sole_writer
 from tltasks.runs.memory import SCARCE, shortage_told
 from tltasks.runs.prepare import prepare_stages
-from tltasks.runs.refusals import refuse_at_once, refuse_loss, refuse_occupied
+from tltasks.runs.refusals import numbered, refuse_at_once, refuse_loss, refuse_occupied
 from tltasks.runs.stage import FinishedStage, check_saved, measure_stage, run_stage
 from tltasks.runtime import devices
 from tltasks.runtime.devices import on_main_process
@@ -40,7 +41,8 @@ def run(
     trust_remote_code: bool = False,
 ) -> RunResult:
     """Carry out a recipe, into its own results folder or `output`; `resume` goes on with the run that is there, and
-    `overwrite` removes it once data and checkpoints are found to be in order.
+    `overwrite` removes it once data and checkpoints are found to be in order. A recipe that names no folder gets one
+    with a number where there is one already.
 
     `on_step` is called after each step of training, `on_evaluation` after each evaluation on validation. Where one
     returns True, the stage's training ends there, as by early stopping, and the run goes on with the weights that
@@ -52,7 +54,8 @@ def run(
     Interrupted, with its state saved, when the process is told to stop.
     """
     # ------------------------------------------------------------------------------------- resolve
-    plan = plan_run(consented(recipe, trust_remote_code), None if output is None else Path(output))
+    place = output or numbered(recipe, resume=resume, overwrite=overwrite)
+    plan = plan_run(consented(recipe, trust_remote_code), None if place is None else Path(place))
     refuse_at_once(plan, push=push)
     state = devices.init_distributed()
     on_main_process(state, lambda: _refuse(plan, resume=resume, push=push, overwrite=overwrite))
@@ -174,7 +177,8 @@ def write_results(plan: RunPlan, result: RunResult, examples: list[ReportExample
         result.save(place)
     recipe_text = (output / "recipe.yaml").read_text(encoding="utf-8")
     with whole_file(output / "report.html") as place:
-        html.write_report(place, result, recipe_text, read_metrics(output / "metrics.jsonl"), examples)
+        metrics = read_metrics(output / "metrics.jsonl")
+        html.write_report(place, result, recipe_text, metrics, examples, written=datetime.now(UTC).date())
     card = model_card.render_card(result, plan, adapter=result.best.weights.adapter, repo=repo)
     write_text(output / "README.md", card)
 

@@ -500,3 +500,10 @@ def test_a_task_that_doctor_does_not_know_is_told_at_once(capsys: pytest.Capture
 def test_completion_knows_commands_and_flags() -> None:
     script = app.generate_completion(shell="bash")
     assert all(word in script for word in ("range-test", "--dry-run", "push-data"))
+
+
+def test_the_demo_is_told_a_language_also_as_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags: list[list[str]] = []
+    monkeypatch.setattr("tltasks.cli.commands._push_space", lambda *given: flags.append(given[-1]))
+    assert main(["demo", "ada/x", "--space", "ada/page", "--language", "es", "--top-k", "2"]) == 0
+    assert flags == [["--language", "es", "--top-k", "2"]]

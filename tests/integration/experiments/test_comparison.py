@@ -243,7 +243,8 @@ def test_the_report_stands_alone(finished: Path) -> None:
     assert set(pictures) >= {f"{kind}-{name}" for kind in ("curve", "parameters", "seconds") for name in contexts}
     assert len(page.images) == len(pictures) == 8
     assert all(image.startswith("data:image/svg+xml;base64,") for image in page.images)
-    assert page.outside == []
+    assert all((finished / link).exists() for link in page.outside), "what lies beside the page"
+    assert sum(link.endswith("/report.html") for link in page.outside) == 8
 
 
 def test_tables(finished: Path) -> None:

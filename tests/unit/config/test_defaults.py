@@ -1,6 +1,7 @@
 """What a recipe may leave out, and what is then chosen."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,8 @@ from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import recipe_sha256
 from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
+from tltasks.experiments.experiment import load_experiment
+from tltasks.runs.prepare import _of_lengths
 from tltasks.runs.refusals import refuse_occupied
 from tltasks.runtime.files import empty, next_free
 
@@ -64,6 +67,18 @@ def test_all_weights_take_a_smaller_rate(tmp_path: Path) -> None:
     assert changed.stages[0].learning_rate == 1.0
 
 
+def test_a_key_of_the_usual_stage_is_changed_where_none_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, SHORT.format(task="image-classification"))
+    recipe = load_recipe(path, ["stages.0.epochs=3", "stages.0.adapt=full"])
+    (only,) = recipe.stages
+    assert (only.stage, only.adapt.method, only.epochs, only.learning_rate) == ("transfer", "full", 3, 5e-5)
+    with pytest.raises(RecipeError, match="epohcs"):
+        load_recipe(path, ["stages.0.epohcs=3"])
+    axes = {"rate": {"low": {"stages.0.learning_rate": 1e-4}, "usual": None}}
+    _, trials = load_experiment({"recipe": str(path), "axes": axes, "output": "x"})
+    assert [trial.recipe.stages[0].learning_rate for trial in trials] == [1e-4, 1e-3]
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
@@ -100,6 +115,27 @@ def test_folders_number_themselves(tmp_path: Path) -> None:
         (tmp_path / name / "recipe.yaml").touch()
     assert next_free(folder, resume=False) == tmp_path / "photos-3"
     assert next_free(folder, resume=True) == tmp_path / "photos-2"
+
+
+def test_a_folder_that_is_not_named_is_numbered_in_python_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tltasks.runs import story
+
+    monkeypatch.chdir(tmp_path)
+    places: list[Path | None] = []
+    monkeypatch.setattr(story, "plan_run", lambda recipe, place: places.append(place) or 1 / 0)
+    (tmp_path / "outputs" / "my photos").mkdir(parents=True)
+    (tmp_path / "outputs" / "my photos" / "recipe.yaml").touch()
+    recipe = load_recipe(written(tmp_path, SHORT.format(task="image-classification")))
+    ways: list[dict[str, Any]] = [{}, {"resume": True}, {"overwrite": True}, {"output": "mine"}]
+    for options in ways:
+        with pytest.raises(ZeroDivisionError):
+            story.run(recipe, **options)
+    assert places == [Path("outputs/my photos-2"), Path("outputs/my photos"), None, Path("mine")]
+
+
+def test_grouping_by_length_says_where_it_does_nothing() -> None:
+    assert _of_lengths([3, 4]) == []
+    assert [len(_of_lengths(lengths)) for lengths in (None, [7, 7], [])] == [1, 1, 1]
 
 
 def test_what_is_overwritten_is_an_earlier_run(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 from dataclasses import replace
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -351,6 +352,30 @@ def test_sections_appear_only_where_there_is_data(tmp_path: Path) -> None:
     for absent in ("Where it errs", "Classes", "ended"):
         assert absent not in page.text
     assert "Examples from" not in Page(written(tmp_path, run)).text
+
+
+def test_what_was_heard_stands_in_the_text_beside_what_was_said(tmp_path: Path) -> None:
+    run = run_of([stage("finetune", {"test": plain_score("wer", 0.21)}, {})], higher_is_better=False)
+    aligned = [("press the", "press the"), ("<pound>", "bound"), ("", "key")]
+    page = Page(written(tmp_path, run, METRICS, [ReportExample("audio", "2 errors", "", b"fLaC", aligned=aligned)]))
+    assert " ".join(page.text.split()).count("press the <pound> bound key") == 1
+    assert (page.count("del"), page.count("ins")) == (1 + 1, 2 + 1), "with those of the line that explains them"
+
+
+def test_a_page_names_its_day_where_it_is_told(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", classifier_run(), RECIPE, [], [], written=date(2026, 3, 1))
+    assert "org/vit-small · 1 March 2026" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_matrix_of_two_classes_is_large_and_tables_stand_alone_without_one(tmp_path: Path) -> None:
+    html = written(tmp_path, classifier_run(["melanoma", "naevus"]))
+    assert 'class="matrix few"' in html
+    assert "nearest neighbours" in Page(html).text
+    assert "checkpoint knn" not in Page(html).text
+    per_class = [{"class": "a", "precision": 1.0, "recall": 0.9, "f1": 0.95, "support": 100}]
+    run = run_of([stage("transfer", {"test": plain_score("accuracy", 0.5, details={"per_class": per_class})}, {})])
+    assert '<div class="beside"><div>' in (html := written(tmp_path, run))
+    assert "<div></div>" not in html.replace("\n", "")
 
 
 def test_of_a_single_point_nothing_is_drawn(tmp_path: Path) -> None:

@@ -568,8 +568,9 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         return ReportExample(
             "audio",
             f"{counted(score[0], 'error')} in {counted(score[1], unit)}, {columns['seconds'][0]:.1f} s, {title}",
-            str(error_rate.align_words(*pair)),
+            "",
             audio.to_flac(audio.from_int16(columns["audio"][0]), self.recogniser.sampling_hz),
+            aligned=error_rate.align_words(*pair, joiner=" " if self.spaced else ""),
         )
 
 
