@@ -54,7 +54,11 @@ class Command:
             return "names of the reader's"
         if any("offline/" in word or "emoji_lora" in word for word in rest):
             return "weights of a package"
-        if rest[0] in ("push", "fetch") or "--push" in rest or any(word.startswith("you/") for word in rest):
+        if (
+            rest[0] in ("push", "fetch", "submit", "jobs")
+            or "--push" in rest
+            or any(word.startswith("you/") for word in rest)
+        ):
             return "a login or a network"
         if rest[0] == "demo":
             return "a server"

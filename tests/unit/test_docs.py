@@ -33,7 +33,7 @@ COUNTED = {
     "recipes run": 9,
     "recipes checked": 11,
     "commands run": 24,
-    "commands checked": 34,
+    "commands checked": 40,
     "python run": 8,
     "python checked": 1,
 }

@@ -62,6 +62,7 @@ def prepare(
         sha256=run.sha256,
         owner=owner,
         results=results if "/" in results else f"{user}/{results}",
+        private=run.recipe.hub.private,
         upload=plan_submission(run, results),
         flavor=flavor,
         timeout=given or 0,
@@ -93,9 +94,11 @@ def _extras(run: RunPlan) -> Iterator[str]:
 
 def _estimate(run: RunPlan) -> float:
     """Seconds of training on this machine. Raises RecipeError where they cannot be told."""
+    from tltasks.runs.refusals import refuse_at_once
     from tltasks.runs.story import measure_stages
 
     try:
+        refuse_at_once(run, push=False)
         return sum(stage.seconds or 0 for stage in measure_stages(run))
     except TltasksError as error:
         raise RecipeError(
@@ -125,7 +128,7 @@ def describe(submission: Submission, why: str) -> Iterator[str]:
         f", which there is since {submission.began:%Y-%m-%d %H:%M}: it goes on from there" if submission.began else ""
     )
     yield f"state    {submission.state} (private){since}"
-    yield f"results  {submission.results}"
+    yield f"results  {submission.results} ({'private' if submission.private else 'public'})"
 
 
 def confirm() -> None:
@@ -139,6 +142,7 @@ def confirm() -> None:
 def follow(job: str, owner: str | None) -> int:
     """Print a job's log until it ends; the exit status is 0 when it was completed."""
     owner = owner or jobs.login_name()
+    jobs.find_job(job, owner)
     for line in jobs.follow(job, owner):
         print(printable(line), flush=True)  # noqa: T201
     ended = jobs.find_job(job, owner)

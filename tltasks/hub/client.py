@@ -69,18 +69,19 @@ def push(
     private: bool = True,
     pull_request: bool = False,
     force: bool = False,
+    renew: bool = False,
     endpoint: str | None = None,
     retries: RetryPolicy = DEFAULT_RETRIES,
 ) -> PushReceipt:
     """Publish what is planned as one commit, or several where there are many files; `private` is what a new repository
     becomes.
 
-    With `force` files of others are overwritten, and those of an earlier push that the plan does not have are deleted;
-    with `pull_request` all this is a proposal, which its reader may refuse. Raises HubError, always with everything
-    local untouched, and the plan's advice on how to push later.
+    With `force` files of others are overwritten, and those of an earlier push that the plan does not have are deleted,
+    as by `renew` alone; with `pull_request` all this is a proposal, which its reader may refuse. Raises HubError,
+    always with everything local untouched, and the plan's advice on how to push later.
     """
     return with_retries(
-        lambda: _push_once(plan, repo, private, endpoint, pull_request=pull_request, force=force),
+        lambda: _push_once(plan, repo, private, endpoint, pull_request=pull_request, force=force, renew=renew),
         f"{_NAMES[plan.kind]} {repo}",
         advice=plan.advice,
         policy=retries,
@@ -120,7 +121,7 @@ def find_model(model: str, *, endpoint: str | None = None, retries: RetryPolicy 
 
 
 def _push_once(
-    plan: UploadPlan, repo: str, private: bool, endpoint: str | None, *, pull_request: bool, force: bool
+    plan: UploadPlan, repo: str, private: bool, endpoint: str | None, *, pull_request: bool, force: bool, renew: bool
 ) -> PushReceipt:
     api = logged_in(endpoint)
     repo = full_id(api, repo)
@@ -129,7 +130,7 @@ def _push_once(
     stale = _stale(plan, remote)
     if not force and not pull_request:
         _refuse_foreign(_foreign(plan, remote))
-        _refuse_mixture(stale)
+        _refuse_mixture([] if renew else stale)
     url = f"{api.endpoint}/{_PATHS[plan.kind]}{repo}"
     changed = [file for file in plan.files if remote.ids.get(file.path) not in file.ids]
     if not changed and not stale:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from huggingface_hub import HfApi, JobHardware, JobHardwareInfo, JobInfo, JobStage, get_token
+from huggingface_hub import HfApi, JobHardware, JobHardwareInfo, JobInfo, JobStage, ModelInfo, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from tltasks.errors import HubError, RecipeError, did_you_mean
@@ -42,6 +42,8 @@ class Submission:
     """User or organisation that the job, the data set and the run's state belong to."""
     results: str
     """Repository of the results."""
+    private: bool
+    """Whether it is private where it is made."""
     upload: UploadPlan
     flavor: str
     timeout: int
@@ -125,25 +127,25 @@ def list_jobs(owner: str, *, sha256: str | None = None, active: bool = False) ->
 def state_since(submission: Submission) -> datetime | None:
     """Time since which there is a state of the run to go on from. Raises HubError where the run is finished."""
 
-    def look(api: HfApi) -> datetime | None:
+    def look(api: HfApi) -> ModelInfo | None:
         try:
-            info = api.model_info(submission.state, timeout=DEFAULT_RETRIES.timeout)
+            return api.model_info(submission.state, timeout=DEFAULT_RETRIES.timeout)
         except RepositoryNotFoundError:
             return None
-        files = {file.rfilename for file in info.siblings or []}
-        if "result.json" in files and not any(name.startswith("model/") for name in files):
-            raise HubError(
-                f"this recipe has been carried out: results are in {submission.results}, log and predictions in "
-                f"{submission.state}. To do so again: hf repos delete {submission.state}"
-            )
-        return info.created_at
 
-    return _asked(look, f"state {submission.state}")
+    info = _asked(look, f"state {submission.state}")
+    files = [file.rfilename for file in (info and info.siblings) or []]
+    if "result.json" in files and not any(name.startswith("model/") for name in files):
+        raise HubError(
+            f"this recipe has been carried out: results are in {submission.results}, log and predictions in "
+            f"{submission.state}. To do so again: hf repos delete {submission.state}"
+        )
+    return None if info is None else info.created_at
 
 
 def submit(submission: Submission) -> JobInfo:
     """Upload what goes with the recipe, into a private data set, and begin the job. Raises HubError."""
-    receipt = client.push(submission.upload, submission.data, private=True, force=True)
+    receipt = client.push(submission.upload, submission.data, private=True, renew=True)
     once = uuid.uuid4().hex
     labels = {LABEL: submission.sha256[:16], ONCE: once}
 

@@ -31,6 +31,9 @@ from tltasks.hub.upload_plan import UploadPlan, with_manifest
 MOST_FILES = 10_000
 """Files that the Hub allows in a folder (https://huggingface.co/docs/hub/storage-limits)."""
 WHEEL = f"tltasks-{__version__}-py3-none-any.whl"
+_ADVICE = (
+    "The same command goes on with what is there. Of a data set that is not of tltasks, rename the recipe instead."
+)
 CARD = """---
 viewer: false
 ---
@@ -72,7 +75,7 @@ def plan_submission(run: RunPlan, results: str) -> UploadPlan:
         )
     recipe = recipe.model_copy(update={"hub": recipe.hub.model_copy(update={"repo": results})})
     files |= {"recipe.yaml": recipe_text(recipe).encode(), WHEEL: build_wheel(), "README.md": CARD.encode()}
-    return UploadPlan(with_manifest(files), "dataset", "The same command goes on with what is already there.")
+    return UploadPlan(with_manifest(files), "dataset", _ADVICE)
 
 
 def _split_pattern(path: str) -> tuple[Path, Path]:

@@ -205,6 +205,20 @@ def test_an_upload_that_breaks_is_gone_on_with(server: HubServer, recipe: Path) 
     assert len(server.jobs) == 2
 
 
+def test_data_of_somebody_else_stay(server: HubServer, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.add_repo(DATA, {"README.md": b"---\nlicense: mit\n---\nmine"}, type="dataset", private=True)
+    assert submit(recipe, "--yes", "--detach") == RAISED
+    assert "rename the recipe" in capsys.readouterr().err
+    assert not uploads(server)
+    server.repositories.clear()
+    assert submit(recipe, "--yes", "--detach") == 0
+    assert "files/0/vit/config.json" in server.files(DATA, type="dataset")
+    assert submit(recipe, "--yes", "--detach", "--set", "model.name=ada/vit") == 0
+    names = server.files(DATA, type="dataset").keys()
+    assert "files/0/train.parquet" in names
+    assert not [name for name in names if "vit" in name]  # of the earlier recipe
+
+
 def test_a_job_whose_answer_was_lost_is_not_begun_twice(server: HubServer, recipe: Path) -> None:
     server.cut("POST /api/jobs/ada")
     assert submit(recipe, "--yes", "--detach") == 0
@@ -262,6 +276,7 @@ def test_jobs_are_listed_followed_and_ended(
     assert main(["jobs", "--all"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
     assert main(["jobs", "absent"]) == RAISED
+    assert "job absent: not found" in capsys.readouterr().err
     assert main(["jobs", "--cancel"]) == MISUSED
 
 
