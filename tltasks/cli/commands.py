@@ -308,7 +308,7 @@ def run(
     """
     from tltasks.config.loading import load_recipe
     from tltasks.config.recipe import consented, plan_run
-    from tltasks.runs.refusals import numbered, refuse_at_once, refuse_occupied
+    from tltasks.runs.refusals import place_of, refuse_at_once, refuse_occupied
     from tltasks.runtime.startup import without_collection
 
     source: Path | dict[str, object]
@@ -325,7 +325,7 @@ def run(
         _say(f"{recipe or drafted.data}: in order")
         return 0
     resolved = consented(resolved, trust_remote_code)
-    plan = plan_run(resolved, output or numbered(resolved, resume=resume, overwrite=overwrite))
+    plan = plan_run(resolved, place_of(resolved, output, resume=resume, overwrite=overwrite))
     refuse_at_once(plan, push=push)
     if not dry_run:
         refuse_occupied(plan.output, plan.sha256, resume=resume, overwrite=overwrite)

@@ -30,8 +30,10 @@ def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
         raise RecipeError("--push: the recipe names no hub.repo; add it, or `--set hub.repo=user/name`.")
 
 
-def numbered(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
-    """The results folder of a recipe that names none, with a number where there is one already; None for others."""
+def place_of(recipe: Recipe, output: Path | str | None, *, resume: bool, overwrite: bool) -> Path | None:
+    """The results folder that is asked for, or of a recipe that names none one with a number; None: the recipe's."""
+    if output is not None:
+        return Path(output)
     chosen = f"output: {recipe.output}" in recipe._chosen
     return next_free(Path(recipe.output), resume=resume) if chosen and not overwrite else None
 

@@ -20,7 +20,7 @@ from tltasks.runs.callbacks import OnEvaluation, OnStep
 from tltasks.runs.context import DECIDING, Context, PreparedStage, open_context, sole_writer
 from tltasks.runs.memory import SCARCE, shortage_told
 from tltasks.runs.prepare import prepare_stages
-from tltasks.runs.refusals import numbered, refuse_at_once, refuse_loss, refuse_occupied
+from tltasks.runs.refusals import place_of, refuse_at_once, refuse_loss, refuse_occupied
 from tltasks.runs.stage import FinishedStage, check_saved, measure_stage, run_stage
 from tltasks.runtime import devices
 from tltasks.runtime.devices import on_main_process
@@ -41,8 +41,7 @@ def run(
     trust_remote_code: bool = False,
 ) -> RunResult:
     """Carry out a recipe, into its own results folder or `output`; `resume` goes on with the run that is there, and
-    `overwrite` removes it once data and checkpoints are found to be in order. A recipe that names no folder gets one
-    with a number where there is one already.
+    `overwrite` removes it once data and checkpoints are in order. A folder that nobody named is numbered.
 
     `on_step` is called after each step of training, `on_evaluation` after each evaluation on validation. Where one
     returns True, the stage's training ends there, as by early stopping, and the run goes on with the weights that
@@ -54,8 +53,8 @@ def run(
     Interrupted, with its state saved, when the process is told to stop.
     """
     # ------------------------------------------------------------------------------------- resolve
-    place = output or numbered(recipe, resume=resume, overwrite=overwrite)
-    plan = plan_run(consented(recipe, trust_remote_code), None if place is None else Path(place))
+    place = place_of(recipe, output, resume=resume, overwrite=overwrite)
+    plan = plan_run(consented(recipe, trust_remote_code), place)
     refuse_at_once(plan, push=push)
     state = devices.init_distributed()
     on_main_process(state, lambda: _refuse(plan, resume=resume, push=push, overwrite=overwrite))
