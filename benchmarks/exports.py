@@ -161,11 +161,13 @@ def speed_of(name: str, run: Path, export: Path, options: argparse.Namespace) ->
     precision, saved = choose_precision("auto", torch.device("cpu")), load_saved_model(str(run))
     inputs = inputs_of(name, run, options.inputs)
     with tempfile.TemporaryDirectory() as scratch:
-        whole = Path(scratch) / "whole"
-        write_merged(saved, whole)
+        whole = saved.folder
+        if saved.base is not None:
+            whole = Path(scratch) / "whole"
+            write_merged(saved, whole)
         task = saved.task.tag
         arms = {
-            "export": predict.tltasks_arm(export, task, precision),
+            "export": predict.tltasks_arm(export, task, None),  # which computes as it was exported
             "tltasks": predict.tltasks_arm(run, task, precision),
         }
         tries = {

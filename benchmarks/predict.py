@@ -238,7 +238,7 @@ CASES: dict[str, Callable[[Path, int], Case]] = {
 # ------------------------------------------------------------------------------------------------ arms
 
 
-def tltasks_arm(model: Path, task: str, precision: str) -> Arm:
+def tltasks_arm(model: Path, task: str, precision: str | None) -> Arm:
     """What `tltasks predict` does between opening the model and writing outputs."""
     import torch
 

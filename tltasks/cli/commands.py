@@ -611,9 +611,7 @@ def predict(
     resume: Annotated[bool, Parameter(help="complete --output: inputs that it has are passed over")] = False,
     column: Annotated[str | None, Parameter(metavar="NAME", help="of a table; unset: that of the run's data")] = None,
     language: Language = None,
-    language_column: Annotated[
-        str | None, Parameter(metavar="NAME", help="of a table, with each row's language")
-    ] = None,
+    language_column: Annotated[str | None, Parameter(metavar="NAME", help="of a table: each row's language")] = None,
     words: Annotated[bool, Parameter(help="of speech: each word with start, end and confidence")] = False,
     prompt: Annotated[str | None, Parameter(metavar="TEXT", help="for Whisper: what was said before")] = None,
     hotwords: Annotated[str | None, Parameter(metavar="TEXT", help="for Whisper: names and terms to expect")] = None,
@@ -623,6 +621,7 @@ def predict(
     fetch: Annotated[bool, Parameter(help="get inputs that are http(s) URLs from the web")] = False,
     top_k: TopK = TOP_K,
     all_classes: Annotated[bool, Parameter(name="--all", negative="", help="name every class")] = False,
+    abstain_below: Annotated[float | None, Parameter(metavar="P", help="no class less probable than that")] = None,
     precision: Precision = None,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> int:
@@ -642,6 +641,7 @@ def predict(
             language=language,
             language_column=language_column,
             top_k=sys.maxsize if all_classes else top_k,
+            abstain_below=abstain_below,
             precision=precision,
             fetches=fetch,
             asked=Asked(words, prompt, hotwords, vad),

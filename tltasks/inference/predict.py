@@ -33,6 +33,8 @@ class Counts:
     """Numbers of inputs by what became of them."""
 
     predicted: int = 0
+    abstained: int = 0
+    """Of these, such as were not sure enough."""
     failed: int = 0
     earlier: int = 0
     """Inputs that the output already had."""
@@ -50,6 +52,7 @@ class Counts:
         error = output.get("error")
         if error is None:
             self.predicted += 1
+            self.abstained += output.get("abstained", False)
             return
         self.failed += 1
         if len(self.errors) < SHOWN_ERRORS:
@@ -73,6 +76,7 @@ class Counts:
         if self.failed > len(self.errors):
             console.print(f"… and {self.failed - len(self.errors):,} more")
         before = f", {self.earlier:,} were there already" if self.earlier else ""
+        before += f", {self.abstained:,} of these abstained" if self.abstained else ""
         failed = f", {self.failed:,} could not be" if self.failed else ""
         console.print(f"{self.predicted:,} predicted{failed}{before}{f': {where}' if where else ''}", soft_wrap=True)
 
@@ -88,6 +92,7 @@ def predict(
     trust_remote_code: bool,
     column: str | None,
     top_k: int,
+    abstain_below: float | None = None,
     precision: str | None,
     fetches: bool = False,
     language: str | None = None,
@@ -105,27 +110,20 @@ def predict(
     with without_collection():
         from tltasks.runtime import devices
 
-        predictor = _load(
-            name,
-            tag,
-            revision,
-            language_column,
-            trust=trust_remote_code,
-            precision=precision,
-            language=language,
-            asked=asked,
-        )
+        load = partial(_load, trust=trust_remote_code, precision=precision, language=language, asked=asked)
+        predictor = load(name, tag, revision, language_column, abstain_below)
         kind, columns = predictor.task.input_kind, [column] if column else predictor.saved.columns
         inputs = Inputs(arguments, kind, columns, fetches=fetches, language=language_column)
 
-    writer = open_writer(output, _schema(predictor.task), resume=resume)
+    writer = open_writer(output, _schema(predictor.task, abstains=abstain_below is not None), resume=resume)
     counts, say = Counts(), partial(open_terminal().print, soft_wrap=True)
     with (
         devices.interruptible() as hold,
         Bar("predicting", inputs.count(), f"{kind.column}s", say=say, leave=True) as bar,
     ):
         try:
-            for chunk in predictor.stream(_remaining(inputs, writer.done, counts, bar), top_k=top_k):
+            left = _remaining(inputs, writer.done, counts, bar)
+            for chunk in predictor.stream(left, top_k=top_k, abstain_below=abstain_below):
                 with hold():
                     writer.write([{"input": item.name, "row": item.row, **found} for item, found in chunk])
                     for item, found in chunk:
@@ -170,6 +168,7 @@ def _load(
     tag: str | None,
     revision: str,
     language_column: str | None,
+    abstain_below: float | None,
     *,
     trust: bool,
     precision: str | None,
@@ -177,7 +176,7 @@ def _load(
     asked: Asked,
 ) -> Predictor:
     from tltasks.hub.saved_model import load_saved_model
-    from tltasks.inference.predictor import Predictor
+    from tltasks.inference.predictor import Predictor, check_abstention
     from tltasks.runtime import devices
 
     state = devices.init_distributed()
@@ -186,11 +185,13 @@ def _load(
     devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
     saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust, language=language, asked=asked)
+    check_abstention(saved.task, abstain_below)
     if language_column is not None and not saved.task.languages.codes:
         raise RecipeError(f"--language-column: {name} is told no languages of single rows.")
     return Predictor.load(saved, state.device, precision=precision)
 
 
-def _schema(task: TaskBase) -> pa.Schema:
+def _schema(task: TaskBase, *, abstains: bool) -> pa.Schema:
     first = [pa.field("input", pa.string()), pa.field("row", pa.int64())]
-    return pa.schema([*first, *task.output_features.arrow_schema, pa.field("error", pa.string())])
+    last = [pa.field("abstained", pa.bool_())] * abstains + [pa.field("error", pa.string())]
+    return pa.schema([*first, *task.output_features.arrow_schema, *last])

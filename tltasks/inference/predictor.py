@@ -71,11 +71,13 @@ class SpokenWord(Segment):
 class Output(TypedDict, total=False):
     """One answer; it has the keys of its task, or `error` alone."""
 
-    prediction: str | float | list[str]
+    prediction: str | float | list[str] | None
     """The class, or all that are likely enough, the likeliest first; the transcript or the summary; of an objective its
-    loss."""
+    loss; None where it is `abstained`."""
     probability: float | list[float]
     """Probability of the class, or of each."""
+    abstained: bool
+    """True where the class is not likely enough for a prediction; there only where that was asked for."""
     top: list[LabelScore]
     """The likeliest classes, the likeliest first."""
     segments: list[Segment]
@@ -167,27 +169,38 @@ class Predictor:
         return f"Predictor({self.task.tag}, {self.device.type}, {self.precision})"
 
     @overload
-    def __call__(self, inputs: list[AnyInput], *, top_k: int = TOP_K) -> list[Output]: ...  # type: ignore[overload-overlap]
+    def __call__(  # type: ignore[overload-overlap]
+        self, inputs: list[AnyInput], *, top_k: int = TOP_K, abstain_below: float | None = None
+    ) -> list[Output]: ...
     @overload
-    def __call__(self, inputs: Input, *, top_k: int = TOP_K) -> Output: ...  # type: ignore[overload-overlap]
+    def __call__(  # type: ignore[overload-overlap]
+        self, inputs: Input, *, top_k: int = TOP_K, abstain_below: float | None = None
+    ) -> Output: ...
     @overload
-    def __call__(self, inputs: Iterable[Input], *, top_k: int = TOP_K) -> Iterator[Output]: ...
     def __call__(
-        self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K
+        self, inputs: Iterable[Input], *, top_k: int = TOP_K, abstain_below: float | None = None
+    ) -> Iterator[Output]: ...
+    def __call__(
+        self, inputs: Input | Iterable[Input], *, top_k: int = TOP_K, abstain_below: float | None = None
     ) -> Output | list[Output] | Iterator[Output]:
-        """Predict one input, a list, or a stream; classes come with the `top_k` likeliest."""
+        """Predict one input, a list, or a stream; classes come with the `top_k` likeliest.
+
+        A class less probable than `abstain_below` is no prediction.
+        """
         if top_k < 1:
             raise RecipeError(f"top_k {top_k}: name at least one class.")
+        check_abstention(self.task, abstain_below)
         if not isinstance(inputs, Iterable) or isinstance(
             inputs, (str, bytes, PathLike, Image.Image, np.ndarray, tuple, Mapping)
         ):
             item = self._item(inputs)
-            output = self.predict_one(item, top_k=top_k)
+            output = self.predict_one(item, top_k=top_k, abstain_below=abstain_below)
             if "error" in output:
                 raise DataError(f"{item.name or self.task.input_kind.column}: {output['error']}")
             return output
         items = map(self._item, inputs)
-        outputs = (output for chunk in self.stream(items, top_k=top_k) for _, output in chunk)
+        chunks = self.stream(items, top_k=top_k, abstain_below=abstain_below)
+        outputs = (output for chunk in chunks for _, output in chunk)
         return list(outputs) if isinstance(inputs, Sequence) else outputs
 
     def fault(self, item: Item) -> str | None:
@@ -196,13 +209,13 @@ class Predictor:
         reason: str | None = encoded["error"][0]
         return reason
 
-    def predict_one(self, item: Item, *, top_k: int) -> Output:
+    def predict_one(self, item: Item, *, top_k: int, abstain_below: float | None = None) -> Output:
         """Predict in this process alone."""
-        (((_, output),),) = self.stream([item], top_k=top_k, workers=0)
+        (((_, output),),) = self.stream([item], top_k=top_k, abstain_below=abstain_below, workers=0)
         return output
 
     def stream(
-        self, items: Iterable[Item], *, top_k: int, workers: int | None = None
+        self, items: Iterable[Item], *, top_k: int, abstain_below: float | None = None, workers: int | None = None
     ) -> Iterator[list[tuple[Item, Output]]]:
         """Predict in order, a chunk at a time."""
         chunks = _chunks(items, devices.pass_budget(self.device, CHUNK_ROWS))
@@ -219,7 +232,7 @@ class Predictor:
             outputs: list[Output] = [{"error": reason} for reason in encoded["error"]]
             good = [i for i, reason in enumerate(encoded["error"]) if reason is None]
             for i, output in zip(good, self._predict(encoded, good, top_k=top_k), strict=True):
-                outputs[i] = output
+                outputs[i] = output if abstain_below is None else _abstaining(output, abstain_below)
             yield list(zip(chunk, outputs, strict=True))
 
     def _predict(self, encoded: Columns, good: list[int], *, top_k: int) -> list[Output]:
@@ -258,6 +271,24 @@ class Predictor:
         if kind == "audio" and isinstance(value, np.ndarray):
             return Item(error="has samples without their rate: give (samples, sampling_hz)")
         return Item(value=value)
+
+
+def check_abstention(task: TaskBase, below: float | None) -> None:
+    """Raise RecipeError for a limit that is no probability, and for answers that have not one probability each."""
+    if below is None:
+        return
+    if not 0 < below <= 1:
+        raise RecipeError(f"abstain_below {below:g}: is a probability, above 0 and up to 1.")
+    if not isinstance(task.output_features.get("probability"), datasets.Value):
+        raise RecipeError(
+            f"abstain_below {below:g}: is for classifiers of one class for each input, whose answer has a probability; "
+            f"this is {task.tag}{' of any number of classes' if 'probability' in task.output_features else ''}."
+        )
+
+
+def _abstaining(output: Output, below: float) -> Output:
+    abstained = cast("float", output["probability"]) < below
+    return {**output, "prediction": None if abstained else output["prediction"], "abstained": abstained}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltasks.metrics.arrays import Floats, Ints
+from tltasks.metrics.calibration import calibration
 
 LARGEST_MATRIX = 100
 """Classes up to which a confusion matrix is kept as a whole."""
@@ -29,13 +30,12 @@ def classification(
     by_class = precision_recall_fscore_support(references, chosen, labels=classes, zero_division=0.0)
     # As in sklearn's default, since a kept head may have many classes that this data never shows.
     occurs = np.bincount(np.concatenate([chosen, references]), minlength=len(classes)) > 0
-    likelihood = probabilities[np.arange(len(references)), references]
     values = {
         "accuracy": float((chosen == references).mean()),
         "macro_f1": float(by_class[2][occurs].mean()),
-        "ece": expected_calibration_error(probabilities, references),
-        "loss": float(-np.log(np.clip(likelihood, 1e-12, None)).mean()),
     }
+    found = calibration(probabilities, references)
+    values |= {"ece": found["ece"], "loss": found["loss"]}
     if len(classes) > 5:
         values["top5_accuracy"] = float(top_k_accuracy_score(references, probabilities, k=5, labels=classes))
     rows = zip(class_names, *(column.tolist() for column in by_class), strict=True)
@@ -133,18 +133,3 @@ def confusions(chosen: Ints, references: Ints, class_names: list[str]) -> dict[s
             for (i, j), n in zip(pairs[order].tolist(), rows[order].tolist(), strict=True)
         ]
     }
-
-
-def expected_calibration_error(probabilities: Floats, labels: Ints, *, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins of confidence, in [0, 1].
-
-    Source: Guo et al., https://arxiv.org/abs/1706.04599, equation 3.
-
-    >>> expected_calibration_error(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1]))
-    0.30000000000000004
-    """
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    bin_of_row = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.abs(np.bincount(bin_of_row, confidence, bins) - np.bincount(bin_of_row, correct, bins))
-    return float(gaps.sum() / len(labels))

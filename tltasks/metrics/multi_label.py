@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tltasks.metrics.arrays import Floats, Ints
+from tltasks.metrics.calibration import calibration
 from tltasks.metrics.classification import class_parts, ranking_parts
 
 FEWEST_ROWS = 20
@@ -27,7 +28,8 @@ def multi_label(
     names = ("micro_f1", "macro_f1", "subset_accuracy")
     values = {name: ratio(multi_label_row_scores(name, probabilities, chosen, truth)) for name in names}
     values = {"mean_average_precision": mean_average_precision(probabilities, truth), **values}
-    values["loss"] = float(-np.log(np.clip(np.where(truth, probabilities, 1 - probabilities), 1e-12, None)).mean())
+    found = calibration(probabilities, truth, several=True)
+    values |= {"ece": found["ece"], "loss": found["loss"]}
     keys = ("class", "precision", "recall", "f1", "support", "average_precision", "threshold")
     own = np.asarray(thresholds, np.float64).tolist()
     rows = zip(class_names, *(column.tolist() for column in by_class), precisions, own, strict=True)

@@ -82,6 +82,22 @@ def draw_alphas(metric: str, alphas: Sequence[float], by_split: Mapping[str, Seq
     return svg(figure)
 
 
+def draw_answered(points: Sequence[Mapping[str, float]]) -> str:
+    """Accuracy of the rows that are answered, with its 95 % interval, by their share of all."""
+    with chart("accuracy of what is answered", (5.0, 3.1), x_label="share of rows answered, the surest first") as (
+        figure,
+        axes,
+    ):
+        share, accuracy, low, high = (
+            [point[key] for point in points] for key in ("coverage", "accuracy", "low", "high")
+        )
+        axes.fill_between(share, low, high, color=BLUE, alpha=0.15, linewidth=0, label="95 % interval")
+        axes.plot(share, accuracy, color=BLUE, linewidth=1.8, marker="o", markersize=3)
+        axes.set_xlim(0, 1.02)
+        axes.legend(loc="lower left")
+    return svg(figure)
+
+
 def draw_learning_rate(points: Sequence[tuple[int, float]]) -> str:
     """The learning rate by step."""
     with chart("learning rate", (3.6, 2.4)) as (figure, axes):

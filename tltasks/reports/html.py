@@ -59,6 +59,7 @@ def write_report(
             intervals_figure=_intervals_figure(result.score, beside),
             warnings=_warnings(result, beside),
             errors=describe_errors(result.headline.split, result.score.details),
+            sureness=sureness(result.score.details),
             examples=[(example, show_example(example)) for example in report_examples if not example.twin],
             twins=[(example, show_example(example)) for example in report_examples if example.twin],
             stages=[_view(stage, result, metrics) for stage in result.stages],
@@ -94,6 +95,26 @@ def _intervals_figure(score: Score, beside: list[Comparison]) -> str | None:
     bars = [("this model", score.value, score.ci95)]
     bars += [(short_name(it.against), it.theirs.value, it.theirs.ci95) for it in beside]
     return charts.svg(charts.draw_intervals(metric_name(score.headline), bars)) if beside else None
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """How far a classifier's probabilities are right, and what is won by leaving out what is not sure."""
+
+    calibration: dict[str, Any]
+    """Empty where no temperature was fitted."""
+    shown: list[dict[str, float]]
+    """Some points of the curve."""
+    figure: str
+
+
+def sureness(details: dict[str, Any]) -> Sureness | None:
+    """By the details of a score; None where it says nothing of that."""
+    points = details.get("answered", [])
+    if len(points) < 2:
+        return None
+    shown = [points[place] for place in sorted({round(i * (len(points) - 1) / 4) for i in range(5)})]
+    return Sureness(details.get("calibration", {}), shown, charts.draw_answered(points))
 
 
 # ------------------------------------------------------------------------------------------- errors

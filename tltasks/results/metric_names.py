@@ -5,6 +5,7 @@ from __future__ import annotations
 NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
+    "brier": "Brier score",
     "cer": "Character error rate",
     "codebook_perplexity": "Codes in use",
     "coverage": "Coverage",

@@ -463,7 +463,7 @@ def _settle(context: Context, stage: PreparedStage, model: nn.Module) -> tuple[P
     if not stage.task.settles or "validation" not in stage.encoded:
         return stage, {}
     found = {"validation": _answers(context, stage, model, "validation")}
-    task, found = settle(stage.task, found, stage.encoded)
+    task, found = settle(stage.task, found, stage.encoded, calibrates=True)
     return dataclasses.replace(stage, task=task), found
 
 
@@ -580,7 +580,7 @@ def _score(
     """
     task, folder = stage.task, context.folder(stage.plan)
     baselines = baseline_predictions(context, stage) | baselines
-    settled = {name: settle(task, by_split, stage.encoded)[1] for name, by_split in baselines.items()}
+    settled = {name: settle(task, by_split, stage.encoded, calibrates=True)[1] for name, by_split in baselines.items()}
     scores: dict[str, Score] = {}
     leaks: dict[str, Leaks | None] = {}
     beside: dict[str, dict[str, Score]] = {}

@@ -481,6 +481,13 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """The task with what it chooses by these of `validation`, such as thresholds."""
         return self
 
+    def calibrated(
+        self, predictions: dict[str, list[Prediction]], references: References
+    ) -> tuple[Self, dict[str, list[Prediction]]]:
+        """The task with the confidence that it tells fitted to `validation`, whose references these are, and
+        predictions by split that tell it; no answer is another."""
+        return self, predictions
+
     def answering(self, asked: Asked) -> Self:
         """The task with its answers as they are asked for; raises RecipeError for what it does not serve."""
         given = ", ".join(name for name, value in dataclasses.asdict(asked).items() if value and name != "vad")

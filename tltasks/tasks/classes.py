@@ -5,6 +5,7 @@ A task of one modality derives from `ClassificationTask` and says how its rows a
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import unicodedata
@@ -12,6 +13,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import datasets
@@ -32,6 +34,7 @@ from tltasks.data.label_lists import is_list, of_classes
 from tltasks.data.near_duplicates import contradictions
 from tltasks.data.splits import FEW, Columns, EncodedSplit, Split, row_title
 from tltasks.errors import DataError, RecipeError, did_you_mean
+from tltasks.metrics.calibration import answered, calibration, fit_temperature, tempered
 from tltasks.metrics.classification import class_row_scores, classification
 from tltasks.metrics.neighbours import nearest_neighbours
 from tltasks.models.adapters import find_head, input_of, unwrap_model
@@ -43,6 +46,8 @@ ClassStageT = TypeVar("ClassStageT", bound=ClassStage, default=ClassStage, covar
 ClassCounts = dict[str, Counter[str]]
 """Rows of each class, by split."""
 SHOWN_MISTAKES = 24
+TEMPERATURE_KEY = "calibration_temperature"
+"""Key of a saved config.json."""
 SORTED_ROWS = (
     "A slice of rows that are sorted by class has few of them: `{}: 0.2` in data.splits holds a share out of train, "
     "of each class in proportion."
@@ -59,6 +64,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     higher_is_better: ClassVar[bool] = True
     top_score: ClassVar[float | None] = 1.0
     label: ClassVar[str | None] = "label"
+    settles: ClassVar[bool] = True
     output_features: ClassVar[datasets.Features] = datasets.Features(
         {
             "prediction": datasets.Value("string"),
@@ -75,6 +81,11 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     """In the order of the model's outputs."""
     class_weights: tuple[float, ...] | None = field(default=None, kw_only=True)
     """Weight of a row of each class in the loss; None where all are 1."""
+    temperature: float | None = field(default=None, kw_only=True)
+    """What logits are divided by for the probabilities that are told; None where no validation split was asked.
+
+    Classes, thresholds and ranks go by the model's own, so that it changes no answer and no metric of them.
+    """
 
     own_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "balanced_accuracy", "auroc")
     """What `metric` may name, the usual one first."""
@@ -104,6 +115,10 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
 
     def as_saved(self) -> Self:
         """The task with what the configuration of a kept head holds of an earlier choice."""
+        found = getattr(self.config, TEMPERATURE_KEY, None)
+        if not self.plan.kind.trains and isinstance(found, float) and 0 < found < math.inf:
+            return replace(self, temperature=found)
+        vars(self.config).pop(TEMPERATURE_KEY, None)  # of weights that are trained on, or no number
         return self
 
     def data_notes(self, encoded: dict[str, EncodedSplit]) -> dict[str, list[str]]:
@@ -200,6 +215,17 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         labels = [numbers.get(name, name) for name in names]
         return super().examples() | {"label": [[label] for label in labels] if self.is_multi_label else labels}
 
+    @property
+    def chosen(self) -> dict[str, object]:
+        """Choices for a trained model, by the keys of its saved config.json."""
+        return {} if self.temperature is None else {TEMPERATURE_KEY: self.temperature}
+
+    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
+        config = copy.deepcopy(self.config)  # ours goes into the keys of caches
+        for it in (config, unwrap_model(model).config):
+            it.update(self.chosen)
+        super(ClassificationTask, replace(self, config=config)).save(folder, model, adapter=adapter)
+
     # --------------------------------------------------------------------------------------- rows
 
     def encoded_label(self, classes: list[int]) -> object:
@@ -271,11 +297,28 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         return rows.select(balanced_rows(self.references(rows), seed=self.seed, epoch=epoch))
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
-        return self.as_predictions(self.probabilities(self.logits(model, batch)).cpu().numpy())
+        found = self.as_predictions(self.probabilities(self.logits(model, batch)).cpu().numpy())
+        return found if self.temperature is None else [{**it, "temperature": self.temperature} for it in found]
 
     def as_predictions(self, probabilities: NDArray[np.float32]) -> list[Prediction]:
-        """Predictions of rows by their probabilities, [rows, classes]."""
+        """Predictions of rows by the model's own probabilities, [rows, classes]; `told` gives those for its user."""
         return [{"prediction": int(p.argmax()), "probabilities": p} for p in probabilities]
+
+    def calibrated(
+        self, predictions: dict[str, list[Prediction]], references: References
+    ) -> tuple[Self, dict[str, list[Prediction]]]:
+        found = own_probabilities(predictions["validation"])
+        # Classes told each by itself are compared with thresholds, or as SigLIP's with each other
+        if self.is_multi_label or not np.allclose(found.sum(1), 1, atol=1e-3):
+            return self, predictions
+        temperature = fit_temperature(found, np.array(references))
+        stamped = {name: [{**it, "temperature": temperature} for it in rows] for name, rows in predictions.items()}
+        return replace(self, temperature=temperature), stamped
+
+    def told(self, predictions: Sequence[Prediction]) -> NDArray[np.float32]:
+        """Probabilities for a user to read, [rows, classes]: at the temperature that predictions are stamped with."""
+        found, temperature = own_probabilities(predictions), predictions[0].get("temperature", 1.0)
+        return found if temperature == 1.0 else tempered(found, temperature)
 
     def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, object]:
         best = np.argsort(-prediction["probabilities"], kind="stable")[:top_k].tolist()
@@ -285,7 +328,8 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     def with_probabilities(self, prediction: Prediction, classes: Sequence[int]) -> list[dict[str, object]]:
         """Names of classes and their probabilities."""
         # str() is the shortest text of a 32-bit number; as one of 64 bits it would have digits that mean nothing.
-        shown = [(self.class_names[i], float(str(prediction["probabilities"][i]))) for i in classes]
+        told = self.told([prediction])[0]
+        shown = [(self.class_names[i], float(str(told[i]))) for i in classes]
         return [{"label": name, "probability": probability} for name, probability in shown]
 
     def embed(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -304,11 +348,17 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         return class_row_scores(self.headline, chosen, np.array(references), probabilities)
 
     def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
-        probabilities = np.stack([p["probabilities"] for p in predictions])
-        values, details = classification(probabilities, np.array(references), self.class_names)
+        own, told, true = own_probabilities(predictions), self.told(predictions), np.array(references)
+        values, details = classification(own, true, self.class_names)
         row_scores = self.row_scores(predictions, references)
         low, high = self.interval(row_scores, intervals=intervals)
         interval = max(low, 0.0), min(high, 1.0)  # an influence may lead beyond
+        if intervals:
+            details["answered"] = answered(told.max(1), own.argmax(1) == true)
+        if (temperature := predictions[0].get("temperature")) is not None:
+            before, after = calibration(own, true), calibration(told, true)
+            values |= {"ece": after["ece"], "loss": after["loss"]}
+            details["calibration"] = {"temperature": temperature, "before": before, "after": after}
         values = {self.headline: float(row_scores[:, 0].mean()), **values}
         return Score(values, self.headline, interval, details)
 
@@ -332,7 +382,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         return {
             "prediction": [self.class_names[p["prediction"]] for p in predictions],
             "reference": [self.class_names[r] for r in references],
-            "probabilities": [p["probabilities"] for p in predictions],
+            "probabilities": [*self.told(predictions)],
         }
 
     @abstractmethod
@@ -348,11 +398,11 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
             [one if isinstance(one, list) else [one] for one in found[key]] for key in ("prediction", "reference")
         )
         wrong = [i for i in range(len(said)) if sorted(said[i]) != sorted(true[i])]
-        wrong.sort(key=lambda i: -self.confidence(predictions[i], references[i]))
+        wrong.sort(key=lambda i: -self.confidence(found["probabilities"][i], references[i]))
         numbers = {name: i for i, name in enumerate(self.class_names)}
 
         def answer(i: int) -> str:
-            shown = [f"{name} ({float(predictions[i]['probabilities'][numbers[name]]):.0%})" for name in said[i]]
+            shown = [f"{name} ({float(found['probabilities'][i][numbers[name]]):.0%})" for name in said[i]]
             return ", ".join(shown) or "none"
 
         return [
@@ -365,9 +415,14 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
             for i in wrong[:SHOWN_MISTAKES]
         ]
 
-    def confidence(self, prediction: Prediction, reference: Any) -> float:
+    def confidence(self, probabilities: NDArray[np.float32], reference: Any) -> float:
         """How sure of itself an answer is that is wrong."""
-        return float(prediction["probabilities"].max())
+        return float(probabilities.max())
+
+
+def own_probabilities(predictions: Sequence[Prediction]) -> NDArray[np.float32]:
+    """The model's own, [rows, classes]."""
+    return np.stack([p["probabilities"] for p in predictions])
 
 
 def weights_of(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import PretrainedConfig
 
@@ -25,10 +23,10 @@ from tltasks.data.label_lists import is_list
 from tltasks.data.splits import Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError
 from tltasks.metrics.multi_label import fit_thresholds, multi_label, multi_label_row_scores, ratio
-from tltasks.models.adapters import MULTI_LABEL, unwrap_model
+from tltasks.models.adapters import MULTI_LABEL
 from tltasks.results.result import Score
 from tltasks.tasks.base import Prediction, References, RowScores
-from tltasks.tasks.classes import ClassDataT, ClassificationTask, ClassStageT
+from tltasks.tasks.classes import ClassDataT, ClassificationTask, ClassStageT, own_probabilities
 
 THRESHOLD = 0.5
 """Where no validation split tells a better one."""
@@ -48,7 +46,6 @@ class MultiLabelTask(ClassificationTask[ModelT, ClassDataT, ClassStageT]):
         "auroc",
     )
     is_multi_label: ClassVar[bool] = True
-    settles: ClassVar[bool] = True
     label_feature: ClassVar[object] = datasets.List(datasets.Value("int32"))
     output_features: ClassVar[datasets.Features] = datasets.Features(
         {
@@ -64,7 +61,9 @@ class MultiLabelTask(ClassificationTask[ModelT, ClassDataT, ClassStageT]):
     def as_saved(self) -> Self:
         found = getattr(self.config, THRESHOLDS_KEY, None)
         known = isinstance(found, list) and len(found) == len(self.class_names) and self.plan.kind.head == "kept"
-        return dataclasses.replace(self, thresholds=tuple(map(float, found or ()))) if known else self
+        if not known:
+            vars(self.config).pop(THRESHOLDS_KEY, None)  # of an earlier head
+        return dataclasses.replace(super().as_saved(), thresholds=tuple(map(float, found or ())) if known else None)
 
     def data_notes(self, encoded: dict[str, EncodedSplit]) -> dict[str, list[str]]:
         notes = super().data_notes(encoded)
@@ -114,19 +113,15 @@ class MultiLabelTask(ClassificationTask[ModelT, ClassDataT, ClassStageT]):
         ]
 
     def settled(self, predictions: Sequence[Prediction], references: References) -> Self:
-        fitted = fit_thresholds(_probabilities(predictions), np.stack(references))
-        thresholds = tuple(float(f"{threshold:.6g}") for threshold in fitted)
-        config = copy.deepcopy(self.config)
-        config.update({THRESHOLDS_KEY: list(thresholds)})
-        return dataclasses.replace(self, thresholds=thresholds, config=config)
+        fitted = fit_thresholds(own_probabilities(predictions), np.stack(references))
+        return dataclasses.replace(self, thresholds=tuple(float(f"{threshold:.6g}") for threshold in fitted))
 
-    def save(self, folder: Path, model: nn.Module, *, adapter: bool) -> None:
-        if self.thresholds is not None:
-            unwrap_model(model).config.update({THRESHOLDS_KEY: list(self.thresholds)})
-        super().save(folder, model, adapter=adapter)
+    @property
+    def chosen(self) -> dict[str, object]:
+        return super().chosen | ({} if self.thresholds is None else {THRESHOLDS_KEY: list(self.thresholds)})
 
     def decided(self, predictions: list[Prediction]) -> list[Prediction]:
-        return self.as_predictions(_probabilities(predictions))
+        return self.as_predictions(own_probabilities(predictions))
 
     def to_output(self, prediction: Prediction, *, top_k: int) -> dict[str, object]:
         best = np.argsort(-prediction["probabilities"], kind="stable").tolist()
@@ -151,12 +146,12 @@ class MultiLabelTask(ClassificationTask[ModelT, ClassDataT, ClassStageT]):
 
     def row_scores(self, predictions: Sequence[Prediction], references: References) -> RowScores:
         chosen = self._matrix([p["prediction"] for p in predictions])
-        return multi_label_row_scores(self.headline, _probabilities(predictions), chosen, np.stack(references))
+        return multi_label_row_scores(self.headline, own_probabilities(predictions), chosen, np.stack(references))
 
     def score(self, predictions: Sequence[Prediction], references: References, *, intervals: bool) -> Score:
         chosen = self._matrix([p["prediction"] for p in predictions])
         values, details = multi_label(
-            _probabilities(predictions),
+            own_probabilities(predictions),
             chosen,
             np.stack(references),
             self.class_names,
@@ -172,9 +167,9 @@ class MultiLabelTask(ClassificationTask[ModelT, ClassDataT, ClassStageT]):
         true = [[self.class_names[i] for i in np.flatnonzero(reference)] for reference in references]
         return {"prediction": named, "reference": true, "probabilities": [p["probabilities"] for p in predictions]}
 
-    def confidence(self, prediction: Prediction, reference: Any) -> float:
+    def confidence(self, probabilities: NDArray[np.float32], reference: Any) -> float:
         """The row's loss."""
-        p = np.where(reference, prediction["probabilities"], 1 - prediction["probabilities"])
+        p = np.where(reference, probabilities, 1 - probabilities)
         return float(-np.log(np.clip(p, 1e-12, None)).mean())
 
     @property
@@ -187,10 +182,6 @@ class MultiLabelTask(ClassificationTask[ModelT, ClassDataT, ClassStageT]):
         for row, own in enumerate(labels):
             found[row, list(own)] = 1
         return found
-
-
-def _probabilities(predictions: Sequence[Prediction]) -> NDArray[np.float32]:
-    return np.stack([p["probabilities"] for p in predictions])
 
 
 def are_many(

@@ -228,12 +228,19 @@ def drawn_rows(n_rows: int, most: int | None, *, seed: int) -> list[int]:
 
 
 def settle(
-    task: TaskBase, predictions: dict[str, list[Prediction]], splits: Mapping[str, EncodedSplit]
+    task: TaskBase,
+    predictions: dict[str, list[Prediction]],
+    splits: Mapping[str, EncodedSplit],
+    *,
+    calibrates: bool = False,
 ) -> tuple[TaskBase, dict[str, list[Prediction]]]:
     """The task with what it chooses on `validation`, if that is among the splits, and predictions by that choice."""
-    if "validation" in predictions:
-        task = task.settled(predictions["validation"], task.references(splits["validation"].rows))
-    return task, {name: task.decided(predicted) for name, predicted in predictions.items()}
+    if "validation" not in predictions:
+        return task, {name: task.decided(predicted) for name, predicted in predictions.items()}
+    references = task.references(splits["validation"].rows)
+    task = task.settled(predictions["validation"], references)
+    found = {name: task.decided(predicted) for name, predicted in predictions.items()}
+    return task.calibrated(found, references) if calibrates else (task, found)
 
 
 def score_beside_baselines(

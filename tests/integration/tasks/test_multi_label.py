@@ -112,7 +112,7 @@ def test_what_is_saved_answers_as_recorded_here_and_in_transformers(
     found = recorded(output, stage.name)
     p, truth = np.array(found["probabilities"]), indicator(found["reference"], names)
     values = stage.metrics["test"].values
-    assert list(values) == ["mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy", "loss"]
+    assert list(values) == ["mean_average_precision", "micro_f1", "macro_f1", "subset_accuracy", "ece", "loss"]
     assert values["mean_average_precision"] == pytest.approx(average_precision_score(truth, p, average="macro"))
     chosen = indicator(found["prediction"], names)
     assert values["micro_f1"] == pytest.approx(f1_score(truth, chosen, average="micro", zero_division=0))

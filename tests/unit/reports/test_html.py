@@ -12,7 +12,7 @@ from PIL import Image
 
 from tltasks.reports import charts
 from tltasks.reports import html as report
-from tltasks.reports.html import LARGEST_MATRIX, describe_errors, write_report
+from tltasks.reports.html import LARGEST_MATRIX, describe_errors, sureness, write_report
 from tltasks.results.comparison import compare_headline
 from tltasks.results.result import (
     Headline,
@@ -394,6 +394,19 @@ def test_of_a_single_point_nothing_is_drawn(tmp_path: Path) -> None:
     page = Page(written(tmp_path, run, [*rows, more]))
     assert [a["alt"] for tag, a in page.tags if tag == "img"] == ["Word error rate by step", "learning rate by step"]
     assert Page(written(tmp_path, run, rows[-1:] + logged("other"))).count("img") == 0
+
+
+def test_how_sure_it_is() -> None:
+    assert sureness({}) is None
+    points = [
+        {"coverage": i / 9, "threshold": 1 - i / 20, "accuracy": 0.9, "low": 0.8, "high": 1.0} for i in range(1, 10)
+    ]
+    assert sureness({"answered": points[:1]}) is None
+    found = sureness({"answered": points})
+    assert found is not None
+    assert [round(9 * it["coverage"]) for it in found.shown] == [1, 3, 5, 7, 9]
+    assert found.calibration == {}
+    assert "<svg" in found.figure
 
 
 def test_errors_are_sorted_and_coloured_by_share_of_the_class() -> None:

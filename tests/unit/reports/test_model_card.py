@@ -347,6 +347,30 @@ def test_classes_that_were_hardly_or_never_tested_are_told(tmp_path: Path) -> No
     assert "1 of the 10 classes is not in test" in card
 
 
+@pytest.mark.parametrize("adapter", [True, False])
+def test_calibration_is_told_and_applied_by_the_code(tmp_path: Path, adapter: bool) -> None:
+    best, numbers = score(0.9), {"ece": 0.11, "loss": 0.71, "brier": 0.31}
+    points = [(0.2, 0.99, 0.97), (0.6, 0.9, 0.95), (1.0, 0.3, 0.9)]
+    best.details["answered"] = [
+        {"coverage": share, "threshold": limit, "accuracy": right, "low": right - 0.02, "high": right + 0.02}
+        for share, limit, right in points
+    ]
+    made, plan = result_of(stage({"test": best})), plan_of(tmp_path)
+    plain = snippet(render_card(made, plan, adapter=adapter, repo="ada/x"))
+    assert "calibration_temperature" not in plain
+    best.details["calibration"] = {"temperature": 1.0, "before": numbers, "after": numbers}
+    card = render_card(made, plan, adapter=adapter, repo="ada/x")
+    assert snippet(card) == plain
+    assert "a temperature fitted to validation would not have made it better." in card
+    best.details["calibration"] = {"temperature": 2.5, "before": numbers, "after": {**numbers, "loss": 0.52}}
+    card = render_card(made, plan, adapter=adapter, repo="ada/x")
+    assert "log loss is 0.520 and its Brier score 0.310. These are of logits divided by 2.500" in card
+    assert "have 0.110, 0.710 and 0.310." in card
+    assert "config.calibration_temperature" in snippet(card)
+    compile(snippet(card), "card", "exec")
+    assert "60 % of test (a probability of 0.900 or more), its accuracy is 0.950 (0.930 to 0.970)" in card
+
+
 def test_without_a_test_split_the_headline_is_called_optimistic(tmp_path: Path) -> None:
     result = result_of(stage({"validation": score(0.978)}), judged="validation")
     card = render_card(result, plan_of(tmp_path), adapter=True, repo="ada/x")

@@ -30,6 +30,7 @@ from tltasks.data.near_duplicates import Likeness
 from tltasks.data.splits import LANGUAGE, Columns, EncodedSplit, Split, located, row_title
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics import error_rate
+from tltasks.metrics.calibration import expected_calibration_error
 from tltasks.metrics.scripts import writes_without_spaces
 from tltasks.models.adapters import find_lora_targets, unwrap_model
 from tltasks.models.frozen_transformer import wrap_for_speech
@@ -58,7 +59,7 @@ from tltasks.tasks.speech.prompted import PromptedRecogniser, makes_requests, ta
 from tltasks.tasks.speech.recognition import Recogniser, Transcript, family, given_keys, open_processor
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
 from tltasks.tasks.speech.transducer import TransducerRecogniser
-from tltasks.tasks.speech.words import Calibration, Word, calibration_error, within_speech
+from tltasks.tasks.speech.words import Calibration, Word, within_speech
 
 Plan = StagePlan[SpeechModel, SpeechData, SpeechStage]
 CALIBRATION = "word_confidence"
@@ -534,7 +535,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         return {
             "words": len(right),
             "right": float(right.mean()),
-            "calibration_error": calibration_error(told, right),
+            "calibration_error": expected_calibration_error(told, right),
             "auroc": float(roc_auc_score(right, shares)),
         }
 

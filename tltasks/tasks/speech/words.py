@@ -131,16 +131,6 @@ class Calibration:
         return found
 
 
-def calibration_error(told: Floats, right: NDArray[np.bool_], *, bins: int = 15) -> float:
-    """Mean gap between confidence and the share that is right, over equal-width bins.
-
-    Source: Guo et al., https://arxiv.org/abs/1706.04599, equation 3.
-    """
-    own = np.minimum((told * bins).astype(int), bins - 1)
-    gaps = np.abs(np.bincount(own, told, bins) - np.bincount(own, right, bins))
-    return float(gaps.sum() / len(told))
-
-
 def _odds(shares: Floats) -> Floats:
     found: Floats = logit(np.clip(shares, 1e-6, 1 - 1e-6))
     return found

@@ -57,7 +57,8 @@ def probabilities_by_transformers(model: Any, folder: Path, data: Path) -> np.nd
     rows = datasets.load_dataset("parquet", data_files={"test": str(data / "test.parquet")}, split="test")
     inputs = processor([row["image"].convert("RGB") for row in rows], return_tensors="pt")
     with torch.inference_mode():
-        return model.eval()(pixel_values=inputs["pixel_values"]).logits.softmax(-1).numpy()
+        logits = model.eval()(pixel_values=inputs["pixel_values"]).logits
+    return (logits / getattr(model.config, "calibration_temperature", 1.0)).softmax(-1).numpy()
 
 
 def test_every_architecture_is_here() -> None:

@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from tests.tiny import speech
+from tltasks.metrics.calibration import expected_calibration_error
 from tltasks.tasks.speech.words import (
     Calibration,
     alignment_heads,
-    calibration_error,
     ctc_tokens,
     first_steps,
     steps_by_attention,
@@ -114,7 +114,12 @@ def test_confidence_becomes_the_share_that_is_right() -> None:
     right = drawn.random(4000) < shares**3  # the model is too sure
     fitted = Calibration.fit(shares[:2000], right[:2000])
     told = fitted(shares[2000:])
-    assert calibration_error(told, right[2000:]) < 0.04 < 0.15 < calibration_error(shares[2000:], right[2000:])
+    assert (
+        expected_calibration_error(told, right[2000:])
+        < 0.04
+        < 0.15
+        < expected_calibration_error(shares[2000:], right[2000:])
+    )
     assert (np.argsort(told) == np.argsort(shares[2000:])).all()
     few = Calibration.fit(np.array([0.5]), np.array([True]))
     assert few(np.array(0.5)) == pytest.approx(0.5, abs=0.15)
