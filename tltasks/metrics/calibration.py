@@ -19,7 +19,7 @@ LARGEST_LOG = 3.0
 """Bound of a temperature's logarithm, to both sides."""
 WORTH = 1.0
 """Log-likelihood of the validation rows that a temperature other than 1 must win (Akaike's criterion)."""
-COVERAGES = tuple(i / 20 for i in range(1, 21))
+POINTS = 20
 
 
 def tempered(probabilities: Floats, temperature: float) -> NDArray[np.float32]:
@@ -94,10 +94,9 @@ def answered(confidence: Floats, right: NDArray[np.bool_]) -> list[dict[str, flo
     https://jmlr.org/papers/v11/el-yaniv10a.html (the curve of risk and coverage, its other way round).
     """
     ordered, points = np.sort(np.asarray(confidence, np.float64))[::-1], []
-    places = np.ceil(np.array(COVERAGES) * len(ordered)).astype(int) - 1
-    for threshold in sorted({float(ordered[place]) for place in places}, reverse=True):
+    for threshold in np.unique([ordered[-(-len(ordered) * i // POINTS) - 1] for i in range(1, POINTS + 1)])[::-1]:
         some = right[confidence >= threshold]
         low, high = score_interval(np.stack([some, np.ones(len(some))], axis=1).astype(np.float64), most=1.0)
-        at = {"threshold": threshold, "coverage": len(some) / len(right), "accuracy": float(some.mean())}
+        at = {"threshold": float(threshold), "coverage": len(some) / len(right), "accuracy": float(some.mean())}
         points.append(at | {"low": low, "high": high})
     return points

@@ -104,7 +104,6 @@ class Sureness:
     calibration: dict[str, Any]
     """Empty where no temperature was fitted."""
     shown: list[dict[str, float]]
-    """Some points of the curve."""
     figure: str
 
 
