@@ -64,10 +64,13 @@ def traces(secret: str, *places: Path | bytes | str) -> list[str]:
     return found
 
 
-def in_processes(count: int, recipe: Path, output: Path, *flags: object, stop_at_step: int | None = None) -> str:
+def in_processes(
+    count: int, recipe: Path, output: Path, *flags: object, stop_at_step: int | None = None, code: str = ""
+) -> str:
     """`tltasks run` in `count` processes that talk over gloo: what they said; ended by an error, it is one.
 
-    Told to stop once they have made so many steps, they are to end with a status.
+    Told to stop once they have made so many steps, they are to end with a status. `code` is run instead of the command,
+    whose words it finds in `sys.argv`.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -78,6 +81,7 @@ def in_processes(count: int, recipe: Path, output: Path, *flags: object, stop_at
         shared_host().start(
             output.with_name(f"{output.name}-{rank}{'-resumed' * output.exists()}.log"),
             *("run", recipe, "--output", output, *flags),
+            code=code,
             variables={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(count)

@@ -102,7 +102,8 @@ class Stage(Section, Generic[ModelT, DataT]):
     batch_size: PositiveInt = 32
     """Examples per optimiser step, over all devices together."""
     micro_batch: Literal["auto"] | PositiveInt = "auto"
-    """Examples per forward pass on a device: speed and memory, never results. auto: as many as fit."""
+    """Examples per forward pass on a device: speed and memory, never results. auto: on an accelerator the number that is
+    found to be fastest within its memory, on a CPU as many as keep it busy; halved where memory does not suffice."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False

@@ -257,6 +257,8 @@ def _begun_at_random(names: list[str]) -> str:
 def _micro_batch(training: TrainingSummary) -> str:
     asked = training.micro_batch
     size = "a size that suits the device" if asked == "auto" else f"at most {asked}"
+    size += f", at most {training.pass_rows} rows" if asked == "auto" and training.pass_rows else ""
+    size += f", found by doubling the usual one {training.doublings} times" if training.doublings else ""
     return size + (f", halved {training.halvings} times for want of memory" if training.halvings else "")
 
 

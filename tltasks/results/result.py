@@ -168,6 +168,10 @@ class TrainingSummary:
     micro_batch: int | str | None = None
     halvings: int = 0
     """How often micro-batches were halved because memory did not suffice."""
+    doublings: int = 0
+    """How often the usual micro-batch was doubled, as that was found to be faster on the device."""
+    pass_rows: int | None = None
+    """Most rows of a forward pass of one process."""
     learning_rate: float | None = None
     keep: str = "best"
     l2: float | None = None

@@ -372,6 +372,7 @@ def _loop(
         on_evaluation=on_evaluation,
         evaluate=evaluate if "validation" in stage.encoded else None,
         advise=lambda halvings, asked: advise(context, stage, job, model, halvings=halvings, asked=asked),
+        say=lambda text: context.say(plan, text),
     )
     trained, total = count_parameters(model)
     context.say(
@@ -388,7 +389,7 @@ def _loop(
     # By now the model has kept what it keeps of passes of these shapes, with numbers in it.
     parts: Parts = {}
     if is_large(model):
-        parts = expect_memory(context, job, model, before=before[0], built=before[1], halvings=progress.halvings)
+        parts = expect_memory(context, job, model, before=before[0], built=before[1], halvings=progress.net_halvings)
     return _Trained(progress, expected_memory=parts, peak_memory=highest)
 
 
@@ -648,6 +649,8 @@ def _describe_training(
         batch_size=None if fit else keys.batch_size,
         micro_batch=None if fit else keys.micro_batch,
         halvings=progress.halvings,
+        doublings=progress.doublings or 0,
+        pass_rows=progress.pass_rows or None,
         learning_rate=keys.learning_rate,
         keep=keys.keep,
         l2=fit.l2 if fit else None,

@@ -150,6 +150,11 @@ def pass_budget(device: torch.device, cpu_batch_budget: int) -> int:
     return cpu_batch_budget if device.type == "cpu" else 16 * cpu_batch_budget
 
 
+def gains_by_size(device: torch.device) -> bool:
+    """Tell where larger passes than the usual may be faster: a CPU is busy with those, and keeps its numbers."""
+    return device.type != "cpu"
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory used so far: of the device where it counts it, otherwise of this process."""
     return max(_peak(device), _highest.get(device.type, 0))

@@ -41,10 +41,19 @@ class Progress:
     evaluations_without_gain: int = 0
     halvings: int = 0
     """How often micro-batches were halved because memory did not suffice."""
+    doublings: int | None = None
+    """How often the usual micro-batch was doubled, as that was found to be faster; None before that was looked into."""
+    pass_rows: int = 0
+    """Most rows of a forward pass of one process."""
     seconds: float = 0.0
     examples: int = 0
     ended: str = ""
     """Why training ended; empty while it goes on."""
+
+    @property
+    def net_halvings(self) -> int:
+        """How often micro-batches are halved from the usual size on; below zero where they are doubled."""
+        return self.halvings - (self.doublings or 0)
 
     def improve(self, value: float, loss: float, *, higher_is_better: bool) -> bool:
         """Take note of an evaluation; whether it is the best so far, by its value and then by its loss."""

@@ -31,6 +31,7 @@ from tltasks.models.fast_steps import fast_steps
 from tltasks.runtime.devices import (
     Resident,
     bytes_asked,
+    gains_by_size,
     is_out_of_memory,
     on_main_process,
     pass_budget,
@@ -50,7 +51,8 @@ from tltasks.training.checkpoint import (
     optimizer_state,
     step_name,
 )
-from tltasks.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor
+from tltasks.training.micro_batches import LEAST_STEPS, Found, Passes, buffers_kept, doublings_of_whole, fastest
+from tltasks.training.optimizer import MovingAverage, build_optimizer, learning_rate_factor, state_bytes
 from tltasks.training.regularization import Regularization
 from tltasks.training.side_by_side import LANES, Lanes, is_known
 from tltasks.training.tracking import Tracker
@@ -91,6 +93,7 @@ class Job:
     """Whether `head` is of this stage's making, and not of the checkpoint."""
     advise: Callable[[int, int], str] = lambda halvings, asked: "Set a smaller micro_batch."
     """What to do where memory does not suffice, with micro-batches halved so often, for so many bytes."""
+    say: Callable[[str], None] = lambda text: None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -180,6 +183,10 @@ class _Training:
         self.resident = Resident(accelerator.device)
         self.rows = job.rows
         """Those of the epoch, which numbers in a step's rows are places among."""
+        self.lengths: Rows | None = None
+        self.passes = Passes(accelerator, job.task.loss, model, job.frozen_batch_norm, is_out_of_memory)
+        self.proven = 0
+        """Size of the largest micro-batch that memory has sufficed for on this process."""
 
     # ------------------------------------------------------------------------------------------ a step
 
@@ -191,11 +198,15 @@ class _Training:
         job, accelerator = self.job, self.accelerator
         epoch, start = divmod(self.progress.step, job.steps_per_epoch)
         self.rows = job.task.epoch_rows(job.rows, epoch=epoch)
+        lengths = job.task.lengths(self.rows)
+        self.lengths = None if lengths is None else np.asarray(lengths, dtype=np.int64)
         plan = _plan(job, self.rows, epoch=epoch, least=self.least)[start:]
-        lanes = LANES if self.lanes is not None else 1
-        halvings = self.progress.halvings
-        divide = _divider(accelerator, job, self.rows, halvings=halvings, least=self.least, lanes=lanes)
-        divided = [divide(rows) for rows in plan]
+        if self.progress.doublings is None:
+            self.progress.doublings = self._find_doublings(plan, epoch=epoch)
+        divided = self._divide(plan, self.progress.net_halvings)
+        while accelerator.num_processes > 1 and not self._suffices_for(divided, epoch=epoch):
+            divided = self._divide(plan, self.progress.net_halvings)
+        self.progress.pass_rows = max([self.progress.pass_rows, *(len(piece) for own in divided for piece in own)])
         pieces = [own or [rows[: self.least]] for own, rows in zip(divided, plan, strict=True)]
         batches = read_batches(
             partial(job.task.collate_train, self.rows, epoch=epoch),
@@ -286,21 +297,85 @@ class _Training:
             + left
         )
 
-    def _halve_micro_batches(self, *, can_halve: bool, asked: int) -> None:
+    def _halve_micro_batches(self, *, can_halve: bool, asked: int, together: bool = False) -> None:
         """Read on in smaller micro-batches; raises TrainingError where that is not possible.
 
-        Several processes cannot do it: the others wait in a collective operation that this one will not reach.
+        Several processes can only `together`: in a step the others wait for this one in a collective operation.
         """
         where = f"stage {self.job.name}: out of memory at step {self.progress.step + 1}"
         if (n_rows := self.job.stage.rows_per_loss) is not None:
             where += f", with {n_rows} examples that share a loss: a smaller `loss_group` changes results"
         elif not can_halve:
             where += ", with one example at a time"
-        if n_rows is not None or self.accelerator.num_processes > 1 or not can_halve:
+        if n_rows is not None or not (together or self.accelerator.num_processes == 1) or not can_halve:
             raise TrainingError(f"{where}. {self.job.advise(self.progress.halvings, asked)}")
         self.progress.halvings += 1
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    # --------------------------------------------------------------------------- size of micro-batches
+
+    def _divide(self, plan: list[Rows], halvings: int) -> list[list[Rows]]:
+        """This process's micro-batches of each step."""
+        lanes = LANES if self.lanes is not None else 1
+        divide = _divider(self.accelerator, self.job, self.rows, halvings=halvings, least=self.least, lanes=lanes)
+        return [divide(rows) for rows in plan]
+
+    def _find_doublings(self, plan: list[Rows], *, epoch: int) -> int:
+        """How often the usual micro-batch is doubled on an accelerator; the same on all processes."""
+        job, accelerator, stage = self.job, self.accelerator, self.job.stage
+        is_open = stage.micro_batch == "auto" and stage.rows_per_loss is None and not stage.compile
+        pays = gains_by_size(accelerator.device) and job.total_steps - self.progress.step >= LEAST_STEPS
+        if not (is_open and pays and self.passes.are_possible):
+            return 0
+        share = math.ceil(stage.batch_size / accelerator.num_processes)
+        longest = 1 if self.lengths is None else int(self.lengths.max())
+        budget = pass_budget(accelerator.device, job.task.cpu_training_budget)
+        most = doublings_of_whole(share=share, longest=longest, budget=budget)
+        work = (job.task.tag, accelerator.mixed_precision, stage.gradient_checkpointing, share, longest)
+        found = Found(accelerator.device, self.model, *work)
+        kept = found.read()
+        if self.passes.most(0.0 if kept is not None else 1.0) == 0:  # none has to look
+            return int(-self.passes.most(-float(kept or 0)))
+
+        def seconds(doublings: int) -> float:
+            divided = self._divide(plan, -doublings)
+            largest = self._largest(divided)  # first, which tells whether it fits, and makes the device ready
+            if self._seconds([] if largest is None else [largest], epoch=epoch) == math.inf:
+                return math.inf
+            return self._seconds(divided[0] or [plan[0][: self.least]], epoch=epoch)
+
+        known = fastest(seconds, most=most)
+        found.write(known)
+        job.say(f"forward passes of {2**known} times the usual size are the fastest that fit")
+        return known
+
+    def _suffices_for(self, divided: list[list[Rows]], *, epoch: int) -> bool:
+        """See that memory suffices for the largest micro-batch of each process; if not, all go on with smaller ones."""
+        largest = self._largest(divided) if self.job.stage.rows_per_loss is None else None
+        if not self.passes.are_possible:
+            return True
+        size = 0 if largest is None else self._size(largest)
+        if self._seconds([] if largest is None or size <= self.proven else [largest], epoch=epoch) < math.inf:
+            self.proven = max(self.proven, size)
+            return True
+        can_halve = self.passes.most(float(0 if largest is None else len(largest))) >= 2 * self.least
+        self._halve_micro_batches(can_halve=can_halve, asked=0, together=True)
+        return False
+
+    def _seconds(self, pieces: list[Rows], *, epoch: int) -> float:
+        """Time of passes that leave no trace, on the slowest process; infinite where memory does not suffice on one."""
+        job, reserve = self.job, 0
+        if not self.optimizer.state:  # which it will ask for in the first step
+            reserve = state_bytes(self.model, job.stage, head=job.head)
+        batches = [job.task.collate_train(self.rows, piece.tolist(), epoch=epoch) for piece in pieces]
+        return self.passes.seconds(batches, reserve=reserve)
+
+    def _largest(self, divided: list[list[Rows]]) -> Rows | None:
+        return max((piece for own in divided for piece in own), key=self._size, default=None)
+
+    def _size(self, piece: Rows) -> int:
+        return len(piece) * (1 if self.lengths is None else int(self.lengths[piece].max()))
 
     def agree(self, *flags: bool) -> list[bool]:
         """The flags that any process has set."""
@@ -438,14 +513,14 @@ def _divider(
 ) -> Callable[[Rows], list[Rows]]:
     """A function from a step's rows to the micro-batches of this process, of which there may be none.
 
-    They are smaller where several are in memory at once, in so many `lanes`.
+    They are smaller where several are in memory at once, in so many `lanes`; with `halvings` below zero larger.
     """
     stage, world = job.stage, accelerator.num_processes
     share = math.ceil(stage.batch_size / world)
-    max_rows = math.ceil(
-        (share if stage.micro_batch == "auto" else min(stage.micro_batch, share)) / 2**halvings / lanes
-    )
-    budget = max(1, pass_budget(accelerator.device, job.task.cpu_training_budget) // lanes >> halvings)
+    max_rows = share if stage.micro_batch == "auto" else min(stage.micro_batch, share)
+    max_rows = math.ceil(max_rows / 2 ** max(0, halvings) / lanes)
+    budget = pass_budget(accelerator.device, job.task.cpu_training_budget) // lanes
+    budget = max(1, budget >> halvings if halvings >= 0 else budget << -halvings)
     return partial(
         micro_batches,
         world=world,
@@ -483,18 +558,12 @@ def _beside(name: str) -> str:
 def _unreached(accelerator: Accelerator, job: Job, model: nn.Module, rows: list[int]) -> set[str]:
     batch = job.task.collate_train(job.rows, rows, epoch=0)
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
-    held = [
-        (m, name, b, b.detach().clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None
-    ]
-    loss = job.task.loss(model, send_to_device(batch, accelerator.device))
-    if loss.requires_grad:  # else it reaches none
-        loss.backward()  # type: ignore[no-untyped-call]
+    with buffers_kept(model):
+        loss = job.task.loss(model, send_to_device(batch, accelerator.device))
+        if loss.requires_grad:  # else it reaches none
+            loss.backward()  # type: ignore[no-untyped-call]
     unused = {name for name, p in trained(model) if p.grad is None}
     model.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for module, name, buffer, values in held:
-            buffer.copy_(values)
-            module._buffers[name] = buffer  # ConViT puts another in its place, of the images' size (timm 1.0.31)
     return unused
 
 
