@@ -31,7 +31,7 @@ from tltasks.experiments.search_space import Search
 ROOT = Path(tltasks.__file__).parents[1]
 COUNTED = {
     "recipes run": 9,
-    "recipes checked": 11,
+    "recipes checked": 12,
     "commands run": 24,
     "commands checked": 40,
     "python run": 8,

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from tltasks.config.section import Conflict, FileName, HeldOut, Name, Named, PositiveFloat, PositiveInt, Section, Share
 
-BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text")
+BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text", "webdataset")
 """Names of data sets that are read from local files by the datasets library."""
 
 
@@ -195,6 +195,11 @@ class Data(Source):
     without them (note); their near-duplicates left out of train (drop); refused (error); not looked for (off)."""
     max_bad_share: Share = 0.01
     """Share of a split's examples that may be unreadable; they are named, counted and left out. More is an error."""
+    streaming: bool = False
+    """Read the training split from its shards (parquet, JSON lines or webdataset; on the Hub or here) as training
+    comes to them, rather than store it: memory and disk hold `shuffle_buffer` rows. docs/data.md says what it asks."""
+    shuffle_buffer: PositiveInt = 10_000
+    """streaming: rows that are shuffled together, as they lie in the shards, whose order is drawn for each epoch."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Loader processes per device. Unset: none on a CPU, up to 8 beside an accelerator."""
 
@@ -212,8 +217,32 @@ class Data(Source):
             yield Conflict(f"the builder `{self.name}` needs `dir` or `files`", ("name",))
         for name in sorted(self.extra_test.keys() & {"train", "validation", "test"}):
             yield Conflict(f"`{name}` is the name of a split; choose another", ("extra_test", name))
+        if self.streaming:
+            yield from self._of_streaming()
+        elif self.name == "webdataset":
+            yield Conflict("`webdataset` is read with `streaming: true`", ("name",))
+        elif "shuffle_buffer" in self.model_fields_set and self.shuffle_buffer != 10_000:
+            yield Conflict("`shuffle_buffer` is a key of `streaming: true`", ("shuffle_buffer",))
         if self.extra_train and splits.train is None:
             yield Conflict("further rows to train on need a split of `data` itself, too", ("splits", "train"))
+
+    def _of_streaming(self) -> Iterator[Conflict]:
+        """Keys that would need all rows at once."""
+        columns, splits = getattr(self, "columns", None), self.splits
+        whole = "reads its rows as they come; "
+        if splits.shares:
+            yield Conflict(f"`streaming` {whole}no share of them can be held out: name splits", ("splits",))
+        if splits.train is None or re.search(r"[\[+]", splits.train):
+            yield Conflict(f"`streaming` {whole}it takes one whole split", ("splits", "train"))
+        if splits.train in (splits.validation, splits.test):
+            yield Conflict(f"`streaming` {whole}they are not scored: name other splits", ("splits",))
+        keys = {"shots": self.shots, "extra_train": self.extra_train, "relabel": getattr(self, "relabel", None)}
+        keys |= {"leaks": self.leaks in {"drop", "error"}, "multi_label": getattr(self, "multi_label", None) is True}
+        keys["label_delimiter"] = getattr(self, "label_delimiter", None)
+        for key in (key for key, value in keys.items() if value):
+            yield Conflict(f"`{key}` needs all training rows at once; leave it out, or `streaming`", (key,))
+        if getattr(columns, "language", None) or isinstance(getattr(columns, "label", None), list):
+            yield Conflict("`streaming` takes no column of languages and one column of labels", ("columns",))
 
     def source_of(self, extra: ExtraTest | ExtraTrain) -> Source:
         """Source of further rows: what it does not say is said here."""

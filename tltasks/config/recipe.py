@@ -134,9 +134,26 @@ class Recipe(Section):
         if stage.loops and not stage.draws_rows and len(set(data.source_weights)) > 1:
             text = f"stage {at[1]} ({stage.stage}) draws rows by their class: leave out the weights of `extra_train`"
             yield Conflict(text, (*place, "extra_train"), grounds)
+        if stage.trains and data.streaming:
+            yield from _of_streaming(stage, data, at)
         if stage.trains and data.splits.train is None:
             text = f"stage {at[1]} ({stage.stage}) trains and needs a split to train on"
             yield Conflict(text, (*place, "splits", "train"), grounds)
+
+
+def _of_streaming(stage: Stage, data: Data, at: KeyPath) -> Iterator[Conflict]:
+    """Keys of a stage that would need all its rows at once."""
+    keys = {
+        "stage": None if stage.loops else stage.stage,
+        "class_weights": "auto" if getattr(stage, "class_weights", None) == "auto" else None,
+        "sampling": "balanced" if getattr(stage, "sampling", None) == "balanced" else None,
+    }
+    for key, value in keys.items():
+        if value is not None:
+            text = f"`{key}: {value}` needs all training rows at once, and `data.streaming` reads them as they come"
+            yield Conflict(text, (*at, key))
+    if data.shuffle_buffer < stage.batch_size:
+        yield Conflict(f"`batch_size` {stage.batch_size} exceeds `data.shuffle_buffer`", (*at, "batch_size"))
 
 
 def _class_of(stage: Stage, key: str) -> type[Section]:

@@ -102,7 +102,7 @@ class Stage(Section, Generic[ModelT, DataT]):
     batch_size: PositiveInt = 32
     """Examples per optimiser step, over all devices together."""
     micro_batch: Literal["auto"] | PositiveInt = "auto"
-    """Examples per forward pass on a device: speed and memory, never results. auto: on an accelerator the number that is
+    """Examples per forward pass on a device: speed and memory, never results. auto: on an accelerator as many as are
     found to be fastest within its memory, on a CPU as many as keep it busy; halved where memory does not suffice."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""

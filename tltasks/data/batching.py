@@ -18,9 +18,16 @@ MOST_GROUPED = 50
 
 
 def plan_epoch(
-    n_rows: int, *, batch_size: int, seed: int, epoch: int, least: int = 1, lengths: Sequence[int] | None = None
+    n_rows: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    window: int = 0,
+    least: int = 1,
+    lengths: Sequence[int] | None = None,
 ) -> list[Rows]:
-    """The rows of each step of an epoch, every row once; the last step may be smaller.
+    """The rows of each step of an epoch, or of one window of it, every row once; the last step may be smaller.
 
     One of fewer rows than `least` takes some of the step before it. With `lengths`, rows alike in length share a step.
 
@@ -31,7 +38,7 @@ def plan_epoch(
     >>> [step.tolist() for step in plan_epoch(17, batch_size=2, seed=0, epoch=0, lengths=range(17))]
     [[16, 13], [11, 10], [14, 9], [7, 5], [12, 6], [3, 2], [4, 0], [8, 1], [15]]
     """
-    random = np.random.default_rng((seed, epoch))
+    random = np.random.default_rng((seed, epoch, window) if window else (seed, epoch))
     order = random.permutation(n_rows)
     if lengths is not None:
         sizes = np.asarray(lengths, dtype=np.int64)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tarfile import TarError
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from datasets.arrow_writer import ArrowWriter
+from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 
 from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
 from tltasks.data.near_duplicates import Likeness, MarkedRows
 from tltasks.data.splits import LANGUAGE, SOURCE, Columns, EncodedSplit, Split, row_path, row_words
-from tltasks.errors import DataError
+from tltasks.data.streaming import START, Place
+from tltasks.errors import DataError, first_line
+from tltasks.runtime.files import whole_file
 from tltasks.runtime.progress import Bar
 
 ROWS_AT_ONCE = 64
@@ -22,6 +30,8 @@ FEWEST_ROWS = 512
 """Rows of each process that pay for starting it."""
 MOST_SHOWN = 10
 MARK = "mark"
+OWN = {"row": datasets.Value("int64"), **dict.fromkeys(("path", "error"), datasets.Value("string"))}
+"""Columns of every encoded row."""
 
 
 def encode_split(
@@ -34,14 +44,62 @@ def encode_split(
     media: str | None = None,
     likeness: Likeness | None = None,
     processes: int | None = None,
+    batch_size: int = 1,
 ) -> EncodedSplit:
     """Encode a split once; the next run with the same rows, files of its column `media` and `key` finds it cached.
 
     `encode` maps a batch of examples (with `row`, the row's number) to a batch with columns `features`; a row that
     cannot be read has its reason in the column `error`. With `likeness` rows are marked, so that near-duplicates can be
-    found. Raises DataError when more than `max_bad_share` cannot be read.
+    found. Raises DataError when more than `max_bad_share` cannot be read. Of a split that is streamed the first window
+    is encoded, which holds whole steps of `batch_size`.
     """
-    kept = {name: split.rows.features[name] for name in (SOURCE, LANGUAGE) if name in split.rows.features}
+    if split.stream is not None:
+        write = partial(Windows, split, batch_size=batch_size, max_bad_share=max_bad_share)
+        return _stream(split, encode, features, write, key=key, media=media)
+    kept = _kept(split)
+    processes = processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None
+    encode = encode if processes else _told(encode, split)
+    encode_batch = _by_batch(split, encode, kept, media=media, likeness=likeness)
+    parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media), likeness is None)
+    cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded" / f"{cached}.arrow"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    marked = {} if likeness is None else {MARK: datasets.Value("binary")}
+    encoded = split.rows.map(
+        encode_batch,
+        with_indices=True,
+        batched=True,
+        batch_size=ROWS_AT_ONCE,
+        writer_batch_size=ROWS_AT_ONCE,
+        remove_columns=split.rows.column_names,
+        features=datasets.Features({**features, **kept, **OWN, **marked}),
+        new_fingerprint=cached,
+        cache_file_name=str(file),
+        num_proc=processes,
+        desc=f"encoding {split.name}",
+    )
+    if encoded.data.column("path").null_count == len(encoded):
+        encoded = encoded.remove_columns("path")
+    bad, skipped = _bad_rows(encoded, split, max_bad_share)
+    if skipped:
+        encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
+    rows, marks = encoded.remove_columns(["error", *marked]), encoded.select_columns(list(marked)) if marked else None
+    return EncodedSplit(split.name, rows, split.origin, skipped, _content_digest(encoded), split.place, marks)
+
+
+def _kept(split: Split) -> dict[str, object]:
+    return {name: split.rows.features[name] for name in (SOURCE, LANGUAGE) if name in split.rows.features}
+
+
+def _by_batch(
+    split: Split,
+    encode: Callable[[Columns], Columns],
+    kept: Mapping[str, object],
+    *,
+    media: str | None,
+    likeness: Likeness | None = None,
+) -> Callable[[Columns, list[int]], Columns]:
+    """A function from a batch of rows and their numbers to all columns of encoded rows."""
 
     def encode_batch(batch: Columns, row: list[int]) -> Columns:
         found = encode({**batch, "row": row})
@@ -56,34 +114,98 @@ def encode_split(
         whole = {name: [examples[n][name] for n in found["row"]] for name in batch if name not in found}
         return {**made, MARK: likeness.mark(whole | found)}
 
-    processes = processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None
-    encode = encode if processes else _told(encode, split)
-    parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media), likeness is None)
-    cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded" / f"{cached}.arrow"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    own = {"row": datasets.Value("int64"), **dict.fromkeys(("path", "error"), datasets.Value("string"))}
-    marked = {} if likeness is None else {MARK: datasets.Value("binary")}
-    encoded = split.rows.map(
-        encode_batch,
-        with_indices=True,
-        batched=True,
-        batch_size=ROWS_AT_ONCE,
-        writer_batch_size=ROWS_AT_ONCE,
-        remove_columns=split.rows.column_names,
-        features=datasets.Features({**features, **kept, **own, **marked}),
-        new_fingerprint=cached,
-        cache_file_name=str(file),
-        num_proc=processes,
-        desc=f"encoding {split.name}",
+    return encode_batch
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Writes the windows of a split that is streamed: rows of a buffer, encoded, less those that cannot be used."""
+
+    split: Split
+    encode: Callable[[Columns, list[int]], Columns]
+    features: datasets.Features
+    batch_size: int
+    max_bad_share: float
+
+    def __call__(self, file: Path, place: Place) -> Place:
+        """Write the window that begins at a place, in whole steps unless the epoch ends, and give the place after it.
+
+        Raises DataError for shards that cannot be read, and more bad rows in the epoch than are allowed.
+        """
+        stream, reasons, ended = self.split.stream, list[str](), False
+        assert stream is not None
+        size, n_rows, after = max(1, stream.buffer // self.batch_size) * self.batch_size, 0, place.copy()
+        try:
+            with whole_file(file) as whole, ArrowWriter(features=self.features, path=str(whole)) as writer:
+                for rows, numbers, shard, end in stream.read(place["epoch"], place["shard"], place["row"]):
+                    start = 0
+                    while start < len(rows) and n_rows < size:
+                        stop = min(len(rows), start + min(ROWS_AT_ONCE, size - n_rows))
+                        n_rows += self._write(writer, rows[start:stop], numbers[start:stop], reasons)
+                        start = stop
+                    after |= {"shard": shard, "row": end - len(rows) + start}
+                    if n_rows >= size:
+                        break
+                else:
+                    ended = True
+                writer.finalize()
+        except (ValueError, OSError, pa.ArrowException, TarError, DatasetsError) as error:
+            raise DataError(f"{self.split.where}: could not be read: {first_line(error.__cause__ or error)}") from error
+        read, bad = place["read"] + n_rows + len(reasons), place["bad"] + len(reasons)
+        if bad > self.max_bad_share * read:
+            shown = "".join(f"\n  {reason}" for reason in reasons[:MOST_SHOWN])
+            raise DataError(
+                f"{self.split.where}: {bad} of the {read} examples read so far cannot be used "
+                f"(data.max_bad_share allows {self.max_bad_share:.1%}):{shown}"
+            )
+        after |= {"step": place["step"] + -(-n_rows // self.batch_size)}
+        if ended:
+            return Place(
+                **START | {"epoch": place["epoch"] + 1, "step": after["step"], "size": read - bad, "lost": bad}
+            )
+        return after | {"window": place["window"] + 1, "read": read, "bad": bad}
+
+    def _write(self, writer: ArrowWriter, batch: Columns, numbers: list[int], reasons: list[str]) -> int:
+        """Write the rows of a batch that can be used, whose number is returned; `reasons` for the others are added."""
+        assert self.split.stream is not None
+        made = self.encode(batch, numbers)
+        for number, error in zip(made["row"], made["error"], strict=True):
+            reasons += [] if error is None else [f"{self.split.stream.called(number)}: {error}"]
+        good = [i for i, error in enumerate(made["error"]) if error is None]
+        if good:
+            writer.write_batch({name: [made[name][i] for i in good] for name in self.features})
+        return len(good)
+
+
+def _stream(
+    split: Split,
+    encode: Callable[[Columns], Columns],
+    features: datasets.Features,
+    make: Callable[..., Windows],
+    *,
+    key: str,
+    media: str | None,
+) -> EncodedSplit:
+    """A split that is streamed, with its first window encoded; the others are as training comes to them."""
+    stream, kept = split.stream, _kept(split)
+    assert stream is not None
+    columns = datasets.Features({**features, **kept, **{name: kind for name, kind in OWN.items() if name != "error"}})
+    windows = make(encode=_by_batch(split, encode, kept, media=media), features=columns)
+    parts = (
+        key,
+        code_version(),
+        decoder_settings(),
+        stream.fingerprint,
+        stream.buffer,
+        stream.seed,
+        windows.batch_size,
     )
-    if encoded.data.column("path").null_count == len(encoded):
-        encoded = encoded.remove_columns("path")
-    bad, skipped = _bad_rows(encoded, split, max_bad_share)
-    if skipped:
-        encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
-    rows, marks = encoded.remove_columns(["error", *marked]), encoded.select_columns(list(marked)) if marked else None
-    return EncodedSplit(split.name, rows, split.origin, skipped, _content_digest(encoded), split.place, marks)
+    fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-streamed" / f"{fingerprint}.arrow"
+    if not file.is_file():
+        windows(file, START)
+    rows = datasets.Dataset.from_file(str(file))
+    return EncodedSplit(split.name, rows, split.origin, {}, fingerprint, split.place, windows=windows, stream=stream)
 
 
 def marked(split: EncodedSplit, likeness: Likeness) -> MarkedRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from tltasks.config.data import BUILDERS, ClassData, Data, ExtraTest, Files, Source, Splits, format_of, is_local_name
+from tltasks.data.cache_keys import file_states
 from tltasks.data.class_names import join_rows
 from tltasks.data.folders import SUFFIXES, fault_of, sift, split_of_table, told
 from tltasks.data.held_out import draw_shots, hold_out
-from tltasks.data.label_lists import FLAG, in_lists
+from tltasks.data.label_lists import FLAG, in_lists, of_classes
 from tltasks.data.local import (
     Opened,
     Tables,
@@ -34,10 +36,15 @@ from tltasks.data.local import (
 )
 from tltasks.data.relabel import relabel
 from tltasks.data.splits import BY, LANGUAGE, ROW_NAME, SOURCE, Columns, Split, located
+from tltasks.data.streaming import FORMATS, Stream, open_shards, rows_in
 from tltasks.data.tables import as_label, as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
 
 TEXT_TYPES = ("string", "large_string", "string_view")
+FIRST_BYTES = 2**26
+"""Of the first rows of a stream, for what is told by rows as they lie in the shards."""
+SOURCE_FAULTS = (DataError, FileNotFoundError, ConnectionError, ValueError, HfHubHTTPError, DatasetsError)
+"""Raised by a source that cannot be opened."""
 Locate = Callable[[str], str]
 """Where the recipe says a key below `data`, such as `columns.label`: `recipe.yaml:5:3  data.columns.label`."""
 
@@ -50,15 +57,18 @@ def load_splits(
     `label` is the task's column by which held-out shares are stratified. Raises DataError for all that is missing,
     with what there is instead.
     """
-    wanted = data.splits
-    shares = wanted.shares
-    specs = {"train": wanted.train if train or shares else None, "validation": wanted.validation, "test": wanted.test}
+    wanted, shares = data.splits, data.splits.shares
+    holds = (train or shares) and not data.streaming
+    specs = {"train": wanted.train if holds else None, "validation": wanted.validation, "test": wanted.test}
     splits: dict[str, Split] = {}
     mistakes: dict[str, None] = {}  # in order, and a column that all splits lack once
     columns = _columns(data)
     held_by = [rows.column for rows in wanted.held_by.values() if rows.column is not None]
     by = {f"{BY}{column}": column for column in held_by if column not in columns.values()}
-    opened = open_source(data, columns | by, place=locate("name"))
+    if data.streaming:
+        opened, splits = _open_stream(data, columns, seed=seed, train=train, locate=locate)
+    else:
+        opened = open_source(data, columns | by, place=locate("name"))
     for name, spec in specs.items():
         if isinstance(spec, str):
             with _noted(mistakes):
@@ -99,6 +109,74 @@ def load_splits(
     if further:
         splits["train"] = _with_further_rows(splits["train"], data, further, locate=locate)
     return splits
+
+
+def _open_stream(
+    data: Data, columns: dict[str, str], *, seed: int, train: bool, locate: Locate
+) -> tuple[Opened, dict[str, Split]]:
+    """The splits that are scored, held as ever, and the one to `train` on, whose rows are a stream."""
+    place, spec = locate("name"), str(data.splits.train)
+    try:
+        if _is_local(data):
+            kind, groups = _local_shards(data)
+            features, count = None, None
+        else:
+            builder = _hub_builder(data)
+            kind, features, groups = builder.name, builder.info.features, builder.config.data_files or {}
+            groups = {str(split): list(files) for split, files in groups.items()}
+            count = builder.info.splits[spec].num_examples if spec in (builder.info.splits or {}) else None
+        if kind not in FORMATS:
+            raise DataError(f"is in {kind}, and `streaming` reads {', '.join(FORMATS)}")
+        if not (files := groups.pop(spec, [])):
+            raise DataError(f"has no split `{spec}`{did_you_mean(spec, groups) or '.'} It has: {', '.join(groups)}")
+        rows = open_shards(kind, files, features)
+        if _is_local(data):
+            count = rows_in(kind, files)
+    except SOURCE_FAULTS as error:
+        raise DataError(f"{place}: {describe(data)}: {_why_not(data, error, place)}") from error
+    asked = [one for one in (data.splits.validation, data.splits.test) if isinstance(one, str)]
+    scored = {split: own for split, own in groups.items() if any(split in one for one in asked)}
+    source = Source(name=kind, files={split: list(own) for split, own in scored.items()})
+    opened = open_source(source, columns, place=place) if scored else Opened({})
+    digest = hashlib.sha256(repr((kind, files, file_states(files))).encode()).hexdigest()[:32]
+    prepare = partial(_select_columns, columns=columns, source=describe(data), locate=locate, hint="")
+    stream = Stream(rows, tuple(files), prepare, count, digest, data.shuffle_buffer, seed)
+    return opened, {"train": _first_rows(stream, data, locate)} if train else {}
+
+
+def _local_shards(data: Source) -> tuple[str, dict[str, list[str]]]:
+    """The format of local shards, and the files of each split."""
+    kind = data.name if data.name in BUILDERS else None
+    root = Path(data.dir or str(data.name))
+    files = data.files or (str(root) if root.is_file() else declared_files(root, data.config))
+    groups = _named_files(files)[0] if files else tables_of_folder(root, kind)[0]
+    kinds = {kind or format_of(file.name) or "webdataset" for own in groups.values() for file in own}
+    return " and ".join(sorted(kinds)), {split: [str(file) for file in own] for split, own in groups.items()}
+
+
+def _first_rows(stream: Stream, data: Data, locate: Locate) -> Split:
+    """The rows of a stream that its buffer holds first, which stand for all where something is told by rows."""
+    origin, place, held = f"{describe(data)} {data.splits.train}", locate("splits.train"), list[datasets.Dataset]()
+    for rows, *_ in stream.read(0, 0, 0):
+        held.append(rows)
+        if sum(map(len, held)) >= stream.buffer or sum(part.data.nbytes for part in held) > FIRST_BYTES:
+            break
+    if not held:
+        raise DataError(f"{place}: {origin} has no rows; name another split.")
+    first = datasets.concatenate_datasets(held).select(range(min(stream.buffer, sum(map(len, held)))))
+    label = of_classes(first.features["label"]) if "label" in first.features else None
+    if label is not None and not isinstance(label, datasets.ClassLabel) and not getattr(data, "class_names", None):
+        raise DataError(
+            f"{locate('columns.label')}: {origin}: which classes there are is told by all rows at once, and "
+            "`streaming` reads them as they come. List them: `class_names: [...]` under `data`."
+        )
+    note = (
+        f"train is streamed, {'rows unknown' if stream.count is None else f'{stream.count:,} rows'} in "
+        f"{len(stream.files):,} shards: what is told of it by rows, and what baselines know of it, is of the first "
+        f"{stream.buffer:,} at most; near-duplicates of scored rows are not looked for"
+    )
+    folder = _media_folder(data)
+    return Split("train", first, origin, folder, place, notes=(note,), stream=stream)
 
 
 def _further_sources(data: Data, *, locate: Locate) -> dict[str, Split]:
@@ -208,23 +286,21 @@ class _SoundPath(datasets.Audio):  # type: ignore[misc]
 def _load_hub(data: Source, columns: dict[str, str]) -> Tables:
     """All splits of a Hub data set, or of a builder's files on the web, media undecoded."""
     options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)} if data.name == "parquet" else {}
-    open_builder = partial(
-        datasets.load_dataset_builder,
-        str(data.name),
-        data.config,
-        data_dir=data.dir,
-        data_files=data.files,
-        revision=data.revision,
-    )
-    builder = open_builder(**options)
+    builder = _hub_builder(data, **options)
     if isinstance(builder.config, CsvConfig) and builder.info.features is None:
         # pandas guesses: 007 would be 7, and a class called NA a missing value
         as_written = {column: str for key, column in columns.items() if conversion(key) in (as_text, as_label)}
-        builder = open_builder(converters=as_written, keep_default_na=False, na_values=[""])
+        builder = _hub_builder(data, converters=as_written, keep_default_na=False, na_values=[""])
     if getattr(builder, "BASE_FEATURE", None) is datasets.Audio:
         builder.BASE_FEATURE = _SoundPath
     builder.download_and_prepare()
     return {split: _undecoded(rows) for split, rows in builder.as_dataset().items()}
+
+
+def _hub_builder(data: Source, **options: object) -> datasets.DatasetBuilder:
+    return datasets.load_dataset_builder(
+        str(data.name), data.config, data_dir=data.dir, data_files=data.files, revision=data.revision, **options
+    )
 
 
 def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
@@ -237,9 +313,10 @@ def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
 def open_source(data: Source, columns: dict[str, str], *, place: str) -> Opened:
     """All splits of a source, media left undecoded so that one bad file cannot end the run."""
     try:
-        found = _open_local(data, columns) if _is_local(data) else Opened(_load_hub(data, columns))
+        reads = _is_local(data) and data.name != "webdataset"
+        found = _open_local(data, columns) if reads else Opened(_load_hub(data, columns))
         return dataclasses.replace(found, tables={name: _undecoded(rows) for name, rows in found.tables.items()})
-    except (DataError, FileNotFoundError, ConnectionError, ValueError, HfHubHTTPError, DatasetsError) as error:
+    except SOURCE_FAULTS as error:
         raise DataError(f"{place}: {describe(data)}: {_why_not(data, error, place)}") from error
 
 

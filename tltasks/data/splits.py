@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+
+from tltasks.data.streaming import Place, Stream
 
 FEW = 3
 """Rows that are named in a sentence."""
@@ -16,6 +18,8 @@ Columns = dict[str, list[Any]]
 ROW_NAME = "tltasks:row"
 """Column with what a person calls a row: its file below the folder of a data set, or its table and line."""
 
+WriteWindow = Callable[[Path, Place], Place]
+"""Writes the encoded rows of the window that begins at a place into an Arrow file, and gives the place after it."""
 LANGUAGE = "language"
 """Column with the language of a row, where the recipe names one."""
 SOURCE = "tltasks:source"
@@ -38,6 +42,8 @@ class Split:
     """Where the recipe names the split."""
     notes: tuple[str, ...] = ()
     """News of its source for the user, such as files that are left out."""
+    stream: Stream | None = None
+    """All rows of a split that is streamed; `rows` are the first of them."""
 
     @property
     def where(self) -> str:
@@ -65,6 +71,14 @@ class EncodedSplit:
     """Where the recipe names the split."""
     marks: datasets.Dataset | None = None
     """Column `mark`, by which rows that are nearly the same are found; None where nobody asks."""
+    stream: Stream | None = None
+    """All rows of a split that is streamed; `rows` are the first window of them."""
+    windows: WriteWindow | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """All of its rows, as far as they are counted."""
+        return len(self.rows) if self.stream is None or self.stream.count is None else self.stream.count
 
     @property
     def where(self) -> str:

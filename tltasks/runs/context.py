@@ -21,7 +21,7 @@ from tltasks.config.stage import StagePlan
 from tltasks.config.tasks import TASKS
 from tltasks.data.near_duplicates import Likeness
 from tltasks.data.splits import EncodedSplit
-from tltasks.errors import Interrupted
+from tltasks.errors import Interrupted, RecipeError
 from tltasks.reports.console import Terminal, open_terminal
 from tltasks.results.result import Ancestor
 from tltasks.runs.callbacks import OnEvaluation, OnStep
@@ -142,6 +142,19 @@ class PreparedStage:
     """What its user should know of the checkpoint."""
     twins: dict[str, dict[int, Twin]] = field(default_factory=dict)
     """Rows of each split that was looked through that are nearly the same as one trained on."""
+
+    @property
+    def rows_of_epoch(self) -> int:
+        """Rows of an epoch of training; where nobody can count them, those of all its steps, which the recipe names."""
+        train, keys = self.encoded["train"], self.plan.stage
+        if train.stream is None or train.stream.count is not None:
+            return train.n_rows
+        if keys.steps and (keys.evaluate_every or "validation" not in self.encoded) and not keys.unfreeze_epochs:
+            return keys.steps * keys.batch_size
+        raise RecipeError(
+            f"{train.where} is streamed, and how many rows it has only reading all of them would tell: set `steps`, "
+            "and `evaluate_every` where there is a validation split; no key may count epochs."
+        )
 
     @property
     def evaluated(self) -> dict[str, EncodedSplit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from tltasks.config.model import Checkpoint
 from tltasks.config.recipe import Recipe, RunPlan, written_at
 from tltasks.config.stage import StagePlan
+from tltasks.config.tasks import TASKS
 from tltasks.data.encoding import encode_split
 from tltasks.data.languages import check_languages
 from tltasks.data.loading import load_splits
@@ -57,18 +59,22 @@ def _prepare(
         )
         task = adapter.open(stage, splits, start, seed=recipe.seed)
         check_languages(splits, task.languages)
+        if stage.data.streaming and TASKS[stage.task].is_self_supervised:
+            raise RecipeError(f"data.streaming: {stage.task} reads rows that are held; leave it out.")
         extra_metrics, key = load_extra_metrics(stage.stage.metrics, task), task.cache_key
         media = None if task.input_kind.is_text else task.input_kind.column
         encoded = {
             name: encode_split(
                 split,
-                task.preprocess(split),
+                # A window is encoded while tokenizers are used to train on another; they are not for two threads.
+                (task if split.stream is None else copy.deepcopy(task)).preprocess(split),
                 task.features,
                 key=key,
                 max_bad_share=stage.data.max_bad_share,
                 media=media,
-                likeness=None if stage.data.leaks == "off" else task.likeness,
+                likeness=None if stage.data.leaks == "off" or stage.data.streaming else task.likeness,
                 processes=devices.cores(),
+                batch_size=stage.stage.batch_size,
             )
             for name, split in splits.items()
         }
@@ -77,7 +83,10 @@ def _prepare(
     if stage.stage.groups_lengths and "train" in encoded:
         notes += _of_lengths(task.lengths(encoded["train"].rows))
     rehearse(extra_metrics, task, encoded)
-    return PreparedStage(stage, task, source, encoded, checks, told, extra_metrics, notes=notes)
+    prepared = PreparedStage(stage, task, source, encoded, checks, told, extra_metrics, notes=notes)
+    if stage.stage.loops:
+        prepared.rows_of_epoch  # noqa: B018 (tells at once what the recipe lacks for rows that nobody counts)
+    return prepared
 
 
 def _of_lengths(lengths: Sequence[int] | None) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import platform
 import shutil
 import sys
 import time
@@ -11,9 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from torch import nn
@@ -67,6 +70,7 @@ from tltasks.training.loop import Job, seconds_per_step, train
 from tltasks.training.robustness import measure_robustness
 from tltasks.training.tracking import Tracker
 from tltasks.training.weight_interpolation import interpolate
+from tltasks.training.windows import Windows
 
 BySplit = dict[str, list[Prediction]]
 SAVED_WITHIN = 1e-3
@@ -146,7 +150,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         trainable_parameters=trained if trains else 0,
         total_parameters=total,
         weights=weights,
-        data=_describe_splits(stage, leaks),
+        data=_describe_splits(stage, leaks, progress),
         training=_describe_training(context, stage, training, interpolation) if trains else None,
         robustness=robustness,
         lineage=lineage_after(earlier[-1], context.plan.sha256) if plan.continues else stage.lineage,
@@ -199,7 +203,7 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
         parts = expect_memory(context, job, model, before=before, built=built_bytes(model))
         seconds = seconds_per_step(context.accelerator, job, model) * steps
     trainable, total = count_parameters(model)
-    splits = {name: (len(split.rows), len(split.skipped)) for name, split in stage.encoded.items()}
+    splits = {name: (split.n_rows, len(split.skipped)) for name, split in stage.encoded.items()}
     memory = devices.peak_memory_bytes(context.accelerator.device)
     return StageMeasurement(plan.name, splits, trainable, total, memory, steps, seconds, parts)
 
@@ -377,7 +381,7 @@ def _loop(
     trained, total = count_parameters(model)
     context.say(
         plan,
-        f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}); {len(job.rows):,} examples, "
+        f"trains {trained:,} of {total:,} parameters ({trained / total:.2%}); {_examples(stage, job)}, "
         f"{job.total_steps:,} steps of {plan.stage.batch_size}{_chosen_epochs(job)}; {context.precision} on "
         f"{accelerator.device.type}" + (f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""),
     )
@@ -404,10 +408,17 @@ def _validate(context: Context, stage: PreparedStage, model: nn.Module) -> Score
     return task.score(task.decided(predictions), references, intervals=False)
 
 
+def _examples(stage: PreparedStage, job: Job) -> str:
+    stream = stage.encoded["train"].stream
+    if stream is None:
+        return f"{job.n_rows:,} examples"
+    return f"{'' if stream.count is None else f'{stream.count:,} '}examples streamed by {stream.buffer:,}"
+
+
 def _chosen_epochs(job: Job) -> str:
     """Words on epochs that the recipe leaves open."""
     chosen = job.stage.epochs is None and job.stage.steps is None
-    return f" (epochs: {job.stage.epochs_for(len(job.rows)):g}, chosen by the size of the data)" if chosen else ""
+    return f" (epochs: {job.stage.epochs_for(job.n_rows):g}, chosen by the size of the data)" if chosen else ""
 
 
 def _say_validation(context: Context, stage: PreparedStage, score: Score) -> None:
@@ -440,7 +451,26 @@ def make_job(context: Context, stage: PreparedStage, head: tuple[str, ...]) -> J
         stop_requested=context.stop_requested,
         on_step=lambda progress, loss: None,
         new_head=plan.kind.head == "new",
+        windows=_windows(context, stage),
+        n_rows=stage.rows_of_epoch,
     )
+
+
+def _windows(context: Context, stage: PreparedStage) -> Windows | None:
+    """The windows of training rows that are streamed: written once on each machine, for all of its processes."""
+    train, accelerator = stage.encoded["train"], context.accelerator
+    if train.windows is None:
+        return None
+
+    def agree(failure: str | None) -> None:
+        told = [failure] if accelerator.num_processes == 1 else gather_object([failure])
+        if failures := [text for text in told if text is not None]:
+            raise DataError(failures[0])
+
+    parts = platform.node(), context.plan.output.absolute(), stage.plan.name  # machines may share a disk
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-streamed" / name
+    return Windows(train.windows, folder, bool(accelerator.is_local_main_process), agree)
 
 
 # ---------------------------------------------------------------------------------------------- evaluate
@@ -612,8 +642,10 @@ def _score(
 # ---------------------------------------------------------------------------------------------- describe
 
 
-def _describe_splits(stage: PreparedStage, leaks: dict[str, Leaks | None]) -> dict[str, SplitSummary]:
-    return {
+def _describe_splits(
+    stage: PreparedStage, leaks: dict[str, Leaks | None], progress: Progress
+) -> dict[str, SplitSummary]:
+    found = {
         name: SplitSummary(
             examples=len(split.rows),
             skipped=len(split.skipped),
@@ -626,13 +658,17 @@ def _describe_splits(stage: PreparedStage, leaks: dict[str, Leaks | None]) -> di
         )
         for name, split in stage.encoded.items()
     }
+    if (place := progress.place) is not None:  # of data that are streamed: as far as they were read
+        met, bad = place["size"] or progress.examples, place["lost"] or place["bad"]
+        found["train"] = dataclasses.replace(found["train"], examples=met, skipped=bad)
+    return found
 
 
 def _describe_training(
     context: Context, stage: PreparedStage, trained: _Trained, interpolation: Interpolation | None
 ) -> TrainingSummary:
     keys, progress, fit = stage.plan.stage, trained.progress, trained.fit
-    per_epoch = steps_per_epoch(len(stage.encoded["train"].rows), keys.batch_size)
+    per_epoch = steps_per_epoch(stage.rows_of_epoch, keys.batch_size)
     return TrainingSummary(
         steps=progress.step,
         ended=progress.ended,

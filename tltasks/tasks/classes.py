@@ -580,7 +580,8 @@ def check_same_classes(names: list[str], found: ClassCounts, splits: Mapping[str
         declared = getattr(of_classes(splits[name].rows.features["label"]), "names", None)
         theirs = set(declared or counts)
         unknown = sorted(theirs - set(names))
-        unseen = sorted(c for c in counts if c in names and not found["train"][c])
+        is_whole = splits["train"].stream is None
+        unseen = sorted(c for c in counts if c in names and not found["train"][c] and is_whole)
         missing = sorted(set(names) - theirs) if declared else []
         if unknown:
             lines.append(f"{splits[name].where}: has classes that train has not: {_some(unknown)}.")

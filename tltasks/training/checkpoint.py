@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tltasks.data.streaming import Place
 from tltasks.errors import CheckpointError
 from tltasks.runtime.files import whole_folder
 
@@ -45,6 +46,8 @@ class Progress:
     """How often the usual micro-batch was doubled, as that was found to be faster; None before that was looked into."""
     pass_rows: int = 0
     """Most rows of a forward pass of one process."""
+    place: Place | None = None
+    """Where the window of the next step begins, in data that are streamed."""
     seconds: float = 0.0
     examples: int = 0
     ended: str = ""

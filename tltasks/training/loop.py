@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tltasks.config.stage import Stage
 from tltasks.data.batching import Rows, micro_batches, plan_epoch, steps_per_epoch
+from tltasks.data.streaming import Place
 from tltasks.errors import DataError, Interrupted, RecipeError, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
 from tltasks.models.fast_steps import fast_steps
@@ -56,6 +57,7 @@ from tltasks.training.optimizer import MovingAverage, build_optimizer, learning_
 from tltasks.training.regularization import Regularization
 from tltasks.training.side_by_side import LANES, Lanes, is_known
 from tltasks.training.tracking import Tracker
+from tltasks.training.windows import Part, Windows
 
 PASS_SHARE = 16
 """A pass costs, whatever is in it, about as much as this part of what the largest one holds, on a CPU."""
@@ -94,14 +96,25 @@ class Job:
     advise: Callable[[int, int], str] = lambda halvings, asked: "Set a smaller micro_batch."
     """What to do where memory does not suffice, with micro-batches halved so often, for so many bytes."""
     say: Callable[[str], None] = lambda text: None
+    windows: Windows | None = None
+    """All rows, where `rows` are the first of many that are streamed."""
+    n_rows: int = 0
+    """Rows of an epoch."""
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.rows), self.stage.batch_size)
+        return steps_per_epoch(self.n_rows, self.stage.batch_size)
 
     @property
     def total_steps(self) -> int:
-        return self.stage.steps or max(1, math.ceil(self.stage.epochs_for(len(self.rows)) * self.steps_per_epoch))
+        return self.stage.steps or max(1, math.ceil(self.stage.epochs_for(self.n_rows) * self.steps_per_epoch))
+
+    def part(self, step: int, place: Place | None) -> Part:
+        """The rows that the next step is among; a function of (seed, step), and of nothing that was read before."""
+        if self.windows is not None:
+            return self.windows.part(step, place, of=self.total_steps)
+        epoch, done = divmod(step, self.steps_per_epoch)
+        return Part(self.task.epoch_rows(self.rows, epoch=epoch), epoch, 0, done, None)
 
     def is_evaluation_due(self, step: int) -> bool:
         return step % (self.stage.evaluate_every or self.steps_per_epoch) == 0
@@ -117,8 +130,12 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
     Raises TrainingError for a loss that is not finite or memory that does not suffice, and Interrupted after saving
     when `job.stop_requested`.
     """
-    training = _Training(accelerator, job, model)
-    progress = training.progress
+    with contextlib.closing(job.windows) if job.windows is not None else contextlib.nullcontext():
+        return _train(_Training(accelerator, job, model))
+
+
+def _train(training: _Training) -> Progress:
+    job, model, progress = training.job, training.model, training.progress
     while not progress.ended:
         started = time.perf_counter()  # reading a step's rows is part of its time
         for rows, batches, weight in training.read_steps():
@@ -196,11 +213,11 @@ class _Training:
         A process without rows repeats some for nothing.
         """
         job, accelerator = self.job, self.accelerator
-        epoch, start = divmod(self.progress.step, job.steps_per_epoch)
-        self.rows = job.task.epoch_rows(job.rows, epoch=epoch)
+        part = job.part(self.progress.step, self.progress.place)
+        self.rows, epoch, self.progress.place = part.rows, part.epoch, part.place
         lengths = job.task.lengths(self.rows)
         self.lengths = None if lengths is None else np.asarray(lengths, dtype=np.int64)
-        plan = _plan(job, self.rows, epoch=epoch, least=self.least)[start:]
+        plan = _plan(job, self.rows, epoch=epoch, window=part.window, least=self.least)[part.done :]
         if self.progress.doublings is None:
             self.progress.doublings = self._find_doublings(plan, epoch=epoch)
         divided = self._divide(plan, self.progress.net_halvings)
@@ -476,7 +493,7 @@ def least_rows(job: Job, model: nn.Module) -> int:
     batch_statistics = not job.frozen_batch_norm and any(isinstance(m, _BatchNorm) for m in model.modules())
     # Rows of a length each have many positions, over which statistics are taken, too.
     least = max(job.task.least_rows, 2 if batch_statistics and job.task.lengths(job.rows) is None else 1)
-    n_rows, stage = len(job.rows), job.stage
+    n_rows, stage = job.n_rows, job.stage
     left = n_rows % stage.batch_size if n_rows > stage.batch_size else 0
     size = min(n_rows, stage.rows_per_loss or stage.batch_size)
     if stage.micro_batch != "auto" and stage.rows_per_loss is None:
@@ -491,10 +508,10 @@ def least_rows(job: Job, model: nn.Module) -> int:
     )
 
 
-def _plan(job: Job, rows: datasets.Dataset, *, epoch: int, least: int) -> list[Rows]:
-    """Places among an epoch's rows of those of each of its steps."""
+def _plan(job: Job, rows: datasets.Dataset, *, epoch: int, least: int, window: int = 0) -> list[Rows]:
+    """Places among an epoch's rows, or a window's, of those of each of its steps."""
     lengths = job.task.lengths(rows) if job.stage.groups_lengths else None
-    drawn = {"seed": job.seed, "epoch": epoch, "least": least}
+    drawn = {"seed": job.seed, "epoch": epoch, "window": window, "least": least}
     return plan_epoch(len(rows), batch_size=job.stage.batch_size, lengths=lengths, **drawn)
 
 

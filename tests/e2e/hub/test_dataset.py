@@ -17,9 +17,11 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 
 from tests.hub_server import HubServer, hub_environment
 from tests.tiny import speech
-from tests.tiny.images import picture, png, save_model
+from tests.tiny.images import picture, png, save_data, save_model
 from tests.tiny.runs import REPOSITORY
 from tltasks.cli.commands import main
+from tltasks.config.tasks import TASKS
+from tltasks.data.loading import load_splits
 from tltasks.hub.dataset import read_folder
 
 pytestmark = [
@@ -204,3 +206,32 @@ def test_what_is_no_data_set_is_refused(
     (tmp_path / "empty").mkdir()
     assert main(["push-data", str(tmp_path / name), "--repo", "ada/x"]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_training_rows_are_streamed_from_their_shards(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", server.url)
+    save_data(tmp_path / "data")
+    whole = datasets.Dataset.from_parquet(str(tmp_path / "data" / "train.parquet"))
+    (tmp_path / "data" / "train.parquet").unlink()
+    for i in range(3):
+        whole.shard(3, i, contiguous=True).to_parquet(str(tmp_path / "data" / f"train-0000{i}-of-00003.parquet"))
+    for split in ("validation", "test"):
+        (tmp_path / "data" / f"{split}.parquet").rename(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    api = HfApi(endpoint=server.url)
+    api.create_repo(REPO, repo_type="dataset")
+    api.upload_folder(repo_id=REPO, repo_type="dataset", folder_path=tmp_path / "data", path_in_repo="data")
+    keys = {"name": REPO, "streaming": True, "shuffle_buffer": 16, "splits": {"validation": "validation"}}
+    splits = load_splits(TASKS["image-classification"].data.model_validate(keys), seed=0, label="label")
+    stream = splits["train"].stream
+    assert stream is not None
+    read = [(rows["label"][:], numbers) for rows, numbers, *_ in stream.read(1, 0, 0)]
+    by_number = {n: label for labels, numbers in read for n, label in zip(numbers, labels, strict=True)}
+    assert [by_number[number] for number in sorted(by_number)] == whole["label"][:]
+    assert len({number >> 32 for number in by_number}) == 3
+    assert (len(splits["test"].rows), splits["test"].rows.features["label"].names) == (24, ["blue", "green", "red"])
+    assert splits["train"].rows.features["label"].names == ["blue", "green", "red"]
+    stored = [file.name for file in Path(datasets.config.HF_DATASETS_CACHE).rglob("*train*.arrow")]
+    assert not any("pictures" in name for name in stored)

@@ -329,6 +329,8 @@ data:
   shots: 7
   max_bad_share: 0.5
   leaks: error
+  streaming: false
+  shuffle_buffer: 10000
   workers: 3
   columns: {image: img, label: "no"}
   class_names: ["1e3", "off", "null"]
@@ -552,6 +554,8 @@ CHANGED = {
     "focal": "2.5",
     "sampling": "balanced",
     "leaks": "drop",
+    "streaming": "true",
+    "shuffle_buffer": "99",
     "metric": "macro_f1",
     "alphas": "[0.25]",
     **dict.fromkeys(("l2_sp.alpha", "beta", "unfreeze_epochs"), "0.375"),
@@ -600,6 +604,9 @@ BEFORE = {
     "stages.1.data.extra_test.a": ["stages.1.data={name: x/y, extra_test: {a: {config: before}}}"],
     "stages.1.data.extra_train.a": ["stages.1.data={name: x/y, extra_train: {a: {config: before}}}"],
     "stages.1.adapt.peft": ["stages.1.adapt={peft: {type: LOHA}}"],
+    "data.streaming": ["data.splits={test: test}"],
+    "data.shuffle_buffer": ["data.splits={test: test}", "data.streaming=true"],
+    "stages.1.data.shuffle_buffer": ["stages.1.data={name: x/y, streaming: true}"],
     **{
         f"{at}.{key}": [f"{at}={{name: x/y, as: transformer, image_size: 32, patch_size: 8}}"]
         for at in ("model", "stages.1.model")

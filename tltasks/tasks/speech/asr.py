@@ -619,6 +619,11 @@ def _open_ctc(
 ) -> CtcRecogniser:
     if given := given_keys(plan.model, "speech_task", "audio_window", "beams", "prompt"):
         raise RecipeError(f"{given}: {source.display_name} is a CTC checkpoint, which has no such choice.")
+    if plan.kind.head == "new" and "train" in splits and splits["train"].stream is not None:
+        raise RecipeError(
+            f"{splits['train'].where}: a new head's vocabulary is of all training texts, and `streaming` reads them as "
+            "they come: begin with a checkpoint that has one (`stage: finetune`)."
+        )
     texts_of_head = texts if plan.kind.head == "new" else None
     return CtcRecogniser.open(source, config, texts=texts_of_head, language=plan.model.language, splits=splits)
 
@@ -664,6 +669,10 @@ def _is_english(plan: Plan, splits: dict[str, Split], recogniser: Recogniser) ->
 
 def _longest_clip(splits: dict[str, Split]) -> int:
     """Whole seconds that the longest clip of any split takes, by the files' headers."""
+    if any(split.stream is not None for split in splits.values()):
+        raise RecipeError(
+            "audio_window: fit asks for the longest clip of all, and `streaming` reads them as they come."
+        )
     longest = 0.0
     for split in splits.values():
         for value in split.rows["audio"]:

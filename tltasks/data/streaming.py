@@ -1,0 +1,113 @@
+"""Training rows that fit no disk: read from their shards in an epoch's order, from any place on, by datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import TypedDict
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMATS = ("parquet", "json", "webdataset")
+"""Builders of datasets whose shards are read from any row on."""
+ROWS_AT_ONCE = 256
+INFERRED_FROM = 1000
+"""Rows by which types are told where shards do not say them."""
+
+
+class Place(TypedDict):
+    """A place in the stream of an epoch; a window of rows begins there."""
+
+    epoch: int
+    window: int
+    step: int
+    """Steps of the stage before it."""
+    shard: int
+    """Shards of the epoch's order that are read, and rows of the one after them."""
+    row: int
+    read: int
+    """Rows of the epoch that are read, and those of them that cannot be used."""
+    bad: int
+    size: int
+    """The same of a whole epoch, once one is read."""
+    lost: int
+
+
+START = Place(epoch=0, window=0, step=0, shard=0, row=0, read=0, bad=0, size=0, lost=0)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A split's rows as they lie in its shards."""
+
+    rows: datasets.IterableDataset
+    files: tuple[str, ...]
+    prepare: Callable[[datasets.Dataset], datasets.Dataset]
+    """Keeps the task's columns, under its names."""
+    count: int | None
+    """Rows in all, bad ones too; None where only reading them would tell."""
+    fingerprint: str
+    buffer: int
+    """Rows that are shuffled together, and held on disk at a time."""
+    seed: int
+
+    def read(self, epoch: int, shard: int, row: int) -> Iterator[tuple[datasets.Dataset, list[int], int, int]]:
+        """The rows of an epoch from a place on, their numbers, and the place after each part: its shard and row.
+
+        Shards come in an order drawn with (seed, epoch), and rows as they lie there; a row's number is its own in every
+        epoch.
+        """
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.files))
+        for place in range(shard, len(order)):
+            number = int(order[place])
+            done, skipped = 0, row if place == shard else 0
+            for table in self._tables(number):
+                part = table.slice(max(0, skipped - done))
+                done += len(table)
+                if len(part):
+                    numbers = [number << 32 | n for n in range(done - len(part), done)]
+                    yield self.prepare(as_rows(part, self.rows.features)), numbers, place, done
+
+    def _tables(self, shard: int) -> Iterator[pa.Table]:
+        own = self.rows.shard(num_shards=len(self.files), index=shard)
+        tables: Iterator[pa.Table] = own.with_format("arrow").iter(ROWS_AT_ONCE)
+        return tables
+
+    def called(self, number: int) -> str:
+        """A row in a message."""
+        return f"{PurePosixPath(self.files[number >> 32]).name}: row {number & 0xFFFFFFFF}"
+
+
+def as_rows(table: pa.Table, features: datasets.Features) -> datasets.Dataset:
+    """A table as rows; it is not hashed, as datasets else would."""
+    return datasets.Dataset(
+        datasets.table.InMemoryTable(table), info=datasets.DatasetInfo(features=features), fingerprint="streamed"
+    )
+
+
+def open_shards(kind: str, files: list[str], features: datasets.Features | None) -> datasets.IterableDataset:
+    """The rows of files of one format, one shard each, their media undecoded."""
+    builder = datasets.load_dataset_builder(kind, data_files={"train": files}, features=features)
+    rows = builder.as_streaming_dataset(split="train")
+    if rows.features is None:
+        first = list(islice(rows.with_format("arrow").iter(INFERRED_FROM), 1))
+        rows = rows.cast(datasets.Features.from_arrow_schema(first[0].schema)) if first else rows
+    if (
+        rows.features is not None
+    ):  # the last row of a tar has its columns in another order (datasets 5.2, webdataset.py)
+        rows = rows.select_columns(list(rows.features))
+    media = (datasets.Image, datasets.Audio)
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, media):
+            rows = rows.cast_column(column, type(feature)(decode=False))
+    return rows
+
+
+def rows_in(kind: str, files: list[str]) -> int | None:
+    """The number of rows of local files, where their ends tell it."""
+    return sum(pq.read_metadata(file).num_rows for file in files) if kind == "parquet" else None
