@@ -30,10 +30,8 @@ def rows_of(scores: Sequence[Rescored]) -> list[list[str]]:
     table = [["model", metric, *HEADINGS]]
     for it in scores:
         apart = "" if it.difference_ci95 is None else show_interval(it.difference_ci95)
-        cells = [it.name, show_number(it.value), show_interval(it.ci95), apart, f"{it.same_answers} of {it.rows}"]
-        table.append(
-            [*cells, show_number(it.answers_per_second), show_bytes(it.memory_bytes), show_bytes(it.disk_bytes)]
-        )
+        cells = [it.name, show_number(it.value), show_interval(it.ci95), apart, f"{it.same_answers:,} of {it.rows:,}"]
+        table.append([*cells, f"{it.answers_per_second:,.1f}", show_bytes(it.memory_bytes), show_bytes(it.disk_bytes)])
     return table
 
 
@@ -69,8 +67,11 @@ def show_in(run: Path, scores: Sequence[Rescored]) -> None:
     """Put the table into a results folder's card and report, in the place of an earlier one."""
     _replace(run / "README.md", f"\n## Exports\n\n{markdown(scores)}\n", before=None)
     cells = [[html.escape(cell) for cell in row] for row in rows_of(scores)]
-    head = "".join(f"<th>{cell}</th>" for cell in cells[0])
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells[1:])
+    (first, *names), *rows = cells
+    head = f"<th class='name'>{first}</th>{''.join(f'<th>{name}</th>' for name in names)}"
+    body = "".join(
+        f"<tr><th class='name'>{first}</th>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for first, *row in rows
+    )
     table = f"<div class='scroll' tabindex='0'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     _replace(
         run / "report.html", f"<section><h2>Exports</h2><p>{told_of(scores)}.</p>{table}</section>", before="</main>"
