@@ -14,6 +14,7 @@ import torch
 from tests.tiny import speech, texts, topics
 from tests.tiny.images import write_recipe
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
+from tltasks.config.loading import load_recipe
 from tltasks.errors import DataError, Interrupted, RecipeError
 from tltasks.tasks.image.classification import ImageClassification
 
@@ -166,3 +167,29 @@ def test_other_tasks_stream_json_lines(name: str, tmp_path: Path) -> None:
         recipe.write_text(recipe.read_text().replace(".csv", ".jsonl").replace("name: csv", "name: json"))
     classes = ["data.class_names=[bread, cats, rain, trains]"] if name == "texts" else []
     run_recipe(recipe, tmp_path / "run", *STREAMED, *classes)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.splits={validation: 0.2}",
+        'data.splits={train: "train[:9]", validation: validation}',
+        "data.shots=4",
+        "data.leaks=drop",
+        "data.multi_label=true",
+        "stages.0.class_weights=auto",
+        "stages.0.sampling=balanced",
+        "stages.0.batch_size=20000",
+        "stages.0={stage: probe}",
+    ],
+)
+def test_keys_that_need_all_rows_at_once_are_refused(sharded: Path, key: str) -> None:
+    with pytest.raises(RecipeError, match=r"streaming|shuffle_buffer"):
+        load_recipe(sharded, ["data.streaming=true", key])
+
+
+def test_classes_that_only_all_rows_would_tell_are_asked_for(tmp_path: Path) -> None:
+    model, data = topics.save_model(tmp_path / "model"), topics.save_data(tmp_path / "data")
+    recipe = topics.write_recipe(tmp_path / "r.yaml", model, data)
+    with pytest.raises(DataError, match=r"List them: `class_names"):
+        run_recipe(recipe, tmp_path / "run", "data.streaming=true")
