@@ -2,6 +2,7 @@
 
     python recipes/offline/fetch_efficientnet_lite0.py
     python benchmarks/calibration.py seeds                 # the emoji recipe with a probe in the place of LoRA
+    python benchmarks/calibration.py seeds --l2 1e-6       # one that is too sure of itself, with hardly a penalty
     python benchmarks/calibration.py seeds --as-written    # the recipe itself: ten times a minute or more
     python benchmarks/calibration.py rows              # made-up logits, whose right temperature is known
 
@@ -39,15 +40,17 @@ def main() -> None:
     parser.add_argument("what", choices=["seeds", "rows"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--as-written", action="store_true", help="the recipe's own stage")
+    parser.add_argument("--l2", type=float, help="penalty of the probe; unset: as validation chooses it")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--output", type=Path, default=RESULT, help="result file; the other part of it stays")
     options = parser.parse_args()
-    name = options.what if options.what == "rows" else "recipe" if options.as_written else "probe"
+    probe = "probe" if options.l2 is None else f"probe, l2 {options.l2:g}"
+    name = options.what if options.what == "rows" else "recipe" if options.as_written else probe
     write = partial(write_part, options.output, name)
     if options.what == "rows":
         write(few_rows(options.draws))
     else:
-        seeds(options.seeds, write, as_written=options.as_written)
+        seeds(options.seeds, write, l2=options.l2, as_written=options.as_written)
 
 
 def write_part(path: Path, name: str, found: dict[str, Any]) -> None:
@@ -59,11 +62,11 @@ def write_part(path: Path, name: str, found: dict[str, Any]) -> None:
 # ----------------------------------------------------------------------------------------------- seeds
 
 
-def seeds(count: int, write: Callable[[dict[str, Any]], None], *, as_written: bool) -> None:
+def seeds(count: int, write: Callable[[dict[str, Any]], None], *, l2: float | None, as_written: bool) -> None:
     rows: list[dict[str, Any]] = []
     features = Features()
     for seed in range(count):
-        rows.append(one_seed(seed, features, as_written=as_written))
+        rows.append(one_seed(seed, features, l2=l2, as_written=as_written))
         told = [row for row in rows if row["temperature"] != 1]
         write(
             {
@@ -78,8 +81,8 @@ def seeds(count: int, write: Callable[[dict[str, Any]], None], *, as_written: bo
         )
 
 
-def one_seed(seed: int, features: Features, *, as_written: bool) -> dict[str, Any]:
-    score = run_recipe(seed) if as_written else fit_probe(seed, features)
+def one_seed(seed: int, features: Features, *, l2: float | None, as_written: bool) -> dict[str, Any]:
+    score = run_recipe(seed) if as_written else fit_probe(seed, features, l2)
     details: dict[str, Any] = score.details
     calibration, curve = details["calibration"], details["answered"]
     return {
@@ -123,7 +126,7 @@ class Features:
         return np.stack([self.known[key] for key in keys])
 
 
-def fit_probe(seed: int, features: Features) -> Any:
+def fit_probe(seed: int, features: Features, l2: float | None) -> Any:
     """The score of a linear head on the recipe's frozen checkpoint, by what `stage: probe` calls."""
     import torch
     import yaml
@@ -145,7 +148,7 @@ def fit_probe(seed: int, features: Features) -> Any:
     splits = ("train", "validation", "test")
     vectors = {split: features(context, stage, split) for split in splits}
     labels = {split: np.array(stage.task.references(stage.encoded[split].rows)) for split in splits}
-    fit = choose_fit(vectors, labels, n_classes=len(stage.task.class_names), l2=None)
+    fit = choose_fit(vectors, labels, n_classes=len(stage.task.class_names), l2=l2)
     predictions = {}
     for split in ("validation", "test"):
         logits = torch.from_numpy(vectors[split]) @ fit.weight.float().T + fit.bias.float()
