@@ -8,6 +8,7 @@ import gc
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,25 +65,39 @@ def traces(secret: str, *places: Path | bytes | str) -> list[str]:
     return found
 
 
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+"""What `accelerate launch --use_fsdp --fsdp_version 2` sets that matters."""
+
+
 def in_processes(
-    count: int, recipe: Path, output: Path, *flags: object, stop_at_step: int | None = None, code: str = ""
+    count: int,
+    recipe: Path,
+    output: Path,
+    *flags: object,
+    stop_at_step: int | None = None,
+    variables: Mapping[str, str] | None = None,
+    apart: bool = False,
+    succeeds: bool = True,
+    code: str = "",
 ) -> str:
     """`tltasks run` in `count` processes that talk over gloo: what they said; ended by an error, it is one.
 
-    Told to stop once they have made so many steps, they are to end with a status. `code` is run instead of the command,
-    whose words it finds in `sys.argv`.
+    Told to stop once they have made so many steps, they are to end with a status. `apart`, each is on a machine of its
+    own, which sees no results folder but its own. `code` is run instead of the command, whose words it finds in
+    `sys.argv`.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    world["LOCAL_WORLD_SIZE"] = str(count)
+    world["LOCAL_WORLD_SIZE"] = "1" if apart else str(count)
+    outputs = [output.with_name(f"{output.name}-of-{rank}") if apart and rank else output for rank in range(count)]
     jobs = [
         shared_host().start(
             output.with_name(f"{output.name}-{rank}{'-resumed' * output.exists()}.log"),
-            *("run", recipe, "--output", output, *flags),
+            *("run", recipe, "--output", outputs[rank], *flags),
             code=code,
-            variables={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            variables={**world, **(variables or {}), "RANK": str(rank), "LOCAL_RANK": "0" if apart else str(rank)},
         )
         for rank in range(count)
     ]
@@ -94,7 +109,7 @@ def in_processes(
             job.signal(signal.SIGTERM)
     statuses = [job.wait() for job in jobs]
     said = "".join(job.said() for job in jobs)
-    assert all((status == 0) == (stop_at_step is None) for status in statuses), said[-3000:]
+    assert all((status == 0) == (succeeds and stop_at_step is None) for status in statuses), said[-3000:]
     return said
 
 

@@ -53,7 +53,10 @@ RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 TOP_K = 5
 FULL = "no space is left on the disk. Free some; the same command then goes on, `run` and `predict` with --resume."
 _OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE}
-_OF_PEERS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_OF_PEERS = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
+    *("failed to recv", "Connection was likely closed"),  # of the store where processes meet
+)
 STANDARD_INPUT = "/dev/stdin"
 """`-`, as the parser is told it: a dash alone is a flag to cyclopts (5.5, utils.is_option_like)."""
 
@@ -200,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         full = is_full_disk(error)
         text = FULL if full else _describe(error)
+        if not _is_of_peers(error):
+            _of_peers("leave_word", text or f"{type(error).__name__}: {first_line(error)}")
         if text is None:
             raise
         try:
@@ -219,9 +224,22 @@ def _describe(error: Exception) -> str | None:
         return _explain(error)
     if isinstance(error, OSError) and error.errno in _OF_PLACES and error.filename:
         return f"{error.filename}: {error.strerror}."
-    if os.environ.get("WORLD_SIZE", "1") != "1" and any(words in str(error) for words in _OF_PEERS):
-        return "another process of this run has ended; what it says is why. --resume goes on from the last checkpoint."
+    if _is_of_peers(error):
+        said = _of_peers("find_word")
+        why = f"it said: {said}" if said else "what it says is why, or it was killed"
+        return f"another process of this run has ended ({why}). --resume goes on from the last checkpoint."
     return None
+
+
+def _is_of_peers(error: Exception) -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1" and any(words in str(error) for words in _OF_PEERS)
+
+
+def _of_peers(name: str, *arguments: str) -> str | None:
+    """Call a function of `runtime/peers.py`, where a run of several processes has imported it."""
+    peers = sys.modules.get("tltasks.runtime.peers")
+    found: str | None = None if peers is None else getattr(peers, name)(*arguments)
+    return found
 
 
 def _heed_verbosity(arguments: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from tltasks.errors import Interrupted, RecipeError
 from tltasks.reports.console import Terminal, open_terminal
 from tltasks.results.result import Ancestor
 from tltasks.runs.callbacks import OnEvaluation, OnStep
-from tltasks.runtime import devices, progress
+from tltasks.runtime import devices, progress, sharding
 from tltasks.runtime.environment import check_settings
 from tltasks.runtime.files import locked
 from tltasks.runtime.precision import check_base_dtype, choose_precision
@@ -46,6 +46,8 @@ class Context:
     stop_requested: Callable[[], bool] = lambda: False
     on_step: OnStep | None = None
     on_evaluation: OnEvaluation | None = None
+    until_end: ExitStack = field(default_factory=ExitStack)
+    """Closed when the run ends: what several stages, or all of one, need open."""
 
     @property
     def seed(self) -> int:
@@ -91,14 +93,17 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
     # Accelerate keeps one number format for a process (accelerate 1.15, state.py); runs may have different ones.
     AcceleratorState._reset_state()
     check_settings(precision, state.device)
-    accelerator = Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
-        # Named, since what is not named is read from the environment (accelerate 1.15, accelerator.py).
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        dynamo_backend="no",
-        log_with=list(recipe.trackers) or None,
-        project_dir=str(plan.output / "trackers"),
-    )
+    with sharding.unknown_to_accelerate():
+        accelerator = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision,
+            # Named, since what is not named is read from the environment (accelerate 1.15, accelerator.py).
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            log_with=list(recipe.trackers) or None,
+            project_dir=str(plan.output / "trackers"),
+        )
+    if precision == "fp16" and sharding.shares(accelerator):
+        raise RecipeError("precision: fp16 is not supported with FSDP 2, use bf16 or fp32; or launch without it.")
     console = open_terminal(quiet=quiet or not accelerator.is_main_process)
     progress.SETTINGS.say = None if quiet or not accelerator.is_main_process else partial(console.print, soft_wrap=True)
     if recipe._chosen:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import Recipe, RunPlan, recipe_sha256, with_paths
 from tltasks.errors import RecipeError
-from tltasks.runtime.environment import check_launch
+from tltasks.runtime.environment import check_launch, shares_states
 from tltasks.runtime.files import check_place, is_occupied, next_free
 from tltasks.training.tracking import check_trackers
 
@@ -20,6 +20,8 @@ def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
     """Raise RecipeError for what neither devices nor files have to be looked at for."""
     check_launch()
     check_trackers(list(plan.recipe.trackers))
+    if shares_states():
+        _refuse_sharing(plan)
     for key, extra, values in (("optimizer", "8bit", {"adamw_8bit"}), ("base_dtype", "quantized", {"int8", "nf4"})):
         asked = values & {getattr(stage.stage, key) for stage in plan.stages}
         if asked and find_spec("bitsandbytes") is None:
@@ -36,6 +38,27 @@ def place_of(recipe: Recipe, output: Path | str | None, *, resume: bool, overwri
         return Path(output)
     chosen = f"output: {recipe.output}" in recipe._chosen
     return next_free(Path(recipe.output), resume=resume) if chosen and not overwrite else None
+
+
+def _refuse_sharing(plan: RunPlan) -> None:
+    """Raise RecipeError for keys that look at weights as wholes in each step, which under FSDP 2 no process has."""
+    for stage in plan.stages:
+        if not stage.stage.loops:
+            continue
+        keys, adapt = stage.stage, stage.stage.adapt
+        asked = {
+            f"optimizer: {keys.optimizer}": keys.optimizer not in {"adamw", "sgd"},
+            f"base_dtype: {keys.base_dtype}": keys.base_dtype in {"int8", "nf4"},
+            "compile: true": keys.compile,
+            "l2_sp": keys.l2_sp is not None,
+            "adapt.adalora": adapt.adalora is not None,
+            "batch_norm: batch": keys.batch_norm == "batch",
+        }
+        if found := [key for key, is_asked in asked.items() if is_asked]:
+            raise RecipeError(
+                f"stages[{stage.index}].{found[0]} is not supported where FSDP 2 shares weights out; leave it out, or "
+                "launch without --use_fsdp."
+            )
 
 
 def refuse_occupied(output: Path, sha256: str, *, resume: bool, overwrite: bool = False) -> None:

@@ -50,6 +50,7 @@ from tltasks.runs.leaks import summarise, twin_examples
 from tltasks.runs.memory import Parts, advise, built_bytes, expect_memory, is_large, shortage_told
 from tltasks.runtime import devices
 from tltasks.runtime.files import whole_file, whole_folder, write_text
+from tltasks.runtime.peers import readable
 from tltasks.runtime.precision import choose_attention, choose_base_dtype, hold_cast
 from tltasks.runtime.progress import Bar
 from tltasks.tasks.base import BuiltModel, Outputs, Prediction, TaskBase
@@ -102,8 +103,7 @@ class FinishedStage:
 def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]) -> FinishedStage:
     """Carry out a stage; or read back one that an earlier run has finished."""
     plan, folder = stage.plan, context.folder(stage.plan)
-    if (folder / "result.json").is_file():
-        finished = _read_finished(context, stage, folder)
+    if (finished := _read_finished(context, stage, folder)) is not None:
         _drop_checkpoints(context, finished.result)
         return finished
     # ------------------------------------------------------------------------------ build, adapt, train
@@ -166,10 +166,13 @@ def _drop_checkpoints(context: Context, result: StageResult) -> None:
         shutil.rmtree(context.plan.output / "checkpoints" / result.name, ignore_errors=True)
 
 
-def _read_finished(context: Context, stage: PreparedStage, folder: Path) -> FinishedStage:
+def _read_finished(context: Context, stage: PreparedStage, folder: Path) -> FinishedStage | None:
     try:
-        result = StageResult.from_json((folder / "result.json").read_bytes())
-        examples = EXAMPLES.validate_json((folder / "examples.json").read_bytes())
+        with readable(context.accelerator.state, folder, without="model") as seen:
+            if not (seen / "result.json").is_file():
+                return None
+            result = StageResult.from_json((seen / "result.json").read_bytes())
+            examples = EXAMPLES.validate_json((seen / "examples.json").read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: what is kept of the finished stage cannot be read ({first_line(error)}). Remove this folder: "
@@ -214,7 +217,8 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
 def _build(context: Context, stage: PreparedStage) -> tuple[PreparedStage, BuiltModel[TaskBase]]:
     plan = stage.plan
     if plan.continues:
-        before = context.folder(context.plan.stages[plan.index - 1]) / "model"
+        saved = context.folder(context.plan.stages[plan.index - 1]) / "model"
+        before = context.until_end.enter_context(readable(context.accelerator.state, saved))
         source = Checkpoint(str(before), display_name=stage.source.display_name)
         stage = dataclasses.replace(stage, source=source, task=stage.task.starting_from(source))
     set_seed(context.seed)
@@ -567,8 +571,11 @@ def _difference_when_loaded(context: Context, stage: PreparedStage, saved: tuple
     The commonest fault of published models is a head that did not come along.
     """
     folders, ours = saved
-    again = (_outputs(context, stage, stage.task.reload(folder)) for folder in folders)
-    return max((largest_difference(ours, theirs) for theirs in again), default=0.0)
+    worst = 0.0
+    for folder in folders:
+        with readable(context.accelerator.state, folder) as seen:
+            worst = max(worst, largest_difference(ours, _outputs(context, stage, stage.task.reload(seen))))
+    return worst
 
 
 def _outputs(context: Context, stage: PreparedStage, model: nn.Module) -> list[Outputs]:

@@ -65,7 +65,7 @@ def run(
 
     with sole_writer(state, plan.output), devices.stop_on_signals() as stop_requested, ExitStack() as stack:
         # ------------------------------------------------------------------------------- each stage
-        context = replace(context, stop_requested=stop_requested)
+        context = replace(context, stop_requested=stop_requested, until_end=stack)
         on_main_process(state, lambda: _begin(plan, resume=resume, overwrite=overwrite))
         stack.enter_context(context.console.logged(plan.output / "log.txt" if context.writes else None))
         context.accelerator.init_trackers("tltasks", config={"recipe_sha256": plan.sha256})

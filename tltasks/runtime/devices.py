@@ -63,6 +63,8 @@ def init_distributed() -> PartialState:
     torchrun starts for the only one (accelerate 1.15, state.py, _prepare_backend).
     """
     check_launch()
+    if shares_states():  # all have weights from the start, of which transformers would leave those of others empty
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or usable_accelerator() is None
     try:
         with _ended_by_sigterm():

@@ -13,7 +13,7 @@ from tltasks.errors import RecipeError
 if TYPE_CHECKING:
     import torch
 
-SUPPORTED = "`accelerate launch --multi_gpu` and `torchrun` do, with the whole model on each device"
+SUPPORTED = "`torchrun` and `accelerate launch --multi_gpu` do, or with `--use_fsdp --fsdp_version 2`"
 _UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", "distributed_type: DEEPSPEED"),
     "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", "distributed_type: MEGATRON_LM"),
@@ -32,7 +32,7 @@ _OF_FSDP = {
     ),
     "FSDP_IGNORED_MODULES": ({"", "none"}, "no fsdp_ignored_modules", ""),  # their gradients would not be shared
     "FSDP_AUTO_WRAP_POLICY": (
-        {"", "transformer_based_wrap", "size_based_wrap"},
+        {"", "none", "transformer_based_wrap"},
         "fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP",
         "",
     ),
@@ -76,7 +76,6 @@ def check_launch() -> None:
             )
     if shares_states():
         _check_fsdp()
-        raise RecipeError(f"ACCELERATE_USE_FSDP: FSDP is not supported. Launch without it, as {SUPPORTED}.")
     if _value("ACCELERATE_USE_SAGEMAKER") in _TRUE and _value("ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE") != "no":
         raise RecipeError(
             f"ACCELERATE_USE_SAGEMAKER: its own data parallelism is not supported. Launch as {SUPPORTED}."

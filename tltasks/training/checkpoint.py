@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tltasks.data.streaming import Place
 from tltasks.errors import CheckpointError
 from tltasks.runtime.files import whole_folder
+from tltasks.runtime.sharding import put, share_as
 
 Tensors = dict[str, Tensor]
 
@@ -101,7 +102,7 @@ def load_model_state(model: nn.Module, state: Tensors) -> None:
         raise CheckpointError(f"checkpoint: its weights are of another model or adaptation ({', '.join(odd[:3])}, …).")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(state[name])
+            put(tensor, state[name])
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
@@ -124,7 +125,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
         # Step counters stay where the optimiser made them: fused kernels want them beside the weight (torch 2.14,
         # optim/optimizer.py, _process_value_according_to_param_policy). bitsandbytes counts by a plain number.
         is_number = tensor.ndim == 0 and tensor.dtype == torch.int64
-        optimizer.state[parameter][quantity] = tensor.item() if is_number else tensor.clone().to(parameter.device)
+        optimizer.state[parameter][quantity] = tensor.item() if is_number else share_as(parameter, tensor.clone())
 
 
 class Checkpoints:

@@ -38,6 +38,17 @@ from tltasks.runtime.devices import (
     pass_budget,
     release_memory,
 )
+from tltasks.runtime.peers import readable
+from tltasks.runtime.sharding import (
+    check_gradients,
+    full,
+    gather_into,
+    gathered,
+    prepare,
+    share_out,
+    shares,
+    whole_model,
+)
 from tltasks.tasks.base import Batch, TaskBase
 from tltasks.training.batches import read_batches
 from tltasks.training.blocks import trained
@@ -135,12 +146,12 @@ def train(accelerator: Accelerator, job: Job, model: nn.Module) -> Progress:
 
 
 def _train(training: _Training) -> Progress:
-    job, model, progress = training.job, training.model, training.progress
+    job, progress = training.job, training.progress
     while not progress.ended:
         started = time.perf_counter()  # reading a step's rows is part of its time
-        for rows, batches, weight in training.read_steps():
+        for rows, batches, own in training.read_steps():
             rate = training.set_learning_rate()
-            done = training.step(rows, batches, weight)
+            done = training.step(rows, batches, own)
             if done is None:  # out of memory: the rest of the epoch is read again in smaller pieces
                 break
             loss, norm = done
@@ -148,7 +159,7 @@ def _train(training: _Training) -> Progress:
             progress.examples += len(rows)
             seconds = time.perf_counter() - started
             progress.seconds += seconds
-            training.average.update(model, progress.step)
+            training.average.update(training.model, progress.step)
             training.log(
                 "train", loss=loss, learning_rate=rate, grad_norm=norm, examples_per_second=len(rows) / seconds
             )
@@ -175,7 +186,7 @@ class _Training:
     """A model in training, and what its steps share."""
 
     def __init__(self, accelerator: Accelerator, job: Job, model: nn.Module) -> None:
-        self.accelerator, self.job, self.model = accelerator, job, model
+        self.accelerator, self.job, self.given = accelerator, job, model
         stage = job.stage
         self.least = least_rows(job, model)
         model.to(accelerator.device)
@@ -184,10 +195,11 @@ class _Training:
         release_memory()  # of the passes that told
         if are_rare:  # a process would wait for gradients of experts that another's rows do not reach
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.model = model = share_out(accelerator, model)
         self.optimizer = build_optimizer(model, stage, head=job.head)
         # The scheduler is a function of the step and the plan shards the rows, so neither is prepared: a prepared
         # scheduler steps once per process (accelerate 1.15, scheduler.py).
-        self.wrapped, self.prepared_optimizer = accelerator.prepare(model, self.optimizer)
+        self.wrapped, self.prepared_optimizer = prepare(accelerator, model, self.optimizer)
         if stage.compile:
             model.compile()
         self.lanes = Lanes(model) if _lanes(accelerator, job, model, least=self.least) > 1 else None
@@ -207,10 +219,11 @@ class _Training:
 
     # ------------------------------------------------------------------------------------------ a step
 
-    def read_steps(self) -> Iterator[tuple[Rows, list[Batch], float]]:
-        """Each remaining step of the epoch: all its rows, this process's micro-batches of them, and their weight.
+    def read_steps(self) -> Iterator[tuple[Rows, list[Batch], int]]:
+        """Each remaining step of the epoch: all its rows, this process's micro-batches, and how many are its own.
 
-        A process without rows repeats some for nothing.
+        Others are repeated for nothing: one by a process without rows, and where weights are shared out as many as the
+        process with most passes makes, each of which takes all processes.
         """
         job, accelerator = self.job, self.accelerator
         part = job.part(self.progress.step, self.progress.place)
@@ -224,7 +237,11 @@ class _Training:
         while accelerator.num_processes > 1 and not self._suffices_for(divided, epoch=epoch):
             divided = self._divide(plan, self.progress.net_halvings)
         self.progress.pass_rows = max([self.progress.pass_rows, *(len(piece) for own in divided for piece in own)])
-        pieces = [own or [rows[: self.least]] for own, rows in zip(divided, plan, strict=True)]
+        passes = self._passes_of_all(plan)
+        pieces = [
+            own + [rows[: self.least]] * (most - len(own))
+            for own, rows, most in zip(divided, plan, passes, strict=True)
+        ]
         batches = read_batches(
             partial(job.task.collate_train, self.rows, epoch=epoch),
             [piece for of_step in pieces for piece in of_step],
@@ -232,7 +249,7 @@ class _Training:
             pin_memory=accelerator.device.type == "cuda",
         )
         for rows, of_step, own in zip(plan, pieces, divided, strict=True):
-            yield rows, [next(batches) for _ in of_step], 1.0 if own else 0.0
+            yield rows, [next(batches) for _ in of_step], len(own)
 
     def set_learning_rate(self) -> float:
         """Set each group's rate for the step that comes, and return that of the head."""
@@ -244,7 +261,7 @@ class _Training:
             group["lr"] = group["peak_lr"] * factor
         return (stage.learning_rate or 0.0) * factor
 
-    def step(self, rows: Rows, batches: list[Batch], weight: float) -> tuple[float, float] | None:
+    def step(self, rows: Rows, batches: list[Batch], own: int) -> tuple[float, float] | None:
         """Make one optimiser step; its loss and gradient norm, or None when memory did not suffice."""
         job, optimizer = self.job, self.prepared_optimizer
         set_training_mode(self.wrapped, frozen_batch_norm=job.frozen_batch_norm)
@@ -255,7 +272,7 @@ class _Training:
         asked: int | None = None
         try:
             with contextlib.nullcontext() if job.stage.compile else fast_steps(self.model, self.accelerator.device):
-                loss = float(self.accelerator.reduce(self._backward(batches, weight, seeds), "sum"))
+                loss = float(self.accelerator.reduce(self._backward(batches, own, seeds), "sum"))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -266,11 +283,13 @@ class _Training:
             return None
         if not math.isfinite(loss):
             raise self._not_finite(f"the loss is {loss}", rows, "; look at these rows")
+        check_gradients(self.model)
         self.regularization.mask_gradients(self.progress.step / job.steps_per_epoch)
         if job.stage.max_grad_norm is not None:
-            norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), job.stage.max_grad_norm))
+            total = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), job.stage.max_grad_norm)
         else:
-            norm = float(nn.utils.get_total_norm([p.grad for p in self.wrapped.parameters() if p.grad is not None]))
+            total = nn.utils.get_total_norm([p.grad for p in self.wrapped.parameters() if p.grad is not None])
+        norm = float(full(total))
         if not math.isfinite(norm) and self.accelerator.scaler is None:
             raise self._not_finite("the gradient is not finite", rows)
         optimizer.step()
@@ -279,10 +298,14 @@ class _Training:
         self.resident.bound()
         return loss, norm
 
-    def _backward(self, batches: list[Batch], weight: float, seeds: list[int]) -> Tensor:
-        """Put the gradient of the step's mean loss into the weights; this process's part of that loss, in fp32."""
+    def _backward(self, batches: list[Batch], own: int, seeds: list[int]) -> Tensor:
+        """Put the gradient of the step's mean loss into the weights; this process's part of that loss, in fp32.
+
+        The first `own` of the batches count.
+        """
         accelerator, job = self.accelerator, self.job
-        counts = torch.stack([job.task.num_targets(batch) for batch in batches]).to(accelerator.device) * weight
+        counts = torch.stack([job.task.num_targets(batch) for batch in batches]).to(accelerator.device)
+        counts = counts * (torch.arange(len(batches), device=counts.device) < own).float()
         targets = accelerator.reduce(counts.sum().float(), reduction="sum")
         if self.lanes is not None and len(batches) > 1:
             total = self.lanes.backward(lambda i: job.task.loss(self.wrapped, batches[i]) * counts[i] / targets, seeds)
@@ -337,6 +360,14 @@ class _Training:
         lanes = LANES if self.lanes is not None else 1
         divide = _divider(self.accelerator, self.job, self.rows, halvings=halvings, least=self.least, lanes=lanes)
         return [divide(rows) for rows in plan]
+
+    def _passes_of_all(self, plan: list[Rows]) -> list[int]:
+        """Passes that this process makes of each step at least: where weights are shared out, as many as any."""
+        if not shares(self.accelerator):
+            return [1] * len(plan)
+        halvings, lanes = self.progress.net_halvings, 1
+        divide = _divider(self.accelerator, self.job, self.rows, halvings=halvings, least=self.least, lanes=lanes)
+        return [max(len(divide(rows, rank=rank)) for rank in range(self.accelerator.num_processes)) for rows in plan]
 
     def _find_doublings(self, plan: list[Rows], *, epoch: int) -> int:
         """How often the usual micro-batch is doubled on an accelerator; the same on all processes."""
@@ -408,13 +439,13 @@ class _Training:
         job, progress = self.job, self.progress
         if job.evaluate is None:
             return
-        with self.average.in_place_of_weights(self.model):
-            values = job.evaluate(self.model)
+        with self.average.in_place_of_weights(self.model), whole_model(self.given, self.model) as model:
+            values = job.evaluate(model)
             value, loss = values[job.task.headline], values.get("loss", 0.0)
             if self.regularization.ranks_final(progress.step):
                 if progress.improve(value, loss, higher_is_better=job.task.higher_is_better):
                     if job.stage.keep == "best":
-                        best = TrainingState({"model": model_state(self.model)}, progress, job.fingerprint)
+                        best = TrainingState({"model": model_state(model)}, progress, job.fingerprint)
                         self.on_main(lambda: job.checkpoints.save(best_name(progress.step), best))
                 elif job.stage.early_stopping and progress.evaluations_without_gain >= job.stage.early_stopping:
                     progress.ended = f"no gain in {progress.evaluations_without_gain} evaluations"
@@ -429,14 +460,16 @@ class _Training:
 
     def save(self) -> None:
         """Write all that a resumed run goes on from."""
+        found = {
+            "model": model_state(self.model),
+            "optimizer": optimizer_state(self.model, self.optimizer),
+            "average": self.average.weights,
+            "regularization": self.regularization.state(),
+        }
+        keep = self.accelerator.is_main_process
+        groups = {name: gathered(tensors, keep=keep) for name, tensors in found.items()}
 
         def write() -> None:
-            groups = {
-                "model": model_state(self.model),
-                "optimizer": optimizer_state(self.model, self.optimizer),
-                "average": self.average.weights,
-                "regularization": self.regularization.state(),
-            }
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
             state = TrainingState(groups, self.progress, self.job.fingerprint, scaler)
             self.job.checkpoints.save(step_name(self.progress.step), state)
@@ -449,8 +482,9 @@ class _Training:
 
     def _resume(self) -> Progress:
         """Go on from the newest checkpoint, where there is one."""
-        job, found = self.job, self.job.checkpoints.newest()
-        progress = Progress()
+        job, progress = self.job, Progress()
+        with readable(self.accelerator.state, job.checkpoints.folder) as folder:
+            found = Checkpoints(folder, keep=job.checkpoints.keep).newest()
         if found is not None:
             name, state = found
             if state.data != job.fingerprint:
@@ -473,13 +507,15 @@ class _Training:
         """Leave in the model the weights that the stage ends with, and the model as it was given."""
         best = self.progress.best_step
         if self.job.stage.keep == "best" and best is not None:
-            load_model_state(self.model, self.job.checkpoints.load(best_name(best)).tensors["model"])
+            with readable(self.accelerator.state, self.job.checkpoints.folder / best_name(best)) as folder:
+                load_model_state(self.given, Checkpoints(folder.parent, keep=1).load(folder.name).tensors["model"])
         else:
             self.average.swap(self.model)
-        self.model.eval()
+            gather_into(self.given, self.model)
+        self.given.eval()
         # takes autocast off again, so that it can be copied
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        self.model._compiled_call_impl = None
+        self.given._compiled_call_impl = None
 
 
 # --------------------------------------------------------------------------------------- micro-batches
@@ -527,7 +563,7 @@ def _lanes(accelerator: Accelerator, job: Job, model: nn.Module, *, least: int) 
 
 def _divider(
     accelerator: Accelerator, job: Job, rows: datasets.Dataset, *, halvings: int, least: int, lanes: int = 1
-) -> Callable[[Rows], list[Rows]]:
+) -> partial[list[Rows]]:
     """A function from a step's rows to the micro-batches of this process, of which there may be none.
 
     They are smaller where several are in memory at once, in so many `lanes`; with `halvings` below zero larger.

@@ -18,12 +18,13 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from tltasks.models.adapters import set_training_mode
 from tltasks.models.fast_steps import fast_steps
 from tltasks.runtime.files import write_json
+from tltasks.runtime.sharding import shares
 
 LEAST_STEPS = 100
 """Steps from which a search pays: it takes about as long as ten of them."""
@@ -93,7 +94,7 @@ class Passes:
     @property
     def are_possible(self) -> bool:
         """No process can pass by itself where weights are in parts on several devices."""
-        return bool(self.accelerator.distributed_type != DistributedType.FSDP)
+        return not shares(self.accelerator)
 
     def seconds(self, batches: Sequence[dict[str, Tensor]], *, reserve: int) -> float:
         """Time of the passes on the slowest process; infinite where memory does not suffice on one.

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tltasks.config.stage import Stage
+from tltasks.runtime.sharding import put
 from tltasks.training.blocks import blocks_above, trained
 
 
@@ -45,7 +47,8 @@ def build_optimizer(model: nn.Module, stage: Stage, *, head: Iterable[str] = ())
     if inner:  # in steps as large as AdamW's, so that its rates serve: Liu et al., https://arxiv.org/abs/2502.16982
         parts.append(torch.optim.Muon(inner, lr=rate, adjust_lr_fn="match_rms_adamw"))
     if plain and stage.optimizer == "sgd":
-        parts.append(torch.optim.SGD(plain, lr=rate, momentum=stage.momentum, fused=fused))
+        whole = not any(isinstance(p, DTensor) for _, p in named)  # torch's fused SGD (2.14) knows no shares of weights
+        parts.append(torch.optim.SGD(plain, lr=rate, momentum=stage.momentum, fused=fused and whole))
     elif plain and stage.optimizer == "adafactor":
         parts.append(torch.optim.Adafactor(plain, lr=rate, foreach=False))  # else all updates would be held at once
     elif plain and stage.optimizer == "adamw_8bit":
@@ -186,7 +189,7 @@ class MovingAverage:
     def load(self, weights: dict[str, Tensor]) -> None:
         """Go on from saved weights, which come in another order."""
         for name, tensor in self.weights.items():
-            tensor.copy_(weights[name])
+            put(tensor, weights[name])
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:

@@ -88,7 +88,7 @@ def test_variables_that_change_no_number(place: Path, name: str) -> None:
         ({"ACCELERATE_DYNAMO_BACKEND": "inductor"}, "set stages.N.compile: true"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "this run computes in fp32. Set `precision`"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "ACCELERATE_MIXED_PRECISION=fp8"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP 1 is not supported"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "LOCAL_RANK": "0"}, "DeepSpeed is not supported"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM is not supported"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "is not supported"),
