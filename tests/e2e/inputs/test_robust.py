@@ -83,7 +83,7 @@ def test_variables_that_change_no_number(place: Path, name: str) -> None:
     [
         (
             {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
-            "the recipe decides this; unset it, and set stages.N.batch_size",
+            "), and set stages.N.batch_size",
         ),
         ({"ACCELERATE_DYNAMO_BACKEND": "inductor"}, "set stages.N.compile: true"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "this run computes in fp32. Set `precision`"),
