@@ -347,8 +347,7 @@ class SequenceRecogniser(Recogniser):
         codes: Sequence[str | None],
     ) -> list[Sequence[Word]]:
         """The words of texts that Whisper has written, by what it attends to as it reads them."""
-        signs = set(self.tokenizer.all_special_ids)
-        written = [[i for i in row.tolist() if i not in signs] for row in ids]
+        written = [[i for i in row.tolist() if i < self.end] for row in ids]  # behind it are signs, times among them
         prompts = [whisper_prompt(self.generation, self.config, code) for code in codes]
         hz = POSITIONS_PER_SECOND
         steps = [math.ceil(n * hz / self.sampling_hz) for n in batch["piece_samples"].tolist()]

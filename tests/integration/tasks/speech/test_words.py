@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import tltasks
 from tests.tiny import speech
@@ -89,6 +90,15 @@ def test_what_a_model_does_not_serve_is_told_before_its_weights(models: Path, ca
     name, asked, message = REFUSED[case]
     with pytest.raises(RecipeError, match=message):
         load_saved_model(str(models / name), asked=asked)
+
+
+def test_times_that_are_written_amid_a_text_are_no_words(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may write them unasked, and no tokenizer counts them among its special ones (transformers 5.24)."""
+    spell = speech.whisper_tokenizer(multilingual=False).convert_tokens_to_ids
+    written = torch.tensor([spell(["h", "a", "<|1.00|>", "Ġ", "b", "<|endoftext|>"])])
+    monkeypatch.setattr("tltasks.tasks.speech.seq2seq.write", lambda *_, **__: written)
+    found = tltasks.load(models / "whisper", words=True)(CLIPS[0])
+    assert [word["text"] for word in found["words"]] == found["prediction"].split() == ["ha", "b"]
 
 
 def test_silence_and_noise_are_answered_with_nothing(models: Path, tmp_path: Path) -> None:
