@@ -147,7 +147,9 @@ def test_shards_of_webdataset_are_of_unknown_length(in_tars: Path, tmp_path: Pat
     assert result.stages[0].data["test"].examples == 24
 
 
-@pytest.mark.parametrize("name", ["texts", "speech", "summaries"])
+@pytest.mark.parametrize(
+    "name", ["texts", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("speech", "summaries"))]
+)
 def test_other_tasks_stream_json_lines(name: str, tmp_path: Path) -> None:
     stage = "{stage: %s, steps: 7, evaluate_every: 4, batch_size: 8, learning_rate: 1e-3, keep: last%s}"
     if name == "texts":
