@@ -171,7 +171,7 @@ def _first_rows(stream: Stream, data: Data, locate: Locate) -> Split:
             "`streaming` reads them as they come. List them: `class_names: [...]` under `data`."
         )
     note = (
-        f"train is streamed, {'rows unknown' if stream.count is None else f'{stream.count:,} rows'} in "
+        f"streamed, {'rows unknown' if stream.count is None else f'{stream.count:,} rows'} in "
         f"{len(stream.files):,} shards: what is told of it by rows, and what baselines know of it, is of the first "
         f"{stream.buffer:,} at most; near-duplicates of scored rows are not looked for"
     )

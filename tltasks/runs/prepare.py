@@ -78,8 +78,12 @@ def _prepare(
             )
             for name, split in splits.items()
         }
-    notes = [*dict.fromkeys(note for split in splits.values() for note in split.notes), *task.notes]
+    held = [split for split in splits.values() if split.stream is None]
+    notes = [*dict.fromkeys(note for split in held for note in split.notes), *task.notes]
     checks, told = task.data_checks(encoded), task.data_notes(encoded)
+    for name, split in splits.items():
+        if split.stream is not None:  # the report's reader has to know it, too
+            told = told | {name: [*split.notes, *told.get(name, [])]}
     if stage.stage.groups_lengths and "train" in encoded:
         notes += _of_lengths(task.lengths(encoded["train"].rows))
     rehearse(extra_metrics, task, encoded)

@@ -51,7 +51,9 @@ def test_one_shard_that_fits_the_buffer_gives_the_steps_of_rows_that_are_held(ti
     run_recipe(recipe, tmp_path / "held", augment)
     result = run_recipe(recipe, tmp_path / "streamed", augment, "data.streaming=true")
     assert equal(weights(tmp_path / "held"), weights(tmp_path / "streamed"))
-    assert result.stages[0].data["train"].examples == 48
+    train = result.stages[0].data["train"]
+    assert train.examples == 48
+    assert "48 rows in 1 shards" in train.notes[0]
 
 
 def test_every_row_comes_once_an_epoch_in_another_order(
