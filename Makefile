@@ -10,7 +10,7 @@ ENVIRONMENT := .venv/installed
 
 quickstart: $(ENVIRONMENT)  ## real weights, real data, no Hub: train, evaluate and report
 	$(BIN)/python recipes/offline/fetch_efficientnet_lite0.py
-	$(BIN)/tltasks run recipes/offline/emoji_lora.yaml --resume
+	$(BIN)/tltasks run recipes/offline/emoji_groups.yaml --resume
 
 check: $(ENVIRONMENT)  ## the one list of checks; TESTS=all takes every combination and real weights too
 	$(BIN)/ruff format --check .
