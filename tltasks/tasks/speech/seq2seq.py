@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar, Self, cast
 
 import numpy as np
+import regex
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -62,6 +63,8 @@ POSITIONS_PER_SECOND = 50  # of Whisper's encoder
 POSITIONS = "model.encoder.embed_positions.weight"
 MOST_TOKENS = 448
 """Longest text, as Whisper's, of models that tell no other."""
+UNSAID = regex.compile(r"[\s\p{P}--[%&@#*/]]+", regex.V1)
+"""Tokens that take no time: punctuation, but for what is said."""
 LOOPS = ((24, 6), (64, 16))
 """Decoding loops when its last so many tokens repeat with a period of at most so many."""
 
@@ -355,7 +358,8 @@ class SequenceRecogniser(Recogniser):
             found = model.align(batch["input_features"], prompts, written, steps)
         else:
             heads = alignment_heads(self.generation, self.config)
-            found = steps_by_attention(model, heads, encoded[0], prompts, written, steps, end=self.end)
+            marks = {i for row in written for i in row if UNSAID.fullmatch(self.tokenizer.decode([i]))}
+            found = steps_by_attention(model, heads, encoded[0], prompts, written, steps, end=self.end, silent=marks)
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         return [
             words_of(text, token_ends(decode, row), begun[:-1] / hz, begun[1:] / hz, shares)

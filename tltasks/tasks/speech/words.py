@@ -7,7 +7,7 @@ al., https://www.cs.toronto.edu/~graves/icml_2006.pdf, for CTC.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -172,11 +172,12 @@ def steps_by_attention(
     steps: Sequence[int],
     *,
     end: int,
+    silent: Container[int] = (),
 ) -> list[tuple[Floats, Floats]]:
     """The position at which each token of a text, and its end, begins, and the tokens' probabilities.
 
     By one pass of Whisper over texts that it has written. `encoded`: what the encoder makes of the clips, [clips,
-    positions, width]; `steps`: positions that a clip takes.
+    positions, width]; `steps`: positions that a clip takes. `silent` tokens, which are not said, take no time.
     """
     rows = [[*prompt, *text, end] for prompt, text in zip(prompts, texts, strict=True)]
     longest = max(map(len, rows))
@@ -191,7 +192,9 @@ def steps_by_attention(
         shares = spread.gather(1, own[:, None])[:, 0].exp().cpu().double().numpy()
         each = [(seen[layer][0], seen[layer][1], head) for layer, head in heads]
         weights = torch.stack([_attention(query[row, :behind, h], key[row, :n, h]) for query, key, h in each])
-        found.append((first_steps(-_evened(weights)[begin:behind]), shares))
+        said = [i for i, token in enumerate([*text, end]) if token not in silent]
+        firsts = first_steps(-_evened(weights)[begin:behind][said])
+        found.append((firsts[np.searchsorted(said, np.arange(len(text) + 1))], shares))
     return found
 
 

@@ -133,3 +133,16 @@ def test_ends_of_tokens_are_those_of_the_whole_text() -> None:
     ends = token_ends(tokenizer.decode, ids)
     assert ends[-1] == len(text)
     assert ends == [len(bytes(text.encode()[: n + 1]).decode(errors="ignore")) for n in range(len(ids))]
+
+
+def test_what_is_not_said_takes_no_time(whisper: transformers.WhisperForConditionalGeneration) -> None:
+    torch.manual_seed(0)
+    heads = alignment_heads(whisper.generation_config, whisper.config)
+    with torch.no_grad():
+        encoded = whisper.get_encoder()(torch.randn(1, whisper.config.num_mel_bins, 400)).last_hidden_state
+        given = (whisper, heads, encoded, [[1, 2]], [[10, 13, 11, 12, 13]], [150])
+        [(starts, shares)] = steps_by_attention(*given, end=END, silent={13})
+    assert len(starts) == 6
+    assert starts[1] == starts[2] > starts[0]  # a comma begins with the word behind it
+    assert starts[4] == starts[5] > starts[3]
+    assert len(shares) == 5
