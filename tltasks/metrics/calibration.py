@@ -43,15 +43,15 @@ def fit_temperature(probabilities: Floats, truth: Ints) -> float:
     outputs for support vector machines, 1999, §2.2).
     """
     logits, wrong = _logits(probabilities), 1 / (len(truth) + 2)
-    targets = np.full(logits.shape, wrong / (logits.shape[1] - 1))
-    targets[np.arange(len(truth)), truth] = 1 - wrong
+    right = np.eye(logits.shape[1])[truth]
+    guarded = right * (1 - wrong) + (1 - right) * wrong / (logits.shape[1] - 1)
 
-    def loss(log_temperature: float) -> float:
+    def loss(log_temperature: float, targets: Floats) -> float:
         found = logits * np.exp(-log_temperature)
         return float(special.logsumexp(found, axis=1).sum() - (targets * found).sum())
 
-    best = minimize_scalar(loss, bounds=(-LARGEST_LOG, LARGEST_LOG), method="bounded")
-    return float(f"{np.exp(best.x):.6g}") if loss(0.0) - best.fun > WORTH else 1.0
+    best = minimize_scalar(loss, bounds=(-LARGEST_LOG, LARGEST_LOG), args=(guarded,), method="bounded").x
+    return float(f"{np.exp(best):.6g}") if loss(0.0, right) - loss(best, right) > WORTH else 1.0
 
 
 def calibration(probabilities: Floats, truth: Ints, *, several: bool = False) -> dict[str, float]:

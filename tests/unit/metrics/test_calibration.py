@@ -37,6 +37,12 @@ def test_right_answers_make_nothing_certain() -> None:
     assert told[:, 0].max() == pytest.approx(41 / 42, abs=1e-3)
 
 
+def test_a_model_that_is_right_and_sure_stays_so() -> None:
+    """What the guard adds is not counted as won."""
+    probabilities = np.array([[1.0, 0.0, 0.0], [0.998, 0.001, 0.001]] * 8, np.float32)
+    assert fit_temperature(probabilities, np.zeros(16, int)) == 1.0
+
+
 def test_probabilities_that_have_vanished_stay_finite() -> None:
     told = tempered(np.array([[1.0, 0.0], [0.5, 0.5]], np.float32), 3.0)
     assert np.isfinite(told).all()
