@@ -21,8 +21,13 @@ FIRST = next(page for page in PAGES if page.name == "first_steps.md")
 REST = [page for page in PAGES if page.name not in ("first_steps.md", "python.md")]
 """tests/integration/test_python.py runs the other."""
 RECIPES = [block for block in blocks(*REST) if is_whole(block)]
-SHORT = {"more.yaml": ["stages=[{stage: transfer, steps: 2}]"]}
-"""Overrides that make a command's run a short one."""
+USUAL = ["stages.0.epochs=1", "stages.0.batch_size=8"]
+SHORT = {
+    "more.yaml": ["stages=[{stage: transfer, steps: 2}]"],
+    "reviews.csv": [*USUAL, "data.max_tokens=64"],
+    "articles.jsonl": [*USUAL, "data.max_document_tokens=64", "data.max_summary_tokens=24"],
+}
+"""Overrides by which the run of a file is short, and fits the tiny models, which read 128 tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def short(command: Command) -> list[str]:
     """The words as typed, and overrides by which a run ends after a few steps."""
     words = command.words[1:]
     if words[0] == "run" and not {"--dry-run", "--check"} & {*words}:
-        for change in SHORT.get(words[1], ["stages.0.epochs=1", "stages.0.batch_size=8"]):
+        for change in next((SHORT[word] for word in words if word in SHORT), USUAL):
             words += ["--set", change]
     return words
 
