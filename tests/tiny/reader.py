@@ -49,7 +49,7 @@ def save_reader(folder: Path) -> Path:
     _write(folder / "reviews.csv", reviews)
     _write(folder / "new.csv", [{"text": row["text"]} for row in reviews[:5]])
     pairs = [texts.pair(rng, longest=60) for _ in range(48)]
-    rows = [{"article": f"{pair['document']} {i}", "summary": pair["summary"]} for i, pair in enumerate(pairs)]
+    rows = [{"article": f"{pair['document']} {i}", "summary": f"{pair['summary']} {i}"} for i, pair in enumerate(pairs)]
     (folder / "articles.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     shutil.copytree(REPOSITORY / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("*.wav", "*.parquet"))
     return folder
