@@ -380,13 +380,19 @@ class _Adapted:
         config = peft.LoraConfig(
             r=RANK,
             lora_alpha=RANK,
-            target_modules=exact if kept_targets(self.model, exact) == exact else list(names),
+            target_modules=exact,
             rank_pattern={rf"^{re.escape(name)}": n for name, n in groups.items() if n > 1},  # as PEFT asks
             init_lora_weights=False,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),
         )
-        with with_embeddings(self.model):
-            peft.inject_adapter_in_model(config, self.model, adapter_name=ADAPTER)
+        own = vars(self.model)
+        hidden = () if kept_targets(self.model, exact) == exact else ("config",)  # by which PEFT would move targets
+        kept = {key: own.pop(key) for key in hidden}
+        try:
+            with with_embeddings(self.model):
+                peft.inject_adapter_in_model(config, self.model, adapter_name=ADAPTER)
+        finally:
+            own.update(kept)
         lend(self.model)
         self.layers = {name: self.model.get_submodule(name) for name in names}
         for name, layer in self.layers.items():

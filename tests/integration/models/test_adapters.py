@@ -493,6 +493,25 @@ MIXTURE = {
 }
 
 
+def test_layers_beside_experts_are_adapted_by_methods_that_peft_moves_nowhere() -> None:
+    model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**MIXTURE))
+    ids = torch.arange(5, 25).view(2, 10)
+    config = model.config
+    wrapped = adapt(
+        model,
+        Adapt.model_validate({"ia3": {}}),
+        new_head=False,
+        head=["lm_head"],
+        targets=find_lora_targets(model, head=["lm_head"]),
+        display_name="base",
+        revision="main",
+        trial=Trial(lambda: lambda it: it(input_ids=ids, use_cache=False).logits),
+    )
+    reached = {name.partition(".ia3_")[0] for name, p in wrapped.named_parameters() if p.requires_grad}
+    assert {f"base_model.model.model.layers.{it}.gate_proj" for it in ("0.mlp", "1.mlp.shared_experts")} <= reached
+    assert model.config is config, "which is hidden from PEFT while layers are tried"
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_experts_that_are_one_weight_are_adapted_where_peft_can(dropout: float) -> None:
     """PEFT takes `gate_proj` of the layers beside the experts for theirs, and has no dropout for these."""

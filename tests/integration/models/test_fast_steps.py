@@ -173,9 +173,13 @@ def test_norms_that_compute_anything_else_are_left_alone() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + self.weight
 
-    net = nn.ModuleList([Shifted(8), T5LayerNorm(8)])
+    class Gated(T5LayerNorm):
+        def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+            return super().forward(x) * gate.sigmoid()  # type: ignore[union-attr]
+
+    net = nn.ModuleList([Shifted(8), Gated(8), T5LayerNorm(8)])
     with fast_norms(net):
-        assert [type(module) in {Shifted, T5LayerNorm} for module in net] == [True, False]
+        assert [type(module) in {Shifted, Gated, T5LayerNorm} for module in net] == [True, True, False]
 
 
 def test_masks_are_made_once_for_all_layers_and_anew_when_they_change() -> None:
