@@ -184,3 +184,11 @@ def test_every_key_of_a_recipe_has_its_meaning_on_the_page() -> None:
 def test_the_site_has_every_page() -> None:
     nav = json.dumps(tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"])
     assert {page.name for page in PAGES[1:]} == set(re.findall(r"[\w-]+\.md", nav))
+
+
+def test_the_reference_has_every_member() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    for name in set(tltasks.__all__) - {"__version__"}:
+        member = getattr(tltasks, name)
+        place = "tltasks.errors" if member.__module__ == "tltasks.errors" else f"{member.__module__}.{name}"
+        assert f"::: {place}\n" in page, name
