@@ -313,6 +313,7 @@ say(f"status {carrying_out.carry_out(submission, state, [], until=1, processes=1
 """Begins a job; `stopped` ends its time with the first checkpoint."""
 
 
+@pytest.mark.exhaustive
 def test_a_run_goes_on_in_another_job(hub: HubServer, hub_host: Host, tiny: Path, tmp_path: Path) -> None:
     stage = "{stage: transfer, epochs: 12, batch_size: 8, learning_rate: 5e-3, adapt: {lora: {rank: 4}}}"
     recipe = write_recipe(tmp_path / "pictures.yaml", tiny / "vit", tiny / "data", stage=stage)
