@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +89,7 @@ def write(
 ) -> Tensor:
     """Token ids as `generate` gives them, [rows, tokens], by the model's own settings unless others are given.
 
+    `inputs` stay as they are: with beams it repeats what an encoder has made where it is (transformers 5.24).
     `first`: the token, such as a language, that each row of an encoder-decoder has to begin with, [rows].
     Without beams or draws, rows that have ended leave the batch, so that they do not wait for the longest.
     """
@@ -97,7 +99,8 @@ def write(
     mode = (generation or model.generation_config).get_generation_mode()
     if isinstance(model, PreTrainedModel) and mode == GenerationMode.GREEDY_SEARCH:
         keys["custom_generate"] = _search
-    written: Tensor = model.generate(**inputs, **keys)
+    own = {name: copy.copy(value) if isinstance(value, ModelOutput) else value for name, value in inputs.items()}
+    written: Tensor = model.generate(**own, **keys)
     return written
 
 

@@ -182,6 +182,19 @@ def test_texts_without_an_end_are_as_long_as_generates() -> None:
         assert torch.equal(writing.write(model, inputs, generation=generation, stopping=ends), wanted)
 
 
+@pytest.mark.parametrize("build", [t5, whisper])
+def test_beams_leave_what_an_encoder_has_made_as_it_is(build: Callable[[], PreTrainedModel]) -> None:
+    """Times of Whisper's words are read off it afterwards; repeated, it would be that of other rows."""
+    model, inputs = built(build)
+    model.generation_config.update(num_beams=3, max_new_tokens=NEW)
+    with torch.no_grad():
+        encoded = model.get_encoder()(**inputs)
+        kept = encoded[0].clone()
+        seen = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
+        writing.write(model, {**seen, "encoder_outputs": encoded})
+    assert torch.equal(encoded[0], kept)
+
+
 @pytest.mark.parametrize("build", [t5, bart])
 def test_an_encoder_read_in_parts_gives_the_same_texts(build: Callable[[], PreTrainedModel]) -> None:
     model, inputs = built(build)

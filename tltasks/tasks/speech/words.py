@@ -179,7 +179,7 @@ def steps_by_attention(
     By one pass of Whisper over texts that it has written. `encoded`: what the encoder makes of the clips, [clips,
     positions, width]; `steps`: positions that a clip takes. `silent` tokens, which are not said, take no time.
     """
-    rows = [[*prompt, *text, end] for prompt, text in zip(prompts, texts, strict=True)]
+    rows = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [end] * (longest - len(row)) for row in rows], device=encoded.device)
     with _watched(model, sorted({layer for layer, _ in heads})) as seen:

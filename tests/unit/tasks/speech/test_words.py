@@ -95,6 +95,15 @@ def test_attention_is_what_transformers_gives(whisper: transformers.WhisperForCo
             assert starts[-1] < (150, 60)[i]
 
 
+def test_a_text_that_fills_the_decoder_has_times(whisper: transformers.WhisperForConditionalGeneration) -> None:
+    """As `generate` writes it where a model comes to no end: with its prompt as long as there are positions."""
+    heads, text = alignment_heads(whisper.generation_config, whisper.config), [10] * (96 - 2)
+    with torch.no_grad():
+        encoded = whisper.get_encoder()(torch.zeros(1, whisper.config.num_mel_bins, 400)).last_hidden_state
+        [(starts, shares)] = steps_by_attention(whisper, heads, encoded, [[1, 2]], [text], [200], end=END)
+    assert (len(starts), len(shares)) == (95, 94)
+
+
 def test_watched_attention_is_that_of_eager(whisper: transformers.WhisperForConditionalGeneration) -> None:
     from tltasks.tasks.speech.words import _attention, _watched
 
