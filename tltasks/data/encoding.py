@@ -61,7 +61,7 @@ def encode_split(
     encode = encode if processes else _told(encode, split)
     encode_batch = _by_batch(split, encode, kept, media=media, likeness=likeness)
     parts = (key, code_version(), decoder_settings(), split.name == "train", rows_key(split, media), likeness is None)
-    cached = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    cached = _digest(*parts)
     file = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded" / f"{cached}.arrow"
     file.parent.mkdir(parents=True, exist_ok=True)
     marked = {} if likeness is None else {MARK: datasets.Value("binary")}
@@ -191,20 +191,14 @@ def _stream(
     assert stream is not None
     columns = datasets.Features({**features, **kept, **{name: kind for name, kind in OWN.items() if name != "error"}})
     windows = make(encode=_by_batch(split, encode, kept, media=media), features=columns)
-    parts = (
-        key,
-        code_version(),
-        decoder_settings(),
-        stream.fingerprint,
-        stream.buffer,
-        stream.seed,
-        windows.batch_size,
-    )
-    fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-streamed" / f"{fingerprint}.arrow"
+    drawn = (stream.buffer, stream.seed, windows.batch_size)
+    cached = _digest(key, code_version(), decoder_settings(), stream.fingerprint, *drawn)
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-streamed" / f"{cached}.arrow"
     if not file.is_file():
         windows(file, START)
     rows = datasets.Dataset.from_file(str(file))
+    # As of rows that are held, of what they are: neither of where they lie, nor of the code that has encoded them.
+    fingerprint = _digest(stream.content, _content_digest(rows), *drawn)
     return EncodedSplit(split.name, rows, split.origin, {}, fingerprint, split.place, windows=windows, stream=stream)
 
 
@@ -239,6 +233,10 @@ def _bad_rows(encoded: datasets.Dataset, split: Split, most: float) -> tuple[NDA
             f"(data.max_bad_share allows {most:.1%}):\n{shown}{more}"
         )
     return bad, skipped
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def _content_digest(rows: datasets.Dataset) -> str:

@@ -36,7 +36,7 @@ from tltasks.data.local import (
 )
 from tltasks.data.relabel import relabel
 from tltasks.data.splits import BY, LANGUAGE, ROW_NAME, SOURCE, Columns, Split, located
-from tltasks.data.streaming import FORMATS, Stream, open_shards, rows_in
+from tltasks.data.streaming import FORMATS, Stream, content_of, open_shards, rows_in
 from tltasks.data.tables import as_label, as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
 
@@ -140,7 +140,7 @@ def _open_stream(
     opened = open_source(source, columns, place=place) if scored else Opened({})
     digest = hashlib.sha256(repr((kind, files, file_states(files))).encode()).hexdigest()[:32]
     prepare = partial(_select_columns, columns=columns, source=describe(data), locate=locate, hint="")
-    stream = Stream(rows, tuple(files), prepare, count, digest, data.shuffle_buffer, seed)
+    stream = Stream(rows, tuple(files), prepare, count, digest, content_of(files), data.shuffle_buffer, seed)
     return opened, {"train": _first_rows(stream, data, locate)} if train else {}
 
 

@@ -88,6 +88,16 @@ def test_a_run_that_is_stopped_in_a_window_goes_on_exactly(
     with pytest.raises(Interrupted, match="after step 4 of 9"):
         run_recipe(sharded, tmp_path / "run", *STREAMED)
     monkeypatch.undo()
+    data, other = sharded.parent / "data", sharded.parent / "other"
+    shutil.copytree(data, other, copy_function=shutil.copyfile)  # as another machine has it
+    data.rename(tmp_path / "data")
+    other.rename(data)
+    last = data / "train-2.parquet"
+    held = last.read_bytes()
+    datasets.Dataset.from_parquet(str(last)).select(range(9)).to_parquet(str(last))
+    with pytest.raises(DataError, match="other data"):
+        run_recipe(sharded, tmp_path / "run", *STREAMED, resume=True)
+    last.write_bytes(held)
     run_recipe(sharded, tmp_path / "run", *STREAMED, resume=True)
     assert equal(whole, weights(tmp_path / "run"))
     left = list((Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-streamed").iterdir())
