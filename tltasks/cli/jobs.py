@@ -16,7 +16,7 @@ from tltasks.errors import RecipeError, TltasksError, printable
 from tltasks.hub import jobs
 from tltasks.hub.client import check_push
 from tltasks.hub.jobs import Submission
-from tltasks.hub.submission import plan_submission
+from tltasks.hub.submission import digest_of, plan_submission
 from tltasks.reports.formatting import show_bytes, show_duration
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -57,13 +57,14 @@ def prepare(
     price = jobs.find_flavor(flavor)
     results = repo or run.recipe.hub.repo or f"{owner}/{name}"
     check_push(results, private=run.recipe.hub.private, advice="Nothing was uploaded. --repo names another repository.")
+    upload = plan_submission(run, results)
     submission = Submission(
         name=name,
-        sha256=run.sha256,
+        sha256=digest_of(run, upload),
         owner=owner,
         results=results if "/" in results else f"{user}/{results}",
         private=run.recipe.hub.private,
-        upload=plan_submission(run, results),
+        upload=upload,
         flavor=flavor,
         timeout=given or 0,
         attempts=attempts,
@@ -72,7 +73,7 @@ def prepare(
         flags=tuple(flags),
         secrets={one: os.environ[one] for one in secrets},
     )
-    for job in jobs.list_jobs(owner, sha256=run.sha256, active=True):
+    for job in jobs.list_jobs(owner, sha256=submission.sha256, active=True):
         raise RecipeError(f"job {job.id} carries out this recipe already. Follow it: tltasks jobs {job.id}")
     submission = replace(submission, began=jobs.state_since(submission))
     if given:

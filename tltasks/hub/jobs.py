@@ -1,6 +1,6 @@
 """Jobs of Hugging Face Jobs that carry out recipes, by the Hub's own client: begun, found again, followed, cancelled.
 
-https://huggingface.co/docs/hub/jobs. A job of ours is known by its label, the digest of its recipe.
+https://huggingface.co/docs/hub/jobs. A job of ours is known by its label, the digest of its recipe and local files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 """Image that the Hub runs Python in by itself (huggingface_hub 2.4, _jobs_api.py, DEFAULT_UV_IMAGE)."""
 LABEL, ONCE = "tltasks", "tltasks-request"
-"""Labels of our jobs: the digest of the recipe, and a number by which a job is found whose answer was lost."""
+"""Labels of our jobs: the digest of recipe and local files, and a number by which a job is found whose answer was lost."""
 ACTIVE = (JobStage.SCHEDULING, JobStage.RUNNING)
 _RIGHTS = "Jobs need credit and a token that may start and manage them: https://huggingface.co/docs/hub/jobs."
 
@@ -37,7 +37,7 @@ class Submission:
 
     name: str
     sha256: str
-    """Digest of the recipe."""
+    """Digest of the recipe and its local files."""
     owner: str
     """User or organisation that the job, the data set and the run's state belong to."""
     results: str

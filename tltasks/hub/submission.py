@@ -78,6 +78,12 @@ def plan_submission(run: RunPlan, results: str) -> UploadPlan:
     return UploadPlan(with_manifest(files), "dataset", _ADVICE)
 
 
+def digest_of(run: RunPlan, upload: UploadPlan) -> str:
+    """Digest of a recipe and of what the files that it names here hold: with others it is another run."""
+    local = sorted((file.path, file.sha256) for file in upload.files if file.path.startswith("files/"))
+    return hashlib.sha256(repr((run.sha256, local)).encode()).hexdigest()
+
+
 def _split_pattern(path: str) -> tuple[Path, Path]:
     """The folder that a file, folder or pattern is in, and its way from there."""
     parts = Path(path).parts
