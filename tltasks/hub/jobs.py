@@ -26,7 +26,7 @@ T = TypeVar("T")
 IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 """Image that the Hub runs Python in by itself (huggingface_hub 2.4, _jobs_api.py, DEFAULT_UV_IMAGE)."""
 LABEL, ONCE = "tltasks", "tltasks-request"
-"""Labels of our jobs: the digest of recipe and local files, and a number by which a job is found whose answer was lost."""
+"""Labels of our jobs: the digest of recipe and local files, and a number to find a job by whose answer was lost."""
 ACTIVE = (JobStage.SCHEDULING, JobStage.RUNNING)
 _RIGHTS = "Jobs need credit and a token that may start and manage them: https://huggingface.co/docs/hub/jobs."
 

@@ -60,6 +60,8 @@ def share_out(accelerator: Accelerator, model: nn.Module) -> nn.Module:
         raise RecipeError(f"FSDP 2 cannot share out single numbers, as {trained[0]} is; launch without --use_fsdp.")
     if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         raise RecipeError("FSDP 2 leaves statistics of batches apart; set `batch_norm: frozen`, or launch without it.")
+    if dropped := _drops_layers(model):
+        raise RecipeError(f"FSDP 2 mixes up layers that are dropped, by the model's {dropped}; launch without it.")
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         _of_main_process(tensor)
     copied = copy.deepcopy(model.to("cpu"))
@@ -70,6 +72,12 @@ def share_out(accelerator: Accelerator, model: nn.Module) -> nn.Module:
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshards, ignored_params=of_none)
     fully_shard(copied, mesh=mesh, ignored_params=of_none)
     return copied
+
+
+def _drops_layers(model: nn.Module) -> str | None:
+    """The key by which a model of transformers passes by layers that are drawn, on each process others."""
+    configs = (vars(m.config) for m in model.modules() if hasattr(getattr(m, "config", None), "model_type"))
+    return next((key for own in configs for key, value in own.items() if key.endswith("layerdrop") and value), None)
 
 
 def _layers(model: nn.Module, named: list[str] | None) -> list[nn.Module]:
@@ -109,6 +117,16 @@ def check_gradients(model: nn.Module) -> None:
     for name, p in model.named_parameters():
         if p.requires_grad and p.grad is None and isinstance(p, DTensor):
             raise TrainingError(f"{name} gets no gradient under FSDP 2; launch without --use_fsdp.")
+
+
+def refuse_rare(accelerator: Accelerator) -> None:
+    """Raise RecipeError where weights that not all rows reach, as of experts, would be shared out.
+
+    Where one process reaches one expert and one another, the gradients of the two are added up (torch 2.14,
+    _fsdp_param_group.py, post_backward: what has none is left out), which nobody sees after several passes.
+    """
+    if shares(accelerator):
+        raise RecipeError("FSDP 2 mixes gradients of experts that not all rows reach; launch without --use_fsdp.")
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ from tltasks.runtime.sharding import (
     gather_into,
     gathered,
     prepare,
+    refuse_rare,
     share_out,
     shares,
     whole_model,
@@ -194,6 +195,7 @@ class _Training:
         freeze_unused(model, unused)
         release_memory()  # of the passes that told
         if are_rare:  # a process would wait for gradients of experts that another's rows do not reach
+            refuse_rare(accelerator)
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.model = model = share_out(accelerator, model)
         self.optimizer = build_optimizer(model, stage, head=job.head)
