@@ -17,6 +17,7 @@ import pytest
 from cyclopts import CycloptsError
 
 import tltasks
+from benchmarks import memory
 from tests.tiny.pages import FENCE, PAGES, blocks, commands, is_run, is_whole
 from tltasks.cli.commands import STANDARD_INPUT, app
 from tltasks.config.document import Origin
@@ -192,3 +193,12 @@ def test_the_reference_has_every_member() -> None:
         member = getattr(tltasks, name)
         place = "tltasks.errors" if member.__module__ == "tltasks.errors" else f"{member.__module__}.{name}"
         assert f"::: {place}\n" in page, name
+
+
+def test_memory_that_was_told_stands_beside_what_was_measured() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8"))["steps"]
+    page = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert len(rows) == 6
+    assert "\n".join(memory.table(rows)) in page
+    for it in rows.values():
+        assert it["expected"] == sum(size for part, size in it["parts"].items() if part != "process and data")
