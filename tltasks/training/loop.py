@@ -372,11 +372,14 @@ class _Training:
         return [max(len(divide(rows, rank=rank)) for rank in range(self.accelerator.num_processes)) for rows in plan]
 
     def _find_doublings(self, plan: list[Rows], *, epoch: int) -> int:
-        """How often the usual micro-batch is doubled on an accelerator; the same on all processes."""
+        """How often the usual micro-batch is doubled on an accelerator; the same on all processes.
+
+        Never where results depend on its size: they would by what was measured.
+        """
         job, accelerator, stage = self.job, self.accelerator, self.job.stage
         is_open = stage.micro_batch == "auto" and stage.rows_per_loss is None and not stage.compile
         pays = gains_by_size(accelerator.device) and job.total_steps - self.progress.step >= LEAST_STEPS
-        if not (is_open and pays and self.passes.are_possible):
+        if not (is_open and pays and self.passes.are_possible) or _takes_statistics(job, self.model):
             return 0
         share = math.ceil(stage.batch_size / accelerator.num_processes)
         longest = 1 if self.lengths is None else int(self.lengths.max())
@@ -523,14 +526,19 @@ class _Training:
 # --------------------------------------------------------------------------------------- micro-batches
 
 
+def _takes_statistics(job: Job, model: nn.Module) -> bool:
+    """Tell whether results depend on the size of micro-batches, as statistics are taken of each."""
+    return not job.frozen_batch_norm and any(isinstance(m, _BatchNorm) for m in model.modules())
+
+
 def least_rows(job: Job, model: nn.Module) -> int:
     """Fewest rows of a forward pass in training: two where its loss or batch normalisation compares rows.
 
     Raises RecipeError where the rows cannot be dealt out so.
     """
-    batch_statistics = not job.frozen_batch_norm and any(isinstance(m, _BatchNorm) for m in model.modules())
     # Rows of a length each have many positions, over which statistics are taken, too.
-    least = max(job.task.least_rows, 2 if batch_statistics and job.task.lengths(job.rows) is None else 1)
+    batch_statistics = _takes_statistics(job, model) and job.task.lengths(job.rows) is None
+    least = max(job.task.least_rows, 2 if batch_statistics else 1)
     n_rows, stage = job.n_rows, job.stage
     left = n_rows % stage.batch_size if n_rows > stage.batch_size else 0
     size = min(n_rows, stage.rows_per_loss or stage.batch_size)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny.images import write_recipe
+from tests.tiny.images import save_model, write_recipe
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
 from tltasks.tasks.image.classification import ImageClassification
 from tltasks.training import loop
@@ -59,6 +59,16 @@ def test_the_fastest_size_is_found_once_and_changes_no_weights(
     assert again is not None
     assert (tried, again.doublings) == ([], 3)
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "again"))
+
+
+def test_results_that_depend_on_the_size_do_not_depend_on_what_was_measured(
+    exact: Path, tried: list[int], tmp_path: Path
+) -> None:
+    model = save_model(tmp_path / "resnet", "resnet")
+    batches = ("stages.0.batch_norm=batch", f"model.name={model}")
+    training = run_recipe(exact, tmp_path / "run", *batches).stages[0].training
+    assert training is not None
+    assert (tried, training.doublings) == ([], 0)
 
 
 def scarce(most: int, refused: list[int]) -> Any:
