@@ -17,3 +17,7 @@ class Asked:
     """Names and terms to expect."""
     vad: bool = False
     """Only where there is speech a transcript is written."""
+
+
+USUAL = Asked(vad=True)
+"""What `predict` and the demo ask for."""

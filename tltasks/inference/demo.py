@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 from huggingface_hub import constants
 
+from tltasks.config.answers import USUAL
 from tltasks.config.recipe import Recipe, map_paths, plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.data.loading import load_splits
@@ -156,7 +157,8 @@ def open_demo(
     state = devices.init_distributed()
     devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
-    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust_remote_code, language=language)
+    trust = trust_remote_code
+    saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust, language=language, asked=USUAL)
     if TASKS[saved.task.tag].is_self_supervised:
         raise RecipeError(f"demo {name}: a model for {saved.plan.task} has no answer to show; fine-tune it first.")
     predictor = Predictor.load(saved, state.device, precision=precision)
@@ -172,7 +174,7 @@ def _open_pretrained(saved: SavedModel) -> SavedModel:
         pulled = client.pull(origin.name, revision=origin.revision, trust_remote_code=origin.trust_remote_code)
         origin = dataclasses.replace(origin, name=str(pulled), revision="main")
     source = resolve_checkpoint(origin, tag=plan.task).checkpoint
-    task = load_adapter(plan.task).open(plan, {}, source, seed=0).as_pretrained()
+    task = load_adapter(plan.task).open(plan, {}, source, seed=0).as_pretrained().answering(USUAL)
     return dataclasses.replace(saved, task=task, base=None, folder=Path(source.name))
 
 

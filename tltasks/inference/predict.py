@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from tltasks.config.answers import Asked
+from tltasks.config.answers import USUAL, Asked
 from tltasks.errors import RecipeError, printable
 from tltasks.inference.inputs import Inputs, Item, check_arguments, check_single
 from tltasks.inference.prediction_writer import SUBTITLES, check_output, key, open_writer
@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # mistakes in the arguments are told before anything heavy is
     from tltasks.inference.predictor import Output, Predictor
     from tltasks.tasks.base import TaskBase
 
-USUAL = Asked(vad=True)
 SHOWN_ERRORS = 10
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a cell that spreadsheets take for a formula."""

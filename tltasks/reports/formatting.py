@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
+from decimal import ROUND_FLOOR, Decimal
 from typing import TypeGuard
 
 from tltasks.results.comparison import decimals, signed, signed_interval
@@ -32,6 +33,16 @@ def show_number(value: float | None, digits: int | None = None) -> str:
     if value and abs(value) < 0.0005:
         return f"{value:.1e}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.{decimals(1 - value) if 0 < value < 1 else 3}f}"
+
+
+def show_limit(value: float) -> str:
+    """A probability as a limit that it reaches itself: rounded down.
+
+    >>> [show_limit(v) for v in (0.8427, 0.99988, 0.99996, 1.0)]
+    ['0.842', '0.9998', '0.99996', '1.000']
+    """
+    step = Decimal(1).scaleb(-decimals(value, 1 - value))
+    return str(Decimal(repr(value)).quantize(step, ROUND_FLOOR))
 
 
 def show_gain(gain: float | None, interval: Interval | None = None) -> str:

@@ -18,6 +18,7 @@ from tltasks.reports.formatting import (
     show_duration,
     show_gain,
     show_interval,
+    show_limit,
     show_number,
     words,
 )
@@ -66,6 +67,7 @@ def _environment(folders: list[Path], **options: object) -> jinja2.Environment:
         "duration": show_duration,
         "gibibytes": lambda n: f"{n / 2**30:.1f} GiB",
         "number": show_number,
+        "limit": show_limit,
         "interval": show_interval,
         "gain": show_gain,
         "words": words,

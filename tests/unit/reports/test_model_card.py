@@ -350,7 +350,7 @@ def test_classes_that_were_hardly_or_never_tested_are_told(tmp_path: Path) -> No
 @pytest.mark.parametrize("adapter", [True, False])
 def test_calibration_is_told_and_applied_by_the_code(tmp_path: Path, adapter: bool) -> None:
     best, numbers = score(0.9), {"ece": 0.11, "loss": 0.71, "brier": 0.31}
-    points = [(0.2, 0.99, 0.97), (0.6, 0.9, 0.95), (1.0, 0.3, 0.9)]
+    points = [(0.2, 0.99, 0.97), (0.6, 0.9006, 0.95), (1.0, 0.3, 0.9)]
     best.details["answered"] = [
         {"coverage": share, "threshold": limit, "accuracy": right, "low": right - 0.02, "high": right + 0.02}
         for share, limit, right in points
@@ -368,6 +368,7 @@ def test_calibration_is_told_and_applied_by_the_code(tmp_path: Path, adapter: bo
     assert "have 0.110, 0.710 and 0.310." in card
     assert "config.calibration_temperature" in snippet(card)
     compile(snippet(card), "card", "exec")
+    assert "`tltasks predict --abstain-below 0.900` does" in card  # rounded down, so that these are among them
     assert "60 % of test (a probability of 0.900 or more), its accuracy is 0.950 (0.930 to 0.970)" in card
 
 

@@ -16,6 +16,7 @@ from tltasks.cli import main
 from tltasks.config.answers import Asked
 from tltasks.errors import RecipeError
 from tltasks.hub.saved_model import load_saved_model
+from tltasks.inference.demo import open_demo
 from tltasks.inference.export import export
 from tltasks.inference.predictor import Output
 
@@ -111,6 +112,10 @@ def test_silence_and_noise_are_answered_with_nothing(models: Path, tmp_path: Pat
     assert nothing[0]["prediction"] == nothing[2]["prediction"] == ""
     assert hears(tmp_path / "0.wav") == nothing[0]
     assert nothing[1] == hears(CLIPS[0])
+    demo = open_demo(
+        str(models / "whisper"), tag=None, revision="main", trust_remote_code=False, top_k=1, precision="fp32"
+    )
+    assert demo.predict(str(tmp_path / "0.wav"))["prediction"] == ""
     every = tltasks.load(models / "whisper", vad=False)
     assert every(tmp_path / "0.wav")["prediction"]
     assert nothing[1]["prediction"] == every(CLIPS[0])["prediction"]
