@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from functools import lru_cache
 
 import jiwer
@@ -151,14 +152,19 @@ def right_words(words: Sequence[str], even: Normaliser, reference: str) -> list[
     [True, True, None, False, True]
     """
     parts = [even(word).split() for word in words]
-    whole = " ".join(part for own in parts for part in own)
+    apart, whole = [part for own in parts for part in own], even(" ".join(words)).split()
     if not whole or not reference:
         return [False if own else None for own in parts]
-    hits = np.zeros(sum(map(len, parts)), dtype=bool)
-    for chunk in jiwer.process_words(reference, whole).alignments[0]:
+    hits = np.zeros(len(whole), dtype=bool)
+    for chunk in jiwer.process_words(reference, " ".join(whole)).alignments[0]:
         hits[chunk.hyp_start_idx : chunk.hyp_end_idx] = chunk.type == "equal"
+    right = hits
+    if apart != whole:  # normalised together some words are one, as numbers are, and right or wrong as that is
+        right = np.zeros(len(apart), dtype=bool)
+        for kind, a, b, c, d in SequenceMatcher(None, apart, whole, autojunk=False).get_opcodes():
+            right[a:b] = hits[c:d] if kind == "equal" else hits[c:d].all()
     ends = np.cumsum([len(own) for own in parts]).tolist()
-    return [bool(hits[end - len(own) : end].all()) if own else None for own, end in zip(parts, ends, strict=True)]
+    return [bool(right[end - len(own) : end].all()) if own else None for own, end in zip(parts, ends, strict=True)]
 
 
 def align_words(hypothesis: str, reference: str, *, joiner: str = " ") -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from tltasks.metrics.error_rate import (
     error_rates,
     normaliser,
     rates_by_duration,
+    right_words,
 )
 from tltasks.metrics.scripts import writes_without_spaces
 
@@ -159,3 +160,11 @@ def test_alignment_marks_every_error() -> None:
     assert align_words("same", "same") == [("same", "same")]
     assert align_words("heard this", "") == [("", "heard this")]
     assert align_words("一 三", "一 二", joiner="") == [("一", "一"), ("二", "三")]
+
+
+def test_words_that_are_normalised_together_are_right_together() -> None:
+    even = normaliser("english")
+    said = "I have twenty five dollars and two hundred and one cents"
+    assert right_words(said.split(), even, even(said)) == [True] * 11
+    found = right_words(said.split(), even, even(said.replace("five", "nine")))
+    assert found == [True, True, *[False] * 3, *[True] * 6]
