@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +28,6 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from tltasks.config.answers import Asked
@@ -314,9 +314,7 @@ class SequenceRecogniser(Recogniser):
         spoken: list[str | None] = []
         told, known = getattr(self.generation, "language", None), getattr(self.generation, "lang_to_id", None) or {}
         names = {i: name for name, i in known.items()}
-        own, encoded = unwrap_model(model), None
-        if self.wanted.words and not isinstance(own, ConvertedWhisper):  # it is read once, for texts and for times
-            encoded = own.get_encoder()(batch["input_features"])
+        own, encoded = unwrap_model(model), list[Tensor]()
         for rows, inputs in self._passes(batch):
             heard: dict[str, object] = {}
             first = batch["language"][rows] if "language" in batch else None
@@ -326,10 +324,9 @@ class SequenceRecogniser(Recogniser):
                 heard, first = {"language": self._spoken(model, inputs["input_features"], names, first)}, None
             if self.before:
                 heard = {**heard, "prompt_ids": torch.tensor(self.before, device=batch["piece_of"].device)}
-            criteria, read = StoppingCriteriaList([LoopCriterion()]), inputs
-            if encoded is not None and generating_model(model) is own:
-                read = {"encoder_outputs": encoded}
-            written = write(generating_model(model), {**read, **heard}, stopping=criteria, first=first).cpu()
+            criteria = StoppingCriteriaList([LoopCriterion()])
+            with _heard(own, encoded if self.wanted.words else None):
+                written = write(generating_model(model), {**inputs, **heard}, stopping=criteria, first=first).cpu()
             ids += written
             spoken += cast("list[str]", heard.get("language", [told] * len(written)))
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -344,22 +341,27 @@ class SequenceRecogniser(Recogniser):
         self,
         model: PreTrainedModel | ConvertedWhisper,
         batch: Batch,
-        encoded: BaseModelOutput | None,
+        encoded: Sequence[Tensor],
         texts: Sequence[str],
         ids: Sequence[Tensor],
         codes: Sequence[str | None],
     ) -> list[Sequence[Word]]:
-        """The words of texts that Whisper has written, by what it attends to as it reads them."""
+        """The words of texts that Whisper has written, by what it attends to as it reads them.
+
+        `encoded`: what its encoder made while they were written. Texts in several parts are heard more than once.
+        """
         written = [[i for i in row.tolist() if i < self.end] for row in ids]  # behind it are signs, times among them
         prompts = [whisper_prompt(self.generation, self.config, code) for code in codes]
         hz = POSITIONS_PER_SECOND
         steps = [math.ceil(n * hz / self.sampling_hz) for n in batch["piece_samples"].tolist()]
-        if encoded is None:
+        if isinstance(model, ConvertedWhisper):
             found = model.align(batch["input_features"], prompts, written, steps)
         else:
+            once = len(encoded) == 1 and len(encoded[0]) == len(written)
+            sound = encoded[0] if once else model.get_encoder()(batch["input_features"])[0]
             heads = alignment_heads(self.generation, self.config)
             marks = {i for row in written for i in row if UNSAID.fullmatch(self.tokenizer.decode([i]))}
-            found = steps_by_attention(model, heads, encoded[0], prompts, written, steps, end=self.end, silent=marks)
+            found = steps_by_attention(model, heads, sound, prompts, written, steps, end=self.end, silent=marks)
         decode = partial(self.tokenizer.decode, skip_special_tokens=True)
         return [
             words_of(text, token_ends(decode, row), begun[:-1] / hz, begun[1:] / hz, shares)
@@ -395,6 +397,23 @@ class SequenceRecogniser(Recogniser):
         if (forced := self.generation.forced_bos_token_id) is not None:  # another language may be asked for
             own.forced_bos_token_id = forced
         unwrap_model(model).generation_config = own
+
+
+@contextmanager
+def _heard(model: PreTrainedModel | ConvertedWhisper, kept: list[Tensor] | None) -> Iterator[None]:
+    """Keep what the encoder makes meanwhile, [clips, positions, width].
+
+    `generate` is not handed it instead of the sound: of texts in several parts it would hear the first again and again,
+    and fails where rows are done before others (transformers 5.24, `_maybe_reduce_batch`).
+    """
+    if kept is None or isinstance(model, ConvertedWhisper):
+        yield
+        return
+    hook = model.get_encoder().register_forward_hook(lambda module, given, made: kept.append(made[0]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _in_language(ids: Tensor, batch: Batch) -> Tensor:
