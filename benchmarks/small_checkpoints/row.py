@@ -233,7 +233,7 @@ def _use(small: Small, data: Path, output: Path) -> None:
     recorded = pq.read_table(next((output / "predictions").glob("*-test.parquet"))).to_pydict()
     answers = isinstance(recorded["prediction"][0], str)
     rows = _test_rows(small, data)
-    ours = tltasks.load(output)([row for row, _ in rows])
+    ours = tltasks.load(output, vad=False)([row for row, _ in rows])
     said = _said_by_card(output, [given for _, given in rows] if answers else None)
     if answers:
         _compare_loaded(ours, recorded)

@@ -89,6 +89,18 @@ def _reviews(folder: Path) -> None:
     _declare(folder)
 
 
+def _news(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    kinds = datasets.ClassLabel(names=["World", "Sports", "Business", "Sci/Tech"])
+    columns = datasets.Features({"text": datasets.Value("string"), "label": kinds})
+    (folder / "default").mkdir()
+    for split, count in {"train": 80, "test": 12}.items():
+        rows = [{"text": texts.pair(rng)["document"], "label": i % 4} for i in range(count)]
+        data = datasets.Dataset.from_list(rows, features=columns)
+        data.to_parquet(folder / "default" / f"{split}-00000-of-00001.parquet")
+    _declare(folder)
+
+
 def _converted(folder: Path, text: str, config: str, splits: dict[str, int]) -> None:
     """Clips as the Hub converts them: a folder for each split."""
     _clips(folder, text, config=config, splits=splits)
@@ -175,6 +187,7 @@ DATA: dict[str, Callable[[Path], None]] = {
     "EdinburghNLP/xsum": lambda folder: _pairs(folder, "document", "summary"),
     "PolyAI/minds14": _calls,
     "stanfordnlp/imdb": _reviews,
+    "fancyzhx/ag_news": _news,
     "google/fleurs": lambda folder: _converted(
         folder, "transcription", "hi_in", {"train": 16, "validation": 4, "test": 6}
     ),

@@ -243,5 +243,7 @@ def test_a_step_makes_three_exchanges_besides_its_gradients(tmp_path: Path) -> N
     code += "print(json.dumps(processes.costs(8, pathlib.Path(sys.argv[1]))))"
     job = shared_host().run(tmp_path / "costs.log", tmp_path, code=code)
     found = json.loads(job.printed().splitlines()[-1])
-    assert (found["collectives"], found["buckets"]) == (3, 1)
+    # Each epoch has one more, in which all tell whether their largest micro-batch has fitted.
+    assert 3 <= found["collectives"] < 3.1
+    assert found["buckets"] == 1
     assert found["share_of_300_ms"] < 0.06  # measured 0.02; a machine that is busy makes it more

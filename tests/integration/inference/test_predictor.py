@@ -174,8 +174,8 @@ def test_the_documentation_runs_as_printed(
 ) -> None:
     code = (REPOSITORY / "docs" / "predict.md").read_text().split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
-    Path("results").mkdir()
-    Path("results/cats").symlink_to(classifier.saved.folder)
+    Path("outputs").mkdir()
+    Path("outputs/photos").symlink_to(classifier.saved.folder)
     for name in ("photo.jpg", "a.jpg"):
         Path(name).symlink_to(picture)
     exec(code, {})
