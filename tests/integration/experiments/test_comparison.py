@@ -235,13 +235,14 @@ class _Page(HTMLParser):
                 self.outside.append(value or "")
 
 
-def test_the_report_stands_alone(finished: Path) -> None:
+def test_the_report_stands_alone(finished: Path, place: Path) -> None:
+    assert main(["compare", str(write_experiment(place, finished))]) == 0  # whatever other tests made of it
     page = _Page()
     page.feed((finished / "report.html").read_text())
     pictures = sorted(path.stem for path in finished.glob("figures/*.png"))
     contexts = ("red-red", "red-dark")
     assert set(pictures) >= {f"{kind}-{name}" for kind in ("curve", "parameters", "seconds") for name in contexts}
-    assert len(page.images) == len(pictures) == 6  # one with a single point would say nothing
+    assert len(page.images) == len(pictures) == 8
     assert all(image.startswith("data:image/svg+xml;base64,") for image in page.images)
     assert all((finished / link).exists() for link in page.outside), "what lies beside the page"
     assert sum(link.endswith("/report.html") for link in page.outside) == 8
