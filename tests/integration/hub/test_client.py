@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import HfApi, close_session
-from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+from huggingface_hub import HfApi
 from safetensors.numpy import save_file
 
 from tests.hub_server import Account, HubServer, hub_environment
@@ -52,21 +51,6 @@ PUBLISHED = {
     "report.html",
     "result.json",
 }
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hub that the login in HF_TOKEN may write to; the client's own waits take no time."""
-    quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
-    monkeypatch.setattr("huggingface_hub.utils._http.time", quick)
-    monkeypatch.setattr("huggingface_hub.file_download.time", quick)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", HubServer.token)
-    with disable_progress_bars(), HubServer() as running:
-        yield running
-        close_session()
 
 
 @pytest.fixture

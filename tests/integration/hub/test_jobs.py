@@ -10,13 +10,11 @@ import sys
 import sysconfig
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import close_session, constants
-from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+from huggingface_hub import constants
 
 from tests.hub_server import Account, HubServer, hub_environment
 from tests.tiny.host import Host, environment
@@ -34,22 +32,15 @@ DATA, RESULTS = "ada/tltasks-photos", "ada/photos"
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A Hub that the login in HF_TOKEN may write to and run jobs on; nobody's waits take time."""
+def server(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """A Hub that runs jobs, too; nobody's waits take time, and it is the one that all addresses lead to."""
     quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
-    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download", "huggingface_hub.hf_api"):
+    for module in ("huggingface_hub.hf_api", "tltasks.hub.retries"):
         monkeypatch.setattr(f"{module}.time", quick)
-    monkeypatch.setattr("tltasks.hub.retries.time", quick)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", HubServer.token)
-    with disable_progress_bars(), HubServer() as running:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
-        yield running
-        close_session()
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+    return server
 
 
 @pytest.fixture
