@@ -54,7 +54,7 @@ def encode_split(
     is encoded, which holds whole steps of `batch_size`.
     """
     if split.stream is not None:
-        write = partial(Windows, split, batch_size=batch_size, max_bad_share=max_bad_share)
+        write = partial(WindowWriter, split, batch_size=batch_size, max_bad_share=max_bad_share)
         return _stream(split, encode, features, write, key=key, media=media)
     kept = _kept(split)
     processes = processes if processes and len(split.rows) >= FEWEST_ROWS * processes else None
@@ -118,7 +118,7 @@ def _by_batch(
 
 
 @dataclass(frozen=True)
-class Windows:
+class WindowWriter:
     """Writes the windows of a split that is streamed: rows of a buffer, encoded, less those that cannot be used."""
 
     split: Split
@@ -181,7 +181,7 @@ def _stream(
     split: Split,
     encode: Callable[[Columns], Columns],
     features: datasets.Features,
-    make: Callable[..., Windows],
+    make: Callable[..., WindowWriter],
     *,
     key: str,
     media: str | None,
