@@ -55,7 +55,8 @@ def fit_probe(
 ) -> tuple[Progress, Fit]:
     """Freeze `model` but for its head, and set the head to the best fit on the training split's features.
 
-    Raises CheckpointError for a head that is not one linear layer on one vector for each row.
+    Raises CheckpointError for a head that is not one linear layer on one vector for each row, and for features that do
+    not differ between rows.
     """
     linear = model.get_submodule(head[0]) if len(head) == 1 else None
     if not isinstance(linear, nn.Linear):
@@ -75,6 +76,11 @@ def fit_probe(
         raise CheckpointError(
             f"probe: the head of {type(model).__name__} takes {linear.in_features} numbers, but its features are "
             f"{width}; use `stage: transfer` with `adapt: head`."
+        )
+    if not _varies(torch.from_numpy(features["train"])).any():
+        raise CheckpointError(
+            f"probe: the features of {type(model).__name__} are the same for all rows of `train`, as those of weights "
+            "that were never trained can be: nothing tells classes apart. Use another model, or `adapt: full`."
         )
     labels = {name: np.array(task.references(encoded[name].rows)) for name in wanted}
     best = choose_fit(features, labels, n_classes=linear.out_features, l2=stage.l2)
@@ -123,6 +129,11 @@ def choose_fit(
     return best[1]
 
 
+def _varies(features: Tensor) -> Tensor:
+    """Of each feature, whether it differs between rows by more than what single precision rounds in a backbone."""
+    return features.std(0, correction=0) > 1e-5 * features.abs().max()
+
+
 def fit_linear(
     features: Features, labels: NDArray[np.int64], *, n_classes: int, l2: float, start: Fit | None = None
 ) -> Fit:
@@ -130,11 +141,12 @@ def fit_linear(
     classes] the sum of each class's, which is logistic regression of one against the rest.
 
     The penalty is on the weights of features scaled to unit variance, so that it means the same for every backbone;
-    the scale is folded into the weights that are returned. The bias is free.
+    the scale is folded into the weights that are returned. The bias is free. A feature that varies by no more than what
+    single precision rounds is left as it is: scaled up, its rounding would decide.
     """
     x, y = torch.from_numpy(features).double(), torch.from_numpy(labels)
     centre, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > 1e-6 * scale.max().clamp(min=1e-12), scale, torch.ones_like(scale))
+    scale = torch.where(_varies(x), scale, torch.ones_like(scale))
     x = (x - centre) / scale
     weight = torch.zeros(n_classes, x.shape[1], dtype=torch.float64)
     bias = torch.zeros(n_classes, dtype=torch.float64)

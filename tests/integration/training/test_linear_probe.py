@@ -146,6 +146,37 @@ def test_the_fit_is_the_minimum() -> None:
     np.testing.assert_allclose(ours.numpy(), theirs.predict_proba(x), atol=1e-5)
 
 
+def test_what_rounding_makes_of_a_feature_decides_nothing() -> None:
+    """A feature of 100 that varies in its last bit alone, as one of a dead branch does, gets no weight to speak of."""
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 2, size=40)
+    told = (y + generator.normal(0, 0.4, size=40)).astype(np.float32)
+    rounded = np.float32(100) + np.float32(8e-6) * y.astype(np.float32)
+    fit = linear_probe.fit_linear(np.stack([told, rounded], 1), y, n_classes=2, l2=1e-3)
+    assert fit.weight[:, 0].abs().max() > 1
+    assert fit.weight[:, 1].abs().max() < 1
+
+
+def test_features_that_are_the_same_for_all_rows_are_refused(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_recipe(zoo / "same.yaml", zoo / "vit", zoo / "data", stage="{stage: probe, l2: 0.1}")
+    item = opened(recipe)
+    model = item.task.build(item.plan.kind).model
+    (head,) = item.task.head(model)
+    width = model.get_submodule(head).in_features
+    monkeypatch.setattr(
+        linear_probe,
+        "cached_features",
+        lambda accelerator, task, model, head, split, workers: (
+            np.full((len(split.rows), width), 0.3, np.float32)
+            + np.arange(len(split.rows), dtype=np.float32)[:, None] * 3e-8
+        ),
+    )
+    with pytest.raises(CheckpointError, match="are the same for all rows of `train`"):
+        linear_probe.fit_probe(
+            Accelerator(cpu=True), item.task, model, [head], item.plan.stage, item.encoded, workers=0
+        )
+
+
 def test_validation_chooses_the_penalty() -> None:
     rng = np.random.default_rng(0)
     features = {split: rng.normal(size=(n, 40)).astype(np.float32) for split, n in (("train", 30), ("validation", 300))}
