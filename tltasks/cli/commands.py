@@ -6,16 +6,11 @@ Few flags, since knobs belong to the recipe. Nothing heavy is imported until a c
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import errno
 import importlib.util
-import io
 import json
 import os
-import re
 import shlex
-import signal
 import sys
 import tempfile
 import threading
@@ -25,38 +20,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter, Token
-from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
+from cyclopts import App, Group, Parameter, Token
 
 from tltasks import __version__
-from tltasks.errors import (
-    CheckpointError,
-    DataError,
-    Interrupted,
-    RecipeError,
-    TltasksError,
-    did_you_mean,
-    first_line,
-    is_full_disk,
-    nearby,
-    printable,
+from tltasks.cli.drafting import draft_for, name_of, time_of
+from tltasks.cli.process import (
+    INTERRUPTED,
+    MISUSED,
+    PARTIAL,
+    RAISED,
+    begin,
+    end_at_sigterm,
+    fail,
+    heed_verbosity,
+    leave_standard_output,
+    say,
+    write_utf8,
 )
-from tltasks.runtime.progress import SETTINGS
+from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError, did_you_mean, nearby, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from tltasks.hub.upload_plan import UploadPlan
 
-RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
-"""Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
 TOP_K = 5
-FULL = "no space is left on the disk. Free some; the same command then goes on, `run` and `predict` with --resume."
-_OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE}
-_OF_PEERS = (
-    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
-    *("failed to recv", "Connection was likely closed"),  # of the store where processes meet
-)
 STANDARD_INPUT = "/dev/stdin"
 """`-`, as the parser is told it: a dash alone is a flag to cyclopts (5.5, utils.is_option_like)."""
 
@@ -185,9 +173,9 @@ DEFAULT_CHECKPOINT, DEFAULT_PUBLICATION, NO_DRAFT = Checkpoint(), Publication(),
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a mistake of the user's becomes one message on standard error."""
-    words = _heed_verbosity(sys.argv[1:] if arguments is None else arguments)
-    _end_at_sigterm()
-    _write_utf8()
+    words = heed_verbosity(sys.argv[1:] if arguments is None else arguments)
+    end_at_sigterm()
+    write_utf8()
     try:
         if not words:
             raise RecipeError("name a command; `tltasks --help` lists them.")
@@ -195,110 +183,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status or 0
     except BrokenPipeError:  # the reader of a pipe has had enough, e.g. `tltasks recipes | head`
-        _leave_standard_output()
+        leave_standard_output()
         return RAISED
     except KeyboardInterrupt:
-        _say("stopped")
+        say("stopped")
         return INTERRUPTED
     except Exception as error:
-        full = is_full_disk(error)
-        text = FULL if full else _describe(error)
-        if not _is_of_peers(error):
-            _of_peers("leave_word", text or f"{type(error).__name__}: {first_line(error)}")
-        if text is None:
-            raise
-        try:
-            sys.stdout.flush()
-        except OSError:  # it is what is full
-            _leave_standard_output()
-        rank = os.environ.get("RANK", "0")  # processes of a launcher share a terminal
-        _say(f"error{f' in process {rank}' if rank not in {'', '0'} else ''}: {text}")
-        return MISUSED if isinstance(error, CycloptsError | RecipeError) and not full else RAISED
-
-
-def _describe(error: Exception) -> str | None:
-    """Text for the user instead of a traceback; None for what is nobody's mistake but ours."""
-    if isinstance(error, TltasksError):
-        return str(error)
-    if isinstance(error, CycloptsError):
-        return _explain(error)
-    if isinstance(error, OSError) and error.errno in _OF_PLACES and error.filename:
-        return f"{error.filename}: {error.strerror}."
-    if _is_of_peers(error):
-        said = _of_peers("find_word")
-        why = f"it said: {said}" if said else "what it says is why, or it was killed"
-        return f"another process of this run has ended ({why}). --resume goes on from the last checkpoint."
-    return None
-
-
-def _is_of_peers(error: Exception) -> bool:
-    return os.environ.get("WORLD_SIZE", "1") != "1" and any(words in str(error) for words in _OF_PEERS)
-
-
-def _of_peers(name: str, *arguments: str) -> str | None:
-    """Call a function of `runtime/peers.py`, where a run of several processes has imported it."""
-    peers = sys.modules.get("tltasks.runtime.peers")
-    found: str | None = None if peers is None else getattr(peers, name)(*arguments)
-    return found
-
-
-def _heed_verbosity(arguments: Sequence[str]) -> list[str]:
-    """Take --quiet and --verbose, which every command has, out of the arguments."""
-    end = list(arguments).index("--") if "--" in arguments else len(arguments)
-    given = [word for word in arguments[:end] if word in ("--quiet", "--verbose")]
-    level: Literal["quiet", "normal", "verbose"] = "normal"
-    if given:
-        level = "quiet" if given[-1] == "--quiet" else "verbose"
-    SETTINGS.verbosity = level
-    return [word for word in arguments[:end] if word not in given] + list(arguments[end:])
-
-
-def _begin(text: str) -> None:
-    """Say at once what a command is about; libraries take seconds to load."""
-    if SETTINGS.verbosity != "quiet" and os.environ.get("RANK", "0") in {"", "0"}:
-        _say(text)
-
-
-def _write_utf8() -> None:
-    """Have names of files and classes printed in any script, also where the system's encoding (Windows') has it not."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
-def _leave_standard_output() -> None:
-    """Send what Python flushes at its end nowhere, where it could only fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _end_at_sigterm() -> None:
-    """Have SIGTERM end a command as Ctrl-C does, with a word; processes that it starts end as ever."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        return
-    own = os.getpid()
-
-    def end(number: int, frame: object) -> None:
-        if os.getpid() == own:
-            raise KeyboardInterrupt
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, end)
-
-
-def _explain(error: CycloptsError) -> str:
-    command = shlex.join(["tltasks", *(error.command_chain or ())])
-    text = str(error).rstrip(".")
-    if isinstance(error, UnusedCliTokensError):
-        text = f"{command}: more than it takes: {shlex.join(error.unused_tokens or ())}"
-    if isinstance(error, UnknownCommandError):  # its own list ends after eight (cyclopts 5.5, exceptions.py)
-        word, known = (
-            (error.unused_tokens or [""])[0],
-            [name for name in app if not name.startswith("-") and app[name].show],
-        )
-        text = f"no command is called `{word}`{did_you_mean(word, known) or '.'} There are: {', '.join(known)}"
-    end = "" if text.endswith("?") else "."
-    return f"{text}{end} See `{command} --help`."
+        return fail(error, [name for name in app if not name.startswith("-") and app[name].show])
 
 
 # ------------------------------------------------------------------------------------------- train
@@ -331,7 +222,7 @@ def run(
 
     source: Path | dict[str, object]
     if recipe is None and drafted.data is not None:
-        source = _draft(drafted)
+        source = draft_for(drafted.data, task=drafted.tag, model=drafted.model)
     elif recipe is None or drafted != NO_DRAFT:
         raise RecipeError(
             "run: name one recipe, as `tltasks run RECIPE`, or else `--data`. `tltasks recipes` lists those at hand."
@@ -340,14 +231,14 @@ def run(
         source = recipe
     resolved = load_recipe(source, overrides)
     if check:
-        _say(f"{recipe or drafted.data}: in order")
+        say(f"{recipe or drafted.data}: in order")
         return 0
     resolved = consented(resolved, trust_remote_code)
     plan = plan_run(resolved, place_of(resolved, output, resume=resume, overwrite=overwrite))
     refuse_at_once(plan, push=push)
     if not dry_run:
         refuse_occupied(plan.output, plan.sha256, resume=resume, overwrite=overwrite)
-    _begin(f"{plan.recipe.task}: opening data and model; results go to {plan.output}")
+    begin(f"{plan.recipe.task}: opening data and model; results go to {plan.output}")
     with without_collection():
         from tltasks.runs import story
 
@@ -361,22 +252,9 @@ def run(
         again += [word for change in overrides for word in ("--set", change)]
         again += ["--output", str(plan.output), "--resume", *(["--trust-remote-code"] if trust_remote_code else [])]
         said = f"{stop}; its state is saved" if isinstance(stop, Interrupted) else "stopped"
-        _say(f"{said}. Go on with: tltasks {shlex.join(again)}")
+        say(f"{said}. Go on with: tltasks {shlex.join(again)}")
         return INTERRUPTED
     return 0
-
-
-def _draft(drafted: Drafted) -> dict[str, object]:
-    """The recipe for data that are named without one, in the working directory."""
-    from tltasks.data.survey import survey
-    from tltasks.runs.draft import draft
-
-    name = _name_of(str(drafted.data))
-    found = draft(survey(str(drafted.data)), task=drafted.tag, model=drafted.model, folder=Path.cwd(), name=name)
-    if found.table:
-        raise RecipeError(f"run: the files of {drafted.data} need a table that names their content: `tltasks init` it.")
-    _say("\n".join(f"- {line}" for line in found.said))
-    return found.keys
 
 
 @app.command(group=TRAIN)
@@ -393,7 +271,7 @@ def init(
     from tltasks.runs.draft import draft
     from tltasks.runtime.files import write_text
 
-    path = output or Path(f"{_name_of(data)}.yaml")
+    path = output or Path(f"{name_of(data)}.yaml")
     looked = survey(data)
     found = draft(looked, task=tag, model=model, folder=path.absolute().parent, name=path.stem)
     texts = {path.with_suffix(".csv"): found.table, path: found.text}
@@ -402,44 +280,11 @@ def init(
     for one, text in texts.items():
         if text:
             write_text(one, text)
-    found = found.noting(_time_of(path, rows=sum(looked.splits.values())))
+    found = found.noting(time_of(path, rows=sum(looked.splits.values())))
     write_text(path, found.text)
     print(printable("\n".join(f"- {line}" for line in found.said)))  # noqa: T201
-    _say(f"wrote {' and '.join(str(one) for one, text in texts.items() if text)}. Then: tltasks run {path}")
+    say(f"wrote {' and '.join(str(one) for one, text in texts.items() if text)}. Then: tltasks run {path}")
     return 0
-
-
-MOST_TIMED = 5000
-"""Rows up to which `init` opens data as a run does, to tell what the run will take."""
-
-
-def _time_of(path: Path, *, rows: int) -> str:
-    """A sentence on how long a recipe will train, by one of its steps here where its model is on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from tltasks.config.loading import load_recipe
-    from tltasks.config.recipe import plan_run
-
-    plan, unknown = plan_run(load_recipe(path)), "how long it takes is not estimated: {}; `--dry-run` tells"
-    model = plan.stages[0].checkpoint.name
-    files = ("model.safetensors", "model.safetensors.index.json")
-    if not Path(model).is_dir() and not any(isinstance(try_to_load_from_cache(model, file), str) for file in files):
-        return unknown.format("the model is not on this machine yet")
-    if rows > MOST_TIMED:
-        return unknown.format(f"{rows:,} rows take a while to open")
-    from tltasks.reports.formatting import show_duration
-    from tltasks.runs.story import measure_stages
-
-    try:
-        seconds = sum(stage.seconds or 0 for stage in measure_stages(plan))
-    except TltasksError as error:
-        return unknown.format(first_line(error))
-    return f"about {show_duration(seconds)} of training on this machine, an estimate by one step; scoring comes on top"
-
-
-def _name_of(data: str) -> str:
-    """A name for a recipe by that of its data."""
-    return re.sub(r"[^\w-]+", "_", Path(data).expanduser().absolute().name.split(".")[0]).strip("_") or "recipe"
 
 
 @app.command(group=TRAIN)
@@ -452,7 +297,7 @@ def check(*recipes: Annotated[Recipe, Parameter(required=True)], overrides: Over
             print(printable(f"{path}: in order"))  # noqa: T201
         except RecipeError as error:
             failed += 1
-            _say(str(error))
+            say(str(error))
     return MISUSED if failed else 0
 
 
@@ -490,14 +335,14 @@ def range_test(
 ) -> None:
     """Train briefly while the learning rate rises, and suggest one."""
     _read(recipe, overrides, trust_remote_code=trust_remote_code)
-    _begin(f"range-test: opening {recipe}")
+    begin(f"range-test: opening {recipe}")
     from tltasks.experiments.lr_finder import find_learning_rate
 
     found = find_learning_rate(
         recipe, overrides, highest=highest, steps=steps, output=output, trust_remote_code=trust_remote_code
     )
-    _say(f"suggested learning rate: {found.suggested:.1e}")
-    _say(f"figure   {output / 'range.png'}")
+    say(f"suggested learning rate: {found.suggested:.1e}")
+    say(f"figure   {output / 'range.png'}")
 
 
 @app.command(group=TRAIN)
@@ -528,7 +373,7 @@ def submit(
     from tltasks.config.recipe import consented, plan_run
 
     run = plan_run(consented(load_recipe(recipe, overrides), trust_remote_code))
-    _begin(f"submit: looking at data, login and hardware for {recipe}")
+    begin(f"submit: looking at data, login and hardware for {recipe}")
     from tltasks.cli import jobs as of_jobs
     from tltasks.hub import jobs as on_hub
 
@@ -550,14 +395,14 @@ def submit(
     if not yes:
         of_jobs.confirm()
     job = on_hub.submit(submission)
-    _say(f"began {job.url}")
+    say(f"began {job.url}")
     if detach:
-        _say(f"follow it: tltasks jobs {job.id}")
+        say(f"follow it: tltasks jobs {job.id}")
         return 0
     try:
         return of_jobs.follow(job.id, submission.owner)
     except KeyboardInterrupt:
-        _say(f"the job goes on. Follow it: tltasks jobs {job.id}; end it: tltasks jobs {job.id} --cancel")
+        say(f"the job goes on. Follow it: tltasks jobs {job.id}; end it: tltasks jobs {job.id} --cancel")
         return INTERRUPTED
 
 
@@ -583,7 +428,7 @@ def jobs(
     from tltasks.hub import jobs as on_hub
 
     on_hub.cancel(job, owner or on_hub.login_name())
-    _say(f"job {job} is ended; what it saved is on the Hub")
+    say(f"job {job} is ended; what it saved is on the Hub")
     return 0
 
 
@@ -602,7 +447,7 @@ def carry_out(
     from tltasks.hub.carrying_out import carry_out as carry
 
     flags = ["--trust-remote-code"] if trust_remote_code else []
-    return carry(submission, state, flags, until=until, processes=torch.cuda.device_count(), say=_say)
+    return carry(submission, state, flags, until=until, processes=torch.cuda.device_count(), say=say)
 
 
 # ------------------------------------------------------------------------------------------------ use
@@ -644,7 +489,7 @@ def predict(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> int:
     """Answer for files, folders and tables, by a trained model."""
-    _begin(f"predict: opening {model}")
+    begin(f"predict: opening {model}")
     from tltasks.config.answers import Asked
     from tltasks.inference.predict import predict as predict_all
 
@@ -667,7 +512,7 @@ def predict(
     except KeyboardInterrupt:
         if output is None or not output.exists():
             raise
-        _say(f"stopped; what was predicted is in {output}. The same command with --resume completes it.")
+        say(f"stopped; what was predicted is in {output}. The same command with --resume completes it.")
         return INTERRUPTED
     counts.show(output)
     return PARTIAL if counts.failed else 0
@@ -707,7 +552,7 @@ def demo(
         raise RecipeError("demo: --pr, --force, --private and --public are for what is published with --space.")
     if importlib.util.find_spec("gradio") is None:
         raise RecipeError("demo: needs Gradio, which is not installed: pip install 'tltasks[demo]'")
-    _begin(f"demo: opening {model}")
+    begin(f"demo: opening {model}")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported, too
     from tltasks.runtime.startup import without_collection
 
@@ -719,7 +564,7 @@ def demo(
         opened = open_demo(model, **vars(checkpoint), top_k=top_k, precision=precision, language=language)
         limits = Limits(max_upload * 2**20, keep_uploads * 60)
         page = launch(opened, host=host, port=port, names=allow_host, limits=limits)
-    _say(f"{opened.title}: {page.local_url} (Ctrl-C ends it)")
+    say(f"{opened.title}: {page.local_url} (Ctrl-C ends it)")
     with contextlib.suppress(KeyboardInterrupt):
         threading.Event().wait()
     page.close(verbose=False)
@@ -787,7 +632,7 @@ def export(
         raise CheckpointError(f"export {model}: holds no model (neither config.json nor adapter_config.json).")
     if tolerance < 0:
         raise RecipeError(f"--tolerance {tolerance:g}: is in points, and none below 0.")
-    _begin(f"export: opening {model}")
+    begin(f"export: opening {model}")
     from tltasks.runtime.startup import without_collection
 
     with without_collection():
@@ -805,7 +650,7 @@ def export(
             **vars(checkpoint),
         )
     for line in outcome.lines(folder):
-        _say(line)
+        say(line)
 
 
 # ----------------------------------------------------------------------------------------- experiment
@@ -839,7 +684,7 @@ def compare(
     if engine != "ray" and (workers or cores_per_trial):
         raise RecipeError("compare: --workers and --cores-per-trial are for --engine ray.")
     _read(experiment, overrides, trust_remote_code=trust_remote_code)
-    _begin(f"compare: opening {experiment}")
+    begin(f"compare: opening {experiment}")
     from tltasks.experiments import comparison
     from tltasks.experiments.execution import Workers
 
@@ -877,7 +722,7 @@ def tune(
 ) -> int:
     """Search a recipe's keys for the best setting, by validation."""
     _read(search, overrides, trust_remote_code=trust_remote_code)
-    _begin(f"tune: opening {search}")
+    begin(f"tune: opening {search}")
     from tltasks.experiments import tuning
     from tltasks.experiments.search_space import load_search
 
@@ -903,7 +748,7 @@ def rank(
 ) -> None:
     """Rank an experiment's checkpoints for its data, before training."""
     _read(experiment, overrides, trust_remote_code=trust_remote_code)
-    _begin(f"rank: opening {experiment}")
+    begin(f"rank: opening {experiment}")
     from tltasks.experiments import ranking
 
     ranking.rank(experiment, overrides, output=output, console=_console(), trust_remote_code=trust_remote_code)
@@ -916,7 +761,7 @@ def _console() -> Console:
 
 
 def _stopped() -> int:
-    _say("stopped; what is finished is kept, and the same command goes on with the rest.")
+    say("stopped; what is finished is kept, and the same command goes on with the rest.")
     return INTERRUPTED
 
 
@@ -978,7 +823,7 @@ def push(
             _show_upload(plan, name, private=private)
             return
         if note := plan.note():
-            _say(f"push {output}: {note}")
+            say(f"push {output}: {note}")
         receipt = client.push(plan, name, private=private, pull_request=publication.pr, force=publication.force)
     _say_published(receipt.url, publication)
 
@@ -1028,7 +873,7 @@ def push_data(
 
 
 def _say_published(url: str, publication: Publication) -> None:
-    _say(f"{'proposed' if publication.pr else 'pushed'} {url}")
+    say(f"{'proposed' if publication.pr else 'pushed'} {url}")
 
 
 # ---------------------------------------------------------------------------------------- look around
@@ -1056,7 +901,7 @@ def fetch(
         print(fetching.list_assets())  # noqa: T201
         return
     for place in fetching.fetch(name):
-        _say(f"{place}: there")
+        say(f"{place}: there")
 
 
 @app.command(group=LOOK)
@@ -1081,7 +926,7 @@ def doctor(
 
     if tag is not None and tag not in TASKS:
         raise RecipeError(f"--task {tag}: tltasks has no such task{did_you_mean(tag, TASKS) or '.'}")
-    _begin(f"doctor: looking at {model or 'this machine'}")
+    begin(f"doctor: looking at {model or 'this machine'}")
     if model is None:
         from tltasks.cli.doctor import examine
 
@@ -1104,7 +949,3 @@ def schema() -> None:
     from tltasks.config.schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))  # noqa: T201
-
-
-def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr)  # noqa: T201
