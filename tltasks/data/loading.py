@@ -36,9 +36,10 @@ from tltasks.data.local import (
 )
 from tltasks.data.relabel import relabel
 from tltasks.data.splits import BY, LANGUAGE, ROW_NAME, SOURCE, Columns, Split, located
-from tltasks.data.streaming import FORMATS, Stream, content_of, open_shards, rows_in
+from tltasks.data.streaming import FORMATS, Stream, open_shards, rows_in
 from tltasks.data.tables import as_label, as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
+from tltasks.runtime.files import content_of
 
 TEXT_TYPES = ("string", "large_string", "string_view")
 FIRST_BYTES = 2**26

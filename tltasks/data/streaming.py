@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TypedDict
 
 import datasets
@@ -18,8 +16,6 @@ import pyarrow.parquet as pq
 FORMATS = ("parquet", "json", "webdataset")
 """Builders of datasets whose shards are read from any row on."""
 ROWS_AT_ONCE = 256
-END_BYTES = 2**16
-"""Of a shard, which are looked at to tell whether it is the same: a parquet file's end says where all else is."""
 INFERRED_FROM = 1000
 """Rows by which types are told where shards do not say them."""
 
@@ -113,23 +109,6 @@ def open_shards(kind: str, files: list[str], features: datasets.Features | None)
         if isinstance(feature, media):
             rows = rows.cast_column(column, type(feature)(decode=False))
     return rows
-
-
-def content_of(files: Iterable[str]) -> str:
-    """Digest of shards that copies of them have, too: of files here their names, sizes and ends, else their addresses.
-
-    What else they hold is not read, which would take as long as an epoch.
-    """
-    digest = hashlib.sha256()
-    for file in map(Path, files):
-        if not file.is_file():
-            digest.update(f"{file}\0".encode())
-            continue
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            opened.seek(max(0, size - END_BYTES), os.SEEK_SET)
-            digest.update(f"{file.name} {size}\0".encode() + opened.read())
-    return digest.hexdigest()
 
 
 def rows_in(kind: str, files: list[str]) -> int | None:

@@ -31,6 +31,7 @@ from tltasks.hub import client
 from tltasks.models.adapters import unwrap_model
 from tltasks.models.exported import Export
 from tltasks.results.result import Ancestor, lineage_after, load_result
+from tltasks.runtime.files import content_of
 from tltasks.runtime.precision import choose_attention, fast_formats, hold_cast
 from tltasks.tasks import load_adapter, tasks_of
 from tltasks.tasks.base import TaskBase
@@ -38,6 +39,7 @@ from tltasks.tasks.base import TaskBase
 NOTHING_ASKED = Asked()
 MERGED = Path(constants.HF_HOME) / "tltasks" / "merged"
 """Adapters with their bases, by content."""
+_OF_MODELS = (".safetensors", ".json", ".onnx", ".data", ".bin", ".model", ".txt")
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -63,6 +65,13 @@ class SavedModel:
     """Folder with the run's recipe and result."""
     export: Export | None = None
     """What it is, where it is not transformers' own any more."""
+
+    def digest(self) -> str:
+        """Digest of its weights, configurations and processors; of an adapter with those of its base."""
+        base, export = [Path(self.base.name)] if self.base else [], [self.export.folder] if self.export else []
+        folders = dict.fromkeys([self.folder, *base, *export])
+        found = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in _OF_MODELS]
+        return content_of(path for path in found if path.is_file() and path.name[0] != ".")
 
     def precision(self, device: torch.device) -> str:
         """The precision of the run, as far as this device has it; an export has its own."""

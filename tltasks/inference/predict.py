@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from tltasks.runtime.progress import Bar
 from tltasks.runtime.startup import without_collection
 
 if TYPE_CHECKING:  # mistakes in the arguments are told before anything heavy is imported
-    from tltasks.inference.predictor import Output, Predictor
+    from tltasks.hub.saved_model import SavedModel
+    from tltasks.inference.predictor import Output
     from tltasks.tasks.base import TaskBase
 
 SHOWN_ERRORS = 10
@@ -104,17 +105,24 @@ def predict(
     output valid.
     """
     check_arguments(arguments, fetches=fetches)
-    _check_flags(output, language, language_column, resume=resume)
     asked = _asked_by(output, arguments, asked)
+    wishes = {"top_k": top_k, "abstain_below": abstain_below, "precision": precision, "task": tag, "column": column}
+    wishes |= {"language": language, "language_column": language_column, **vars(asked)}
+    flags = _checked_flags(output, wishes, resume=resume)
     with without_collection():
+        from tltasks.inference.predictor import Predictor
         from tltasks.runtime import devices
 
-        load = partial(_load, trust=trust_remote_code, precision=precision, language=language, asked=asked)
-        predictor = load(name, tag, revision, language_column, abstain_below)
+        find = partial(_find, trust=trust_remote_code, language=language, asked=asked)
+        saved = find(name, tag, revision, language_column, abstain_below)
+        if output is not None:
+            flags["another model"] = saved.digest()
+            check_output(output, resume=resume, flags=flags)
+        predictor = Predictor.load(saved, devices.init_distributed().device, precision=precision)
         kind, columns = predictor.task.input_kind, [column] if column else predictor.saved.columns
         inputs = Inputs(arguments, kind, columns, fetches=fetches, language=language_column)
 
-    writer = open_writer(output, _schema(predictor.task, abstains=abstain_below is not None), resume=resume)
+    writer = open_writer(output, _schema(predictor.task, abstain_below), resume=resume, flags=flags)
     counts, say = Counts(), partial(open_terminal().print, soft_wrap=True)
     with (
         devices.interruptible() as hold,
@@ -145,13 +153,16 @@ def _remaining(inputs: Inputs, done: set[int], counts: Counts, bar: Bar) -> Iter
             yield item
 
 
-def _check_flags(output: Path | None, language: str | None, language_column: str | None, *, resume: bool) -> None:
-    if language is not None and language_column is not None:
+def _checked_flags(output: Path | None, wishes: Mapping[str, object], *, resume: bool) -> dict[str, object]:
+    """Wishes by their flags; RecipeError for such as do not go together, or not with the output that is there."""
+    if wishes["language"] is not None and wishes["language_column"] is not None:
         raise RecipeError("--language is of all inputs, --language-column of each row of a table; name one of them.")
+    flags = {f"--{name.replace('_', '-')}": value for name, value in wishes.items()}
     if output is not None:
-        check_output(output, resume=resume)
+        check_output(output, resume=resume, flags=flags)
     elif resume:
         raise RecipeError("--resume: needs --output, the file to complete.")
+    return flags
 
 
 def _asked_by(output: Path | None, arguments: list[str], asked: Asked) -> Asked:
@@ -162,7 +173,7 @@ def _asked_by(output: Path | None, arguments: list[str], asked: Asked) -> Asked:
     return replace(asked, words=True)
 
 
-def _load(
+def _find(
     name: str,
     tag: str | None,
     revision: str,
@@ -170,16 +181,14 @@ def _load(
     abstain_below: float | None,
     *,
     trust: bool,
-    precision: str | None,
     language: str | None,
     asked: Asked,
-) -> Predictor:
+) -> SavedModel:
     from tltasks.hub.saved_model import load_saved_model
-    from tltasks.inference.predictor import Predictor, check_abstention
+    from tltasks.inference.predictor import check_abstention
     from tltasks.runtime import devices
 
-    state = devices.init_distributed()
-    if state.num_processes > 1:
+    if devices.init_distributed().num_processes > 1:
         raise RecipeError("predict runs in one process; start it without a launcher, on a part of the inputs each.")
     devices.set_num_threads(1)
     devices.quieten_libraries(interactive=False)
@@ -187,10 +196,10 @@ def _load(
     check_abstention(saved.task, abstain_below)
     if language_column is not None and not saved.task.languages.codes:
         raise RecipeError(f"--language-column: {name} is told no languages of single rows.")
-    return Predictor.load(saved, state.device, precision=precision)
+    return saved
 
 
-def _schema(task: TaskBase, *, abstains: bool) -> pa.Schema:
+def _schema(task: TaskBase, abstain_below: float | None) -> pa.Schema:
     first = [pa.field("input", pa.string()), pa.field("row", pa.int64())]
-    last = [pa.field("abstained", pa.bool_())] * abstains + [pa.field("error", pa.string())]
+    last = [pa.field("abstained", pa.bool_())] * (abstain_below is not None) + [pa.field("error", pa.string())]
     return pa.schema([*first, *task.output_features.arrow_schema, *last])

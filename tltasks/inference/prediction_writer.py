@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tltasks.errors import RecipeError, escaped
 from tltasks.inference import subtitles
-from tltasks.runtime.files import append_to, beside, check_place, flush, lock, write_text
+from tltasks.runtime.files import append_to, beside, check_place, flush, lock, write_json, write_text
 
 if TYPE_CHECKING:
     from tltasks.inference.predictor import SpokenWord
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 SUBTITLES = (".srt", ".vtt")
 Row = Mapping[str, object]
 """`input`, `row` where it is one of a table, and what was predicted or `error`."""
+Flags = Mapping[str, object]
+"""What rows depend on beside their inputs, as a message names it."""
+FLAGS = ".flags.json"
+"""Of the hidden file beside an output that holds these."""
 
 
 class PredictionWriter(Protocol):
@@ -49,16 +53,18 @@ def key(name: object, row: object) -> int:
     return hash((name, row))
 
 
-def open_writer(path: Path | None, schema: pa.Schema, *, resume: bool) -> PredictionWriter:
-    """Open a file, or standard output. Raises RecipeError for one that is there, unless it is resumed, and for one that
-    another process writes."""
+def open_writer(path: Path | None, schema: pa.Schema, *, resume: bool, flags: Flags) -> PredictionWriter:
+    """Open a file, or standard output. Raises RecipeError for one that is there, unless it is resumed and has rows of
+    the same flags, and for one that another process writes."""
     if path is None:
         return _Lines(sys.stdout.buffer, set(), _json_lines)
-    check_output(path, resume=resume)
+    check_output(path, resume=resume, flags=flags)
     path = path.resolve()  # what a link leads to is written, whatever its name
     release = lock(beside(path, ".lock"), f"--output {path}: another predict is writing to it; wait for its end.")
     try:
-        check_output(path, resume=resume)  # by now it may have been begun and ended
+        check_output(path, resume=resume, flags=flags)  # by now it may have been begun and ended
+        if path.suffix.lower() not in SUBTITLES:
+            write_json(beside(path, FLAGS), flags)
         return _Held(_OPENERS[path.suffix.lower()](path, schema), release)
     except BaseException as error:
         release()
@@ -71,8 +77,9 @@ def open_writer(path: Path | None, schema: pa.Schema, *, resume: bool) -> Predic
         raise
 
 
-def check_output(path: Path, *, resume: bool) -> None:
-    """Raise RecipeError for a suffix that says no format, and for a file that must not be touched."""
+def check_output(path: Path, *, resume: bool, flags: Flags) -> None:
+    """Raise RecipeError for a suffix that says no format, and for a file that must not be touched, such as one whose
+    rows were predicted with other flags."""
     if path.suffix.lower() not in _OPENERS:
         raise RecipeError(f"--output {path}: name a file that ends in {', '.join(_OPENERS)}.")
     check_place(path, "--output")
@@ -80,6 +87,26 @@ def check_output(path: Path, *, resume: bool) -> None:
         raise RecipeError(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder is not there'}.")
     if path.exists() and not resume:
         raise RecipeError(f"--output {path}: is there already. Complete it with --resume, or name another file.")
+    if path.exists() and path.stat().st_size and path.suffix.lower() not in SUBTITLES:
+        _check_flags(path, flags)
+
+
+def _check_flags(path: Path, flags: Flags) -> None:
+    """Compare flags with those that the rows of a file were predicted with."""
+    about = beside(path.resolve(), FLAGS)
+    try:
+        earlier = json.loads(about.read_text(encoding="utf-8"))
+        others = [(name, earlier[name], now) for name, now in flags.items() if earlier[name] != now]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RecipeError(
+            f"--output {path}: holds something else than predictions, or was moved without {about.name}, which tells "
+            "what they were made with. Name another file."
+        ) from error
+    if others:
+        told = [name if name == "another model" else f"{name} {then} (now {now})" for name, then, now in others]
+        raise RecipeError(
+            f"--resume: {path} was predicted with {', '.join(told)}. Give the same flags, or name another file."
+        )
 
 
 Records = Iterator[tuple[int | None, int]]

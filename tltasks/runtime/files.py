@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from tltasks.errors import RecipeError
 ON_WINDOWS = os.name == "nt"
 LONGEST_NAME = 255
 """Bytes of a file's name on the file systems in use."""
+READ_WHOLE, BLOCK, BLOCKS, LEAST_BLOCKS = 2**30, 2**16, 2**12, 4
+"""Bytes of files together that are read to tell whether they are the same; of more, so many blocks of this size in all,
+and at least so many of each file."""
 
 
 def check_place(path: Path, flag: str = "output") -> None:
@@ -182,6 +185,30 @@ def beside(path: Path, suffix: str) -> Path:
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{suffix}"
     return path.with_name(name)
+
+
+def content_of(files: Iterable[str | Path]) -> str:
+    """Digest of files that copies of them have, too, by their names, sizes and bytes; of what is no file its name.
+
+    Of very many bytes blocks are read that lie evenly over each file, its ends among them: a change between them that
+    leaves the size is not seen.
+    """
+    digest, places = hashlib.sha256(), [Path(file) for file in files]
+    sizes = [place.stat().st_size if place.is_file() else None for place in places]
+    total = sum(size or 0 for size in sizes)
+    most = total if total <= READ_WHOLE else max(LEAST_BLOCKS, BLOCKS // len(places)) * BLOCK
+    for place, size in zip(places, sizes, strict=True):
+        digest.update(f"{place if size is None else place.name} {size}\0".encode())
+        if size is None:
+            continue
+        with place.open("rb") as file:
+            if size <= most:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+                continue
+            for i in range(blocks := most // BLOCK):
+                file.seek((size - BLOCK) * i // (blocks - 1))
+                digest.update(file.read(BLOCK))
+    return digest.hexdigest()
 
 
 def _usual_mode(path: Path) -> int:

@@ -334,7 +334,7 @@ def test_labels_come_back_from_csv_as_they_are(tmp_path: Path, capsys: pytest.Ca
 
 def test_json_lines_steer_no_terminal_and_say_the_same(tmp_path: Path) -> None:
     text = "a\x1b[31m b\x9b c\u202e d\x7f e\u2028 f:cat: 猫 \ud800"
-    writer = open_writer(tmp_path / "a.jsonl", pa.schema([("input", pa.string())]), resume=False)
+    writer = open_writer(tmp_path / "a.jsonl", pa.schema([("input", pa.string())]), resume=False, flags={})
     writer.write([{"input": text}])
     writer.close()
     written = (tmp_path / "a.jsonl").read_text(encoding="utf-8")

@@ -176,7 +176,19 @@ def test_a_part_is_completed(run: Path, tmp_path: Path, suffix: str, capsys: pyt
     predicted(capsys, run / "output", run / "pictures", "--output", part, "--resume")
     assert read(part) == expected
     assert suffix == ".parquet" or part.read_bytes() == before
-    assert not list(tmp_path.glob(".*")), "nothing is left over"
+    others = ("--top-k", 1), ("--language-column", "word"), ("--precision", "bf16")
+    for flag, value in others:
+        said = refused(capsys, run / "output", run / "pictures", "--output", part, "--resume", flag, value)
+        assert f"part{suffix} was predicted with {flag} " in said
+    copied = tmp_path / "copied"
+    shutil.copytree(run / "output" / "model", copied)
+    predicted(capsys, copied, run / "pictures", "--output", part, "--resume")
+    (copied / "config.json").write_text((copied / "config.json").read_text() + " ")
+    assert "with another model" in refused(capsys, copied, run / "pictures", "--output", part, "--resume")
+    assert read(part) == expected
+    assert [path.name for path in sorted(tmp_path.glob(".*"))] == [
+        f".{n}{suffix}.flags.json" for n in ("part", "whole")
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])

@@ -24,15 +24,21 @@ OUTPUTS: list[Row] = [
     {"input": "b.png", "row": None, "error": "empty file"},
 ]
 SUFFIXES = [".jsonl", ".csv", ".parquet"]
+FLAGS = {"--top-k": 5, "another model": "0f"}
 
 
 def write(path: Path, rows: list[Row], *, resume: bool = False) -> set[int]:
-    file = open_writer(path, SCHEMA, resume=resume)
+    file = open_writer(path, SCHEMA, resume=resume, flags=FLAGS)
     done = set(file.done)
     for row in rows:
         file.write([row])
     file.close()
     return done
+
+
+def left_in(folder: Path) -> list[str]:
+    """Files beside those that tell what outputs were predicted with."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".flags.json"))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -55,7 +61,7 @@ def test_rows_are_written_and_gone_on_with(tmp_path: Path, suffix: str) -> None:
     assert read(part) == read(whole)
     assert write(part, [], resume=True) == {key(row["input"], row["row"]) for row in OUTPUTS}
     assert read(part) == read(whole)
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert left_in(tmp_path) == [f"part{suffix}", f"whole{suffix}"]
 
 
 def test_what_is_empty_is_left_out_of_json(tmp_path: Path) -> None:
@@ -89,26 +95,26 @@ def test_what_is_there_is_kept(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     write(path, OUTPUTS)
     with pytest.raises(RecipeError, match=r"is there already\. Complete it with --resume"):
-        open_writer(path, SCHEMA, resume=False)
+        open_writer(path, SCHEMA, resume=False, flags=FLAGS)
     for content in (b"something else", b"something,else\n1,2\n", b'{"a": 1}\n'):
         path.write_bytes(content)
         with pytest.raises(RecipeError, match="holds something else"):
-            open_writer(path, SCHEMA, resume=True)
+            open_writer(path, SCHEMA, resume=True, flags=FLAGS)
         assert path.read_bytes() == content
     if suffix == ".parquet":
         pq.write_table(pa.table({"input": ["a"]}), path)
         with pytest.raises(RecipeError, match="holds something else"):
-            open_writer(path, SCHEMA, resume=True)
+            open_writer(path, SCHEMA, resume=True, flags=FLAGS)
         assert pq.read_table(path).num_rows == 1
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     for name, said in {"a.txt": "ends in .jsonl, .csv, .parquet", "x/a.csv": "its folder is not there"}.items():
         with pytest.raises(RecipeError, match=said):
-            check_output(tmp_path / name, resume=False)
+            check_output(tmp_path / name, resume=False, flags=FLAGS)
     (tmp_path / "b.csv").mkdir()
     with pytest.raises(RecipeError, match="is a folder"):
-        check_output(tmp_path / "b.csv", resume=False)
+        check_output(tmp_path / "b.csv", resume=False, flags=FLAGS)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -131,7 +137,7 @@ def test_where_there_is_no_room_the_earlier_answers_stay(tmp_path: Path, suffix:
     write(path, rows[:64])
     earlier = read(path)
     with no_room(path.stat().st_size + room):
-        file = open_writer(path, SCHEMA, resume=True)
+        file = open_writer(path, SCHEMA, resume=True, flags=FLAGS)
         with pytest.raises(OSError, match="File too large") as caught:  # noqa: PT012
             try:
                 for i in range(64, 300, 4):
@@ -142,7 +148,7 @@ def test_where_there_is_no_room_the_earlier_answers_stay(tmp_path: Path, suffix:
     kept = read(path)
     assert kept[:64] == earlier
     assert suffix == ".parquet" or path.read_bytes().endswith(b"\n"), "no row is cut"
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert left_in(tmp_path) == [path.name]
     write(path, rows[len(kept) :], resume=True)
     assert [row["prediction"] for row in read(path)] == [row["prediction"] for row in rows]
 
@@ -151,14 +157,14 @@ def test_where_there_is_no_room_the_earlier_answers_stay(tmp_path: Path, suffix:
 def test_two_do_not_write_the_same_file(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     write(path, OUTPUTS[:1])
-    first = open_writer(path, SCHEMA, resume=True)
+    first = open_writer(path, SCHEMA, resume=True, flags=FLAGS)
     with pytest.raises(RecipeError, match="another predict is writing to it"):
-        open_writer(path, SCHEMA, resume=True)
+        open_writer(path, SCHEMA, resume=True, flags=FLAGS)
     first.write(OUTPUTS[1:])
     first.close()
     assert len(read(path)) == 3
     assert write(path, [], resume=True) == {key(row["input"], row["row"]) for row in OUTPUTS}
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert left_in(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -185,9 +191,9 @@ def test_a_link_stays_one(tmp_path: Path, suffix: str) -> None:
     path, link = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     write(path, OUTPUTS[:1])
     link.symlink_to(path)
-    writer = open_writer(link, SCHEMA, resume=True)
+    writer = open_writer(link, SCHEMA, resume=True, flags=FLAGS)
     with pytest.raises(RecipeError, match="another predict is writing to it"):
-        open_writer(path, SCHEMA, resume=True)
+        open_writer(path, SCHEMA, resume=True, flags=FLAGS)
     writer.write(OUTPUTS[1:])
     writer.close()
     assert link.is_symlink()
@@ -197,10 +203,32 @@ def test_a_link_stays_one(tmp_path: Path, suffix: str) -> None:
 def test_parquet_that_could_not_be_written_takes_no_place_though_it_could_be_closed(tmp_path: Path) -> None:
     path, rows = tmp_path / "a.parquet", many(4000)
     write(path, rows[:64])
-    file = open_writer(path, SCHEMA, resume=True)
+    file = open_writer(path, SCHEMA, resume=True, flags=FLAGS)
     with no_room(path.stat().st_size + 1024), pytest.raises(OSError, match="File too large"):  # noqa: PT012
         for i in range(64, 4000, 64):
             file.write(rows[i : i + 64])
     file.close()
     assert [row["prediction"] for row in read(path)] == [row["prediction"] for row in rows[:64]]
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert left_in(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_rows_of_other_flags_are_not_mixed(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    write(path, OUTPUTS[:1])
+    content = path.read_bytes()
+    for other, said in (
+        ({"--top-k": 3}, r"with --top-k 5 \(now 3\)\. Give"),
+        ({"another model": "1e"}, "another model"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            open_writer(path, SCHEMA, resume=True, flags=FLAGS | other)
+    check_output(path, resume=True, flags={"--top-k": 5})  # before the model is looked up
+    about = tmp_path / f".a{suffix}.flags.json"
+    about.rename(tmp_path / "elsewhere")
+    with pytest.raises(RecipeError, match=r"was moved without \.a.*\.flags\.json"):
+        open_writer(path, SCHEMA, resume=True, flags=FLAGS)
+    assert path.read_bytes() == content
+    (tmp_path / "elsewhere").rename(about)
+    write(path, OUTPUTS[1:], resume=True)
+    assert len(read(path)) == 3

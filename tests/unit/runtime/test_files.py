@@ -17,7 +17,16 @@ from tltasks.config.recipe import plan_run, recipe_sha256
 from tltasks.errors import RecipeError, is_full_disk
 from tltasks.inference.prediction_writer import check_output
 from tltasks.runs.refusals import refuse_loss, refuse_occupied
-from tltasks.runtime.files import append, check_place, locked, whole_file, whole_folder, write_json, write_text
+from tltasks.runtime.files import (
+    append,
+    check_place,
+    content_of,
+    locked,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -256,7 +265,7 @@ def test_places_where_nothing_can_be_made(tmp_path: Path, digest: str, name: str
     with pytest.raises(RecipeError, match=said):
         refuse_occupied(tmp_path / name, digest, resume=False)
     with pytest.raises(RecipeError, match=said):
-        check_output(tmp_path / f"{name}.csv", resume=False)
+        check_output(tmp_path / f"{name}.csv", resume=False, flags={})
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,3 +279,30 @@ def test_places_where_something_can_be_made(tmp_path: Path, name: str) -> None:
     with locked(tmp_path / name):
         write_text(tmp_path / name / ("m" * 255), "long")
     assert (tmp_path / name / ("m" * 255)).read_text() == "long"
+
+
+# ------------------------------------------------------------------------------------------- content
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_change_in_the_middle_of_a_file_is_seen_and_a_copy_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+) -> None:
+    if not whole:
+        monkeypatch.setattr("tltasks.runtime.files.READ_WHOLE", 2**10)
+        monkeypatch.setattr("tltasks.runtime.files.BLOCK", 2**8)
+    lines = [f'{{"text": "row {i:05}", "label": {i % 2}}}\n'.encode() for i in range(5000)]
+    shards = [tmp_path / f"train-{i}.jsonl" for i in range(2)]
+    for shard in shards:
+        shard.write_bytes(b"".join(lines))
+    before = content_of(shards)
+    (tmp_path / "copies").mkdir()
+    for shard in shards:
+        (tmp_path / "copies" / shard.name).write_bytes(shard.read_bytes())
+    assert content_of(sorted((tmp_path / "copies").iterdir())) == before
+    assert content_of(["https://example.org/a.parquet"]) != content_of(["https://example.org/b.parquet"])
+    changed = [lines[2500].replace(b'"label": 0', b'"label": 1')] if whole else lines[2000:2100][::-1]
+    at = 2500 if whole else 2000
+    shards[0].write_bytes(b"".join([*lines[:at], *changed, *lines[at + len(changed) :]]))
+    assert shards[0].stat().st_size == shards[1].stat().st_size
+    assert content_of(shards) != before
