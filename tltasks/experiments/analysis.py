@@ -98,6 +98,8 @@ class Findings:
     contexts: int
     families: dict[str, int]
     """Comparisons that were adjusted together, by control."""
+    leaks: dict[str, int] = field(default_factory=dict)
+    """Most rows of a test set whose near-duplicates a trial was trained on, by test set."""
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each cell and test set, with its comparison with each control."""
@@ -133,6 +135,9 @@ class Findings:
             worse = sum(drop.loss.low > 0 for drop in self.drops)
             text = f"Out of its domain, {worse} of {len(self.drops)} cells are worse beyond chance."
             said.append(("worse" if worse else "better", text))
+        for target, n in self.leaks.items():
+            text = f"Up to {n:,} rows of {target} have near-duplicates among those trained on: the report of each trial"
+            said.append(("unclear", f"{text} has its score without them, and `data.leaks: drop` trains without these."))
         if few := few_seeds(min(cell.score.seeds for cell in self.cells)):
             said.append(("unclear", few))
         return said
@@ -215,8 +220,12 @@ def analyse(experiment: Experiment, records: Iterable[TrialRecord], output: Path
     controls = experiment.contrast.controls if experiment.contrast is not None else []
     families = {control: _compare(experiment, control, cells, scores, sign) for control in controls}
     ranks, contexts = _ranks(experiment, cells, higher_is_better=higher_is_better)
-    drops = list(_drops(cells, scores, sign))
-    return Findings(metric, higher_is_better, list(cells.values()), drops, ranks, contexts, families)
+    drops, leaks = list(_drops(cells, scores, sign)), dict[str, int]()
+    for (levels, target), by_seed in scores.items():
+        n_leaks = max(by_levels[levels][seed].targets[target].leaks for seed in by_seed)
+        if n_leaks > leaks.get(target, 0):
+            leaks[target] = n_leaks
+    return Findings(metric, higher_is_better, list(cells.values()), drops, ranks, contexts, families, leaks)
 
 
 def _whole(
@@ -250,7 +259,8 @@ def _together(
             scores[name] = np.concatenate(parts)
         value = float(scores[name][:, 0].sum() / scores[name][:, 1].sum())
         fingerprint = told[0] if shared else " ".join(told)
-        targets[name] = TargetScore(value, UNKNOWN, len(scores[name]), fingerprint, {folds[0].metric: value})
+        leaks = (max if shared else sum)(record.targets[name].leaks for record in folds)
+        targets[name] = TargetScore(value, UNKNOWN, len(scores[name]), fingerprint, {folds[0].metric: value}, leaks)
     whole = dataclasses.replace(
         folds[0],
         targets=targets,

@@ -122,6 +122,7 @@ def describe_trial(item: PlannedTrial, result: RunResult, seconds: float) -> Tri
                 rows=stage.data[split].examples,
                 fingerprint=stage.data[split].fingerprint,
                 values=score.values,
+                leaks=leaks.examples if (leaks := stage.data[split].leaks) and not leaks.dropped else 0,
             )
             for split, score in stage.metrics.items()
         },

@@ -50,6 +50,8 @@ class TargetScore:
     """Of the rows: scores with the same one can be compared row by row."""
     values: dict[str, Number]
     """All metrics."""
+    leaks: int = 0
+    """Rows whose near-duplicates were trained on."""
 
 
 @dataclass(frozen=True)

@@ -436,14 +436,14 @@ def _say_validation(context: Context, stage: PreparedStage, score: Score) -> Non
 def make_job(context: Context, stage: PreparedStage, head: tuple[str, ...]) -> Job:
     """A job for the loop, which tells nobody of it yet."""
     plan, keys, output = stage.plan, stage.plan.stage, context.plan.output
-    train_rows = stage.encoded["train"]
+    train_rows, decides = stage.encoded["train"], ("train", "validation")
     logger = context.accelerator if context.plan.recipe.trackers else None
     from_checkpoint = plan.kind.weights != "random"
     return Job(
         name=plan.name,
         task=stage.task,
         rows=train_rows.rows,
-        fingerprint=train_rows.fingerprint,
+        fingerprint=" ".join(split.fingerprint for name, split in stage.encoded.items() if name in decides),
         stage=keys,
         seed=context.seed,
         head=head,

@@ -87,7 +87,7 @@ class Job:
     task: TaskBase
     rows: datasets.Dataset
     fingerprint: str
-    """Digest of the rows: a checkpoint of other data is not gone on from."""
+    """Digest of the rows, and of those of validation: a checkpoint of other data is not gone on from."""
     stage: Stage
     seed: int
     head: tuple[str, ...]
@@ -494,8 +494,8 @@ class _Training:
             name, state = found
             if state.data != job.fingerprint:
                 raise DataError(
-                    f"{job.checkpoints.folder / name}: was trained on other data than the recipe's training split "
-                    "holds now. Name another folder with --output."
+                    f"{job.checkpoints.folder / name}: was trained or validated on other data than the recipe's splits "
+                    "hold now. Name another folder with --output."
                 )
             load_model_state(self.model, state.tensors["model"])
             load_optimizer_state(self.model, self.optimizer, state.tensors["optimizer"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -15,10 +17,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from tests.tiny.images import COLOURS, save_data, save_mae, save_model, write_recipe
-from tests.tiny.runs import run_recipe
+from tests.tiny.runs import equal, run_recipe, weights
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import plan_run
-from tltasks.errors import DataError
+from tltasks.errors import DataError, Interrupted
 from tltasks.results.comparison import describe_leaks
 from tltasks.results.result import load_result
 from tltasks.runs.context import PreparedStage
@@ -101,6 +103,65 @@ def test_dropped_rows_are_not_trained_on(zoo: Path) -> None:
     assert dropped.encoded["train"].fingerprint != noted.encoded["train"].fingerprint
     assert dropped.encoded["test"].fingerprint == noted.encoded["test"].fingerprint
     assert dropped.split_notes["train"] == ["2 rows are left out, near-duplicates of rows that are scored"]
+
+
+def test_each_fold_is_looked_through_for_itself(zoo: Path, tmp_path: Path) -> None:
+    """Twins in two folds: of each fold's trial the one that it is not tested on is left out of train, and no other."""
+    whole = [datasets.Dataset.from_parquet(str(zoo / "data" / f"{split}.parquet")) for split in ("train", "test")]
+    both = datasets.concatenate_datasets([whole[0], whole[1].select([12, 13])])
+    both.to_parquet(tmp_path / "train.parquet")
+    pairs, told, left_out = {24: 3, 25: 7}, set[int](), set[int]()
+    for fold in range(3):
+        splits = f"data.splits={{train: train, validation: null, test: {{fold: {fold}, folds: 3}}}}"
+        (stage,) = prepared(zoo, f"data.files={{train: {tmp_path / 'train.parquet'}}}", splits, "data.leaks=drop")
+        train, test = (as_numbers(stage.encoded[name].rows["path"]) for name in ("train", "test"))
+        mine = {test[row] for row in stage.twins["test"]}
+        twins = pairs | {theirs: ours for ours, theirs in pairs.items()}
+        assert mine == {row for row in twins if row in test and twins[row] not in test}
+        dropped = {*range(26)} - {*train} - {*test}
+        assert dropped == {twins[row] for row in mine}
+        told, left_out = told | mine, left_out | dropped
+    assert told == left_out
+    assert told, "the seed parts some twins"
+
+
+def as_numbers(names: list[str]) -> list[int]:
+    return [int(re.findall(r"\d+", name)[-1]) for name in names]
+
+
+def test_a_resumed_run_leaves_out_the_same_rows_and_refuses_others(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(zoo / "data", tmp_path / "data")
+    stage = "{stage: transfer, steps: 4, evaluate_every: 2, batch_size: 8, learning_rate: 1e-3}"
+    recipe = write_recipe(tmp_path / "r.yaml", zoo / "vit", tmp_path / "data", stage=stage)
+    run_recipe(recipe, tmp_path / "whole", "data.leaks=drop")
+    polls: list[int] = []
+
+    @contextlib.contextmanager
+    def stop_in_third_step() -> Iterator[object]:
+        yield lambda: polls.append(0) or len(polls) >= 3
+
+    monkeypatch.setattr("tltasks.runtime.devices.stop_on_signals", stop_in_third_step)
+    with pytest.raises(Interrupted):
+        run_recipe(recipe, tmp_path / "run", "data.leaks=drop")
+    monkeypatch.undo()
+    for split in ("test", "validation"):  # a row of train more among those that are scored
+        file = tmp_path / "data" / f"{split}.parquet"
+        held, rows = file.read_bytes(), datasets.Dataset.from_parquet(str(file))
+        train = datasets.Dataset.from_parquet(str(tmp_path / "data" / "train.parquet"))
+        datasets.concatenate_datasets([rows, train.select([11])]).to_parquet(file)
+        with pytest.raises(DataError, match="trained or validated on other data"):
+            run_recipe(recipe, tmp_path / "run", "data.leaks=drop", resume=True)
+        file.write_bytes(held)
+    file = tmp_path / "data" / "validation.parquet"
+    held, rows = file.read_bytes(), datasets.Dataset.from_parquet(str(file))
+    rows.select(range(len(rows) - 1)).to_parquet(file)  # which leaves out the same rows of train
+    with pytest.raises(DataError, match="trained or validated on other data"):
+        run_recipe(recipe, tmp_path / "run", "data.leaks=drop", resume=True)
+    file.write_bytes(held)
+    run_recipe(recipe, tmp_path / "run", "data.leaks=drop", resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
 
 
 def test_class_weights_are_counted_after_rows_are_left_out(zoo: Path) -> None:

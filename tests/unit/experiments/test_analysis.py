@@ -1,5 +1,6 @@
 """Scores of an experiment's folds, taken together."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from tltasks.experiments.analysis import _whole
+from tltasks.experiments.analysis import _whole, analyse
+from tltasks.experiments.experiment import Experiment
 from tltasks.experiments.trials import TargetScore, TrialRecord
 from tltasks.metrics.classification import class_row_scores
 
@@ -34,7 +36,7 @@ def test_the_metric_of_folds_is_that_of_all_their_rows(metric: str, in_lists: bo
         if in_lists:  # as of rows that may have any number of classes
             table = table.map(lambda name: [name])
         table.to_parquet(tmp_path / "trials" / f"{fold}" / "predictions" / "head-test.parquet")
-        target = TargetScore(0.0, (0.0, 1.0), len(rows), f"rows {fold}", {})
+        target = TargetScore(0.0, (0.0, 1.0), len(rows), f"rows {fold}", {}, leaks=fold)
         records.append(
             TrialRecord(
                 id=str(fold),
@@ -60,3 +62,11 @@ def test_the_metric_of_folds_is_that_of_all_their_rows(metric: str, in_lists: bo
     expected = MEASURES[metric](true, chosen)
     assert whole.targets["test"].value == pytest.approx(expected)
     assert scores["test"].mean(0) == pytest.approx([expected, 1.0])
+    experiment = Experiment(recipe={}, axes={"method": {"head": {}}}, output="x", seeds=[0], folds=5)
+    findings = analyse(experiment, records, tmp_path)
+    assert findings.leaks == {"test": 0 + 1 + 2 + 3 + 4}
+    assert any("Up to 10 rows of test have near-duplicates" in text for _, text in findings.sentences())
+    without = [
+        dataclasses.replace(record, targets={"test": dataclasses.replace(target, leaks=0)}) for record in records
+    ]
+    assert not any("near-duplicates" in text for _, text in analyse(experiment, without, tmp_path).sentences())
