@@ -130,7 +130,7 @@ def choose_fit(
 
 
 def _varies(features: Tensor) -> Tensor:
-    """Of each feature, whether it differs between rows by more than what single precision rounds in a backbone."""
+    """Features that differ between rows by more than what single precision rounds in a backbone, as a mask."""
     return features.std(0, correction=0) > 1e-5 * features.abs().max()
 
 
