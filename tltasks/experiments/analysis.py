@@ -29,6 +29,7 @@ from tltasks.experiments.statistics import (
 from tltasks.experiments.trials import Levels, TargetScore, TrialRecord, trial_folder
 from tltasks.metrics.classification import class_parts, class_row_scores
 from tltasks.reports.formatting import show_gain, show_interval, show_number
+from tltasks.results.comparison import Verdict
 from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import UNKNOWN
 
@@ -44,8 +45,8 @@ class ControlComparison:
     control: str
     gain: Estimate
     p_adjusted: float
-    verdict: str
-    """`positive`, `neutral` or `negative` transfer."""
+    verdict: Verdict
+    """Than the control."""
     examples_needed: float | None
     """Training examples with which the control would reach the cell's score, between its own measured points; None
     where no number of them that was tried reaches it."""
@@ -72,7 +73,7 @@ class CellScore:
 
     @property
     def verdict(self) -> str:
-        """Transfer against the first control; nothing where there is none."""
+        """Than the first control; nothing where there is none."""
         return self.comparisons[0].verdict if self.comparisons else ""
 
 
@@ -120,20 +121,20 @@ class Findings:
 
     def sentences(self) -> list[tuple[str, str]]:
         """Summary of the experiment, its answer first: a kind (`better`, `worse`, `unclear`) and a sentence each."""
-        said = [self._answer()]
+        said = [*self._answers()]
         for control, n in self.families.items():
             counts = Counter(c.verdict for cell in self.cells for c in cell.comparisons if c.control == control)
-            kind = "worse" if counts["negative"] else "better" if counts["positive"] else "unclear"
-            parts = ", ".join(f"{counts[v]} {v}" for v in ("positive", "neutral", "negative"))
-            text = f"Transfer against {control.replace('_', ' ')}: {parts}, of {n} comparisons adjusted together."
+            kind = "worse" if counts["worse"] else "better" if counts["better"] else "unclear"
+            parts = f"{counts['better']} better, {counts['worse']} worse, {counts['unclear']} not shown to be either"
+            text = f"Of {n} comparisons with {control.replace('_', ' ')}, judged together: {parts}."
             said.append((kind, text))
-        if self.ranks:
+        if self.contexts > 1:
             order = sorted(self.ranks.items(), key=lambda item: item[1])
             ranks = ", ".join(f"{name.replace('_', ' ')} {rank:.1f}" for name, rank in order)
-            said.append(("unclear", f"Mean rank over {self.contexts} contexts, 1 is the best: {ranks}."))
+            said.append(("unclear", f"Mean place over {self.contexts} comparisons of all (1 is the best): {ranks}."))
         if self.drops:
             worse = sum(drop.loss.low > 0 for drop in self.drops)
-            text = f"Out of its domain, {worse} of {len(self.drops)} cells are worse beyond chance."
+            text = f"Tested on another domain than its own, {worse} of {len(self.drops)} do worse, beyond chance."
             said.append(("worse" if worse else "better", text))
         for target, n in self.leaks.items():
             text = f"Up to {n:,} rows of {target} have near-duplicates among those trained on: the report of each trial"
@@ -142,9 +143,8 @@ class Findings:
             said.append(("unclear", few))
         return said
 
-    def _answer(self) -> tuple[str, str]:
+    def _answers(self) -> Iterator[tuple[str, str]]:
         """The best cell of each test set, and if chance is ruled out."""
-        parts, shown = [], []
         varied = [axis for axis in self.cells[0].levels if len({cell.levels[axis] for cell in self.cells}) > 1]
 
         def name(cell: CellScore) -> str:
@@ -154,20 +154,21 @@ class Findings:
             cells = [cell for cell in self.cells if cell.target == target]
             first, *others = sorted(cells, key=lambda cell: cell.score.mean, reverse=self.higher_is_better)
             score = f"{show_number(first.score.mean)} ({show_interval((first.score.low, first.score.high))})"
-            text = f"best on {target}: {name(first)}, with {metric_in_text(self.metric)} {score}"
-            if first.comparisons:
-                against = first.comparisons[0]
-                shown.append(against.verdict == "positive")
-                gain = show_gain(against.gain.mean, (against.gain.low, against.gain.high))
-                text += f", {'better' if shown[-1] else 'not shown to be better'} than {against.control}: {gain}"
+            text, shown = f"On {target}, {name(first)} scores best: {metric_in_text(self.metric)} {score}", False
+            second = others[0] if others else first
+            changed = [level for axis, level in first.levels.items() if level != second.levels[axis]]
+            mirrored = [one for one in second.comparisons if [one.control] == changed]
+            if first.comparisons or mirrored:
+                sign, one = (1, first.comparisons[0]) if first.comparisons else (-1, mirrored[0])
+                other, shown = one.control if sign > 0 else name(second), one.verdict == ("better", "worse")[sign < 0]
+                low, high = sorted((sign * one.gain.low, sign * one.gain.high))
+                gain = show_gain(sign * one.gain.mean, (low, high))
+                text += f", {'better' if shown else 'not shown to be better'} than {other}: {gain}"
             elif others:
-                ends = first.score.low - others[0].score.high, others[0].score.low - first.score.high
-                shown.append(max(ends) > 0)
-                chance = "their intervals are apart" if shown[-1] else "their intervals overlap: it may be chance"
-                text += f", then {name(others[0])} with {show_number(others[0].score.mean)} ({chance})"
-            parts.append(text.replace("_", " "))
-        sentence = "; ".join(parts)
-        return "better" if shown and all(shown) else "unclear", f"{sentence[0].upper()}{sentence[1:]}."
+                shown = max(first.score.low - second.score.high, second.score.low - first.score.high) > 0
+                chance = "their intervals are apart" if shown else "their intervals overlap: it may be chance"
+                text += f", then {name(second)} with {show_number(second.score.mean)} ({chance})"
+            yield "better" if shown else "unclear", f"{text.replace('_', ' ')}."
 
 
 def few_seeds(n_seeds: int) -> str:

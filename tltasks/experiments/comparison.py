@@ -49,7 +49,7 @@ SUSPECTED = "suspected_labels.csv"
 SHOWN_SUSPECTED = 40
 OVERHEAD_SECONDS = 3.0
 """Of a trial, besides its steps, before one has been carried out: opening, evaluating, writing."""
-MARKS = {"positive": " +", "negative": " −", "neutral": "  "}
+MARKS = {"better": " +", "worse": " −", "unclear": "  "}
 
 
 @dataclass(frozen=True)
@@ -266,8 +266,18 @@ def write_results(experiment: Experiment, result: ComparisonResult, output: Path
         pictures=pictures,
         evidence=evidence(findings),
         result=result,
+        best=best_trial(result),
+        ranked=(output / "rank.html").is_file(),
         suspected=[] if suspected is None else suspected.head(SHOWN_SUSPECTED).to_dict("records"),
     )
+
+
+def best_trial(result: ComparisonResult) -> TrialRecord:
+    """A trial of the levels that score best on the first test set."""
+    findings, sign = result.findings, 1 if result.findings.higher_is_better else -1
+    cells = [cell for cell in findings.cells if cell.target == findings.cells[0].target]
+    levels = max(cells, key=lambda cell: sign * cell.score.mean).levels
+    return next(record for record in result.trials if record.levels == levels)
 
 
 def show_findings(console: Console, findings: Findings, output: Path) -> None:
@@ -282,6 +292,6 @@ def show_findings(console: Console, findings: Findings, output: Path) -> None:
 
 
 def show_cell(cell: CellScore) -> str:
-    """Mean with its interval, and a mark for transfer."""
+    """Mean with its interval, and a mark where it is better or worse than the control."""
     score = cell.score
     return f"{show_number(score.mean)} ({show_interval((score.low, score.high))}){MARKS.get(cell.verdict, '')}"

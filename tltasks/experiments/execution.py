@@ -31,6 +31,7 @@ from tltasks.experiments.trials import (
     trial_folder,
     write_journal,
 )
+from tltasks.reports.html import say_weights_are_gone
 from tltasks.results.result import RunResult
 from tltasks.runs.baselines import ROW_SCORES
 from tltasks.runs.callbacks import OnEvaluation
@@ -71,6 +72,7 @@ def carry_out(
         folder = trial_folder(output, item.id)
         for weights in [folder / "model", *folder.glob("stages/*/model")]:
             shutil.rmtree(weights, ignore_errors=True)
+        say_weights_are_gone(folder / "report.html")
     record = describe_trial(item, result, time.perf_counter() - started)
     write_json(output / "trials" / f"{item.id}.json", record)
     write_journal(output, item.id, "finished", seconds=round(record.seconds, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,29 +17,43 @@ from rich.console import Console
 from scipy import stats
 from torch import nn
 
-from tltasks.config.loading import Overrides
+from tltasks.config.loading import Overrides, write_recipe
 from tltasks.config.recipe import Recipe, plan_run
 from tltasks.config.tasks import TASKS
 from tltasks.errors import RecipeError
 from tltasks.experiments.analysis import Findings, analyse
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import carry_out
-from tltasks.experiments.experiment import Experiment, Given, load_experiment
-from tltasks.experiments.report import text_table
+from tltasks.experiments.experiment import Experiment, Given, load_experiment, read_source
+from tltasks.experiments.report import text_table, write_page
 from tltasks.experiments.successive_halving import LOSS_ROWS, stage_alone, successive_halving, zero_shot_loss
 from tltasks.experiments.transferability import ESTIMATORS
 from tltasks.experiments.trials import Levels, Outcome, Trial, finished, results_folder
 from tltasks.metrics import wilson
 from tltasks.reports.console import open_terminal
-from tltasks.reports.formatting import show_duration, words
+from tltasks.reports.formatting import show_duration, show_number, words
+from tltasks.results.comparison import Verdict
 from tltasks.runs.context import PreparedStage
 from tltasks.runs.story import open_stages
-from tltasks.runtime.files import write_json
+from tltasks.runtime.files import whole_file, write_json
 from tltasks.tasks import load_adapter
 from tltasks.tasks.base import Embeds, Writes
 from tltasks.training.evaluation import cached_features
 
 Floats = NDArray[np.float64]
+FINE_TUNING = "fine-tuning"
+"""What was measured where nothing is contrasted."""
+ESTIMATOR_NAMES = {
+    "log_me": "LogME",
+    "h_score": "H-score",
+    "regularised_h_score": "Regularised H-score",
+    "leep": "LEEP",
+    "nleep": "NLEEP",
+    "probe": "Linear probe",
+    "neighbours": "Nearest neighbours",
+    "zero_shot_loss": "Fit before training",
+    "halving": "Short trainings",
+}
 
 
 @dataclass(frozen=True)
@@ -77,9 +91,25 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Winner:
+    """Which candidate comes first on a target, and by how much."""
+
+    target: str
+    candidate: str | None
+    """None where no estimator tells candidates apart."""
+    estimator: str
+    """The one that it is told by: the first that tells any apart."""
+    verdict: Verdict
+    """`better` where most estimators put it first."""
+    sentence: str
+
+
+@dataclass(frozen=True)
 class RankingResult:
     """Candidates with their estimates, and how far to trust each estimator."""
 
+    winners: list[Winner]
+    """Of each target."""
     candidates: list[CandidateEstimates]
     agreement: list[Agreement]
     """Nothing where `tltasks compare` has not measured what the estimates are to tell."""
@@ -94,7 +124,8 @@ class RankingResult:
 
     def _repr_html_(self) -> str:
         agreement = pd.DataFrame(map(dataclasses.asdict, self.agreement)).to_html(index=False)
-        return self.to_pandas().to_html(index=False) + (agreement if self.agreement else "")
+        said = "".join(f"<p>{won.sentence}</p>" for won in self.winners)
+        return said + self.to_pandas().to_html(index=False) + (agreement if self.agreement else "")
 
 
 def rank(
@@ -123,7 +154,8 @@ def rank(
         if not issubclass(task, Embeds | Writes):
             raise RecipeError(f"{name}: {task.tag} has neither features nor texts by which candidates could be ranked.")
         estimate = estimate_by_features if issubclass(task, Embeds) else estimate_by_training
-        estimated = [one for target, by_name in targets(design, trials) for one in estimate(target, by_name, output)]
+        wanted = targets(design, trials)
+        estimated = [one for target, by_name in wanted for one in estimate(target, by_name, output)]
         for one in estimated:
             shown = ", ".join([*one.context.values(), one.candidate])
             seconds = one.feature_seconds + sum(one.estimator_seconds.values())
@@ -131,10 +163,11 @@ def rank(
         if records := finished(planned):
             findings = analyse(design, records, output)
             estimated = [with_measured(design, findings, one) for one in estimated]
-        result = RankingResult(estimated, agree(estimated))
-        write_json(output / "rank.json", result)
+        result = RankingResult(list(map(name_winner, by_context(estimated))), estimated, agree(estimated))
+        text = read_source(experiment, (), "experiment").text
+        write_results(result, text, [by_name for _, by_name in wanted], output)
     show_ranking(console, result)
-    console.print(f"numbers  {output / 'rank.json'}", soft_wrap=True)
+    console.print(f"report   {output / 'rank.html'}", soft_wrap=True)
     return result
 
 
@@ -223,7 +256,7 @@ def with_measured(experiment: Experiment, findings: Findings, one: CandidateEsti
     for cell in findings.cells:
         if cell.in_domain is False or any(cell.levels[axis] != level for axis, level in wanted.items()):
             continue
-        level = cell.levels[experiment.contrast.axis] if experiment.contrast is not None else "fine-tuning"
+        level = cell.levels[experiment.contrast.axis] if experiment.contrast is not None else FINE_TUNING
         if level not in measured:
             measured[level], seconds[level] = sign * cell.score.mean, cell.training_seconds
     return dataclasses.replace(one, measured=measured, measured_seconds=seconds)
@@ -284,34 +317,85 @@ def _tau(table: Floats) -> float:
     return float(stats.weightedtau(table[:, 0], table[:, 1], rank=None).statistic)
 
 
-def winner(group: Sequence[CandidateEstimates], estimator: str) -> str:
-    """Which candidate comes first by an estimator, and by how much."""
-    known = [(value, one.candidate) for one in group if (value := one.estimates[estimator]) is not None]
-    if not known:
-        return f"no candidate has an estimate by {words(estimator)}"
-    ranked = sorted(known, key=lambda pair: -pair[0])
-    (best, name), others = ranked[0], ranked[1:]
-    ahead = f", {best - others[0][0]:.3f} ahead of {others[0][1]}" if others else ""
-    return f"first by {words(estimator)}: {name} with {best:.3f}{ahead}"
+def name_winner(group: Sequence[CandidateEstimates]) -> Winner:
+    """The candidate of a target that comes first, by how much, how many estimators say so, and what training said."""
+
+    def ordered(by: Mapping[str, float | None]) -> list[str]:
+        known = {name: round(value, 6) for name, value in by.items() if value is not None}
+        return sorted(known, key=lambda name: -known[name]) if len(set(known.values())) > 1 else []
+
+    by_estimator = {name: {one.candidate: one.estimates[name] for one in group} for name in group[0].estimates}
+    orders = {name: found for name, values in by_estimator.items() if (found := ordered(values))}
+    target = ", ".join(group[0].context.values())
+    where = f"On {words(target)}" if target else "Here"
+    if not orders:
+        return Winner(target, None, next(iter(by_estimator)), "unclear", f"{where} no estimate tells candidates apart.")
+    deciding, (first, second, *_) = next(iter(orders.items()))
+    best, its = (by_estimator[deciding][name] or 0.0 for name in (first, second))
+    agreeing = sum(order[0] == first for order in orders.values())
+    text = (
+        f"{where} {first} comes first: {ESTIMATOR_NAMES[deciding]} {show_number(best)}, {show_number(best - its)} "
+        f"ahead of {second}; {agreeing} of {len(orders)} estimates put it first."
+    )
+    for level in group[0].measured:
+        if trained := ordered({one.candidate: one.measured.get(level) for one in group}):
+            best_trained = "it was the best" if trained[0] == first else f"{trained[0]} was better"
+            text += f" After training{f' by {words(level)}' if level != FINE_TUNING else ''} {best_trained}."
+    return Winner(target, first, deciding, "better" if 2 * agreeing > len(orders) else "unclear", text)
+
+
+def tables(result: RankingResult) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """For each target its title, names of columns, and rows of candidates, the best first."""
+    for group, won in zip(by_context(result.candidates), result.winners, strict=True):
+        names = ["candidate", *(ESTIMATOR_NAMES[name] for name in group[0].estimates)]
+        names += [f"trained: {words(level)}" for level in group[0].measured]
+        ordered = sorted(group, key=lambda one: -(one.estimates[won.estimator] or 0.0))
+        values = [[*one.estimates.values(), *(abs(value) for value in one.measured.values())] for one in ordered]
+        rows = [[one.candidate, *map(show_number, row)] for one, row in zip(ordered, values, strict=True)]
+        yield won.target, names, rows
+
+
+def write_results(result: RankingResult, text: str, recipes: Sequence[Mapping[str, Trial]], output: Path) -> None:
+    """rank.json, rank.html, and each target's recipe with the checkpoint that comes first; `text` is the experiment."""
+    write_json(output / "rank.json", result)
+    files = []
+    for won, trials in zip(result.winners, recipes, strict=True):
+        name = "-".join(filter(None, ["best", *won.target.split(", ")]))
+        if won.candidate is not None:
+            files.append(name)
+            recipe = trials[won.candidate].recipe.model_copy(update={"output": str(output / name)})
+            with whole_file(output / f"{name}.yaml") as place:
+                write_recipe(recipe, place)
+    write_page(
+        output / "rank.html",
+        "rank.html.jinja",
+        result=result,
+        tables=list(tables(result)),
+        estimators=ESTIMATOR_NAMES,
+        files=files,
+        experiment=text,
+        compared=(output / "report.html").is_file(),
+        title=output.name,
+    )
 
 
 def show_ranking(console: Console, result: RankingResult) -> None:
     """Candidates by target, and how far to trust each estimator."""
-    for group in by_context(result.candidates):
-        names = [words(name) for name in group[0].estimates]
-        names += [f"measured: {level}" for level in group[0].measured]
-        first = next(iter(group[0].estimates))
-        rows = []
-        for one in sorted(group, key=lambda j: -(j.estimates[first] or 0.0)):
-            values = [*one.estimates.values(), *one.measured.values()]
-            rows.append([one.candidate, *("–" if value is None else f"{value:.3f}" for value in values)])
-        console.print(text_table(", ".join(group[0].context.values()), ["candidate"], names, rows))
-        console.print(winner(group, first))
+    for (title, names, rows), won in zip(tables(result), result.winners, strict=True):
+        console.print(text_table(title, names[:1], names[1:], rows))
+        console.print(won.sentence, soft_wrap=True)
     if not result.agreement:
         console.print("How far to trust these is not known here: `tltasks compare` would measure it.")
         return
     rows = [
-        [a.level, words(a.estimator), f"{a.tau:.2f}", f"{a.low:.2f} to {a.high:.2f}", str(a.pairs), f"{a.cost:.1%}"]
+        [
+            a.level,
+            ESTIMATOR_NAMES[a.estimator],
+            f"{a.tau:.2f}",
+            f"{a.low:.2f} to {a.high:.2f}",
+            str(a.pairs),
+            f"{a.cost:.1%}",
+        ]
         for a in result.agreement
     ]
     title = "weighted Kendall's τ with what was measured"

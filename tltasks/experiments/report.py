@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from tltasks.runtime.files import write_text
 
 MOST_PANELS = 12
 """Contexts whose figures are drawn; the tables have all."""
-ORDER = {"negative": 0, "neutral": 1, "positive": 2}
-LATEX_MARKS = {"positive": "$^{+}$", "negative": "$^{-}$"}
+ORDER = ("worse", "unclear", "better")
+LATEX_MARKS = {"better": "$^{+}$", "worse": "$^{-}$"}
 
 
 @dataclass(frozen=True)
@@ -137,20 +138,20 @@ def _heat_maps(experiment: Experiment, findings: Findings, layout: Layout) -> It
 
 
 def write_page(path: Path, template: str, **values: object) -> None:
-    """Write a page from a template of this folder. The same values give the same bytes."""
+    """Write a page from a template of this folder. The same values give the same bytes on the same day."""
     environment = page_environment(Path(__file__).parent)
     environment.filters |= {"levels": show_levels, "needed": show_needed, "p": show_p, "svg": svg}
-    write_text(path, environment.get_template(template).render(values))
+    write_text(path, environment.get_template(template).render(values, written=datetime.now(UTC).date()))
 
 
 def evidence(findings: Findings) -> dict[str, list[tuple[CellScore, ControlComparison]]]:
-    """Comparisons by control, negative transfer first."""
+    """Comparisons by control, what is worse first."""
     found: dict[str, list[tuple[CellScore, ControlComparison]]] = {control: [] for control in findings.families}
     for cell in findings.cells:
         for comparison in cell.comparisons:
             found[comparison.control].append((cell, comparison))
     for rows in found.values():
-        rows.sort(key=lambda pair: (ORDER[pair[1].verdict], pair[1].gain.mean))
+        rows.sort(key=lambda pair: (ORDER.index(pair[1].verdict), pair[1].gain.mean))
     return found
 
 
@@ -204,7 +205,7 @@ def text_table(title: str, left: Sequence[str], right: Sequence[str], rows: Iter
 
 
 def latex_table(experiment: Experiment, findings: Findings) -> str:
-    """Rows for the levels, columns for the test sets: mean ± half the 95 % interval, marked by transfer."""
+    """Rows for the levels, columns for the test sets: mean ± half the 95 % interval, marked by verdict."""
     axis = experiment.contrast.axis if experiment.contrast is not None else None
     contexts: dict[tuple[str, ...], list[float]] = defaultdict(list)
 

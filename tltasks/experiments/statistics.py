@@ -29,12 +29,11 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 from tltasks.metrics.intervals import influences
-from tltasks.results.comparison import verdict
+from tltasks.results.comparison import Verdict, verdict
 
 Floats = NDArray[np.float64]
 Bounds = tuple[float, float]
 LEVEL = 0.05
-TRANSFER = {"better": "positive", "unclear": "neutral", "worse": "negative"}
 FEWEST_DEGREES = 2.0
 """Degrees of freedom below which nothing is known of seeds, and intervals are over rows alone: those of two seeds."""
 MOST_LENT = 4.0
@@ -220,9 +219,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def transfer_verdict(gain: float, p_adjusted: float) -> str:
-    """`positive` or `negative` transfer where chance is ruled out, otherwise `neutral`."""
-    return TRANSFER[verdict(gain, shown=p_adjusted < LEVEL)]
+def transfer_verdict(gain: float, p_adjusted: float) -> Verdict:
+    """`better` or `worse` than the control where chance is ruled out, otherwise `unclear`."""
+    return verdict(gain, shown=p_adjusted < LEVEL)
 
 
 def examples_to_reach(score: float, curve: Sequence[tuple[float, float]], *, higher_is_better: bool) -> float | None:

@@ -47,12 +47,14 @@ def draw_loss(
     train: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]], best_step: int | None
 ) -> str:
     """Loss by step: training raw and smoothed, and validation where it was measured; points are (step, loss)."""
-    with chart("loss", (5.0, 3.1)) as (figure, axes):
+    with chart("Loss", (5.0, 3.1)) as (figure, axes):
         if train:
             steps, losses = _columns(train)
             smooth, width = smoothed(losses)
-            axes.plot(*thinned(steps, losses), color=BLUE, alpha=0.25, linewidth=0.8)
-            axes.plot(*thinned(steps, smooth), color=BLUE, linewidth=1.8, label=f"train, mean of {width} steps")
+            if width > 1:
+                axes.plot(*thinned(steps, losses), color=BLUE, alpha=0.25, linewidth=0.8)
+            label = f"train, mean of {width} steps" if width > 1 else "train"
+            axes.plot(*thinned(steps, smooth), color=BLUE, linewidth=1.8, label=label)
         if validation:
             _curve(axes, validation, ORANGE, "validation")
         _mark_best(axes, best_step)
@@ -62,7 +64,7 @@ def draw_loss(
 
 def draw_metric(name: str, points: Sequence[tuple[int, float]], best_step: int | None, *, small: bool = False) -> str:
     """A validation metric by step."""
-    with chart(f"validation {name}", (3.6, 2.4) if small else (5.0, 3.1)) as (figure, axes):
+    with chart(f"Validation {name}", (3.6, 2.4) if small else (5.0, 3.1)) as (figure, axes):
         _curve(axes, points, ORANGE, None)
         _mark_best(axes, best_step)
         if best_step is not None and not small:
@@ -84,7 +86,7 @@ def draw_alphas(metric: str, alphas: Sequence[float], by_split: Mapping[str, Seq
 
 def draw_answered(points: Sequence[Mapping[str, float]]) -> str:
     """Accuracy of the rows that are answered, with its 95 % interval, by their share of all."""
-    with chart("accuracy of what is answered", (5.0, 3.1), x_label="share of rows answered, the surest first") as (
+    with chart("Accuracy of what is answered", (5.0, 3.1), x_label="share of examples answered, the surest first") as (
         figure,
         axes,
     ):
@@ -100,7 +102,7 @@ def draw_answered(points: Sequence[Mapping[str, float]]) -> str:
 
 def draw_learning_rate(points: Sequence[tuple[int, float]]) -> str:
     """The learning rate by step."""
-    with chart("learning rate", (3.6, 2.4)) as (figure, axes):
+    with chart("Learning rate", (3.6, 2.4)) as (figure, axes):
         axes.plot(*thinned(*_columns(points)), color=GREY, linewidth=1.6)
         axes.set_ylim(bottom=0)
     return svg(figure)

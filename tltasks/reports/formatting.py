@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
+from datetime import date
 from decimal import ROUND_FLOOR, Decimal
 from typing import TypeGuard
 
@@ -94,6 +95,22 @@ def show_duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def show_share(share: float, digits: int = 0) -> str:
+    """
+    >>> show_share(0.1007, 2), show_share(1)
+    ('10.07 %', '100 %')
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
+def show_day(day: date) -> str:
+    """
+    >>> show_day(date(2026, 3, 1))
+    '1 March 2026'
+    """
+    return f"{day.day} {day:%B %Y}"
 
 
 def words(name: str) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tltasks.config.recipe import is_on_hub
 from tltasks.config.tasks import supervised_tasks
 from tltasks.reports import charts
-from tltasks.reports.formatting import data_uri, show_duration, words
+from tltasks.reports.formatting import data_uri, show_duration, show_share, words
 from tltasks.reports.templates import page_environment
 from tltasks.results.comparison import (
     Comparison,
@@ -22,12 +23,14 @@ from tltasks.results.comparison import (
     compare_headline,
     compare_with_baselines,
     compare_with_before,
+    counted,
     describe_forgetting,
     describe_leaks,
     short_name,
 )
-from tltasks.results.metric_names import metric_in_text, metric_name
-from tltasks.results.result import ReportExample, RunResult, Score, StageResult, TrainingSummary
+from tltasks.results.metric_names import METHODS, metric_in_text, metric_name
+from tltasks.results.result import Provenance, ReportExample, RunResult, Score, StageResult, TrainingSummary
+from tltasks.runtime.files import write_text
 
 LARGEST_MATRIX = 30
 """Classes up to which a confusion matrix is a table that can be read."""
@@ -64,14 +67,25 @@ def write_report(
             twins=[(example, show_example(example)) for example in report_examples if example.twin],
             stages=[_view(stage, result, metrics) for stage in result.stages],
             shown_rows=SHOWN_ROWS,
-            written=f"{written.day} {written:%B %Y}" if written else "",
+            written=written,
+            checkpoint=name if is_on_hub(name := result.best.weights.name) else Path(name).name,
             recipe_text=recipe_text,
             folder=path.parent.name,
             answers=result.best.task in supervised_tasks(),
-            hardware=[(words(name), _hardware_value(name, value)) for name, value in result.hardware.items()],
+            hardware=[
+                (words(name.removesuffix("_bytes")), _hardware_value(name, value))
+                for name, value in result.hardware.items()
+            ],
         )
     )
     path.write_text(text, encoding="utf-8")
+
+
+def say_weights_are_gone(page: Path) -> None:
+    """Have a page that is written offer the recipe in the place of the weights, which are not there any longer."""
+    first, mark, rest = page.read_text(encoding="utf-8").partition('<section id="next">')
+    told = page_environment().get_template("gone.html.jinja").render(folder=page.parent.name)
+    write_text(page, f"{first}{mark}{told}</section>{rest.partition('</section>')[2]}")
 
 
 # ----------------------------------------------------------------------------------------- headline
@@ -213,10 +227,12 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
     training = stage.training
     share = stage.trainable_parameters / max(stage.total_parameters, 1)
     facts = [
-        ("trained", f"{stage.trainable_parameters:,} of {stage.total_parameters:,} parameters ({share:.2%})"),
+        (
+            "trained",
+            f"{stage.trainable_parameters:,} of {stage.total_parameters:,} parameters ({show_share(share, 2)})",
+        ),
         ("time", show_duration(stage.seconds)),
         ("peak memory", f"{stage.peak_memory_bytes / 2**30:.2f} GiB"),
-        ("task", stage.task),
     ]
     if training is not None:
         facts[2:2] = [
@@ -228,7 +244,10 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         else:
             facts += [
                 ("ended", f"{training.ended}, at step {training.steps:,} (epoch {training.epochs:g})"),
-                ("method", f"{training.method}, learning rate {training.learning_rate:g}"),
+                (
+                    "method",
+                    f"{METHODS.get(training.method, training.method)}, learning rate {training.learning_rate:g}",
+                ),
                 ("batch", f"{training.batch_size} examples, in micro-batches of {_micro_batch(training)}"),
             ]
         if (curve := training.interpolation) is not None:
@@ -240,18 +259,30 @@ def _facts(stage: StageResult) -> list[tuple[str, str]]:
         facts.append(("precision", f"{training.precision}{held}"))
         if training.best_step is not None:
             facts.append(("best on validation", f"step {training.best_step:,}"))
-    weights = vars(stage.weights) | stage.weights.settings
-    for key, value in weights.items():
-        if key == "newly_initialised" and value:
-            facts.append(("weights: begun at random", _begun_at_random(value)))
-        elif key != "settings" and value not in (None, "", [], {}):
-            facts.append((f"weights: {words(key)}", _plain(value)))
-    return facts
+    return facts + _facts_of_weights(stage.weights)
 
 
-def _begun_at_random(names: list[str]) -> str:
-    """Tensors that the checkpoint did not have; result.json has their names, which are of the model's inside."""
-    return "all" if names == ["all"] else f"{len(names)} tensor{'s' if len(names) > 1 else ''}, such as a new head's"
+def _facts_of_weights(weights: Provenance) -> list[tuple[str, str]]:
+    """The origin of weights. Names of tensors and measures of how they were saved are left to result.json."""
+    random, left = weights.newly_initialised, weights.left
+    found = {
+        "checkpoint": f"{weights.name}, {weights.commit or weights.revision}"
+        if is_on_hub(weights.name)
+        else weights.name,
+        "starts from": "the stage before" if weights.start == "previous" else "",
+        "architecture": weights.model_type,
+        "begun at random": "all"
+        if random == ["all"]
+        else random and f"{counted(len(random), 'tensor')}, as of a new head",
+        "resized to the input": f"{counted(len(weights.interpolated), 'table')} of positions"
+        * bool(weights.interpolated),
+        "not used of the checkpoint": ", ".join(f"{name} ({counted(n, 'tensor')})" for name, n in left.items()),
+        "saved": "the adapter alone" if weights.adapter else "",
+    }
+    if weights.loaded_share is not None and weights.loaded_share < 1:
+        found["found in the checkpoint"] = f"{show_share(weights.loaded_share, 1)} of the backbone"
+    found |= {words(key): _plain(value) for key, value in weights.settings.items() if value not in (None, [], {})}
+    return [(name, value) for name, value in found.items() if value]
 
 
 def _micro_batch(training: TrainingSummary) -> str:
@@ -275,7 +306,7 @@ def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bo
     if any(len(line) > 1 for line in losses):  # of one step there is nothing to see
         drawn.append(("loss by step", charts.draw_loss(*losses, best_step), False))
     for i, name in enumerate(_metric_columns(stage)):
-        if name != "loss" and len(found := points("validation", name)) > 1:
+        if name != "loss" and len(found := points("validation", name)) > 1 + (i > 0):
             svg = charts.draw_metric(metric_in_text(name), found, best_step, small=i > 0)
             drawn.append((f"{metric_name(name)} by step", svg, i > 0))
     if stage.training and (curve := stage.training.interpolation):

@@ -33,19 +33,8 @@ from tltasks.results.comparison import (
     describe_forgetting,
     describe_leaks,
 )
+from tltasks.results.metric_names import METHODS
 from tltasks.results.result import RunResult, StageResult
-
-METHODS = {
-    "full": "all weights",
-    "head": "the head",
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "adalora": "AdaLoRA",
-    "ia3": "(IA)³",
-    "bitfit": "the biases",
-    "prompt": "prompt tuning",
-}
-
 
 Metrics = dict[str, dict[str, Any]]
 """What a template says of each metric: its name, and its name on the Hub."""

@@ -1,4 +1,4 @@
-"""Names of metrics as the field writes them, for terminals, reports, experiments and demos."""
+"""Names of metrics and methods as the field writes them, for terminals, reports, experiments and demos."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ NAMES = {
     "top5_accuracy": "Top-5 accuracy",
     "views_matched": "Views matched",
     "wer": "Word error rate",
+}
+
+
+METHODS = {
+    "full": "all weights",
+    "head": "the head",
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "adalora": "AdaLoRA",
+    "ia3": "(IA)³",
+    "bitfit": "the biases",
+    "prompt": "prompt tuning",
 }
 
 

@@ -251,7 +251,7 @@ def test_the_report_stands_alone(finished: Path, place: Path) -> None:
 def test_tables(finished: Path) -> None:
     rows = numbers(finished)
     assert len(rows) == 8
-    assert {row["verdict_against_scratch"] for row in rows} <= {"", "positive", "neutral", "negative"}
+    assert {row["verdict_against_scratch"] for row in rows} <= {"", "better", "unclear", "worse"}
     latex = (finished / "table.tex").read_text()
     assert latex.count("\\\\\n") == 1 + 4
     assert "\\textbf{" in latex

@@ -7,6 +7,7 @@ import pytest
 
 from tests.tiny.images import save_data, save_model
 from tltasks.cli.commands import main
+from tltasks.config.loading import load_recipe
 from tltasks.experiments import rank
 from tltasks.experiments.transferability import ESTIMATORS
 from tltasks.training import evaluation
@@ -61,6 +62,10 @@ def test_candidates_are_judged_before_and_after_they_are_measured(
     assert all(one["rows"] == 30 and one["estimates"].keys() == ESTIMATORS.keys() for one in before["candidates"])
     assert all(one["estimates"]["leep"] < 0 for one in before["candidates"]), "their own heads know five classes"
     assert len({one["estimates"]["log_me"] for one in before["candidates"]}) == 3
+    page = (result.parent / "rank.html").read_text()
+    assert before["winners"][0]["sentence"] in page
+    assert load_recipe(result.parent / "best.yaml").model.name.endswith(before["winners"][0]["candidate"])
+    assert "trains all of them" in page
 
     assert main(["compare", str(experiment)]) == 0
     trials = json.loads((experiment.parent / "out" / "result.json").read_text())["trials"]
@@ -71,6 +76,9 @@ def test_candidates_are_judged_before_and_after_they_are_measured(
     assert [one["estimates"] for one in after["candidates"]] == [one["estimates"] for one in before["candidates"]]
     assert "weighted Kendall" in capsys.readouterr().err
     assert len(set(measured.values())) > 1
+    assert "How far to trust them" in (result.parent / "rank.html").read_text()
+    (trial,) = {one["id"] for one in trials if one["levels"]["checkpoint"] == "one"}
+    assert "The weights were not kept" in (result.parent / "trials" / trial / "report.html").read_text()
     assert {one["estimator"] for one in after["agreement"]} == set(ESTIMATORS)
 
     result = rank(experiment)

@@ -9,10 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from tltasks.experiments.analysis import _whole, analyse
+from tltasks.experiments.analysis import CellScore, ControlComparison, Findings, _whole, analyse
 from tltasks.experiments.experiment import Experiment
+from tltasks.experiments.statistics import Estimate
 from tltasks.experiments.trials import TargetScore, TrialRecord
 from tltasks.metrics.classification import class_row_scores
+from tltasks.results.comparison import Verdict
 
 MEASURES = {
     "macro_f1": lambda true, chosen: f1_score(true, chosen, average="macro"),
@@ -70,3 +72,30 @@ def test_the_metric_of_folds_is_that_of_all_their_rows(metric: str, in_lists: bo
         dataclasses.replace(record, targets={"test": dataclasses.replace(target, leaks=0)}) for record in records
     ]
     assert not any("near-duplicates" in text for _, text in analyse(experiment, without, tmp_path).sentences())
+
+
+def cell(method: str, mean: float, *comparisons: ControlComparison) -> CellScore:
+    score = Estimate(mean, mean - 0.1, mean + 0.1, 0.0, 3, 100, 0.5)
+    return CellScore({"method": method}, "test", None, score, {}, [], 100, 1, 1.0, list(comparisons))
+
+
+@pytest.mark.parametrize(
+    ("probe", "verdict", "kind", "said"),
+    [
+        (
+            0.6,
+            "worse",
+            "better",
+            "probe scores best: accuracy 0.600 (0.500 to 0.700), better than lora: +0.090 (+0.018 to",
+        ),
+        (0.6, "unclear", "unclear", "not shown to be better than lora: +0.090"),
+        (0.4, "better", "better", "lora scores best: accuracy 0.510 (0.410 to 0.610), better than probe: −0.090"),
+    ],
+)
+def test_the_answer_is_by_rows_that_are_paired_also_where_the_control_is_best(
+    probe: float, verdict: Verdict, kind: str, said: str
+) -> None:
+    gain = Estimate(-0.09, -0.16, -0.018, 0.01, 3, 100, 0.5)
+    cells = [cell("probe", probe), cell("lora", 0.51, ControlComparison("probe", gain, 0.01, verdict, None, (1, 1)))]
+    (first, sentence), *_ = Findings("accuracy", True, cells, [], {}, 0, {}).sentences()
+    assert (first, said in sentence) == (kind, True), sentence

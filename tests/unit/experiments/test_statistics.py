@@ -43,7 +43,7 @@ def test_intervals_hold_the_truth_as_often_as_promised(seeds: int, spread: float
         held += found.low <= truth <= found.high
         assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
         null = estimate(equal - base)
-        alarms += transfer_verdict(null.mean, null.p) == "negative"
+        alarms += transfer_verdict(null.mean, null.p) == "worse"
     assert 0.93 <= held / TRIALS <= most
     assert 0.005 <= alarms / TRIALS <= 0.05
 
@@ -76,7 +76,7 @@ def test_rows_that_are_alike_are_no_certainty(seeds: int) -> None:
     assert 0.4 < found.low < found.high == 1.0
     same = estimate(np.zeros((seeds, 12)), bounds=(-1.0, 1.0))
     assert same.low == pytest.approx(-same.high)
-    assert (same.high > 0.1, transfer_verdict(same.mean, same.p)) == (True, "neutral")
+    assert (same.high > 0.1, transfer_verdict(same.mean, same.p)) == (True, "unclear")
 
 
 def test_two_seeds_have_the_interval_over_rows() -> None:
@@ -103,7 +103,7 @@ def test_a_family_of_equal_arms_raises_an_alarm_in_one_of_twenty_experiments() -
         spreads = moderated(tables, contexts=4)
         found = [estimate(table, spread=spread) for table, spread in zip(tables, spreads, strict=True)]
         adjusted = holm([one.p for one in found])
-        alarms += any(transfer_verdict(one.mean, p) == "negative" for one, p in zip(found, adjusted, strict=True))
+        alarms += any(transfer_verdict(one.mean, p) == "worse" for one, p in zip(found, adjusted, strict=True))
     assert alarms / 100 <= 0.05
 
 
@@ -149,7 +149,7 @@ def test_seeds_that_differ_in_all_rows_alike_are_the_test_over_seeds() -> None:
 def test_no_difference_at_all_is_certain() -> None:
     found = estimate(np.zeros((3, 20)))
     assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
-    assert transfer_verdict(found.mean, found.p) == "neutral"
+    assert transfer_verdict(found.mean, found.p) == "unclear"
 
 
 def test_more_rows_do_not_narrow_what_seeds_make_wide() -> None:
