@@ -30,6 +30,7 @@ docs: $(ENVIRONMENT)  ## the documentation as a site, in site/
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python docs/make_keys.py
 	$(BIN)/zensical build
+	$(BIN)/python docs/make_links.py
 
 format: $(ENVIRONMENT)
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -151,12 +152,28 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in PAGES:
+    for page in [*PAGES, *(ROOT / "docs" / "decisions").glob("*.md")]:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]+))?\)", text):
             to = page.parent / target if target else page
             assert to.exists(), f"{page.name}: {target}"
             assert not anchor or anchor in anchors(to), f"{page.name}: {target}#{anchor}"
+
+
+def test_links_out_of_the_site_lead_to_copies_within_it(tmp_path: Path) -> None:
+    mend = runpy.run_path(str(ROOT / "docs" / "make_links.py"))["mend"]
+    page, site = tmp_path / "site" / "images" / "index.html", tmp_path / "site"
+    page.parent.mkdir(parents=True)
+    kept = '<a href="https://x.org/a">a</a><a class=x href="../index.html#b">b</a><a href="#c">c</a>'
+    page.write_text(f'{kept}<a title="d" href="../../recipes/a%20b.yaml#L1">d</a>')
+    (site / "index.html").write_text("<a href=images/>e</a>")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "a b.yaml").write_text("task: x")
+    assert mend(site, tmp_path) == []
+    assert page.read_text() == f'{kept}<a title="d" href="../files/recipes/a%20b.yaml">d</a>'
+    assert (site / "files" / "recipes" / "a b.yaml").read_text() == "task: x"
+    (site / "index.html").write_text('<a href="speech/">f</a><a href="../recipes/none.yaml">g</a>')
+    assert sorted(mend(site, tmp_path)) == ["index.html: ../recipes/none.yaml", "index.html: speech/"]
 
 
 def test_messages_that_are_explained_are_said() -> None:
