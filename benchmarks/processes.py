@@ -2,6 +2,7 @@
 
     python benchmarks/processes.py                      # every task, every arrangement
     python benchmarks/processes.py --kills 20           # ranks killed at random, and resumed
+    python benchmarks/processes.py --ray-kills 6        # workers of Ray killed at random, and replaced by it
     python benchmarks/processes.py --worlds 8 64        # what a step costs besides the model, by a fake process group
 
 Tiny models, three steps of plain SGD in fp32, in forks of this process that talk over gloo. The two machines are
@@ -30,6 +31,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -62,13 +65,16 @@ class Arm:
     processes: int
     shared: bool = False
     machines: int = 1
+    ray: bool = False
     begun: Arm | None = None
 
 
 ONE = Arm("1 process", 1)
+RAY = Arm("Ray, 2 workers", 2, ray=True)
 ARMS = (
     *(ONE, Arm("2 processes", 2), Arm("4 processes", 4), Arm("2 machines x 2", 4, machines=2)),
     *(Arm("FSDP 2 on 2", 2, shared=True), Arm("FSDP 2 on 4", 4, shared=True)),
+    RAY,
     Arm("from 2 on 4", 4, begun=Arm("", 2)),
     Arm("from FSDP 2 on 2 on 1", 1, begun=Arm("", 2, shared=True)),
 )
@@ -78,14 +84,19 @@ ARMS = (
 
 
 def start(arm: Arm, recipe: Path, output: Path, *flags: str, stop_after: int | None = None) -> list[int]:
-    """Fork the processes of an arm, each with what torchrun would set; told to stop after so many steps."""
+    """Fork the processes of an arm, each with what torchrun would set; told to stop after so many steps.
+
+    Of Ray's it is the command alone.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     local = arm.processes // arm.machines
+    if arm.ray:
+        flags = (*flags, "--engine", "ray", "--workers", str(arm.processes))
     sys.stdout.flush()
     pids = []
-    for rank in range(arm.processes):
+    for rank in range(1 if arm.ray else arm.processes):
         if pid := os.fork():
             pids.append(pid)
             continue
@@ -93,12 +104,13 @@ def start(arm: Arm, recipe: Path, output: Path, *flags: str, stop_after: int | N
         try:
             log = os.open(f"{output}-{rank}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
             os.dup2(log, 1), os.dup2(log, 2)
-            if arm.processes > 1:
+            if arm.processes > 1 and not arm.ray:
                 os.environ |= {
                     **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(arm.processes)},
                     **{"LOCAL_WORLD_SIZE": str(local), "RANK": str(rank), "LOCAL_RANK": str(rank % local)},
                 }
-            os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % os.cpu_count()]})
+            if not arm.ray:
+                os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % os.cpu_count()]})
             if arm.shared:
                 os.environ |= FSDP
             if arm.machines > 1:
@@ -245,6 +257,42 @@ def kills(count: int, place: Path, seconds: float) -> dict[str, Any]:
     return found
 
 
+def ray_kills(count: int, place: Path, seconds: float) -> dict[str, Any]:
+    """Kill a worker of Ray's while steps are made; the command ends by itself; compare with an undisturbed run's."""
+    recipe, rng, began = classifier(place, STAGE), random.Random(0), time.monotonic()
+    found = {"killed": 0, "too late": 0, "failed": 0, "other bits": 0}
+    run(RAY, recipe, place / "whole")
+    for number in range(count):
+        if time.monotonic() - began > seconds:
+            break
+        output, step, victim = place / f"{number}", rng.randrange(12), rng.randrange(2)
+        (pid,) = start(RAY, recipe, output)
+        while len(losses(output)) < step or not (workers := ray_workers(pid)):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1))
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            workers[victim].kill()
+        (status,) = wait([pid])
+        replaced = "a process was lost" in Path(f"{output}-0.log").read_text()
+        found["killed" if replaced else "too late"] += 1
+        found["failed"] += status != 0
+        found["other bits"] += status != 0 or not equal(weights(place / "whole"), weights(output))
+        print(f"kill {number + 1}: worker {victim} after step {step}, ended with {status}, {found}", flush=True)
+    return found
+
+
+def ray_workers(pid: int) -> list[psutil.Process]:
+    """The processes of a run that a command has Ray start, once all are there."""
+    found = [child for child in psutil.Process(pid).children(recursive=True) if is_worker(child)]
+    return sorted(found, key=lambda child: child.pid) if len(found) == 2 else []
+
+
+def is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith("ray::RayTrainWorker")
+    return False
+
+
 def costs(world: int, place: Path) -> dict[str, float]:
     """Time of a step that is neither the model's, the optimiser's nor the reading of rows, and its collectives."""
     import torch
@@ -381,6 +429,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS), metavar="TASK")
     parser.add_argument("--arms", nargs="*", default=[], help="arrangements beside one process; all by default")
     parser.add_argument("--kills", type=int, help="only kill so many times")
+    parser.add_argument("--ray-kills", type=int, help="only kill so many times a worker of Ray's")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further kill after so many")
     parser.add_argument("--worlds", type=int, nargs="+", help="only measure steps among so many processes")
     parser.add_argument("--speed", type=int, metavar="ROUNDS", help="only compare the speed of two cores with one's")
@@ -408,6 +457,8 @@ def main() -> None:
                 print(world, found["worlds"][str(world)], flush=True)
         elif options.speed:
             found = {"speed": speed(place, options.speed)}
+        elif options.ray_kills:
+            found = {"kills of Ray's workers": ray_kills(options.ray_kills, place, options.seconds)}
         elif options.kills:
             found = {"kills": kills(options.kills, place, options.seconds)}
         else:

@@ -26,6 +26,10 @@ _FULL_IN_WORDS = (
     "No usable temporary directory",  # since none of them has room for a test
     *(f"os error {number}" for number in sorted(_FULL)),  # Rust's way to tell
 )
+_OF_PEERS = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
+    *("failed to recv", "Connection was likely closed"),  # of the store where processes meet
+)
 
 
 class TltasksError(Exception):
@@ -103,6 +107,15 @@ def printable(text: str, *, lines: bool = True) -> str:
     """
     shown = escaped(without_secrets(text))
     return shown if lines else shown.replace("\n", "\\n")
+
+
+def is_of_peers(error: BaseException) -> bool:
+    """Recognise, by words alone, an exchange that broke since another process of the run has ended.
+
+    >>> is_of_peers(RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:4520"))
+    True
+    """
+    return any(words in str(error) for words in _OF_PEERS)
 
 
 def is_full_disk(error: BaseException | None) -> bool:

@@ -42,6 +42,7 @@ from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError,
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tltasks.config.recipe import RunPlan
     from tltasks.hub.upload_plan import UploadPlan
 
 TOP_K = 5
@@ -168,7 +169,42 @@ class Drafted:
     """with --data: checkpoint to start from; unset: a small one of the task"""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A way to start processes."""
+
+    engine: Literal["here", "ray"] = "here"
+    """ray: on the cluster of RAY_ADDRESS, or by processes of this machine"""
+    workers: Annotated[int | None, Parameter(metavar="N", converter=_count)] = None
+    """ray: processes of a run; unset: one for each GPU, or for each machine. Of trials: how many at once on this
+    machine"""
+
+    def flags(self) -> list[str]:
+        """The flags that ask for it."""
+        count = ["--workers", str(self.workers)] if self.workers else []
+        return ["--engine", self.engine, *count] if self.engine != "here" else []
+
+    def check(self, command: str) -> None:
+        """Raise RecipeError for flags of Ray's without it, and for Ray within another launcher."""
+        if self.engine != "ray" and vars(self) != vars(type(self)()):
+            flags = " and ".join(f"--{name.replace('_', '-')}" for name in vars(self) if name != "engine")
+            raise RecipeError(f"{command}: {flags} {'are' if ' and ' in flags else 'is'} for --engine ray.")
+        if self.engine == "ray" and os.environ.get("WORLD_SIZE"):
+            raise RecipeError(f"{command}: --engine ray starts processes itself; run the command without a launcher.")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrialsEngine(Engine):
+    """A way to carry trials out."""
+
+    cores_per_trial: Annotated[int | None, Parameter(metavar="N", converter=_count)] = None
+    """ray: cores of each trial; unset: 1"""
+
+
 DEFAULT_CHECKPOINT, DEFAULT_PUBLICATION, NO_DRAFT = Checkpoint(), Publication(), Drafted()
+HERE, TRIALS_HERE = Engine(), TrialsEngine()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -210,6 +246,7 @@ def run(
     check: Annotated[bool, Parameter(help="check the recipe alone, and stop")] = False,
     trust_remote_code: TrustCode = False,
     drafted: Drafted = NO_DRAFT,
+    engine: Engine = HERE,
 ) -> int:
     """Train, evaluate, and write a results folder.
 
@@ -220,6 +257,7 @@ def run(
     from tltasks.runs.refusals import place_of, refuse_at_once, refuse_occupied
     from tltasks.runtime.startup import without_collection
 
+    engine.check("run")
     source: Path | dict[str, object]
     if recipe is None and drafted.data is not None:
         source = draft_for(drafted.data, task=drafted.tag, model=drafted.model)
@@ -245,16 +283,37 @@ def run(
     try:
         if dry_run:
             story.dry_run(resolved, output=plan.output, push=push)
+        elif engine.engine == "ray":
+            _run_on_ray(plan, engine, push=push, overwrite=overwrite)
         else:
             story.run(resolved, output=plan.output, resume=resume, push=push, overwrite=overwrite)
     except (Interrupted, KeyboardInterrupt) as stop:
-        again = ["run", str(recipe or plan.output / "recipe.yaml")]
-        again += [word for change in overrides for word in ("--set", change)]
-        again += ["--output", str(plan.output), "--resume", *(["--trust-remote-code"] if trust_remote_code else [])]
-        said = f"{stop}; its state is saved" if isinstance(stop, Interrupted) else "stopped"
-        say(f"{said}. Go on with: tltasks {shlex.join(again)}")
+        flags = engine.flags() + (["--trust-remote-code"] if trust_remote_code else [])
+        _say_how_to_go_on(stop, recipe or plan.output / "recipe.yaml", plan.output, overrides, flags)
         return INTERRUPTED
     return 0
+
+
+def _say_how_to_go_on(
+    stop: BaseException, recipe: Path, output: Path, overrides: Sequence[str], flags: list[str]
+) -> None:
+    again = ["run", str(recipe), *(word for change in overrides for word in ("--set", change))]
+    again += ["--output", str(output), "--resume", *flags]
+    said = f"{stop}; its state is saved" if isinstance(stop, Interrupted) else "stopped"
+    say(f"{said}. Go on with: tltasks {shlex.join(again)}")
+
+
+def _run_on_ray(plan: RunPlan, engine: Engine, *, push: bool, overwrite: bool) -> None:
+    """Carry a run out on Ray; what it is published with stays on this machine."""
+    from tltasks.hub import client
+    from tltasks.runs.on_ray import run_on_ray
+
+    hub = plan.recipe.hub
+    if push and hub.repo:
+        client.check_push(hub.repo, private=hub.private)
+    run_on_ray(plan.recipe, plan.output, workers=engine.workers, overwrite=overwrite)
+    if push:
+        publish(plan.output)
 
 
 @app.command(group=TRAIN)
@@ -668,21 +727,11 @@ def compare(
     overrides: Overrides = (),
     output: Output = None,
     dry_run: Annotated[bool, Parameter(help="show the trials and their time, and stop")] = False,
-    engine: Annotated[
-        Literal["here", "ray"],
-        Parameter(help="ray: trials side by side, on the cluster of RAY_ADDRESS or by processes of this machine"),
-    ] = "here",
-    workers: Annotated[
-        int | None, Parameter(metavar="N", converter=_count, help="ray on this machine: trials at once")
-    ] = None,
-    cores_per_trial: Annotated[
-        int | None, Parameter(metavar="N", converter=_count, help="ray: cores of each trial; unset: 1")
-    ] = None,
+    engine: TrialsEngine = TRIALS_HERE,
     trust_remote_code: TrustCode = False,
 ) -> int:
     """Carry out an experiment, and say what transfers."""
-    if engine != "ray" and (workers or cores_per_trial):
-        raise RecipeError("compare: --workers and --cores-per-trial are for --engine ray.")
+    engine.check("compare")
     _read(experiment, overrides, trust_remote_code=trust_remote_code)
     begin(f"compare: opening {experiment}")
     from tltasks.experiments import comparison
@@ -696,7 +745,7 @@ def compare(
             dry_run=True,
         )
         return 0
-    ray = Workers(workers, cores_per_trial or 1) if engine == "ray" else None
+    ray = Workers(engine.workers, engine.cores_per_trial or 1) if engine.engine == "ray" else None
     try:
         result = comparison.compare(
             experiment, overrides, output=output, workers=ray, console=console, trust_remote_code=trust_remote_code
@@ -768,8 +817,8 @@ def _stopped() -> int:
 # -------------------------------------------------------------------------------------------- publish
 
 
-@app.command(group=PUBLISH)
-def push(
+@app.command(group=PUBLISH, name="push")
+def publish(
     output: Annotated[Path, Parameter(help="results folder")],
     /,
     *,

@@ -16,17 +16,13 @@ from typing import Literal
 from cyclopts import CycloptsError
 from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
 
-from tltasks.errors import RecipeError, TltasksError, did_you_mean, first_line, is_full_disk, printable
+from tltasks.errors import RecipeError, TltasksError, did_you_mean, first_line, is_full_disk, is_of_peers, printable
 from tltasks.runtime.progress import SETTINGS
 
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
 """Exit statuses besides 0. PARTIAL: all was done, but for single inputs that could not be read."""
 FULL = "no space is left on the disk. Free some; the same command then goes on, `run` and `predict` with --resume."
 _OF_PLACES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ESTALE}
-_OF_PEERS = (
-    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
-    *("failed to recv", "Connection was likely closed"),  # of the store where processes meet
-)
 
 
 def fail(error: Exception, commands: Sequence[str]) -> int:
@@ -65,7 +61,7 @@ def _describe(error: Exception, commands: Sequence[str]) -> str | None:
 
 
 def _is_of_peers(error: Exception) -> bool:
-    return os.environ.get("WORLD_SIZE", "1") != "1" and any(words in str(error) for words in _OF_PEERS)
+    return os.environ.get("WORLD_SIZE", "1") != "1" and is_of_peers(error)
 
 
 def _of_peers(name: str, *arguments: str) -> str | None:

@@ -6,7 +6,6 @@ that all machines see.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import shutil
@@ -36,14 +35,14 @@ from tltasks.results.result import RunResult
 from tltasks.runs.baselines import ROW_SCORES
 from tltasks.runs.callbacks import OnEvaluation
 from tltasks.runs.story import run
-from tltasks.runtime import devices
+from tltasks.runtime import cluster, devices
 from tltasks.runtime.files import write_json
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-ADDRESS_VARIABLE = "RAY_ADDRESS"
-"""Environment variable by which Ray itself finds a cluster."""
+LOSSES = 10
+"""How often a trial is begun again elsewhere when its process or machine is lost."""
 
 
 def carry_out(
@@ -166,9 +165,11 @@ def run_on_ray(
     """
     if not trials:
         return
-    with _ray(workers) as ray, devices.interruptible():
+    n_cores = (workers.at_once or max(1, devices.cores() // workers.cores_each)) * workers.cores_each
+    with cluster.joined("compare --engine ray", n_cores) as ray, devices.interruptible():
         n_gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        remote = ray.remote(num_cpus=workers.cores_each, num_gpus=n_gpus, max_retries=0)(_carry_out)
+        # Ray itself begins a lost one again, which goes on from its last checkpoint.
+        remote = ray.remote(num_cpus=workers.cores_each, num_gpus=n_gpus, max_retries=LOSSES)(_carry_out)
         place = (str(output.resolve()), str(Path.cwd()), keep_weights, workers.cores_each)
         running = {remote.remote(item, *place): item for item in trials}
         try:
@@ -180,36 +181,6 @@ def run_on_ray(
             for left in running:
                 ray.cancel(left)  # a KeyboardInterrupt where it runs: the loop saves its state after the step
             ray.wait(list(running), num_returns=len(running), timeout=60) if running else None
-
-
-@contextmanager
-def _ray(workers: Workers) -> Iterator[ModuleType]:
-    try:
-        import ray
-    except ImportError as error:
-        raise RecipeError(
-            "compare --engine ray: needs Ray, which is not installed: pip install 'tltasks[ray]'"
-        ) from error
-    joins = bool(os.environ.get(ADDRESS_VARIABLE))
-    n_cores = (workers.at_once or max(1, devices.cores() // workers.cores_each)) * workers.cores_each
-    try:
-        ray.init(
-            address=None if joins else "local",
-            num_cpus=None if joins else n_cores,
-            include_dashboard=None if joins else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise RecipeError(
-            f"compare --engine ray: the cluster cannot be joined ({first_line(error)}); {ADDRESS_VARIABLE} is "
-            f"{os.environ.get(ADDRESS_VARIABLE) or 'unset'}."
-        ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 def _carry_out(item: PlannedTrial, output: str, directory: str, keep_weights: bool, cores: int) -> Outcome:

@@ -64,7 +64,9 @@ class Context:
 
     def workers(self, stage: StagePlan) -> int:
         """Loader processes for a stage's data."""
-        return devices.loader_workers(self.accelerator.device, self.accelerator.num_processes, stage.data.workers)
+        return devices.loader_workers(
+            self.accelerator.device, devices.local_processes(self.accelerator.state), stage.data.workers
+        )
 
     def say(self, stage: StagePlan, text: str) -> None:
         self.console.print(f"{stage.name}: {text}", soft_wrap=True)
@@ -86,7 +88,7 @@ def open_context(plan: RunPlan, state: PartialState, *, quiet: bool = False) -> 
     precision = choose_precision(recipe.precision, state.device)
     for stage in plan.stages:
         check_base_dtype(stage.stage.base_dtype, state.device)
-    devices.set_num_threads(state.num_processes)
+    devices.set_num_threads(devices.local_processes(state))
     if all(TASKS[stage.task].input.kind != "image" for stage in plan.stages):
         devices.keep_fewer_kernels()
     devices.quieten_libraries(interactive=state.is_main_process and sys.stderr.isatty())

@@ -45,6 +45,8 @@ A length of text asks for about 80, and most do not come again soon; a step of p
 """
 KERNEL_BYTES = 2 * 266 * 2**10
 """Of a kernel: 256 KiB of code and what describes it, once as oneDNN keeps it and once as torch does (2.14, ideep)."""
+STOP = threading.Event()
+"""Set where this process is told to stop otherwise than by a signal."""
 CORES_VARIABLE = "TLTASKS_CORES"
 """Environment variable with the most cores to use, where others compute on the same machine."""
 
@@ -83,6 +85,11 @@ def init_distributed() -> PartialState:
     if state.num_processes != started:
         raise RecipeError(f"{started} processes were launched, but they do not find each other; check the launcher.")
     return state
+
+
+def local_processes(state: PartialState) -> int:
+    """Processes of the run on this machine, which share its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or state.num_processes)  # of MPI, on one machine
 
 
 def on_main_process(state: PartialState, action: Callable[[], None]) -> None:
@@ -327,7 +334,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         asked.append(True)
 
     with _handling_signals(request):
-        yield lambda: bool(asked)
+        yield lambda: bool(asked) or STOP.is_set()
 
 
 @contextmanager

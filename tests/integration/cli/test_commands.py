@@ -240,6 +240,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatc
         (["predict", "m", "x.png", "--precision", "fp8"], 'Invalid value "fp8" for --precision.'),
         (["compare", "e.yaml", "--workers", "2.5"], "--workers: 2.5 is no whole number from 1 on."),
         (["compare", "e.yaml", "--workers", "2"], "compare: --workers and --cores-per-trial are for --engine ray."),
+        (["run", "r.yaml", "--workers", "2"], "run: --workers is for --engine ray."),
         (["push-data", "."], 'Command "push-data" parameter --repo requires an argument.'),
         (
             ["range-test", "r.yaml", "--steps", "0", "--output", "o"],
