@@ -5,11 +5,10 @@ Source: SimCLR, Chen et al., https://arxiv.org/abs/2002.05709.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import datasets
 import numpy as np
@@ -26,10 +25,11 @@ from tltasks.data.seeding import draw_seed
 from tltasks.data.splits import Columns, EncodedSplit, Split, row_title
 from tltasks.errors import CheckpointError
 from tltasks.models.adapters import find_head, input_of
-from tltasks.models.loading import ModelLoader, saved_as
+from tltasks.models.loading import ModelLoader, random_model, saved_as
 from tltasks.results.result import ReportExample
 from tltasks.tasks.base import Batch, Prediction
 from tltasks.tasks.image.augmentation import apply_steps, random_crop
+from tltasks.tasks.image.classification import classifier_logits
 from tltasks.tasks.image.decoding import to_png
 from tltasks.tasks.image.preprocessing import ImageTask, open_preprocessing, read_image_config, read_pixels
 from tltasks.tasks.self_supervised import EVALUATION, SelfSupervisedTask
@@ -68,7 +68,7 @@ class ContrastiveImage(
     def open(cls, plan: Plan, splits: dict[str, Split], source: Checkpoint, *, seed: int) -> Self:
         stage, config = plan.stage, read_image_config(AutoModelForImageClassification, plan, source)
         config.projection_width = stage.projection or getattr(config, "projection_width", None) or DEFAULT_WIDTH
-        base, head, features = find_classifier(config, display_name=source.display_name)
+        base, head, features = find_classifier(config, source)
         preprocessing = open_preprocessing(source, config, image_size=plan.model.image_size)
         views = TwoViews(stage.views, size=preprocessing.size)
         model_class = projected(base, head, features, config.projection_width)
@@ -82,7 +82,7 @@ class ContrastiveImage(
 
     @property
     def settings(self) -> dict[str, object]:
-        return {"objective": "SimCLR", "loss_group": self.stage.rows_per_loss}
+        return {"objective": "SimCLR", "loss_group": self.stage.rows_per_loss, "head": self.projection}
 
     def draw_head(self, model: PreTrainedModel, head: list[str], *, is_random: bool) -> None:
         projection = model.get_submodule(self.projection)
@@ -116,7 +116,7 @@ class ContrastiveImage(
     def _projections(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Projections of both views, in one pass."""
         pixels = self.preprocessing.normalise(torch.cat([batch["first"], batch["second"]]))
-        first, second = model(pixel_values=pixels).logits.float().chunk(2)
+        first, second = classifier_logits(model, pixels).float().chunk(2)
         return first, second
 
     def num_targets(self, batch: Batch) -> Tensor:
@@ -237,6 +237,15 @@ class Projection(nn.Sequential):
     def __init__(self, features: int, width: int) -> None:
         super().__init__(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, width))
 
+    @property
+    def weight(self) -> Tensor:
+        """That of the last layer: some models draw their head's by name (transformers 5.24, modeling_siglip.py)."""
+        return cast(nn.Linear, self[-1]).weight
+
+    @property
+    def bias(self) -> Tensor:
+        return cast(nn.Linear, self[-1]).bias
+
     def reset_parameters(self) -> None:
         for layer in self:
             if isinstance(layer, nn.Linear):
@@ -258,12 +267,12 @@ def projected(base: type[PreTrainedModel], head: str, features: int, width: int)
     return saved_as(base, Projected)
 
 
-def find_classifier(config: PretrainedConfig, *, display_name: str) -> tuple[type[PreTrainedModel], str, int]:
+def find_classifier(config: PretrainedConfig, source: Checkpoint) -> tuple[type[PreTrainedModel], str, int]:
     """The image classifier's class for a configuration, the name of its head, and the width of the head's input.
 
-    Raises CheckpointError for an architecture that has no single linear head.
+    Raises CheckpointError for an architecture that has no single linear head, or needs a package that is missing.
     """
-    mapping = AutoModelForImageClassification._model_mapping
+    mapping, display_name = AutoModelForImageClassification._model_mapping, source.display_name
     if type(config) not in mapping:
         raise CheckpointError(
             f"model {display_name}: transformers has no image classifier for {config.model_type}, by which the "
@@ -271,11 +280,8 @@ def find_classifier(config: PretrainedConfig, *, display_name: str) -> tuple[typ
         )
     base = mapping[type(config)]
     base = base[0] if isinstance(base, tuple) else base
-    try:
-        with torch.device("meta"):
-            plain = base(copy.deepcopy(config))
-    except (ValueError, RuntimeError, KeyError, ZeroDivisionError) as error:
-        raise CheckpointError(f"model {display_name}: no model can be built of its configuration: {error}") from error
+    with torch.device("meta"):
+        plain = random_model(base, config, source)
     heads = find_head(plain)
     linear = [plain.get_submodule(name) for name in heads]
     if len(linear) != 1 or not isinstance(linear[0], nn.Linear):

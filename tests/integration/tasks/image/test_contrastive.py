@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageClassification
 
-from tests.tiny.images import save_data, save_mae, save_model
+from tests.tiny.images import save_contrastive, save_data, save_mae, save_model
 from tests.tiny.runs import largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
@@ -36,6 +36,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("views")
     for name in ("vit", "resnet", "swin", "convnext", "timm-efficientnet"):
         save_model(folder / name, name)
+    for name in ("clip", "siglip"):
+        save_contrastive(folder / name, name)
     save_data(folder / "data", splits={"train": 24, "validation": 9, "test": 12})
     return folder
 
@@ -186,7 +188,7 @@ def test_the_backbone_is_handed_to_a_classifier(chain: Path) -> None:
     assert AutoModelForImageClassification.from_pretrained(chain / "run" / "model").config.num_labels == 3
 
 
-@pytest.mark.parametrize("model", ["resnet", "swin", "convnext", "timm-efficientnet"])
+@pytest.mark.parametrize("model", ["resnet", "swin", "convnext", "timm-efficientnet", "clip", "siglip"])
 def test_other_backbones(opener: Callable[..., Any], tmp_path: Path, model: str) -> None:
     item = opener(model=model)
     task = item.task
@@ -201,11 +203,20 @@ def test_other_backbones(opener: Callable[..., Any], tmp_path: Path, model: str)
     np.testing.assert_allclose([p["views"] for p in before], [p["views"] for p in after], atol=1e-5)
     assert before[0]["features"].ndim == 1
     assert before[0]["views"].shape == (2, 128)
+    encoder = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()  # as the card has it
+    encoder.set_submodule(task.settings["head"], torch.nn.Identity())
+    with torch.no_grad():
+        alone = encoder(pixel_values=task.preprocessing.normalise(batch["pixels"])).logits
+    np.testing.assert_allclose(alone, [p["features"] for p in before], atol=1e-5)
     assert built.provenance.loaded_share == 1
 
 
 def test_it_goes_on_from_a_checkpoint_and_an_adapter_is_merged(
-    zoo: Path, chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    zoo: Path,
+    chain: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = str(chain / "run" / "stages" / "objective" / "model")
     more = "steps: 1, learning_rate: 1e-9, optimizer: sgd, adapt: {lora: {rank: 2}}"
@@ -221,6 +232,10 @@ def test_it_goes_on_from_a_checkpoint_and_an_adapter_is_merged(
     assert "merged into its weights" in card
     assert "(SimCLR)" in card
     assert "PeftModel" not in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path / "run")
+    exec(code, names := {})
+    assert names["features"].shape == (32,)
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "red.png")]) == 0
