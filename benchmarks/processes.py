@@ -4,6 +4,7 @@
     python benchmarks/processes.py --kills 20           # ranks killed at random, and resumed
     python benchmarks/processes.py --ray-kills 6        # workers of Ray killed at random, and replaced by it
     python benchmarks/processes.py --worlds 8 64        # what a step costs besides the model, by a fake process group
+    python benchmarks/processes.py --speed 1            # rows a second of 1, 2, 4 processes, as `doctor` expects
 
 Tiny models, three steps of plain SGD in fp32, in forks of this process that talk over gloo. The two machines are
 network namespaces joined by a pair of virtual devices (Linux, as root); where these cannot be made, that line is left
@@ -29,6 +30,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +85,10 @@ ARMS = (
 # --------------------------------------------------------------------------------------------- processes
 
 
-def start(arm: Arm, recipe: Path, output: Path, *flags: str, stop_after: int | None = None) -> list[int]:
+def start(arm: Arm, recipe: Path, output: Path, *flags: str, stop_after: int | None = None, core: int = 0) -> list[int]:
     """Fork the processes of an arm, each with what torchrun would set; told to stop after so many steps.
 
-    Of Ray's it is the command alone.
+    Each has a core, the first `core`, and they share them where there are fewer. Of Ray's it is the command alone.
     """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -110,7 +112,7 @@ def start(arm: Arm, recipe: Path, output: Path, *flags: str, stop_after: int | N
                     **{"LOCAL_WORLD_SIZE": str(local), "RANK": str(rank), "LOCAL_RANK": str(rank % local)},
                 }
             if not arm.ray:
-                os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % os.cpu_count()]})
+                os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[(core + rank) % os.cpu_count()]})
             if arm.shared:
                 os.environ |= FSDP
             if arm.machines > 1:
@@ -382,14 +384,14 @@ def costs(world: int, place: Path) -> dict[str, float]:
     }
 
 
-def speed(place: Path, rounds: int) -> dict[str, Any]:
-    """Rows a second of two processes with a core each, as a multiple of one with one, in turn; the best steps."""
+def subjects(place: Path) -> dict[str, Path]:
+    """Recipes of models that are large enough for a step of about a second on one core."""
     from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTForImageClassification
 
     from tests.tiny import images, texts
 
-    stage = "{stage: %s, steps: 4, batch_size: %d, learning_rate: 1e-3, adapt: full, keep: last, evaluate_every: 100}"
-    subjects, found = {}, dict[str, Any]()
+    stage = "{stage: %s, steps: 5, batch_size: %d, learning_rate: 1e-3, adapt: full, keep: last, evaluate_every: 100}"
+    found = {}
     for name in ("vit", "t5"):
         folder = place / name
         folder.mkdir()
@@ -400,7 +402,7 @@ def speed(place: Path, rounds: int) -> dict[str, Any]:
             config.num_attention_heads = 4
             ViTForImageClassification(config).save_pretrained(model)
             data = images.save_data(folder / "data", splits={"train": 256, "validation": 4, "test": 4})
-            subjects[name] = images.write_recipe(folder / "r.yaml", model, data, stage=stage % ("transfer", 256))
+            found[name] = images.write_recipe(folder / "r.yaml", model, data, stage=stage % ("transfer", 256))
         else:
             model, data = texts.save_model(folder / "model", "t5"), texts.save_data(folder / "data", rows=256)
             for split in ("validation", "test"):
@@ -410,17 +412,111 @@ def speed(place: Path, rounds: int) -> dict[str, Any]:
             config.d_model, config.d_ff, config.d_kv, config.num_heads = 256, 1024, 64, 4
             config.num_layers = config.num_decoder_layers = 4
             T5ForConditionalGeneration(config).save_pretrained(model)
-            subjects[name] = texts.write_recipe(folder / "r.yaml", model, data, stage=stage % ("finetune", 128))
-    for number in range(rounds):
-        for name, recipe in subjects.items():
-            rates = []
-            for arm in (ONE, Arm("2 processes", 2)):
-                output = place / f"{name}-{number}-{arm.processes}"
+            found[name] = texts.write_recipe(folder / "r.yaml", model, data, stage=stage % ("finetune", 128))
+    return found
+
+
+def in_fork(action: Callable[[], Any]) -> Any:
+    """What an action gives as JSON, in a process of its own."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        status = 70
+        try:
+            os.write(writing, json.dumps(action()).encode())
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(status)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        return json.loads(file.read())
+
+
+def loopback() -> tuple[float, float]:
+    """Bytes a second, and seconds of latency, between two processes of this machine that talk over gloo."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+
+    def exchange(rank: int) -> list[float]:
+        import torch
+        import torch.distributed as dist
+
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % os.cpu_count()]})
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+        medians = []
+        for numbers, times in ((1, 200), (LOOPBACK // 4, 9)):
+            tensor, seconds = torch.ones(numbers), []
+            for _ in range(times):
+                began = time.perf_counter()
+                dist.all_reduce(tensor)
+                seconds.append(time.perf_counter() - began)
+            medians.append(sorted(seconds)[times // 2])
+        return medians
+
+    if (other := os.fork()) == 0:
+        exchange(1)
+        os._exit(0)
+    small, large = in_fork(lambda: exchange(0))
+    wait([other])
+    return LOOPBACK / (large - small), small / 2
+
+
+LOOPBACK = 2**25
+"""Bytes that are exchanged to see how fast that is."""
+
+
+def expected(recipe: Path, bandwidth: float, latency: float) -> dict[str, Any]:
+    """What `tltasks doctor` tells of a recipe on one core."""
+    place = recipe.with_suffix(".json")
+
+    def examine() -> int:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.dup2(os.open(place, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), 1)
+        flags = ["--json", "--bandwidth", str(bandwidth / 1e9), "--latency", str(latency * 1e6)]
+        return tltasks_main(["doctor", str(recipe), *flags])
+
+    assert in_fork(examine) == 0
+    return json.loads(place.read_text())["stages"][0]
+
+
+def rows_per_second(output: Path) -> float:
+    """Rows of all steps but the first by their time."""
+    rows = [row for row in read_metrics(output / "metrics.jsonl") if row["split"] == "train"][1:]
+    return len(rows) / sum(1 / row["examples_per_second"] for row in rows)
+
+
+def speed(place: Path, rounds: int) -> dict[str, Any]:
+    """Rows a second of 2 and 4 processes as multiples of one with one core, in turn, beside what `doctor` expects.
+
+    Two runs that know nothing of each other, each with a core, tell how much slower cores are side by side: by that
+    much longer, and twice that for four processes on two cores, is computing expected to take.
+    """
+    bandwidth, latency = loopback()
+    found: dict[str, Any] = {"GB/s": round(bandwidth / 1e9, 3), "latency, us": round(latency * 1e6, 1)}
+    print(found, flush=True)
+    for name, recipe in subjects(place).items():
+        told = expected(recipe, bandwidth, latency)
+        lines = found[name] = {"expected alone, rows/s": round(told["ddp"][0]["rows_per_second"], 1), "rounds": []}
+        for number in range(rounds):
+            rates = {}
+            for arm in (ONE, Arm("beside another", 1), Arm("2 processes", 2), Arm("4 processes", 4)):
+                output = place / f"{name}-{number}-{arm.name}"
+                beside = start(Arm("", 1), recipe, place / f"{output.name}-b", core=1) if arm.name[0] == "b" else []
                 run(arm, recipe, output)
-                rows = [row for row in read_metrics(output / "metrics.jsonl") if row["split"] == "train"]
-                rates.append(max(row["examples_per_second"] for row in rows[1:]))
-            found.setdefault(name, []).append(round(rates[1] / rates[0], 3))
-            print(name, rates, found[name], flush=True)
+                wait(beside)
+                rates[arm.name] = rows_per_second(output)
+            slower, line = rates[ONE.name] / rates["beside another"], {"alone, rows/s": round(rates[ONE.name], 1)}
+            line["slower side by side"] = round(slower, 3)
+            for processes, times in ((2, slower), (4, 2 * slower)):
+                step = next(step for step in told["ddp"] if step["devices"] == processes)
+                rate = told["cost"]["rows"] / (step["compute_seconds"] * times + step["exchange_seconds"])
+                line[f"{processes} processes"] = {
+                    "measured": round(rates[f"{processes} processes"] / rates[ONE.name], 3),
+                    "expected": round(rate / told["ddp"][0]["rows_per_second"], 3),
+                }
+            lines["rounds"].append(line)
+            print(name, json.dumps(line), flush=True)
     return found
 
 
@@ -432,7 +528,9 @@ def main() -> None:
     parser.add_argument("--ray-kills", type=int, help="only kill so many times a worker of Ray's")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further kill after so many")
     parser.add_argument("--worlds", type=int, nargs="+", help="only measure steps among so many processes")
-    parser.add_argument("--speed", type=int, metavar="ROUNDS", help="only compare the speed of two cores with one's")
+    parser.add_argument(
+        "--speed", type=int, metavar="ROUNDS", help="only compare speed with one process's, and doctor's"
+    )
     parser.add_argument("--output", type=Path, default=RESULT, help="result file; what is measured is put into it")
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp())
@@ -441,19 +539,8 @@ def main() -> None:
         if options.worlds:
             found = {"worlds": {}}
             for world in options.worlds:
-                reading, writing = os.pipe()
-                if os.fork() == 0:
-                    status = 70
-                    try:
-                        (place / str(world)).mkdir()
-                        os.write(writing, json.dumps(costs(world, place / str(world))).encode())
-                        status = 0
-                    except BaseException:
-                        traceback.print_exc()
-                    os._exit(status)
-                os.close(writing)
-                with os.fdopen(reading) as file:
-                    found["worlds"][str(world)] = json.loads(file.read())
+                (place / str(world)).mkdir()
+                found["worlds"][str(world)] = in_fork(partial(costs, world, place / str(world)))
                 print(world, found["worlds"][str(world)], flush=True)
         elif options.speed:
             found = {"speed": speed(place, options.speed)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import shlex
 import sys
@@ -84,6 +85,19 @@ def _check_model(_: object, name: str | None) -> None:
         is_folder(name)
 
 
+def _recipe_of(subject: str | None) -> Path | None:
+    """The recipe that is meant where a model may be meant as well: a YAML file, or a recipe of tltasks by its name."""
+    from tltasks.config.shipped import recipe_called
+
+    path = recipe_called(Path(subject or ""))
+    return path if path.suffix in {".yaml", ".yml"} else None
+
+
+def _check_subject(_: object, subject: str | None) -> None:
+    if _recipe_of(subject) is None:
+        _check_model(_, subject)
+
+
 def _check_folder(_: object, folder: Path) -> None:
     if not folder.is_dir():
         raise DataError(f"push-data {folder}: not a folder.")
@@ -125,6 +139,10 @@ TrustCode = Annotated[
 TopK = Annotated[int, Parameter(metavar="N", converter=_count, help="classes to name, the likeliest first")]
 Language = Annotated[str | None, Parameter(help="of all inputs, for models that are told one: es, spanish")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="unset: as the run's recipe says")]
+Speed = Annotated[float | None, Parameter(metavar="GB/S", help="between a recipe's devices; unset: 1.25, of GPUs 12.5")]
+Delay = Annotated[
+    float | None, Parameter(metavar="MICROSECONDS", help="on the way between them; unset: 50, of GPUs 10")
+]
 DATA = "folder, table, folder of save_to_disk, or Hub id"
 DRAFTED = "its Hub tag, where the data could be for several: image-classification"
 Repo = Annotated[str | None, Parameter(metavar="USER/NAME", help="instead of the recipe's hub.repo")]
@@ -955,39 +973,60 @@ def fetch(
 
 @app.command(group=LOOK)
 def doctor(
-    model: Annotated[
+    subject: Annotated[
         str | None,
-        Parameter(name="MODEL", validator=_check_model, help="Hub id, folder or results: what can be done with it"),
+        Parameter(name="MODEL_OR_RECIPE", validator=_check_subject, help="Hub id, folder or results; or a recipe"),
     ] = None,
     /,
     *,
-    tag: Annotated[str | None, Parameter(name="--task", metavar="TAG", help="look at one task alone")] = None,
-    revision: Annotated[str, Parameter(help="branch, tag or commit of the Hub id")] = "main",
-    trust_remote_code: Annotated[bool, Parameter(help="run Python code that the repository ships")] = False,
-    micro_batch: Annotated[int, Parameter(metavar="N", converter=_count, help="examples that memory is told for")] = 8,
+    tag: Annotated[str | None, Parameter(name="--task", metavar="TAG", help="of a model: one task alone")] = None,
+    revision: Annotated[str | None, Parameter(help="branch, tag or commit of the Hub id; unset: main")] = None,
+    trust_remote_code: Annotated[bool, Parameter(help="run Python code of others")] = False,
+    micro_batch: Annotated[
+        int | None, Parameter(metavar="N", converter=_count, help="of a model: examples in memory; unset: 8")
+    ] = None,
+    overrides: Overrides = (),
+    bandwidth: Speed = None,
+    latency: Delay = None,
     as_json: Annotated[bool, Parameter(name="--json", help="print all that is found out, for programs")] = False,
 ) -> int:
-    """Show devices, versions, login and disk; or what can be done with a model, in how much memory.
+    """Show devices, versions, login and disk; what can be done with a model, in how much memory; or time and memory of
+    a recipe's steps on 1 to 64 devices like this one, and how many are of use.
 
-    No weights are fetched. The exit status is 1 when nothing can be done with the model.
+    Of a model no weights are fetched. The exit status is 1 when nothing can be done with it.
     """
     from tltasks.config.tasks import TASKS
 
     if tag is not None and tag not in TASKS:
         raise RecipeError(f"--task {tag}: tltasks has no such task{did_you_mean(tag, TASKS) or '.'}")
-    begin(f"doctor: looking at {model or 'this machine'}")
-    if model is None:
+    path = _recipe_of(subject)
+    if (overrides or (bandwidth, latency) != (None, None)) and path is None:
+        raise RecipeError("doctor: --set, --bandwidth and --latency are for a recipe; name one.")
+    if not all(value is None or 0 < value < math.inf for value in (bandwidth, latency)):
+        raise RecipeError("doctor: --bandwidth and --latency are numbers above 0.")
+    if (tag or revision or micro_batch) and (path or subject is None):
+        raise RecipeError("doctor: --task, --revision and --micro-batch are for a model; name one.")
+    begin(f"doctor: looking at {subject or 'this machine'}")
+    if subject is None:
         from tltasks.cli.doctor import examine
 
         return examine()
+    if path is not None:
+        from tltasks.config.loading import load_recipe
+        from tltasks.config.recipe import consented, plan_run
+
+        plan = plan_run(consented(load_recipe(path, overrides), trust_remote_code))
+        from tltasks.cli.examination import examine_recipe
+
+        return examine_recipe(plan, bandwidth=bandwidth, latency=latency, as_json=as_json)
     from tltasks.cli.examination import examine_model
 
     return examine_model(
-        model,
+        subject,
         tag=tag,
-        revision=revision,
+        revision=revision or "main",
         trust_remote_code=trust_remote_code,
-        micro_batch=micro_batch,
+        micro_batch=micro_batch or 8,
         as_json=as_json,
     )
 

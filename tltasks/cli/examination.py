@@ -1,4 +1,4 @@
-"""The screen, or the JSON, that says what can be done with a model."""
+"""The screen, or the JSON, that says what can be done with a model, or what a recipe takes on several devices."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import dataclasses
 import json
 import re
 
+from accelerate import PartialState
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from tltasks.config.recipe import RunPlan
 from tltasks.config.tasks import TASKS
 from tltasks.errors import without_secrets
 from tltasks.hub.examination import examine
 from tltasks.models.memory import Memory
 from tltasks.reports.console import open_terminal
-from tltasks.reports.formatting import show_bytes
+from tltasks.reports.formatting import UNKNOWN, show_bytes, show_duration, show_seconds
+from tltasks.runs.scaling import StageScaling, scale
+from tltasks.runtime.devices import cores, hardware
+from tltasks.runtime.precision import choose_precision
 from tltasks.tasks.examination import PRECISIONS, CheckpointFacts, MethodFacts, TaskFacts
 
 
@@ -28,6 +34,49 @@ def examine_model(
     else:
         _show(open_terminal(stderr=False), facts)
     return 0 if facts.is_of_use else 1
+
+
+def examine_recipe(plan: RunPlan, *, bandwidth: float | None, latency: float | None, as_json: bool) -> int:
+    """Print stages on 1 to 64 devices, with GB/s and microseconds between them where these are given."""
+    network, stages = scale(plan, bandwidth=bandwidth and bandwidth * 1e9, latency=latency and latency / 1e6)
+    device = PartialState().device
+    facts = hardware(device, 1, choose_precision(plan.recipe.precision, device)) | dataclasses.asdict(network)
+    if as_json:
+        print(json.dumps({**facts, "stages": [dataclasses.asdict(it) for it in stages]}, indent=2))  # noqa: T201
+        return 0
+    console = open_terminal(stderr=False)
+    console.print(
+        f"each device as this one ({facts['device_name']}{f', {cores()} cores' if device.type == 'cpu' else ''}, in "
+        f"{facts['precision']}), {network.bandwidth / 1e9:g} GB/s and {1e6 * network.latency:g} µs from one to another "
+        "(--bandwidth, --latency); nothing is computed during exchanges",
+        soft_wrap=True,
+    )
+    for stage in stages:
+        _show_scaling(console, stage)
+    return 0
+
+
+def _show_scaling(console: Console, it: StageScaling) -> None:
+    for steps, how in ((it.ddp, "whole weights on each device"), (it.fsdp2, "weights shared out by FSDP 2")):
+        table = Table(
+            title=f"{it.stage}, {how}", title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
+        for title in ("devices", "compute", "exchange", "step", "rows/s", "memory"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for step in steps:
+            seconds = map(show_seconds, (step.compute_seconds, step.exchange_seconds, step.seconds))
+            memory = show_bytes(step.memory_bytes) if step.memory_bytes else UNKNOWN
+            table.add_row(str(step.devices), *seconds, f"{step.rows_per_second:,.4g}", memory)
+        if steps:
+            console.print(table)
+    if it.no_fsdp2:
+        console.print(f"{it.stage}, not with FSDP 2: {it.no_fsdp2}", soft_wrap=True)
+    times = [show_duration(step.seconds * it.steps) for step in it.ddp if step.devices in (1, it.useful)]
+    console.print(
+        f"{it.stage}: {it.steps:,} steps of {it.batch_size:,} rows, about {times[0]} on one device. Largest useful "
+        f"number of devices: {it.useful}, about {times[-1]} ({it.why})",
+        soft_wrap=True,
+    )
 
 
 def _as_json(facts: CheckpointFacts) -> dict[str, object]:

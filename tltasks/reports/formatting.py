@@ -113,6 +113,16 @@ def show_day(day: date) -> str:
     return f"{day.day} {day:%B %Y}"
 
 
+def show_seconds(seconds: float) -> str:
+    """The time of a step.
+
+    >>> [show_seconds(s) for s in (0.0, 0.00042, 0.0231, 0.4, 12.3, 3600.0)]
+    ['–', '0.4 ms', '23.1 ms', '400 ms', '12.3 s', '3,600 s']
+    """
+    value, unit = (1000 * seconds, "ms") if seconds < 0.9995 else (seconds, "s")
+    return f"{value:,.{1 if value < 99.95 else 0}f} {unit}" if seconds else UNKNOWN
+
+
 def words(name: str) -> str:
     return name.replace("_", " ")
 

@@ -63,16 +63,23 @@ def _bytes_of(weights: Iterable[nn.Parameter]) -> int:
 
 
 def expect_memory(
-    context: Context, job: Job, model: nn.Module, *, before: int, built: int = 0, halvings: int = 0
+    context: Context,
+    job: Job,
+    model: nn.Module,
+    *,
+    before: int,
+    built: int = 0,
+    halvings: int = 0,
+    world: int | None = None,
 ) -> Parts:
     """Bytes that the stage's steps need at most, found by rehearsing the largest micro-batch without numbers.
 
     On a CPU with those of the process `before` the model, of what building the model has called into memory besides
     (`built`, less those), of kernels for the shapes that come, and of what the loop leaves the allocator. Empty for a
-    model that does not run so.
+    model that does not run so. Of one of `world` processes, where these are others than there are.
     """
     accelerator = context.accelerator
-    load = largest_load(accelerator, job, model, halvings=halvings)
+    load = largest_load(accelerator, job, model, halvings=halvings, world=world)
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
     beside = load.together > 1  # each with gradients of its own
     try:

@@ -21,7 +21,7 @@ def refuse_at_once(plan: RunPlan, *, push: bool) -> None:
     check_launch()
     check_trackers(list(plan.recipe.trackers))
     if shares_states():
-        _refuse_sharing(plan)
+        refuse_sharing(plan)
     for key, extra, values in (("optimizer", "8bit", {"adamw_8bit"}), ("base_dtype", "quantized", {"int8", "nf4"})):
         asked = values & {getattr(stage.stage, key) for stage in plan.stages}
         if asked and find_spec("bitsandbytes") is None:
@@ -40,7 +40,7 @@ def place_of(recipe: Recipe, output: Path | str | None, *, resume: bool, overwri
     return next_free(Path(recipe.output), resume=resume) if chosen and not overwrite else None
 
 
-def _refuse_sharing(plan: RunPlan) -> None:
+def refuse_sharing(plan: RunPlan) -> None:
     """Raise RecipeError for keys that look at weights as wholes in each step, which under FSDP 2 no process has."""
     for stage in plan.stages:
         if not stage.stage.loops:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -187,8 +188,19 @@ def _read_finished(context: Context, stage: PreparedStage, folder: Path) -> Fini
     return FinishedStage(result, examples)
 
 
-def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
-    """Size of a stage, and time and memory of its steps by one of them; nothing is written."""
+@dataclass(frozen=True)
+class OpenStage:
+    """A stage with its model as its steps begin; without a job, where the loop trains nothing."""
+
+    stage: PreparedStage
+    model: nn.Module
+    job: Job | None = None
+    memory: Callable[..., Parts] = dict
+    """`expect_memory` of its steps."""
+
+
+def open_stage(context: Context, stage: PreparedStage) -> OpenStage:
+    """Build and adapt a stage's model; one that goes on from an earlier stage has random weights."""
     plan, before = stage.plan, devices.resident_bytes()
     set_seed(context.seed)
     # A stage that continues has no weights to go on from yet, and time does not depend on them.
@@ -196,19 +208,25 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
     with _holding(context, stage):
         built = stage.task.build(kind)
     stage, model = dataclasses.replace(stage, task=built.task), built.model
-    steps = seconds = None
-    parts: dict[str, int] = {}
-    if plan.kind.trains and not plan.kind.cached:
-        model, head = adapt_model(stage, built)
-        hold_frozen(context, stage, model)
-        job = make_job(context, stage, head)
-        steps = job.total_steps
-        parts = expect_memory(context, job, model, before=before, built=built_bytes(model))
-        seconds = seconds_per_step(context.accelerator, job, model) * steps
+    if not plan.kind.trains or plan.kind.cached:
+        return OpenStage(stage, model)
+    model, head = adapt_model(stage, built)
+    hold_frozen(context, stage, model)
+    job = make_job(context, stage, head)
+    memory = partial(expect_memory, context, job, model, before=before, built=built_bytes(model))
+    return OpenStage(stage, model, job, memory)
+
+
+def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
+    """Size of a stage, and time and memory of its steps by one of them; nothing is written."""
+    opened = open_stage(context, stage)
+    model, job, parts = opened.model, opened.job, opened.memory()
+    steps = job.total_steps if job else None
+    seconds = seconds_per_step(context.accelerator, job, model) * job.total_steps if job else None
     trainable, total = count_parameters(model)
     splits = {name: (split.n_rows, len(split.skipped)) for name, split in stage.encoded.items()}
     memory = devices.peak_memory_bytes(context.accelerator.device)
-    return StageMeasurement(plan.name, splits, trainable, total, memory, steps, seconds, parts)
+    return StageMeasurement(stage.plan.name, splits, trainable, total, memory, steps, seconds, parts)
 
 
 # --------------------------------------------------------------------------------- build, adapt, train

@@ -55,13 +55,7 @@ def share_out(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     plugin = FullyShardedDataParallelPlugin()
-    scalars = {name: p for name, p in model.named_parameters() if p.ndim == 0}
-    if trained := [name for name, p in scalars.items() if p.requires_grad]:
-        raise RecipeError(f"FSDP 2 cannot share out single numbers, as {trained[0]} is; launch without --use_fsdp.")
-    if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
-        raise RecipeError("FSDP 2 leaves statistics of batches apart; set `batch_norm: frozen`, or launch without it.")
-    if dropped := _drops_layers(model):
-        raise RecipeError(f"FSDP 2 mixes up layers that are dropped, by the model's {dropped}; launch without it.")
+    refuse_mixed(model)
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         _of_main_process(tensor)
     copied = copy.deepcopy(model.to("cpu"))
@@ -72,6 +66,26 @@ def share_out(accelerator: Accelerator, model: nn.Module) -> nn.Module:
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshards, ignored_params=of_none)
     fully_shard(copied, mesh=mesh, ignored_params=of_none)
     return copied
+
+
+def refuse_mixed(model: nn.Module) -> None:
+    """Raise RecipeError for a model that cannot be shared out, or that would then compute something else."""
+    if trained := [name for name, p in model.named_parameters() if p.requires_grad and p.ndim == 0]:
+        raise RecipeError(f"FSDP 2 cannot share out single numbers, as {trained[0]} is; launch without --use_fsdp.")
+    if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+        raise RecipeError("FSDP 2 leaves statistics of batches apart; set `batch_norm: frozen`, or launch without it.")
+    if dropped := _drops_layers(model):
+        raise RecipeError(f"FSDP 2 mixes up layers that are dropped, by the model's {dropped}; launch without it.")
+
+
+def layer_bytes(model: nn.Module) -> list[int]:
+    """Bytes of each part whose weights are gathered at once when a model is shared out: its layers, then the rest."""
+    found, seen = list[int](), set[int]()
+    for module in (*_layers(model, None), model):
+        own = {id(p): p for p in module.parameters() if id(p) not in seen}
+        seen |= own.keys()
+        found.append(sum(p.numel() * p.element_size() for p in own.values()))
+    return found
 
 
 def _drops_layers(model: nn.Module) -> str | None:

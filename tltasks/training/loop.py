@@ -11,7 +11,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -561,10 +561,10 @@ def _plan(job: Job, rows: datasets.Dataset, *, epoch: int, least: int, window: i
     return plan_epoch(len(rows), batch_size=job.stage.batch_size, lengths=lengths, **drawn)
 
 
-def _lanes(accelerator: Accelerator, job: Job, model: nn.Module, *, least: int) -> int:
+def _lanes(accelerator: Accelerator, job: Job, model: nn.Module, *, least: int, world: int | None = None) -> int:
     """How many micro-batches are computed at once: several where that is faster, and none needs another."""
     stage = job.stage
-    is_alone = accelerator.num_processes == 1 and least == 1 and stage.rows_per_loss is None
+    is_alone = (world or accelerator.num_processes) == 1 and least == 1 and stage.rows_per_loss is None
     has_room = stage.micro_batch == "auto" or stage.micro_batch >= LANES
     has_cores = accelerator.device.type == "cpu" and torch.get_num_threads() >= LANES
     is_fast = accelerator.mixed_precision == "bf16" and has_cores and has_room
@@ -572,13 +572,22 @@ def _lanes(accelerator: Accelerator, job: Job, model: nn.Module, *, least: int) 
 
 
 def _divider(
-    accelerator: Accelerator, job: Job, rows: datasets.Dataset, *, halvings: int, least: int, lanes: int = 1
+    accelerator: Accelerator,
+    job: Job,
+    rows: datasets.Dataset,
+    *,
+    halvings: int,
+    least: int,
+    lanes: int = 1,
+    world: int | None = None,
 ) -> partial[list[Rows]]:
     """A function from a step's rows to the micro-batches of this process, of which there may be none.
 
-    They are smaller where several are in memory at once, in so many `lanes`; with `halvings` below zero larger.
+    They are smaller where several are in memory at once, in so many `lanes`; with `halvings` below zero larger. Of a
+    `world` that is only thought of it is process 0, which has most to do.
     """
-    stage, world = job.stage, accelerator.num_processes
+    stage, rank = job.stage, accelerator.process_index if world is None else 0
+    world = world or accelerator.num_processes
     share = math.ceil(stage.batch_size / world)
     max_rows = share if stage.micro_batch == "auto" else min(stage.micro_batch, share)
     max_rows = math.ceil(max_rows / 2 ** max(0, halvings) / lanes)
@@ -587,7 +596,7 @@ def _divider(
     return partial(
         micro_batches,
         world=world,
-        rank=accelerator.process_index,
+        rank=rank,
         max_rows=max_rows,
         lengths=job.task.lengths(rows),
         budget=budget if stage.micro_batch == "auto" else None,
@@ -647,20 +656,22 @@ MOST_LOOKED_AT = 2000
 """Steps among which the largest micro-batch is looked for."""
 
 
-def largest_load(accelerator: Accelerator, job: Job, model: nn.Module, *, halvings: int = 0) -> Load:
+def largest_load(
+    accelerator: Accelerator, job: Job, model: nn.Module, *, halvings: int = 0, world: int | None = None
+) -> Load:
     """The micro-batch of the steps to come with most rows times the longest of their lengths."""
     least = least_rows(job, model)
-    lanes, left = _lanes(accelerator, job, model, least=least), min(job.total_steps, MOST_LOOKED_AT)
+    lanes, left = _lanes(accelerator, job, model, least=least, world=world), min(job.total_steps, MOST_LOOKED_AT)
     largest, load, shapes = (0, 0), None, set[tuple[int, int]]()
     for epoch in range(-(-left // job.steps_per_epoch)):
         rows = job.task.epoch_rows(job.rows, epoch=epoch)
         lengths = job.task.lengths(rows)
-        divide = _divider(accelerator, job, rows, halvings=halvings, least=least, lanes=lanes)
+        divide = _divider(accelerator, job, rows, halvings=halvings, least=least, lanes=lanes, world=world)
         plan = _plan(job, rows, epoch=epoch, least=least)
         for step in plan[: left - epoch * job.steps_per_epoch]:
             pieces = divide(step) or [step[:least]]
             for piece in pieces:
-                longest = 1 if lengths is None else max(int(lengths[row]) for row in piece.tolist())
+                longest = _longest(lengths, piece)
                 shapes.add((len(piece), longest))
                 if (size := (len(piece) * longest, len(pieces))) > largest:
                     largest, load = size, (rows, piece.tolist(), epoch)
@@ -670,23 +681,59 @@ def largest_load(accelerator: Accelerator, job: Job, model: nn.Module, *, halvin
     return Load(batch, min(lanes, pieces_of_step), pieces_of_step > 1, len(shapes))
 
 
-def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
-    """Seconds that one step takes, by the second of two forward and backward passes of one micro-batch."""
+def own_passes(
+    accelerator: Accelerator, job: Job, model: nn.Module, *, steps: int, world: int | None = None
+) -> list[list[tuple[int, Rows]]]:
+    """This process's micro-batches in each of the first steps, with their sizes: their rows × the longest.
+
+    Of a `world` that is only thought of those of process 0, which has most to do.
+    """
+    least, lengths = least_rows(job, model), job.task.lengths(job.rows)
+    divide = _divider(accelerator, job, job.rows, halvings=0, least=least, world=world)
+    plan = _plan(job, job.rows, epoch=0, least=least)[:steps]
+    return [[(len(it) * _longest(lengths, it), it) for it in divide(rows) or [rows[:least]]] for rows in plan]
+
+
+def pass_seconds(accelerator: Accelerator, job: Job, model: nn.Module, rows: Rows) -> float:
+    """Seconds of a forward and backward pass of some rows: the shortest after the first, of several if short."""
     model.to(accelerator.device)
-    least = least_rows(job, model)
-    first = _plan(job, job.rows, epoch=0, least=least)[0]
-    rows = (_divider(accelerator, job, job.rows, halvings=0, least=least)(first) or [first[:least]])[0].tolist()
     set_training_mode(model, frozen_batch_norm=job.frozen_batch_norm)
-    seconds = 0.0
-    for _ in range(2):
+    seconds = list[float]()
+    while len(seconds) < 2 or (len(seconds) < 4 and sum(seconds) < 1):
         started = time.perf_counter()
-        batch = send_to_device(job.task.collate_train(job.rows, rows, epoch=0), accelerator.device)
+        batch = send_to_device(job.task.collate_train(job.rows, rows.tolist(), epoch=0), accelerator.device)
         with fast_steps(model, accelerator.device):
             with accelerator.autocast():
                 loss = job.task.loss(model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
         loss.item()  # waits for the device
         model.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def update_seconds(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
+    """Seconds of the second of two steps of the stage's optimiser, clipping included; weights are others after it."""
+    model.to(accelerator.device)
+    optimizer, seconds = build_optimizer(model, job.stage, head=job.head), 0.0
+    for _ in range(2):
+        for _, weight in trained(model):
+            weight.grad = torch.zeros_like(weight)
+        started = time.perf_counter()
+        float(nn.utils.clip_grad_norm_(model.parameters(), job.stage.max_grad_norm or math.inf))
+        optimizer.step()
+        float(next(weight for _, weight in trained(model)).detach().sum())  # waits for the device
+        optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
+    return seconds
+
+
+def _longest(lengths: Sequence[int] | None, piece: Rows) -> int:
+    return 1 if lengths is None else max(1, *(int(lengths[row]) for row in piece.tolist()))
+
+
+def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
+    """Seconds that one step takes, by a pass of its first micro-batch."""
+    (((_, rows), *_),) = own_passes(accelerator, job, model, steps=1)
     share: int = accelerator.num_processes
-    return seconds / len(rows) * job.stage.batch_size / share
+    return pass_seconds(accelerator, job, model, rows) / len(rows) * job.stage.batch_size / share
