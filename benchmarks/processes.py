@@ -502,9 +502,9 @@ def speed(place: Path, rounds: int) -> dict[str, Any]:
             rates = {}
             for arm in (ONE, Arm("beside another", 1), Arm("2 processes", 2), Arm("4 processes", 4)):
                 output = place / f"{name}-{number}-{arm.name}"
-                beside = start(Arm("", 1), recipe, place / f"{output.name}-b", core=1) if arm.name[0] == "b" else []
-                run(arm, recipe, output)
-                wait(beside)
+                beside = Path(f"{output}-b")
+                both = start(ONE, recipe, beside, stop_after=4, core=1) if arm.name == "beside another" else []
+                wait([*start(arm, recipe, output, stop_after=4), *both])
                 rates[arm.name] = rows_per_second(output)
             slower, line = rates[ONE.name] / rates["beside another"], {"alone, rows/s": round(rates[ONE.name], 1)}
             line["slower side by side"] = round(slower, 3)
