@@ -34,7 +34,7 @@ ROOT = Path(tltasks.__file__).parents[1]
 COUNTED = {
     "recipes run": 9,
     "recipes checked": 12,
-    "commands run": 24,
+    "commands run": 25,
     "commands checked": 40,
     "python run": 8,
     "python checked": 1,

@@ -990,10 +990,10 @@ def doctor(
     latency: Delay = None,
     as_json: Annotated[bool, Parameter(name="--json", help="print all that is found out, for programs")] = False,
 ) -> int:
-    """Show devices, versions, login and disk; what can be done with a model, in how much memory; or time and memory of
-    a recipe's steps on 1 to 64 devices like this one, and how many are of use.
+    """Show this machine, what can be done with a model, or what a recipe takes on 1 to 64 devices.
 
-    Of a model no weights are fetched. The exit status is 1 when nothing can be done with it.
+    Of a model no weights are fetched, and the exit status is 1 when nothing can be done with it. Of a recipe some
+    passes are measured, and told are time and memory of its steps and how many devices like this one are of use.
     """
     from tltasks.config.tasks import TASKS
 

@@ -215,7 +215,10 @@ class _Training:
         self.rows = job.rows
         """Those of the epoch, which numbers in a step's rows are places among."""
         self.lengths: Rows | None = None
-        self.passes = Passes(accelerator, job.task.loss, model, job.frozen_batch_norm, is_out_of_memory)
+        self.fast = contextlib.nullcontext if stage.compile else partial(fast_steps, model, accelerator.device)
+        self.passes = Passes(
+            accelerator, job.task.loss, self.wrapped, job.frozen_batch_norm, is_out_of_memory, self.fast
+        )
         self.proven = 0
         """Size of the largest micro-batch that memory has sufficed for on this process."""
 
@@ -273,7 +276,7 @@ class _Training:
         torch.manual_seed(seed)
         asked: int | None = None
         try:
-            with contextlib.nullcontext() if job.stage.compile else fast_steps(self.model, self.accelerator.device):
+            with self.fast():
                 loss = float(self.accelerator.reduce(self._backward(batches, own, seeds), "sum"))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

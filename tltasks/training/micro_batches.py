@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from tltasks.models.adapters import set_training_mode
-from tltasks.models.fast_steps import fast_steps
 from tltasks.runtime.files import write_json
 from tltasks.runtime.sharding import shares
 
@@ -87,9 +86,12 @@ class Passes:
     accelerator: Accelerator
     loss: Callable[[nn.Module, dict[str, Tensor]], Tensor]
     model: nn.Module
+    """As steps call it: torch compiles another for calls past DDP."""
     frozen_batch_norm: bool
     is_short: Callable[[BaseException], bool]
     """Tell memory that does not suffice from other errors."""
+    fast: Callable[[], AbstractContextManager[None]]
+    """Round each pass, as in a step."""
 
     @property
     def are_possible(self) -> bool:
@@ -109,7 +111,7 @@ class Passes:
                 held = torch.empty(reserve, dtype=torch.uint8, device=device)
                 started = time.perf_counter()
                 for batch in batches:
-                    with fast_steps(self.model, device):
+                    with self.fast(), self.accelerator.no_sync(self.model):
                         loss = self.loss(self.model, send_to_device(batch, device))
                         loss.backward()  # type: ignore[no-untyped-call]
                     loss.item()  # waits for the device
