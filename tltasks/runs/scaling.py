@@ -184,11 +184,13 @@ def _scale(context: Context, stage: PreparedStage, network: Network) -> StageSca
     batch = min(job.n_rows, job.stage.batch_size)
     most = max(1, batch // (job.stage.rows_per_loss or least_rows(job, model)))
     sizes, pieces, memory = dict[int, list[list[int]]](), dict[int, Rows](), dict[int, Parts]()
+    known = dict[tuple[int, bool, bool], Parts]()
     for world in (world for world in WORLDS if world <= most):
         dealt = own_passes(accelerator, job, model, steps=STEPS, world=world)
         sizes[world] = [[size for size, _ in own] for own in dealt]
         pieces |= dict(piece for own in dealt for piece in own)
-        memory[world] = opened.memory(world=world)
+        load = max(map(max, sizes[world])), max(map(len, sizes[world])) > 1, world == 1  # others may have the same
+        memory[world] = known[load] = known.get(load) or opened.memory(world=world)
     near = np.geomspace(min(pieces), max(pieces), SIZES).tolist()
     chosen = sorted({min(pieces, key=lambda size: abs(math.log(size / it))) for it in near})
     with shortage_told(
