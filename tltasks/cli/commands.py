@@ -72,9 +72,11 @@ app.register_install_completion_command(group=LOOK, help="Complete commands and 
 
 
 def _check_task(_: object, tag: str | None) -> None:
+    if tag is None:
+        return
     from tltasks.config.tasks import supervised_tasks
 
-    if tag is not None and tag not in supervised_tasks():
+    if tag not in supervised_tasks():
         raise ValueError(f"Choose from {', '.join(supervised_tasks())}.")
 
 
@@ -104,9 +106,11 @@ def _check_folder(_: object, folder: Path) -> None:
 
 
 def _check_data(_: object, data: str | None) -> None:
+    if data is None:
+        return
     from tltasks.config.data import is_local_name
 
-    if data is not None and is_local_name(data) and not Path(data).expanduser().exists():
+    if is_local_name(data) and not Path(data).expanduser().exists():
         raise DataError(f"{data}: there is no such folder or file{nearby(Path(data).expanduser())}.")
 
 
@@ -270,21 +274,20 @@ def run(
 
     Instead of a recipe `--data` names what to learn from, and the recipe is the one that `tltasks init` would write.
     """
-    from tltasks.config.loading import load_recipe
-    from tltasks.config.recipe import consented, plan_run
-    from tltasks.runs.refusals import place_of, refuse_at_once, refuse_occupied
     from tltasks.runtime.startup import without_collection
 
     engine.check("run")
-    source: Path | dict[str, object]
-    if recipe is None and drafted.data is not None:
-        source = draft_for(drafted.data, task=drafted.tag, model=drafted.model)
-    elif recipe is None or drafted != NO_DRAFT:
+    if (recipe is None) == (drafted.data is None) or (recipe is not None and drafted != NO_DRAFT):
         raise RecipeError(
             "run: name one recipe, as `tltasks run RECIPE`, or else `--data`. `tltasks recipes` lists those at hand."
         )
-    else:
-        source = recipe
+    if recipe is not None:
+        _expect(recipe, "task")
+    with without_collection():
+        from tltasks.config.loading import load_recipe
+        from tltasks.config.recipe import consented, plan_run
+        from tltasks.runs.refusals import place_of, refuse_at_once, refuse_occupied
+    source = recipe or draft_for(str(drafted.data), task=drafted.tag, model=drafted.model)
     resolved = load_recipe(source, overrides)
     if check:
         say(f"{recipe or drafted.data}: in order")
@@ -378,6 +381,24 @@ def check(*recipes: Annotated[Recipe, Parameter(required=True)], overrides: Over
     return MISUSED if failed else 0
 
 
+KINDS = {"axes": ("an experiment", "compare"), "space": ("a search", "tune"), "task": ("a recipe", "run")}
+"""By a key that the others have not: what a file is, and the command that it is for."""
+
+
+def _expect(path: Path, wanted: str) -> None:
+    """Refuse a file of another kind than a command takes, by its key in `KINDS`."""
+    from tltasks.runtime.startup import without_collection
+
+    if not path.exists():  # told before what reads it is imported
+        raise RecipeError(f"{path}: not found.")
+    with without_collection():
+        from tltasks.config.loading import open_document
+    keys = open_document(path).value
+    kind, command = KINDS[next((key for key in KINDS if key in keys), wanted)]
+    if command != KINDS[wanted][1]:
+        raise RecipeError(f"{path}: is {kind}, for `tltasks {command}`; {KINDS[wanted][0]} is wanted here.")
+
+
 def _read(path: Path, overrides: Sequence[str], *, trust_remote_code: bool) -> None:
     """Read a recipe, an experiment or a search, whichever its keys say that it is; mistakes raise RecipeError.
 
@@ -411,6 +432,7 @@ def range_test(
     trust_remote_code: TrustCode = False,
 ) -> None:
     """Train briefly while the learning rate rises, and suggest one."""
+    _expect(recipe, "task")
     _read(recipe, overrides, trust_remote_code=trust_remote_code)
     begin(f"range-test: opening {recipe}")
     from tltasks.experiments.lr_finder import find_learning_rate
@@ -750,6 +772,7 @@ def compare(
 ) -> int:
     """Carry out an experiment, and say what transfers."""
     engine.check("compare")
+    _expect(experiment, "axes")
     _read(experiment, overrides, trust_remote_code=trust_remote_code)
     begin(f"compare: opening {experiment}")
     from tltasks.experiments import comparison
@@ -788,6 +811,7 @@ def tune(
     trust_remote_code: TrustCode = False,
 ) -> int:
     """Search a recipe's keys for the best setting, by validation."""
+    _expect(search, "space")
     _read(search, overrides, trust_remote_code=trust_remote_code)
     begin(f"tune: opening {search}")
     from tltasks.experiments import tuning
@@ -814,6 +838,7 @@ def rank(
     trust_remote_code: TrustCode = False,
 ) -> None:
     """Rank an experiment's checkpoints for its data, before training."""
+    _expect(experiment, "axes")
     _read(experiment, overrides, trust_remote_code=trust_remote_code)
     begin(f"rank: opening {experiment}")
     from tltasks.experiments import ranking
@@ -850,11 +875,11 @@ def publish(
     publication: Publication = DEFAULT_PUBLICATION,
 ) -> None:
     """Publish a results folder to the Hub, also later and elsewhere."""
+    if not (output / "recipe.yaml").is_file():
+        raise RecipeError(f"push {output}: not a results folder (no recipe.yaml).")
     from tltasks.config.loading import load_recipe
     from tltasks.config.recipe import plan_run
 
-    if not (output / "recipe.yaml").is_file():
-        raise RecipeError(f"push {output}: not a results folder (no recipe.yaml).")
     recipe = load_recipe(output / "recipe.yaml", check_files=False)
     name = repo or recipe.hub.repo
     if name is None:

@@ -139,7 +139,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def draw_progress(trials: Sequence[tuple[int, float, str]], *, higher_is_better: bool) -> Figure:
     """Validation score by trial, and the best so far; trials are (number, score, state)."""
-    with chart("trials", SIZE, x_label="trial", y_label="validation score") as (figure, axes):
+    with chart("Trials", SIZE, x_label="trial", y_label="validation score") as (figure, axes):
         _scatter(axes, trials)
         finished = [(number, score) for number, score, state in trials if state == "finished"]
         best = accumulate((score for _, score in finished), max if higher_is_better else min)
@@ -155,7 +155,10 @@ def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]], *, log: b
     values = [value for value, _, _ in trials]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     names = sorted({str(value) for value in values}) if len(numbers) < len(values) else []
-    with chart(words(key.rpartition(".")[2]), SIZE, x_label=key, y_label="validation score") as (figure, axes):
+    with chart(words(key.rpartition(".")[2]).capitalize(), SIZE, x_label=key, y_label="validation score") as (
+        figure,
+        axes,
+    ):
         places = [names.index(str(value)) for value in values] if names else numbers
         _scatter(axes, [(place, score, state) for place, (_, score, state) in zip(places, trials, strict=True)])
         if names:
@@ -170,13 +173,14 @@ def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]], *, log: b
 def _scatter(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     for state, (mark, colour) in TRIAL_MARKS.items():
         chosen = [(x, score) for x, score, its in points if its == state]
-        axes.plot(*np.array(chosen).reshape(-1, 2).T, mark, color=colour, markersize=7, label=state)
+        label = "ended early" if state == "pruned" else state
+        axes.plot(*np.array(chosen).reshape(-1, 2).T, mark, color=colour, markersize=7, label=label)
 
 
 def draw_learning_rates(rates: Sequence[float], losses: Sequence[float], suggested: float) -> Figure:
     """Smoothed training loss by learning rate, and the rate that it suggests."""
     labels = {"x_label": "learning rate", "y_label": "training loss, smoothed"}
-    with chart("learning rate range test", (6.4, 4.2), **labels) as (figure, axes):
+    with chart("Learning rate range test", (6.4, 4.2), **labels) as (figure, axes):
         axes.plot(rates, losses, color=BLUE, linewidth=1.8)
         _logarithmic(axes)
         axes.axvline(suggested, color=ORANGE, linewidth=1.3, label=f"suggested: {suggested:.1e}")

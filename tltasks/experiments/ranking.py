@@ -327,7 +327,7 @@ def name_winner(group: Sequence[CandidateEstimates]) -> Winner:
     by_estimator = {name: {one.candidate: one.estimates[name] for one in group} for name in group[0].estimates}
     orders = {name: found for name, values in by_estimator.items() if (found := ordered(values))}
     target = ", ".join(group[0].context.values())
-    where = f"On {words(target)}" if target else "Here"
+    where = f"On {words(target)}," if target else "Here"
     if not orders:
         return Winner(target, None, next(iter(by_estimator)), "unclear", f"{where} no estimate tells candidates apart.")
     deciding, (first, second, *_) = next(iter(orders.items()))
@@ -348,7 +348,9 @@ def tables(result: RankingResult) -> Iterator[tuple[str, list[str], list[list[st
     """For each target its title, names of columns, and rows of candidates, the best first."""
     for group, won in zip(by_context(result.candidates), result.winners, strict=True):
         names = ["candidate", *(ESTIMATOR_NAMES[name] for name in group[0].estimates)]
-        names += [f"trained: {words(level)}" for level in group[0].measured]
+        names += [
+            "After training" if level == FINE_TUNING else f"Trained by {words(level)}" for level in group[0].measured
+        ]
         ordered = sorted(group, key=lambda one: -(one.estimates[won.estimator] or 0.0))
         values = [[*one.estimates.values(), *(abs(value) for value in one.measured.values())] for one in ordered]
         rows = [[one.candidate, *map(show_number, row)] for one, row in zip(ordered, values, strict=True)]

@@ -81,7 +81,7 @@ def draw_pictures(experiment: Experiment, findings: Findings, layout: Layout) ->
             values = [score.mean for _, score in bars]
             marked = values.index(max(values) if findings.higher_is_better else min(values))
             arms = [(name, score.mean, (score.low, score.high)) for name, score in bars]
-            figure = draw_intervals(metric, arms, title=panel.title, marked=marked)
+            figure = draw_intervals(metric, arms, title=panel.title, marked=marked, limits=limits)
             found["scores"].append(Picture(f"scores-{panel.name}", f"{metric} by {layout.row_axis}", figure))
         if experiment.curve is not None and len(layout.columns) > 1:
             lines = _lines(panel, layout.rows, layout.columns, lambda cell: cell.train_examples)
@@ -196,9 +196,9 @@ def text_table(title: str, left: Sequence[str], right: Sequence[str], rows: Iter
     """A table for the terminal, its columns by how they are aligned."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for name in left:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in right:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

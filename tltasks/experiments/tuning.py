@@ -19,7 +19,7 @@ from rich.console import Console
 
 from tltasks.config.loading import Overrides, recipe_text
 from tltasks.errors import DataError, Interrupted, RecipeError
-from tltasks.experiments.charts import Picture, draw_by_key, draw_progress
+from tltasks.experiments.charts import TRIAL_MARKS, Picture, draw_by_key, draw_progress
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import carry_out, log_file
 from tltasks.experiments.experiment import Given, read_source
@@ -256,7 +256,11 @@ class SearchStudy:
 
     def importance(self) -> dict[str, float]:
         """Share of the spread of scores that each key explains (Hutter et al.,
-        https://proceedings.mlr.press/v32/hutter14.html), where there are trials enough to tell."""
+        https://proceedings.mlr.press/v32/hutter14.html), where more trials are finished than there are keys."""
+        if sum(trial.state.name == "COMPLETE" for trial in self.study.get_trials(deepcopy=False)) <= len(
+            self.search.space
+        ):
+            return {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -310,7 +314,7 @@ def write_results(result: SearchResult, search: Search, output: Path) -> None:
     """result.json and report.html."""
     write_json(output / "result.json", result)
     sign = 1 if result.higher_is_better else -1
-    scored = [(trial, trial.value) for trial in result.trials if trial.value is not None]
+    scored = [(it, it.value) for it in result.trials if it.value is not None and it.state in TRIAL_MARKS]
     progress = [(trial.number, value, trial.state) for trial, value in scored]
     figure = draw_progress(progress, higher_is_better=result.higher_is_better)
     pictures = [Picture("progress", "score by trial, and the best so far", figure)] if len(scored) > 1 else []
@@ -320,7 +324,8 @@ def write_results(result: SearchResult, search: Search, output: Path) -> None:
             log = isinstance(choice, Range) and choice.log
             pictures.append(Picture(key, f"score by {key}", draw_by_key(key, points, log=log)))
     order = sorted(scored, key=lambda pair: (pair[0].state != "finished", -sign * pair[1]))
-    trials = [trial for trial, _ in order] + [trial for trial in result.trials if trial.value is None]
+    trials = [trial for trial, _ in order]
+    trials += [trial for trial in result.trials if trial not in trials]
     keys = list(result.trials[0].settings)
     write_page(output / "report.html", "search.html.jinja", result=result, keys=keys, trials=trials, pictures=pictures)
 

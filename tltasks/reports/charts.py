@@ -28,8 +28,6 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "tltasks",
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 12,
-    "axes.titlesize": 13,
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
@@ -109,7 +107,12 @@ def draw_learning_rate(points: Sequence[tuple[int, float]]) -> str:
 
 
 def draw_intervals(
-    metric: str, arms: Sequence[tuple[str, float, tuple[float, float]]], *, title: str = "", marked: int = 0
+    metric: str,
+    arms: Sequence[tuple[str, float, tuple[float, float]]],
+    *,
+    title: str = "",
+    marked: int = 0,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Value and 95 % interval of each arm, one of them marked: the model, first, and each baseline."""
     size, label = (5.0, 1.1 + 0.42 * len(arms)), metric if title else ""
@@ -121,8 +124,9 @@ def draw_intervals(
             axes.annotate(f"{value:.3f}", (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=11)
         axes.set_yticks(range(len(arms)), [name for name, _, _ in arms])
         axes.set_ylim(len(arms) - 0.5, -0.75)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.08)
+        axes.set_xlim(limits)
         axes.grid(visible=False, axis="y")
     return figure
 
@@ -170,7 +174,7 @@ def chart(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=inches, facecolor="white")
         axes = figure.add_subplot()
-        axes.set_title(title)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13)  # from the edge: long names of arms leave less room
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label == "step"))
         yield figure, axes

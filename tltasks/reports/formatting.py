@@ -98,11 +98,12 @@ def show_duration(seconds: float) -> str:
 
 
 def show_share(share: float, digits: int = 0) -> str:
-    """
+    """A share in hundredths, which a line does not part from their sign.
+
     >>> show_share(0.1007, 2), show_share(1)
-    ('10.07 %', '100 %')
+    ('10.07\\xa0%', '100\\xa0%')
     """
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.{digits}f}\xa0%"
 
 
 def show_day(day: date) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tltasks.config.recipe import is_on_hub
+from tltasks.config.data import is_local_name
 from tltasks.config.tasks import supervised_tasks
 from tltasks.reports import charts
 from tltasks.reports.formatting import data_uri, show_duration, show_share, words
@@ -68,7 +68,7 @@ def write_report(
             stages=[_view(stage, result, metrics) for stage in result.stages],
             shown_rows=SHOWN_ROWS,
             written=written,
-            checkpoint=name if is_on_hub(name := result.best.weights.name) else Path(name).name,
+            checkpoint=Path(name).name if is_local_name(name := result.best.weights.name) else name,
             recipe_text=recipe_text,
             folder=path.parent.name,
             answers=result.best.task in supervised_tasks(),
@@ -266,9 +266,8 @@ def _facts_of_weights(weights: Provenance) -> list[tuple[str, str]]:
     """The origin of weights. Names of tensors and measures of how they were saved are left to result.json."""
     random, left = weights.newly_initialised, weights.left
     found = {
-        "checkpoint": f"{weights.name}, {weights.commit or weights.revision}"
-        if is_on_hub(weights.name)
-        else weights.name,
+        "checkpoint": weights.name,
+        "revision": weights.commit or ("" if is_local_name(weights.name) else weights.revision),
         "starts from": "the stage before" if weights.start == "previous" else "",
         "architecture": weights.model_type,
         "begun at random": "all"

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tltasks.reports.formatting import (
     UNKNOWN,
@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 def page_environment(*folders: Path) -> jinja2.Environment:
     """Templates of pages, of further `folders` too."""
     environment = _environment([HERE, *folders], trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"data_uri": data_uri}
+    environment.filters |= {"data_uri": data_uri, "coded": coded}
     return environment
 
 
@@ -84,6 +84,15 @@ def _environment(folders: list[Path], **options: object) -> jinja2.Environment:
 
 def _finalize(value: object) -> object:
     return value if isinstance(value, (Markup, int, float)) else clean(str(value))
+
+
+def coded(text: str) -> Markup:
+    """Text for a page, in which what stands between backticks is code.
+
+    >>> str(coded("`a: <b>` is"))
+    '<code>a: &lt;b&gt;</code> is'
+    """
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (escaped)
 
 
 def clean(text: str) -> Markup:

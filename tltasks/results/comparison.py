@@ -32,6 +32,7 @@ SHORT_NAMES = {
     "checkpoint_knn": "nearest neighbours",
     "not_interpolated": "before interpolation",
     "prevalence": "shares of classes",
+    "tfidf": "words alone",
 }
 """The same where there is little room."""
 

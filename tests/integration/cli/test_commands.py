@@ -283,6 +283,8 @@ def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixtu
         ("run r.yaml --output new --push", "error: --push: the recipe names no hub.repo"),
         ("run r.yaml --set trackers=[trackio]", "error: trackers: trackio not installed"),
         ("compare nowhere.yaml", "error: nowhere.yaml: not found"),
+        ("compare r.yaml", "error: r.yaml: is a recipe, for `tltasks run`; an experiment is wanted here."),
+        ("run e.yaml", "error: e.yaml: is an experiment, for `tltasks compare`; a recipe is wanted here."),
         ("compare e.yaml --set seedz=[0]", "error: 1 mistake in the experiment; nothing was loaded."),
         ("rank e.yaml --set axes.m.a={seed:1}", "error: 1 mistake in the experiment; nothing was loaded."),
         ("tune nowhere.yaml", "error: nowhere.yaml: not found"),

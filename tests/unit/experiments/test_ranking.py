@@ -32,7 +32,7 @@ def test_the_winner_is_named_and_by_how_much() -> None:
     won = name_winner([estimated("a", log_me=0.1, probe=0.7), estimated("b", log_me=0.15, probe=0.6)])
     assert (won.candidate, won.verdict) == ("b", "unclear")
     assert won.sentence == (
-        "On own photos b comes first: LogME 0.150, 0.050 ahead of a; 1 of 2 estimates put it first."
+        "On own photos, b comes first: LogME 0.150, 0.050 ahead of a; 1 of 2 estimates put it first."
     )
     alike = [estimated("a", h_score=0.9999999, leep=None, probe=0.6), estimated("b", h_score=1.0, leep=None, probe=0.7)]
     won = name_winner([dataclasses.replace(one, measured={"fine-tuning": -0.3}) for one in alike])

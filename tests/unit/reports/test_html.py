@@ -212,7 +212,7 @@ def test_a_whole_run_is_one_well_formed_page(tmp_path: Path) -> None:
         "Where it errs on test",
         "Stage 1 of 2: finetune",
         "Stage 2 of 2: transfer",
-        "300,000 of 22,000,000 parameters (1.36 %)",
+        "300,000 of 22,000,000 parameters (1.36\xa0%)",
         "5 min 45 s",
         "128.0 examples/s",
         "3.00 GiB",
