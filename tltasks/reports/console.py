@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tltasks.errors import printable
 from tltasks.reports.formatting import show_bytes, show_duration, show_interval, show_number
-from tltasks.results.comparison import compare_headline, describe_leaks
+from tltasks.results.comparison import compare_headline, describe_leaks, short_name
 from tltasks.results.metric_names import metric_name
 from tltasks.results.result import RunResult, StageMeasurement
 from tltasks.runtime.files import append
@@ -91,7 +91,7 @@ def show_result(console: Console, result: RunResult, output: Path, *, answers: b
         table.add_row("  95 % interval", *(show_interval(score.ci95) for score in scores))
         for name, by_split in stage.baselines.items():
             beside = (by_split[split].values[headline] if split in by_split else None for split in stage.metrics)
-            table.add_row(f"  baseline: {name}", *("" if value is None else show_number(value) for value in beside))
+            table.add_row(f"  {short_name(name)}", *("" if value is None else show_number(value) for value in beside))
         for name in scores[0].values:
             if name != headline:
                 table.add_row(

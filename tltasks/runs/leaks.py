@@ -85,7 +85,7 @@ def _note(stage: PreparedStage, name: str, twins: Mapping[int, Twin]) -> str:
     """A sentence on what leaks, and what becomes of it."""
     split, own = stage.encoded[name], stage.plan.name
     shown = [f"{row_title(split.rows, row)} is like {_title(twin, own)}" for row, twin in list(twins.items())[:FEW]]
-    have = "row has a near-duplicate" if len(twins) == 1 else "rows have near-duplicates"
+    have = "rows has a near-duplicate" if len(twins) == 1 else "rows have near-duplicates"
     told = f"{len(twins):,} of {len(split.rows):,} {have} among those trained on: {'; '.join(shown)}"
     advice = {
         "note": "`data.leaks: drop` leaves these out of train, and a share by `group` holds out what belongs together",

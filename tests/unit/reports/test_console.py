@@ -67,7 +67,7 @@ def test_scores_stand_beside_their_baselines() -> None:
     assert "train" not in first
     assert row(first, "Accuracy") == ["Accuracy", "0.812", "0.900"]
     assert row(first, "95 % interval") == ["95 % interval", "0.750 to 0.860", "0.850 to 0.950"]
-    assert row(first, "baseline: majority_class") == ["baseline: majority_class", "0.100", "0.200"]
+    assert row(first, "majority class") == ["majority class", "0.100", "0.200"]
     assert row(first, "Loss") == ["Loss", "0.500", "0.400"]
     assert "Accuracy 0.812 on test (95 % interval 0.750 to 0.860)" in printed
     assert "not shown to be better or worse than always naming the most frequent class: +0.712, without an" in printed
