@@ -17,27 +17,13 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 PositiveInt = Annotated[int, Field(gt=0)]
-
-
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
 PositiveFloat = Annotated[float, Field(gt=0)]
-
-
 HeldOut = Annotated[float, Field(gt=0, lt=1)]
-
-
 Name = Annotated[str, Field(min_length=1)]
-
-
 FileName = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
 """Text that can name a file on any system."""
-
-
 RepoName = Annotated[str, Field(pattern=r"^([\w.-]+/)?[\w.-]+$")]
-
-
 Prompt = Annotated[str, Field(pattern=r"\{\}")]
 
 
@@ -49,8 +35,6 @@ FORMS = {
     r"\{\}": "text with `{}` in it",
 }
 """The patterns above in words."""
-
-
 KeyPath = tuple[str | int, ...]
 """Keys of mappings and numbers of list items, from the outside in."""
 

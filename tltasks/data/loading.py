@@ -36,7 +36,7 @@ from tltasks.data.local import (
 )
 from tltasks.data.relabel import relabel
 from tltasks.data.splits import BY, LANGUAGE, ROW_NAME, SOURCE, Columns, Split, located
-from tltasks.data.streaming import FORMATS, Stream, open_shards, rows_in
+from tltasks.data.streaming import FORMATS, Stream, open_shards, rows_in, undecoded
 from tltasks.data.tables import as_label, as_text
 from tltasks.errors import DataError, did_you_mean, first_line, nearby, siblings
 from tltasks.runtime.files import content_of
@@ -295,7 +295,7 @@ def _load_hub(data: Source, columns: dict[str, str]) -> Tables:
     if getattr(builder, "BASE_FEATURE", None) is datasets.Audio:
         builder.BASE_FEATURE = _SoundPath
     builder.download_and_prepare()
-    return {split: _undecoded(rows) for split, rows in builder.as_dataset().items()}
+    return {split: undecoded(rows) for split, rows in builder.as_dataset().items()}
 
 
 def _hub_builder(data: Source, **options: object) -> datasets.DatasetBuilder:
@@ -304,19 +304,12 @@ def _hub_builder(data: Source, **options: object) -> datasets.DatasetBuilder:
     )
 
 
-def _undecoded(rows: datasets.Dataset) -> datasets.Dataset:
-    for column, feature in rows.features.items():
-        if isinstance(feature, (datasets.Image, datasets.Audio)):
-            rows = rows.cast_column(column, type(feature)(decode=False))
-    return rows
-
-
 def open_source(data: Source, columns: dict[str, str], *, place: str) -> Opened:
     """All splits of a source, media left undecoded so that one bad file cannot end the run."""
     try:
         reads = _is_local(data) and data.name != "webdataset"
         found = _open_local(data, columns) if reads else Opened(_load_hub(data, columns))
-        return dataclasses.replace(found, tables={name: _undecoded(rows) for name, rows in found.tables.items()})
+        return dataclasses.replace(found, tables={name: undecoded(rows) for name, rows in found.tables.items()})
     except SOURCE_FAULTS as error:
         raise DataError(f"{place}: {describe(data)}: {_why_not(data, error, place)}") from error
 
@@ -437,12 +430,8 @@ def _shared_rows(tables: Tables, one: str, other: str) -> int:
     """The number of rows that two specifications of splits, which fit the tables, have in common."""
     sizes = {name: len(rows) for name, rows in tables.items()}
     parts, others = (datasets.ReadInstruction.from_spec(spec).to_absolute(sizes) for spec in (one, other))
-    shared = 0
-    for a in parts:
-        for b in (b for b in others if b.splitname == a.splitname):
-            low, high = max(a.from_ or 0, b.from_ or 0), min(a.to or 0, b.to or 0)
-            shared += max(high - low, 0)
-    return shared
+    pairs = [(a, b) for a in parts for b in others if a.splitname == b.splitname]
+    return sum(max(0, min(a.to or 0, b.to or 0) - max(a.from_ or 0, b.from_ or 0)) for a, b in pairs)
 
 
 def _select_columns(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import datasets
 import numpy as np
@@ -18,6 +18,7 @@ FORMATS = ("parquet", "json", "webdataset")
 ROWS_AT_ONCE = 256
 INFERRED_FROM = 1000
 """Rows by which types are told where shards do not say them."""
+AnyRows = TypeVar("AnyRows", datasets.Dataset, datasets.IterableDataset)
 
 
 class Place(TypedDict):
@@ -66,6 +67,7 @@ class Stream:
         epoch.
         """
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.files))
+        info = datasets.DatasetInfo(features=self.rows.features)
         for place in range(shard, len(order)):
             number = int(order[place])
             done, skipped = 0, row if place == shard else 0
@@ -74,7 +76,8 @@ class Stream:
                 done += len(table)
                 if len(part):
                     numbers = [number << 32 | n for n in range(done - len(part), done)]
-                    yield self.prepare(as_rows(part, self.rows.features)), numbers, place, done
+                    table = datasets.table.InMemoryTable(part)  # not hashed, as datasets else would
+                    yield self.prepare(datasets.Dataset(table, info=info, fingerprint="streamed")), numbers, place, done
 
     def _tables(self, shard: int) -> Iterator[pa.Table]:
         own = self.rows.shard(num_shards=len(self.files), index=shard)
@@ -84,13 +87,6 @@ class Stream:
     def called(self, number: int) -> str:
         """A row in a message."""
         return f"{PurePosixPath(self.files[number >> 32]).name}: row {number & 0xFFFFFFFF}"
-
-
-def as_rows(table: pa.Table, features: datasets.Features) -> datasets.Dataset:
-    """A table as rows; it is not hashed, as datasets else would."""
-    return datasets.Dataset(
-        datasets.table.InMemoryTable(table), info=datasets.DatasetInfo(features=features), fingerprint="streamed"
-    )
 
 
 def open_shards(kind: str, files: list[str], features: datasets.Features | None) -> datasets.IterableDataset:
@@ -104,9 +100,13 @@ def open_shards(kind: str, files: list[str], features: datasets.Features | None)
         rows.features is not None
     ):  # the last row of a tar has its columns in another order (datasets 5.2, webdataset.py)
         rows = rows.select_columns(list(rows.features))
-    media = (datasets.Image, datasets.Audio)
+    return undecoded(rows)
+
+
+def undecoded(rows: AnyRows) -> AnyRows:
+    """The rows with images and sound left as bytes and paths."""
     for column, feature in (rows.features or {}).items():
-        if isinstance(feature, media):
+        if isinstance(feature, (datasets.Image, datasets.Audio)):
             rows = rows.cast_column(column, type(feature)(decode=False))
     return rows
 

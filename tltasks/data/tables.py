@@ -218,11 +218,9 @@ def _as_object(value: object) -> Row | DataError:
 def _parquet_rows(path: Path, wanted: Sequence[str] | None, *, any_of: bool) -> Rows:
     with pq.ParquetFile(path) as table:
         names = _chosen(table.schema_arrow.names, wanted, any_of=any_of)
-        number = 0
-        for batch in table.iter_batches(batch_size=64, columns=names):
-            for row in batch.to_pylist():
-                yield f"[{number}]", row
-                number += 1
+        batches = table.iter_batches(batch_size=64, columns=names)
+        for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+            yield f"[{number}]", row
 
 
 # ----------------------------------------------------------------------------------------------- cells

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from tltasks.config.data import Data
 from tltasks.config.loading import Overrides
 from tltasks.config.recipe import plan_run
 from tltasks.errors import DataError
@@ -208,12 +207,8 @@ def plan_experiment(
     return ExperimentPlan(planned, seconds, memory)
 
 
-def _data(item: PlannedTrial) -> Data | None:
-    return item.trial.recipe.data
-
-
 def _shots(item: PlannedTrial) -> float:
-    data = _data(item)
+    data = item.trial.recipe.data
     return float("inf") if data is None or data.shots is None else data.shots
 
 
@@ -231,7 +226,8 @@ def show_plan(console: Console, plan: ExperimentPlan, *, dry_run: bool = False) 
             rows += [[axis, level, f"{n:,}", f"{done[level]:,}"] for level, n in Counter(levels).items()]
         title = "plan (nothing was trained or written)"
         console.print(text_table(title, ["axis", "level"], ["trials", "finished"], rows))
-    if any(data is not None and data.splits.shares for data in map(_data, plan.trials)):
+    recipes = (item.trial.recipe for item in plan.trials)
+    if any(recipe.data is not None and recipe.data.splits.shares for recipe in recipes):
         said = "shares are held out with the same seed in all trials, so that all are tested on the same rows"
         console.print(said, soft_wrap=True)
     if few := few_seeds(len({item.trial.seed for item in plan.trials})):

@@ -86,7 +86,8 @@ def convert(model: PreTrainedModel, task: TaskBase, export: Export) -> None:
         def load_tokenizer(self, *args: object, **keys: object) -> PreTrainedTokenizerBase:
             return tokenizer
 
-    place, kept, tokenizer = export.folder, model.config, _tokenizer(task)
+    tokenizer = next(part for part in task.setup if isinstance(part, PreTrainedTokenizerBase))
+    place, kept = export.folder, model.config
     setup, written = place / SETUP, place / "written"
     setup.mkdir()
     task.save_setup(setup)
@@ -130,10 +131,6 @@ def usage(task: TaskBase, export: Export) -> str:
     if task.architecture != "whisper":
         return told
     return f"{told}\n```python\nfrom faster_whisper import WhisperModel\n\n{FASTER_WHISPER}```\n"
-
-
-def _tokenizer(task: TaskBase) -> PreTrainedTokenizerBase:
-    return next(part for part in task.setup if isinstance(part, PreTrainedTokenizerBase))
 
 
 def _as_read(config: PretrainedConfig) -> PretrainedConfig:

@@ -190,8 +190,9 @@ def _freeze(model: PreTrainedModel, method: str, patterns: Sequence[str], *, who
             parameter.requires_grad_((method == "bitfit" and name in biases) or _belongs(name, whole))
         if method == "bitfit" and not biases:
             raise RecipeError(f"adapt.bitfit: {type(model).__name__} has no biases to train; use lora or ia3.")
-    for pattern in patterns:
-        hit = [p for name, p in model.named_parameters() if _matches(name, pattern)]
+    for pattern in patterns:  # of weights, or of modules that they are in
+        meant = (pattern, f"{pattern}.*")
+        hit = [p for name, p in model.named_parameters() if any(fnmatch.fnmatch(name, one) for one in meant)]
         if not hit:
             tops = sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})
             raise RecipeError(f"freeze: no weight matches `{pattern}`. Modules: {', '.join(tops[:20])}.")
@@ -247,11 +248,6 @@ _OWN_KEYS = {
     "modules_to_save": "beside an adapter a new head is trained whole, and nothing else",
 }
 """Keys of PEFT's configurations that no recipe sets, and why."""
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Match weights that a pattern names, or that are in modules that it names."""
-    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}.*")
 
 
 def _norms(model: nn.Module, head: list[str]) -> list[str]:
@@ -594,7 +590,8 @@ class RankAllocation:
         self._config.total_step = total_steps
         self._config.tinit = int(keys.initial_share * total_steps)
         self._config.tfinal = int(keys.final_share * total_steps)
-        self._vectors = {name: p for name, p in self._tuner.model.named_parameters() if _is_vectors(name)}
+        named = self._tuner.model.named_parameters()
+        self._vectors = {name: p for name, p in named if "lora_A." in name or "lora_B." in name}
 
     def penalty(self) -> Tensor:
         """Mean distance of the singular vectors' products from the identity (equation 4, as PEFT weighs it)."""
@@ -630,7 +627,3 @@ class RankAllocation:
             setattr(allocator, group, {name: tensor.to(device) for name, tensor in groups[group].items()})
         allocator.ipt = {name: torch.zeros_like(t) for name, t in allocator.exp_avg_ipt.items()}
         self._config.rank_pattern = {name: mask.tolist() for name, mask in groups["pattern"].items()} or None
-
-
-def _is_vectors(name: str) -> bool:
-    return "lora_A." in name or "lora_B." in name

@@ -353,14 +353,10 @@ def hold(
 def hold_head(model: PreTrainedModel, held: torch.dtype | Quantization) -> None:
     """Hold what makes words of vectors, too, once a model is loaded and it is seen that it is tied to nothing."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear and sum(p is head.weight for p in all_uses(model)) == 1:
+    uses = (p for _, p in model.named_parameters(remove_duplicate=False))
+    if type(head) is nn.Linear and sum(p is head.weight for p in uses) == 1:
         keep = [name for name, module in model.named_modules() if type(module) in _HELD and module is not head]
         hold(model, held, keep=keep, exact=False)
-
-
-def all_uses(model: nn.Module) -> list[nn.Parameter]:
-    """The model's weights, each as often as there are places of it."""
-    return [p for _, p in model.named_parameters(remove_duplicate=False)]
 
 
 def _vectors(model: nn.Module, layers: dict[str, nn.Module]) -> set[int]:

@@ -26,43 +26,15 @@ HELD_OUT = 0.2
 FEW_ROWS = 200
 """Of fewer, none are held out to choose the best weights by."""
 LABEL_NAMES = {
-    "label",
-    "labels",
-    "class",
-    "category",
-    "target",
-    "species",
-    "kind",
-    "type",
-    "topic",
-    "section",
-    "sentiment",
-    "intent",
-    "genre",
-    "tags",
-    "keywords",
-    "topics",
-    "genres",
-    "categories",
-}
+    "label", "labels", "class", "category", "target", "species", "kind", "type", "topic", "section", "sentiment",
+    "intent", "genre", "tags", "keywords", "topics", "genres", "categories",
+}  # fmt: skip
 TEXT_NAMES = {"text", "transcript", "transcription", "sentence", "transcripts", "utterance"}
 SUMMARY_NAMES = {"summary", "highlights", "title", "headline", "abstract", "synopsis", "tldr", "short", "summaries"}
 GROUP_NAMES = {
-    "patient",
-    "subject",
-    "speaker",
-    "participant",
-    "person",
-    "user",
-    "author",
-    "client",
-    "group",
-    "session",
-    "scene",
-    "video",
-    "document",
-    "case",
-}
+    "patient", "subject", "speaker", "participant", "person", "user", "author", "client", "group", "session", "scene",
+    "video", "document", "case",
+}  # fmt: skip
 MAX_BAD_SHARE = 0.01
 """The default of `data.max_bad_share`."""
 LONG = 12
@@ -200,7 +172,7 @@ Roles = dict[str, str | list[str]]
 
 def _choose(survey: Survey, task: str | None) -> tuple[str, Roles]:
     """The task, and the column for each of what it needs."""
-    found = {tag: roles for tag, roles in _possible(survey).items() if task in (None, tag)}
+    found = {tag: roles for roles in _readings(survey) if task in (None, tag := _task_of(roles))}
     if len(found) == 1:
         return next(iter(found.items()))
     held = some(
@@ -219,11 +191,6 @@ def _choose(survey: Survey, task: str | None) -> tuple[str, Roles]:
         f"--task {tag} ({', '.join(f'{k}: {clip(str(c))}' for k, c in roles.items())})" for tag, roles in found.items()
     )
     raise RecipeError(f"init: the columns could be read in {len(found)} ways. Say which: {ways}.")
-
-
-def _possible(survey: Survey) -> dict[str, Roles]:
-    """Tasks that the columns would do for, and the column for each of what they take."""
-    return {_task_of(roles): roles for roles in _readings(survey)}
 
 
 def _task_of(roles: Roles) -> str:
@@ -318,7 +285,8 @@ def _splits(
         notes.append("there is no test split: the validation split is what is reported, and nothing is chosen by it")
         return {**splits, "validation": 0.1 if n_rows >= FEW_ROWS else None, "test": names["validation"]}, notes
     else:
-        splits |= {"validation": _scaled(held, 0.1) if n_rows >= FEW_ROWS else None, "test": held}
+        smaller = {**held, "share": 0.1} if isinstance(held, dict) else 0.1
+        splits |= {"validation": smaller if n_rows >= FEW_ROWS else None, "test": held}
         how = "by group" if group else "each class in proportion" if by_class else "drawn by chance"
         notes.append(f"a test set of {HELD_OUT:.0%} is held out, {how}")
     if extra := [name for name in others_of if name not in names.values()]:
@@ -337,10 +305,6 @@ def _of_groups(columns: Sequence[Column], classes: Column | None) -> list[str]:
         for text, found in told.items()
         if found
     ]
-
-
-def _scaled(held: object, share: float) -> object:
-    return {**held, "share": share} if isinstance(held, dict) else share
 
 
 def _share(value: object) -> float:

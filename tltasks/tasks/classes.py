@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -29,6 +30,7 @@ from tltasks.config.model import Checkpoint
 from tltasks.config.stage import ClassStage, ModelT
 from tltasks.data.batching import balanced_rows
 from tltasks.data.encoding import marked
+from tltasks.data.folders import some
 from tltasks.data.held_out import is_held_out
 from tltasks.data.label_lists import is_list, of_classes
 from tltasks.data.near_duplicates import contradictions
@@ -55,6 +57,7 @@ SORTED_ROWS = (
 IMBALANCE = 10
 """Times the rows of another class from which the commonest class is worth a word."""
 FEW_ROWS = "A share is held out here: of few rows it cannot have every class."
+_some = partial(some, most=12)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         several = [name for name in self.class_names if ";" in name or "|" in name]
         if several and not self.is_multi_label:
             text = (
-                f"{len(several)} classes have `;` or `|` in them ({_some(several, 3)}): `multi_label: true` parts them"
+                f"{len(several)} classes have `;` or `|` in them ({some(several, 3)}): `multi_label: true` parts them"
             )
             notes.setdefault(next(iter(encoded)), []).append(f"{text}, where rows may have several.")
         alike: dict[str, list[str]] = {}
@@ -169,7 +172,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
         if most < IMBALANCE * counts[-1][1]:
             return None
         few = [f"{self.class_names[label]} ({n})" for label, n in reversed(counts) if most >= IMBALANCE * n]
-        text = f"classes are uneven: {self.class_names[common]} has {most:,} rows, {_some(few, 5)}"
+        text = f"classes are uneven: {self.class_names[common]} has {most:,} rows, {some(few, 5)}"
         handled = self.stage.class_weights or self.stage.sampling == "balanced" or not self.stage.loops
         ways = "`class_weights: auto`" + ("" if self.is_multi_label else " or `sampling: balanced`")
         advice = "" if handled else f"; {ways} makes up for it"
@@ -616,8 +619,3 @@ def check_kept_head(names: list[str], found: ClassCounts, splits: Mapping[str, S
 def _unknown_classes(names: list[str], found: ClassCounts, splits: Mapping[str, Split]) -> list[str]:
     unknown = {name: sorted(set(counts) - set(names)) for name, counts in found.items()}
     return [f"{splits[name].where}: has {_some(classes)}" for name, classes in unknown.items() if classes]
-
-
-def _some(names: Sequence[str], limit: int = 12) -> str:
-    some = ", ".join(names[:limit])
-    return f"{some}, … ({len(names)} in all)" if len(names) > limit else some

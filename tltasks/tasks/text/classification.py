@@ -147,18 +147,13 @@ class TextClassification(ClassificationTask[LabelledTextModel, LabelledTextData,
 
     @property
     def auto_class(self) -> ModelLoader:
-        by_words = self.zero_shot is not None and self.zero_shot.by == "words"
-        loader: ModelLoader = AutoModelForCausalLM if by_words else AutoModelForSequenceClassification
-        return loader
+        return _loader(self.zero_shot)
 
     @property
     def settings(self) -> dict[str, object]:
-        about: dict[str, object] = {"max_tokens": self.max_tokens}
-        return (
-            about
-            if self.zero_shot is None
-            else {**about, "zero_shot_by": self.zero_shot.by, "template": self.zero_shot.template}
-        )
+        told = {} if self.zero_shot is None else vars(self.zero_shot)
+        of_classes = {"zero_shot_by": told["by"], "template": told["template"]} if told else {}
+        return {"max_tokens": self.max_tokens, **of_classes}
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
         missing = {name.rpartition(".")[0] for name in built.provenance.newly_initialised if ".pooler." in name}
@@ -406,13 +401,14 @@ def _tell(
     return ZeroShotClasses("words", keys.prompt, words) if writes else None
 
 
+def _loader(zero_shot: ZeroShotClasses | None) -> ModelLoader:
+    by_words = zero_shot is not None and zero_shot.by == "words"
+    loader: ModelLoader = AutoModelForCausalLM if by_words else AutoModelForSequenceClassification
+    return loader
+
+
 def _check_architecture(config: PretrainedConfig, zero_shot: ZeroShotClasses | None, source: Checkpoint) -> None:
-    loader = (
-        AutoModelForCausalLM
-        if zero_shot is not None and zero_shot.by == "words"
-        else AutoModelForSequenceClassification
-    )
-    if type(config) not in loader._model_mapping:
+    if type(config) not in _loader(zero_shot)._model_mapping:
         raise CheckpointError(
             f"model {source.display_name}: transformers has no classifier of texts for {config.model_type}; "
             "encoders (BERT), decoders (GPT-2, Llama) and encoder-decoders (BART, T5) have one."
