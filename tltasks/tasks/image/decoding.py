@@ -27,12 +27,10 @@ _BITS, _PHOTOMETRIC = 258, 262
 # ----------------------------------------------------------------------------------------- decoding
 
 
-def decode_image(value: object, *, at_least: int | None = None) -> Image.Image:
+def decode_image(value: object) -> Image.Image:
     """An upright RGB image from encoded bytes, a path, {"bytes", "path"}, a PIL image or an array [H, W(, 1 | 3 | 4)].
 
-    With `at_least`, a JPEG at least twice as large in both directions is decoded at 1/2, 1/4 or 1/8, still no smaller
-    than that: much faster, but no longer the pixels that transformers sees. Raises DataError whose message is the bare
-    reason, such as `truncated JPEG`.
+    Raises DataError whose message is the bare reason, such as `truncated JPEG`.
     """
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -45,7 +43,7 @@ def decode_image(value: object, *, at_least: int | None = None) -> Image.Image:
         warnings.simplefilter("ignore")
         match value:
             case bytes() | bytearray() | memoryview():
-                return _decode_bytes(bytes(value), at_least)
+                return _decode_bytes(bytes(value))
             case Image.Image():
                 try:
                     return _upright_rgb(value)
@@ -68,7 +66,7 @@ def _read(path: Path) -> bytes:
     raise DataError(f"file not found: {_shortened(str(path))}")
 
 
-def _decode_bytes(data: bytes, at_least: int | None) -> Image.Image:
+def _decode_bytes(data: bytes) -> Image.Image:
     if not data:
         raise DataError("empty file")
     kind = None
@@ -76,8 +74,6 @@ def _decode_bytes(data: bytes, at_least: int | None) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             kind = image.format
-            if kind == "JPEG" and at_least is not None:
-                image.draft(None, (at_least, at_least))
             return _upright_rgb(image)
     except UnidentifiedImageError as error:
         raise DataError(_unidentified(data)) from error
@@ -198,8 +194,8 @@ def _announced(data: bytes) -> str | None:
     return next((kind for kind, (_, accepts) in Image.OPEN.items() if accepts and accepts(start)), None)
 
 
-def _shortened(text: str, limit: int = 120) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+def _shortened(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:119]}…"
 
 
 def to_png(image: Tensor, *, largest_side: int = 160) -> bytes:

@@ -327,16 +327,6 @@ def test_bombs_are_refused_and_large_images_read_without_a_word(monkeypatch: pyt
         decode_image(bomb)
 
 
-def test_jpeg_at_a_reduced_scale_only_when_asked() -> None:
-    data = encoded(of(SMOOTH), "JPEG")
-    assert decode_image(data).size == (96, 64)
-    assert decode_image(data, at_least=33).size == (96, 64)
-    small = decode_image(data, at_least=32)
-    assert small.size == (48, 32)
-    assert np.abs(np.asarray(small, int) - np.asarray(of(SMOOTH).reduce(2), int)).mean() < 2
-    assert decode_image(encoded(of(SMOOTH), "PNG"), at_least=8).size == (96, 64)
-
-
 def test_pictures_for_the_report() -> None:
     image = torch.from_numpy(RGB).permute(2, 0, 1)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(to_png(image)))), RGB)
