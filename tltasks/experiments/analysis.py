@@ -14,18 +14,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from tltasks.errors import DataError
+from tltasks.experiments import statistics
 from tltasks.experiments.experiment import Experiment
-from tltasks.experiments.statistics import (
-    Estimate,
-    added_rows,
-    combine,
-    estimate,
-    examples_to_reach,
-    holm,
-    linearised,
-    moderated,
-    transfer_verdict,
-)
 from tltasks.experiments.trials import Levels, TargetScore, TrialRecord, trial_folder
 from tltasks.metrics.classification import class_parts, class_row_scores
 from tltasks.reports.formatting import show_gain, show_interval, show_number
@@ -43,7 +33,7 @@ class ControlComparison:
     """A cell against a control on the same seeds and test rows; above zero is better, whichever way the metric goes."""
 
     control: str
-    gain: Estimate
+    gain: statistics.Estimate
     p_adjusted: float
     verdict: Verdict
     """Than the control."""
@@ -62,7 +52,7 @@ class CellScore:
     target: str
     in_domain: bool | None
     """Whether it was trained on the test set's own domain; None where the experiment names no domains."""
-    score: Estimate
+    score: statistics.Estimate
     by_seed: dict[int, float]
     missing: list[int]
     """Seeds without a finished trial."""
@@ -83,7 +73,7 @@ class Drop:
 
     levels: Levels
     target: str
-    loss: Estimate
+    loss: statistics.Estimate
 
 
 @dataclass(frozen=True)
@@ -207,7 +197,7 @@ def analyse(experiment: Experiment, records: Iterable[TrialRecord], output: Path
         by_levels[levels][record.seed] = record
         for target, found in row_scores.items():
             bounded = bool(np.all((found[:, 0] >= 0) & (found[:, 0] <= found[:, 1])))
-            rows = _Rows(linearised(found), record.targets[target].fingerprint, bounded)
+            rows = _Rows(statistics.linearised(found), record.targets[target].fingerprint, bounded)
             scores[levels, target][record.seed] = rows
     kinds = {(one.metric, one.higher_is_better) for by_seed in by_levels.values() for one in by_seed.values()}
     if not kinds:
@@ -305,7 +295,7 @@ def _score(experiment: Experiment, at: Place, rows: dict[int, _Rows], records: d
         levels=levels,
         target=name,
         in_domain=None if own is None else name == own,
-        score=estimate(_table(rows, list(rows)), bounds=(0.0, 1.0) if _bounded(rows) else None),
+        score=statistics.estimate(_table(rows, list(rows)), bounds=(0.0, 1.0) if _bounded(rows) else None),
         by_seed={seed: records[seed].targets[target].value for seed in rows},
         missing=[seed for seed in experiment.seeds if seed not in rows],
         train_examples=float(np.mean([record.train_examples for record in records.values()])),
@@ -349,16 +339,18 @@ def _compare(experiment: Experiment, control: str, cells: Cells, scores: Scores,
         seeds = [s for s, rows in ours.items() if s in theirs and rows.fingerprint == theirs[s].fingerprint]
         if seeds:
             tables[at], others[at] = sign * _table(ours, seeds, less=theirs), other
-    spreads = moderated(list(tables.values()), contexts=len({levels for levels, _ in others.values()}))
+    spreads = statistics.moderated(list(tables.values()), contexts=len({levels for levels, _ in others.values()}))
     gains = [
-        estimate(table, bounds=(-1.0, 1.0) if _bounded(scores[at], scores[others[at]]) else None, spread=spread)
+        statistics.estimate(
+            table, bounds=(-1.0, 1.0) if _bounded(scores[at], scores[others[at]]) else None, spread=spread
+        )
         for (at, table), spread in zip(tables.items(), spreads, strict=True)
     ]
-    for at, gain, p in zip(tables, gains, holm([gain.p for gain in gains]), strict=True):
+    for at, gain, p in zip(tables, gains, statistics.holm([gain.p for gain in gains]), strict=True):
         cell, curve = cells[at], _curve(experiment, cells[others[at]], cells)
-        needed = examples_to_reach(cell.score.mean, curve, higher_is_better=sign > 0)
+        needed = statistics.examples_to_reach(cell.score.mean, curve, higher_is_better=sign > 0)
         tried = round(min(curve)[0]), round(max(curve)[0])
-        comparison = ControlComparison(control, gain, p, transfer_verdict(gain.mean, p), needed, tried)
+        comparison = ControlComparison(control, gain, p, statistics.transfer_verdict(gain.mean, p), needed, tried)
         cells[at] = dataclasses.replace(cell, comparisons=[*cell.comparisons, comparison])
     return len(tables)
 
@@ -380,8 +372,8 @@ def _drops(cells: Cells, scores: Scores, sign: float) -> Iterator[Drop]:
         if not cell.in_domain and (seeds := [seed for seed in scores[at] if seed in inside]):
             parts = [_table(inside, seeds), _table(scores[at], seeds)]
             bounded = _bounded(inside, scores[at])
-            whole = bounded and all(added_rows(part, (0.0, 1.0)) for part in parts)
-            loss = combine(
+            whole = bounded and all(statistics.added_rows(part, (0.0, 1.0)) for part in parts)
+            loss = statistics.combine(
                 parts, [sign, -sign], bounds=(-1.0, 1.0) if bounded else None, more=(0.0, 1.0) if whole else ()
             )
             yield Drop(cell.levels, cell.target, loss)

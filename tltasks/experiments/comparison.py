@@ -13,20 +13,12 @@ from rich.console import Console
 from tltasks.config.loading import Overrides
 from tltasks.config.recipe import plan_run
 from tltasks.errors import DataError
+from tltasks.experiments import report
 from tltasks.experiments.analysis import CellScore, Findings, analyse, few_seeds
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import Workers, carry_out, run_on_ray
 from tltasks.experiments.experiment import Experiment, Given, load_experiment, read_source
 from tltasks.experiments.label_noise import suspected_labels
-from tltasks.experiments.report import (
-    Layout,
-    by_target,
-    draw_pictures,
-    evidence,
-    latex_table,
-    text_table,
-    write_page,
-)
 from tltasks.experiments.trials import (
     Failure,
     Outcome,
@@ -87,7 +79,7 @@ class ComparisonResult:
         return self.findings.to_pandas()
 
     def _repr_html_(self) -> str:
-        levels, cells = by_target(self.findings, show_cell, "–")
+        levels, cells = report.by_target(self.findings, show_cell, "–")
         said = "".join(f"<li>{sentence}</li>" for _, sentence in self.findings.sentences())
         return f"<ul>{said}</ul>{pd.concat([levels, cells], axis=1).to_html(index=False)}"
 
@@ -225,7 +217,7 @@ def show_plan(console: Console, plan: ExperimentPlan, *, dry_run: bool = False) 
             done = Counter(record.levels[axis] for record in finished(plan.trials))
             rows += [[axis, level, f"{n:,}", f"{done[level]:,}"] for level, n in Counter(levels).items()]
         title = "plan (nothing was trained or written)"
-        console.print(text_table(title, ["axis", "level"], ["trials", "finished"], rows))
+        console.print(report.text_table(title, ["axis", "level"], ["trials", "finished"], rows))
     recipes = (item.trial.recipe for item in plan.trials)
     if any(recipe.data is not None and recipe.data.splits.shares for recipe in recipes):
         said = "shares are held out with the same seed in all trials, so that all are tested on the same rows"
@@ -242,25 +234,25 @@ def show_plan(console: Console, plan: ExperimentPlan, *, dry_run: bool = False) 
 
 def write_results(experiment: Experiment, result: ComparisonResult, output: Path) -> None:
     """result.json, report.html, figures and tables."""
-    findings, layout = result.findings, Layout(experiment, result.findings)
+    findings, layout = result.findings, report.Layout(experiment, result.findings)
     write_json(output / "result.json", result)
     write_text(output / "table.csv", result.to_pandas().to_csv(index=False, float_format="%.6g"))
-    write_text(output / "table.tex", latex_table(experiment, findings))
+    write_text(output / "table.tex", report.latex_table(experiment, findings))
     suspected = suspected_labels(result.trials, output) if experiment.folds is not None else None
     if suspected is not None:
         write_text(output / SUSPECTED, suspected.to_csv(index=False, float_format="%.4f"))
-    pictures = draw_pictures(experiment, findings, layout)
+    pictures = report.draw_pictures(experiment, findings, layout)
     with whole_folder(output / "figures") as figures:
         for picture in (picture for section in pictures.values() for picture in section):
             (figures / f"{picture.name}.png").write_bytes(png(picture.figure))
-    write_page(
+    report.write_page(
         output / "report.html",
         "experiment.html.jinja",
         experiment=experiment,
         findings=findings,
         layout=layout,
         pictures=pictures,
-        evidence=evidence(findings),
+        evidence=report.evidence(findings),
         result=result,
         best=best_trial(result),
         ranked=(output / "rank.html").is_file(),
@@ -278,10 +270,10 @@ def best_trial(result: ComparisonResult) -> TrialRecord:
 
 def show_findings(console: Console, findings: Findings, output: Path) -> None:
     """Print a short version of the report."""
-    levels, cells = by_target(findings, show_cell, "–")
+    levels, cells = report.by_target(findings, show_cell, "–")
     names = [", ".join(row).replace("_", " ") for row in levels.to_numpy().tolist()]
     rows = [[name, *scores] for name, scores in zip(names, cells.to_numpy().tolist(), strict=True)]
-    console.print(text_table(findings.metric, [""], [str(target) for target in cells], rows))
+    console.print(report.text_table(findings.metric, [""], [str(target) for target in cells], rows))
     for _, sentence in findings.sentences():
         console.print(sentence, soft_wrap=True)
     console.print(f"report   {output / 'report.html'}", soft_wrap=True)

@@ -34,17 +34,8 @@ from tltasks.data.near_duplicates import Likeness, Texts
 from tltasks.data.splits import LANGUAGE, SOURCE, Columns, EncodedSplit, Split
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.metrics.intervals import score_interval
+from tltasks.models import loading
 from tltasks.models.adapters import find_lora_targets, merged
-from tltasks.models.loading import (
-    ModelLoader,
-    check_loaded,
-    initialise_head,
-    load_pretrained,
-    load_saved,
-    random_model,
-    save_adapter,
-    save_whole,
-)
 from tltasks.models.trial import Run, Trial
 from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
 from tltasks.runtime.files import write_json
@@ -215,7 +206,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
 
     @property
     @abstractmethod
-    def auto_class(self) -> ModelLoader:
+    def auto_class(self) -> loading.ModelLoader:
         """The class that loads the model."""
 
     @property
@@ -246,7 +237,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         def outer(model: PreTrainedModel) -> list[str]:
             return [*self.head(model), *getattr(model, "input_layer", ())]
 
-        model, found = load_pretrained(self.auto_class, self.config, self.source, random=is_random, outer=outer)
+        model, found = loading.load_pretrained(self.auto_class, self.config, self.source, random=is_random, outer=outer)
         head = self.head(model)
         lost = [key for key in found.newly_initialised if key.startswith(tuple(f"{name}." for name in head))]
         if kind.head == "new":
@@ -256,13 +247,15 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
                 f"model {self.source.display_name}: has no weights for {self.head_name} "
                 f"({', '.join(lost[:3])}{', …' if len(lost) > 3 else ''}); {self.new_head_hint}"
             )
-        share = check_loaded(model, found.newly_initialised, head=outer(model), display_name=self.source.display_name)
+        share = loading.check_loaded(
+            model, found.newly_initialised, head=outer(model), display_name=self.source.display_name
+        )
         provenance = dataclasses.replace(found, loaded_share=share, settings=self.settings)
         return self.finish_build(BuiltModel(model, self, provenance))
 
     def draw_head(self, model: PreTrainedModel, head: list[str], *, is_random: bool) -> None:
         """Give a new head its first weights; `is_random` says whether all the others are random, too."""
-        initialise_head(model, head)
+        loading.initialise_head(model, head)
 
     def finish_build(self, built: BuiltModel[Self]) -> BuiltModel[Self]:
         """Finish a model whose weights are loaded, and note what is found out about it."""
@@ -302,7 +295,7 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
 
     def random_model(self, config: PretrainedConfig) -> PreTrainedModel:
         """A model of this task with random weights, by another configuration of the same architecture."""
-        model = random_model(self.auto_class, config, self.source)
+        model = loading.random_model(self.auto_class, config, self.source)
         if model.device.type == "meta":  # of which nothing can be tried
             return model
         task = dataclasses.replace(self, config=config)
@@ -327,13 +320,13 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """Write what `from_pretrained`, or PEFT for an adapter, needs: the setup and the weights."""
         self.save_setup(folder)
         if adapter:
-            save_adapter(model, folder)
+            loading.save_adapter(model, folder)
         else:
-            save_whole(merged(model), folder)
+            loading.save_whole(merged(model), folder)
 
     def reload(self, folder: Path) -> nn.Module:
         """The model as a user would load it from what `save` wrote."""
-        return load_saved(self.auto_class, folder, base=self.source, config=copy.deepcopy(self.config))
+        return loading.load_saved(self.auto_class, folder, base=self.source, config=copy.deepcopy(self.config))
 
     # --------------------------------------------------------------------------------------- rows
 

@@ -36,6 +36,7 @@ from tltasks.tasks.classes import (
     count_classes,
     train_classes,
 )
+from tltasks.tasks.image import zero_shot
 from tltasks.tasks.image.augmentation import ImageAugmentation, apply_mix, draw_mix
 from tltasks.tasks.image.decoding import to_png
 from tltasks.tasks.image.preprocessing import (
@@ -44,14 +45,6 @@ from tltasks.tasks.image.preprocessing import (
     open_preprocessing,
     read_image_config,
     read_pixels,
-)
-from tltasks.tasks.image.zero_shot import (
-    PROMPTS,
-    PROMPTS_KEY,
-    PromptClassifier,
-    is_contrastive,
-    refuse_prompts,
-    saved_prompts,
 )
 from tltasks.tasks.multi_label import MultiLabelTask, are_many
 
@@ -80,7 +73,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
     tag: ClassVar[str] = "image-classification"
     example_kind: ClassVar[Literal["image", "texts"]] = "image"
 
-    texts: PromptClassifier | None = None
+    texts: zero_shot.PromptClassifier | None = None
     """For a kept head of a model of images and texts: the head that its texts make of the classes' names."""
 
     # ------------------------------------------------------------------------------------ opening
@@ -90,14 +83,16 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
         found = count_classes(splits, plan.data)
         config = read_image_config(AutoModelForImageClassification, plan, source)
         if plan.model.prompts is not None:
-            refuse_prompts(config, display_name=source.display_name)
+            zero_shot.refuse_prompts(config, display_name=source.display_name)
         if plan.model.as_ is not None:
             config = wrap_for_images(config, plan.model, plan.stage, plan.kind, display_name=source.display_name)
-        by_text = plan.kind.head == "kept" and is_contrastive(config)
+        by_text = plan.kind.head == "kept" and zero_shot.is_contrastive(config)
         many = are_many(splits, config, plan.data, source, kept=plan.kind.head == "kept" and not by_text)
         if by_text:
             class_names = _named_classes(splits, found, plan.data.class_names, config, source)
-            config.update({PROMPTS_KEY: plan.model.prompts or saved_prompts(config) or PROMPTS})
+            config.update(
+                {zero_shot.PROMPTS_KEY: plan.model.prompts or zero_shot.saved_prompts(config) or zero_shot.PROMPTS}
+            )
         elif plan.kind.head == "kept":
             class_names = list(config.id2label.values())
             check_kept_head(class_names, found, splits, source)
@@ -110,7 +105,7 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
             preprocessing = Preprocessing(image_processor(config), name=source.display_name)
         else:
             preprocessing = open_preprocessing(source, config, image_size=plan.model.image_size)
-        texts = PromptClassifier.open(source, config, class_names) if by_text else None
+        texts = zero_shot.PromptClassifier.open(source, config, class_names) if by_text else None
         chosen = cast(type[Self], MultiLabelImages) if many else cls
         weights = chosen.own_weights(plan.stage, splits, found, class_names)
         if by_text and (weights or plan.stage.focal):
@@ -290,7 +285,7 @@ def _named_classes(
     """The classes that a model of images and texts is to tell apart: the data's, or those that it was saved with."""
     if splits:
         return classes_of(splits, found, class_names)
-    if saved_prompts(config) is None:
+    if zero_shot.saved_prompts(config) is None:
         raise CheckpointError(
             f"model {source.display_name}: is to be told its classes, and nothing names them here. Use the results "
             "folder of a run with `stage: zero_shot`, whose model has the classes of its data."
@@ -301,7 +296,7 @@ def _named_classes(
 def _name_architecture(config: PretrainedConfig) -> None:
     """A new head on a tower for images makes another class of it, which whoever opens the configuration goes by."""
     classes = AutoModelForImageClassification._model_mapping
-    if is_contrastive(config) and type(config) in classes:
+    if zero_shot.is_contrastive(config) and type(config) in classes:
         config.architectures = [classes[type(config)].__name__]
         # SigLIP's pooling, which its classifier passes by (transformers 5.24, modeling_siglip.py)
         config.vision_config.vision_use_head = False

@@ -54,18 +54,9 @@ from tltasks.tasks.base import (
     RowScores,
 )
 from tltasks.tasks.chat import PROMPT_DATE
+from tltasks.tasks.text import prompting
 from tltasks.tasks.text.baselines import DEFAULT_LEAD, Lead, choose_lead
 from tltasks.tasks.text.language_model import LanguageModelTask
-from tltasks.tasks.text.prompting import (
-    LINE_END,
-    SUFFIXES,
-    TextFormat,
-    open_format,
-    own_limits,
-    own_summary_limit,
-    stored_batches,
-    stored_task,
-)
 from tltasks.tasks.vocabulary import MOST_LOST, MOST_UNREAD, lost_share, n_characters, ordinary_ids
 
 Plan = StagePlan[TextModel, TextData, TextStage]
@@ -100,13 +91,13 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     tag: ClassVar[str] = "summarization"
     higher_is_better: ClassVar[bool] = True
     top_score: ClassVar[float | None] = 100.0
-    input_kind: ClassVar[InputKind] = InputKind("document", SUFFIXES, is_text=True)
+    input_kind: ClassVar[InputKind] = InputKind("document", prompting.SUFFIXES, is_text=True)
     output_features: ClassVar[datasets.Features] = datasets.Features({"prediction": datasets.Value("string")})
     converts: ClassVar[bool] = True
     head_name: ClassVar[str] = "the head that writes text"
     new_head_hint: ClassVar[str] = "name a checkpoint that was trained to write."
 
-    form: TextFormat
+    form: prompting.TextFormat
     splits: dict[str, Split]
 
     # ------------------------------------------------------------------------------------ opening
@@ -121,13 +112,13 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         config = open_config(source)
         _check_architecture(config, source)
         if not splits:
-            plan = replace(plan, data=own_limits(source, config, plan.data))
+            plan = replace(plan, data=prompting.own_limits(source, config, plan.data))
         elif not plan.kind.trains and "max_summary_tokens" not in plan.data.model_fields_set:
-            own = own_summary_limit(source, config) or plan.data.max_summary_tokens
+            own = prompting.own_summary_limit(source, config) or plan.data.max_summary_tokens
             plan = replace(plan, data=plan.data.model_copy(update={"max_summary_tokens": own}))
         by_row = plan.data.columns.language is not None or not splits
-        form = open_format(source, config, plan.model, plan.data, by_row=by_row)
-        config.task_specific_params = stored_task(form, stored_batches(config))
+        form = prompting.open_format(source, config, plan.model, plan.data, by_row=by_row)
+        config.task_specific_params = prompting.stored_task(form, prompting.stored_batches(config))
         return cls(plan, source, config, seed, form, splits)
 
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
@@ -211,12 +202,12 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
         if not habits.caches:
             model.generation_config.use_cache = False
         for config in (self.config, model.config):
-            config.task_specific_params = stored_task(self.form, None if habits.pads else habits.batches)
+            config.task_specific_params = prompting.stored_task(self.form, None if habits.pads else habits.batches)
         settings = {
             **built.provenance.settings,
             "decoding": _decoding_words(model.generation_config),
             "global_attention": _has_global_attention(model),
-            "line_end": LINE_END in self.form.tokenizer.get_vocab(),
+            "line_end": prompting.LINE_END in self.form.tokenizer.get_vocab(),
         }
         return replace(built, provenance=replace(built.provenance, settings=settings))
 
@@ -435,7 +426,7 @@ class Summarization(LanguageModelTask[TextData, TextStage]):
     def _write(self, model: nn.Module, batch: Batch) -> list[str]:
         """The text that is generated for each row of the batch, at once as far as the model may be asked so."""
         inputs = {name: values for name, values in batch.items() if name in ("input_ids", "attention_mask", "language")}
-        batches = stored_batches(unwrap_model(model).config)
+        batches = prompting.stored_batches(unwrap_model(model).config)
         if batches is None:
             return self._generate(model, inputs)
         texts = [""] * len(inputs["input_ids"])
