@@ -19,21 +19,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from tltasks.config.data import BUILDERS, ClassData, Data, ExtraTest, Files, Source, Splits, format_of, is_local_name
+from tltasks.data import local
 from tltasks.data.cache_keys import file_states
 from tltasks.data.class_names import join_rows
 from tltasks.data.folders import SUFFIXES, fault_of, sift, split_of_table, told
 from tltasks.data.held_out import draw_shots, hold_out
 from tltasks.data.label_lists import FLAG, in_lists, of_classes
-from tltasks.data.local import (
-    Opened,
-    Tables,
-    conversion,
-    declared_files,
-    open_files,
-    open_media,
-    open_media_files,
-    tables_of_folder,
-)
 from tltasks.data.relabel import relabel
 from tltasks.data.splits import BY, LANGUAGE, ROW_NAME, SOURCE, Columns, Split, located
 from tltasks.data.streaming import FORMATS, Stream, open_shards, rows_in, undecoded
@@ -114,7 +105,7 @@ def load_splits(
 
 def _open_stream(
     data: Data, columns: dict[str, str], *, seed: int, train: bool, locate: Locate
-) -> tuple[Opened, dict[str, Split]]:
+) -> tuple[local.Opened, dict[str, Split]]:
     """The splits that are scored, held as ever, and the one to `train` on, whose rows are a stream."""
     place, spec = locate("name"), str(data.splits.train)
     try:
@@ -138,7 +129,7 @@ def _open_stream(
     asked = [one for one in (data.splits.validation, data.splits.test) if isinstance(one, str)]
     scored = {split: own for split, own in groups.items() if any(split in one for one in asked)}
     source = Source(name=kind, files={split: list(own) for split, own in scored.items()})
-    opened = open_source(source, columns, place=place) if scored else Opened({})
+    opened = open_source(source, columns, place=place) if scored else local.Opened({})
     digest = hashlib.sha256(repr((kind, files, file_states(files))).encode()).hexdigest()[:32]
     prepare = partial(_select_columns, columns=columns, source=describe(data), locate=locate, hint="")
     stream = Stream(rows, tuple(files), prepare, count, digest, content_of(files), data.shuffle_buffer, seed)
@@ -149,8 +140,8 @@ def _local_shards(data: Source) -> tuple[str, dict[str, list[str]]]:
     """The format of local shards, and the files of each split."""
     kind = data.name if data.name in BUILDERS else None
     root = Path(data.dir or str(data.name))
-    files = data.files or (str(root) if root.is_file() else declared_files(root, data.config))
-    groups = _named_files(files)[0] if files else tables_of_folder(root, kind)[0]
+    files = data.files or (str(root) if root.is_file() else local.declared_files(root, data.config))
+    groups = _named_files(files)[0] if files else local.tables_of_folder(root, kind)[0]
     kinds = {kind or format_of(file.name) or "webdataset" for own in groups.values() for file in own}
     return " and ".join(sorted(kinds)), {split: [str(file) for file in own] for split, own in groups.items()}
 
@@ -257,7 +248,7 @@ def _columns(data: Data) -> dict[str, str]:
 
 
 def _take(
-    name: str, columns: dict[str, str], source: Source, opened: Opened, spec: str, *, key: str, locate: Locate
+    name: str, columns: dict[str, str], source: Source, opened: local.Opened, spec: str, *, key: str, locate: Locate
 ) -> Split:
     """The rows of a split specification, with the task's columns."""
     origin, place = describe(source), locate(key)
@@ -284,13 +275,13 @@ class _SoundPath(datasets.Audio):  # type: ignore[misc]
         return {"bytes": None, "path": str(value)}
 
 
-def _load_hub(data: Source, columns: dict[str, str]) -> Tables:
+def _load_hub(data: Source, columns: dict[str, str]) -> local.Tables:
     """All splits of a Hub data set, or of a builder's files on the web, media undecoded."""
     options = {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)} if data.name == "parquet" else {}
     builder = _hub_builder(data, **options)
     if isinstance(builder.config, CsvConfig) and builder.info.features is None:
         # pandas guesses: 007 would be 7, and a class called NA a missing value
-        as_written = {column: str for key, column in columns.items() if conversion(key) in (as_text, as_label)}
+        as_written = {column: str for key, column in columns.items() if local.conversion(key) in (as_text, as_label)}
         builder = _hub_builder(data, converters=as_written, keep_default_na=False, na_values=[""])
     if getattr(builder, "BASE_FEATURE", None) is datasets.Audio:
         builder.BASE_FEATURE = _SoundPath
@@ -304,11 +295,11 @@ def _hub_builder(data: Source, **options: object) -> datasets.DatasetBuilder:
     )
 
 
-def open_source(data: Source, columns: dict[str, str], *, place: str) -> Opened:
+def open_source(data: Source, columns: dict[str, str], *, place: str) -> local.Opened:
     """All splits of a source, media left undecoded so that one bad file cannot end the run."""
     try:
         reads = _is_local(data) and data.name != "webdataset"
-        found = _open_local(data, columns) if reads else Opened(_load_hub(data, columns))
+        found = _open_local(data, columns) if reads else local.Opened(_load_hub(data, columns))
         return dataclasses.replace(found, tables={name: undecoded(rows) for name, rows in found.tables.items()})
     except SOURCE_FAULTS as error:
         raise DataError(f"{place}: {describe(data)}: {_why_not(data, error, place)}") from error
@@ -322,18 +313,20 @@ def _is_local(data: Source) -> bool:
     return name in BUILDERS or is_local_name(name) or Path(name).exists()
 
 
-def _open_local(data: Source, columns: dict[str, str]) -> Opened:
+def _open_local(data: Source, columns: dict[str, str]) -> local.Opened:
     """Splits of a folder or of files, by the builder that the source names, or else by what is there."""
     name = str(data.name)
     kind = {"imagefolder": "image", "audiofolder": "audio"}.get(name, name) if name in BUILDERS else None
     root = Path(data.dir or name)
     media = next((key for key in columns if key in SUFFIXES), None) if kind is None else kind
-    files = data.files or (str(root) if root.is_file() else declared_files(root, data.config))
+    files = data.files or (str(root) if root.is_file() else local.declared_files(root, data.config))
     if data.config and kind is None and not files:
         root /= data.config
     if files:
         groups, notes = _named_files(files)
-        opened = open_media_files(groups, kind) if kind in SUFFIXES else open_files(groups, columns, kind=kind)
+        opened = (
+            local.open_media_files(groups, kind) if kind in SUFFIXES else local.open_files(groups, columns, kind=kind)
+        )
         return dataclasses.replace(opened, notes=[*notes, *opened.notes])
     if root.exists() and (fault := fault_of(root)):
         raise DataError(f"{root.name} is {fault}")
@@ -341,11 +334,11 @@ def _open_local(data: Source, columns: dict[str, str]) -> Opened:
         raise FileNotFoundError(f"there is no folder or file {root.name}{nearby(root)}")
     if (root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file():
         loaded = datasets.load_from_disk(str(root))
-        return Opened({"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded))
+        return local.Opened({"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded))
     if media in SUFFIXES and (kind is not None or _holds_media(root, media)):
-        return open_media(root, media, columns)
-    tables, notes = tables_of_folder(root, kind)
-    return dataclasses.replace(open_files(tables, columns, kind=kind), notes=notes)
+        return local.open_media(root, media, columns)
+    tables, notes = local.tables_of_folder(root, kind)
+    return dataclasses.replace(local.open_files(tables, columns, kind=kind), notes=notes)
 
 
 def _holds_media(folder: Path, kind: str) -> bool:
@@ -405,7 +398,7 @@ def _why_not(data: Source, error: Exception, place: str) -> str:
     return f"could not be read: {first_line(error.__cause__ or error)}"
 
 
-def _slice(tables: Tables, spec: str, columns: list[str], *, place: str, source: str) -> datasets.Dataset:
+def _slice(tables: local.Tables, spec: str, columns: list[str], *, place: str, source: str) -> datasets.Dataset:
     """Rows of a split specification such as `train[:95%]` or `train+test`."""
     try:
         parts = datasets.ReadInstruction.from_spec(spec).to_absolute({k: len(v) for k, v in tables.items()})
@@ -426,7 +419,7 @@ def _slice(tables: Tables, spec: str, columns: list[str], *, place: str, source:
         raise DataError(f"{place}: {source}: {error}") from error
 
 
-def _shared_rows(tables: Tables, one: str, other: str) -> int:
+def _shared_rows(tables: local.Tables, one: str, other: str) -> int:
     """The number of rows that two specifications of splits, which fit the tables, have in common."""
     sizes = {name: len(rows) for name, rows in tables.items()}
     parts, others = (datasets.ReadInstruction.from_spec(spec).to_absolute(sizes) for spec in (one, other))
@@ -450,7 +443,7 @@ def _select_columns(
         raise DataError("\n".join(lines) + f"\nIts columns: {listed}.{f' Why: {hint}.' if hint else ''}")
     rows = rows.select_columns([*columns.values(), *([ROW_NAME] if ROW_NAME in rows.column_names else [])])
     rows = rows.rename_columns({column: key for key, column in columns.items() if column != key})
-    for key in (key for key in columns if conversion(key) is as_text):
+    for key in (key for key in columns if local.conversion(key) is as_text):
         feature = rows.features[key]
         if isinstance(feature, datasets.ClassLabel) and key == LANGUAGE:
             named = partial(_by_name, key, feature)

@@ -29,6 +29,7 @@ from tltasks.data.streaming import Place
 from tltasks.errors import DataError, Interrupted, RecipeError, TrainingError
 from tltasks.models.adapters import freeze_unused, set_training_mode
 from tltasks.models.fast_steps import fast_steps
+from tltasks.runtime import sharding
 from tltasks.runtime.devices import (
     Resident,
     bytes_asked,
@@ -39,17 +40,6 @@ from tltasks.runtime.devices import (
     release_memory,
 )
 from tltasks.runtime.peers import readable
-from tltasks.runtime.sharding import (
-    check_gradients,
-    full,
-    gather_into,
-    gathered,
-    prepare,
-    refuse_rare,
-    share_out,
-    shares,
-    whole_model,
-)
 from tltasks.tasks.base import Batch, TaskBase
 from tltasks.training.batches import read_batches
 from tltasks.training.blocks import trained
@@ -195,13 +185,13 @@ class _Training:
         freeze_unused(model, unused)
         release_memory()  # of the passes that told
         if are_rare:  # a process would wait for gradients of experts that another's rows do not reach
-            refuse_rare(accelerator)
+            sharding.refuse_rare(accelerator)
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self.model = model = share_out(accelerator, model)
+        self.model = model = sharding.share_out(accelerator, model)
         self.optimizer = build_optimizer(model, stage, head=job.head)
         # The scheduler is a function of the step and the plan shards the rows, so neither is prepared: a prepared
         # scheduler steps once per process (accelerate 1.15, scheduler.py).
-        self.wrapped, self.prepared_optimizer = prepare(accelerator, model, self.optimizer)
+        self.wrapped, self.prepared_optimizer = sharding.prepare(accelerator, model, self.optimizer)
         if stage.compile:
             model.compile()
         self.lanes = Lanes(model) if _lanes(accelerator, job, model, least=self.least) > 1 else None
@@ -288,13 +278,13 @@ class _Training:
             return None
         if not math.isfinite(loss):
             raise self._not_finite(f"the loss is {loss}", rows, "; look at these rows")
-        check_gradients(self.model)
+        sharding.check_gradients(self.model)
         self.regularization.mask_gradients(self.progress.step / job.steps_per_epoch)
         if job.stage.max_grad_norm is not None:
             total = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), job.stage.max_grad_norm)
         else:
             total = nn.utils.get_total_norm([p.grad for p in self.wrapped.parameters() if p.grad is not None])
-        norm = float(full(total))
+        norm = float(sharding.full(total))
         if not math.isfinite(norm) and self.accelerator.scaler is None:
             raise self._not_finite("the gradient is not finite", rows)
         optimizer.step()
@@ -368,7 +358,7 @@ class _Training:
 
     def _passes_of_all(self, plan: list[Rows]) -> list[int]:
         """Passes that this process makes of each step at least: where weights are shared out, as many as any."""
-        if not shares(self.accelerator):
+        if not sharding.shares(self.accelerator):
             return [1] * len(plan)
         halvings, lanes = self.progress.net_halvings, 1
         divide = _divider(self.accelerator, self.job, self.rows, halvings=halvings, least=self.least, lanes=lanes)
@@ -447,7 +437,7 @@ class _Training:
         job, progress = self.job, self.progress
         if job.evaluate is None:
             return
-        with self.average.in_place_of_weights(self.model), whole_model(self.given, self.model) as model:
+        with self.average.in_place_of_weights(self.model), sharding.whole_model(self.given, self.model) as model:
             values = job.evaluate(model)
             value, loss = values[job.task.headline], values.get("loss", 0.0)
             if self.regularization.ranks_final(progress.step):
@@ -475,7 +465,7 @@ class _Training:
             "regularization": self.regularization.state(),
         }
         keep = self.accelerator.is_main_process
-        groups = {name: gathered(tensors, keep=keep) for name, tensors in found.items()}
+        groups = {name: sharding.gathered(tensors, keep=keep) for name, tensors in found.items()}
 
         def write() -> None:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
@@ -519,7 +509,7 @@ class _Training:
                 load_model_state(self.given, Checkpoints(folder.parent, keep=1).load(folder.name).tensors["model"])
         else:
             self.average.swap(self.model)
-            gather_into(self.given, self.model)
+            sharding.gather_into(self.given, self.model)
         self.given.eval()
         # takes autocast off again, so that it can be copied
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
