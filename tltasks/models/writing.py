@@ -25,18 +25,7 @@ from transformers import (
 )
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import DynamicLayer
-from transformers.generation import (
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
-    GenerationMode,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-)
+from transformers.generation import GenerationMode, logits_process
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
@@ -60,15 +49,15 @@ class FirstTokens(LogitsProcessor):  # type: ignore[misc]
 
 BY_ROW = {
     FirstTokens,
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
+    logits_process.ForcedBOSTokenLogitsProcessor,
+    logits_process.ForcedEOSTokenLogitsProcessor,
+    logits_process.MinLengthLogitsProcessor,
+    logits_process.MinNewTokensLengthLogitsProcessor,
+    logits_process.NoBadWordsLogitsProcessor,
+    logits_process.NoRepeatNGramLogitsProcessor,
+    logits_process.RepetitionPenaltyLogitsProcessor,
+    logits_process.SuppressTokensAtBeginLogitsProcessor,
+    logits_process.SuppressTokensLogitsProcessor,
 }
 """What changes the scores of a row by its own tokens, and keeps nothing of it."""
 OF_ROWS = {"attention_mask", "decoder_attention_mask", "position_ids", "decoder_position_ids", "token_type_ids"}
@@ -219,7 +208,7 @@ def _rows_of(kwargs: Mapping[str, object], rows: Tensor) -> dict[str, object]:
 def _quick(processor: LogitsProcessor) -> Callable[[Tensor, Tensor], Tensor]:
     """The same processor; of those that suppress tokens one that does not look for them in all others at each step."""
     kind = type(processor)
-    if kind is SuppressTokensLogitsProcessor:
+    if kind is logits_process.SuppressTokensLogitsProcessor:
         asked, known = processor.suppress_tokens, list[Tensor]()  # may be none, or of no token that there is
 
         def suppress(_: Tensor, scores: Tensor) -> Tensor:
@@ -228,7 +217,7 @@ def _quick(processor: LogitsProcessor) -> Callable[[Tensor, Tensor], Tensor]:
             return scores.index_fill_(1, known[0], -torch.inf)
 
         return suppress
-    if kind is SuppressTokensAtBeginLogitsProcessor:
+    if kind is logits_process.SuppressTokensAtBeginLogitsProcessor:
         return lambda ids, scores: processor(ids, scores) if ids.shape[1] == processor.begin_index else scores
     return processor  # type: ignore[no-any-return]
 
