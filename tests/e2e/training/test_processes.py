@@ -238,6 +238,22 @@ def test_an_error_of_any_process_is_heard_on_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
+def test_each_of_several_processes_compiles_once(tmp_path: Path) -> None:
+    """Also before the first step, where each sees whether its largest micro-batch fits."""
+    code = "import os, sys, torch; from tltasks.cli import commands\nmade, usual = [], torch.nn.Module.compile\n"
+    code += "def keep(graph, inputs): made.append(torch.is_grad_enabled()); return graph.forward\n"
+    code += "torch.nn.Module.compile = lambda module: usual(module, backend=keep)\n"
+    code += (
+        "status = commands.main(sys.argv[1:])\nprint('in training', sum(made), 'graphs', file=sys.stderr, flush=True)\n"
+    )
+    code += "os._exit(status)"
+    keys = ("compile=true", "batch_size=8", "micro_batch=2")
+    flags = [word for key in keys for word in ("--set", f"stages.0.{key}")]
+    said = in_processes(2, classifier(tmp_path), tmp_path / "out", *flags, code=code)
+    assert re.findall(r"in training (\d+) graphs", said) == ["1", "1"]
+
+
+@pytest.mark.exhaustive
 def test_a_step_makes_three_exchanges_besides_its_gradients(tmp_path: Path) -> None:
     code = "import sys; sys.path.insert(0, 'benchmarks'); import json, pathlib, processes\n"
     code += "print(json.dumps(processes.costs(8, pathlib.Path(sys.argv[1]))))"
