@@ -26,7 +26,7 @@ from tltasks.inference.predictor import Output, Predictor
 from tltasks.reports.formatting import show_interval, show_number, words
 from tltasks.reports.model_card import render_card
 from tltasks.results.comparison import compare_headline
-from tltasks.results.metric_names import metric_name
+from tltasks.results.metric_names import metric_in_text, metric_name
 from tltasks.results.result import RunResult, load_result
 from tltasks.runtime import devices
 from tltasks.tasks import load_adapter
@@ -83,7 +83,7 @@ class Demo:
         if self.result is None:
             return f"{task}."
         best = self.result.headline
-        score = f"{metric_name(best.metric)} {show_number(best.value)} (95 % interval {show_interval(best.ci95)})"
+        score = f"{metric_in_text(best.metric)} {show_number(best.value)} (95 % interval {show_interval(best.ci95)})"
         return f"{task}: {score} on {words(best.split)}."
 
     def quality(self) -> str | None:
