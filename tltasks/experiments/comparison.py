@@ -254,18 +254,9 @@ def write_results(experiment: Experiment, result: ComparisonResult, output: Path
         pictures=pictures,
         evidence=report.evidence(findings),
         result=result,
-        best=best_trial(result),
         ranked=(output / "rank.html").is_file(),
         suspected=[] if suspected is None else suspected.head(SHOWN_SUSPECTED).to_dict("records"),
     )
-
-
-def best_trial(result: ComparisonResult) -> TrialRecord:
-    """A trial of the levels that score best on the first test set."""
-    findings, sign = result.findings, 1 if result.findings.higher_is_better else -1
-    cells = [cell for cell in findings.cells if cell.target == findings.cells[0].target]
-    levels = max(cells, key=lambda cell: sign * cell.score.mean).levels
-    return next(record for record in result.trials if record.levels == levels)
 
 
 def show_findings(console: Console, findings: Findings, output: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
 from tltasks.reports.formatting import show_bytes, show_interval, show_number
+from tltasks.reports.templates import page_environment
 from tltasks.results.metric_names import metric_in_text, metric_name
 from tltasks.results.result import Rescored
 from tltasks.runtime.files import write_text
@@ -66,16 +66,9 @@ def card(title: str, usage: str, scores: Sequence[Rescored]) -> str:
 def show_in(run: Path, scores: Sequence[Rescored]) -> None:
     """Put the table into a results folder's card and report, in the place of an earlier one."""
     _replace(run / "README.md", f"\n## Exports\n\n{markdown(scores)}\n", before=None)
-    cells = [[html.escape(cell) for cell in row] for row in rows_of(scores)]
-    (first, *names), *rows = cells
-    head = f"<th class='name'>{first}</th>{''.join(f'<th>{name}</th>' for name in names)}"
-    body = "".join(
-        f"<tr><th class='name'>{first}</th>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for first, *row in rows
-    )
-    table = f"<div class='scroll' tabindex='0'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    _replace(
-        run / "report.html", f"<section><h2>Exports</h2><p>{told_of(scores)}.</p>{table}</section>", before="</main>"
-    )
+    template = page_environment().get_template("exports.html.jinja")
+    section = template.render(told=told_of(scores), table=rows_of(scores))
+    _replace(run / "report.html", section, before="</main>")
 
 
 def _replace(path: Path, part: str, *, before: str | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from datetime import date
 from decimal import ROUND_FLOOR, Decimal
 from typing import TypeGuard
 
@@ -104,14 +103,6 @@ def show_share(share: float, digits: int = 0) -> str:
     ('10.07\\xa0%', '100\\xa0%')
     """
     return f"{100 * share:.{digits}f}\xa0%"
-
-
-def show_day(day: date) -> str:
-    """
-    >>> show_day(date(2026, 3, 1))
-    '1 March 2026'
-    """
-    return f"{day.day} {day:%B %Y}"
 
 
 def show_seconds(seconds: float) -> str:

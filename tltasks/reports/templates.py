@@ -15,7 +15,6 @@ from tltasks.reports.formatting import (
     UNKNOWN,
     data_uri,
     is_number,
-    show_day,
     show_duration,
     show_gain,
     show_interval,
@@ -34,7 +33,10 @@ HERE = Path(__file__).parent
 def page_environment(*folders: Path) -> jinja2.Environment:
     """Templates of pages, of further `folders` too."""
     environment = _environment([HERE, *folders], trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"data_uri": data_uri, "coded": coded}
+    environment.filters |= {
+        "data_uri": data_uri,
+        "coded": lambda text: Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))),  # noqa: S704 (escaped)
+    }
     return environment
 
 
@@ -66,7 +68,7 @@ def _environment(folders: list[Path], **options: object) -> jinja2.Environment:
         "baseline": baseline_name,
         "in_short": short_name,
         "count": lambda n: f"{n:,}",
-        "day": show_day,
+        "day": lambda day: f"{day.day} {day:%B %Y}",
         "duration": show_duration,
         "gibibytes": lambda n: f"{n / 2**30:.1f} GiB",
         "number": show_number,
@@ -84,15 +86,6 @@ def _environment(folders: list[Path], **options: object) -> jinja2.Environment:
 
 def _finalize(value: object) -> object:
     return value if isinstance(value, (Markup, int, float)) else clean(str(value))
-
-
-def coded(text: str) -> Markup:
-    """Text for a page, in which what stands between backticks is code.
-
-    >>> str(coded("`a: <b>` is"))
-    '<code>a: &lt;b&gt;</code> is'
-    """
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (escaped)
 
 
 def clean(text: str) -> Markup:

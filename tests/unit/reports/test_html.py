@@ -319,7 +319,7 @@ def test_each_baseline_gets_a_plain_sentence(
 
 def test_what_weakens_the_headline_is_said(tmp_path: Path) -> None:
     run = run_of([stage("finetune", {"validation": plain_score("wer", 0.2, float("nan"))}, {})], "validation")
-    described = replace(run.best.data["validation"], skipped=7)
+    described = replace(run.best.data["validation"], skipped=7, notes=["See `data.leaks`, <b>."])
     run = replace(run, stages=[replace(run.stages[0], data={"validation": described})])
     text = Page(written(tmp_path, run)).text
     for part in (
@@ -329,6 +329,7 @@ def test_what_weakens_the_headline_is_said(tmp_path: Path) -> None:
         "no interval",
     ):
         assert part in text
+    assert "<code>data.leaks</code>, &lt;b&gt;" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------ sections
