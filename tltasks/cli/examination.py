@@ -46,7 +46,7 @@ def examine_recipe(plan: RunPlan, *, bandwidth: float | None, latency: float | N
         return 0
     console = open_terminal(stderr=False)
     console.print(
-        f"each device as this one ({facts['device_name']}{f', {cores()} cores' if device.type == 'cpu' else ''}, in "
+        f"each device as this one ({facts['device_name']}{f', cores: {cores()}' if device.type == 'cpu' else ''}, in "
         f"{facts['precision']}), {network.bandwidth / 1e9:g} GB/s and {1e6 * network.latency:g} µs from one to another "
         "(--bandwidth, --latency); nothing is computed during exchanges",
         soft_wrap=True,
