@@ -33,7 +33,7 @@ from tltasks.experiments.search_space import Search
 ROOT = Path(tltasks.__file__).parents[1]
 COUNTED = {
     "recipes run": 9,
-    "recipes checked": 12,
+    "recipes checked": 13,
     "commands run": 25,
     "commands checked": 40,
     "python run": 8,

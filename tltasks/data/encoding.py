@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
 from tltasks.data.near_duplicates import Likeness, MarkedRows
-from tltasks.data.splits import LANGUAGE, SOURCE, Columns, EncodedSplit, Split, row_path, row_words
+from tltasks.data.splits import LANGUAGE, PROMPT, SOURCE, Columns, EncodedSplit, Split, row_path, row_words
 from tltasks.data.streaming import START, Place
 from tltasks.errors import DataError, first_line
 from tltasks.runtime.files import whole_file
@@ -88,7 +88,7 @@ def encode_split(
 
 
 def _kept(split: Split) -> dict[str, object]:
-    return {name: split.rows.features[name] for name in (SOURCE, LANGUAGE) if name in split.rows.features}
+    return {name: split.rows.features[name] for name in (SOURCE, LANGUAGE, PROMPT) if name in split.rows.features}
 
 
 def _by_batch(

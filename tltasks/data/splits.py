@@ -22,6 +22,8 @@ WriteWindow = Callable[[Path, Place], Place]
 """Writes the encoded rows of the window that begins at a place into an Arrow file, and gives the place after it."""
 LANGUAGE = "language"
 """Column with the language of a row, where the recipe names one."""
+PROMPT = "prompt"
+"""Column with the text before a row, where the recipe names one."""
 SOURCE = "tltasks:source"
 """Column with the number of the source that a training row is of, where there are several."""
 BY = "tltasks:by "

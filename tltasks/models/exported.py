@@ -203,20 +203,26 @@ class ConvertedWhisper(ExportedModel):
         input_features: Tensor,
         language: Sequence[str] | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
-        prompt_ids: Tensor | None = None,
+        before: Tensor | None = None,
     ) -> Tensor:
-        """Token ids of what is heard in each clip, [clips, tokens], after the prompt; `prompt_ids` stand before it."""
+        """Token ids of what is heard in each clip, [clips, tokens], behind the prompt and what was said `before`, whose
+        ids are those that are not negative."""
         own, rows = self.generation_config, len(input_features)
-        before = [] if prompt_ids is None else prompt_ids.tolist()
-        prompts = [[*before, *whisper_prompt(own, self.config, language[i] if language else None)] for i in range(rows)]
+        said = [[]] * rows if before is None else [ids[ids >= 0].tolist() for ids in before]
+        told = [language[i] if language else None for i in range(rows)]
+        prompts = [[*ids, *whisper_prompt(own, self.config, one)] for ids, one in zip(said, told, strict=True)]
         room = min(own.max_length or self.config.max_target_positions, self.config.max_target_positions)
-        found = self.whisper.generate(
-            _view(input_features),
-            prompts,
-            max_length=2 * (room - len(prompts[0])),  # half of it is written at most (ctranslate2 4.8, whisper.cc)
-            **search_keys(own),
-        )
-        texts = [_until_stopped(torch.tensor(it.sequences_ids[0], dtype=torch.long), stopping_criteria) for it in found]
+        texts = [torch.empty(0)] * rows
+        for length in {len(ids) for ids in prompts}:  # of one length at a time (ctranslate2 4.8, whisper.cc)
+            alike = [i for i, ids in enumerate(prompts) if len(ids) == length]
+            found = self.whisper.generate(
+                _view(input_features[alike]),
+                [prompts[i] for i in alike],
+                max_length=2 * (room - length),  # half of it is written at most (ctranslate2 4.8, whisper.cc)
+                **search_keys(own),
+            )
+            for i, it in zip(alike, found, strict=True):
+                texts[i] = _until_stopped(torch.tensor(it.sequences_ids[0], dtype=torch.long), stopping_criteria)
         return pad_sequence(texts, batch_first=True, padding_value=own.eos_token_id)
 
     def align(

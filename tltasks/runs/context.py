@@ -155,7 +155,7 @@ class PreparedStage:
         """Rows of an epoch of training; where nobody can count them, those of all its steps, which the recipe names."""
         train, keys = self.encoded["train"], self.plan.stage
         if train.stream is None or train.stream.count is not None:
-            return train.n_rows
+            return train.n_rows if train.stream is not None else len(self.task.epoch_rows(train.rows, epoch=0))
         if keys.steps and (keys.evaluate_every or "validation" not in self.encoded) and not keys.unfreeze_epochs:
             return keys.steps * keys.batch_size
         raise RecipeError(

@@ -381,11 +381,12 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         return None
 
     def epoch_rows(self, rows: datasets.Dataset, *, epoch: int) -> datasets.Dataset:
-        """The rows that an epoch of training deals out, as many as there are; a function of (seed, epoch)."""
+        """The rows that an epoch of training deals out, as many in each; a function of (seed, epoch)."""
         weights = self.plan.data.source_weights
         if len(set(weights)) == 1 or SOURCE not in rows.column_names:
             return rows
-        return rows.select(weighted_rows(rows[SOURCE][:], weights, seed=self.seed, epoch=epoch))
+        sources = rows.with_format(None)[SOURCE][:]
+        return rows.select(weighted_rows(sources, weights, seed=self.seed, epoch=epoch))
 
     @abstractmethod
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:

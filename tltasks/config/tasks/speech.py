@@ -57,6 +57,9 @@ class SpeechColumns(LanguageColumns):
     """Column of recordings, or of their paths."""
     text: str = "text"
     """Column of what is said."""
+    prompt: str | None = None
+    """Column of the text before each recording, or of names to expect: Whisper goes on from it, in training (no loss is
+    over it) and in scores. Of long ones the last 223 tokens are read."""
     segments: str | None = None
     """Timestamps: a list of `{start, end, text}` in seconds, by which training cuts recordings that are longer than the
     model hears at once. Without it they are left out and counted."""
@@ -107,11 +110,28 @@ class SpeechAugment(Section):
     """Add white noise at a signal-to-noise ratio drawn between this many decibels and 20 more."""
 
 
+class Timestamps(Section):
+    """Rows joined into windows as long as Whisper hears at once, with pauses between them, anew each epoch, and their
+    times written as its tokens: so it keeps what it transcribes long recordings by. `batch_size` counts windows.
+    Source: Radford et al., https://arxiv.org/abs/2212.04356."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Of the windows, whose texts have times; those of the others have none, as answers without times."""
+    pause_seconds: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Longest pause between two rows."""
+
+
 class SpeechStage(LengthStage[SpeechModel, SpeechData]):
     metric: Literal["wer", "cer"] | None = None
     """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset: wer, or
     cer of scripts without spaces."""
     augment: SpeechAugment = SpeechAugment()
+    timestamps: Timestamps | None = None
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
+        if self.timestamps is not None and self.augment.speed:
+            yield Conflict("`augment.speed` moves what is said, and `timestamps` are of when; keep one")
 
 
 class SpeechMasking(Section):

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -27,7 +28,7 @@ from tltasks.config.tasks.speech import SpeechData, SpeechModel, SpeechStage
 from tltasks.data.corruptions import corrupt_audio, corrupt_rows
 from tltasks.data.languages import Languages, only_language, standard, told_languages
 from tltasks.data.near_duplicates import Likeness
-from tltasks.data.splits import LANGUAGE, Columns, EncodedSplit, Split, located, row_title
+from tltasks.data.splits import LANGUAGE, PROMPT, Columns, EncodedSplit, Split, located, row_title
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics import error_rate
 from tltasks.metrics.calibration import expected_calibration_error
@@ -52,9 +53,10 @@ from tltasks.tasks.base import (
     digest_of,
 )
 from tltasks.tasks.speech import audio, voice
-from tltasks.tasks.speech.audio import Samples, join_segments, read_segments
+from tltasks.tasks.speech.audio import Samples, Segment, join_segments, read_segments
 from tltasks.tasks.speech.augmentation import augment_audio
 from tltasks.tasks.speech.ctc import CtcRecogniser
+from tltasks.tasks.speech.joining import Window, joined
 from tltasks.tasks.speech.prompted import PromptedRecogniser, makes_requests, takes_language
 from tltasks.tasks.speech.recognition import Recogniser, Transcript, family, given_keys, open_processor
 from tltasks.tasks.speech.seq2seq import SequenceRecogniser
@@ -142,6 +144,12 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             recogniser = _open_transducer(plan, splits, source, config)
         else:
             recogniser = _open_sequence(plan, splits, source, config)
+        if plan.data.columns.prompt is not None:
+            recogniser.prompt_ids(None)
+        if plan.stage.timestamps is not None:
+            recogniser.joins(plan.stage.timestamps)
+            if "train" in splits and splits["train"].stream is not None:
+                raise RecipeError(f"stage {plan.name}: `timestamps` joins the rows of an epoch; leave `streaming` out.")
         name = plan.data.normaliser
         if name == "auto":
             name = "english" if _is_english(plan, splits, recogniser) else "basic"
@@ -157,6 +165,13 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def notes(self) -> list[str]:
         return list(self.lost_note)
 
+    def data_notes(self, encoded: dict[str, EncodedSplit]) -> dict[str, list[str]]:
+        if self._window is None or "train" not in encoded:
+            return {}
+        rows, longest = encoded["train"].rows, self._window.seconds
+        n_windows = len(self.epoch_rows(rows, epoch=0))
+        return {"train": [f"an epoch joins {len(rows):,} clips into {n_windows:,} windows of up to {longest:g} s"]}
+
     def data_checks(self, encoded: dict[str, EncodedSplit]) -> dict[str, dict[str, float]]:
         return {"train": {"characters_unknown_share": self.lost_share}} if self.lost_share else {}
 
@@ -165,9 +180,16 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         return self.recogniser.languages
 
     def _told(self, columns: Columns, rows: Sequence[int]) -> Batch:
-        """The part of a batch with the language of so many of some rows, where they tell any."""
-        names = columns.get(LANGUAGE)
-        return {} if names is None else self.recogniser.told([names[row] for row in rows])
+        """The part of a batch with the language of so many of some rows, and what was said before, if they tell any."""
+        names, prompts = columns.get(LANGUAGE), columns.get(PROMPT)
+        told = {} if names is None else self.recogniser.told([names[row] for row in rows])
+        return told | self.recogniser.preceded([prompts[row] if prompts else None for row in rows])
+
+    @cached_property
+    def _window(self) -> Window | None:
+        """What training rows are joined into."""
+        keys = self.stage.timestamps
+        return None if keys is None else self.recogniser.joins(keys)
 
     @property
     def headline(self) -> str:
@@ -239,7 +261,9 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     @property
     def cache_key(self) -> str:
         recogniser = self.recogniser
-        return digest_of(type(recogniser).__name__, recogniser.sampling_hz, recogniser.key, config_content(self.config))
+        timed = () if self._window is None else ("with times",)
+        own = type(recogniser).__name__, recogniser.sampling_hz, recogniser.key, config_content(self.config)
+        return digest_of(*own, *timed)
 
     @property
     def likeness(self) -> Likeness:
@@ -277,35 +301,40 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             samples = audio.decode_audio(
                 located(example["audio"], split.folder), hz, may_be_silent=self.recogniser.wanted.vad
             )
-            clips = self._cut(samples, text, times) if times else [(samples, text)]
+            if isinstance(prompt := example.get(PROMPT), str):
+                self.recogniser.prompt_ids(prompt)
+            clips = self._cut(samples, text, times) if times else [(samples, text, [])]
         except DataError as reason:
             yield {"audio": None, "seconds": None, "text": text, "error": str(reason)}
             return
-        for clip, reference in clips:
+        for clip, reference, segments in clips:
             row = {"audio": audio.to_int16(clip), "seconds": len(clip) / hz, "text": reference}
             if trains:
-                row["labels"], row["error"] = self._target(reference, len(clip) / hz)
+                row["labels"], row["error"] = self._target(reference, len(clip) / hz, segments)
             yield row
 
-    def _target(self, text: str, seconds: float) -> tuple[list[int], str | None]:
+    def _target(self, text: str, seconds: float, segments: list[Segment]) -> tuple[list[int], str | None]:
         """Labels of a text, or why they and so many seconds of audio cannot be trained on."""
         try:
             labels = self.recogniser.label_ids(text)
+            if self._window is not None:
+                labels = self._window.timed(segments or [Segment(0.0, seconds, text)], self.recogniser.label_ids)
         except DataError as reason:
             return [], str(reason)
         return labels, self.recogniser.misfit(seconds, labels)
 
-    def _cut(self, samples: Samples, text: str, times: object) -> list[tuple[Samples, str]]:
-        """A recording that is longer than the window in pieces, each with what is said in it."""
+    def _cut(self, samples: Samples, text: str, times: object) -> list[tuple[Samples, str, list[Segment]]]:
+        """A recording that is longer than the window in pieces, each with what is said in it, and when."""
         hz, window = self.recogniser.sampling_hz, self.recogniser.window_seconds
         segments = read_segments(times, seconds=len(samples) / hz)
         if len(samples) <= window * hz:
-            return [(samples, text)]
+            return [(samples, text, segments if all(segment.text for segment in segments) else [])]
         pieces = join_segments(segments, window_seconds=window, joint=" " if self.spaced else "")
         if not pieces:
             raise DataError("has no text in its segments")
         # Rounded down, so that a piece that fits is not a sample longer than the window.
-        return [(samples[int(p.start * hz) : int(p.start * hz) + int((p.end - p.start) * hz)], p.text) for p in pieces]
+        spans = [(p, int(p.start * hz), int((p.end - p.start) * hz)) for p in pieces]
+        return [(samples[at : at + n], piece.text, piece.within(segments)) for piece, at, n in spans]
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
         clips = map(audio.from_int16, columns["audio"])
@@ -313,8 +342,14 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         return {**columns, "audio": [audio.to_int16(clip) for clip in changed]}
 
     def lengths(self, rows: datasets.Dataset) -> Sequence[int] | None:
-        costs: list[int] = self.recogniser.costs(np.asarray(rows["seconds"], dtype=np.float64)).tolist()
+        seconds = np.asarray(rows.with_format(None)["seconds"], dtype=np.float64)  # without the sound of windows
+        costs: list[int] = self.recogniser.costs(seconds).tolist()
         return costs
+
+    def epoch_rows(self, rows: datasets.Dataset, *, epoch: int) -> datasets.Dataset:
+        if self._window is not None:
+            rows = joined(rows, self._window, seed=self.seed, epoch=epoch)
+        return super().epoch_rows(rows, epoch=epoch)
 
     def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch:
         hz, pieces = self.recogniser.sampling_hz, list[Samples]()
@@ -329,7 +364,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
                 starts.append(start)
                 speech.append((torch.tensor(spans).reshape(-1, 2) - start) / hz)
         found = {
-            "n_rows": torch.tensor(len(indices)),
+            "told_of_rows": torch.tensor([self._code_told(columns, i) for i in range(len(indices))]),
             "piece_of": torch.tensor(piece_of),
             "piece_starts": torch.tensor(starts),
             "piece_samples": torch.tensor([len(piece) for piece in pieces]),
@@ -338,6 +373,11 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             return found
         found["speech"] = pad_sequence(speech, batch_first=True, padding_value=torch.nan)
         return {**self.recogniser.read(pieces), **self._told(columns, piece_of), **found}
+
+    def _code_told(self, columns: Columns, row: int) -> int:
+        """The place among the model's codes of the language that it is told of a row, -1 if it is told none."""
+        known, name = self.languages, columns[LANGUAGE][row] if LANGUAGE in columns else None
+        return known.codes.index(known.code(name)) if known.codes and (name or known.default) else -1
 
     def _pieces(self, samples: Samples) -> tuple[list[audio.Span], list[audio.Span]]:
         """Speech in a recording, as far as it is looked for, and the pieces that are heard at once."""
@@ -364,7 +404,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         ]
         inputs = self.recogniser.read([samples for samples, _ in changed], [masks for _, masks in changed])
         told = self._told(columns, range(len(changed)))
-        return {**inputs, **told, **self.recogniser.targets(columns["labels"])}
+        return {**inputs, **self.recogniser.targets(columns["labels"], told.pop("before", None)), **told}
 
     # --------------------------------------------------------------------------------------- step
 
@@ -377,7 +417,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         started = time.perf_counter()
         batch = dict(batch)
-        n_rows, piece_of = int(batch.pop("n_rows")), batch["piece_of"].tolist()
+        told, piece_of = batch.pop("told_of_rows").tolist(), batch["piece_of"].tolist()
         # Passes are cut between rows, and one long recording alone may be far more than a pass.
         at_once = PIECES_AT_ONCE if len(set(piece_of)) == 1 else max(1, len(piece_of))
         found = [
@@ -385,12 +425,17 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
             for i in range(0, len(piece_of), at_once)
             for transcript in self.recogniser.transcribe(model, {k: v[i : i + at_once] for k, v in batch.items()})
         ]
-        spent = (time.perf_counter() - started) / n_rows
-        own = [[i for i, owner in enumerate(piece_of) if owner == row] for row in range(n_rows)]
-        return [{**self._joined(found, batch, places), "compute_seconds": spent} for places in own]
+        spent = (time.perf_counter() - started) / len(told)
+        own = [[i for i, owner in enumerate(piece_of) if owner == row] for row in range(len(told))]
+        codes = [self.languages.codes[i] if i >= 0 else None for i in told]
+        answers = (self._joined(found, batch, *pair) for pair in zip(own, codes, strict=True))
+        return [{**prediction, "compute_seconds": spent} for prediction in answers]
 
-    def _joined(self, found: Sequence[Transcript], batch: Batch, places: Sequence[int]) -> Prediction:
-        """The prediction of one recording by the transcripts of its pieces, which are at these places of a batch."""
+    def _joined(self, found: Sequence[Transcript], batch: Batch, places: Sequence[int], told: str | None) -> Prediction:
+        """The prediction of one recording by the transcripts of its pieces, which are at these places of a batch.
+
+        One without speech is in the language that was `told`.
+        """
         hz, pieces = self.recogniser.sampling_hz, [found[i] for i in places]
         starts = [int(batch["piece_starts"][i]) / hz for i in places]
         ends = [start + int(batch["piece_samples"][i]) / hz for start, i in zip(starts, places, strict=True)]
@@ -401,7 +446,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
         ]
         return {
             "prediction": self.recogniser.joint.join(piece.text for piece in pieces).strip(),
-            "language": statistics.mode(piece.language for piece in pieces) if pieces else None,
+            "language": statistics.mode(piece.language for piece in pieces) if pieces else told,
             "repetition_loop": any(piece.repetition_loop for piece in pieces),
             "pieces": [(a, b, piece.text.strip()) for a, b, piece in zip(starts, ends, pieces, strict=True)],
             "words": words if self.recogniser.wanted.words else None,

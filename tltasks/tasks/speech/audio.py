@@ -297,6 +297,11 @@ class Segment:
     end: float
     text: str
 
+    def within(self, others: Sequence[Segment]) -> list[Segment]:
+        """Those that are all in this one, their times from its beginning on."""
+        inside = (it for it in others if self.start <= it.start and it.end <= self.end)
+        return [Segment(it.start - self.start, it.end - self.start, it.text) for it in inside]
+
 
 def read_segments(value: object, *, seconds: float) -> list[Segment]:
     """The segments of a recording of so many seconds, in order.

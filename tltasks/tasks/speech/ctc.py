@@ -218,7 +218,7 @@ class CtcRecogniser(Recogniser):
         costs: NDArray[np.int64] = np.ceil(seconds * FRAMES_PER_SECOND).astype(np.int64)
         return costs
 
-    def targets(self, labels: Sequence[Sequence[int]]) -> Batch:
+    def targets(self, labels: Sequence[Sequence[int]], before: Tensor | None = None) -> Batch:
         rows = [torch.tensor(list(ids), dtype=torch.long) for ids in labels]
         return {"labels": pad_sequence(rows, batch_first=True, padding_value=IGNORED)}
 

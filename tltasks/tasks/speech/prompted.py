@@ -176,7 +176,7 @@ class PromptedRecogniser(SequenceRecogniser):
         samples = [torch.as_tensor(clip) for clip in clips]
         return {"samples": pad_sequence(samples, batch_first=True), "frames": torch.tensor(list(map(len, samples)))}
 
-    def targets(self, labels: Sequence[Sequence[int]]) -> Batch:
+    def targets(self, labels: Sequence[Sequence[int]], before: Tensor | None = None) -> Batch:
         rows = [torch.tensor(list(ids)) for ids in labels]
         return {"labels": pad_sequence(rows, batch_first=True, padding_value=IGNORED)}
 

@@ -29,7 +29,7 @@ from transformers import (
 
 from tltasks.config.answers import Asked
 from tltasks.config.model import Checkpoint
-from tltasks.config.tasks.speech import SpeechModel
+from tltasks.config.tasks.speech import SpeechModel, Timestamps
 from tltasks.data.languages import Languages
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.models.loading import ModelLoader
@@ -37,6 +37,7 @@ from tltasks.models.packages import cannot_open
 from tltasks.tasks.base import Batch, Processor
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_samples
+from tltasks.tasks.speech.joining import Window
 from tltasks.tasks.speech.words import Word
 from tltasks.tasks.vocabulary import MOST_LOST, lost_share, n_characters
 
@@ -153,6 +154,14 @@ class Recogniser(ABC):
         """It can tell when each word is said."""
         return False
 
+    def prompt_ids(self, text: str | None) -> list[int]:
+        """Tokens of what was said before a clip; RecipeError for a model that takes none, DataError for a text."""
+        raise RecipeError(f"prompt, hotwords: {self.config.model_type} takes none; Whisper does.")
+
+    def joins(self, keys: Timestamps) -> Window:
+        """What rows are joined into, with their times; raises RecipeError for a model that writes none."""
+        raise RecipeError(f"timestamps: {self.config.model_type} writes no times; Whisper does.")
+
     def answering(self, asked: Asked) -> Self:
         """The same asked for so much; raises RecipeError for what the architecture does not serve."""
         if asked.words and not self.tells_words:
@@ -161,7 +170,7 @@ class Recogniser(ABC):
                 "`segments` of its answers have times."
             )
         if asked.prompt or asked.hotwords:
-            raise RecipeError(f"prompt, hotwords: {self.config.model_type} takes none; Whisper does.")
+            self.prompt_ids(None)
         return replace(self, wanted=asked)
 
     def as_pretrained(self) -> Self:
@@ -238,9 +247,13 @@ class Recogniser(ABC):
         """The part of a batch that tells the model the language of each piece, by its name in the data."""
         return {}
 
+    def preceded(self, prompts: Sequence[str | None]) -> Batch:
+        """The part of a batch with what was said before each piece: `before`, filled up at the left with IGNORED."""
+        return {}
+
     @abstractmethod
-    def targets(self, labels: Sequence[Sequence[int]]) -> Batch:
-        """Parts of a batch that `loss` needs besides the input."""
+    def targets(self, labels: Sequence[Sequence[int]], before: Tensor | None = None) -> Batch:
+        """Parts of a batch that `loss` needs besides the input, which go on from what was said `before`."""
 
     # ---------------------------------------------------------------------------------------- step
 

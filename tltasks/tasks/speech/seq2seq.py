@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import regex
@@ -32,7 +32,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from tltasks.config.answers import Asked
 from tltasks.config.model import Checkpoint
-from tltasks.config.tasks.speech import SpeechModel
+from tltasks.config.tasks.speech import SpeechModel, Timestamps
 from tltasks.data.languages import Languages, standard
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.metrics.scripts import is_unspaced
@@ -43,6 +43,7 @@ from tltasks.models.writing import write
 from tltasks.tasks.base import IGNORED, Batch, Processor, content_key
 from tltasks.tasks.speech.audio import Samples
 from tltasks.tasks.speech.augmentation import Masks, mask_spectrogram
+from tltasks.tasks.speech.joining import PER_SECOND, Window
 from tltasks.tasks.speech.recognition import (
     FRAMES_PER_SECOND,
     TOKENIZER_HINT,
@@ -153,18 +154,57 @@ class SequenceRecogniser(Recogniser):
 
     def _before(self, *texts: str | None) -> tuple[int, ...]:
         """Texts as Whisper was trained to go on from: behind a token of their own, at most half of what it can hold."""
-        begin = getattr(self.generation, "prev_sot_token_id", None)
-        if begin is None:
+        try:
+            ids = [i for text in texts if text for i in self._prompt_ids(text)]
+        except DataError as reason:
+            raise RecipeError(f"prompt, hotwords: {reason}") from reason
+        if not 0 < len(ids) <= self._longest_prompt:
+            most = self._longest_prompt
+            raise RecipeError(f"prompt, hotwords: {len(ids)} tokens; {self.display_name} takes 1 to {most} of them.")
+        return (self._begins_prompt, *ids)
+
+    @property
+    def _longest_prompt(self) -> int:
+        return self._longest_labels // 2 - 1
+
+    @property
+    def _begins_prompt(self) -> int:
+        """The token before what was said before; raises RecipeError for a model that has none."""
+        begin = getattr(self.generation, "prev_sot_token_id", None) if self.is_whisper else None
+        if begin is None and self.is_whisper:
             begin = self.tokenizer.convert_tokens_to_ids("<|startofprev|>")
-        ids = [i for text in texts if text for i in self._text_ids([text])[0]]
         if begin is None or begin == self.tokenizer.unk_token_id:
             raise RecipeError(f"prompt, hotwords: {self.display_name} has no token for what was said before.")
+        return int(begin)
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        [ids] = self._text_ids([text])
         if signs := sorted(set(self.tokenizer.convert_ids_to_tokens(ids)) & self._signs):
-            raise RecipeError(f"prompt, hotwords: {', '.join(signs)} means something else to the tokenizer.")
-        most = self._longest_labels // 2 - 1
-        if not 0 < len(ids) <= most:
-            raise RecipeError(f"prompt, hotwords: {len(ids)} tokens; {self.display_name} takes 1 to {most} of them.")
-        return (int(begin), *ids)
+            raise DataError(f"has a prompt with {', '.join(signs)}, which means something else to the tokenizer")
+        return ids
+
+    def prompt_ids(self, text: str | None) -> list[int]:
+        if not self.is_whisper:
+            return super().prompt_ids(text)
+        begin, asked = self._begins_prompt, self.wanted
+        if not (text or "").strip():
+            return list(self.before)
+        first = self._prompt_ids(asked.hotwords) if asked.hotwords else []
+        left = self._longest_prompt - len(first)
+        return [begin, *first, *self._prompt_ids(str(text))[-left:][:left]]
+
+    @property
+    def _first_time(self) -> int:
+        """The token `<|0.00|>`, behind which there are only others of times; behind all where there is none."""
+        before = getattr(self.generation, "no_timestamps_token_id", None)
+        return int(self.config.vocab_size if before is None else before + 1)
+
+    def joins(self, keys: Timestamps) -> Window:
+        last = self._first_time + round(self.window_seconds * PER_SECOND)
+        if not self.is_whisper or last >= self.config.vocab_size:
+            return super().joins(keys)
+        most = self._longest_labels - len(self.prompt)
+        return Window(self.sampling_hz, self.window_seconds, self._first_time, most, keys)
 
     @property
     def window_seconds(self) -> float:
@@ -278,11 +318,23 @@ class SequenceRecogniser(Recogniser):
         known = self.generation.lang_to_id if self.is_whisper else self.generation.text_decoder_lang_to_code_id
         return {token.strip("<|>"): int(i) for token, i in known.items()}
 
-    def targets(self, labels: Sequence[Sequence[int]]) -> Batch:
-        start = list(self.prompt)
-        inputs = [torch.tensor([*start, *ids[:-1]]) for ids in labels]
-        # The prompt is given, not learnt: no loss on it.
-        outputs = [torch.tensor([IGNORED] * (len(start) - 1) + list(ids)) for ids in labels]
+    def preceded(self, prompts: Sequence[str | None]) -> Batch:
+        if not (self.before or any(prompts)):
+            return {}
+        rows = [torch.tensor(self.prompt_ids(prompt), dtype=torch.long) for prompt in prompts]
+        return {"before": pad_sequence(rows, batch_first=True, padding_value=IGNORED, padding_side="left")}
+
+    def targets(self, labels: Sequence[Sequence[int]], before: Tensor | None = None) -> Batch:
+        inputs, outputs = list[Tensor](), list[Tensor]()
+        for i, ids in enumerate(labels):
+            start = list(self.prompt[:-1] if ids[0] >= self._first_time else self.prompt)
+            if before is not None:
+                said = before[i][before[i] != IGNORED].tolist()
+                room = self._longest_labels - len(start) - len(ids) - 1
+                start = [*said[:1], *said[max(1, len(said) - room) :], *start] if said and room > 0 else start
+            inputs.append(torch.tensor([*start, *ids[:-1]]))
+            # The prompt is given, not learnt: no loss on it.
+            outputs.append(torch.tensor([IGNORED] * (len(start) - 1) + list(ids)))
         return {
             "decoder_input_ids": pad_sequence(inputs, batch_first=True, padding_value=self.end),
             "labels": pad_sequence(outputs, batch_first=True, padding_value=IGNORED),
@@ -291,7 +343,7 @@ class SequenceRecogniser(Recogniser):
     # ---------------------------------------------------------------------------------------- step
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        wanted, read = batch["labels"] != IGNORED, _in_language(batch["decoder_input_ids"], batch)
+        wanted, read = batch["labels"] != IGNORED, self._in_language(batch["decoder_input_ids"], batch)
         logits = torch.cat(
             [
                 model(**inputs, decoder_input_ids=read[rows], use_cache=False).logits
@@ -300,10 +352,17 @@ class SequenceRecogniser(Recogniser):
         )
         return functional.cross_entropy(logits[wanted].float(), batch["labels"][wanted])
 
+    def _in_language(self, ids: Tensor, batch: Batch) -> Tensor:
+        """First tokens of a decoder, with each row's own language where the batch tells it."""
+        if "language" not in batch:
+            return ids
+        starts = (ids == self.prompt[0]).int().argmax(1, keepdim=True)  # behind what was said before
+        return ids.scatter(1, starts + 1, batch["language"][:, None])
+
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         device = next(model.parameters()).device
         n_rows = len(next(iter(inputs_of(batch).values())))
-        prompts = _in_language(torch.tensor([self.prompt], device=device).expand(n_rows, -1), batch)
+        prompts = self._in_language(torch.tensor([self.prompt], device=device).expand(n_rows, -1), batch)
         found = [
             model(**inputs, decoder_input_ids=prompts[rows], use_cache=False) for rows, inputs in self._passes(batch)
         ]
@@ -322,11 +381,12 @@ class SequenceRecogniser(Recogniser):
                 # Told whatever the model's own settings are, which may be of another; else heard as `generate` would,
                 # which keeps it to itself.
                 heard, first = {"language": self._spoken(model, inputs["input_features"], names, first)}, None
-            if self.before:
-                heard = {**heard, "prompt_ids": torch.tensor(self.before, device=batch["piece_of"].device)}
-            criteria = StoppingCriteriaList([LoopCriterion()])
             with _heard(own, encoded if self.wanted.words else None):
-                written = write(generating_model(model), {**inputs, **heard}, stopping=criteria, first=first).cpu()
+                if "before" in batch:
+                    written = self._go_on(model, {**inputs, **heard}, batch["before"])
+                else:
+                    asked = {**inputs, **heard}
+                    written = list(write(generating_model(model), asked, stopping=_stopping(), first=first).cpu())
             ids += written
             spoken += cast("list[str]", heard.get("language", [told] * len(written)))
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -336,6 +396,37 @@ class SequenceRecogniser(Recogniser):
             Transcript(text, has_loop(row[row != self.end]), code, found)
             for text, row, code, found in zip(texts, ids, codes, words, strict=True)
         ]
+
+    def _go_on(self, model: nn.Module, inputs: Mapping[str, Any], before: Tensor) -> list[Tensor]:
+        """Texts that go on from what was said before, of rows that have any apart from the others."""
+        texts, plain = [torch.empty(0)] * len(before), (before == IGNORED).all(1)
+        for rows in (plain.nonzero().flatten().tolist(), (~plain).nonzero().flatten().tolist()):
+            if not rows:
+                continue
+            part = {name: _of(values, rows) for name, values in inputs.items()}
+            if not plain[rows[0]] and isinstance(unwrap_model(model), ConvertedWhisper):
+                part["before"] = before[rows]
+            elif not plain[rows[0]]:
+                part |= self._begun(before[rows], part.get("language"), unwrap_model(model).generation_config)
+            written = write(generating_model(model), part, stopping=_stopping()).cpu()
+            for row, ids in zip(rows, written, strict=True):
+                texts[row] = ids
+        return texts
+
+    def _begun(
+        self, before: Tensor, told: Sequence[str] | None, generation: GenerationConfig
+    ) -> dict[str, Tensor | int]:
+        """What decoders begin with: `generate` itself has one prompt for all rows (transformers 5.24).
+
+        It writes no more than the longest prompt leaves room for, so that no text depends on the prompts of others.
+        """
+        starts = [whisper_prompt(generation, self.config, told[i] if told else None) for i in range(len(before))]
+        room = self._longest_labels - self._longest_prompt - 1 - len(starts[0])
+        ids = torch.cat([before, torch.tensor(starts, device=before.device)], dim=1)
+        seen = ids != IGNORED
+        begun = {"decoder_input_ids": ids.where(seen, self.end), "decoder_attention_mask": seen.long()}
+        # It would go on behind times that are written unasked, and without what it began with.
+        return {**begun, "max_new_tokens": room, "force_unique_generate_call": True}
 
     def _words(
         self,
@@ -399,6 +490,14 @@ class SequenceRecogniser(Recogniser):
         unwrap_model(model).generation_config = own
 
 
+def _stopping() -> StoppingCriteriaList:
+    return StoppingCriteriaList([LoopCriterion()])
+
+
+def _of(values: Any, rows: list[int]) -> Any:
+    return values[rows] if isinstance(values, Tensor) else [values[i] for i in rows]
+
+
 @contextmanager
 def _heard(model: PreTrainedModel | ConvertedWhisper, kept: list[Tensor] | None) -> Iterator[None]:
     """Keep what the encoder makes meanwhile, [clips, positions, width].
@@ -414,15 +513,6 @@ def _heard(model: PreTrainedModel | ConvertedWhisper, kept: list[Tensor] | None)
         yield
     finally:
         hook.remove()
-
-
-def _in_language(ids: Tensor, batch: Batch) -> Tensor:
-    """First tokens of a decoder, with each row's own language where the batch tells it."""
-    if "language" not in batch:
-        return ids
-    ids = ids.clone()
-    ids[:, 1] = batch["language"]
-    return ids
 
 
 def _open_generation(source: Checkpoint, config: PretrainedConfig) -> GenerationConfig:
