@@ -576,6 +576,7 @@ def predict(
     language_column: Annotated[str | None, Parameter(metavar="NAME", help="of a table: each row's language")] = None,
     words: Annotated[bool, Parameter(help="of speech: each word with start, end and confidence")] = False,
     prompt: Annotated[str | None, Parameter(metavar="TEXT", help="for Whisper: what was said before")] = None,
+    prompt_column: Annotated[str | None, Parameter(metavar="NAME", help="of a table: the prompt of each row")] = None,
     hotwords: Annotated[str | None, Parameter(metavar="TEXT", help="for Whisper: names and terms to expect")] = None,
     vad: Annotated[
         bool, Parameter(negative="--no-vad", help="of speech: silence and noise are answered with nothing")
@@ -602,6 +603,7 @@ def predict(
             column=column,
             language=language,
             language_column=language_column,
+            prompt_column=prompt_column,
             top_k=sys.maxsize if all_classes else top_k,
             abstain_below=abstain_below,
             precision=precision,

@@ -25,7 +25,7 @@ from tltasks.config.model import HUB_ID, Checkpoint, is_folder
 from tltasks.config.recipe import Recipe, is_on_hub, plan_run
 from tltasks.config.stage import STAGES, StagePlan
 from tltasks.config.tasks import TASKS, supervised_tasks
-from tltasks.data.splits import LANGUAGE
+from tltasks.data.splits import LANGUAGE, PROMPT
 from tltasks.errors import CheckpointError, RecipeError
 from tltasks.hub import client
 from tltasks.models.adapters import unwrap_model
@@ -57,6 +57,8 @@ class SavedModel:
     """Names of the input's column in tables, the likeliest first."""
     language_column: str | None
     """That of rows' languages in the run's data."""
+    prompt_column: str | None
+    """That of the text before each row in the run's data."""
     plan: StagePlan
     """Plan of the run's stage that the model is of, or what stands for it; as used, with its weights as they are."""
     origin: Checkpoint | None
@@ -136,11 +138,11 @@ def load_saved_model(
         origin = None  # the recipe may be anybody's, and names no folder of this machine
     elif origin is not None:  # a recipe from the Hub does not decide what code is run here
         origin = dataclasses.replace(origin, trust_remote_code=trust_remote_code)
-    spoken: str | None = getattr(getattr(plan.data, "columns"), LANGUAGE, None)  # noqa: B009
+    spoken, said = (getattr(getattr(plan.data, "columns"), key, None) for key in (LANGUAGE, PROMPT))  # noqa: B009
     inputs: tuple[str, ...] = (named, own)
     if export is not None:
         inputs, spoken = export.columns, export.language_column
-    return SavedModel(task, base, folder, recipe, inputs, spoken, plan, origin, run, export)
+    return SavedModel(task, base, folder, recipe, inputs, spoken, said, plan, origin, run, export)
 
 
 def write_merged(saved: SavedModel, folder: Path) -> None:

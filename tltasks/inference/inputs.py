@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import glob
 import io
-import itertools
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +48,8 @@ class Item:
     error: str | None = None
     language: str | None = None
     """Name of its language, where that is told."""
+    prompt: str | None = None
+    """What was said before, where that is told."""
 
     @property
     def size(self) -> int:
@@ -108,7 +109,8 @@ def _fault(argument: str, *, fetches: bool) -> str | None:
 
 
 class Inputs:
-    """Iterator over what arguments name, in their order; `columns` of tables are looked for, the likeliest first.
+    """Iterator over what arguments name, in their order; `columns` of tables are looked for, the likeliest first;
+    `told` are those with what is told of each row, by the field of its Item.
 
     Raises RecipeError for a table without such a column, and for a folder without a file of the kind.
     """
@@ -120,13 +122,13 @@ class Inputs:
         columns: Sequence[str],
         *,
         fetches: bool = False,
-        language: str | None = None,
+        told: Mapping[str, str] | None = None,
     ) -> None:
         self.kind, self._arguments, self._fetches = kind, list(arguments), fetches
         self._local = [argument for argument in arguments if argument != STDIN and not is_url(argument)]
         urls = [argument for argument in arguments if is_url(argument)]
         self._known = frozenset(web.origin(url) for url in urls if _fault_of_url(url, fetches=fetches) is None)
-        self._columns, self._language = list(dict.fromkeys(columns)), language
+        self._columns, self._told = list(dict.fromkeys(columns)), dict(told or {})
         self._left_out: dict[str, str] = {}
         self._tables = [path for path in self._paths() if _is_table(path)]
         for path in self._tables:
@@ -213,24 +215,23 @@ class Inputs:
     def _rows(self, path: Path) -> Iterator[Item]:
         row, name = -1, shown_name(path)
         try:
-            for row, (value, language) in enumerate(self._cells(path)):
+            for row, (value, beside) in enumerate(self._cells(path)):
                 if isinstance(value, DataError):
                     yield Item(name, row, error=str(value))
                 elif self.kind.is_text or isinstance(value, bytes) or (isinstance(value, dict) and value.get("bytes")):
-                    yield Item(name, row, value, language=language)
+                    yield Item(name, row, value, **beside)
                 else:
                     file = self._file(value.get("path") if isinstance(value, dict) else value, name, row, path.parent)
-                    yield replace(file, language=language)
+                    yield replace(file, language=beside.get("language"), prompt=beside.get("prompt"))
         except UNREADABLE as error:
             yield Item(name, row + 1, error=f"the table cannot be read from here on ({why(error)})")
 
-    def _cells(self, path: Path) -> Iterator[tuple[object, str | None]]:
-        """Cells of a table's inputs, a DataError in place of one that a row lacks, each with its row's language."""
-        languages: Iterator[object] = itertools.repeat(None)
-        if self._language is not None:
-            languages = _cells(path, [self._language])
-        for value, language in zip(_cells(path, self._columns), languages, strict=self._language is not None):
-            yield value, language if isinstance(language, str) else None
+    def _cells(self, path: Path) -> Iterator[tuple[object, dict[str, str]]]:
+        """Cells of a table's inputs, a DataError in place of one that a row lacks, each with what its row tells."""
+        others = [_cells(path, [column]) for column in self._told.values()]
+        for value, *beside in zip(_cells(path, self._columns), *others, strict=True):
+            pairs = zip(self._told, beside, strict=True)
+            yield value, {name: cell for name, cell in pairs if isinstance(cell, str)}
 
     def _file(self, value: object, name: str, row: int | None, folder: Path) -> Item:
         """A file that a list or table names, relative to where that is, or of the web."""

@@ -97,6 +97,7 @@ def predict(
     fetches: bool = False,
     language: str | None = None,
     language_column: str | None = None,
+    prompt_column: str | None = None,
     asked: Asked = USUAL,
 ) -> Counts:
     """Predict every input and write the outputs to `output`, or as JSON lines to standard output.
@@ -107,20 +108,22 @@ def predict(
     check_arguments(arguments, fetches=fetches)
     asked = _asked_by(output, arguments, asked)
     wishes = {"top_k": top_k, "abstain_below": abstain_below, "precision": precision, "task": tag, "column": column}
-    wishes |= {"language": language, "language_column": language_column, **vars(asked)}
+    wishes |= {"language": language, "language_column": language_column, "prompt_column": prompt_column, **vars(asked)}
     flags = _checked_flags(output, wishes, resume=resume)
     with without_collection():
         from tltasks.inference.predictor import Predictor
         from tltasks.runtime import devices
 
         find = partial(_find, trust=trust_remote_code, language=language, asked=asked)
-        saved = find(name, tag, revision, language_column, abstain_below)
+        named = {"language": language_column, "prompt": prompt_column}
+        told = {key: name for key, name in named.items() if name is not None}
+        saved = find(name, tag, revision, told, abstain_below)
         if output is not None:
             flags["another model"] = saved.digest()
             check_output(output, resume=resume, flags=flags)
         predictor = Predictor.load(saved, devices.init_distributed().device, precision=precision)
         kind, columns = predictor.task.input_kind, [column] if column else predictor.saved.columns
-        inputs = Inputs(arguments, kind, columns, fetches=fetches, language=language_column)
+        inputs = Inputs(arguments, kind, columns, fetches=fetches, told=told)
 
     writer = open_writer(output, _schema(predictor.task, abstain_below), resume=resume, flags=flags)
     counts, say = Counts(), partial(open_terminal().print, soft_wrap=True)
@@ -177,7 +180,7 @@ def _find(
     name: str,
     tag: str | None,
     revision: str,
-    language_column: str | None,
+    told: Mapping[str, str],
     abstain_below: float | None,
     *,
     trust: bool,
@@ -194,8 +197,10 @@ def _find(
     devices.quieten_libraries(interactive=False)
     saved = load_saved_model(name, tag=tag, revision=revision, trust_remote_code=trust, language=language, asked=asked)
     check_abstention(saved.task, abstain_below)
-    if language_column is not None and not saved.task.languages.codes:
+    if "language" in told and not saved.task.languages.codes:
         raise RecipeError(f"--language-column: {name} is told no languages of single rows.")
+    if "prompt" in told and not saved.task.takes_prompts:
+        raise RecipeError(f"--prompt-column: {name} takes no prompts of single rows; Whisper does.")
     return saved
 
 

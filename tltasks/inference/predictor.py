@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tltasks.config.answers import Asked
 from tltasks.config.tasks import TASKS
-from tltasks.data.splits import LANGUAGE, Columns, Split
+from tltasks.data.splits import LANGUAGE, PROMPT, Columns, Split
 from tltasks.errors import DataError, RecipeError
 from tltasks.hub.saved_model import SavedModel, load_saved_model
 from tltasks.inference.inputs import Item, is_url
@@ -44,7 +44,7 @@ CHUNK_BYTES = 2**25
 Input: TypeAlias = "str | PathLike[str] | Image.Image | NDArray[Any] | tuple[NDArray[Any], int] | Mapping[str, object]"
 """A path, or the text itself where the task is of texts; a PIL image or an array [height, width(, channels)]; sound as
 `(samples, sampling_hz)` or `{"array", "sampling_rate"}`; a file's content as `{"bytes"}`; or a row of a data set, whose
-`language`, under this name or that of the run's column, a model that is told languages is told."""
+`language` or `prompt`, under these names or those of the run's columns, models that take them are told."""
 
 
 class LabelScore(TypedDict):
@@ -241,8 +241,7 @@ class Predictor:
             return []
         task = self.task
         features = dict(task.features)
-        if LANGUAGE in encoded:
-            features[LANGUAGE] = datasets.Value("string")
+        features |= {name: datasets.Value("string") for name in (LANGUAGE, PROMPT) if name in encoded}
         columns = {name: [encoded[name][i] for i in good] for name in features}
         # Objectives hide parts of a row by its number: with one for all, no answer depends on the others.
         columns["row"] = [0] * len(good)
@@ -259,8 +258,10 @@ class Predictor:
         """An input of a program as one of the command line."""
         kind = TASKS[self.task.tag].input.kind
         if isinstance(value, Mapping) and (column := next((n for n in self.saved.columns if n in value), None)):
-            spoken = next((value[name] for name in (self.saved.language_column, LANGUAGE) if name in value), None)
-            return dataclasses.replace(self._item(value[column]), language=None if spoken is None else str(spoken))
+            told = {LANGUAGE: self.saved.language_column, PROMPT: self.saved.prompt_column}
+            found = (next((value[name] for name in (own, key) if name in value), None) for key, own in told.items())
+            language, prompt = (None if it is None else str(it) for it in found)
+            return dataclasses.replace(self._item(value[column]), language=language, prompt=prompt)
         if isinstance(value, PathLike) or (isinstance(value, str) and kind != "text"):
             name = str(value)
             if is_url(name):
@@ -348,9 +349,10 @@ class _Encoding(Dataset[_Encoded]):
         if any(item.language for item in chunk) and self.task.languages.codes:
             batch[LANGUAGE], faults = self._codes(chunk)
             errors = faults | errors
+        if any(item.prompt for item in chunk) and self.task.takes_prompts:
+            batch[PROMPT] = [item.prompt for item in chunk]
         encoded = self.task.preprocess(self.split)(batch)
-        if LANGUAGE in batch:
-            encoded[LANGUAGE] = batch[LANGUAGE]
+        encoded |= {name: batch[name] for name in (LANGUAGE, PROMPT) if name in batch}
         for i, error in errors.items():
             encoded["error"][i] = error
         return chunk, encoded

@@ -401,6 +401,11 @@ class TaskBase(ABC, Generic[ModelT, DataT, StageT]):
         """The languages that the model is told of rows, where data have a column of them."""
         return Languages()
 
+    @property
+    def takes_prompts(self) -> bool:
+        """Answers go on from text before an input."""
+        return False
+
     def groups(self, rows: datasets.Dataset) -> dict[str, list[str]]:
         """The groups of rows that are also scored by themselves: that of each row, by what they are grouped by."""
         if LANGUAGE not in rows.column_names:

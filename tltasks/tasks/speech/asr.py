@@ -179,6 +179,10 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
     def languages(self) -> Languages:
         return self.recogniser.languages
 
+    @property
+    def takes_prompts(self) -> bool:
+        return self.recogniser.takes_prompts
+
     def _told(self, columns: Columns, rows: Sequence[int]) -> Batch:
         """The part of a batch with the language of so many of some rows, and what was said before, if they tell any."""
         names, prompts = columns.get(LANGUAGE), columns.get(PROMPT)

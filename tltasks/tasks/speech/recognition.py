@@ -154,6 +154,11 @@ class Recogniser(ABC):
         """It can tell when each word is said."""
         return False
 
+    @property
+    def takes_prompts(self) -> bool:
+        """It goes on from text before a clip."""
+        return False
+
     def prompt_ids(self, text: str | None) -> list[int]:
         """Tokens of what was said before a clip; RecipeError for a model that takes none, DataError for a text."""
         raise RecipeError(f"prompt, hotwords: {self.config.model_type} takes none; Whisper does.")

@@ -147,6 +147,10 @@ class SequenceRecogniser(Recogniser):
     def tells_words(self) -> bool:
         return self.is_whisper
 
+    @property
+    def takes_prompts(self) -> bool:
+        return self.is_whisper
+
     def answering(self, asked: Asked) -> Self:
         if not self.is_whisper or not (asked.prompt or asked.hotwords):
             return super().answering(asked)

@@ -18,6 +18,7 @@ import tltasks
 from tests.integration.tasks.speech.test_languages import prepared, tell
 from tests.tiny import speech
 from tests.tiny.runs import equal, in_processes, largest_difference, run_recipe, weights
+from tltasks.cli import main
 from tltasks.errors import DataError, Interrupted, RecipeError
 from tltasks.runs.context import PreparedStage
 from tltasks.tasks.base import IGNORED
@@ -281,3 +282,21 @@ def test_a_recording_without_speech_is_in_the_language_that_was_told(said: Path)
     answers = tltasks.load(said / "languages")([{"audio": silent, "language": name} for name in ("hi", "Spanish")])
     assert [answer["language"] for answer in answers] == ["hi", "es"]
     assert tltasks.load(said / "languages")(silent)["language"] is None
+
+
+def test_predictions_go_on_from_the_prompt_of_each_row(
+    said: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, model = said / "told/test.csv", str(said / "whisper")
+    assert main(["predict", model, str(table), "--no-vad", "--prompt-column", "spoken"]) == 0
+    lines = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
+    with table.open() as file:
+        rows = [{"audio": str(said / "told" / row["audio"]), "prompt": row["spoken"]} for row in csv.DictReader(file)]
+    assert [output["prediction"] for output in tltasks.load(model, vad=False)(rows)] == lines
+    plain = tltasks.load(model, vad=False)([row["audio"] for row in rows])
+    assert [output["prediction"] == line for output, line in zip(plain, lines, strict=True)][:2] == [False, True]
+    wrong = tltasks.load(model, vad=False)([{**rows[0], "prompt": "<|endoftext|>"}, rows[1]])
+    assert "has a prompt with <|endoftext|>" in wrong[0]["error"]
+    assert wrong[1]["prediction"] == lines[1]
+    assert main(["predict", str(said / "moonshine"), str(table), "--prompt-column", "spoken"]) == 2
+    assert "takes no prompts of single rows; Whisper does" in capsys.readouterr().err
