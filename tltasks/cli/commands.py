@@ -578,9 +578,7 @@ def predict(
     prompt: Annotated[str | None, Parameter(metavar="TEXT", help="for Whisper: what was said before")] = None,
     prompt_column: Annotated[str | None, Parameter(metavar="NAME", help="of a table: the prompt of each row")] = None,
     hotwords: Annotated[str | None, Parameter(metavar="TEXT", help="for Whisper: names and terms to expect")] = None,
-    vad: Annotated[
-        bool, Parameter(negative="--no-vad", help="of speech: silence and noise are answered with nothing")
-    ] = True,
+    vad: Annotated[bool, Parameter(negative="--no-vad", help="of speech: silence and noise have no answer")] = True,
     fetch: Annotated[bool, Parameter(help="get inputs that are http(s) URLs from the web")] = False,
     top_k: TopK = TOP_K,
     all_classes: Annotated[bool, Parameter(name="--all", negative="", help="name every class")] = False,

@@ -191,7 +191,7 @@ class SpeechRecognition(TaskBase[SpeechModel, SpeechData, SpeechStage]):
 
     @cached_property
     def _window(self) -> Window | None:
-        """What training rows are joined into."""
+        """The windows that training rows are joined into, if they are."""
         keys = self.stage.timestamps
         return None if keys is None else self.recogniser.joins(keys)
 

@@ -117,7 +117,7 @@ def _groups(rows: datasets.Dataset) -> Iterator[NDArray[np.int64]]:
 def _plan(
     rows: list[int], following: int, seconds: NDArray[np.float64], window: Window, drawn: np.random.Generator
 ) -> dict[str, object]:
-    """Where each row begins, in seconds, and the row that the window's end may cut off, -1 for none."""
+    """The beginning of each row, in seconds, and the row that the window's end may cut off, -1 for none."""
     is_timed, cuts = drawn.random(2) < (window.keys.share, CUT)
     left, own = max(0.0, window.seconds - float(seconds[rows].sum())), seconds[rows]
     pauses = drawn.uniform(0, window.keys.pause_seconds, len(rows) + 1)

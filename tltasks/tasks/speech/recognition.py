@@ -164,7 +164,7 @@ class Recogniser(ABC):
         raise RecipeError(f"prompt, hotwords: {self.config.model_type} takes none; Whisper does.")
 
     def joins(self, keys: Timestamps) -> Window:
-        """What rows are joined into, with their times; raises RecipeError for a model that writes none."""
+        """The windows that rows are joined into, with their times; raises RecipeError for a model that writes none."""
         raise RecipeError(f"timestamps: {self.config.model_type} writes no times; Whisper does.")
 
     def answering(self, asked: Asked) -> Self:

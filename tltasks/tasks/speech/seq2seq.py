@@ -420,7 +420,7 @@ class SequenceRecogniser(Recogniser):
     def _begun(
         self, before: Tensor, told: Sequence[str] | None, generation: GenerationConfig
     ) -> dict[str, Tensor | int]:
-        """What decoders begin with: `generate` itself has one prompt for all rows (transformers 5.24).
+        """The beginning of each row: `generate` itself has one prompt for all of them (transformers 5.24).
 
         It writes no more than the longest prompt leaves room for, so that no text depends on the prompts of others.
         """
