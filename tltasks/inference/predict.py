@@ -115,12 +115,9 @@ def predict(
         from tltasks.runtime import devices
 
         find = partial(_find, trust=trust_remote_code, language=language, asked=asked)
-        named = {"language": language_column, "prompt": prompt_column}
-        told = {key: name for key, name in named.items() if name is not None}
+        told = _columns(language=language_column, prompt=prompt_column)
         saved = find(name, tag, revision, told, abstain_below)
-        if output is not None:
-            flags["another model"] = saved.digest()
-            check_output(output, resume=resume, flags=flags)
+        _check_model(output, saved, flags, resume=resume)
         predictor = Predictor.load(saved, devices.init_distributed().device, precision=precision)
         kind, columns = predictor.task.input_kind, [column] if column else predictor.saved.columns
         inputs = Inputs(arguments, kind, columns, fetches=fetches, told=told)
@@ -166,6 +163,18 @@ def _checked_flags(output: Path | None, wishes: Mapping[str, object], *, resume:
     elif resume:
         raise RecipeError("--resume: needs --output, the file to complete.")
     return flags
+
+
+def _check_model(output: Path | None, saved: SavedModel, flags: dict[str, object], *, resume: bool) -> None:
+    """Raise RecipeError for an output that another model has begun, by what is added to `flags`."""
+    if output is not None:
+        flags["another model"] = saved.digest()
+        check_output(output, resume=resume, flags=flags)
+
+
+def _columns(**named: str | None) -> dict[str, str]:
+    """Those that are named."""
+    return {key: column for key, column in named.items() if column is not None}
 
 
 def _asked_by(output: Path | None, arguments: list[str], asked: Asked) -> Asked:
