@@ -19,7 +19,7 @@ from tltasks.experiments.experiment import Experiment
 from tltasks.experiments.trials import Levels, TargetScore, TrialRecord, trial_folder
 from tltasks.metrics.classification import class_parts, class_row_scores
 from tltasks.reports.formatting import show_gain, show_interval, show_number
-from tltasks.results.comparison import Verdict
+from tltasks.results.comparison import Verdict, counted
 from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import UNKNOWN
 
@@ -116,7 +116,7 @@ class Findings:
             counts = Counter(c.verdict for cell in self.cells for c in cell.comparisons if c.control == control)
             kind = "worse" if counts["worse"] else "better" if counts["better"] else "unclear"
             parts = f"{counts['better']} better, {counts['worse']} worse, {counts['unclear']} not shown to be either"
-            text = f"Of {n} comparisons with {control.replace('_', ' ')}, judged together: {parts}."
+            text = f"Of {counted(n, 'comparison')} with {control.replace('_', ' ')}, judged together: {parts}."
             said.append((kind, text))
         if self.contexts > 1:
             order = sorted(self.ranks.items(), key=lambda item: item[1])

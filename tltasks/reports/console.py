@@ -134,7 +134,7 @@ def show_plan(console: Console, stages: list[StageMeasurement], output: Path) ->
     """Print a dry run's measurements: data, size, steps and the time that they would take here."""
     table = Table(title="plan (nothing was trained or written)", title_justify="left", header_style="bold")
     for name in ("stage", "data", "trains", "steps", "time", "memory"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for it in stages:
         trains = it.steps is not None
         table.add_row(

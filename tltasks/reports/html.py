@@ -83,7 +83,11 @@ def write_report(
 
 def say_weights_are_gone(page: Path) -> None:
     """Have a page that is written offer the recipe in the place of the weights, which are not there any longer."""
-    first, mark, rest = page.read_text(encoding="utf-8").partition('<section id="next">')
+    first, mark, rest = (
+        page.read_text(encoding="utf-8").partition('<section id="next">') if page.is_file() else [""] * 3
+    )
+    if not mark:  # there is no page, or one of an earlier version
+        return
     told = page_environment().get_template("gone.html.jinja").render(folder=page.parent.name)
     write_text(page, f"{first}{mark}{told}</section>{rest.partition('</section>')[2]}")
 
