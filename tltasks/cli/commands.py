@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tltasks.config.recipe import RunPlan
+    from tltasks.experiments.execution import Workers
     from tltasks.hub.upload_plan import UploadPlan
 
 TOP_K = 5
@@ -776,7 +777,6 @@ def compare(
     _read(experiment, overrides, trust_remote_code=trust_remote_code)
     begin(f"compare: opening {experiment}")
     from tltasks.experiments import comparison
-    from tltasks.experiments.execution import Workers
 
     console = _console()
     if dry_run:
@@ -786,10 +786,13 @@ def compare(
             dry_run=True,
         )
         return 0
-    ray = Workers(engine.workers, engine.cores_per_trial or 1) if engine.engine == "ray" else None
     try:
         result = comparison.compare(
-            experiment, overrides, output=output, workers=ray, console=console, trust_remote_code=trust_remote_code
+            *(experiment, overrides),
+            output=output,
+            workers=_workers(engine),
+            console=console,
+            trust_remote_code=trust_remote_code,
         )
     except (Interrupted, KeyboardInterrupt):
         return _stopped()
@@ -808,9 +811,11 @@ def tune(
     overrides: Overrides = (),
     output: Output = None,
     dry_run: Annotated[bool, Parameter(help="show what there is to choose from, and stop")] = False,
+    engine: TrialsEngine = TRIALS_HERE,
     trust_remote_code: TrustCode = False,
 ) -> int:
     """Search a recipe's keys for the best setting, by validation."""
+    engine.check("tune")
     _expect(search, "space")
     _read(search, overrides, trust_remote_code=trust_remote_code)
     begin(f"tune: opening {search}")
@@ -822,7 +827,13 @@ def tune(
         tuning.show_space(console, *load_search(search, overrides, trust_remote_code=trust_remote_code))
         return 0
     try:
-        result = tuning.tune(search, overrides, output=output, console=console, trust_remote_code=trust_remote_code)
+        result = tuning.tune(
+            *(search, overrides),
+            output=output,
+            workers=_workers(engine),
+            console=console,
+            trust_remote_code=trust_remote_code,
+        )
     except (Interrupted, KeyboardInterrupt):
         return _stopped()
     return PARTIAL if result.count("failed") else 0
@@ -844,6 +855,12 @@ def rank(
     from tltasks.experiments import ranking
 
     ranking.rank(experiment, overrides, output=output, console=_console(), trust_remote_code=trust_remote_code)
+
+
+def _workers(engine: TrialsEngine) -> Workers | None:
+    from tltasks.experiments.execution import Workers
+
+    return Workers(engine.workers, engine.cores_per_trial or 1) if engine.engine == "ray" else None
 
 
 def _console() -> Console:

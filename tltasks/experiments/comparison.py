@@ -16,7 +16,7 @@ from tltasks.errors import DataError
 from tltasks.experiments import report
 from tltasks.experiments.analysis import CellScore, Findings, analyse, few_seeds
 from tltasks.experiments.contents import plan_trials
-from tltasks.experiments.execution import Workers, carry_out, run_on_ray
+from tltasks.experiments.execution import Pruned, Workers, carry_out, crew
 from tltasks.experiments.experiment import Experiment, Given, load_experiment, read_source
 from tltasks.experiments.label_noise import suspected_labels
 from tltasks.experiments.trials import (
@@ -111,7 +111,7 @@ def compare(
         show_plan(console, ExperimentPlan(progress.planned))
         try:
             if workers is not None:
-                run_on_ray(left, output, keep_weights=design.keep_weights, workers=workers, on_end=progress.take)
+                _carry_out_on_ray(left, progress, output, workers, keep_weights=design.keep_weights)
                 left = []
             for item in left:
                 progress.take(item, carry_out(item, output, keep_weights=design.keep_weights))
@@ -128,6 +128,20 @@ def compare(
             f"no trial could be carried out; the first: {first.message}\nIts log: {output}/logs/{first.id}.log"
         )
     return result
+
+
+def _carry_out_on_ray(
+    left: list[PlannedTrial], progress: Progress, output: Path, workers: Workers, *, keep_weights: bool
+) -> None:
+    if not left:
+        return
+    with crew("compare --engine ray", output, workers, keep_weights=keep_weights) as made:
+        for item in left:
+            made.start(item)
+        while made.running:
+            item, outcome = made.next()
+            assert not isinstance(outcome, Pruned)
+            progress.take(item, outcome)
 
 
 class Progress:

@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +33,10 @@ from tltasks.experiments.trials import (
 from tltasks.reports.html import say_weights_are_gone
 from tltasks.results.result import RunResult
 from tltasks.runs.baselines import ROW_SCORES
-from tltasks.runs.callbacks import OnEvaluation
+from tltasks.runs.callbacks import EvaluationInfo, OnEvaluation
 from tltasks.runs.story import run
 from tltasks.runtime import cluster, devices
+from tltasks.runtime.cluster import Remote
 from tltasks.runtime.files import write_json
 
 if TYPE_CHECKING:
@@ -150,52 +151,89 @@ class Workers:
     """Cores of a trial."""
 
 
-def run_on_ray(
-    trials: list[PlannedTrial],
-    output: Path,
-    *,
-    keep_weights: bool,
-    workers: Workers,
-    on_end: Callable[[PlannedTrial, Outcome], None],
-) -> None:
-    """Carry out as many trials at once as there is room for, each with a GPU of its own where there are any.
+class Pruned(Interrupted):
+    """A trial was ended because others had done better by then."""
 
-    Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine. Raises RecipeError without Ray, and
-    Interrupted or KeyboardInterrupt when told to stop: running trials save their state.
-    """
-    if not trials:
-        return
-    n_cores = (workers.at_once or max(1, devices.cores() // workers.cores_each)) * workers.cores_each
-    with cluster.joined("compare --engine ray", n_cores) as ray, devices.interruptible():
+
+class Crew:
+    """Processes of Ray's for trials, each with cores of its own, and a GPU where there are any."""
+
+    def __init__(self, ray: ModuleType, output: Path, workers: Workers, *, keep_weights: bool) -> None:
+        self.ray = ray
         n_gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        self.rooms = max(1, sum(cluster.rooms(cluster.machines(ray), workers.cores_each, has_gpu=n_gpus > 0)))
+        """Trials at once."""
         # Ray itself begins a lost one again, which goes on from its last checkpoint.
-        remote = ray.remote(num_cpus=workers.cores_each, num_gpus=n_gpus, max_retries=LOSSES)(_carry_out)
-        place = (str(output.resolve()), str(Path.cwd()), keep_weights, workers.cores_each)
-        running = {remote.remote(item, *place): item for item in trials}
+        options = {"num_cpus": workers.cores_each, "num_gpus": n_gpus, "max_retries": LOSSES}
+        self._remote = ray.remote(**options)(_carry_out)
+        self._place = (str(output.resolve()), str(Path.cwd()), keep_weights, workers.cores_each)
+        self.running: dict[ObjectRef[Outcome | Pruned], PlannedTrial] = {}
+
+    def start(self, item: PlannedTrial, report: Remote | None = None, number: int = 0) -> None:
+        """Have a trial carried out; `report` is told its number and each evaluation, and answers why it is to end
+        there, or None.
+        """
+        self.running[self._remote.remote(item, *self._place, report, number)] = item
+
+    def next(self) -> tuple[PlannedTrial, Outcome | Pruned]:
+        """Wait for a trial to end."""
+        (done, *_), _ = self.ray.wait(list(self.running))
+        item = self.running.pop(done)
+        return item, _outcome(self.ray, done, item)
+
+
+@contextmanager
+def crew(command: str, output: Path, workers: Workers, *, keep_weights: bool) -> Iterator[Crew]:
+    """Processes on the cluster that RAY_ADDRESS names, or on this machine, for as long as the block lasts.
+
+    Raises RecipeError without Ray, and Interrupted or KeyboardInterrupt when told to stop: running trials save their
+    state.
+    """
+    n_cores = (workers.at_once or max(1, devices.cores() // workers.cores_each)) * workers.cores_each
+    with cluster.joined(command, n_cores) as ray, devices.interruptible():
+        made = Crew(ray, output, workers, keep_weights=keep_weights)
         try:
-            while running:
-                (done, *_), _ = ray.wait(list(running))
-                item = running.pop(done)
-                on_end(item, _outcome(ray, done, item))
+            yield made
         finally:
-            for left in running:
-                ray.cancel(left)  # a KeyboardInterrupt where it runs: the loop saves its state after the step
-            ray.wait(list(running), num_returns=len(running), timeout=60) if running else None
+            left = list(made.running)
+            for one in left:
+                ray.cancel(one)  # a KeyboardInterrupt where it runs: the loop saves its state after the step
+            if left:
+                ray.wait(left, num_returns=len(left), timeout=60)
 
 
-def _carry_out(item: PlannedTrial, output: str, directory: str, keep_weights: bool, cores: int) -> Outcome:
+def _carry_out(
+    item: PlannedTrial,
+    output: str,
+    directory: str,
+    keep_weights: bool,
+    cores: int,
+    report: Remote | None,
+    number: int,
+) -> Outcome | Pruned:
     """Carry out a trial in a process of Ray's, perhaps on another machine."""
+    import ray
+
     if not (Path(output) / "trials").is_dir():
         return item.failure(f"{output} is not seen on {platform.node()}; name a folder that all machines share")
     if Path(directory).is_dir():
         os.chdir(directory)  # where relative names start
     os.environ[devices.CORES_VARIABLE] = str(cores)
-    return carry_out(item, Path(output), keep_weights=keep_weights)
 
+    def on_evaluation(found: EvaluationInfo) -> None:
+        said = None if report is None else ray.get(report.remote(number, found))
+        if said:
+            raise Pruned(str(said))
 
-def _outcome(ray: ModuleType, done: ObjectRef[Outcome], item: PlannedTrial) -> Outcome:
     try:
-        outcome: Outcome = ray.get(done)
+        return carry_out(item, Path(output), keep_weights=keep_weights, on_evaluation=on_evaluation)
+    except Pruned as pruned:
+        return pruned
+
+
+def _outcome(ray: ModuleType, done: ObjectRef[Outcome | Pruned], item: PlannedTrial) -> Outcome | Pruned:
+    try:
+        outcome: Outcome | Pruned = ray.get(done)
     except ray.exceptions.TaskCancelledError:
         raise
     except ray.exceptions.RayTaskError as error:

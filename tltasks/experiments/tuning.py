@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,20 +19,30 @@ import pandas as pd
 from rich.console import Console
 
 from tltasks.config.loading import Overrides, recipe_text
-from tltasks.errors import DataError, Interrupted, RecipeError
+from tltasks.errors import DataError, RecipeError
 from tltasks.experiments.charts import TRIAL_MARKS, Picture, draw_by_key, draw_progress
 from tltasks.experiments.contents import plan_trials
-from tltasks.experiments.execution import carry_out, log_file
+from tltasks.experiments.execution import Pruned, Workers, carry_out, crew, log_file
 from tltasks.experiments.experiment import Given, read_source
 from tltasks.experiments.report import text_table, write_page
 from tltasks.experiments.search_space import BaseRecipe, Choice, Range, Search, Settings, Value, load_search
-from tltasks.experiments.trials import SEARCH_JOURNAL, Failure, results_folder, trial_folder, write_journal
+from tltasks.experiments.trials import (
+    SEARCH_JOURNAL,
+    Failure,
+    Outcome,
+    PlannedTrial,
+    read_record,
+    results_folder,
+    trial_folder,
+    write_journal,
+)
 from tltasks.reports.console import open_terminal
 from tltasks.reports.formatting import show_interval, show_number
 from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import Headline
 from tltasks.runs.callbacks import EvaluationInfo
 from tltasks.runs.story import run
+from tltasks.runtime import cluster
 from tltasks.runtime.files import write_json, write_text
 from tltasks.tasks import load_adapter
 
@@ -44,10 +55,6 @@ except ImportError as error:
 
 SCHEMA = 1
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
-
-
-class Pruned(Interrupted):
-    """A trial was ended because others had done better by then."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +114,16 @@ def tune(
     overrides: Overrides = (),
     *,
     output: Path | str | None = None,
+    workers: Workers | None = None,
     console: Console | None = None,
     trust_remote_code: bool = False,
 ) -> SearchResult:
     """Search, or go on with it, and test the best setting beside the recipe's own.
 
     `search` is a YAML file or its keys, `overrides` such as `trials=30` take the place of what it says, `output` that
-    of its results folder; a `console` is told of each trial. Raises DataError when no trial could be finished,
-    Interrupted or KeyboardInterrupt when told to stop, and a TltasksError for what else the user can mend.
+    of its results folder; `workers` spread trials by Ray, and a `console` is told of each. Raises DataError when no
+    trial could be finished, Interrupted or KeyboardInterrupt when told to stop, and a TltasksError for what else the
+    user can mend.
     """
     console = console or open_terminal(quiet=True)
     source = read_source(search, (), "search")
@@ -131,8 +140,7 @@ def tune(
 
         result: SearchResult | None = None
         try:
-            while (number := study.next_number()) < keys.trials:
-                settings, said = study.carry_out(number)
+            for number, settings, said in study.in_turn() if workers is None else study.on_ray(workers):
                 shown = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in settings.items())
                 console.print(f"[{number + 1}/{keys.trials}] {shown}: {said}", soft_wrap=True)
         finally:
@@ -150,6 +158,19 @@ def tune(
 # --------------------------------------------------------------------------------------------- trials
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A trial that is carried out."""
+
+    trial: optuna.Trial
+    last: str
+    """Stage by which it is judged."""
+    steps: list[int]
+    """Of its evaluations."""
+    reported: int
+    """Evaluations before it was cut."""
+
+
 class SearchStudy:
     """Optuna's study of a search, kept in `trials.jsonl` of the results folder.
 
@@ -158,6 +179,7 @@ class SearchStudy:
 
     def __init__(self, search: Search, base: BaseRecipe, output: Path) -> None:
         self.search, self.base, self.output = search, base, output
+        self._opened: dict[int, _Opened] = {}
         self.higher_is_better = load_adapter(base.trial(0, {}).recipe.task).higher_is_better
         pruner: BasePruner = optuna.pruners.NopPruner()
         if search.prune == "median":
@@ -185,44 +207,101 @@ class SearchStudy:
         if not self.study.trials:
             self.study.enqueue_trial(base.own_settings(search.space))
 
-    def next_number(self) -> int:
-        """Number of the trial to carry out: one that was cut, or a new one."""
+    def to_do(self) -> list[int]:
+        """Numbers of the trials that are to be carried out: those that were cut, and new ones."""
         trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
-        return next((trial.number for trial in trials if trial.state.name == "RUNNING"), len(trials))
+        cut = [trial.number for trial in trials if trial.state.name == "RUNNING"]
+        return [*cut, *range(len(trials), self.search.trials)]
 
-    def carry_out(self, number: int) -> tuple[Settings, str]:
-        """Propose a setting, or take up the one that was cut, and carry it out; the setting, and what became of it."""
+    def in_turn(self) -> Iterator[tuple[int, Settings, str]]:
+        """Carry the trials out one after another: number, setting, and what became of it."""
+        for number in self.to_do():
+            settings, item, said = self.open(number)
+            if item is not None:
+                said = self.close(number, item, self._carry_out(number, item))
+            yield number, settings, said
+
+    def _carry_out(self, number: int, item: PlannedTrial) -> Outcome | Pruned:
+        def on_evaluation(found: EvaluationInfo) -> None:
+            if said := self.report(number, found):
+                raise Pruned(said)
+
+        try:
+            return item.record or carry_out(item, self.output, keep_weights=False, on_evaluation=on_evaluation)
+        except Pruned as pruned:
+            return pruned
+
+    def on_ray(self, workers: Workers) -> Iterator[tuple[int, Settings, str]]:
+        """The same with as many trials at once as there is room for.
+
+        Another study of the same file stands in a process of Ray's, to which trials report; this one reads there.
+        """
+        left = self.to_do()
+        if not left:
+            return
+        with crew("tune --engine ray", self.output, workers, keep_weights=False) as made:
+            ask, place = made.ray.get, cluster.here(made.ray)
+            study = made.ray.remote(num_cpus=0, scheduling_strategy=place)(SearchStudy)
+            study = study.remote(self.search, self.base, self.output.absolute())
+            opened: dict[str, tuple[int, Settings]] = {}
+
+            def end() -> tuple[int, Settings, str]:
+                item, outcome = made.next()
+                number, settings = opened.pop(item.id)
+                return number, settings, ask(study.close.remote(number, item, outcome))
+
+            while left:
+                number = left.pop(0)
+                settings, item, said = ask(study.open.remote(number))
+                while len(made.running) == made.rooms or (item is not None and item.id in opened):
+                    yield end()
+                record = None if item is None else read_record(self.output, item.id)  # of the same setting
+                if item is None or record is not None:
+                    yield number, settings, said or ask(study.close.remote(number, item, record))
+                    continue
+                opened[item.id] = number, settings
+                made.start(item, study.report, number)
+            while made.running:
+                yield end()
+
+    def open(self, number: int) -> tuple[Settings, PlannedTrial | None, str]:
+        """Propose a setting, or take up the one that was cut; its trial, or else why it cannot be one."""
         trial, reported = self._ask(number)
-        steps: list[int] = list(trial.user_attrs.get("steps", []))
         settings = {key: _suggest(trial, key, choice) for key, choice in self.search.space.items()}
         try:
             (item,) = plan_trials([self.base.trial(number, settings)], self.output)
-            last = item.trial.recipe.stages[-1].name or item.trial.recipe.stages[-1].stage
+        except RecipeError as error:  # keys that do not go together
+            return settings, None, self._fail(trial, str(error))
+        last = item.trial.recipe.stages[-1].name or item.trial.recipe.stages[-1].stage
+        self._opened[number] = _Opened(trial, last, list(trial.user_attrs.get("steps", [])), reported)
+        return settings, item, ""
 
-            def on_evaluation(found: EvaluationInfo) -> None:
-                """Report an evaluation of the last stage; raises Pruned where the trial is not worth going on."""
-                if found.stage != last:
-                    return
-                if found.step not in steps:  # else a kill came between it and the next checkpoint
-                    steps.append(found.step)
-                    if len(steps) > reported:
-                        trial.report(found.value, len(steps))
-                    trial.set_user_attr("steps", steps)
-                if trial.should_prune():
-                    raise Pruned(f"pruned after {len(steps)} evaluations at {found.value:.4g}")
+    def report(self, number: int, found: EvaluationInfo) -> str | None:
+        """Enter an evaluation of a trial's last stage; why the trial is not worth going on, or None."""
+        it = self._opened[number]
+        if found.stage != it.last:
+            return None
+        if found.step not in it.steps:  # else a kill came between it and the next checkpoint
+            it.steps.append(found.step)
+            if len(it.steps) > it.reported:
+                it.trial.report(found.value, len(it.steps))
+            it.trial.set_user_attr("steps", it.steps)
+        if it.trial.should_prune():
+            return f"pruned after {len(it.steps)} evaluations at {found.value:.4g}"
+        return None
 
-            outcome = item.record or carry_out(item, self.output, keep_weights=False, on_evaluation=on_evaluation)
-        except Pruned as pruned:
+    def close(self, number: int, item: PlannedTrial, outcome: Outcome | Pruned) -> str:
+        """Enter the end of a trial, and tell of it."""
+        trial = self._opened.pop(number).trial
+        if isinstance(outcome, Pruned):
             shutil.rmtree(trial_folder(self.output, item.id), ignore_errors=True)
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-            return settings, str(pruned)
-        except RecipeError as error:  # keys that do not go together
-            return settings, self._fail(trial, str(error))
+            return str(outcome)
         if isinstance(outcome, Failure):
-            return settings, self._fail(trial, outcome.message)
+            return self._fail(trial, outcome.message)
         score = outcome.targets["validation"].value
         self.study.tell(trial, score)
-        return settings, f"{outcome.metric} {score:.4g}"
+        return f"{outcome.metric} {score:.4g}"
 
     def _fail(self, trial: optuna.Trial, message: str) -> str:
         trial.set_user_attr("message", message)

@@ -28,6 +28,7 @@ from tltasks import __version__, errors
 from tltasks.config.recipe import Recipe
 from tltasks.errors import Interrupted, RecipeError, StorageError, TltasksError, TrainingError, first_line
 from tltasks.runtime import cluster, devices
+from tltasks.runtime.cluster import Remote
 from tltasks.runtime.files import check_place, is_occupied
 from tltasks.runtime.progress import SETTINGS, Verbosity
 
@@ -41,12 +42,6 @@ GRACE_SECONDS = 5.0
 """After an error of one process, for the others, which may wait for it."""
 _PASSED = ("ACCELERATE_", "FSDP_")
 """Beginnings of variables that say how processes share a run; no others leave this machine."""
-
-
-class Remote(Protocol):
-    """A method of an object that Ray keeps in a process of its own; the answer is had by `ray.get`."""
-
-    def remote(self, *arguments: object) -> object: ...
 
 
 class Board(Protocol):
@@ -158,7 +153,7 @@ def _make_board(ray: ModuleType) -> Board:
             said, self.said = self.said, []
             return said, self.ended is not None, self.begun
 
-    made: Board = ray.remote(num_cpus=0, scheduling_strategy=_here(ray))(Notes).remote()
+    made: Board = ray.remote(num_cpus=0, scheduling_strategy=cluster.here(ray))(Notes).remote()
     return made
 
 
@@ -207,14 +202,7 @@ def _begin(ray: ModuleType, share: cluster.Share, told: dict[str, object], place
             return error
         return None
 
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=_here(ray))(fit).remote()
-
-
-def _here(ray: ModuleType) -> object:
-    """Ray's word for this machine."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=cluster.here(ray))(fit).remote()
 
 
 def _follow(ray: ModuleType, board: Board, running: object, stop_requested: Callable[[], bool]) -> Exception | None:

@@ -10,10 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
 from tltasks.errors import RecipeError, first_line
 from tltasks.runtime import devices
 from tltasks.runtime.progress import SETTINGS
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 """Environment variable by which Ray itself finds a cluster."""
@@ -27,6 +31,12 @@ VARIABLES = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 """Of Ray's own: all that it is told to leave alone."""
+
+
+class Remote(Protocol):
+    """A method of an object that Ray keeps in a process of its own; the answer is had by `ray.get`."""
+
+    def remote(self, *arguments: object) -> ObjectRef[object]: ...
 
 
 @contextlib.contextmanager
@@ -107,11 +117,17 @@ def deal_out(machines: Sequence[dict[str, float]], asked: int | None) -> Share:
     used = [machine for machine in machines if machine.get(kind, 0) >= 1]
     count = asked or (int(sum(machine["GPU"] for machine in used)) if kind == "GPU" else len(used))
     for cores in range(int(max((machine.get("CPU", 0) for machine in used), default=0)), 0, -1):
-        rooms = [min(int(machine.get("CPU", 0) / cores), int(machine[kind])) for machine in used]
-        if sum(rooms) >= count and (asked or kind == "GPU" or all(rooms)):
+        found = rooms(used, cores, has_gpu=kind == "GPU")
+        if sum(found) >= count and (asked or kind == "GPU" or all(found)):
             return Share(count, cores, kind == "GPU")
     free = int(sum(machine.get(kind, 0) for machine in used))
     raise RecipeError(f"--workers {count}: the cluster has {free} {'GPUs' if kind == 'GPU' else 'cores'} for them.")
+
+
+def rooms(machines: Sequence[dict[str, float]], cores: int, *, has_gpu: bool) -> list[int]:
+    """How many processes with so many cores, and a GPU, each machine has room for."""
+    kind = "GPU" if has_gpu else "CPU"
+    return [min(int(machine.get("CPU", 0) / cores), int(machine.get(kind, 0))) for machine in machines]
 
 
 def machines(ray: ModuleType) -> list[dict[str, float]]:
@@ -122,3 +138,10 @@ def machines(ray: ModuleType) -> list[dict[str, float]]:
 def all_cores(least: int = 1) -> int:
     """Cores of this machine that Ray is to know of, at least so many."""
     return max(devices.cores(), least)
+
+
+def here(ray: ModuleType) -> object:
+    """Ray's word for this machine, as a place for a process."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -1,7 +1,9 @@
 """A search as a user runs it: strictly read, by validation alone, the same after any stop."""
 
+import contextlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import pytest
 
 from tests.tiny.experiments import write_search
 from tests.tiny.images import save_data, save_model
+from tests.tiny.ray import FakeRay
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.errors import DataError
 from tltasks.experiments import tune, tuning
 from tltasks.experiments.trials import results_folder
+from tltasks.runtime import cluster, devices
 from tltasks.runtime.files import locked
 from tltasks.training.checkpoint import Checkpoints
 
@@ -83,6 +87,20 @@ def test_the_test_set_is_looked_at_after_the_search_alone(finished: Path) -> Non
     assert "The best setting: accuracy" in page
     assert page.count("<figure") == 4
     assert page.count("<tr>") == 1 + 7
+
+
+def test_on_ray_one_at_a_time_it_is_the_same(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations are reported to a study elsewhere, by which trials are pruned as without Ray."""
+    ray = FakeRay(cores=1.0)
+    monkeypatch.setenv(devices.CORES_VARIABLE, "1")
+    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    monkeypatch.setattr(cluster, "joined", lambda command, n_cores: contextlib.nullcontext(ray))
+    monkeypatch.setattr(cluster, "here", lambda ray: None)
+    output = place / "ray"
+    assert main(["tune", str(write_search(place, output)), "--engine", "ray"]) == 0
+    assert trials(output) == trials(finished)
+    assert ray.waited == 7
+    assert ray.options[0]["max_retries"] > 0, "a trial whose machine is lost is begun again"
 
 
 def test_it_goes_on_as_it_would_have(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

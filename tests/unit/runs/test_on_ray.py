@@ -46,7 +46,7 @@ Run = Callable[[on_ray.Order], None]
 def carry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., on_ray.Order]:
     """Carry out a run of two processes, one after the other, each by what it is given."""
     monkeypatch.setattr(cluster, "joined", lambda command, n_cores: contextlib.nullcontext(FAKE))
-    monkeypatch.setattr(on_ray, "_here", lambda ray: None)
+    monkeypatch.setattr(cluster, "here", lambda ray: None)
     for name in (devices.CORES_VARIABLE, "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
     orders: list[on_ray.Order] = []
@@ -168,7 +168,7 @@ def test_a_process_that_waits_for_one_with_an_error_is_not_waited_for(
 
 
 def test_told_to_stop_it_tells_the_processes(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(on_ray, "_here", lambda ray: None)
+    monkeypatch.setattr(cluster, "here", lambda ray: None)
     monkeypatch.setattr(on_ray, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(devices, "STOP", threading.Event())
     board = on_ray._make_board(FAKE)  # type: ignore[arg-type]
