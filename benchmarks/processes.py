@@ -41,6 +41,7 @@ sys.path.insert(0, str(REPOSITORY))
 os.environ |= {"OMP_NUM_THREADS": "1", "TLTASKS_CORES": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 
 from tests.e2e.training.test_processes import classifier, contrast, gpt2, several_classes, t5, wav2vec2, whisper
+from tests.tiny.ray import is_worker
 from tests.tiny.runs import FSDP, equal, largest_difference, weights
 from tltasks.cli.commands import main as tltasks_main
 from tltasks.training.tracking import read_metrics
@@ -287,12 +288,6 @@ def ray_workers(pid: int) -> list[psutil.Process]:
     """The processes of a run that a command has Ray start, once all are there."""
     found = [child for child in psutil.Process(pid).children(recursive=True) if is_worker(child)]
     return sorted(found, key=lambda child: child.pid) if len(found) == 2 else []
-
-
-def is_worker(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith("ray::RayTrainWorker")
-    return False
 
 
 def costs(world: int, place: Path) -> dict[str, float]:

@@ -1,9 +1,12 @@
 """A stand-in for Ray that does all at once, in this process."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+
+import psutil
 
 
 @dataclass(eq=False)
@@ -53,3 +56,10 @@ class Kept:
     def __getattr__(self, name: str) -> SimpleNamespace:
         method = getattr(self.held, name)
         return SimpleNamespace(remote=lambda *arguments: Ref(method(*arguments)))
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Tell a process of a run that Ray itself has started."""
+    with contextlib.suppress(psutil.Error):
+        return [*process.cmdline(), ""][0].startswith("ray::RayTrainWorker")
+    return False

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.processes import is_worker
 from tests.e2e.training.test_processes import classifier
 from tests.integration.experiments.test_comparison import journal, numbers, place
 from tests.tiny.experiments import write_experiment
+from tests.tiny.ray import is_worker
 from tests.tiny.runs import equal, largest_difference, run_recipe, weights
 from tltasks.cli.commands import main
 from tltasks.training.tracking import read_metrics
