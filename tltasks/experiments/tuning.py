@@ -251,9 +251,11 @@ class SearchStudy:
                 return number, settings, ask(study.close.remote(number, item, outcome))
 
             while left:
+                while len(made.running) >= made.rooms:  # what has ended is known when the next is proposed
+                    yield end()
                 number = left.pop(0)
                 settings, item, said = ask(study.open.remote(number))
-                while len(made.running) == made.rooms or (item is not None and item.id in opened):
+                while item is not None and item.id in opened:
                     yield end()
                 record = None if item is None else read_record(self.output, item.id)  # of the same setting
                 if item is None or record is not None:

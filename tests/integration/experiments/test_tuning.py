@@ -15,8 +15,9 @@ from tests.tiny.ray import FakeRay
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.errors import DataError
-from tltasks.experiments import tune, tuning
-from tltasks.experiments.trials import results_folder
+from tltasks.experiments import execution, tune, tuning
+from tltasks.experiments.trials import PlannedTrial, TargetScore, TrialRecord, results_folder
+from tltasks.runs.callbacks import EvaluationInfo, OnEvaluation
 from tltasks.runtime import cluster, devices
 from tltasks.runtime.files import locked
 from tltasks.training.checkpoint import Checkpoints
@@ -89,16 +90,35 @@ def test_the_test_set_is_looked_at_after_the_search_alone(finished: Path) -> Non
     assert page.count("<tr>") == 1 + 7
 
 
-def test_on_ray_one_at_a_time_it_is_the_same(finished: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_in(item: PlannedTrial, output: Path, *, keep_weights: bool, on_evaluation: OnEvaluation) -> TrialRecord:
+    """A trial that takes no time: the larger its learning rate, the better."""
+    value = item.trial.recipe.stages[0].learning_rate
+    assert isinstance(value, float)
+    for step in (1, 2, 3):
+        info = EvaluationInfo("transfer", step, 3, float(step), {"accuracy": value * step}, "accuracy", None)
+        on_evaluation(info)
+    target = TargetScore(value, (0.0, 1.0), 24, "rows", {"accuracy": value})
+    numbers = {"train_examples": 24, "trained_parameters": 1, "total_parameters": 1, "training_seconds": 0.0}
+    return TrialRecord(
+        id=item.id, recipe_sha256="", levels={}, seed=0, inputs={}, metric="accuracy", higher_is_better=True,
+        row_scores="", targets={"validation": target}, seconds=0.0, versions={}, hardware={}, **numbers  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_on_ray_one_at_a_time_it_is_the_same(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations are reported to a study elsewhere, by which trials are pruned as without Ray."""
     ray = FakeRay(cores=1.0)
     monkeypatch.setenv(devices.CORES_VARIABLE, "1")
     monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
     monkeypatch.setattr(cluster, "joined", lambda command, n_cores: contextlib.nullcontext(ray))
     monkeypatch.setattr(cluster, "here", lambda ray: None)
-    output = place / "ray"
-    assert main(["tune", str(write_search(place, output)), "--engine", "ray"]) == 0
-    assert trials(output) == trials(finished)
+    for module in (tuning, execution):
+        monkeypatch.setattr(module, "carry_out", stand_in)
+    monkeypatch.setattr(tuning, "_test", lambda base, own, best, output: {})
+    for name, flags in {"one": (), "ray": ("--engine", "ray")}.items():
+        assert main(["tune", str(write_search(place, place / name)), *flags]) == 0
+    assert trials(place / "ray") == trials(place / "one")
+    assert {trial["state"] for trial in trials(place / "ray")} == {"finished", "pruned"}
     assert ray.waited == 7
     assert ray.options[0]["max_retries"] > 0, "a trial whose machine is lost is begun again"
 
