@@ -175,6 +175,8 @@ _BLT: dict[str, Any] = {
 MORE: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3], "mamba_d_head": 32},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    # as it is released, as long as its positions: of more, equal tokens tie, and the length decides which are kept
+    "doge": {"keep_window_size": 2048},
     "dory": {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "num_hidden_layers": 4,
