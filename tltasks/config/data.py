@@ -167,6 +167,14 @@ class ExtraTrain(Source):
 class Columns(Section):
     """Names of a data set's columns, by what a task takes each for."""
 
+    def conflicts(self) -> Iterator[Conflict]:
+        named: dict[str, str] = {}
+        for key, column in self:
+            for name in [column] if isinstance(column, str) else column or ():
+                if (other := named.setdefault(name, key)) != key:
+                    given, other = (key, other) if key in self.model_fields_set else (other, key)
+                    yield Conflict(f"column `{name}` is taken as `{other}` already; name another", (given,))
+
 
 class LanguageColumns(Columns):
     language: str | None = None

@@ -143,7 +143,7 @@ BEYOND_A_SCHEMA = {
     *("builder", "builder, empty files", "named as a split", "infinite", "not a number", "too large for a float"),
     "whole number",  # JSON has one kind of number
     "stage's task",  # any text
-    *("weights of sources in balanced sampling", "sources without rows of the data"),
+    *("weights of sources in balanced sampling", "sources without rows of the data", "a column twice"),
 } - {"model", "data"}
 """Mistakes that are not about one key alone, or that JSON cannot tell."""
 

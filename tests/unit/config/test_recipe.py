@@ -167,6 +167,7 @@ MISTAKES = {
     "nothing to evaluate on": ("validation: 0.1", "test: null", "data.splits: nothing to evaluate on: set `test`,", ""),
     "builder": ("name: org/pictures", "§name: imagefolder", "the builder `imagefolder` needs `dir` or `files`", ""),
     "builder, empty files": ("name: org/pictures", "§name: csv\n  files: []", "the builder `csv` needs `dir` or", ""),
+    "a column twice": ("image: img", "§image: label", "column `label` is taken as `label` already; name another", ""),
     "named as a split": ("  splits:", "  extra_test: {§test: {split: x}}\n  splits:", "`test` is the name of a", ""),
 }  # fmt: skip
 
