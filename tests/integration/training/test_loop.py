@@ -113,7 +113,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(tiny: Path, tmp_path: Pa
         run_recipe(recipe, tmp_path / "run", "stages.0.epochs=1")
     monkeypatch.undo()
     save_data(tmp_path / "data", seed=1)
-    with pytest.raises(DataError, match="trained on other data"):
+    with pytest.raises(DataError, match="trained or validated on other data"):
         run_recipe(recipe, tmp_path / "run", "stages.0.epochs=1", resume=True)
     save_data(tmp_path / "data", seed=0)
     run_recipe(recipe, tmp_path / "run", "stages.0.epochs=1", resume=True)
