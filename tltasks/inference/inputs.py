@@ -90,7 +90,10 @@ def check_single(arguments: Sequence[str], output: Path) -> None:
     """Raise RecipeError unless the arguments name one file alone, which is no table, as an output needs."""
     path = Path(arguments[0]).expanduser()
     if len(arguments) > 1 or not (is_url(arguments[0]) or (path.is_file() and not _is_table(path))):
-        raise RecipeError(f"--output {output}: is of one recording; name one file, and the next with another output.")
+        raise RecipeError(
+            f"--output {output}: is of one recording. Name one file, or an output for the name of each: "
+            f"'{output.with_name('*').with_suffix(output.suffix)}'."
+        )
 
 
 def _fault(argument: str, *, fetches: bool) -> str | None:

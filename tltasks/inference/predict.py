@@ -13,7 +13,7 @@ import pyarrow as pa
 from tltasks.config.answers import USUAL, Asked
 from tltasks.errors import RecipeError, printable
 from tltasks.inference.inputs import Inputs, Item, check_arguments, check_single
-from tltasks.inference.prediction_writer import SUBTITLES, check_output, key, open_writer
+from tltasks.inference.prediction_writer import EACH, SUBTITLES, check_output, key, open_writer
 from tltasks.reports.console import open_terminal
 from tltasks.runtime.progress import Bar
 from tltasks.runtime.startup import without_collection
@@ -178,10 +178,11 @@ def _columns(**named: str | None) -> dict[str, str]:
 
 
 def _asked_by(output: Path | None, arguments: list[str], asked: Asked) -> Asked:
-    """The wishes for answers, with words where they become subtitles; RecipeError for those of several recordings."""
+    """The wishes for answers, with words for subtitles; RecipeError for those of several recordings in one file."""
     if output is None or output.suffix.lower() not in SUBTITLES:
         return asked
-    check_single(arguments, output)
+    if EACH not in output.name:
+        check_single(arguments, output)
     return replace(asked, words=True)
 
 

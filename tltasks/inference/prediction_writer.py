@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from tltasks.inference.predictor import SpokenWord
 
 SUBTITLES = (".srt", ".vtt")
+EACH = "*"
+"""In the name of an output of subtitles, for the name of each recording."""
 Row = Mapping[str, object]
 """`input`, `row` where it is one of a table, and what was predicted or `error`."""
 Flags = Mapping[str, object]
@@ -60,12 +63,14 @@ def open_writer(path: Path | None, schema: pa.Schema, *, resume: bool, flags: Fl
         return _Lines(sys.stdout.buffer, set(), _json_lines)
     check_output(path, resume=resume, flags=flags)
     path = path.resolve()  # what a link leads to is written, whatever its name
-    release = lock(beside(path, ".lock"), f"--output {path}: another predict is writing to it; wait for its end.")
+    known = _known(path)
+    release = lock(beside(known, ".lock"), f"--output {path}: another predict is writing to it; wait for its end.")
     try:
         check_output(path, resume=resume, flags=flags)  # by now it may have been begun and ended
-        if path.suffix.lower() not in SUBTITLES:
-            write_json(beside(path, FLAGS), flags)
-        return _Held(_OPENERS[path.suffix.lower()](path, schema), release)
+        if known.suffix.lower() not in SUBTITLES:
+            write_json(beside(known, FLAGS), flags)
+        opener = _SubtitlesOfEach if EACH in path.name else _OPENERS[path.suffix.lower()]
+        return _Held(opener(path, schema), release)
     except BaseException as error:
         release()
         if isinstance(error, OSError):
@@ -85,10 +90,20 @@ def check_output(path: Path, *, resume: bool, flags: Flags) -> None:
     check_place(path, "--output")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise RecipeError(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder is not there'}.")
-    if path.exists() and not resume:
+    if EACH in path.name and path.suffix.lower() not in SUBTITLES:
+        raise RecipeError(
+            f"--output {path}: `{EACH}` stands for each recording's name, in names of {' or '.join(SUBTITLES)}."
+        )
+    known = _known(path)
+    if known.exists() and not resume:
         raise RecipeError(f"--output {path}: is there already. Complete it with --resume, or name another file.")
-    if path.exists() and path.stat().st_size and path.suffix.lower() not in SUBTITLES:
-        _check_flags(path, flags)
+    if known.exists() and known.stat().st_size and known.suffix.lower() not in SUBTITLES:
+        _check_flags(known, flags)
+
+
+def _known(path: Path) -> Path:
+    """The file that tells what has been predicted: the output, or beside those of each recording one of their names."""
+    return beside(path.with_name(path.name.replace(EACH, "each")), ".jsonl") if EACH in path.name else path
 
 
 def _check_flags(path: Path, flags: Flags) -> None:
@@ -284,20 +299,55 @@ class _Subtitles:
     """The words of one recording as subtitles; the file is there when it is whole."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        if "words" not in schema.names:
-            raise RecipeError(f"--output {path}: subtitles are of speech recognition.")
         if path.exists():
             raise RecipeError(f"--output {path}: is there, and whole: subtitles are written at once.")
         self.path, self.done = path, set[int]()
+        _check_spoken(path, schema)
 
     def write(self, rows: list[Row]) -> None:
         for row in rows:
-            if row.get("error") is None:
-                text, words = str(row["prediction"]), cast("list[SpokenWord]", row["words"])
-                write_text(self.path, subtitles.write(text, words, self.path.suffix.lower()))
+            _write_subtitles(self.path, row)
 
     def close(self) -> None:
         pass
+
+
+class _SubtitlesOfEach:
+    """The words of each recording as subtitles in a file of its name, and which have been written, as JSON lines."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        _check_spoken(path, schema)
+        self.path, self.written = path, _open_json(_known(path), schema)
+        self.done = self.written.done
+
+    def write(self, rows: list[Row]) -> None:
+        for row in rows:
+            _write_subtitles(self._place(row), row)
+            self.written.write([{name: row.get(name) for name in ("input", "row", "error")}])
+
+    def close(self) -> None:
+        self.written.close()
+
+    def _place(self, row: Row) -> Path:
+        """A file that is not there yet: recordings in several folders may have one name."""
+        name, number = PurePath(str(row["input"])).stem, row.get("row")
+        name = name if number is None else f"{name}-{number}"
+        for more in itertools.chain([""], map("-{}".format, itertools.count(2))):
+            place = self.path.with_name(self.path.name.replace(EACH, f"{name}{more}"))
+            if not place.exists():
+                break
+        return place
+
+
+def _check_spoken(path: Path, schema: pa.Schema) -> None:
+    if "words" not in schema.names:
+        raise RecipeError(f"--output {path}: subtitles are of speech recognition.")
+
+
+def _write_subtitles(path: Path, row: Row) -> None:
+    if row.get("error") is None:
+        text, words = str(row["prediction"]), cast("list[SpokenWord]", row["words"])
+        write_text(path, subtitles.write(text, words, path.suffix.lower()))
 
 
 _OPENERS: dict[str, Callable[[Path, pa.Schema], PredictionWriter]] = {

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -126,12 +127,38 @@ def test_subtitles_are_of_one_recording(models: Path, tmp_path: Path, capsys: py
     assert main([*begin, str(CLIPS[0]), "--output", str(tmp_path / "a.vtt")]) == 0
     assert (tmp_path / "a.vtt").read_text().startswith("WEBVTT\n\n00:00:0")
     assert main([*begin, str(CLIPS[0]), str(CLIPS[1]), "--output", str(tmp_path / "b.srt")]) == 2
-    assert "is of one recording" in capsys.readouterr().err
+    assert "is of one recording. Name one file, or an output for the name of each: '" in capsys.readouterr().err
     assert main([*begin, str(CLIPS[0].parent), "--output", str(tmp_path / "b.srt")]) == 2
     assert not (tmp_path / "b.srt").exists()
     assert main([*begin, str(CLIPS[0]), str(CLIPS[1]), "--words", "--output", str(tmp_path / "c.jsonl")]) == 0
     lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
     assert all([word["text"] for word in line["words"]] == line["prediction"].split() for line in lines)
+
+
+def test_subtitles_of_each_recording_have_its_name(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of them is no recording; two have one name; what is written already is passed over."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(CLIPS[0], tmp_path / folder / "one.flac")
+    shutil.copy(CLIPS[1], tmp_path / "a" / "two.flac")
+    (tmp_path / "b" / "three.wav").write_bytes(b"no sound")
+    begin = ["predict", str(models / "whisper"), "--no-vad"]
+    sounds = [str(tmp_path / "a"), str(tmp_path / "b")]
+    (tmp_path / "out").mkdir()
+    each = ["--output", str(tmp_path / "out" / "*.vtt")]
+    assert main([*begin, sounds[0], *each]) == 0
+    assert main([*begin, *sounds, *each]) == 2
+    assert "Complete it with --resume" in capsys.readouterr().err
+    assert main([*begin, *sounds, *each, "--resume", "--language", "en"]) == 2
+    assert main([*begin, *sounds, *each, "--resume"]) == 3
+    assert "2 were there already" in capsys.readouterr().err
+    found = {path.name: path.read_text() for path in (tmp_path / "out").glob("*.vtt")}
+    assert found.keys() == {"one.vtt", "two.vtt", "one-2.vtt"}
+    assert found["one.vtt"] == found["one-2.vtt"]
+    assert main([*begin, sounds[0], "--output", str(tmp_path / "*.jsonl")]) == 2
+    assert "stands for each recording's name" in capsys.readouterr().err
 
 
 def test_confidence_is_settled_by_validation_and_kept(tmp_path: Path) -> None:
