@@ -30,6 +30,8 @@ PENALTIES = tuple(10.0**power for power in range(-6, 1))
 PENALTY = 1e-3
 """Where there is nothing to choose by."""
 MOST_ITERATIONS = 1000
+LEAST = 1e-18
+"""Deviation of a feature from which on it is scaled: gradients of the weights of smaller ones are beyond fp32."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def fit_linear(
     """
     x, y = torch.from_numpy(features).double(), torch.from_numpy(labels)
     centre, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(_varies(x), scale, torch.ones_like(scale))
+    scale = torch.where(_varies(x) & (scale > LEAST), scale, torch.ones_like(scale))
     x = (x - centre) / scale
     weight = torch.zeros(n_classes, x.shape[1], dtype=torch.float64)
     bias = torch.zeros(n_classes, dtype=torch.float64)

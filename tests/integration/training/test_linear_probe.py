@@ -155,6 +155,8 @@ def test_what_rounding_makes_of_a_feature_decides_nothing() -> None:
     fit = linear_probe.fit_linear(np.stack([told, rounded], 1), y, n_classes=2, l2=1e-3)
     assert fit.weight[:, 0].abs().max() > 1
     assert fit.weight[:, 1].abs().max() < 1
+    vanishing = np.float32(1e-20) * np.stack([told, told**2], 1)
+    assert linear_probe.fit_linear(vanishing, y, n_classes=2, l2=1e-3).weight.abs().max() < 1
 
 
 def test_features_that_are_the_same_for_all_rows_are_refused(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

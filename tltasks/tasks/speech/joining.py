@@ -67,7 +67,7 @@ def deal(sizes: NDArray[np.float64], drawn: np.random.Generator) -> list[list[in
 
     The largest go first, each where most room is left. So there are as many windows whatever is drawn.
 
-    >>> [sorted(rows) for rows in deal(np.array([0.5, 0.25, 0.5, 0.25]), np.random.default_rng(0))]
+    >>> [sorted(rows) for rows in deal(np.array([0.5, 0.4, 0.3, 0.2]), np.random.default_rng(0))]
     [[0, 3], [1, 2]]
     """
     parts = np.ceil(sizes * CLASSES).astype(int).clip(max=CLASSES)
