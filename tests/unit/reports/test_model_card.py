@@ -372,6 +372,18 @@ def test_calibration_is_told_and_applied_by_the_code(tmp_path: Path, adapter: bo
     assert "60 % of test (a probability of 0.900 or more), its accuracy is 0.950 (0.930 to 0.970)" in card
 
 
+@pytest.mark.parametrize("validates", [True, False])
+def test_confidence_of_words_is_told_with_and_without_validation(tmp_path: Path, validates: bool) -> None:
+    made = dataclasses.replace(spoken(family="sequence-to-sequence"), higher_is_better=False)
+    score = made.metrics["test"]
+    score.details["words_confidence"] = {"words": 900, "right": 0.8, "calibration_error": 0.05, "auroc": 0.9}
+    if validates:
+        data = {**made.data, "validation": split(100, "fleurs validation")}
+        made = dataclasses.replace(made, metrics={**made.metrics, "validation": score}, data=data)
+    card = render_card(result_of(made), plan_of(tmp_path, SPEECH_RECIPE), adapter=True, repo="ada/x")
+    assert f"gives each word{', settled on validation,' if validates else ''} is off by 0.050" in card
+
+
 def test_without_a_test_split_the_headline_is_called_optimistic(tmp_path: Path) -> None:
     result = result_of(stage({"validation": score(0.978)}), judged="validation")
     card = render_card(result, plan_of(tmp_path), adapter=True, repo="ada/x")

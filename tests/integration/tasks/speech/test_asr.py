@@ -5,6 +5,7 @@ import doctest
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -349,7 +350,8 @@ def test_bad_transcripts_are_named_or_learnt(spoken: Path, kind: str) -> None:
     clip = str(spoken / "data" / "clips" / "train-0.wav")
     rows = datasets.Dataset.from_dict({"audio": [clip], "text": [text]})
     recogniser = open_whisper(spoken, language="en")
-    task = SpeechRecognition(None, Checkpoint("m"), recogniser.config, 0, recogniser, "basic", True)  # type: ignore[arg-type]
+    plan = SimpleNamespace(stage=SimpleNamespace(timestamps=None))
+    task = SpeechRecognition(plan, Checkpoint("m"), recogniser.config, 0, recogniser, "basic", True)  # type: ignore[arg-type]
     from tltasks.data.splits import Split
 
     encoded = task.preprocess(Split("train", rows, "t", None, "here"))({**rows[:], "row": [0]})
