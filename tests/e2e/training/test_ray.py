@@ -23,7 +23,7 @@ from tltasks.training.tracking import read_metrics
 
 __all__ = ["place"]
 
-pytestmark = pytest.mark.exhaustive  # its processes load torch anew
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(900)]  # its processes load torch anew
 
 
 def start(log: Path, *words: object, **variables: str) -> subprocess.Popen[bytes]:

@@ -73,7 +73,7 @@ def test_answers_scores_card_and_report_tell_the_same(run: tuple[Path, RunResult
     card, report = (output / "README.md").read_text(), (output / "report.html").read_text()
     assert "logits divided by 2.500" in card
     assert "config.calibration_temperature" in card
-    assert "at a temperature of 2.500" in report
+    assert "a temperature of 2.500 that was fitted on the validation split" in report
 
 
 def test_baselines_have_temperatures_of_their_own(run: tuple[Path, RunResult]) -> None:
