@@ -58,12 +58,12 @@ def _metric_by_name(value: object) -> object:
 
 
 USUAL_STEPS = 400
-"""Optimiser steps that epochs are chosen for, between 2 and 20, where a recipe names neither."""
+"""Optimiser steps that epochs are chosen for, between 2 and 40, where a recipe names neither."""
 
 
 def usual_epochs(rows: int, batch_size: int) -> int:
     """Passes over so many rows that make about `USUAL_STEPS` steps."""
-    return min(20, max(2, round(USUAL_STEPS * batch_size / max(1, rows))))
+    return min(40, max(2, round(USUAL_STEPS * batch_size / max(1, rows))))
 
 
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "sgd", "muon"]
@@ -96,7 +96,7 @@ class Stage(Section, Generic[ModelT, DataT]):
     """Statistics of batch normalisation: kept, or updated by each micro-batch (which makes results depend on its
     size). auto: frozen from a checkpoint, batch from random weights."""
     epochs: PositiveFloat | None = None
-    """Passes over the rows trained on. Unset, and `steps` too: as many as make about 400 steps, from 2 to 20."""
+    """Passes over the rows trained on. Unset, and `steps` too: as many as make about 400 steps, from 2 to 40."""
     steps: PositiveInt | None = None
     """Optimiser steps, instead of `epochs`."""
     batch_size: PositiveInt = 32

@@ -99,7 +99,8 @@ def test_an_objective_names_its_stages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch", "epochs"), [(1, 32, 20), (235, 16, 20), (640, 16, 10), (6400, 16, 2), (10**6, 32, 2)]
+    ("rows", "batch", "epochs"),
+    [(1, 32, 40), (235, 16, 27), (235, 32, 40), (640, 16, 10), (6400, 16, 2), (10**6, 32, 2)],
 )
 def test_epochs_by_the_size_of_the_data(rows: int, batch: int, epochs: float) -> None:
     stage = TASKS["image-classification"].stage(stage="transfer", batch_size=batch)
