@@ -206,9 +206,7 @@ class _Training:
         """Those of the epoch, which numbers in a step's rows are places among."""
         self.lengths: Rows | None = None
         self.fast = contextlib.nullcontext if stage.compile else partial(fast_steps, model, accelerator.device)
-        self.passes = Passes(
-            accelerator, job.task.loss, self.wrapped, job.frozen_batch_norm, is_out_of_memory, self.fast
-        )
+        self.passes = Passes(accelerator, job.task.loss, model, job.frozen_batch_norm, is_out_of_memory, self.fast)
         self.proven = 0
         """Size of the largest micro-batch that memory has sufficed for on this process."""
 

@@ -86,7 +86,7 @@ class Passes:
     accelerator: Accelerator
     loss: Callable[[nn.Module, dict[str, Tensor]], Tensor]
     model: nn.Module
-    """As steps call it: torch compiles another for calls past DDP."""
+    """Not as DDP wraps it, whose forward waits for the other processes: they take other numbers of passes."""
     frozen_batch_norm: bool
     is_short: Callable[[BaseException], bool]
     """Tell memory that does not suffice from other errors."""
@@ -111,7 +111,7 @@ class Passes:
                 held = torch.empty(reserve, dtype=torch.uint8, device=device)
                 started = time.perf_counter()
                 for batch in batches:
-                    with self.fast(), self.accelerator.no_sync(self.model):
+                    with self.fast():
                         loss = self.loss(self.model, send_to_device(batch, device))
                         loss.backward()  # type: ignore[no-untyped-call]
                     loss.item()  # waits for the device
