@@ -240,15 +240,15 @@ def test_an_error_of_any_process_is_heard_on_all(tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.timeout(200)
 def test_a_process_that_sees_whether_memory_suffices_waits_for_no_other(tmp_path: Path) -> None:
-    """One alone has a larger micro-batch than before: it takes a pass that the other does not take."""
+    """One alone has a larger micro-batch than before, and takes a pass; so it is right behind the first step, too."""
     code = "import os, sys, tltasks.training.loop as m; from tltasks.cli import commands\n"
     code += "usual = m._Training._suffices_for\ndef uneven(self, *given, **named):\n"
     code += "    self.proven = 0 if os.environ['RANK'] == '1' else 10**9\n    return usual(self, *given, **named)\n"
     code += "m._Training._suffices_for = uneven\n"
     code += "status = commands.main(sys.argv[1:])\nsys.stderr.flush()\nos._exit(status)"
     recipe = classifier(tmp_path)
-    in_processes(2, recipe, tmp_path / "out", "--set", "stages.0.steps=20", code=code)
-    assert load_result(tmp_path / "out" / "result.json").stages[0].training.steps == 20
+    in_processes(2, recipe, tmp_path / "out", "--set", "stages.0.steps=3", "--set", "stages.0.batch_size=48", code=code)
+    assert load_result(tmp_path / "out" / "result.json").stages[0].training.steps == 3
 
 
 @pytest.mark.exhaustive
