@@ -569,10 +569,7 @@ def predict(
     ],
     output: Annotated[
         Path | None,
-        Parameter(
-            metavar="FILE",
-            help=".jsonl, .csv, .parquet; .srt, .vtt, or '*.srt' of several recordings; unset: JSON lines",
-        ),
+        Parameter(metavar="FILE", help=".jsonl, .csv, .parquet; .srt, .vtt ('*.srt' of several); unset: JSON lines"),
     ] = None,
     resume: Annotated[bool, Parameter(help="complete --output: inputs that it has are passed over")] = False,
     column: Annotated[str | None, Parameter(metavar="NAME", help="of a table; unset: that of the run's data")] = None,
