@@ -90,13 +90,13 @@ def find_alike(known: MarkedRows, asked: MarkedRows) -> tuple[Found, Found]:
         sure = []
         for part in np.split(found, range(AT_ONCE, len(found), AT_ONCE)):
             pairs = [(left[i], wanted[j]) for i, j in part.tolist()]
-            looks = known.look([their_rows(i)[0] for i, _ in pairs]), asked.look([our_rows(j)[0] for _, j in pairs])
+            looks = known.look([their_rows[i][0] for i, _ in pairs]), asked.look([our_rows[j][0] for _, j in pairs])
             sure += [pair for pair, same in zip(pairs, asked.likeness.confirm(*looks), strict=True) if same]
         for i, j in sure:
-            for row in their_rows(i):
-                of_known.setdefault(row, our_rows(j)[0])
-            for row in our_rows(j):
-                of_asked.setdefault(row, their_rows(i)[0])
+            for row in their_rows[i]:
+                of_known.setdefault(row, our_rows[j][0])
+            for row in our_rows[j]:
+                of_asked.setdefault(row, their_rows[i][0])
         gone = {i for i, _ in sure}
         left, wanted, most = [i for i in left if i not in gone], sorted({j for _, j in sure}), 4 * most
     return of_known, of_asked
@@ -105,25 +105,20 @@ def find_alike(known: MarkedRows, asked: MarkedRows) -> tuple[Found, Found]:
 def contradictions(of: MarkedRows, labels: Sequence[object]) -> list[tuple[int, int]]:
     """Rows whose content is that of an earlier row, but not their label; each with the first row of that content."""
     found: list[tuple[int, int]] = []
-    different, rows_of = _by_mark(of.marks)
-    for first, *others in map(rows_of, range(len(different))):
+    for first, *others in _by_mark(of.marks)[1]:
         if unlike := [row for row in others if labels[row] != labels[first]]:
             content, *theirs = of.look([first, *unlike])
             found += [(row, first) for row, own in zip(unlike, theirs, strict=True) if np.array_equal(own, content)]
     return sorted(found)
 
 
-def _by_mark(marks: Sequence[bytes]) -> tuple[list[bytes], Callable[[int], list[int]]]:
-    """Marks, each once, and what gives the rows of each.
-
-    Arrays hold the rows: a list for each mark would be a hundred thousand objects for Python's collector to go through.
-    """
-    rows = np.array([row for row, mark in enumerate(marks) if mark], np.int64)
-    places: dict[bytes, int] = {}
-    place = np.array([places.setdefault(marks[row], len(places)) for row in rows.tolist()], np.int64)
-    order = np.argsort(place, kind="stable")
-    ends = np.searchsorted(place[order], np.arange(len(places) + 1))
-    return list(places), lambda i: rows[order[ends[i] : ends[i + 1]]].tolist()
+def _by_mark(marks: Sequence[bytes]) -> tuple[list[bytes], list[list[int]]]:
+    """Marks, each once, and their rows."""
+    rows: dict[bytes, list[int]] = {}
+    for row, mark in enumerate(marks):
+        if mark:
+            rows.setdefault(mark, []).append(row)
+    return list(rows), list(rows.values())
 
 
 def _in_common(known: Sequence[Words], asked: Sequence[Words]) -> Iterator[tuple[Pairs, Pairs]]:
