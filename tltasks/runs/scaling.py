@@ -156,9 +156,9 @@ def largest_useful(steps: Sequence[Step], *, batch_size: int) -> tuple[int, str]
         if gain < LEAST_GAIN:
             return before.devices, f"{after.devices}: {gain:+.0%} rows/s, {share:.0%} of a step for exchanges"
     most = steps[-1].devices
-    return most, "more were not looked at" if most == WORLDS[
-        -1
-    ] else f"the {batch_size} rows of a step do not suffice for more"
+    if most == WORLDS[-1]:
+        return most, "more were not looked at"
+    return most, f"the {batch_size} rows of a step do not suffice for more"
 
 
 def scale(plan: RunPlan, *, bandwidth: float | None, latency: float | None) -> tuple[Network, list[StageScaling]]:
