@@ -36,14 +36,11 @@ from tltasks.runs.baselines import ROW_SCORES
 from tltasks.runs.callbacks import EvaluationInfo, OnEvaluation
 from tltasks.runs.story import run
 from tltasks.runtime import cluster, devices
-from tltasks.runtime.cluster import Remote
+from tltasks.runtime.cluster import LOSSES, Remote
 from tltasks.runtime.files import write_json
 
 if TYPE_CHECKING:
     from ray import ObjectRef
-
-LOSSES = 10
-"""How often a trial is begun again elsewhere when its process or machine is lost."""
 
 
 def carry_out(

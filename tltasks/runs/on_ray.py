@@ -28,13 +28,11 @@ from tltasks import __version__, errors
 from tltasks.config.recipe import Recipe
 from tltasks.errors import Interrupted, RecipeError, StorageError, TltasksError, TrainingError, first_line
 from tltasks.runtime import cluster, devices
-from tltasks.runtime.cluster import Remote
+from tltasks.runtime.cluster import LOSSES, Remote
 from tltasks.runtime.files import check_place, is_occupied
 from tltasks.runtime.progress import SETTINGS, Verbosity
 
 COMMAND = "run --engine ray"
-LOSSES = 10
-"""How often a lost process is replaced; what always fails in the same place is not tried forever."""
 WAITS = 10
 """How often Ray waits a minute for the machines that the processes need."""
 POLL_SECONDS = 0.5

@@ -23,6 +23,8 @@ ADDRESS_VARIABLE = "RAY_ADDRESS"
 """Environment variable by which Ray itself finds a cluster."""
 LEAST_STORE = 80 * 2**20
 """Bytes of shared memory for objects, of which Ray wants 75 MiB; by default it takes a third of the machine's."""
+LOSSES = 10
+"""How often a process or trial that is lost is begun again: not forever, where it always fails in one place."""
 VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # telemetry
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what is printed would become lines of a log
