@@ -304,9 +304,9 @@ def main() -> int:
             there.clear()
         there |= rows
         tried.setdefault(small.task, {})[small.name] = rows
-        shown = ", ".join(f"{method} {row['outcome']} {row.get('seconds', 0):g} s" for method, row in rows.items())
+        outcomes = ", ".join(f"{method} {row['outcome']} {row.get('seconds', 0):g} s" for method, row in rows.items())
         whys = {row["why"]: method for method, row in rows.items() if "why" in row}
-        print(f"{small.name}: {shown}", *(f"    {m}: {why[:400]}" for why, m in whys.items()), sep="\n", flush=True)
+        print(f"{small.name}: {outcomes}", *(f"    {m}: {why[:400]}" for why, m in whys.items()), sep="\n", flush=True)
         if not arguments.dry_run:
             whole["versions"] |= versions()
             write(arguments.results, whole)

@@ -3,7 +3,7 @@
     python recipes/offline/fetch_efficientnet_lite0.py
     python benchmarks/calibration.py seeds                 # the emoji recipe with a probe in the place of LoRA
     python benchmarks/calibration.py seeds --l2 1e-6       # one that is too sure of itself, with hardly a penalty
-    python benchmarks/calibration.py seeds --as-written    # the recipe itself: ten times a minute or more
+    python benchmarks/calibration.py seeds --as-written    # the recipe itself; runs that have ended are not repeated
     python benchmarks/calibration.py rows              # made-up logits, whose right temperature is known
 
 `seeds` carries out the recipe, in which each seed holds out other 35 pictures for validation, and reads result.json:
@@ -18,7 +18,6 @@ import argparse
 import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,9 @@ def main() -> None:
     parser.add_argument("what", choices=["seeds", "rows"])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--as-written", action="store_true", help="the recipe's own stage")
+    parser.add_argument(
+        "--runs", type=Path, default=REPOSITORY / "outputs", help="folder of the recipe's runs, SEED behind"
+    )
     parser.add_argument("--l2", type=float, help="penalty of the probe; unset: as validation chooses it")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--output", type=Path, default=RESULT, help="result file; the other part of it stays")
@@ -50,7 +52,7 @@ def main() -> None:
     if options.what == "rows":
         write(few_rows(options.draws))
     else:
-        seeds(options.seeds, write, l2=options.l2, as_written=options.as_written)
+        seeds(options.seeds, write, l2=options.l2, runs=options.runs if options.as_written else None)
 
 
 def write_part(path: Path, name: str, found: dict[str, Any]) -> None:
@@ -62,11 +64,11 @@ def write_part(path: Path, name: str, found: dict[str, Any]) -> None:
 # ----------------------------------------------------------------------------------------------- seeds
 
 
-def seeds(count: int, write: Callable[[dict[str, Any]], None], *, l2: float | None, as_written: bool) -> None:
+def seeds(count: int, write: Callable[[dict[str, Any]], None], *, l2: float | None, runs: Path | None) -> None:
     rows: list[dict[str, Any]] = []
     features = Features()
     for seed in range(count):
-        rows.append(one_seed(seed, features, l2=l2, as_written=as_written))
+        rows.append(one_seed(seed, features, l2=l2, runs=runs))
         told = [row for row in rows if row["temperature"] != 1]
         write(
             {
@@ -81,8 +83,8 @@ def seeds(count: int, write: Callable[[dict[str, Any]], None], *, l2: float | No
         )
 
 
-def one_seed(seed: int, features: Features, *, l2: float | None, as_written: bool) -> dict[str, Any]:
-    score = run_recipe(seed) if as_written else fit_probe(seed, features, l2)
+def one_seed(seed: int, features: Features, *, l2: float | None, runs: Path | None) -> dict[str, Any]:
+    score = run_recipe(seed, runs) if runs else fit_probe(seed, features, l2)
     details: dict[str, Any] = score.details
     calibration, curve = details["calibration"], details["answered"]
     return {
@@ -98,12 +100,16 @@ def one_seed(seed: int, features: Features, *, l2: float | None, as_written: boo
     }
 
 
-def run_recipe(seed: int) -> Any:
+def run_recipe(seed: int, runs: Path) -> Any:
+    """The score of the recipe's run with this seed, which is kept: one that has ended is not repeated."""
     from tltasks.config.loading import load_recipe
+    from tltasks.results.result import load_result
     from tltasks.runs.story import run
 
-    with tempfile.TemporaryDirectory() as scratch:
-        return run(load_recipe(RECIPE, [f"seed={seed}"]), output=Path(scratch) / "run").score
+    place = runs / f"{RECIPE.stem}_{seed}"
+    if (place / "result.json").is_file():
+        return load_result(place / "result.json").stages[-1].metrics["test"]
+    return run(load_recipe(RECIPE, [f"seed={seed}"]), output=place).score
 
 
 class Features:
@@ -148,11 +154,12 @@ def fit_probe(seed: int, features: Features, l2: float | None) -> Any:
     splits = ("train", "validation", "test")
     vectors = {split: features(context, stage, split) for split in splits}
     labels = {split: np.array(stage.task.references(stage.encoded[split].rows)) for split in splits}
-    fit = choose_fit(vectors, labels, n_classes=len(stage.task.class_names), l2=l2)
+    task: Any = stage.task
+    fit = choose_fit(vectors, labels, n_classes=len(task.class_names), l2=l2)
     predictions = {}
     for split in ("validation", "test"):
         logits = torch.from_numpy(vectors[split]) @ fit.weight.float().T + fit.bias.float()
-        predictions[split] = stage.task.as_predictions(logits.softmax(-1).numpy())
+        predictions[split] = task.as_predictions(logits.softmax(-1).numpy())
     task, found = settle(stage.task, predictions, stage.encoded, calibrates=True)
     return task.score(found["test"], labels["test"].tolist(), intervals=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -51,9 +52,11 @@ import tltasks.hub.client
 import tltasks.inference.predict
 import tltasks.inference.predictor
 import tltasks.runs.story
+from benchmarks.processes import enter
 from tests.hub_server import HubServer
 from tests.tiny.experiments import write_experiment, write_search
 from tests.tiny.images import save_data, save_model, write_recipe
+from tests.tiny.runs import FSDP
 from tltasks.cli.commands import main as tltasks_main
 
 __all__ = ["matplotlib", "optuna", "peft", "scipy", "sklearn", "tltasks", "transformers"]
@@ -64,8 +67,18 @@ STAGE = (
 )
 """Much that draws random numbers or keeps state."""
 STEPS = 12
+WORLDS: dict[str, tuple[int, int, dict[str, str]]] = {
+    "two ranks": (2, 1, {}),
+    "one rank": (2, 1, {}),
+    "shared rank": (2, 1, FSDP),
+    "machine": (4, 2, {}),
+}
+"""Kinds of several processes: how many, on how many machines, which are network namespaces, and their variables."""
+WORKERS = 2
+"""Of Ray's."""
 LONGEST = 300.0
 """Seconds after which a command hangs."""
+POLL = 0.005
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"}
 
 
@@ -85,10 +98,11 @@ class Child:
         return self.status
 
     def wait(self, seconds: float = LONGEST) -> int | None:
-        """Its exit status; None where it has not ended by then."""
-        end = time.monotonic() + seconds
-        while self.poll() is None and time.monotonic() < end:
-            time.sleep(0.005)
+        """Its exit status; None where it has not ended by then. Time in which all are suspended does not count."""
+        for _ in range(math.ceil(seconds / POLL)):
+            if self.poll() is not None:
+                break
+            time.sleep(POLL)
         return self.status
 
     def kill(self) -> None:
@@ -180,9 +194,10 @@ class Subjects:
 
     def words(self, kind: str, output: Path) -> list[object]:
         """The command of a kind; given again, it goes on with what it finds."""
-        if kind in {"run", "cache", "checkpoint", "two ranks", "one rank"}:
-            often = ["--set", "stages.0.checkpoint_every=1"] if kind == "checkpoint" else []
-            return ["run", self.recipe, "--output", output, "--resume", *often]
+        if kind in {"run", "cache", "checkpoint", "worker", *WORLDS}:
+            more = ["--set", "stages.0.checkpoint_every=1"] if kind == "checkpoint" else []
+            more = ["--engine", "ray", "--workers", WORKERS] if kind == "worker" else more
+            return ["run", self.recipe, "--output", output, "--resume", *more]
         if kind == "compare":
             path = self.place / "experiment.yaml"
             if not path.exists():
@@ -211,33 +226,36 @@ class Subjects:
         return folder / f"{kind.replace(' ', '-')}{'.' * bool(suffix)}{suffix}"
 
     def begin(self, kind: str, output: Path, log: Path, **more: Any) -> list[Child]:
-        """Start a kind: its one process, or both."""
+        """Start a kind: its one process, or all; `setup` is called in the first."""
         setup = more.pop("setup", lambda: None)
         cache = more.pop("cache", self.cache)
 
-        def own() -> None:
-            os.chdir(self.place)
-            with_cache(cache)
-            if kind == "push":
-                to_hub(more["url"])
-            setup()
+        words, (count, machines, variables) = self.words(kind, output), WORLDS.get(kind, (1, 1, {}))
+        if kind == "worker":  # processes of its own import all anew
+            variables = {"HF_DATASETS_CACHE": str(cache), "PYTHONPATH": str(REPOSITORY)}
+        local = count // machines
+        if count > 1:
+            with socket.socket() as found:
+                found.bind(("127.0.0.1", 0))
+                port = found.getsockname()[1]
+            variables = {**variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            variables |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local)}
 
-        words = self.words(kind, output)
-        if kind not in {"two ranks", "one rank"}:
-            return [start(log, words, setup=own)]
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        return [
-            start(
-                log,
-                words,
-                setup=own if rank == 0 else setup_of(self, cache),
-                variables={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
-            for rank in range(2)
-        ]
+        def begin(rank: int) -> Child:
+            def own() -> None:
+                os.chdir(self.place)
+                with_cache(cache)
+                if kind == "push":
+                    to_hub(more["url"])
+                if machines > 1:
+                    enter(rank // local)
+                if rank == 0:
+                    setup()
+
+            places = {"RANK": str(rank), "LOCAL_RANK": str(rank % local)} if count > 1 else {}
+            return start(log, words, setup=own, variables={**variables, **places})
+
+        return [begin(rank) for rank in range(count)]
 
     def complete(self, kind: str, output: Path, log: Path, **more: Any) -> None:
         """Have a kind come to its end; Wrong where it does not, in time and with the right status."""
@@ -254,40 +272,19 @@ class Subjects:
         """Find the undisturbed end of a kind, its seconds, and its operations on files."""
         folder = self.place / "ends"
         folder.mkdir(exist_ok=True)
-        output = self.output(kind, folder)
+        output, report = self.output(kind, folder), self.place / "operations"
         with hub(self.place) as url:
             warm = self.output(kind, self.place / "warm")
             warm.parent.mkdir(exist_ok=True)
             if kind != "push":
                 self.complete(kind, warm, self.place / "warm.log")  # its cache is there from now on
+            counting = {} if kind in {"push", "worker"} else {"setup": counted(report, self.place)}
             started = time.monotonic()
-            self.complete(kind, output, self.place / "ends.log", url=url)
+            self.complete(kind, output, self.place / "ends.log", url=url, **counting)
             self.seconds[kind] = time.monotonic() - started
             self.ends[kind] = self.end(kind, output, url)
-        again = self.output(kind, self.place / "counted")
-        again.parent.mkdir(exist_ok=True)
-        report = self.place / "operations"
-
-        def counted() -> int:
-            os.chdir(self.place)
-            with_cache(self.cache)
-            count = [0]
-            place = str(self.place)
-
-            def watch(event: str, values: tuple[Any, ...]) -> None:
-                if is_operation(event, values, place):
-                    count[0] += 1
-
-            sys.addaudithook(watch)
-            status = tltasks_main([str(word) for word in self.words(kind, again)])
-            report.write_text(str(count[0]))
-            return status
-
-        if kind in {"two ranks", "one rank", "push"}:
-            self.operations[kind] = 0
-            return
-        finish(self.place / "counted.log", [], action=counted)
-        self.operations[kind] = int(report.read_text())
+        self.operations[kind] = int(report.read_text()) if report.exists() else 0
+        report.unlink(missing_ok=True)
 
     def end(self, kind: str, output: Path, url: str = "") -> Any:
         """All of an end that must not depend on how it was come to; Wrong where files are cut or left over."""
@@ -327,14 +324,6 @@ class Subjects:
         return end_of_run(output)
 
 
-def setup_of(subjects: Subjects, cache: Path) -> Callable[[], None]:
-    def own() -> None:
-        os.chdir(subjects.place)
-        with_cache(cache)
-
-    return own
-
-
 def is_operation(event: str, values: tuple[Any, ...], place: str) -> bool:
     """Whether an audit event of Python's is one that changes files below a folder."""
     if event not in EVENTS or not values or not str(values[0]).startswith(place):
@@ -343,21 +332,36 @@ def is_operation(event: str, values: tuple[Any, ...], place: str) -> bool:
     return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
+def at_operations(below: Path, act: Callable[[int], object]) -> None:
+    """Have `act` called with its number just before each change that this process makes to files."""
+    count, place = [0], str(below)
+
+    def watch(event: str, values: tuple[Any, ...]) -> None:
+        if is_operation(event, values, place):
+            count[0] += 1
+            act(count[0])
+
+    sys.addaudithook(watch)
+
+
+def counted(report: Path, below: Path) -> Callable[[], None]:
+    """Have a process write how often it has changed files."""
+
+    def setup() -> None:
+        file = os.open(report, os.O_CREAT | os.O_WRONLY)
+        at_operations(below, lambda number: os.pwrite(file, str(number).encode(), 0))
+
+    return setup
+
+
 def kill_at(number: int, below: Path) -> Callable[[], None]:
     """Have a process end by SIGKILL just before it changes files for the so-manieth time."""
 
-    def setup() -> None:
-        count, place = [0], str(below)
+    def act(now: int) -> None:
+        if now == number:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        def watch(event: str, values: tuple[Any, ...]) -> None:
-            if is_operation(event, values, place):
-                count[0] += 1
-                if count[0] == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(watch)
-
-    return setup
+    return lambda: at_operations(below, act)
 
 
 # ---------------------------------------------------------------------------------------------- ends

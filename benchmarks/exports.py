@@ -3,12 +3,18 @@
     for name in voice_prompts voice_prompts_es paper_titles emoji_lora; do tltasks run recipes/offline/$name.yaml; done
     python -m venv /elsewhere/fw && /elsewhere/fw/bin/pip install faster-whisper
     python benchmarks/exports.py quality --faster-whisper /elsewhere/fw/bin/python
+    python benchmarks/exports.py rows --only images --of emoji_lora_0 emoji_lora_1 emoji_lora_2
+    python benchmarks/exports.py rows --only summaries
     python benchmarks/exports.py speed --faster-whisper /elsewhere/fw/bin/python
 
-`quality` writes each run's export in int8 and takes its own re-scoring, whatever the difference is; what Whisper's file
-makes in faster-whisper itself, in an environment of its own, goes through the same evaluation. `speed`: the arms answer
-the same inputs in turns, reading and decoding included, and ratios are of neighbours in one round. transformers' peers
-are those of benchmarks/predict.py, at the fastest batch size of those tried, in bf16 where the processor has it.
+`quality` writes each run's export in int8 and takes its own re-scoring, whatever the difference is; what Whisper's
+file makes in faster-whisper itself, in an environment of its own, goes through the same evaluation. `rows`: the paired
+difference on more rows than the run's test set, none of them trained on, over several runs of it; an input's
+differences are drawn together in the interval. Of summaries also nats a token of the references, in CTranslate2 as it
+is and in int8. `speed`: the arms answer the same inputs in turns, reading and decoding included, and ratios are of
+neighbours in one round. transformers' peers are those of benchmarks/predict.py, at the fastest batch size of those
+tried, in bf16 where the processor has it; for speech also `as_it_comes`: Whisper without a fitted window, which is
+filled up to 30 s.
 """
 
 from __future__ import annotations
@@ -90,9 +96,11 @@ class FasterWhisper:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("what", choices=["quality", "speed"])
+    parser.add_argument("what", choices=["quality", "rows", "speed"])
     parser.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "outputs", help="folder with the runs")
+    parser.add_argument("--of", nargs="+", help="rows: runs, each with its export in int8; default: the recipe's")
+    parser.add_argument("--most", type=int, default=400, help="rows: of summaries")
     parser.add_argument("--faster-whisper", help="Python of an environment that has it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--inputs", type=int, default=48, help="inputs of a round, at most")
@@ -105,6 +113,8 @@ def main() -> None:
         run, kind = options.runs / RUNS[name][0], RUNS[name][1]
         if options.what == "quality":
             found = quality(name, run, kind, options)
+        elif options.what == "rows":
+            found = on_more_rows(name, [options.runs / it for it in options.of or [RUNS[name][0]]], kind, options.most)
         elif name == "spanish":  # as fast as `speech` for what its model is
             continue
         else:
@@ -135,7 +145,7 @@ def quality(name: str, run: Path, kind: Any, options: argparse.Namespace) -> dic
     shutil.rmtree(folder, ignore_errors=True)
     outcome = export(str(run), folder, kind=kind, quantize="int8", tolerance=100)
     found: dict[str, Any] = {name: asdict(row) for name, row in outcome.rescored.items()}
-    saved = load_saved_model(str(run))
+    saved: Any = load_saved_model(str(run))
     if options.faster_whisper and saved.task.architecture == "whisper":
         test = rescoring.open_test_set(saved)
         with PROMPTS[name].open(encoding="utf-8") as file:
@@ -149,6 +159,100 @@ def quality(name: str, run: Path, kind: Any, options: argparse.Namespace) -> dic
         other = rescoring.Answers(predictions, answers["seconds"], 0, 0)
         found["faster_whisper"] = asdict(rescoring.rescore(test, ours, {"faster_whisper": other})["faster_whisper"])
     return found
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def on_more_rows(name: str, runs: Sequence[Path], kind: str, most: int) -> dict[str, Any]:
+    import numpy as np
+
+    import tltasks
+    from tltasks.metrics.intervals import paired_difference
+
+    inputs, truth, keys = emoji() if name == "images" else titles(most)
+    measure = right if name == "images" else rouge1
+    ours, theirs, same = list[list[float]](), list[list[float]](), 0
+    for run in runs:
+        told = [[it["prediction"] for it in tltasks.load(place)(inputs)] for place in (run, run / f"{kind}-int8")]
+        same += sum(a == b for a, b in zip(*told, strict=True))
+        for scores, answers in zip((ours, theirs), told, strict=True):
+            scores.append([100 * measure(*pair) for pair in zip(answers, truth, strict=True)])
+    groups = {key: [i for i, it in enumerate(keys) if it == key] for key in keys}
+    by_input = [
+        np.array([[np.mean(scores, 0)[rows].sum(), len(rows)] for rows in groups.values()]) for scores in (ours, theirs)
+    ]
+    difference = float(np.mean(theirs) - np.mean(ours))
+    found = {
+        "runs": [run.name for run in runs],
+        "rows": len(inputs),
+        "inputs": len(groups),
+        "same_answers": same / len(inputs) / len(runs),
+        "trained": float(np.mean(ours)),
+        "int8": float(np.mean(theirs)),
+        "difference": difference,
+        "difference_ci95": paired_difference(by_input[1], by_input[0], most=100.0),
+    }
+    if name == "summaries":
+        found["nats_a_token"] = likelihood(runs[0], inputs, truth)
+    return found
+
+
+def right(answer: str, truth: str) -> float:
+    return float(answer == truth)
+
+
+def rouge1(answer: str, truth: str) -> float:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return float(RougeScorer(["rouge1"], use_stemmer=True).score(truth, answer)["rouge1"].fmeasure)
+
+
+def emoji() -> tuple[list[Any], list[str], list[str]]:
+    """Pictures that no run of the recipe is trained on, their class, and the emoji that each is of."""
+    import datasets
+    import pyarrow.parquet as pq
+
+    files = [f"recipes/offline/emoji/{it}.parquet" for it in ("google-test", "twitter-test", "twitter-train")]
+    tables = [pq.read_table(REPOSITORY / it) for it in files]
+    rows = [row for table in tables for row in table.to_pylist()]
+    names = datasets.Features.from_arrow_schema(tables[0].schema)["label"].names
+    return [it["image"]["bytes"] for it in rows], [names[it["label"]] for it in rows], [it["unified"] for it in rows]
+
+
+def titles(most: int) -> tuple[list[Any], list[str], list[str]]:
+    """Abstracts and titles of the test set and of validation, and descriptions and synopses of packages."""
+    rows = []
+    for table in ("paper_titles/test", "paper_titles/validation", "package_synopsis/test"):
+        lines = (REPOSITORY / f"data/{table}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows += [json.loads(line) for line in lines]
+    rows = rows[:most]
+    return [it["document"] for it in rows], [it["summary"] for it in rows], [str(i) for i in range(len(rows))]
+
+
+def likelihood(run: Path, documents: Sequence[str], summaries: Sequence[str]) -> dict[str, Any]:
+    """Nats a token of the references by the export in int8, and the difference to one that is not quantised."""
+    import ctranslate2
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    from tltasks.inference.export import export
+    from tltasks.metrics.intervals import paired_difference
+
+    sums = []
+    with tempfile.TemporaryDirectory() as scratch:
+        export(str(run), Path(scratch) / "plain", kind="ctranslate2", scored=False)
+        tokenizer = AutoTokenizer.from_pretrained(Path(scratch) / "plain" / "setup")
+        cut = [tokenizer(text, truncation=True, max_length=320).input_ids for text in documents]
+        source = [tokenizer.convert_ids_to_tokens(ids) for ids in cut]
+        target = [tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)[:-1] for text in summaries]
+        for place in (Path(scratch) / "plain", run / "ctranslate2-int8"):
+            scorer = ctranslate2.Translator(str(place), device="cpu", intra_threads=1)
+            rows = scorer.score_batch(source, target, max_batch_size=8, max_input_length=0)
+            sums.append(np.array([[-sum(it.log_probs), len(it.log_probs)] for it in rows]))
+    plain, int8 = (float(it[:, 0].sum() / it[:, 1].sum()) for it in sums)
+    ci95 = paired_difference(sums[1], sums[0], most=None)
+    return {"plain": plain, "int8": int8, "difference": int8 - plain, "difference_ci95": ci95}
 
 
 # ----------------------------------------------------------------------------------------------- speed
@@ -176,14 +280,16 @@ def speed_of(name: str, run: Path, export: Path, options: argparse.Namespace) ->
             "export": predict.tltasks_arm(export, task, None),  # which computes as it was exported
             "tltasks": predict.tltasks_arm(run, task, precision),
         }
-        tries = {
-            size: predict.PEERS[task](precision, model=whole, batch_size=size, autocast=False)
-            for size in options.batch_sizes
-        }
         timed = partial(predict.speed, clock=time.perf_counter)
-        tried = {size: timed(arm, inputs[:16]) for size, arm in tries.items()}
-        best = max(tried, key=lambda size: tried[size])
-        arms["transformers"] = tries[best]
+        best = {}
+        for peer, (model, keys) in peers_of(name, whole).items():
+            tries = {
+                size: predict.PEERS[task](precision, model=model, batch_size=size, autocast=False, **keys)
+                for size in options.batch_sizes
+            }
+            tried = {size: timed(arm, inputs[:16]) for size, arm in tries.items()}
+            best[peer] = max(tried, key=lambda size: tried[size])
+            arms[peer] = tries[best[peer]]
         others = faster_whispers(export, options) if name == "speech" and options.faster_whisper else {}
         rounds = []
         for _ in range(options.rounds):
@@ -197,11 +303,19 @@ def speed_of(name: str, run: Path, export: Path, options: argparse.Namespace) ->
         "inputs": len(inputs),
         "cores": options.cores,
         "precision_of_peers": precision,
-        "peer_batch_size": best,
+        "peer_batch_sizes": best,
         "export_is_times_as_fast_as": {kind: statistics.median(values) for kind, values in ratios.items()},
         "least": {kind: min(values) for kind, values in ratios.items()},
         "rounds": rounds,
     }
+
+
+def peers_of(name: str, whole: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """transformers on the trained model, whose window is fitted, and on Whisper as it comes, which hears 30 s."""
+    from benchmarks import predict
+
+    as_it_comes: dict[str, Any] = {"transformers_as_it_comes": (predict.WHISPER, {"beams": 1})}
+    return {"transformers": (whole, {})} | (as_it_comes if name == "speech" else {})
 
 
 def faster_whispers(export: Path, options: argparse.Namespace) -> dict[str, FasterWhisper]:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import tltasks
 from tltasks.experiments.analysis import CellScore
+from tltasks.experiments.comparison import ComparisonResult
 from tltasks.runs import stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ CUT: dict[str, list[str]] = {
 FORMATS = ["bf16", "int8", "nf4"]
 
 
-def compared(name: str, formats: list[str], seeds: list[int], output: Path) -> tltasks.ComparisonResult:
+def compared(name: str, formats: list[str], seeds: list[int], output: Path) -> ComparisonResult:
     """The recipe along the formats, fp32 being what the others are compared with."""
     recipe = tltasks.load_recipe(ROOT / "recipes" / "offline" / f"{name}.yaml", overrides=CUT[name])
     axis = {dtype: {"stages.0.base_dtype": dtype} for dtype in ("fp32", *formats)}
@@ -60,12 +61,12 @@ def compared(name: str, formats: list[str], seeds: list[int], output: Path) -> t
 @contextmanager
 def without_baselines() -> Iterator[None]:
     """Leave out what all trials are alike in, and what an untouched Whisper takes longest for."""
-    known = stage.baseline_predictions
-    stage.baseline_predictions = lambda context, prepared: {}
+    known = stage.baseline_predictions  # type: ignore[attr-defined]  # patched where it is used
+    stage.baseline_predictions = lambda context, prepared: {}  # type: ignore[attr-defined]  # patched where it is used
     try:
         yield
     finally:
-        stage.baseline_predictions = known
+        stage.baseline_predictions = known  # type: ignore[attr-defined]  # patched where it is used
 
 
 def described(cell: CellScore) -> dict[str, object]:

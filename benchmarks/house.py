@@ -172,19 +172,19 @@ class House:
         """(lines, place) of each function, the longest first."""
         found = [
             (_length(node), f"{module.path}:{node.lineno} {node.name}")
-            for module, node in self._nodes(ast.FunctionDef, ast.AsyncFunctionDef)
+            for module, node in self._nodes()
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
         return sorted(found, reverse=True)
 
     def any_annotations(self) -> list[tuple[int, str]]:
         """(uses of `Any`, its import among them, path) of each module with one, the most first."""
         counts: dict[str, int] = defaultdict(int)
-        for module, node in self._nodes(ast.Name, ast.Attribute, ast.alias):
-            name = (
-                node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else node.name
-            )
-            counts[module.path] += name == "Any"
-        return sorted(((count, path) for path, count in counts.items() if count), reverse=True)
+        for module, node in self._nodes():
+            match node:
+                case ast.Name(id="Any") | ast.Attribute(attr="Any") | ast.alias(name="Any"):
+                    counts[module.path] += 1
+        return sorted(((count, path) for path, count in counts.items()), reverse=True)
 
     def equal_blocks(self) -> list[str]:
         """Places where two adapters share a block of lines."""
@@ -194,25 +194,25 @@ class House:
 
     def docstrings(self) -> list[tuple[str, str]]:
         """(place, docstring) of modules, classes and functions."""
-        found = []
-        for module, node in self._nodes(ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef):
-            if text := ast.get_docstring(node):
-                found.append((f"{module.path}:{getattr(node, 'lineno', 1)}", text))
-        return found
+        return [
+            (f"{module.path}:{getattr(node, 'lineno', 1)}", text)
+            for module, node in self._nodes()
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and (text := ast.get_docstring(node))
+        ]
 
     def public_functions(self) -> list[tuple[bool, str]]:
         """(annotated, place) of each function whose name is public."""
         return [
             (_annotated(node), f"{module.path}:{node.lineno} {node.name}")
-            for module, node in self._nodes(ast.FunctionDef, ast.AsyncFunctionDef)
-            if not node.name.startswith("_")
+            for module, node in self._nodes()
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
         ]
 
-    def _nodes(self, *kinds: type[Node]) -> Iterator[tuple[Module, Node]]:
+    def _nodes(self) -> Iterator[tuple[Module, ast.AST]]:
         for module in self.modules.values():
             for node in ast.walk(module.tree):
-                if isinstance(node, kinds):
-                    yield module, node
+                yield module, node
 
     # -------------------------------------------------------------------------------------- measures
 

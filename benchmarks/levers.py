@@ -103,7 +103,8 @@ def measured(recipe: str, repeats: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    loop.fast_steps = lambda model, device: contextlib.nullcontext()  # each arm says what it has of it
+    # each arm says what it has of it
+    loop.fast_steps = lambda model, device: contextlib.nullcontext()  # type: ignore[attr-defined]
     parser = argparse.ArgumentParser(description="Levers of a step, each alone and together.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))

@@ -108,9 +108,9 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any
         print(f"{name} {i + 1}: " + ", ".join(f"{k} {v:.2f}" for k, v in rounds[-1].items()), file=sys.stderr)
     first = next(iter(case.peers))
     plain_setting = {**settings[first], "autocast": False, **case.peers[first]}
-    plain = tltasks_arm(case.model, case.task, "fp32"), build("fp32", **plain_setting)
+    ours, theirs = tltasks_arm(case.model, case.task, "fp32"), build("fp32", **plain_setting)
     answers = {
-        "fp32": agreement(*(arm(case.inputs) for arm in plain), case.references),
+        "fp32": agreement(ours(case.inputs), theirs(case.inputs), case.references),
         precision: agreement(arms["tltasks"](case.inputs), arms[first](case.inputs), case.references),
     }
     return {
@@ -191,15 +191,18 @@ def speech_fitted_case(folder: Path, most: int) -> Case:
     from tltasks.runs.story import run
 
     run(load_recipe(CLIPS.parent / "voice_prompts.yaml", ["stages.0.epochs=2"]), output=folder / "run")
-    saved = load_saved_model(str(folder / "run"))
-    write_merged(saved, folder / "fitted")
+    saved: Any = load_saved_model(str(folder / "run"))
+    fitted = saved.folder
+    if saved.base is not None:
+        fitted = folder / "fitted"
+        write_merged(saved, fitted)
     files, texts = clips(most)
     peers = {
-        "pipeline": {"model": folder / "fitted", "beams": 1},
+        "pipeline": {"model": fitted, "beams": 1},
         "pipeline as_it_comes": {"model": WHISPER, "beams": 1},
     }
     shown = f"Whisper tiny.en, trained on {saved.task.recogniser.window_seconds:g} s"
-    return Case("automatic-speech-recognition", folder / "fitted", shown, files, peers, texts)
+    return Case("automatic-speech-recognition", fitted, shown, files, peers, texts)
 
 
 def clips(most: int) -> tuple[list[str], list[str]]:

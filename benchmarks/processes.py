@@ -1,8 +1,6 @@
 """The same recipe on one process, several, two machines of two, and with weights shared out: losses and final weights.
 
     python benchmarks/processes.py                      # every task, every arrangement
-    python benchmarks/processes.py --kills 20           # ranks killed at random, and resumed
-    python benchmarks/processes.py --ray-kills 6        # workers of Ray killed at random, and replaced by it
     python benchmarks/processes.py --worlds 8 64        # what a step costs besides the model, by a fake process group
     python benchmarks/processes.py --speed 1            # rows a second of 1, 2, 4 processes, as `doctor` expects
 
@@ -19,9 +17,7 @@ import contextlib
 import ctypes
 import json
 import os
-import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -34,15 +30,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 os.environ |= {"OMP_NUM_THREADS": "1", "TLTASKS_CORES": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 
 from tests.e2e.training.test_processes import classifier, contrast, gpt2, several_classes, t5, wav2vec2, whisper
-from tests.tiny.ray import is_worker
-from tests.tiny.runs import FSDP, equal, largest_difference, weights
+from tests.tiny.runs import FSDP, largest_difference, weights
 from tltasks.cli.commands import main as tltasks_main
 from tltasks.training.tracking import read_metrics
 
@@ -56,7 +49,8 @@ TASKS: dict[str, Callable[[Path], Path]] = {
     "summarization (GPT-2)": gpt2,
     "text-classification (several classes)": several_classes,
 }
-MACHINES = ("tltasks-a", "tltasks-b")
+MACHINES = tuple(f"tltasks-{os.getpid()}-{name}" for name in "ab")
+DEVICES = tuple(f"tl{os.getpid()}{name}" for name in "ab")
 ADDRESS = "10.77.0."
 
 
@@ -163,13 +157,13 @@ def machines() -> Iterator[bool]:
     """Two network namespaces that see each other; False where they cannot be made."""
     made = [
         *([*["ip", "netns", "add"], name] for name in MACHINES),
-        ["ip", "link", "add", "tla", "type", "veth", "peer", "name", "tlb"],
-        *(f"ip link set {d} netns {n}".split() for d, n in zip(("tla", "tlb"), MACHINES, strict=True)),
+        ["ip", "link", "add", DEVICES[0], "type", "veth", "peer", "name", DEVICES[1]],
+        *(f"ip link set {d} netns {n}".split() for d, n in zip(DEVICES, MACHINES, strict=True)),
         *(
             f"ip -n {n} addr add {ADDRESS}{i + 1}/24 dev {d}".split()
-            for i, (d, n) in enumerate(zip(("tla", "tlb"), MACHINES, strict=True))
+            for i, (d, n) in enumerate(zip(DEVICES, MACHINES, strict=True))
         ),
-        *(f"ip -n {n} link set {d} up".split() for n, d in zip(MACHINES, ("tla", "tlb"), strict=True)),
+        *(f"ip -n {n} link set {d} up".split() for n, d in zip(MACHINES, DEVICES, strict=True)),
         *(f"ip -n {n} link set lo up".split() for n in MACHINES),
     ]
     try:
@@ -188,7 +182,7 @@ def enter(machine: int) -> None:
     with open(f"/var/run/netns/{MACHINES[machine]}") as place:  # noqa: PTH123
         if libc.setns(place.fileno(), 0x40000000):  # CLONE_NEWNET
             raise OSError(ctypes.get_errno(), "setns")
-    os.environ |= {"MASTER_ADDR": f"{ADDRESS}1", "GLOO_SOCKET_IFNAME": ("tla", "tlb")[machine]}
+    os.environ |= {"MASTER_ADDR": f"{ADDRESS}1", "GLOO_SOCKET_IFNAME": DEVICES[machine]}
 
 
 # ----------------------------------------------------------------------------------------------- measures
@@ -219,75 +213,6 @@ def table(tasks: list[str], arms: list[str], place: Path, *, namespaces: bool) -
             print(f"{task:45} {arm.name:24} {apart['losses']:8.1e} {apart['weights']:8.1e}", flush=True)
         shutil.rmtree(folder)
     return found
-
-
-STAGE = (
-    "{stage: transfer, steps: 12, batch_size: 7, learning_rate: 2e-3, adapt: {lora: {rank: 2, dropout: 0.3}}, "
-    "checkpoint_every: 2, evaluate_every: 3, ema: 0.9, augment: {flip: true, crop: 0.5}}"
-)
-
-
-def kills(count: int, place: Path, seconds: float) -> dict[str, Any]:
-    """Kill a rank of two at a random moment, DDP and FSDP 2 in turn; resume; compare with undisturbed runs' bits."""
-    recipe, rng, began = classifier(place, STAGE), random.Random(0), time.monotonic()
-    found: dict[str, Any] = {"killed": 0, "too late": 0, "other bits": 0, "hung": 0, "others' words": []}
-    arms = [Arm("ddp", 2), Arm("fsdp2", 2, shared=True)]
-    whole: dict[str, tuple[Any, float]] = {}
-    for arm in arms:
-        started = time.monotonic()
-        run(arm, recipe, place / arm.name)
-        whole[arm.name] = weights(place / arm.name), time.monotonic() - started
-    for number in range(count):
-        if time.monotonic() - began > seconds:
-            break
-        arm = arms[number % 2]
-        output, (ends, usual) = place / f"{number}", whole[arm.name]
-        pids = start(arm, recipe, output)
-        time.sleep(rng.uniform(0.3, 1.0) * usual)
-        victim = rng.randrange(2)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pids[victim], signal.SIGKILL)
-        statuses = wait(pids)
-        found["killed" if statuses[victim] == -signal.SIGKILL else "too late"] += 1
-        said = Path(f"{output}-{1 - victim}.log").read_text().strip().splitlines()
-        if statuses[1 - victim]:
-            found["others' words"] = sorted({*found["others' words"], said[-1] if said else ""})
-        run(arm, recipe, output, "--resume")
-        found["other bits"] += not equal(ends, weights(output))
-        shutil.rmtree(output)
-        print(f"kill {number + 1}: {arm.name}, rank {victim}, {statuses}", flush=True)
-    print(json.dumps(found, indent=1))
-    return found
-
-
-def ray_kills(count: int, place: Path, seconds: float) -> dict[str, Any]:
-    """Kill a worker of Ray's while steps are made; the command ends by itself; compare with an undisturbed run's."""
-    recipe, rng, began = classifier(place, STAGE), random.Random(0), time.monotonic()
-    found = {"killed": 0, "too late": 0, "failed": 0, "other bits": 0}
-    run(RAY, recipe, place / "whole")
-    for number in range(count):
-        if time.monotonic() - began > seconds:
-            break
-        output, step, victim = place / f"{number}", rng.randrange(12), rng.randrange(2)
-        (pid,) = start(RAY, recipe, output)
-        while len(losses(output)) < step or not (workers := ray_workers(pid)):
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 1))
-        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            workers[victim].kill()
-        (status,) = wait([pid])
-        replaced = "a process was lost" in Path(f"{output}-0.log").read_text()
-        found["killed" if replaced else "too late"] += 1
-        found["failed"] += status != 0
-        found["other bits"] += status != 0 or not equal(weights(place / "whole"), weights(output))
-        print(f"kill {number + 1}: worker {victim} after step {step}, ended with {status}, {found}", flush=True)
-    return found
-
-
-def ray_workers(pid: int) -> list[psutil.Process]:
-    """The processes of a run that a command has Ray start, once all are there."""
-    found = [child for child in psutil.Process(pid).children(recursive=True) if is_worker(child)]
-    return sorted(found, key=lambda child: child.pid) if len(found) == 2 else []
 
 
 def costs(world: int, place: Path) -> dict[str, float]:
@@ -338,19 +263,21 @@ def costs(world: int, place: Path) -> dict[str, float]:
     for name in ("all_reduce", "all_gather", "broadcast", "barrier", "reduce_scatter", "all_gather_into_tensor"):
         setattr(dist, name, counted(getattr(dist, name)))
     (place / "out").mkdir()
-    loop.readable = lambda state, folder: contextlib.nullcontext(folder)  # what others say is nobody's
+    # what others say is nobody's
+    loop.readable = lambda state, folder: contextlib.nullcontext(folder)  # type: ignore[attr-defined]
+    loop._unreached = lambda *of_all: set()  # nor is any pass of DDP's answered before there is `exchange`
     job = make_job(context, item, head)
     task = type(job.task)
     task.loss, task.collate_train = timed(task.loss), timed(task.collate_train)
     context.accelerator.backward = timed(context.accelerator.backward)
-    torch_step = loop.build_optimizer
+    torch_step = loop.build_optimizer  # type: ignore[attr-defined]
 
     def build(*arguments: Any, **more: Any) -> Any:
         optimizer = torch_step(*arguments, **more)
         optimizer.step = timed(optimizer.step)
         return optimizer
 
-    loop.build_optimizer = build
+    loop.build_optimizer = build  # type: ignore[attr-defined]
     training = loop._Training(context.accelerator, job, model)
 
     def exchange(_, bucket):  # type: ignore[no-untyped-def]  # torch would want annotations that are no strings
@@ -380,7 +307,7 @@ def costs(world: int, place: Path) -> dict[str, float]:
 
 
 def subjects(place: Path) -> dict[str, Path]:
-    """Recipes of models that are large enough for a step of about a second on one core."""
+    """Recipes of models that are large enough for a step of about a second on one core, in epochs of many steps."""
     from transformers import T5Config, T5ForConditionalGeneration, ViTConfig, ViTForImageClassification
 
     from tests.tiny import images, texts
@@ -396,10 +323,10 @@ def subjects(place: Path) -> dict[str, Path]:
             config.hidden_size, config.intermediate_size, config.num_hidden_layers = 256, 1024, 6
             config.num_attention_heads = 4
             ViTForImageClassification(config).save_pretrained(model)
-            data = images.save_data(folder / "data", splits={"train": 256, "validation": 4, "test": 4})
+            data = images.save_data(folder / "data", splits={"train": 2048, "validation": 4, "test": 4})
             found[name] = images.write_recipe(folder / "r.yaml", model, data, stage=stage % ("transfer", 256))
         else:
-            model, data = texts.save_model(folder / "model", "t5"), texts.save_data(folder / "data", rows=256)
+            model, data = texts.save_model(folder / "model", "t5"), texts.save_data(folder / "data", rows=4096)
             for split in ("validation", "test"):
                 path = data / f"{split}.jsonl"
                 path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
@@ -481,16 +408,18 @@ def rows_per_second(output: Path) -> float:
     return len(rows) / sum(1 / row["examples_per_second"] for row in rows)
 
 
-def speed(place: Path, rounds: int) -> dict[str, Any]:
+def speed(place: Path, rounds: int, names: list[str]) -> dict[str, Any]:
     """Rows a second of 2 and 4 processes as multiples of one with one core, in turn, beside what `doctor` expects.
 
     Two runs that know nothing of each other, each with a core, tell how much slower cores are side by side: by that
-    much longer, and twice that for four processes on two cores, is computing expected to take.
+    much longer are steps expected to take.
     """
     bandwidth, latency = loopback()
     found: dict[str, Any] = {"GB/s": round(bandwidth / 1e9, 3), "latency, us": round(latency * 1e6, 1)}
     print(found, flush=True)
-    for name, recipe in subjects(place).items():
+    recipes = subjects(place)
+    for name in names:
+        recipe = recipes[name]
         told = expected(recipe, bandwidth, latency)
         lines = found[name] = {"expected alone, rows/s": round(told["ddp"][0]["rows_per_second"], 1), "rounds": []}
         for number in range(rounds):
@@ -503,9 +432,9 @@ def speed(place: Path, rounds: int) -> dict[str, Any]:
                 rates[arm.name] = rows_per_second(output)
             slower, line = rates[ONE.name] / rates["beside another"], {"alone, rows/s": round(rates[ONE.name], 1)}
             line["slower side by side"] = round(slower, 3)
-            for processes, times in ((2, slower), (4, 2 * slower)):
+            for processes in (2, 4):
                 step = next(step for step in told["ddp"] if step["devices"] == processes)
-                rate = told["cost"]["rows"] / (step["compute_seconds"] * times + step["exchange_seconds"])
+                rate = step["rows_per_second_here"] / slower
                 line[f"{processes} processes"] = {
                     "measured": round(rates[f"{processes} processes"] / rates[ONE.name], 3),
                     "expected": round(rate / told["ddp"][0]["rows_per_second"], 3),
@@ -519,13 +448,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS), metavar="TASK")
     parser.add_argument("--arms", nargs="*", default=[], help="arrangements beside one process; all by default")
-    parser.add_argument("--kills", type=int, help="only kill so many times")
-    parser.add_argument("--ray-kills", type=int, help="only kill so many times a worker of Ray's")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further kill after so many")
     parser.add_argument("--worlds", type=int, nargs="+", help="only measure steps among so many processes")
     parser.add_argument(
         "--speed", type=int, metavar="ROUNDS", help="only compare speed with one process's, and doctor's"
     )
+    parser.add_argument("--subjects", nargs="+", default=["vit", "t5"], help="of --speed")
     parser.add_argument("--output", type=Path, default=RESULT, help="result file; what is measured is put into it")
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp())
@@ -538,11 +465,7 @@ def main() -> None:
                 found["worlds"][str(world)] = in_fork(partial(costs, world, place / str(world)))
                 print(world, found["worlds"][str(world)], flush=True)
         elif options.speed:
-            found = {"speed": speed(place, options.speed)}
-        elif options.ray_kills:
-            found = {"kills of Ray's workers": ray_kills(options.ray_kills, place, options.seconds)}
-        elif options.kills:
-            found = {"kills": kills(options.kills, place, options.seconds)}
+            found = {"speed": speed(place, options.speed, options.subjects)}
         else:
             found = {
                 "differences": table(options.tasks, options.arms, place, namespaces=stack.enter_context(machines()))

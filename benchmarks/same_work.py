@@ -406,7 +406,7 @@ def peer_images(folder: Path) -> tuple[Any, Any, Callable[[list[Any]], Any]]:
 
 def made_up_photos(folder: Path) -> None:
     """The photos and the ViT of benchmarks/images.py."""
-    import images
+    import images  # type: ignore[import-not-found]  # beside this script
 
     if not (folder / "vit").is_dir():
         images.save_photos(folder / "photos.parquet", TASKS["images"])

@@ -30,6 +30,8 @@ _OF_PEERS = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited"),
     *("failed to recv", "Connection was likely closed"),  # of the store where processes meet
 )
+_OF_SILENT_PEERS = ("Timed out waiting", "Application timeout caused pair closure")
+"""Of gloo, after half an hour."""
 
 
 class TltasksError(Exception):
@@ -110,12 +112,21 @@ def printable(text: str, *, lines: bool = True) -> str:
 
 
 def is_of_peers(error: BaseException) -> bool:
-    """Recognise, by words alone, an exchange that broke since another process of the run has ended.
+    """Recognise, by words alone, an exchange that broke since another process of the run has ended, or is silent.
 
     >>> is_of_peers(RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer [127.0.0.1]:4520"))
     True
     """
-    return any(words in str(error) for words in _OF_PEERS)
+    return any(words in str(error) for words in _OF_PEERS) or is_of_silent_peers(error)
+
+
+def is_of_silent_peers(error: BaseException) -> bool:
+    """Recognise an exchange in which another process did not answer: its machine or the network may be gone.
+
+    >>> is_of_silent_peers(RuntimeError("Timed out waiting 1800000ms for recv operation to complete"))
+    True
+    """
+    return any(words in str(error) for words in _OF_SILENT_PEERS)
 
 
 def is_full_disk(error: BaseException | None) -> bool:
@@ -172,4 +183,5 @@ def nearby(path: Path) -> str:
         path = path.parent
     names = siblings(path)
     shown = ", ".join(names[:8]) + (f", … ({len(names):,} in all)" if len(names) > 8 else "")
-    return f"{did_you_mean(path.name, names).rstrip('?')}; {path.parent.name or path.parent} holds {shown or 'nothing'}"
+    folder = "This folder" if path.parent == Path() else f"The folder {path.parent.name or path.parent}"
+    return f"{did_you_mean(path.name, names) or '.'} {folder} holds {shown or 'nothing'}"

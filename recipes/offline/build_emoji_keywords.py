@@ -21,9 +21,10 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
-from build_emoji import flatten_png
+from build_emoji import flattened
 
 LEAST_EMOJI = 20
 """Emoji that a keyword must have."""
@@ -55,7 +56,7 @@ def main() -> None:
     )
 
 
-def read_rows(google: Path, cldr: Path) -> list[dict[str, object]]:
+def read_rows(google: Path, cldr: Path) -> list[dict[str, Any]]:
     """The emoji in the order of their code points."""
     table = json.loads((google / "emoji.json").read_text(encoding="utf-8"))
     annotations = json.loads((cldr / "annotations" / "en" / "annotations.json").read_text(encoding="utf-8"))
@@ -69,7 +70,7 @@ def read_rows(google: Path, cldr: Path) -> list[dict[str, object]]:
     counts = Counter(keyword for own in keywords.values() for keyword in set(own))
     return [
         {
-            "image": {"bytes": flatten_png(google / "img" / "google" / "64" / emoji["image"]), "path": None},
+            "image": {"bytes": flattened(google / "img" / "google" / "64" / emoji["image"], "PNG"), "path": None},
             "keywords": sorted({one for one in keywords[emoji["unified"]] if counts[one] >= LEAST_EMOJI}),
             "name": emoji["short_name"],
             "unified": emoji["unified"],

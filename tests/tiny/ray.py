@@ -61,5 +61,5 @@ class Kept:
 def is_worker(process: psutil.Process) -> bool:
     """Tell a process of a run that Ray itself has started."""
     with contextlib.suppress(psutil.Error):
-        return [*process.cmdline(), ""][0].startswith("ray::RayTrainWorker")
+        return "".join(process.cmdline()[:1]).startswith("ray::RayTrainWorker")
     return False

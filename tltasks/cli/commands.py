@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Group, Parameter, Token
+from cyclopts.validators import Number
 
 from tltasks import __version__
-from tltasks.cli.drafting import draft_for, name_of, time_of
+from tltasks.cli.drafting import about, draft_for, name_of, time_of
 from tltasks.cli.process import (
     INTERRUPTED,
     MISUSED,
@@ -38,7 +39,7 @@ from tltasks.cli.process import (
     say,
     write_utf8,
 )
-from tltasks.errors import CheckpointError, DataError, Interrupted, RecipeError, did_you_mean, nearby, printable
+from tltasks.errors import DataError, Interrupted, RecipeError, closest, did_you_mean, nearby, printable, siblings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,10 +83,17 @@ def _check_task(_: object, tag: str | None) -> None:
 
 
 def _check_model(_: object, name: str | None) -> None:
-    from tltasks.config.model import is_folder
+    from tltasks.config.names import is_folder
 
     if name is not None:
         is_folder(name)
+
+
+def _check_trained(_: object, name: str) -> None:
+    from tltasks.config.names import folder_of_weights, holds_model
+
+    if not holds_model(Path(name).expanduser() / "setup"):  # an export's, whose weights are of another format
+        folder_of_weights(name)
 
 
 def _recipe_of(subject: str | None) -> Path | None:
@@ -109,10 +117,11 @@ def _check_folder(_: object, folder: Path) -> None:
 def _check_data(_: object, data: str | None) -> None:
     if data is None:
         return
-    from tltasks.config.data import is_local_name
+    from tltasks.config.names import is_local_name
 
-    if is_local_name(data) and not Path(data).expanduser().exists():
-        raise DataError(f"{data}: there is no such folder or file{nearby(Path(data).expanduser())}.")
+    path = Path(data).expanduser()
+    if not path.exists() and (is_local_name(data) or ("/" not in data and closest(data, siblings(path)))):
+        raise DataError(f"{data}: there is no such folder or file{nearby(path)}.")
 
 
 def _count(_: object, tokens: Sequence[Token]) -> int:
@@ -136,12 +145,15 @@ Overrides = Annotated[
 Output = Annotated[Path | None, Parameter(metavar="FOLDER", help="results folder, instead of the one that is named")]
 Model = Annotated[
     str,
-    Parameter(name="OUTPUT_OR_HUB_ID", validator=_check_model, help="results folder, folder with a model, or Hub id"),
+    Parameter(name="OUTPUT_OR_HUB_ID", validator=_check_trained, help="results folder, folder with a model, or Hub id"),
 ]
 TrustCode = Annotated[
     bool, Parameter(name="--trust-remote-code", help="run Python code of others that the recipe asks for")
 ]
 TopK = Annotated[int, Parameter(metavar="N", converter=_count, help="classes to name, the likeliest first")]
+Probability = Annotated[
+    float | None, Parameter(metavar="P", validator=Number(gt=0, lte=1), help="no class less probable than that")
+]
 Language = Annotated[str | None, Parameter(help="of all inputs, for models that are told one: es, spanish")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"] | None, Parameter(help="unset: as the run's recipe says")]
 Speed = Annotated[float | None, Parameter(metavar="GB/S", help="between a recipe's devices; unset: 1.25, of GPUs 12.5")]
@@ -188,7 +200,7 @@ class Drafted:
     """instead of a recipe: folder, table, folder of save_to_disk, or Hub id"""
     tag: Annotated[str | None, Parameter(name="--task", metavar="TAG", validator=_check_task)] = None
     """with --data: its Hub tag, where the data could be for several"""
-    model: Annotated[str | None, Parameter(metavar="HUB_ID")] = None
+    model: Annotated[str | None, Parameter(metavar="HUB_ID", validator=_check_model)] = None
     """with --data: checkpoint to start from; unset: a small one of the task"""
 
 
@@ -233,6 +245,7 @@ HERE, TRIALS_HERE = Engine(), TrialsEngine()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; a mistake of the user's becomes one message on standard error."""
     words = heed_verbosity(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looks through every installed package for them
     end_at_sigterm()
     write_utf8()
     try:
@@ -287,13 +300,14 @@ def run(
     with without_collection():
         from tltasks.config.loading import load_recipe
         from tltasks.config.recipe import consented, plan_run
-        from tltasks.runs.refusals import place_of, refuse_at_once, refuse_occupied
-    source = recipe or draft_for(str(drafted.data), task=drafted.tag, model=drafted.model)
+    source = recipe or draft_for(str(drafted.data), overrides, task=drafted.tag, model=drafted.model)
     resolved = load_recipe(source, overrides)
     if check:
         say(f"{recipe or drafted.data}: in order")
         return 0
     resolved = consented(resolved, trust_remote_code)
+    from tltasks.runs.refusals import place_of, refuse_at_once, refuse_occupied
+
     plan = plan_run(resolved, place_of(resolved, output, resume=resume, overwrite=overwrite))
     refuse_at_once(plan, push=push)
     if not dry_run:
@@ -343,11 +357,15 @@ def init(
     data: Annotated[str, Parameter(name="DATA", validator=_check_data, help=DATA)],
     *,
     tag: Annotated[str | None, Parameter(name="--task", metavar="TAG", validator=_check_task, help=DRAFTED)] = None,
-    model: Annotated[str | None, Parameter(metavar="HUB_ID", help="checkpoint; unset: a small one of the task")] = None,
+    model: Annotated[
+        str | None,
+        Parameter(metavar="HUB_ID", validator=_check_model, help="checkpoint; unset: a small one of the task"),
+    ] = None,
     output: Annotated[Path | None, Parameter(metavar="FILE", help="recipe to write; unset: NAME_OF_DATA.yaml")] = None,
     force: Annotated[bool, Parameter(help="overwrite it")] = False,
 ) -> int:
     """Look at data and write a recipe for them, with the reasons beside each choice."""
+    begin(about(data))
     from tltasks.data.survey import survey
     from tltasks.runs.draft import draft
     from tltasks.runtime.files import write_text
@@ -364,7 +382,8 @@ def init(
     found = found.noting(time_of(path, rows=sum(looked.splits.values())))
     write_text(path, found.text)
     print(printable("\n".join(f"- {line}" for line in found.said)))  # noqa: T201
-    say(f"wrote {' and '.join(str(one) for one, text in texts.items() if text)}. Then: tltasks run {path}")
+    written = " and ".join(str(one) for one, text in texts.items() if text)
+    say(f"wrote {written}. Then: tltasks run {shlex.quote(str(path))}")
     return 0
 
 
@@ -388,13 +407,11 @@ KINDS = {"axes": ("an experiment", "compare"), "space": ("a search", "tune"), "t
 
 def _expect(path: Path, wanted: str) -> None:
     """Refuse a file of another kind than a command takes, by its key in `KINDS`."""
-    from tltasks.runtime.startup import without_collection
-
     if not path.exists():  # told before what reads it is imported
         raise RecipeError(f"{path}: not found.")
-    with without_collection():
-        from tltasks.config.loading import open_document
-    keys = open_document(path).value
+    from tltasks.config.yaml_reader import read_document
+
+    keys = read_document(path).value
     kind, command = KINDS[next((key for key in KINDS if key in keys), wanted)]
     if command != KINDS[wanted][1]:
         raise RecipeError(f"{path}: is {kind}, for `tltasks {command}`; {KINDS[wanted][0]} is wanted here.")
@@ -469,6 +486,7 @@ def submit(
     trust_remote_code: TrustCode = False,
 ) -> int:
     """Carry out a recipe on Hugging Face Jobs; the same command goes on with one that was stopped."""
+    _expect(recipe, "task")
     from tltasks.config.loading import load_recipe
     from tltasks.config.recipe import consented, plan_run
 
@@ -583,11 +601,12 @@ def predict(
     fetch: Annotated[bool, Parameter(help="get inputs that are http(s) URLs from the web")] = False,
     top_k: TopK = TOP_K,
     all_classes: Annotated[bool, Parameter(name="--all", negative="", help="name every class")] = False,
-    abstain_below: Annotated[float | None, Parameter(metavar="P", help="no class less probable than that")] = None,
+    abstain_below: Probability = None,
     precision: Precision = None,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
 ) -> int:
     """Answer for files, folders and tables, by a trained model."""
+    named = _inputs_of(inputs, output, fetches=fetch)
     begin(f"predict: opening {model}")
     from tltasks.config.answers import Asked
     from tltasks.inference.predict import predict as predict_all
@@ -595,7 +614,7 @@ def predict(
     try:
         counts = predict_all(
             model,
-            ["-" if one == STANDARD_INPUT else one for one in inputs],
+            named,
             output=output,
             resume=resume,
             **vars(checkpoint),
@@ -618,12 +637,25 @@ def predict(
     return PARTIAL if counts.failed else 0
 
 
+def _inputs_of(inputs: Sequence[str], output: Path | None, *, fetches: bool) -> list[str]:
+    """The inputs as they were typed. Raises RecipeError for what is not there, and for an output that cannot be."""
+    from tltasks.inference.arguments import STDIN, check_arguments, check_file
+
+    named = [STDIN if one == STANDARD_INPUT else one for one in inputs]
+    check_arguments(named, fetches=fetches)
+    if output is not None:
+        check_file(output)
+    return named
+
+
 @app.command(group=USE)
 def demo(
     model: Model,
     /,
     *,
-    port: Annotated[int | None, Parameter(help="unset: the first that is free from 7860 on")] = None,
+    port: Annotated[
+        int | None, Parameter(validator=Number(gte=1, lte=65535), help="unset: the first that is free from 7860 on")
+    ] = None,
     host: Annotated[str | None, Parameter(help="such as 0.0.0.0 for other machines; unset: 127.0.0.1")] = None,
     allow_host: Annotated[
         tuple[str, ...], Parameter(metavar="NAME", help="under which visitors may ask for it, too; may be repeated")
@@ -727,9 +759,6 @@ def export(
     place = Path(model)
     if output is None and not place.is_dir():
         raise RecipeError(f"export {model}: name the folder to write to with --output.")
-    places = [place, place / "model", place / "setup"]
-    if place.is_dir() and not any((at / f"{kind}config.json").is_file() for at in places for kind in ("", "adapter_")):
-        raise CheckpointError(f"export {model}: holds no model (neither config.json nor adapter_config.json).")
     if tolerance < 0:
         raise RecipeError(f"--tolerance {tolerance:g}: is in points, and none below 0.")
     begin(f"export: opening {model}")
@@ -1041,26 +1070,29 @@ def doctor(
 
     if tag is not None and tag not in TASKS:
         raise RecipeError(f"--task {tag}: tltasks has no such task{did_you_mean(tag, TASKS) or '.'}")
-    path = _recipe_of(subject)
+    path, said = _recipe_of(subject), f"doctor: looking at {subject or 'this machine'}"
     if (overrides or (bandwidth, latency) != (None, None)) and path is None:
         raise RecipeError("doctor: --set, --bandwidth and --latency are for a recipe; name one.")
     if not all(value is None or 0 < value < math.inf for value in (bandwidth, latency)):
         raise RecipeError("doctor: --bandwidth and --latency are numbers above 0.")
     if (tag or revision or micro_batch) and (path or subject is None):
         raise RecipeError("doctor: --task, --revision and --micro-batch are for a model; name one.")
-    begin(f"doctor: looking at {subject or 'this machine'}")
     if subject is None:
+        begin(said)
         from tltasks.cli.doctor import examine
 
         return examine()
     if path is not None:
+        _expect(path, "task")
         from tltasks.config.loading import load_recipe
         from tltasks.config.recipe import consented, plan_run
 
         plan = plan_run(consented(load_recipe(path, overrides), trust_remote_code))
+        begin(said)
         from tltasks.cli.examination import examine_recipe
 
         return examine_recipe(plan, bandwidth=bandwidth, latency=latency, as_json=as_json)
+    begin(said)
     from tltasks.cli.examination import examine_model
 
     return examine_model(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
-from tltasks.cli.process import say
-from tltasks.errors import RecipeError, TltasksError, first_line
+from tltasks.cli.process import begin, say
+from tltasks.errors import DataError, RecipeError, TltasksError, first_line
 
 MOST_TIMED = 5000
 """Rows up to which `init` opens data as a run does, to tell what the run will take."""
 
 
-def draft_for(data: str, *, task: str | None, model: str | None) -> dict[str, object]:
-    """The recipe for data that are named without one, in the working directory."""
+def draft_for(data: str, overrides: Sequence[str], *, task: str | None, model: str | None) -> dict[str, object]:
+    """The recipe for data that are named without one, in the working directory; `overrides` are looked at first."""
+    _refuse_mistaken(overrides, task=task)
+    begin(about(data))
     from tltasks.data.survey import survey
     from tltasks.runs.draft import draft
 
@@ -23,6 +27,21 @@ def draft_for(data: str, *, task: str | None, model: str | None) -> dict[str, ob
         raise RecipeError(f"run: the files of {data} need a table that names their content: `tltasks init` it.")
     say("\n".join(f"- {line}" for line in found.said))
     return found.keys
+
+
+def _refuse_mistaken(overrides: Sequence[str], *, task: str | None) -> None:
+    """Raise RecipeError for `--set` of what no recipe has, before what looks at data is imported."""
+    from tltasks.config.document import list_mistakes
+    from tltasks.config.loading import open_document, read_recipe
+    from tltasks.config.tasks import supervised_tasks
+
+    found = []
+    for tag in [task] if task else supervised_tasks():
+        blank = {"task": tag, "model": {"name": "any"}, "data": {"name": "any"}}
+        _, problems = read_recipe(open_document(blank, overrides), check_files=False)
+        found.append([one for one in problems if one.text.startswith(("unknown key", "expected"))])
+    if all(found):
+        raise RecipeError(list_mistakes(min(found, key=len), "the recipe"))
 
 
 def time_of(path: Path, *, rows: int) -> str:
@@ -36,7 +55,7 @@ def time_of(path: Path, *, rows: int) -> str:
     model = plan.stages[0].checkpoint.name
     files = ("model.safetensors", "model.safetensors.index.json")
     if not Path(model).is_dir() and not any(isinstance(try_to_load_from_cache(model, file), str) for file in files):
-        return unknown.format("the model is not on this machine yet")
+        return unknown.format("the model is not on this machine yet, and `--model FOLDER` takes one that is")
     if rows > MOST_TIMED:
         return unknown.format(f"{rows:,} rows take a while to open")
     from tltasks.reports.formatting import show_duration
@@ -44,9 +63,16 @@ def time_of(path: Path, *, rows: int) -> str:
 
     try:
         seconds = sum(stage.seconds or 0 for stage in measure_stages(plan))
+    except (RecipeError, DataError) as error:
+        return f"to be mended before it runs: {shorten(first_line(error).rstrip('.'), 200, placeholder=' …')}"
     except TltasksError as error:
         return unknown.format(first_line(error))
     return f"about {show_duration(seconds)} of training on this machine, an estimate by one step; scoring comes on top"
+
+
+def about(data: str) -> str:
+    """Words said while data are looked at."""
+    return f"looking at {data}{'' if Path(data).expanduser().exists() else ', by that name on the Hub'}"
 
 
 def name_of(data: str) -> str:

@@ -69,6 +69,10 @@ def _show_scaling(console: Console, it: StageScaling) -> None:
             table.add_row(str(step.devices), *seconds, f"{step.rows_per_second:,.4g}", memory)
         if steps:
             console.print(table)
+    here = [f"{step.devices}: {step.rows_per_second_here:,.4g}" for step in it.ddp if step.rows_per_second_here]
+    if here:
+        told = f"{it.stage}, rows/s of as many processes on this machine, which share its cores: {', '.join(here)}"
+        console.print(told, soft_wrap=True)
     if it.no_fsdp2:
         console.print(f"{it.stage}, not with FSDP 2: {it.no_fsdp2}", soft_wrap=True)
     times = [show_duration(step.seconds * it.steps) for step in it.ddp if step.devices in (1, it.useful)]

@@ -16,7 +16,16 @@ from typing import Literal
 from cyclopts import CycloptsError
 from cyclopts.exceptions import UnknownCommandError, UnusedCliTokensError
 
-from tltasks.errors import RecipeError, TltasksError, did_you_mean, first_line, is_full_disk, is_of_peers, printable
+from tltasks.errors import (
+    RecipeError,
+    TltasksError,
+    did_you_mean,
+    first_line,
+    is_full_disk,
+    is_of_peers,
+    is_of_silent_peers,
+    printable,
+)
 from tltasks.runtime.progress import SETTINGS
 
 RAISED, MISUSED, PARTIAL, INTERRUPTED = 1, 2, 3, 143
@@ -55,8 +64,10 @@ def _describe(error: Exception, commands: Sequence[str]) -> str | None:
         return f"{error.filename}: {error.strerror}."
     if _is_of_peers(error):
         said = _of_peers("find_word")
-        why = f"it said: {said}" if said else "what it says is why, or it was killed"
-        return f"another process of this run has ended ({why}). --resume goes on from the last checkpoint."
+        silent = is_of_silent_peers(error)
+        why = "its machine or the network is gone, or it hangs" if silent else "what it says is why, or it was killed"
+        how = f"{'does not answer' if silent else 'has ended'} ({f'it said: {said}' if said else why})"
+        return f"another process of this run {how}. --resume goes on from the last checkpoint."
     return None
 
 

@@ -75,13 +75,15 @@ class Findings:
     def _note(self, mistakes: list[ErrorDetails], model: type[BaseModel], value: object, keys: KeyPath) -> None:
         """One mistake for each key; where a key may take several forms, the complaint of each form is joined."""
         expected: dict[KeyPath, list[str]] = {}
+        read: set[KeyPath] = set()
         for item in sorted(mistakes, key=lambda item: item["type"] == "missing"):
             kind, context = item["type"], item.get("ctx", {})
             loc = _in_tree(item["loc"], value)
             at = (*keys, *loc)
             if kind == "conflict":
-                inside = len(item["loc"]) - len(context["keys"])
-                self.add((*keys, *_in_tree(item["loc"][:inside], value), *context["keys"]), context["text"])
+                inside = _in_tree(item["loc"][: len(item["loc"]) - len(context["keys"])], value)
+                read.add(inside)
+                self.add((*keys, *inside, *context["keys"]), context["text"])
                 continue
             if kind == "missing":
                 self.missing(at, str(item["loc"][-1]))
@@ -104,7 +106,7 @@ class Findings:
             else:
                 expected.setdefault(loc, []).append(_expectation(item))
         for loc, forms in expected.items():
-            if any(len(other) > len(loc) and other[: len(loc)] == loc for other in expected):
+            if loc in read or any(len(other) > len(loc) and other[: len(loc)] == loc for other in expected):
                 continue  # it has one of its forms, but for what is in it
             given, close = _at(value, loc), ""
             if isinstance(given, str):

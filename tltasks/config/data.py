@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -13,45 +12,6 @@ from tltasks.config.section import Conflict, FileName, HeldOut, Name, Named, Pos
 
 BUILDERS = ("imagefolder", "audiofolder", "csv", "json", "parquet", "text", "webdataset")
 """Names of data sets that are read from local files by the datasets library."""
-
-
-TABLE_FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-"""Formats of tables by the suffix of a file."""
-PACKED = (".gz", ".bz2", ".xz", ".zst")
-"""Suffixes of compressed files."""
-
-
-def format_of(name: str) -> str | None:
-    """The format of a table by its name, compressed or not.
-
-    >>> format_of("a.csv.gz"), format_of("a.jsonl"), format_of("a.png"), format_of("a.parquet.gz")
-    ('csv', 'json', None, None)
-    """
-    path = PurePosixPath(name.lower())
-    packed = path.suffix in PACKED
-    found = TABLE_FORMATS.get(PurePosixPath(path.stem).suffix if packed else path.suffix)
-    return None if packed and found == "parquet" else found
-
-
-def is_local_name(name: str) -> bool:
-    r"""True for what cannot be a Hub id, whether it is there or not.
-
-    >>> is_local_name(r"C:\photos"), is_local_name(r"my photos\train"), is_local_name("user/photos")
-    (True, True, False)
-    """
-    on_windows = "\\" in name or re.match(r"[A-Za-z]:", name) is not None
-    is_path = on_windows or name.startswith((".", "/", "~")) or name.count("/") > 1
-    return is_path or format_of(name) is not None
-
-
 Files = str | list[str] | dict[str, str | list[str]] | None
 
 

@@ -7,11 +7,14 @@ import os
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tltasks.config.section import KeyPath
 from tltasks.errors import RecipeError, without_secrets
+
+if TYPE_CHECKING:  # where pydantic is not imported yet
+    from tltasks.config.section import KeyPath
 
 DOTTED_KEY = re.compile(r"[\w-]+(\.[\w-]+|\[\d+\])*")
 """`stages.0.epochs`, or `stages[0].epochs`."""
@@ -140,7 +143,10 @@ def from_python(value: object, origin: Origin) -> Document:
             return {key: plain(item, (*keys, key)) for key, item in node.items() if isinstance(key, str)}
         if isinstance(node, list | tuple):
             return [plain(item, (*keys, i)) for i, item in enumerate(node)]
-        return os.fspath(node) if isinstance(node, os.PathLike) else node
+        if isinstance(node, os.PathLike):
+            return os.fspath(node)
+        number = isinstance(node, Number) and not isinstance(node, bool | int | float)  # numpy's
+        return node.item() if number and hasattr(node, "item") else node
 
     return Document(plain(value, ()), locations, tuple(problems))
 
@@ -190,7 +196,7 @@ def describe(value: object) -> str:
             return "a list" if value else "an empty list"
         case dict():
             return "a mapping" if value else "an empty mapping"
-    return f"a {type(value).__name__}"
+    return f"the {type(value).__name__} {clip(str(value))}"
 
 
 def clip(text: str, width: int = 80) -> str:

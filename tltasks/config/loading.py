@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tltasks.config.checks import Findings
-from tltasks.config.data import Data, format_of, is_local_name
+from tltasks.config.data import Data
 from tltasks.config.document import (
     DOTTED_KEY,
     Document,
@@ -27,12 +27,13 @@ from tltasks.config.document import (
     list_mistakes,
 )
 from tltasks.config.model import Model
+from tltasks.config.names import format_of, is_local_name
 from tltasks.config.recipe import Kind, Recipe, as_written, map_paths, to_tree, with_paths
 from tltasks.config.section import KeyPath
 from tltasks.config.shipped import fetched, how_to_fetch, relative_path
 from tltasks.config.stage import Stage
-from tltasks.config.tasks import TASKS, supervised_tasks
-from tltasks.config.yaml_reader import dump, parse, parse_value, read_text
+from tltasks.config.tasks import TASKS
+from tltasks.config.yaml_reader import HELD, dump, parse_value, read_document
 from tltasks.errors import RecipeError, closest, did_you_mean, has_secret, siblings
 
 Overrides = Mapping[str, object] | Iterable[str]
@@ -74,21 +75,11 @@ def open_document(
     if isinstance(source, Mapping):
         tree = from_python(source, Origin("", Path.cwd()))
     else:
-        text = read_text(Path(source))
-        found = [i for i, line in enumerate(text.splitlines(), start=1) if check_secrets and has_secret(line)]
-        if found:
-            raise RecipeError(f"{source}:{found[0]}  {_HELD}")
-        tree = parse(text, Origin(str(source), Path(source).parent))
+        tree = read_document(Path(source), check_secrets=check_secrets)
     tree = override(tree, overrides)
     if check_secrets and (keys := _secret_keys(tree.value)) is not None:
-        raise RecipeError(f"{tree.location(keys)}  {dotted(keys)}: {_HELD}".strip())
+        raise RecipeError(f"{tree.location(keys)}  {dotted(keys)}: {HELD}".strip())
     return tree
-
-
-_HELD = (
-    "holds a login or a token, which results and cards would publish. Log in outside of the recipe (`hf auth login`), "
-    "or download the file and name it. Nothing was loaded."
-)
 
 
 def _secret_keys(node: object, keys: KeyPath = ()) -> KeyPath | None:
@@ -106,9 +97,8 @@ def _secret_keys(node: object, keys: KeyPath = ()) -> KeyPath | None:
 def override(tree: Document, overrides: Overrides) -> Document:
     """A document with other values in it. Raises RecipeError for keys that lead nowhere and values that are no YAML."""
     for key, part in _parts(overrides):
-        tree = with_usual_stage(tree) if key.startswith("stages.") else tree
         try:
-            tree = tree.replaced(key, part)
+            tree = with_key(tree, key, part)
         except ValueError as error:
             raise RecipeError(f"{part.location(())}: {error}.") from error
     return tree
@@ -233,10 +223,15 @@ def _with_usual_keys(tree: Document) -> Mapping[str, object]:
     file = str(tree.location(())).rsplit(":", 2)[0]
     given.setdefault("output", f"outputs/{Path(file).stem or 'run'}")
     task = given.get("task")
-    if isinstance(task, str) and task in supervised_tasks():
+    if isinstance(task, str) and task in TASKS and not TASKS[task].is_self_supervised:
         annotated = "label" in TASKS[task].data.model_fields["columns"].annotation.model_fields  # type: ignore[union-attr]
         given.setdefault("stages", [{"stage": "transfer" if annotated else "finetune", "adapt": {"lora": {}}}])
     return given
+
+
+def with_key(tree: Document, key: str, part: Document) -> Document:
+    """A recipe with a dotted key set; where it names no stages, those of its usual one. Raises as `replaced` does."""
+    return (with_usual_stage(tree) if key.startswith("stages.") else tree).replaced(key, part)
 
 
 def with_usual_stage(tree: Document) -> Document:

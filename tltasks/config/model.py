@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from tltasks.config.section import Name, Named
-from tltasks.errors import RecipeError
-
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 FROZEN_TRANSFORMER = "frozen-transformer"
 As = Literal["frozen-transformer", "transformer"]
@@ -40,20 +34,3 @@ class Checkpoint:
     def arguments(self) -> dict[str, str | bool]:
         """Keyword arguments for any `from_pretrained`, after the name."""
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
-
-
-def is_folder(name: str) -> bool:
-    """Tell a folder with a model from a Hub id. Raises RecipeError for what is neither.
-
-    >>> is_folder("."), is_folder("google/vit")
-    (True, False)
-    """
-    place = Path(os.path.expanduser(name))  # noqa: PTH111 - a user who does not exist is no error
-    if place.is_dir():
-        return True
-    if place.exists() or not HUB_ID.fullmatch(name):
-        raise RecipeError(
-            f"model {name}: {'is a file' if place.exists() else 'not found'}; name a run's results folder, a "
-            "folder with a model, or a Hub id such as user/name."
-        )
-    return False

@@ -5,8 +5,8 @@ A kind is a row: where its weights come from, what happens to the head, what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Generic, Literal
 
 from pydantic import BeforeValidator, Field
@@ -68,11 +68,9 @@ def usual_epochs(rows: int, batch_size: int) -> int:
 
 OptimizerName = Literal["adamw", "adamw_8bit", "adafactor", "sgd", "muon"]
 StageName = Literal["finetune", "transfer", "pretrain", "probe", "zero_shot"]
-ModelT = TypeVar("ModelT", bound=Model, default=Model, covariant=True)
-DataT = TypeVar("DataT", bound=Data, default=Data, covariant=True)
 
 
-class Stage(Section, Generic[ModelT, DataT]):
+class Stage(Section):
     """One stage; a task's own has the task's classes of `model` and `data`, and keys of its own."""
 
     stage: StageName
@@ -157,9 +155,9 @@ class Stage(Section, Generic[ModelT, DataT]):
     powers of ten from 1e-6 to 1 where there is a validation split, otherwise 1e-3."""
     task: str | None = None
     """Task of this stage. Unset: the recipe's."""
-    model: ModelT | None = None
+    model: Model | None = None
     """Checkpoint of this stage, replacing the recipe's `model` as a whole."""
-    data: DataT | None = None
+    data: Data | None = None
     """Data of this stage, replacing the recipe's `data` as a whole."""
 
     @property
@@ -281,7 +279,7 @@ class Stage(Section, Generic[ModelT, DataT]):
             )
 
 
-class LengthStage(Stage[ModelT, DataT]):
+class LengthStage(Stage):
     """A stage of a task whose rows differ in length."""
 
     group_by_length: bool = False
@@ -298,7 +296,7 @@ ClassMetric = Literal[
 ]
 
 
-class ClassStage(Stage[ModelT, DataT]):
+class ClassStage(Stage):
     """A stage of a task that gives each row a class."""
 
     label_smoothing: Share = 0.0
@@ -328,7 +326,7 @@ class ClassStage(Stage[ModelT, DataT]):
             yield Conflict("`class_weights: auto` and `sampling: balanced` each make up for rare classes; keep one")
 
 
-class UnlabelledStage(Stage[ModelT, DataT]):
+class UnlabelledStage(Stage):
     """A stage that trains an encoder for later stages, with an objective that needs no labels."""
 
     @property
@@ -336,7 +334,7 @@ class UnlabelledStage(Stage[ModelT, DataT]):
         return True
 
 
-class JointStage(UnlabelledStage[ModelT, DataT]):
+class JointStage(UnlabelledStage):
     """A stage whose loss is over several rows at once."""
 
     loss_group: PositiveInt | None = None
@@ -383,6 +381,8 @@ STAGES: dict[StageName, StageKind] = {
     "zero_shot": StageKind(weights="checkpoint", head="kept", trains=False),
 }
 
+ModelT = TypeVar("ModelT", bound=Model, default=Model, covariant=True)
+DataT = TypeVar("DataT", bound=Data, default=Data, covariant=True)
 StageT = TypeVar("StageT", bound=Stage, default=Stage, covariant=True)
 
 
@@ -416,63 +416,3 @@ class StagePlan(Generic[ModelT, DataT, StageT]):
         """The checkpoint that the recipe has the stage start from."""
         model = self.model
         return Checkpoint(model.name, model.revision, model.trust_remote_code, display_name=self.display_name)
-
-
-# --------------------------------------------------------------------------------------------- tasks
-
-
-@dataclass(frozen=True)
-class Input:
-    """Kind of input that a visitor of the demo, or a folder of data, gives to a task."""
-
-    kind: Literal["image", "audio", "text"]
-    label: str
-    """What the demo calls its field."""
-    placeholder: str = ""
-
-
-IMAGE = Input("image", "Image")
-AUDIO = Input("audio", "Recording")
-TEXT = Input("text", "Text", placeholder="Paste a text")
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """A task's row: the code that does it, what a recipe says of it, and what the commands ask of it."""
-
-    tag: str
-    """Hub pipeline tag; or the name of an objective that needs no labels."""
-    summary: str
-    """One line for people."""
-    adapter: str
-    """`module:Class` of its adapter, imported when a recipe names the task."""
-    model: type[Model]
-    data: type[Data]
-    stage: type[Stage]
-    input: Input
-    annotation: Literal["classes", "text"] | None = None
-    """What inputs in a folder come with when `push-data` publishes them for this task."""
-    auto_mappings: tuple[str, ...] = ()
-    """transformers' lists of the classes that serve it, in its modeling_auto.py."""
-    own_models: frozenset[str] = frozenset()
-    """This package's classes that serve it."""
-    usual_model: str = ""
-    """A checkpoint that a laptop can adapt, for data that come without one."""
-    usual_learning_rate: float = 1e-3
-    """Of LoRA and other adapters on it."""
-    baseline_names: Mapping[str, str] = field(default_factory=dict)
-    """Names in a sentence of its own baselines, where theirs in result.json do not say what they are."""
-
-    @property
-    def card_template(self) -> str:
-        """File in hub_cards/ that its model cards are made from."""
-        return f"{self.tag}.md.jinja"
-
-    def usual_rate(self, method: str) -> float:
-        """A learning rate for a method of adapting, with AdamW; a start, and no measurement."""
-        return self.usual_learning_rate / 20 if method == "full" else self.usual_learning_rate
-
-    @property
-    def is_self_supervised(self) -> bool:
-        """True for an objective, which trains an encoder for other tasks and gives no answers itself."""
-        return not self.auto_mappings

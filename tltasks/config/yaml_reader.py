@@ -11,16 +11,34 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from tltasks.config.document import MAX_DEPTH, Document, Issue, Location, Origin, clip, describe, dotted
-from tltasks.config.section import KeyPath
-from tltasks.errors import RecipeError, closest
+from tltasks.errors import RecipeError, closest, has_secret
+
+if TYPE_CHECKING:  # where pydantic is not imported yet
+    from tltasks.config.section import KeyPath
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 """Keys and values of a file after aliases are expanded."""
+
+
+HELD = (
+    "holds a login or a token, which results and cards would publish. Log in outside of the recipe (`hf auth login`), "
+    "or download the file and name it. Nothing was loaded."
+)
+
+
+def read_document(path: Path, *, check_secrets: bool = True) -> Document:
+    """Read a file as it is written. Raises RecipeError for what cannot be read, and for logins and tokens."""
+    text = read_text(path)
+    found = [i for i, line in enumerate(text.splitlines(), start=1) if check_secrets and has_secret(line)]
+    if found:
+        raise RecipeError(f"{path}:{found[0]}  {HELD}")
+    return parse(text, Origin(str(path), path.parent))
 
 
 def read_text(path: Path) -> str:
@@ -42,7 +60,9 @@ def read_text(path: Path) -> str:
 
 def _why_no_file(path: Path) -> str:
     if os.path.isdir(path):  # noqa: PTH112
-        return "is a folder; name a recipe file in it."
+        if os.path.isfile(path / "recipe.yaml"):  # noqa: PTH113
+            return f"is a results folder; its recipe is {path / 'recipe.yaml'}."
+        return f"is a folder; name a recipe file in it, or learn from it: `tltasks run --data {path}`."
     if os.path.exists(path):  # noqa: PTH110
         return "is not a regular file."
     folder = path.parent
@@ -205,6 +225,7 @@ REPHRASED = (
     (r"unexpected end of stream", "the quotes opened on line {line} are not closed"),
     (r"undefined alias '(.*)'", "the alias `*{0}` stands for nothing; no `&{0}` comes before it"),
     (r"duplicate anchor '(.*?)'", "the anchor `&{0}` is already there on line {line}"),
+    (r"unknown escape character '(.)'", "`\\{0}` within double quotes; write paths with `/`, or in single quotes"),
     (r"character '(.)' that cannot start", "text cannot begin with `{0}`; put it in quotes"),
 )  # fmt: skip
 

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from tltasks.data.cache_keys import code_version, decoder_settings, rows_key
 from tltasks.data.near_duplicates import Likeness, MarkedRows
-from tltasks.data.splits import LANGUAGE, PROMPT, SOURCE, Columns, EncodedSplit, Split, row_path, row_words
+from tltasks.data.splits import LANGUAGE, PROMPT, ROW_NAME, SOURCE, Columns, EncodedSplit, Split, row_path, row_words
 from tltasks.data.streaming import START, Place
 from tltasks.errors import DataError, first_line
 from tltasks.runtime.files import whole_file
 from tltasks.runtime.progress import Bar
 
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE, TEXTS_AT_ONCE = 64, 512
+"""Rows that are encoded together: few of media, for memory; many of texts, most of whose time else goes by parts."""
 FEWEST_ROWS = 512
 """Rows of each process that pay for starting it."""
 MOST_SHOWN = 10
@@ -64,13 +65,14 @@ def encode_split(
     cached = _digest(*parts)
     file = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-encoded" / f"{cached}.arrow"
     file.parent.mkdir(parents=True, exist_ok=True)
+    at_once = _at_once(media)
     marked = {} if likeness is None else {MARK: datasets.Value("binary")}
     encoded = split.rows.map(
         encode_batch,
         with_indices=True,
         batched=True,
-        batch_size=ROWS_AT_ONCE,
-        writer_batch_size=ROWS_AT_ONCE,
+        batch_size=at_once,
+        writer_batch_size=at_once,
         remove_columns=split.rows.column_names,
         features=datasets.Features({**features, **kept, **OWN, **marked}),
         new_fingerprint=cached,
@@ -85,6 +87,10 @@ def encode_split(
         encoded = encoded.select(np.setdiff1d(np.arange(len(encoded)), bad))
     rows, marks = encoded.remove_columns(["error", *marked]), encoded.select_columns(list(marked)) if marked else None
     return EncodedSplit(split.name, rows, split.origin, skipped, _content_digest(encoded), split.place, marks)
+
+
+def _at_once(media: str | None) -> int:
+    return TEXTS_AT_ONCE if media is None else ROWS_AT_ONCE
 
 
 def _kept(split: Split) -> dict[str, object]:
@@ -103,15 +109,18 @@ def _by_batch(
 
     def encode_batch(batch: Columns, row: list[int]) -> Columns:
         found = encode({**batch, "row": row})
-        examples = {n: {name: values[i] for name, values in batch.items()} for i, n in enumerate(row)}
-        paths = [row_path(examples[n], media, split.folder) for n in found["row"]]
-        words = [row_words(examples[n], media, split.folder) for n in found["row"]]
-        errors = [f"{error} ({w})" if error and w else error for w, error in zip(words, found["error"], strict=True)]
-        carried = {name: [examples[n][name] for n in found["row"]] for name in kept}
-        made = {**found, **carried, "path": paths, "error": errors}
+        numbered = {n: i for i, n in enumerate(row)}
+        places = [numbered[n] for n in found["row"]]  # several may come from one example
+        named = [{name: batch[name][i] for name in (media, ROW_NAME) if name in batch} for i in places]
+        paths = [row_path(example, media, split.folder) if example else None for example in named]
+        errors = [
+            f"{error} ({words})" if error and (words := row_words(example, media, split.folder)) else error
+            for example, error in zip(named, found["error"], strict=True)
+        ]
+        made = {**found, **{name: [batch[name][i] for i in places] for name in kept}, "path": paths, "error": errors}
         if likeness is None:
             return made
-        whole = {name: [examples[n][name] for n in found["row"]] for name in batch if name not in found}
+        whole = {name: [values[i] for i in places] for name, values in batch.items() if name not in found}
         return {**made, MARK: likeness.mark(whole | found)}
 
     return encode_batch
@@ -126,6 +135,8 @@ class WindowWriter:
     features: datasets.Features
     batch_size: int
     max_bad_share: float
+    at_once: int
+    """Rows that are read and encoded together."""
 
     def __call__(self, file: Path, place: Place) -> Place:
         """Write the window that begins at a place, in whole steps unless the epoch ends, and give the place after it.
@@ -137,10 +148,11 @@ class WindowWriter:
         size, n_rows, after = max(1, stream.buffer // self.batch_size) * self.batch_size, 0, place.copy()
         try:
             with whole_file(file) as whole, ArrowWriter(features=self.features, path=str(whole)) as writer:
-                for rows, numbers, shard, end in stream.read(place["epoch"], place["shard"], place["row"]):
+                at = place["epoch"], place["shard"], place["row"]
+                for rows, numbers, shard, end in stream.read(*at, at_once=self.at_once):
                     start = 0
                     while start < len(rows) and n_rows < size:
-                        stop = min(len(rows), start + min(ROWS_AT_ONCE, size - n_rows))
+                        stop = min(len(rows), start + size - n_rows)
                         n_rows += self._write(writer, rows[start:stop], numbers[start:stop], reasons)
                         start = stop
                     after |= {"shard": shard, "row": end - len(rows) + start}
@@ -190,7 +202,7 @@ def _stream(
     stream, kept = split.stream, _kept(split)
     assert stream is not None
     columns = datasets.Features({**features, **kept, **{name: kind for name, kind in OWN.items() if name != "error"}})
-    windows = make(encode=_by_batch(split, encode, kept, media=media), features=columns)
+    windows = make(encode=_by_batch(split, encode, kept, media=media), features=columns, at_once=_at_once(media))
     drawn = (stream.buffer, stream.seed, windows.batch_size)
     cached = _digest(key, code_version(), decoder_settings(), stream.fingerprint, *drawn)
     file = Path(datasets.config.HF_DATASETS_CACHE) / "tltasks-streamed" / f"{cached}.arrow"

@@ -18,7 +18,8 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-from tltasks.config.data import BUILDERS, ClassData, Data, ExtraTest, Files, Source, Splits, format_of, is_local_name
+from tltasks.config.data import BUILDERS, ClassData, Data, ExtraTest, Files, Source, Splits
+from tltasks.config.names import format_of, is_local_name
 from tltasks.data import local
 from tltasks.data.cache_keys import file_states
 from tltasks.data.class_names import join_rows
@@ -293,6 +294,20 @@ def _hub_builder(data: Source, **options: object) -> datasets.DatasetBuilder:
     return datasets.load_dataset_builder(
         str(data.name), data.config, data_dir=data.dir, data_files=data.files, revision=data.revision, **options
     )
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Ask the Hub's caches alone.
+
+    Both libraries read the environment once (huggingface_hub 2.4, constants.py; datasets 5.2, config.py).
+    """
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def open_source(data: Source, columns: dict[str, str], *, place: str) -> local.Opened:

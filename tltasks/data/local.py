@@ -21,7 +21,7 @@ from huggingface_hub import DatasetCard
 from pyarrow.dataset import ParquetFragmentScanOptions
 from yaml import YAMLError
 
-from tltasks.config.data import PACKED, TABLE_FORMATS, format_of
+from tltasks.config.names import PACKED, TABLE_FORMATS, format_of
 from tltasks.data.cache_keys import file_states
 from tltasks.data.class_names import are_alike, clashing, join_rows
 from tltasks.data.folders import (

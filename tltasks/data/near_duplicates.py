@@ -12,7 +12,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import ClassVar, Literal
 
 import datasets
@@ -28,7 +28,7 @@ Pairs = NDArray[np.int64]
 Words = NDArray[np.uint32]
 Floats = NDArray[np.float32]
 Images = Floats
-"""[images, height, width, colours], from 0 to 255."""
+"""[images, colours, height, width], from 0 to 255."""
 Look = NDArray[np.generic]
 """An encoded row as it is compared closely."""
 AT_ONCE = 512
@@ -71,8 +71,12 @@ class MarkedRows:
     rows: datasets.Dataset
     marks: Sequence[bytes]
 
+    @cached_property
+    def _read(self) -> datasets.Dataset:
+        return self.rows.select_columns(list(self.likeness.columns))
+
     def look(self, indices: Sequence[int]) -> list[Look]:
-        return self.likeness.look(self.rows.select_columns(list(self.likeness.columns))[list(indices)])
+        return self.likeness.look(self._read[list(indices)])
 
 
 def find_alike(known: MarkedRows, asked: MarkedRows) -> tuple[Found, Found]:
@@ -81,22 +85,24 @@ def find_alike(known: MarkedRows, asked: MarkedRows) -> tuple[Found, Found]:
     Rows of equal marks count as one. Known rows that are found are taken away, and the others searched again for what
     was found before, so that a row of which there are many copies is found in all of them.
     """
-    (theirs, their_rows), (ours, our_rows) = (_by_mark(of.marks) for of in (known, asked))
+    (theirs, their_others), (ours, our_others) = (_by_mark(of.marks) for of in (known, asked))
+    (their_marks, their_rows), (our_marks, our_rows) = ((list(of), list(of.values())) for of in (theirs, ours))
     of_known: Found = {}
     of_asked: Found = {}
-    left, wanted, most = list(range(len(theirs))), list(range(len(ours))), 4
+    left, wanted, most = list(range(len(their_rows))), list(range(len(our_rows))), 4
     while left and wanted:
-        found = asked.likeness.pairs([theirs[i] for i in left], [ours[j] for j in wanted], most)
+        found = asked.likeness.pairs([their_marks[i] for i in left], [our_marks[j] for j in wanted], most)
         sure = []
         for part in np.split(found, range(AT_ONCE, len(found), AT_ONCE)):
             pairs = [(left[i], wanted[j]) for i, j in part.tolist()]
-            looks = known.look([their_rows[i][0] for i, _ in pairs]), asked.look([our_rows[j][0] for _, j in pairs])
+            looks = known.look([their_rows[i] for i, _ in pairs]), asked.look([our_rows[j] for _, j in pairs])
             sure += [pair for pair, same in zip(pairs, asked.likeness.confirm(*looks), strict=True) if same]
         for i, j in sure:
-            for row in their_rows[i]:
-                of_known.setdefault(row, our_rows[j][0])
-            for row in our_rows[j]:
-                of_asked.setdefault(row, their_rows[i][0])
+            mine, other = our_rows[j], their_rows[i]
+            for row in (other, *their_others.get(other, [])):
+                of_known.setdefault(row, mine)
+            for row in (mine, *our_others.get(mine, [])):
+                of_asked.setdefault(row, other)
         gone = {i for i, _ in sure}
         left, wanted, most = [i for i in left if i not in gone], sorted({j for _, j in sure}), 4 * most
     return of_known, of_asked
@@ -105,20 +111,24 @@ def find_alike(known: MarkedRows, asked: MarkedRows) -> tuple[Found, Found]:
 def contradictions(of: MarkedRows, labels: Sequence[object]) -> list[tuple[int, int]]:
     """Rows whose content is that of an earlier row, but not their label; each with the first row of that content."""
     found: list[tuple[int, int]] = []
-    for first, *others in _by_mark(of.marks)[1]:
+    for first, others in _by_mark(of.marks)[1].items():
         if unlike := [row for row in others if labels[row] != labels[first]]:
             content, *theirs = of.look([first, *unlike])
             found += [(row, first) for row, own in zip(unlike, theirs, strict=True) if np.array_equal(own, content)]
     return sorted(found)
 
 
-def _by_mark(marks: Sequence[bytes]) -> tuple[list[bytes], list[list[int]]]:
-    """Marks, each once, and their rows."""
-    rows: dict[bytes, list[int]] = {}
+def _by_mark(marks: Sequence[bytes]) -> tuple[dict[bytes, int], dict[int, list[int]]]:
+    """The first row of each mark, and the others of those that several rows have.
+
+    A list for each mark would take ten times as long, most of it the garbage collector's.
+    """
+    first: dict[bytes, int] = {}
+    others: dict[int, list[int]] = {}
     for row, mark in enumerate(marks):
-        if mark:
-            rows.setdefault(mark, []).append(row)
-    return list(rows), list(rows.values())
+        if mark and (one := first.setdefault(mark, row)) != row:
+            others.setdefault(one, []).append(row)
+    return first, others
 
 
 def _in_common(known: Sequence[Words], asked: Sequence[Words]) -> Iterator[tuple[Pairs, Pairs]]:
@@ -419,13 +429,13 @@ def _grey(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _of_marks(marks: Sequence[bytes]) -> Images:
-    return np.frombuffer(b"".join(marks), np.uint8).reshape(-1, COARSE, COARSE, 1).astype(np.float32)
+    return np.frombuffer(b"".join(marks), np.uint8).reshape(-1, 1, COARSE, COARSE).astype(np.float32)
 
 
 def _shrunk(picture: Floats, side: int) -> Images:
-    """A picture [3, height, width] as a square [side, side, 3]."""
+    """A picture [3, height, width] as a square."""
     shrunk = _averages(picture.shape[1], side) @ picture @ _averages(picture.shape[2], side).T
-    return shrunk.astype(np.float32).transpose(1, 2, 0)
+    return shrunk.astype(np.float32, copy=False)
 
 
 @cache
@@ -503,38 +513,35 @@ EDGE = 0.01
 
 def _contrast(theirs: Images, ours: Images) -> Floats:
     """The standard deviation over each of two pictures, the lesser one, in the colour that has most of it."""
-    contrast: Floats = np.minimum(*(images.std((1, 2)).max(1) for images in (theirs, ours)))
+    contrast: Floats = np.minimum(*(images.std((2, 3)).max(1) for images in (theirs, ours)))
     return contrast
 
 
 def _worst(theirs: Images, ours: Images, *, steps: int) -> Floats:
     """Levels by which those 3 × 3 points of two pictures differ that differ most."""
-    worst: Floats = np.abs(uniform_filter(_misfit(theirs, ours, steps=steps), (0, 3, 3, 0))).max((1, 2, 3))
+    worst: Floats = np.abs(uniform_filter(_misfit(theirs, ours, steps=steps), (0, 0, 3, 3))).max((1, 2, 3))
     return worst
 
 
 def _misfit(theirs: Images, ours: Images, *, steps: int) -> Images:
     """Differences of pictures after ours are moved and stretched along both sides to fit; zero beyond their edges."""
-    n_pictures, side = ours.shape[:2]
+    n_pictures, _, side, _ = ours.shape
     place = np.arange(side, dtype=np.float32) - (side - 1) / 2
     motion = np.zeros((n_pictures, 4), np.float32)  # stretched and moved, in height and in width
     most = np.array([MOST_STRETCHED, MOST_MOVED * side] * 2, np.float32)
-    for step in range(steps + 1):
-        (rows, seen_rows), (columns, seen_columns) = (_sampling(place, motion[:, i : i + 2]) for i in (0, 2))
-        laid = (rows @ ours.reshape(n_pictures, side, side * ours.shape[3])).reshape(ours.shape)
-        laid = columns[:, None] @ laid
-        seen = (seen_rows[:, :, None] & seen_columns[:, None, :])[..., None]
-        misfit: Images = (theirs - laid) * seen
-        if step == steps:
-            break
-        slopes = np.stack(np.gradient(laid, axis=(1, 2)), 1) * seen[:, None]
-        down, along = slopes[:, 0], slopes[:, 1]
-        change = np.stack([down * place[:, None, None], down, along * place[:, None], along], 1)
+    misfit, laid, seen = theirs - ours, ours, np.ones((1, 1, 1, 1), bool)
+    for _ in range(steps):
+        down, along = np.gradient(laid, axis=(2, 3))
+        change = np.stack([down * place[:, None], down, along * place, along], 1) * seen[:, None]
         change = change.reshape(n_pictures, 4, ours[0].size if n_pictures else 0)
         square = change @ change.transpose(0, 2, 1)
         square += np.eye(4, dtype=np.float32) * (1e-3 / 4 * np.trace(square, axis1=1, axis2=2)[:, None, None] + 1e-6)
         towards = np.linalg.solve(square, change @ misfit.reshape(*change.shape[::2], 1))[..., 0]
         motion = np.clip(motion + towards, -most, most)
+        (rows, seen_rows), (columns, seen_columns) = (_sampling(place, motion[:, i : i + 2]) for i in (0, 2))
+        laid = (rows[:, None] @ ours @ columns[:, None].swapaxes(2, 3)).astype(np.float32, copy=False)
+        seen = (seen_rows[:, :, None] & seen_columns[:, None, :])[:, None]
+        misfit = (theirs - laid) * seen
     return misfit
 
 

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 FORMATS = ("parquet", "json", "webdataset")
 """Builders of datasets whose shards are read from any row on."""
-ROWS_AT_ONCE = 256
 INFERRED_FROM = 1000
 """Rows by which types are told where shards do not say them."""
 AnyRows = TypeVar("AnyRows", datasets.Dataset, datasets.IterableDataset)
@@ -60,8 +59,10 @@ class Stream:
     """Rows that are shuffled together, and held on disk at a time."""
     seed: int
 
-    def read(self, epoch: int, shard: int, row: int) -> Iterator[tuple[datasets.Dataset, list[int], int, int]]:
-        """The rows of an epoch from a place on, their numbers, and the place after each part: its shard and row.
+    def read(
+        self, epoch: int, shard: int, row: int, *, at_once: int = 256
+    ) -> Iterator[tuple[datasets.Dataset, list[int], int, int]]:
+        """The rows of an epoch from a place on, so many at once, their numbers, and the place after: its shard and row.
 
         Shards come in an order drawn with (seed, epoch), and rows as they lie there; a row's number is its own in every
         epoch.
@@ -71,7 +72,7 @@ class Stream:
         for place in range(shard, len(order)):
             number = int(order[place])
             done, skipped = 0, row if place == shard else 0
-            for table in self._tables(number):
+            for table in self._tables(number, at_once):
                 part = table.slice(max(0, skipped - done))
                 done += len(table)
                 if len(part):
@@ -79,9 +80,9 @@ class Stream:
                     table = datasets.table.InMemoryTable(part)  # not hashed, as datasets else would
                     yield self.prepare(datasets.Dataset(table, info=info, fingerprint="streamed")), numbers, place, done
 
-    def _tables(self, shard: int) -> Iterator[pa.Table]:
+    def _tables(self, shard: int, at_once: int) -> Iterator[pa.Table]:
         own = self.rows.shard(num_shards=len(self.files), index=shard)
-        tables: Iterator[pa.Table] = own.with_format("arrow").iter(ROWS_AT_ONCE)
+        tables: Iterator[pa.Table] = own.with_format("arrow").iter(at_once)
         return tables
 
     def called(self, number: int) -> str:

@@ -6,18 +6,23 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import datasets
+import httpx2
 import numpy as np
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 
-from tltasks.config.data import Source, format_of, is_local_name
+from tltasks.config.data import Source
+from tltasks.config.names import format_of, is_local_name
 from tltasks.data.folders import SUFFIXES, sift, some, split_of_table
 from tltasks.data.label_lists import DELIMITERS
-from tltasks.data.loading import open_source
+from tltasks.data.loading import offline, open_source
 from tltasks.data.local import Opened, in_order, open_files, open_media, tables_of_folder
 from tltasks.data.splits import ROW_NAME
 from tltasks.data.tables import UNREADABLE, Row, read_rows, why
@@ -28,6 +33,15 @@ MOST_ROWS = 100_000
 """Rows that are looked at; the others are counted."""
 MOST_VALUES = 20_000
 """Different values of a column that are told apart."""
+ENGLISH = {
+    "the", "of", "to", "and", "is", "you", "for", "that", "it", "this", "not", "are", "your", "was", "with", "be",
+}  # fmt: skip
+ENGLISH_SHARE = 0.08
+"""Share of a text's words that they are: a quarter of the English prompts of `recipes/offline/voice_prompts`, none in a
+thousand of the same prompts in Spanish, Italian and French."""
+DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b")
+ANSWER_SECONDS = 5.0
+"""Within which the Hub answers, or is taken to be out of reach."""
 LISTED_SHARE = 0.8
 """Share of a folder's files that a list, or their own names, must tell something of."""
 
@@ -97,6 +111,17 @@ class Column:
         return None
 
     @property
+    def is_of_dates(self) -> bool:
+        """True where every value begins as a date does."""
+        return bool(self.values) and all(DATE.match(value) for value in self.values)
+
+    @property
+    def is_english(self) -> bool:
+        """True for texts with as many of English's commonest words as English has."""
+        words = [word for text in islice(self.values, 1000) for word in re.findall(r"[^\W\d_]+", text.lower())]
+        return sum(word in ENGLISH for word in words) >= ENGLISH_SHARE * max(1, len(words))
+
+    @property
     def rows(self) -> int:
         """Cells that hold something."""
         return self.kinds.total()
@@ -135,6 +160,10 @@ class Survey:
     files: dict[str, list[str]] = field(default_factory=dict)
     """Tables by split, where they are files of a folder."""
 
+    def __post_init__(self) -> None:
+        if not any(self.splits.values()):
+            raise DataError("holds no row")
+
     def of_splits_with(self, columns: Iterable[str]) -> Survey:
         """The splits that have these columns, and notes on the others, which a recipe then does not name."""
         wanted = list(columns)
@@ -160,19 +189,43 @@ def survey(place: str) -> Survey:
     path = Path(place).expanduser()
     if not path.exists():
         if not is_local_name(place):
-            return _of_tables({"name": place}, open_source(Source(name=place), {}, place=place))
+            return _of_hub(place)
         raise DataError(f"{place}: there is no such folder or file{nearby(path)}.")
     try:
         if path.is_file():
             if format_of(path.name) is None:
-                raise DataError("is no table by its suffix; name a csv, JSON or parquet file, or a folder")
+                packed = path.name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar"))
+                way = "unpack it, and name the folder" if packed else "name a csv, JSON or parquet file, or a folder"
+                raise DataError(f"is no table by its suffix; {way}")
             return _of_files({"name": str(path)}, {"train": [path]}, [])
         if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
             return _of_tables({"name": str(path)}, open_source(Source(name=str(path)), {}, place=place))
         return _of_folder(path)
     except UNREADABLE as error:
         reason = str(error) if isinstance(error, DataError) else why(error)
-        raise DataError(f"{place}: {reason}{'' if reason.endswith('.') else '.'}") from error
+        where = "" if path.is_file() and reason.startswith(path.name) else f"{place}: "
+        raise DataError(f"{where}{reason}{'' if reason.endswith('.') else '.'}") from error
+
+
+def _of_hub(name: str) -> Survey:
+    """Look at a data set of the Hub, or in its cache; that it does not answer is told at once, not after retries."""
+    answers = True
+    try:
+        HfApi().dataset_info(name, timeout=ANSWER_SECONDS)
+    except (httpx2.ConnectError, httpx2.TimeoutException):
+        answers = False
+    except (httpx2.HTTPError, OfflineModeIsEnabled, OSError, ValueError):  # told below
+        pass
+    try:
+        with nullcontext() if answers else offline():
+            return _of_tables({"name": name}, open_source(Source(name=name), {}, place="data"))
+    except DataError as error:
+        if answers:
+            raise
+        raise DataError(
+            f"{name}: the Hub could not be reached for data of that name, and there is no such folder or file"
+            f"{nearby(Path(name))}."
+        ) from error
 
 
 def _of_folder(path: Path) -> Survey:

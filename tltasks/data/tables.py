@@ -22,7 +22,7 @@ from typing import BinaryIO, TextIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tltasks.config.data import format_of
+from tltasks.config.names import format_of
 from tltasks.data.folders import fault_of
 from tltasks.errors import DataError, did_you_mean, first_line
 

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from tltasks.errors import DataError
 from tltasks.experiments import statistics
-from tltasks.experiments.experiment import Experiment
-from tltasks.experiments.trials import Levels, TargetScore, TrialRecord, trial_folder
+from tltasks.experiments.experiment import Experiment, Levels
+from tltasks.experiments.trials import TargetScore, TrialRecord, trial_folder
 from tltasks.metrics.classification import class_parts, class_row_scores
 from tltasks.reports.formatting import show_gain, show_interval, show_number
 from tltasks.results.comparison import Verdict, counted
@@ -113,6 +113,8 @@ class Findings:
         """Summary of the experiment, its answer first: a kind (`better`, `worse`, `unclear`) and a sentence each."""
         said = [*self._answers()]
         for control, n in self.families.items():
+            if n == 1 and len(said) == 1:  # which has said it
+                continue
             counts = Counter(c.verdict for cell in self.cells for c in cell.comparisons if c.control == control)
             kind = "worse" if counts["worse"] else "better" if counts["better"] else "unclear"
             parts = f"{counts['better']} better, {counts['worse']} worse, {counts['unclear']} not shown to be either"
@@ -148,7 +150,9 @@ class Findings:
             second = others[0] if others else first
             changed = [level for axis, level in first.levels.items() if level != second.levels[axis]]
             mirrored = [one for one in second.comparisons if [one.control] == changed]
-            if first.comparisons or mirrored:
+            if second is not first and second.score.mean == first.score.mean:
+                text = text.replace(" scores best:", f" and {name(second)} score the same:")
+            elif first.comparisons or mirrored:
                 sign, one = (1, first.comparisons[0]) if first.comparisons else (-1, mirrored[0])
                 other, shown = one.control if sign > 0 else name(second), one.verdict == ("better", "worse")[sign < 0]
                 low, high = sorted((sign * one.gain.low, sign * one.gain.high))

@@ -75,8 +75,8 @@ def draw_front(
         least, most = min(scores)[0], max(scores)[0]
         if least > 0:
             axes.set_xscale("log")
-            subs = (1.0,) if most > 20 * least else (1.0, 2.0, 5.0)
-            axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=7))
+            subs = (1.0,) if most > 200 * least else (1.0, 2.0, 5.0)
+            axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=10))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlim(least / 1.6, most * 1.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
@@ -137,9 +137,9 @@ def _legend(figure: Figure, axes: Axes) -> None:
 # ------------------------------------------------------------------- searches and learning rates
 
 
-def draw_progress(trials: Sequence[tuple[int, float, str]], *, higher_is_better: bool) -> Figure:
-    """Validation score by trial, and the best so far; trials are (number, score, state)."""
-    with chart("Trials", SIZE, x_label="trial", y_label="validation score") as (figure, axes):
+def draw_progress(trials: Sequence[tuple[int, float, str]], score: str, *, higher_is_better: bool) -> Figure:
+    """Validation score, by its name, of each trial, and the best so far; trials are (number, score, state)."""
+    with chart("Trials", SIZE, x_label="trial", y_label=score) as (figure, axes):
         _scatter(axes, trials)
         finished = [(number, score) for number, score, state in trials if state == "finished"]
         best = accumulate((score for _, score in finished), max if higher_is_better else min)
@@ -149,16 +149,13 @@ def draw_progress(trials: Sequence[tuple[int, float, str]], *, higher_is_better:
     return figure
 
 
-def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]], *, log: bool = False) -> Figure:
+def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]], score: str, *, log: bool = False) -> Figure:
     """Validation score by a recipe key, on a logarithmic axis where it was searched so; trials are (value, score,
     state)."""
     values = [value for value, _, _ in trials]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     names = sorted({str(value) for value in values}) if len(numbers) < len(values) else []
-    with chart(words(key.rpartition(".")[2]).capitalize(), SIZE, x_label=key, y_label="validation score") as (
-        figure,
-        axes,
-    ):
+    with chart(words(key.rpartition(".")[2]).capitalize(), SIZE, x_label=key, y_label=score) as (figure, axes):
         places = [names.index(str(value)) for value in values] if names else numbers
         _scatter(axes, [(place, score, state) for place, (_, score, state) in zip(places, trials, strict=True)])
         if names:

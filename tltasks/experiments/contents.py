@@ -15,14 +15,16 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.file_download import repo_folder_name
 
 from tltasks import __version__
-from tltasks.config.data import Data, format_of
+from tltasks.config.data import Data
 from tltasks.config.document import dotted
+from tltasks.config.names import format_of
 from tltasks.config.recipe import Kind, Recipe, map_paths, recipe_sha256
 from tltasks.config.section import KeyPath, Section
 from tltasks.data.cache_keys import file_states, media_paths
 from tltasks.data.loading import load_splits
 from tltasks.errors import TltasksError
-from tltasks.experiments.trials import PlannedTrial, Trial, read_record
+from tltasks.experiments.experiment import Trial
+from tltasks.experiments.trials import PlannedTrial, read_record
 from tltasks.runtime.files import write_json
 
 CODE = ("torch", "transformers", "timm", "peft", "datasets", "accelerate")

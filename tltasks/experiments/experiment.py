@@ -18,13 +18,12 @@ from pydantic import BeforeValidator, Field
 from tltasks.config.checks import read_keys
 from tltasks.config.data import Data, HeldOutRows
 from tltasks.config.document import DOTTED_KEY, Document, Issue, dotted, list_mistakes
-from tltasks.config.loading import Overrides, open_document, read_recipe, with_usual_stage
+from tltasks.config.loading import Overrides, open_document, read_recipe, with_key
 from tltasks.config.recipe import Recipe, consented
 from tltasks.config.section import Conflict, FileName, KeyPath, Name, Section
 from tltasks.config.stage import Stage
 from tltasks.config.yaml_reader import dump, read_text
 from tltasks.errors import RecipeError, did_you_mean
-from tltasks.experiments.trials import Levels, Trial
 
 MOST_TRIALS = 100_000
 RESERVED = {"seed": "`seeds` lists the seeds of all trials", "output": "each trial has a folder of its own"}
@@ -34,9 +33,27 @@ Changes = Annotated[dict[Name, object], BeforeValidator(lambda value: {} if valu
 """Recipe keys, dotted as for `--set`, and their values; a level that changes nothing may be left empty."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 RecipeSource = Annotated[str, Field(min_length=1)] | dict[str, object]
+Levels = dict[str, str]
+"""Level by axis, in the order of the axes."""
 Part = TypeVar("Part", Recipe, Stage)
 Given = Path | str | Mapping[str, object]
 """A YAML file, or its keys, whose local paths then start at the working directory."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe of an experiment or a search."""
+
+    levels: Levels
+    seed: int
+    recipe: Recipe
+    fold: int | None = None
+    """The part of the rows that it is tested on, where they are dealt into several."""
+
+    @property
+    def name(self) -> str:
+        part = [] if self.fold is None else [f"fold {self.fold}"]
+        return ", ".join([*self.levels.values(), f"seed {self.seed}", *part])
 
 
 class Contrast(Section):
@@ -172,6 +189,12 @@ def _read_trials(experiment: Experiment, source: Source) -> tuple[list[Trial], l
     if experiment.folds is not None:
         faults = {fault for _, recipe in read for data in _data_of(recipe) if (fault := _why_no_folds(data))}
         problems |= {Issue(source.tree.location(("folds",)), "folds", fault): None for fault in sorted(faults)}
+    data = [data for _, recipe in read for data in _data_of(recipe)]
+    if experiment.domains is not None and not any(it.splits.test for it in data):  # which would be that of each level
+        sets = {name for it in data for name in it.extra_test}
+        if sets and sets.isdisjoint(experiment.axes[experiment.domains]):
+            text = f"no level of `{experiment.domains}` has the name of a test set; there are {', '.join(sorted(sets))}"
+            problems[Issue(source.tree.location(("domains",)), "domains", text)] = None
     if problems:
         return [], sorted(problems, key=lambda problem: problem.location)
     trials = [
@@ -247,9 +270,8 @@ def _changed(experiment: Experiment, tree: Document, base: Document, levels: Lev
     for axis, level in levels.items():
         for key in experiment.axes[axis][level]:
             place = ("axes", axis, level, key)
-            base = with_usual_stage(base) if key.startswith("stages.") else base
             try:
-                base = base.replaced(key, tree.below(place))
+                base = with_key(base, key, tree.below(place))
             except ValueError as error:
                 unfit.append(Issue(tree.location(place), dotted(place[:-1]), f"`{key}`: {error}"))
     return base, unfit

@@ -24,11 +24,11 @@ from tltasks.errors import RecipeError
 from tltasks.experiments.analysis import Findings, analyse
 from tltasks.experiments.contents import plan_trials
 from tltasks.experiments.execution import carry_out
-from tltasks.experiments.experiment import Experiment, Given, load_experiment, read_source
+from tltasks.experiments.experiment import Experiment, Given, Levels, Trial, load_experiment, read_source
 from tltasks.experiments.report import text_table, write_page
 from tltasks.experiments.successive_halving import LOSS_ROWS, stage_alone, successive_halving, zero_shot_loss
 from tltasks.experiments.transferability import ESTIMATORS
-from tltasks.experiments.trials import Levels, Outcome, Trial, finished, results_folder
+from tltasks.experiments.trials import Outcome, finished, results_folder
 from tltasks.metrics import wilson
 from tltasks.reports.console import open_terminal
 from tltasks.reports.formatting import show_duration, show_number, words

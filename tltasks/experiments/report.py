@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tltasks.experiments.analysis import CellScore, ControlComparison, Findings
 from tltasks.experiments.charts import Lines, Picture, draw_curve, draw_front, draw_heat_map
-from tltasks.experiments.experiment import Experiment
-from tltasks.experiments.trials import Levels
+from tltasks.experiments.experiment import Experiment, Levels
 from tltasks.reports.charts import draw_intervals, svg
 from tltasks.reports.formatting import words
 from tltasks.reports.templates import page_environment
@@ -195,10 +195,11 @@ def by_target(findings: Findings, show: Callable[[CellScore], str], missing: str
 def text_table(title: str, left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table for the terminal, its columns by how they are aligned."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
-    for name in left:
-        table.add_column(name, overflow="fold")
-    for name in right:
-        table.add_column(name, justify="right", overflow="fold")
+    if len(left) + len(right) > 5:  # else names are cut within words at 80 columns
+        table.box, table.padding = SIMPLE_HEAD, (0, 1, 0, 0)
+    for i, name in enumerate([*left, *right]):
+        longest = max(map(len, name.split()), default=0)
+        table.add_column(name, justify="left" if i < len(left) else "right", overflow="fold", min_width=longest)
     for row in rows:
         table.add_row(*row)
     return table

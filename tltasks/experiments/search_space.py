@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -15,13 +16,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tltasks.config.checks import read_keys
-from tltasks.config.document import Document, list_mistakes
-from tltasks.config.loading import Overrides, read_recipe
+from tltasks.config.document import Document, Issue, list_mistakes
+from tltasks.config.loading import Overrides, read_recipe, with_key
 from tltasks.config.recipe import Recipe, consented
 from tltasks.config.section import Conflict, Name, PositiveFloat, PositiveInt, Section
 from tltasks.errors import RecipeError
-from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, read_source
-from tltasks.experiments.trials import Trial
+from tltasks.experiments.experiment import RESERVED, Given, RecipeSource, Seed, Trial, read_source
 
 Value = bool | int | float | str | None
 Settings = dict[str, Value]
@@ -49,6 +49,8 @@ class Range(Section):
             yield Conflict(f"`log` needs numbers above 0, and `low` is {self.low}")
         if self.log and self.step is not None:
             yield Conflict("`log` and `step` do not go together; leave one out")
+        if self.step is not None and self.step > self.high - self.low > 0:
+            yield Conflict(f"`step` {self.step} is wider than the range, which leaves one value; write a narrower one")
 
     def holds(self, value: object) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool) or not self.low <= value <= self.high:
@@ -56,6 +58,11 @@ class Range(Section):
         steps = (value - self.low) / (self.step or (1 if self.whole else 0) or math.inf)
         return abs(steps - round(steps)) < 1e-9
 
+
+JUDGES = re.compile(
+    r"(stages[.[]\d+\]?\.)?(metric$|data(\.(name|config|revision|dir|splits|columns|class_names|multi_label|normaliser)\b|\.files(\.validation)?$|$))"
+)
+"""Keys that decide which rows a trial is scored on, what is right there, or the metric."""
 
 Choice = Range | Annotated[list[Value], Field(min_length=2)]
 Space = dict[str, Choice]
@@ -86,9 +93,14 @@ class Search(Section):
     """Results folder, relative to the working directory."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        for key in self.space:
+        for key, choice in self.space.items():
             if key in RESERVED or key.split(".")[0] in {"output", "hub"}:
                 yield Conflict("is no key that a score depends on; leave it out", ("space", key))
+            if JUDGES.match(key):
+                text = "decides by what trials are judged, and their scores could not be compared; leave it out"
+                yield Conflict(text, ("space", key))
+            if isinstance(choice, list) and len({(type(it), it) for it in choice}) < len(choice):
+                yield Conflict("has a value twice", ("space", key))
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class BaseRecipe:
         """
         document = dataclasses.replace(self.tree, value={"output": "trial", **copy.deepcopy(self.tree.value)})
         for key, chosen in settings.items():
-            document = document.replaced(key, Document(chosen, {}))
+            document = with_key(document, key, Document(chosen, {}))
         value = document.value
         if not tests:
             for data in [value.get("data"), *(stage.get("data") for stage in value.get("stages") or [])]:
@@ -146,7 +158,10 @@ def load_search(
     search, problems = read_keys(Search, source.tree)
     if search is None:
         raise RecipeError(list_mistakes(problems, "the search"))
-    base = BaseRecipe(source.base(), trust_remote_code)
+    tree = source.base()
+    if unfit := list(_unfit(search.space, tree, source.tree)):
+        raise RecipeError(list_mistakes(unfit, "the search"))
+    base = BaseRecipe(tree, trust_remote_code)
     for settings in ({}, *_corners(search.space)):
         base.changed(settings, tests=True)
     try:
@@ -158,6 +173,15 @@ def load_search(
             "set. Name a split, or a share of the training split such as 0.1."
         ) from error
     return search, base
+
+
+def _unfit(space: Space, recipe: Document, tree: Document) -> Iterator[Issue]:
+    """Keys that lead nowhere in the recipe."""
+    for key in space:
+        try:
+            with_key(recipe, key, Document(None, {}))
+        except ValueError as error:
+            yield Issue(tree.location(("space", key)), "space", f"`{key}`: {error}")
 
 
 def _corners(space: Space) -> Iterator[Settings]:

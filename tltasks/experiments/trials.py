@@ -8,35 +8,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import TypeAdapter
 
-from tltasks.config.recipe import Recipe
 from tltasks.errors import DataError
-from tltasks.results.result import Interval, Number
+from tltasks.experiments.experiment import Levels, Trial
+from tltasks.results.result import DEFERRED, Interval, Number
 from tltasks.runtime.files import is_occupied, locked
 
 SEARCH_JOURNAL = "trials.jsonl"
 """File of Optuna's in the results folder of a search."""
-Levels = dict[str, str]
-"""Level by axis, in the order of the axes."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One recipe of an experiment or a search."""
-
-    levels: Levels
-    seed: int
-    recipe: Recipe
-    fold: int | None = None
-    """The part of the rows that it is tested on, where they are dealt into several."""
-
-    @property
-    def name(self) -> str:
-        part = [] if self.fold is None else [f"fold {self.fold}"]
-        return ", ".join([*self.levels.values(), f"seed {self.seed}", *part])
 
 
 @dataclass(frozen=True)
@@ -57,6 +39,8 @@ class TargetScore:
 @dataclass(frozen=True)
 class TrialRecord:
     """Record of a finished trial: its scores by test set, what was trained on what, what computed it."""
+
+    __pydantic_config__: ClassVar = DEFERRED
 
     id: str
     recipe_sha256: str

@@ -301,9 +301,13 @@ class SearchStudy:
             return str(outcome)
         if isinstance(outcome, Failure):
             return self._fail(trial, outcome.message)
-        score = outcome.targets["validation"].value
-        self.study.tell(trial, score)
-        return f"{outcome.metric} {score:.4g}"
+        scored = outcome.targets["validation"]
+        judged = [outcome.metric, scored.fingerprint]
+        if self.study.user_attrs.get("judged", judged) != judged:
+            return self._fail(trial, "judged by other rows, or another metric, than the first trial; leave its key out")
+        self.study.set_user_attr("judged", judged)
+        self.study.tell(trial, scored.value)
+        return f"{outcome.metric} {scored.value:.4g}"
 
     def _fail(self, trial: optuna.Trial, message: str) -> str:
         trial.set_user_attr("message", message)
@@ -397,18 +401,28 @@ def write_results(result: SearchResult, search: Search, output: Path) -> None:
     sign = 1 if result.higher_is_better else -1
     scored = [(it, it.value) for it in result.trials if it.value is not None and it.state in TRIAL_MARKS]
     progress = [(trial.number, value, trial.state) for trial, value in scored]
-    figure = draw_progress(progress, higher_is_better=result.higher_is_better)
+    metrics = {f"validation {metric_in_text(headline.metric)}" for headline in result.tested.values()}
+    score = next(iter(metrics), "validation score")
+    figure = draw_progress(progress, score, higher_is_better=result.higher_is_better)
     pictures = [Picture("progress", "score by trial, and the best so far", figure)] if len(scored) > 1 else []
     for key, choice in search.space.items():
         points = [(trial.settings[key], value, trial.state) for trial, value in scored]
         if len({value for value, _, _ in points}) > 1:
             log = isinstance(choice, Range) and choice.log
-            pictures.append(Picture(key, f"score by {key}", draw_by_key(key, points, log=log)))
+            pictures.append(Picture(key, f"score by {key}", draw_by_key(key, points, score, log=log)))
     order = sorted(scored, key=lambda pair: (pair[0].state != "finished", -sign * pair[1]))
     trials = [trial for trial, _ in order]
     trials += [trial for trial in result.trials if trial not in trials]
     keys = list(result.trials[0].settings)
-    write_page(output / "report.html", "search.html.jinja", result=result, keys=keys, trials=trials, pictures=pictures)
+    write_page(
+        output / "report.html",
+        "search.html.jinja",
+        result=result,
+        keys=keys,
+        trials=trials,
+        pictures=pictures,
+        score=score,
+    )
 
 
 def _short(value: Value) -> str:

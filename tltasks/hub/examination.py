@@ -13,7 +13,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from tltasks.config.model import Checkpoint, is_folder
+from tltasks.config.model import Checkpoint
+from tltasks.config.names import is_folder
 from tltasks.errors import CheckpointError
 from tltasks.tasks.examination import CheckpointFacts, examine_checkpoint
 

@@ -21,7 +21,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from tltasks.config.answers import Asked
 from tltasks.config.loading import load_recipe
-from tltasks.config.model import HUB_ID, Checkpoint, is_folder
+from tltasks.config.model import Checkpoint
+from tltasks.config.names import HUB_ID, folder_of_weights, holds_model
 from tltasks.config.recipe import Recipe, is_on_hub, plan_run
 from tltasks.config.stage import STAGES, StagePlan
 from tltasks.config.tasks import TASKS, supervised_tasks
@@ -141,7 +142,7 @@ def load_saved_model(
     spoken, said = (getattr(getattr(plan.data, "columns"), key, None) for key in (LANGUAGE, PROMPT))  # noqa: B009
     inputs: tuple[str, ...] = (named, own)
     if export is not None:
-        inputs, spoken = export.columns, export.language_column
+        inputs, spoken, said = export.columns, export.language_column, export.prompt_column
     return SavedModel(task, base, folder, recipe, inputs, spoken, said, plan, origin, run, export)
 
 
@@ -154,21 +155,13 @@ def write_merged(saved: SavedModel, folder: Path) -> None:
 
 def _locate(name: str, *, revision: str, trust_remote_code: bool) -> tuple[Path, Path | None]:
     """The folder with the weights, and that with the run's recipe and result, where there is one."""
-    place = Path(name).expanduser()
-    if not is_folder(name):
-        pulled = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
-        folder, run = pulled, pulled
-    elif (place / "recipe.yaml").is_file() and not (place / "config.json").is_file() and not _is_adapter(place):
-        folder, run = place / "model", place
-        if not (run / "result.json").is_file() or not folder.is_dir():
-            raise CheckpointError(
-                f"model {name}: its run has not finished, so there is no model yet. Go on with it: "
-                f"tltasks run {run / 'recipe.yaml'} --output {run} --resume"
-            )
+    folder = folder_of_weights(name)
+    if folder is None:
+        folder = run = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
+        if not holds_model(folder):
+            raise CheckpointError(f"model {name}: holds no model (neither config.json nor adapter_config.json).")
     else:
-        folder, run = place, place.parent if place.resolve().name == "model" else place
-    if not (folder / "config.json").is_file() and not _is_adapter(folder):
-        raise CheckpointError(f"model {name}: holds no model (neither config.json nor adapter_config.json).")
+        run = folder.parent if "model" in (folder.name, folder.resolve().name) else folder
     is_run = all((run / file).is_file() for file in ("recipe.yaml", "result.json"))
     return folder, run if is_run else None
 
@@ -265,11 +258,10 @@ def resolve_checkpoint(source: Checkpoint, *, tag: str) -> ResolvedCheckpoint:
     An adapter goes on from the base at the commit that it was trained on; raises a TltasksError where that is gone.
     """
     place = Path(source.name)
-    run = place / "model"
     if Export.find(place) is not None:
         raise CheckpointError(f"model {source.display_name}: is an export, which cannot be trained; name its run.")
-    if place.is_dir() and (place / "recipe.yaml").is_file() and run.is_dir():
-        source = dataclasses.replace(source, name=str(run))
+    if (place / "recipe.yaml").is_file() and not holds_model(place):
+        source = dataclasses.replace(source, name=str(folder_of_weights(source.name)))
     elif not place.is_dir() and not _has_adapter(source):
         return ResolvedCheckpoint(source, [], [])
     if not place.is_dir():

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tltasks import __version__
-from tltasks.config.data import format_of
 from tltasks.config.loading import recipe_text
+from tltasks.config.names import format_of
 from tltasks.config.recipe import RunPlan, with_paths
 from tltasks.data.folders import SUFFIXES, walk
 from tltasks.data.tables import UNREADABLE, read_rows

@@ -10,11 +10,13 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.whisper.modeling_whisper import sinusoids
 
 from tltasks.errors import CheckpointError, RecipeError, first_line
+from tltasks.inference.smoothing import smooth
 from tltasks.models.exported import CONVERTED, SETUP, VOCABULARY, Export
 from tltasks.runtime.files import write_json
 from tltasks.tasks.base import TaskBase
@@ -73,8 +75,8 @@ def refuse(task: TaskBase, display_name: str) -> None:
     )
 
 
-def convert(model: PreTrainedModel, task: TaskBase, export: Export) -> None:
-    """Write the model into the export's folder, which must be there."""
+def convert(model: PreTrainedModel, task: TaskBase, export: Export, known: datasets.Dataset | None = None) -> None:
+    """Write the model into the export's folder, which must be there, smoothed by what it makes of `known` rows."""
     from ctranslate2.converters import TransformersConverter
 
     class Converter(TransformersConverter):  # type: ignore[misc]
@@ -99,6 +101,8 @@ def convert(model: PreTrainedModel, task: TaskBase, export: Export) -> None:
         _widen(model, export)
         _save_for_faster_whisper(place)
     _fill_in(model)
+    if known is not None:
+        smooth(model, lambda: [task.outputs(model, task.collate_outputs(known, [row])) for row in range(len(known))])
     try:
         Converter(str(setup)).convert(str(written), quantization=WEIGHTS[export.quantize])
     except Exception as error:  # whatever it trips over, there is no file

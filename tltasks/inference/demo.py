@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from huggingface_hub import constants
 from tltasks.config.answers import USUAL
 from tltasks.config.recipe import Recipe, map_paths, plan_run
 from tltasks.config.tasks import TASKS
-from tltasks.data.loading import load_splits
+from tltasks.data.loading import load_splits, offline
 from tltasks.errors import CheckpointError, DataError, RecipeError, TltasksError, first_line, without_secrets
 from tltasks.hub import client
 from tltasks.hub.saved_model import SavedModel, load_saved_model, resolve_checkpoint
@@ -127,7 +126,7 @@ class Demo:
         if self.result is None or recipe is None or not _may_be_shown(self.saved, recipe):
             return []
         try:
-            with _offline():
+            with offline():
                 splits = load_splits(plan.data, seed=recipe.seed, label=self.saved.task.label, train=False)
         except DataError:
             return []
@@ -216,17 +215,3 @@ def _as_file(value: object, roots: Sequence[Path | str], place: Path, suffixes: 
     place = place.with_suffix(suffix if suffix in suffixes else "")
     place.write_bytes(content)
     return place
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Take from the Hub's caches alone what is only nice to have.
-
-    Both libraries read the environment once (huggingface_hub 2.4, constants.py; datasets 5.2, config.py).
-    """
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before

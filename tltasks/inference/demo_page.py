@@ -14,8 +14,7 @@ import datasets
 import gradio
 from starlette.middleware import Middleware
 
-from tltasks.config.stage import Input
-from tltasks.config.tasks import TASKS
+from tltasks.config.tasks import TASKS, Input
 from tltasks.errors import DataError, RecipeError, TltasksError
 from tltasks.inference.demo import Demo, sentence
 from tltasks.inference.demo_server import DEFAULT_LIMITS, Gate, Limits, Uploads, is_below, lifespan
@@ -241,5 +240,6 @@ def launch(
         )
     except OSError as error:
         shutil.rmtree(uploads.folder, ignore_errors=True)
-        raise RecipeError(f"demo: cannot serve there ({error}); name another --port or --host.") from error
+        why = "the port is taken" if "empty port" in str(error) else error
+        raise RecipeError(f"demo: cannot serve there ({why}); name another --port or --host.") from error
     return page

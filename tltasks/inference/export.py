@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import datasets
 import torch
 from torch import Tensor
 
 from tltasks.errors import CheckpointError, DataError, RecipeError
 from tltasks.hub.saved_model import SavedModel, load_saved_model
-from tltasks.inference import converting, onnx, rescoring
-from tltasks.inference.inputs import Inputs, check_arguments
+from tltasks.inference import converting, onnx, rescoring, smoothing
+from tltasks.inference.arguments import check_arguments
+from tltasks.inference.inputs import Inputs
 from tltasks.inference.onnx import Parity
 from tltasks.inference.rescoring import TestSet
 from tltasks.models.adapters import merged
@@ -86,9 +88,12 @@ def export(
     known = rescoring.training_inputs(test, about) if about and test and quantize and kind == "onnx" else []
     if kind == "onnx" and quantize is not None:
         onnx.check_known(known, name)
+    smooths = kind == "ctranslate2" and quantize == "int8" and saved.task.architecture in smoothing.ARCHITECTURES
+    rows = rescoring.training_rows(test) if smooths and test is not None else None
     with whole_folder(output) as place:
-        made = Export(place, kind, saved.task.tag, saved.columns, quantize, saved.language_column)
-        parity, told, usage = _write(saved, made, known, items, display_name=name)
+        of_rows = saved.language_column, saved.prompt_column
+        made = Export(place, kind, saved.task.tag, saved.columns, quantize, *of_rows)
+        parity, told, usage = _write(saved, made, known, items, rows, display_name=name)
         write_json(place / ABOUT, made.described(**told))
         label = output.name if output.name != rescoring.TRAINED else f"{kind} export"
         rescored = _rescore(name, saved, test, made, label=label, trust_remote_code=trust_remote_code)
@@ -126,17 +131,23 @@ def _open_test_set(saved: SavedModel, name: str) -> TestSet:
 
 
 def _write(
-    saved: SavedModel, made: Export, known: list[Tensor], items: list[object], *, display_name: str
+    saved: SavedModel,
+    made: Export,
+    known: list[Tensor],
+    items: list[object],
+    rows: datasets.Dataset | None,
+    *,
+    display_name: str,
 ) -> tuple[Parity | None, dict[str, object], str]:
     """Write the model, its adapter merged; what is found, and what is to be told of it."""
     task, about = saved.task, saved.task.onnx_input()
     built = saved.build(device=torch.device("cpu"), precision="fp32")[1].eval().float()
     model = merged(built)
     if made.format == "ctranslate2":
-        converting.convert(model, task, made)
+        converting.convert(model, task, made, rows)
         opened = made.open(task.config)  # that what cannot be used is told now, whether there is a test set or not
         if about is None or made.quantize is not None:
-            return None, {}, converting.usage(task, made)
+            return None, {} if rows is None else {"smoothed_by_rows": len(rows)}, converting.usage(task, made)
         parity = onnx.compare(model, opened, about, about.made_up(onnx.MADE_UP), display_name=display_name)
         return parity, {}, converting.usage(task, made)
     assert about is not None

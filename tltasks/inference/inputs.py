@@ -6,26 +6,23 @@ import glob
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
-from tltasks.config.data import format_of
 from tltasks.data.folders import fault_of, shown_name, sift, told
 from tltasks.data.tables import UNREADABLE, as_text, read_rows, why
-from tltasks.errors import DataError, RecipeError, without_secrets
+from tltasks.errors import DataError, RecipeError
 from tltasks.inference import web
+from tltasks.inference.arguments import STDIN, fault_of_url, is_table, is_url
 
 if TYPE_CHECKING:  # arguments are checked before anything heavy is imported
     from tltasks.tasks.base import InputKind
 
-STDIN = "-"
 MOST_BYTES = 256 * 2**20
 """Size of one file from the web; what is larger is no single picture, clip or document."""
 
@@ -77,40 +74,6 @@ class Item:
         return str(value) if isinstance(value, Path) else value
 
 
-def check_arguments(arguments: Sequence[str], *, fetches: bool) -> None:
-    """Raise RecipeError for arguments that name nothing on this machine or, if it `fetches`, the web; all at once."""
-    wrong = [f"  {argument}: {reason}" for argument in arguments if (reason := _fault(argument, fetches=fetches))]
-    if arguments.count(STDIN) > 1:
-        wrong.append(f"  {STDIN}: standard input can be read once")
-    if wrong:
-        raise RecipeError(without_secrets("\n".join(["predict: these inputs cannot be read.", *wrong])))
-
-
-def check_single(arguments: Sequence[str], output: Path) -> None:
-    """Raise RecipeError unless the arguments name one file alone, which is no table, as an output needs."""
-    path = Path(arguments[0]).expanduser()
-    if len(arguments) > 1 or not (is_url(arguments[0]) or (path.is_file() and not _is_table(path))):
-        raise RecipeError(
-            f"--output {output}: is of one recording. Name one file, or an output for the name of each: "
-            f"'{output.with_name('*').with_suffix(output.suffix)}'."
-        )
-
-
-def _fault(argument: str, *, fetches: bool) -> str | None:
-    if argument == STDIN:
-        return None
-    if is_url(argument):
-        return _fault_of_url(argument, fetches=fetches)
-    path = Path(argument).expanduser()
-    if path.exists():
-        fault = fault_of(path)
-        return f"is {fault}; name files and folders, or `-` for standard input" if fault else None
-    if glob.has_magic(argument):
-        found = next(glob.iglob(str(path), recursive=True), None)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        return None if found else "matches no file"
-    return "not found"
-
-
 class Inputs:
     """Iterator over what arguments name, in their order; `columns` of tables are looked for, the likeliest first;
     `told` are those with what is told of each row, by the field of its Item.
@@ -130,14 +93,14 @@ class Inputs:
         self.kind, self._arguments, self._fetches = kind, list(arguments), fetches
         self._local = [argument for argument in arguments if argument != STDIN and not is_url(argument)]
         urls = [argument for argument in arguments if is_url(argument)]
-        self._known = frozenset(web.origin(url) for url in urls if _fault_of_url(url, fetches=fetches) is None)
+        self._known = frozenset(web.origin(url) for url in urls if fault_of_url(url, fetches=fetches) is None)
         self._columns, self._told = list(dict.fromkeys(columns)), dict(told or {})
         self._left_out: dict[str, str] = {}
-        self._tables = [path for path in self._paths() if _is_table(path)]
+        self._tables = [path for path in self._paths() if is_table(path)]
         for path in self._tables:
             self._check(path)
         for folder in (Path(argument).expanduser() for argument in self._local):
-            if folder.is_dir() and not _is_table(folder) and next(self._walk(folder), None) is None:
+            if folder.is_dir() and not is_table(folder) and next(self._walk(folder), None) is None:
                 raise RecipeError(f"predict {folder}: has no file that ends in {', '.join(sorted(kind.suffixes))}.")
 
     @property
@@ -150,7 +113,7 @@ class Inputs:
         if STDIN in self._arguments or any(path.suffix.lower() != ".parquet" or path.is_dir() for path in self._tables):
             return None
         tables: int = sum(pq.read_metadata(path).num_rows for path in self._tables)
-        files = sum(not _is_table(path) for path in self._paths())
+        files = sum(not is_table(path) for path in self._paths())
         return tables + files + len(self._arguments) - len(self._local)
 
     def __iter__(self) -> Iterator[Item]:
@@ -162,7 +125,7 @@ class Inputs:
                 yield self._file(argument, argument, None, Path())
                 continue
             for path in self._paths(argument):
-                if _is_table(path):
+                if is_table(path):
                     yield from self._rows(path)
                 else:
                     yield Item(shown_name(path), value=path)
@@ -170,7 +133,7 @@ class Inputs:
     def _paths(self, *arguments: str) -> Iterator[Path]:
         for argument in arguments or self._local:
             path = Path(argument).expanduser()
-            if path.is_dir() and not _is_table(path):
+            if path.is_dir() and not is_table(path):
                 yield from self._walk(path)
             elif path.exists():
                 yield path
@@ -241,18 +204,11 @@ class Inputs:
         if not isinstance(value, str) or not value:
             return Item(name, row, error=f"has no {self.kind.column}")
         if is_url(value):
-            fault = _fault_of_url(value, fetches=self._fetches)
+            fault = fault_of_url(value, fetches=self._fetches)
             address = Address(value)
             address.known = self._known
             return Item(name, row, error=fault) if fault else Item(name, row, address)
         return Item(name, row, folder / Path(value).expanduser())
-
-
-def _is_table(path: Path) -> bool:
-    """True for a file with an input in each row, and for a folder of `save_to_disk`."""
-    if path.is_dir():
-        return any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
-    return format_of(path.name) not in (None, "text")
 
 
 def _cells(path: Path, columns: Sequence[str]) -> Iterator[object]:
@@ -283,22 +239,6 @@ def _read_text(file: Path | bytes) -> str:
 
 
 # --------------------------------------------------------------------------------------------- the web
-
-
-def is_url(name: str) -> bool:
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
-
-
-def _fault_of_url(url: str, *, fetches: bool) -> str | None:
-    if not re.match(r"https?://", url, re.IGNORECASE):  # `file://` and `s3://` name what is not the web's
-        return "is a URL that is not of the web; download it and name the file"
-    try:
-        parts = urlsplit(url)
-        if not parts.hostname or parts.port == 0 or "@" in parts.netloc:
-            return "is a URL with a login or without a host; download it and name the file"
-    except ValueError as error:
-        return f"is no URL ({error})"
-    return None if fetches else "is a URL, and nothing is fetched from outside without --fetch"
 
 
 def fetch(address: Address) -> bytes:

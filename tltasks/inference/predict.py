@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from tltasks.config.answers import USUAL, Asked
 from tltasks.errors import RecipeError, printable
-from tltasks.inference.inputs import Inputs, Item, check_arguments, check_single
-from tltasks.inference.prediction_writer import EACH, SUBTITLES, check_output, key, open_writer
+from tltasks.inference.arguments import EACH, SUBTITLES, check_arguments, check_single
+from tltasks.inference.inputs import Inputs, Item
+from tltasks.inference.prediction_writer import check_output, key, open_writer
 from tltasks.reports.console import open_terminal
 from tltasks.runtime.progress import Bar
 from tltasks.runtime.startup import without_collection

@@ -18,14 +18,12 @@ import pyarrow.parquet as pq
 
 from tltasks.errors import RecipeError, escaped
 from tltasks.inference import subtitles
-from tltasks.runtime.files import append_to, beside, check_place, flush, lock, write_json, write_text
+from tltasks.inference.arguments import EACH, SUBTITLES, check_file
+from tltasks.runtime.files import append_to, beside, flush, lock, write_json, write_text
 
 if TYPE_CHECKING:
     from tltasks.inference.predictor import SpokenWord
 
-SUBTITLES = (".srt", ".vtt")
-EACH = "*"
-"""In the name of an output of subtitles, for the name of each recording."""
 Row = Mapping[str, object]
 """`input`, `row` where it is one of a table, and what was predicted or `error`."""
 Flags = Mapping[str, object]
@@ -85,15 +83,7 @@ def open_writer(path: Path | None, schema: pa.Schema, *, resume: bool, flags: Fl
 def check_output(path: Path, *, resume: bool, flags: Flags) -> None:
     """Raise RecipeError for a suffix that says no format, and for a file that must not be touched, such as one whose
     rows were predicted with other flags."""
-    if path.suffix.lower() not in _OPENERS:
-        raise RecipeError(f"--output {path}: name a file that ends in {', '.join(_OPENERS)}.")
-    check_place(path, "--output")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise RecipeError(f"--output {path}: {'is a folder' if path.is_dir() else 'its folder is not there'}.")
-    if EACH in path.name and path.suffix.lower() not in SUBTITLES:
-        raise RecipeError(
-            f"--output {path}: `{EACH}` stands for each recording's name, in names of {' or '.join(SUBTITLES)}."
-        )
+    check_file(path)
     known = _known(path)
     if known.exists() and not resume:
         raise RecipeError(f"--output {path}: is there already. Complete it with --resume, or name another file.")

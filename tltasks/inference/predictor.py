@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from io import BufferedIOBase, RawIOBase
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, TypeVar, cast, overload
+from typing import Any, BinaryIO, TypeAlias, TypedDict, TypeVar, cast, overload
 
 import datasets
 import numpy as np
@@ -29,7 +30,8 @@ from tltasks.config.tasks import TASKS
 from tltasks.data.splits import LANGUAGE, PROMPT, Columns, Split
 from tltasks.errors import DataError, RecipeError
 from tltasks.hub.saved_model import SavedModel, load_saved_model
-from tltasks.inference.inputs import Item, is_url
+from tltasks.inference.arguments import is_url
+from tltasks.inference.inputs import Item
 from tltasks.runtime import devices
 from tltasks.runtime.precision import choose_precision
 from tltasks.tasks.base import Prediction, TaskBase
@@ -41,10 +43,13 @@ CHUNK_ROWS = 64
 CHUNK_BYTES = 2**25
 """Size of their files; sound and pictures are several times as large when they are decoded."""
 
-Input: TypeAlias = "str | PathLike[str] | Image.Image | NDArray[Any] | tuple[NDArray[Any], int] | Mapping[str, object]"
+Input: TypeAlias = (
+    "str | PathLike[str] | BinaryIO | Image.Image | NDArray[Any] | tuple[NDArray[Any], int] | Mapping[str, object]"
+)
 """A path, or the text itself where the task is of texts; a PIL image or an array [height, width(, channels)]; sound as
-`(samples, sampling_hz)` or `{"array", "sampling_rate"}`; a file's content as `{"bytes"}`; or a row of a data set, whose
-`language` or `prompt`, under these names or those of the run's columns, models that take them are told."""
+`(samples, sampling_hz)` or `{"array", "sampling_rate"}`; an open file, or its content as `{"bytes"}`; or a row of a
+data set, whose `language` or `prompt`, under these names or those of the run's columns, models that take them are told.
+"""
 
 
 class LabelScore(TypedDict):
@@ -191,7 +196,8 @@ class Predictor:
             raise RecipeError(f"top_k {top_k}: name at least one class.")
         check_abstention(self.task, abstain_below)
         if not isinstance(inputs, Iterable) or isinstance(
-            inputs, (str, bytes, PathLike, Image.Image, np.ndarray, tuple, Mapping)
+            inputs,
+            (str, bytes, PathLike, Image.Image, np.ndarray, torch.Tensor, tuple, Mapping, RawIOBase, BufferedIOBase),
         ):
             item = self._item(inputs)
             output = self.predict_one(item, top_k=top_k, abstain_below=abstain_below)
@@ -257,6 +263,8 @@ class Predictor:
     def _item(self, value: object) -> Item:
         """An input of a program as one of the command line."""
         kind = TASKS[self.task.tag].input.kind
+        if isinstance(value, RawIOBase | BufferedIOBase):
+            return Item(value={"bytes": value.read()})
         if isinstance(value, Mapping) and (column := next((n for n in self.saved.columns if n in value), None)):
             told = {LANGUAGE: self.saved.language_column, PROMPT: self.saved.prompt_column}
             found = (next((value[name] for name in (own, key) if name in value), None) for key, own in told.items())

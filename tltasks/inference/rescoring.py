@@ -10,7 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+import datasets
 from torch import Tensor
 
 from tltasks.config.tasks import TASKS
@@ -27,6 +29,7 @@ from tltasks.training.evaluation import drawn_rows, score_beside_baselines
 
 WARMING_ROWS = 2
 CALIBRATION_ROWS = 160
+SMOOTHING_ROWS = 32
 TRAINED = "trained"
 
 
@@ -61,16 +64,21 @@ def open_test_set(saved: SavedModel) -> TestSet:
     plan, adapter = dataclasses.replace(saved.plan, stage=stage), type(saved.task)
     splits = load_splits(plan.data, seed=saved.recipe.seed, label=adapter.label)
     task = adapter.open(plan, splits, saved.task.source, seed=saved.recipe.seed)
-    encoded = encode_split(
-        splits[split],
-        task.preprocess(splits[split]),
-        task.features,
-        key=task.cache_key,
-        max_bad_share=plan.data.max_bad_share,
-        media=None if task.input_kind.is_text else task.input_kind.column,
-        processes=devices.cores(),
-    )
-    return TestSet(task, encoded, splits.get("train"))
+    return TestSet(task, _encoded(task, splits[split], plan.data.max_bad_share), splits.get("train"))
+
+
+def _encoded(task: TaskBase, split: Split, max_bad_share: float) -> EncodedSplit:
+    media = None if task.input_kind.is_text else task.input_kind.column
+    told: dict[str, Any] = {"key": task.cache_key, "max_bad_share": max_bad_share, "media": media}
+    return encode_split(split, task.preprocess(split), task.features, **told, processes=devices.cores())
+
+
+def training_rows(test: TestSet) -> datasets.Dataset | None:
+    """Some training rows as the model reads them, drawn with the seed."""
+    if test.train is None:
+        return None
+    drawn = drawn_rows(len(test.train.rows), SMOOTHING_ROWS, seed=test.task.seed)
+    return _encoded(test.task, dataclasses.replace(test.train, rows=test.train.rows.select(drawn)), 1.0).rows
 
 
 def training_inputs(test: TestSet, about: OnnxInput) -> list[Tensor]:

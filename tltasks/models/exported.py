@@ -52,6 +52,8 @@ class Export:
     quantize: Quantize | None = None
     language_column: str | None = None
     """That of rows' languages in the run's data."""
+    prompt_column: str | None = None
+    """That of the text before each row in the run's data."""
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:
@@ -62,16 +64,16 @@ class Export:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             if about["format"] not in DISTRIBUTIONS:
                 raise ValueError(f"format {about['format']}")
-            told = about["task"], tuple(about["columns"]), about["quantize"], about.get("language_column")
-            return cls(folder, about["format"], *told)
+            told = about["task"], tuple(about["columns"]), about["quantize"]
+            return cls(folder, about["format"], *told, about.get("language_column"), about.get("prompt_column"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / ABOUT}: cannot be read ({error!r}); export the model again.") from error
 
     def described(self, **beside: object) -> dict[str, object]:
         """Content of the file that marks it, with other findings."""
         own = {"format": self.format, "quantize": self.quantize, "task": self.task, "columns": self.columns}
-        own |= {"language_column": self.language_column} if self.language_column else {}
-        return {**own, **beside}
+        of_rows = {"language_column": self.language_column, "prompt_column": self.prompt_column}
+        return {**own, **{key: name for key, name in of_rows.items() if name}, **beside}
 
     @property
     def setup(self) -> Path:

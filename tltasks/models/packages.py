@@ -33,6 +33,8 @@ def cannot_open(part: str, display_name: str, error: BaseException, hint: str) -
         "instantiate the backend tokenizer" in reason
     ):  # of files that are not there, and of packages that would not help
         reason = "none of its files is a vocabulary"
+    if "Should have a `" in reason:  # and lists a hundred kinds of models
+        reason = "none of its files describes one"
     return CheckpointError(f"model {display_name}: has no {part} that can be loaded ({reason}). {hint}")
 
 

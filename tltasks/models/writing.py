@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -226,14 +227,15 @@ def _quick(processor: LogitsProcessor) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 @contextmanager
-def fast_passes() -> Iterator[None]:
+def fast_passes(*, products: bool = True) -> Iterator[None]:
     """Compute the same in other ways where a CPU answers in 16 bits, while the block lasts.
 
     torch's fused attention (2.14, FlashAttentionKernel.cpp) orders all keys anew for each block of queries, which takes
     8 to 25 times as long as the product itself where there is one query, and twice as long with hundreds. GELU by tanh
-    is eight passes over the activations in transformers (5.24).
+    is eight passes over the activations in transformers (5.24). Many queries are left to torch where the processor has
+    no kernels for `products` in 16 bits.
     """
-    AttentionInterface.register("sdpa", _attend)
+    AttentionInterface.register("sdpa", partial(_attend, products=products))
     NewGELUActivation.forward = _gelu
     try:
         yield
@@ -262,6 +264,7 @@ def _attend(
     *,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
+    products: bool = True,
     **keys: object,
 ) -> tuple[Tensor, None]:
     """Attention of queries [rows, heads, queries, width] to keys, whose heads several of the queries' may share.
@@ -271,7 +274,8 @@ def _attend(
     rows, heads, n, width = query.shape
     is_causal = n > 1 and attention_mask is None and keys.get("is_causal", getattr(module, "is_causal", True))
     groups = heads // key.shape[1]
-    if is_causal or len(key) != rows or (groups > 1 and n > 1) or not _is_quick(query) or keys.get("softcap"):
+    few = n == 1 or (groups == 1 and products)
+    if is_causal or len(key) != rows or not few or not _is_quick(query) or keys.get("softcap"):
         keys |= {"scaling": scaling, "position_bias": position_bias}
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **keys)
         return found

@@ -22,14 +22,14 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def show_number(value: float | None, digits: int | None = None) -> str:
     """
-    >>> [show_number(v) for v in (0.84321, 12345.6, 0.00012, 0.99988, 1.0, -0.0, None, float("nan"))]
+    >>> [show_number(v) for v in (0.84321, 12345.6, 0.00012, 0.99988, 1.0, 4.2e-9, None, float("nan"))]
     ['0.843', '12,345.6', '1.2e-04', '0.9999', '1.000', '0.000', '–', '–']
     """
     if not is_number(value):
         return UNKNOWN
     if digits is not None:
         return f"{value:,.{digits}f}"
-    value += 0.0  # a zero with a sign has none
+    value = value if abs(value) > 5e-8 else 0.0  # rounding of a sum of 32-bit numbers, or a zero with a sign
     if value and abs(value) < 0.0005:
         return f"{value:.1e}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.{decimals(1 - value) if 0 < value < 1 else 3}f}"
@@ -41,7 +41,7 @@ def show_limit(value: float) -> str:
     >>> [show_limit(v) for v in (0.8427, 0.99988, 0.99996, 1.0)]
     ['0.842', '0.9998', '0.99996', '1.000']
     """
-    step = Decimal(1).scaleb(-decimals(value, 1 - value))
+    step = Decimal(1).scaleb(-max(decimals(value), decimals(1 - value)))
     return str(Decimal(repr(value)).quantize(step, ROUND_FLOOR))
 
 
@@ -60,8 +60,8 @@ def show_gain(gain: float | None, interval: Interval | None = None) -> str:
 
 def show_interval(interval: Sequence[float | None] | None) -> str:
     """
-    >>> [show_interval(ends) for ends in ((0.461, 0.62), (-0.02, 0.04), (0.9984, 0.99997), None)]
-    ['0.461 to 0.620', '−0.020 to +0.040', '0.99840 to 0.99997', 'no interval']
+    >>> [show_interval(ends) for ends in ((0.461, 0.62), (0.000003, 0.04), (-0.02, 0.04), (0.9984, 0.99997), None)]
+    ['0.461 to 0.620', '0.0000 to 0.0400', '−0.020 to +0.040', '0.99840 to 0.99997', 'no interval']
     """
     known = [end for end in interval or () if is_number(end)]
     if len(known) < 2:
@@ -69,7 +69,7 @@ def show_interval(interval: Sequence[float | None] | None) -> str:
     low, high = known
     if low < 0:
         return "{1} to {2}".format(*signed_interval(0.0, (low, high)))
-    digits = decimals(low, high, *(1 - end for end in known if end < 1), *([high - low] if high > low else []))
+    digits = max(decimals(low, high), decimals(high - low), *(decimals(1 - end) for end in known))
     return f"{low:,.{digits}f} to {high:,.{digits}f}"
 
 

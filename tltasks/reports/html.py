@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tltasks.config.data import is_local_name
+from tltasks.config.names import is_local_name
 from tltasks.config.tasks import supervised_tasks
 from tltasks.reports import charts
 from tltasks.reports.formatting import data_uri, show_duration, show_share, words
@@ -34,6 +34,8 @@ from tltasks.runtime.files import write_text
 
 LARGEST_MATRIX = 30
 """Classes up to which a confusion matrix is a table that can be read."""
+HOW_IT_IS_DRIVEN = {"auto_class", "batches", "family", "request", "reading", "texts"}
+"""Settings of a model that say nothing to a reader and are left to result.json, as are those that are on or off."""
 SHOWN_ROWS = 20
 """Confused pairs, and classes of a long table, that are shown at once."""
 Rows = list[dict[str, Any]]
@@ -274,9 +276,9 @@ def _facts_of_weights(weights: Provenance) -> list[tuple[str, str]]:
         "revision": weights.commit or ("" if is_local_name(weights.name) else weights.revision),
         "starts from": "the stage before" if weights.start == "previous" else "",
         "architecture": weights.model_type,
-        "begun at random": "all"
+        "not from the checkpoint": "all weights"
         if random == ["all"]
-        else random and f"{counted(len(random), 'tensor')}, as of a new head",
+        else random and f"{counted(len(random), 'tensor')} that begin at random, as of a new head",
         "resized to the input": f"{counted(len(weights.interpolated), 'table')} of positions"
         * bool(weights.interpolated),
         "not used of the checkpoint": ", ".join(f"{name} ({counted(n, 'tensor')})" for name, n in left.items()),
@@ -284,7 +286,11 @@ def _facts_of_weights(weights: Provenance) -> list[tuple[str, str]]:
     }
     if weights.loaded_share is not None and weights.loaded_share < 1:
         found["found in the checkpoint"] = f"{show_share(weights.loaded_share, 1)} of the backbone"
-    found |= {words(key): _plain(value) for key, value in weights.settings.items() if value not in (None, [], {})}
+    found |= {
+        words(key): _plain(value)
+        for key, value in weights.settings.items()
+        if value not in (None, [], {}) and not isinstance(value, bool) and key not in HOW_IT_IS_DRIVEN
+    }
     return [(name, value) for name, value in found.items() if value]
 
 

@@ -172,7 +172,7 @@ def describe_forgetting(comparison: Comparison) -> str:
         "unclear": "Nothing is shown to be forgotten or learnt",
     }[comparison.verdict]
     metric, before, after = metric_in_text(comparison.ours.headline), comparison.theirs.value, comparison.ours.value
-    digits = decimals(after - before)
+    digits = decimals(comparison.gain, *comparison.ci95)
     values = f"{metric} was {before:.{digits}f} and is {after:.{digits}f} after this stage"
     return f"{said} on {comparison.split}: {comparison.sentence}; {values}."
 
@@ -183,8 +183,9 @@ def describe_leaks(stage: StageResult, split: str) -> str | None:
     if leaks is None or leaks.value is None:
         return None
     ours, all_but = stage.metrics[split], leaks.value
-    difference, low, high = signed_interval(ours.value - all_but, leaks.difference_ci95 or UNKNOWN)
-    digits = decimals(ours.value - all_but)
+    change, interval = ours.value - all_but, leaks.difference_ci95 or UNKNOWN
+    difference, low, high = signed_interval(change, interval)
+    digits = decimals(change, *interval)
     ends = " to ".join(f"{end:.{digits}f}" for end in leaks.ci95 or UNKNOWN)
     return (
         f"Without the {leaks.examples:,} of {stage.data[split].examples:,} examples of {split} that have "
@@ -255,21 +256,31 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def signed_interval(value: float, interval: Interval) -> tuple[str, str, str]:
-    """A difference and the ends of its interval, with as many digits as show on which side of zero they are.
+    """A difference and the ends of its interval, such that they show on which side of zero they are.
 
-    >>> signed_interval(0.005, (0.0001, 0.0092)), signed_interval(-0.004, (-0.012, 0.0))
-    (('+0.0050', '+0.0001', '+0.0092'), ('−0.004', '−0.012', '0.000'))
+    >>> signed_interval(0.005, (0.0001, 0.0092)), signed_interval(-0.00172, (-0.011071, -0.000003))
+    (('+0.0050', '+0.0001', '+0.0092'), ('−0.0017', '−0.0111', '−3e-06'))
     """
-    low, high = interval
-    digits = decimals(value, low, high)
-    return signed(value, digits), signed(low, digits), signed(high, digits)
+    digits = decimals(value, *interval)
+    shown, low, high = (
+        f"{one:+.0e}".replace("-", "−", one < 0) if LEAST < abs(one) < 0.5 / 10**digits else signed(one, digits)
+        for one in (value, *interval)
+    )
+    return shown, low, high
+
+
+LEAST = 1e-12
+"""What floats leave of a difference that is zero."""
 
 
 def decimals(*values: float) -> int:
     """Digits after the point by which no value that is not zero looks like zero: three, or as many more as it takes.
 
-    >>> decimals(0.5, 0.46, 0.54), decimals(0.01, 0.0004, 0.02), decimals(12.0, 0.0, 15.0)
-    (3, 4, 3)
+    They are no more than four or, where that is more, show two figures of the largest value.
+
+    >>> decimals(0.5, 0.46, 0.54), decimals(0.01, 0.0004, 0.02), decimals(0.002, 0.000003, 0.011), decimals(0.00003)
+    (3, 4, 4, 5)
     """
-    smallest = min((abs(value) for value in values if value and math.isfinite(value)), default=1.0)
-    return min(12, max(3, math.ceil(-math.log10(2 * smallest))))
+    known = [abs(value) for value in values if math.isfinite(value) and abs(value) > LEAST] or [1.0]
+    most = max(4, math.ceil(-math.log10(max(known))) + 1)
+    return max(3, min(most, math.ceil(-math.log10(2 * min(known)))))

@@ -27,18 +27,21 @@ FEW_ROWS = 200
 """Of fewer, none are held out to choose the best weights by."""
 LABEL_NAMES = {
     "label", "labels", "class", "category", "target", "species", "kind", "type", "topic", "section", "sentiment",
-    "intent", "genre", "tags", "keywords", "topics", "genres", "categories",
+    "intent", "genre", "tags", "keywords", "topics", "genres", "categories", "grade", "rating", "outcome", "diagnosis",
 }  # fmt: skip
 TEXT_NAMES = {"text", "transcript", "transcription", "sentence", "transcripts", "utterance"}
 SUMMARY_NAMES = {"summary", "highlights", "title", "headline", "abstract", "synopsis", "tldr", "short", "summaries"}
 GROUP_NAMES = {
     "patient", "subject", "speaker", "participant", "person", "user", "author", "client", "group", "session", "scene",
-    "video", "document", "case",
+    "video", "document", "case", "customer", "household", "site",
 }  # fmt: skip
+LANGUAGE_NAMES = {"language", "lang", "locale"}
 MAX_BAD_SHARE = 0.01
 """The default of `data.max_bad_share`."""
 LONG = 12
 """Characters on average from which a column is read as text."""
+SHOWN = 5
+"""Classes that are named of more."""
 RARE = 5
 MOST_NUMBERS = 20
 """Different numbers that a column may have to be taken for classes, unless it is called so."""
@@ -85,10 +88,8 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
     held_by = json.dumps(splits)
     if unused := [column for column in others if column.strip() and json.dumps(column) not in held_by]:
         said.append(f"not used: the columns {some(unused, 20)}")
-    checkpoint = {"name": model or TASKS[tag].usual_model}
-    if "audio" in roles and model is None:
-        checkpoint["language"] = "en"
-        notes.append("not decided is the language of the recordings: the recipe says en")
+    checkpoint, unsaid = _checkpoint(survey, roles, model or TASKS[tag].usual_model, is_named=model is not None)
+    notes += unsaid
     # Names and cells of the data stand in comments: on one line each, lest what they hold become keys of the recipe.
     said, notes = ([printable(line, lines=False) for line in lines] for lines in (said, notes))
     n_train = int(next(iter(survey.splits.values())) * (1 - sum(_share(value) for value in splits.values())))
@@ -124,11 +125,24 @@ def draft(survey: Survey, *, task: str | None, model: str | None, folder: Path, 
     return Draft("\n".join(lines) + "\n", [*said, *notes], _table(survey, folder))
 
 
+def _checkpoint(survey: Survey, roles: Roles, model: str, *, is_named: bool) -> tuple[dict[str, str], list[str]]:
+    """The keys of `model`, and a line on a language that nothing tells."""
+    if "audio" not in roles or "language" in roles or is_named:
+        return {"name": model}, []
+    unsaid = "not decided is the language of the recordings"
+    if survey.columns[str(roles["text"])].is_english:
+        return {"name": model, "language": "en"}, [f"{unsaid}: the recipe says en"]
+    return {"name": model}, [f"{unsaid}: say it as `model.language`, e.g. fr; a run asks for it"]
+
+
 def _say(key: str, column: Column) -> str:
     text = f"`{clip(column.name)}` is taken for the {key}"
     if key == "label":
-        common = ", ".join(f"{clip(value)} ({n:,})" for value, n in column.values.most_common(5))
-        text += f": {len(column.values)} classes, {common}{', …' if len(column.values) > 5 else ''}"
+        named = [f"{clip(value)} ({n:,})" for value, n in column.values.most_common()]
+        named = (
+            named if len(named) <= SHOWN else [*named[: SHOWN - 1], "…", named[-1]]
+        )  # the rarest, whose rows may not do
+        text += f": {len(column.values)} classes, {', '.join(named)}"
         text += "; rows have any number of them" if column.kind == "list" else ""
     elif column.kind == "text":
         text += f": {column.length:.0f} characters on average"
@@ -158,7 +172,7 @@ def _of_classes(label: Column) -> list[str]:
     said = []
     if rare := [f"{clip(value)} ({n})" for value, n in label.values.items() if n < RARE]:
         said.append(f"classes with fewer than {RARE} rows, of which little can be learnt: {', '.join(rare[:8])}")
-    if label.kind == "number":
+    if label.kinds.keys() == {"number"}:
         said.append("the classes are numbers: `class_names: [...]` under `data` gives 0, 1, … their names")
     return said
 
@@ -170,27 +184,34 @@ Roles = dict[str, str | list[str]]
 """The column for each of what a task takes; of labels, it may be one for each class."""
 
 
+def _contents(column: Column) -> str:
+    if not column.rows:
+        return "empty"
+    return f"{column.kind}, {len(column.values):,} values" if column.values else column.kind
+
+
 def _choose(survey: Survey, task: str | None) -> tuple[str, Roles]:
     """The task, and the column for each of what it needs."""
-    found = {tag: roles for roles in _readings(survey) if task in (None, tag := _task_of(roles))}
+    found = {tag: roles for roles in _readings(survey, task) if task in (None, tag := _task_of(roles))}
     if len(found) == 1:
         return next(iter(found.items()))
     held = some(
-        [f"{clip(column.name)} ({column.kind}, {len(column.values):,} values)" for column in survey.columns.values()],
+        [f"{clip(column.name)} ({_contents(column)})" for column in survey.columns.values()],
         20,
     )
     if not found:
         wanted = f"a {task}" if task else "a task"
         raise RecipeError(
-            f"init: the columns do not tell what {wanted} would need. There are: {held}. Image classification needs "
+            f"the columns do not tell what {wanted} would need. There are: {held}. Image classification needs "
             "images and a class for each, speech recognition recordings and what is said, text classification texts "
-            "and a class, summarisation texts and a shorter one. Write a recipe that names the columns (docs/data.md)."
-            + "".join(f"\n- {printable(note, lines=False)}" for note in survey.notes)
+            "and a class, summarisation texts and a shorter one. Put photos into a folder for each class, or name "
+            "their classes in a table; `--task` says which task is meant. Or write a recipe that names the columns "
+            "(docs/data.md)." + "".join(f"\n- {printable(note, lines=False)}" for note in survey.notes)
         )
     ways = "; ".join(
         f"--task {tag} ({', '.join(f'{k}: {clip(str(c))}' for k, c in roles.items())})" for tag, roles in found.items()
     )
-    raise RecipeError(f"init: the columns could be read in {len(found)} ways. Say which: {ways}.")
+    raise RecipeError(f"the columns could be read in {len(found)} ways. Say which: {ways}.")
 
 
 def _task_of(roles: Roles) -> str:
@@ -203,7 +224,7 @@ def _task_of(roles: Roles) -> str:
     return next(tag for tag in supervised_tasks() if roles.keys() <= wants(tag))
 
 
-def _readings(survey: Survey) -> list[Roles]:
+def _readings(survey: Survey, task: str | None) -> list[Roles]:
     columns = list(survey.columns.values())
     flags = [c.name for c in columns if c.is_flag and not _words(c.name) & LABEL_NAMES]
     media = {kind: [c.name for c in columns if c.kind == kind] for kind in ("image", "audio")}
@@ -212,16 +233,19 @@ def _readings(survey: Survey) -> list[Roles]:
         key=lambda c: -c.length,
     )
     spoken = _best([c for c in columns if c.kind == "text"], TEXT_NAMES)
-    one = _best([c for c in columns if _is_of_classes(c)], LABEL_NAMES)
+    classes = [c for c in columns if _is_of_classes(c) and not c.is_of_dates]
+    one = _best([c for c in classes if not _words(c.name) & GROUP_NAMES] or classes, LABEL_NAMES)
     by_class = len(flags) > 1 and not (one and _words(one.name) & LABEL_NAMES)
     label: str | list[str] | None = flags if by_class else one.name if one else None
     if len(media["image"]) == 1:
         return [{"image": media["image"][0], "label": label}] if label else []
     if len(media["audio"]) == 1:
-        return [{"audio": media["audio"][0], "text": spoken.name}] if spoken else []
+        told = next((c.name for c in columns if c.kind == "text" and _words(c.name) & LANGUAGE_NAMES), None)
+        language: Roles = {"language": told} if told and spoken and told != spoken.name else {}
+        return [{"audio": media["audio"][0], "text": spoken.name, **language}] if spoken else []
     found: list[Roles] = []
     short = [c for c in texts[1:] if c.length <= 0.6 * texts[0].length]
-    summary = _best(short, SUMMARY_NAMES)
+    summary = _best(short, SUMMARY_NAMES) or (short[0] if short and task == "summarization" else None)
     named = by_class or (one is not None and _words(one.name) & LABEL_NAMES)
     if summary is not None and not (named and not _words(summary.name) & SUMMARY_NAMES):
         found.append({"document": texts[0].name, "summary": summary.name})

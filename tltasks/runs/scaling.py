@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,7 @@ from tltasks.runs.memory import Parts, advise, shortage_told
 from tltasks.runs.refusals import refuse_at_once, refuse_sharing
 from tltasks.runs.stage import open_stage
 from tltasks.runs.story import open_stages
+from tltasks.runtime.devices import cores
 from tltasks.runtime.sharding import layer_bytes, refuse_mixed
 from tltasks.training.loop import least_rows, own_passes, pass_seconds, update_seconds
 
@@ -70,6 +72,8 @@ class Step:
     rows_per_second: float
     memory_bytes: int
     """For each device; 0 where it cannot be told."""
+    rows_per_second_here: float | None = None
+    """With all of them on this machine, where more processes than cores share these; None on an accelerator."""
 
     @property
     def seconds(self) -> float:
@@ -94,6 +98,8 @@ class Cost:
     layer_bytes: list[int]
     """Weights, by what FSDP 2 gathers at once; the last are in no layer."""
     steps_per_epoch: int
+    room: float | None = None
+    """How many devices like this one this machine's cores make; None on an accelerator."""
 
     def compute_seconds(self, world: int) -> float:
         """Seconds of a step's passes, by those that were measured; a larger one is never the faster."""
@@ -128,7 +134,9 @@ class Cost:
 
     def _step(self, world: int, update: float, exchange: float, memory: int) -> Step:
         compute = self.compute_seconds(world) + update
-        return Step(world, compute, exchange, self.rows / (compute + exchange), memory)
+        rate = self.rows / (compute + exchange)
+        here = None if self.room is None else rate * min(1, self.room / world)
+        return Step(world, compute, exchange, rate, memory, here)
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,8 @@ def _scale(context: Context, stage: PreparedStage, network: Network) -> StageSca
         update = update_seconds(accelerator, job, model)
     gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     rows, layers = job.n_rows / job.steps_per_epoch, layer_bytes(model)
-    cost = Cost(rows, seconds, update, sizes, memory, gradients, layers, job.steps_per_epoch)
+    room = (os.cpu_count() or 1) / cores() if on_cpu else None
+    cost = Cost(rows, seconds, update, sizes, memory, gradients, layers, job.steps_per_epoch, room)
     ddp = [cost.with_ddp(network, world) for world in sizes]
     shared = [cost.with_fsdp2(network, world, on_cpu=on_cpu) for world in sizes if world > 1]
     try:

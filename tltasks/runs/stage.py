@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 
 import datasets
@@ -32,6 +33,7 @@ from tltasks.models.held import FORMATS, hold, hold_head, is_held, is_quantized,
 from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import (
     EXAMPLES,
+    Attribution,
     Interpolation,
     Leaks,
     Provenance,
@@ -54,11 +56,12 @@ from tltasks.runtime.files import whole_file, whole_folder, write_text
 from tltasks.runtime.peers import readable
 from tltasks.runtime.precision import choose_attention, choose_base_dtype, hold_cast
 from tltasks.runtime.progress import Bar
-from tltasks.tasks.base import BuiltModel, Outputs, Prediction, TaskBase
+from tltasks.tasks.base import BuiltModel, Explains, Outputs, Prediction, TaskBase
 from tltasks.training.checkpoint import Checkpoints, Progress
 from tltasks.training.evaluation import (
     Predict,
     drawn_rows,
+    explain_mistakes,
     forward_outputs,
     largest_difference,
     merging_makes,
@@ -128,6 +131,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
     hold_cast(model, context.precision)
     predictions = {n: known.get(n) or _answers(context, stage, model, n) for n, split in stage.evaluated.items()}
     robustness = _measure_robustness(context, stage, model, predictions, predict)
+    attributions = _explain(context, stage, model, predictions)
     del model  # before it is loaded again
     context.accelerator.free_memory()
     difference = max(difference, _difference_when_loaded(context, stage, saved))
@@ -135,7 +139,7 @@ def run_stage(context: Context, stage: PreparedStage, earlier: list[StageResult]
         provenance, start=plan.stage.start, adapter=adapter, saved_difference=difference, adapter_effect=effect
     )
     # -------------------------------------------------------------------------------------------- score
-    scores, beside, leaks, examples = _score(context, stage, predictions, baselines, earlier)
+    scores, beside, leaks, examples = _score(context, stage, predictions, baselines, earlier, attributions)
     if doubt := _doubt(weights):
         scores = {n: dataclasses.replace(s, notes=[*s.notes, doubt]) for n, s in scores.items()}
     result = StageResult(
@@ -374,7 +378,7 @@ def _loop(
     plan, accelerator = stage.plan, context.accelerator
 
     def on_step(progress: Progress, loss: float) -> bool | None:
-        bar.update(progress.step - bar.done, f"loss {loss:.3f}, {progress.examples / progress.seconds:.0f} examples/s")
+        bar.update(progress.step - bar.done, f"loss {loss:.3f}, {progress.examples / progress.seconds:,.1f} examples/s")
         info = StepInfo(*place(progress), loss, progress.examples, progress.seconds)
         return context.on_step and context.on_step(info)
 
@@ -538,6 +542,15 @@ def _measure_robustness(
     return found
 
 
+def _explain(context: Context, stage: PreparedStage, model: nn.Module, predictions: BySplit) -> list[Attribution]:
+    """Which parts of the worst mistakes the answers go by, in the order of the report's examples."""
+    task, (name, split) = stage.task, next(iter(stage.evaluated.items()))
+    if not isinstance(task, Explains) or stage.plan.index != context.plan.final.index:
+        return []
+    wrong = task.mistakes(predictions[name], task.references(split.rows))
+    return explain_mistakes(context.accelerator, task, model, split.rows, wrong)
+
+
 # -------------------------------------------------------------------------------------------------- save
 
 
@@ -629,6 +642,7 @@ def _score(
     predictions: BySplit,
     baselines: dict[str, BySplit],
     earlier: list[StageResult],
+    attributions: list[Attribution],
 ) -> tuple[dict[str, Score], dict[str, dict[str, Score]], dict[str, Leaks | None], list[ReportExample]]:
     """Scores by split, baselines by name and split, what leaks into each split, and examples of the first split.
 
@@ -656,7 +670,10 @@ def _score(
             path = context.plan.output / "predictions" / f"{stage.plan.name}-{name}.parquet"
             write_predictions(path, task, rows, predicted, references)
         if context.writes and len(scores) == 1:
-            examples = [*task.report_examples(rows, predicted, references), *twin_examples(stage, name)]
+            shown = task.report_examples(rows, predicted, references)
+            pairs = zip(shown, chain(attributions, repeat(Attribution())), strict=False)
+            shown = [dataclasses.replace(example, attribution=it) for example, it in pairs]
+            examples = [*shown, *twin_examples(stage, name)]
             write_text(folder / "examples.json", EXAMPLES.dump_json(examples, indent=1).decode())
     if context.writes:
         with whole_file(folder / ROW_SCORES) as place:

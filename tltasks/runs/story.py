@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tltasks.config.loading import write_recipe
+from tltasks.config.loading import load_recipe, write_recipe
 from tltasks.config.recipe import Recipe, RunPlan, consented, plan_run
 from tltasks.config.tasks import supervised_tasks
 from tltasks.errors import RecipeError
@@ -30,7 +31,7 @@ from tltasks.training.tracking import read_metrics
 
 
 def run(
-    recipe: Recipe,
+    recipe: Recipe | Path | str | Mapping[str, object],
     *,
     output: Path | str | None = None,
     resume: bool = False,
@@ -40,19 +41,19 @@ def run(
     on_evaluation: OnEvaluation | None = None,
     trust_remote_code: bool = False,
 ) -> RunResult:
-    """Carry out a recipe, into its own results folder or `output`; `resume` goes on with the run that is there, and
+    """Carry out a recipe into its own results folder or `output`; `resume` goes on with the run that is there, and
     `overwrite` removes it once data and checkpoints are in order. A folder that nobody named is numbered.
+    Code of others that the recipe asks for is run with `trust_remote_code` alone.
 
     `on_step` is called after each step of training, `on_evaluation` after each evaluation on validation. Where one
     returns True, the stage's training ends there, as by early stopping, and the run goes on with the weights that
     `keep` chooses. What one raises ends the run, which `resume` can go on with from the last checkpoint.
 
-    Code of others that the recipe asks for is run with `trust_remote_code` alone.
-
     Raises a TltasksError for whatever the user can mend, in order of cost and before anything is written; and
     Interrupted, with its state saved, when the process is told to stop.
     """
     # ------------------------------------------------------------------------------------- resolve
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     place = place_of(recipe, output, resume=resume, overwrite=overwrite)
     plan = plan_run(consented(recipe, trust_remote_code), place)
     refuse_at_once(plan, push=push)

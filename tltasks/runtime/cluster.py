@@ -76,7 +76,7 @@ def joined(command: str, n_cores: int) -> Iterator[ModuleType]:
             logging_level=logging.CRITICAL,
             configure_logging=False,
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # of Ray's, which are many, and bare ones of a machine that is too busy to start it
         raise RecipeError(
             f"{command}: the cluster cannot be joined ({first_line(error)}); {ADDRESS_VARIABLE} is "
             f"{address or 'unset'}."

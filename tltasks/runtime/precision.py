@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,6 +31,13 @@ def fast_formats(device: torch.device) -> list[str]:
     # Private names (torch 2.14, torch/cpu/__init__.py): the public capability string stops at AVX512.
     cpu = torch.cpu
     return ["bf16"] if cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported() else []
+
+
+@cache
+def multiplies_in_16_bits() -> bool:
+    """Tell whether this CPU has kernels for products in bf16 (AVX-512 at least): torch else multiplies one by one,
+    twenty times as slow as its fused attention."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def choose_precision(requested: str, device: torch.device) -> str:
@@ -94,7 +103,9 @@ about 500 tokens the fused kernel wins, and in fp32 there is no difference up to
 
 def choose_attention(model: nn.Module, *, tokens: int | None, device: torch.device, precision: str) -> None:
     """Let a model attend to `tokens` at once in the way that is fastest here; results agree to rounding."""
-    if device.type != "cpu" or precision == "fp32" or tokens is None or tokens > LONGEST_PLAIN:
+    if device.type != "cpu" or precision == "fp32" or not multiplies_in_16_bits():
+        return
+    if tokens is None or tokens > LONGEST_PLAIN:
         return
     if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(_PLAIN)

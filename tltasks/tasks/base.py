@@ -37,7 +37,7 @@ from tltasks.metrics.intervals import score_interval
 from tltasks.models import loading
 from tltasks.models.adapters import find_lora_targets, merged
 from tltasks.models.trial import Run, Trial
-from tltasks.results.result import UNKNOWN, Provenance, ReportExample, Score
+from tltasks.results.result import UNKNOWN, Attribution, Provenance, ReportExample, Score
 from tltasks.runtime.files import write_json
 
 Batch = dict[str, Tensor]
@@ -534,6 +534,21 @@ class Corrupts(Protocol):
 
     def corrupt(self, columns: Columns, kind: str, level: float, *, seed: int) -> Columns:
         """The columns of some encoded rows after a corruption."""
+        ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A classifier that can tell which parts of its input an answer goes by."""
+
+    def collate_eval(self, rows: datasets.Dataset, indices: Sequence[int]) -> Batch: ...
+
+    def mistakes(self, predictions: Sequence[Prediction], references: References) -> dict[int, int | None]:
+        """Rows with wrong answers as `report_examples` has them, and a class that each is wrongly given, if any."""
+        ...
+
+    def explain(self, model: nn.Module, batch: Batch, answer: int) -> Attribution:
+        """Attribution of a class that the one row of the batch is given."""
         ...
 
 

@@ -392,16 +392,24 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
     def example_content(self, rows: datasets.Dataset, row: int) -> bytes:
         """A row as the report shows it."""
 
+    def mistakes(self, predictions: Sequence[Prediction], references: References) -> dict[int, int | None]:
+        """The surest wrong answers: rows, and the likeliest class that each is wrongly given, if any."""
+        told, found = self.told(predictions), {}
+        for row, (prediction, true) in enumerate(zip(predictions, references, strict=True)):
+            said = prediction["prediction"]
+            own, right = (said, np.flatnonzero(true).tolist()) if self.is_multi_label else ([said], [true])
+            if sorted(own) != sorted(right):
+                found[row] = max((i for i in own if i not in right), key=lambda i: told[row][i], default=None)
+        surest = sorted(found, key=lambda row: -self.confidence(told[row], references[row]))
+        return {row: found[row] for row in surest[:SHOWN_MISTAKES]}
+
     def report_examples(
         self, rows: datasets.Dataset, predictions: Sequence[Prediction], references: References
     ) -> list[ReportExample]:
-        """The most confident mistakes."""
         found = self.columns(predictions, references)
         said, true = (
             [one if isinstance(one, list) else [one] for one in found[key]] for key in ("prediction", "reference")
         )
-        wrong = [i for i in range(len(said)) if sorted(said[i]) != sorted(true[i])]
-        wrong.sort(key=lambda i: -self.confidence(found["probabilities"][i], references[i]))
         numbers = {name: i for i, name in enumerate(self.class_names)}
 
         def answer(i: int) -> str:
@@ -415,7 +423,7 @@ class ClassificationTask(TaskBase[ModelT, ClassDataT, ClassStageT]):
                 f"is {', '.join(true[i]) or 'none'} · {row_title(rows, i)}",
                 self.example_content(rows, i),
             )
-            for i in wrong[:SHOWN_MISTAKES]
+            for i in self.mistakes(predictions, references)
         ]
 
     def confidence(self, probabilities: NDArray[np.float32], reference: Any) -> float:

@@ -17,8 +17,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from tltasks.config.adaptation import Adapt
 from tltasks.config.model import Checkpoint
-from tltasks.config.stage import STAGES, StageName, StagePlan, TaskSpec
-from tltasks.config.tasks import TASKS
+from tltasks.config.stage import STAGES, StageName, StagePlan
+from tltasks.config.tasks import TASKS, TaskSpec
 from tltasks.data.splits import Columns, Split
 from tltasks.errors import CheckpointError, TltasksError, first_line
 from tltasks.models.adapters import adapt, count_parameters, is_adapted, set_training_mode

@@ -27,19 +27,33 @@ from torch import nn
 from tltasks.data.batching import micro_batches
 from tltasks.data.cache_keys import code_version
 from tltasks.data.splits import EncodedSplit
-from tltasks.errors import TrainingError
+from tltasks.errors import TrainingError, first_line
 from tltasks.metrics import paired_difference
 from tltasks.models.writing import fast_passes
-from tltasks.results.result import GroupScore, Score
+from tltasks.results.result import Attribution, GroupScore, Score
 from tltasks.runtime.devices import Resident, is_out_of_memory, pass_budget
 from tltasks.runtime.files import whole_file
-from tltasks.runtime.precision import choose_attention
+from tltasks.runtime.precision import choose_attention, multiplies_in_16_bits
 from tltasks.runtime.progress import Bar
-from tltasks.tasks.base import Batch, Embeds, Outputs, Prediction, References, Rescore, TaskBase, config_content
+from tltasks.tasks.base import (
+    Batch,
+    Embeds,
+    Explains,
+    Outputs,
+    Prediction,
+    References,
+    Rescore,
+    TaskBase,
+    config_content,
+)
 from tltasks.training.batches import read_batches
 
 NEIGHBOUR_ROWS = 5000
 """Training rows that the nearest-neighbour baseline looks at; more would cost as much as an epoch."""
+EXPLAINED_ROWS = 8
+"""Mistakes that the report explains, at most."""
+ROWS_FOR_EACH = 25
+"""Rows predicted for each of them: as one takes the passes of 50 rows, all take at most twice what predicting takes."""
 
 T = TypeVar("T")
 Features = NDArray[np.float32]
@@ -91,7 +105,7 @@ def _for_each_row(
             for piece, batch in zip(pieces, batches, strict=True):
                 # Not in inference mode: BEiT keeps a tensor of its first pass for all models of the process, and could
                 # train none of them then (transformers 5.24, modeling_beit.py).
-                with torch.no_grad(), accelerator.autocast(), fast_passes():
+                with torch.no_grad(), accelerator.autocast(), fast_passes(products=multiplies_in_16_bits()):
                     values = function(send_to_device(batch, accelerator.device))
                 for row, value in zip(piece.tolist(), values, strict=True):
                     found[row] = value
@@ -119,6 +133,32 @@ def predict_rows(
     """One prediction for each row, in order."""
     passes, predict = task.passes_together, partial(task.predict, model)
     return _for_each_row(accelerator, task, model, rows, predict, workers=workers, passes=passes)
+
+
+def explain_mistakes(
+    accelerator: Processes,
+    task: Explains,
+    model: nn.Module,
+    rows: datasets.Dataset,
+    wrong: Mapping[int, int | None],
+) -> list[Attribution]:
+    """Which parts of the first rows of `wrong` the class goes by that each is given, on every process the same; empty
+    where there is no class.
+
+    Of a model that does not bear it, the first has the reason in the place of a picture, and the others are left out.
+    """
+    model.to(accelerator.device).eval()
+    found, most = list[Attribution](), min(EXPLAINED_ROWS, max(2, len(rows) // ROWS_FOR_EACH))
+    with Bar("explaining", min(len(wrong), most), "mistakes") as bar:
+        for row, answer in list(wrong.items())[:most]:
+            batch = send_to_device(task.collate_eval(rows, [row]), accelerator.device)
+            try:
+                with torch.no_grad(), accelerator.autocast(), fast_passes(products=multiplies_in_16_bits()):
+                    found.append(Attribution() if answer is None else task.explain(model, batch, answer))
+            except Exception as error:  # no picture is worth a trained model
+                return [Attribution(b"", first_line(error))]
+            bar.update()
+    return found
 
 
 def embed_rows(

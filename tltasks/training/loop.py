@@ -192,6 +192,10 @@ class _Training:
         # The scheduler is a function of the step and the plan shards the rows, so neither is prepared: a prepared
         # scheduler steps once per process (accelerate 1.15, scheduler.py).
         self.wrapped, self.prepared_optimizer = sharding.prepare(accelerator, model, self.optimizer)
+        if accelerator.num_processes > 2 and not (are_rare or sharding.shares(accelerator)):
+            # DDP lays out gradients anew after a process's first pass, and more than two numbers are added up in an
+            # order that goes by their places; so that of a run that goes on has to be behind it, too.
+            _unreached(accelerator, job, self.wrapped, _first_rows(job))
         if stage.compile:
             model.compile()
         self.lanes = Lanes(model) if _lanes(accelerator, job, model, least=self.least) > 1 else None
@@ -603,14 +607,17 @@ def _unused_weights(accelerator: Accelerator, job: Job, model: nn.Module) -> tup
     Weights of one expert of several are reached by some rows and not by others: where that is seen in single rows, all
     the experts beside it are left in training.
     """
-    indices = list(range(min(2, len(job.rows))))
-    unused = _unreached(accelerator, job, model, indices)
+    unused = _unreached(accelerator, job, model, _first_rows(job))
     used = {_beside(name) for name, _ in trained(model) if name not in unused}
     if used.isdisjoint(map(_beside, unused)):
         return unused, False
     rows = [unused ^ _unreached(accelerator, job, model, [row]) for row in range(min(ROWS_TRIED, len(job.rows)))]
     routed = {_beside(name) for changed in rows for name in changed}
     return {name for name in unused if _beside(name) not in routed}, bool(routed)
+
+
+def _first_rows(job: Job) -> list[int]:
+    return list(range(min(2, len(job.rows))))
 
 
 def _beside(name: str) -> str:

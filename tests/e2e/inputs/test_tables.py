@@ -24,7 +24,8 @@ from tltasks.data.loading import load_splits
 from tltasks.data.splits import ROW_NAME, Columns, Split, row_title
 from tltasks.errors import DataError, TltasksError
 from tltasks.hub.dataset import read_folder
-from tltasks.inference.inputs import Inputs, check_arguments
+from tltasks.inference.arguments import check_arguments
+from tltasks.inference.inputs import Inputs
 from tltasks.tasks.base import InputKind
 from tltasks.tasks.classes import ClassificationTask, check_same_classes, count_classes, train_classes
 from tltasks.tasks.image.decoding import SUFFIXES

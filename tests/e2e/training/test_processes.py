@@ -188,18 +188,19 @@ def test_sigterm_saves_and_ends_and_the_rest_gives_the_same_bits(runs: Runs) -> 
 
 
 @pytest.mark.parametrize(
-    "recipe_of", [classifier, *(pytest.param(f, marks=pytest.mark.exhaustive) for f in (whisper, t5))]
+    ("recipe_of", "count"),
+    [(classifier, 2), (classifier, 4), *(pytest.param(f, 2, marks=pytest.mark.exhaustive) for f in (whisper, t5))],
 )
-def test_two_processes_resume_exactly(recipe_of: Callable[[Path, str], Path], tmp_path: Path) -> None:
+def test_processes_resume_exactly(recipe_of: Callable[[Path, str], Path], count: int, tmp_path: Path) -> None:
     adapt = "adapt: {lora: {rank: 2, dropout: 0.2}}" + AUGMENT * (recipe_of is whisper)
     kind = "transfer" if recipe_of is classifier else "finetune"
     recipe = recipe_of(tmp_path, f"{{stage: {kind}, epochs: 3, batch_size: 8, learning_rate: 2e-3, {adapt}}}")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    in_processes(2, recipe, whole)
-    assert "stopped after step" in in_processes(2, recipe, stopped, stop_at_step=4)
+    in_processes(count, recipe, whole)
+    assert "stopped after step" in in_processes(count, recipe, stopped, stop_at_step=4)
     assert not (stopped / "result.json").exists()
-    in_processes(2, recipe, stopped, "--resume")
-    assert load_result(stopped / "result.json").hardware["processes"] == 2
+    in_processes(count, recipe, stopped, "--resume")
+    assert load_result(stopped / "result.json").hardware["processes"] == count
     assert equal(weights(whole), weights(stopped))
 
 
@@ -233,6 +234,22 @@ def test_an_error_of_any_process_is_heard_on_all(tmp_path: Path) -> None:
     assert "error in process 1: stage a: a fault of mine" in said
     assert re.search(
         r"error: another process of this run has ended \(it said: process 1 on \S+: stage a: a fault", said
+    )
+    assert "Traceback" not in said
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(200)
+def test_a_process_that_is_silent_ends_the_others(tmp_path: Path) -> None:
+    """As one does whose machine has left the network: nothing closes the connection."""
+    code = "import datetime, os, sys, time, tltasks.training.loop as m; from tltasks.cli import commands\n"
+    code += "import torch.distributed.distributed_c10d as c\nc.default_pg_timeout = datetime.timedelta(seconds=15)\n"
+    code += "def silent(*_): time.sleep(30), os._exit(1)\n"
+    code += "if os.environ['RANK'] == '1': m._Training.step = silent\n"
+    code += "status = commands.main(sys.argv[1:])\nsys.stderr.flush()\nos._exit(status)"
+    said = in_processes(2, classifier(tmp_path), tmp_path / "out", succeeds=False, code=code)
+    assert (
+        "error: another process of this run does not answer (its machine or the network is gone, or it hangs)" in said
     )
     assert "Traceback" not in said
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.e2e.training.test_processes import classifier
+from tests.e2e.training.test_processes import classifier, t5, wav2vec2, whisper
 from tests.integration.experiments.test_comparison import journal, numbers, place
 from tests.tiny.experiments import write_experiment
 from tests.tiny.ray import is_worker
@@ -51,6 +52,21 @@ def test_two_workers_compute_as_one_process_and_one_that_is_killed_is_replaced(t
         ends[name] = weights(tmp_path / name)
     assert equal(ends["whole"], ends["killed"])
     assert largest_difference(weights(tmp_path / "one"), ends["whole"]) < 1e-6
+
+
+@pytest.mark.parametrize("recipe_of", [t5, wav2vec2, whisper])
+def test_workers_of_each_task_compute_as_one_process(recipe_of: Callable[[Path], Path], tmp_path: Path) -> None:
+    recipe, log = recipe_of(tmp_path), tmp_path / "log"
+    run_recipe(recipe, tmp_path / "one")
+    job = start(log, "run", recipe, "--output", tmp_path / "ray", "--engine", "ray", "--workers", 2)
+    assert job.wait() == 0, log.read_text()
+    one, two = (
+        [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl") if row["split"] == "train"]
+        for name in ("one", "ray")
+    )
+    assert len(one) == 3
+    assert two == pytest.approx(one, rel=1e-6)
+    assert largest_difference(weights(tmp_path / "one"), weights(tmp_path / "ray")) < 1e-6
 
 
 def test_told_to_stop_it_saves_its_state(tmp_path: Path) -> None:

@@ -241,6 +241,7 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str], monkeypatc
         (["compare", "e.yaml", "--workers", "2.5"], "--workers: 2.5 is no whole number from 1 on."),
         (["compare", "e.yaml", "--workers", "2"], "compare: --workers and --cores-per-trial are for --engine ray."),
         (["run", "r.yaml", "--workers", "2"], "run: --workers is for --engine ray."),
+        (["demo", "m", "--port", "99999"], 'Invalid value "99999" for --port. Must be <= 65535.'),
         (["push-data", "."], 'Command "push-data" parameter --repo requires an argument.'),
         (
             ["range-test", "r.yaml", "--steps", "0", "--output", "o"],
@@ -266,7 +267,7 @@ def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixtu
         ("predict ./nowhere x.png", "error: model ./nowhere: not found; name a run's results folder, a "),
         ("predict ~nobody/at/all x.png", "error: model ~nobody/at/all: not found"),
         ("export r.yaml --output o", "error: model r.yaml: is a file; name a run's results folder, a "),
-        ("export out", "error: export out: holds no model (neither config.json nor adapter_config.json)."),
+        ("export out", "error: model out: holds no model (neither config.json nor adapter_config.json)."),
         ("run r.yaml --output n --set model.trust_remote_code=true", "the recipe asks to run Python code that others"),
         (
             "run r.yaml --output n --set hub.license=https://a:b@c",
@@ -289,11 +290,16 @@ def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixtu
         ("rank e.yaml --set axes.m.a={seed:1}", "error: 1 mistake in the experiment; nothing was loaded."),
         ("tune nowhere.yaml", "error: nowhere.yaml: not found"),
         ("range-test r.yaml --set seed=x --output o", "error: 1 mistake in the recipe; nothing was loaded."),
+        ("run --data out --set nope=1", "error: 1 mistake in the recipe; nothing was loaded."),
+        ("run --data out --model ./nowhere", "error: model ./nowhere: not found"),
+        ("run --data outt", "error: outt: there is no such folder or file; did you mean `out`? This folder holds "),
+        ("predict begun x.png", "error: model begun: its run has not finished, so there is no model yet. Go on with"),
     ],
 )
 def test_mistakes_are_told_before_anything_heavy_is_imported(arguments: str, expected: str, recipe: Path) -> None:
     """Whose import takes seconds."""
     write(recipe.parent / "out" / "something.txt", "mine")
+    write(recipe.parent / "begun" / "recipe.yaml", "task: image-classification")
     write(recipe.parent / "e.yaml", "recipe: r.yaml\naxes: {m: {a: {seed: 1}}}\noutput: e\n")
     ended = started("-c", IMPORTED.replace("sys.argv[1:]", repr(arguments.split())), cwd=recipe.parent)
     said, *_, modules = ended.stderr.splitlines()
@@ -301,14 +307,53 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(arguments: str, exp
     assert not HEAVY & set(json.loads(modules)[0])
 
 
-def test_inputs_that_are_not_there_are_told_before_models_can_be_loaded() -> None:
-    modules, status, _ = imported_by(["predict", "m", "gone.png"])
-    assert status == MISUSED
-    assert not {"torch", "transformers", "datasets"} & modules
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("run", "run gone.yaml", "run e.yaml", "run --data ./gone", "run --data out --task cooking", "init gone.csv"),
+        *("run --data out --model ./gone", "compare r.yaml", "tune r.yaml", "rank gone.yaml", "export out"),
+        *("range-test e.yaml --output o", "range-test r.yaml --steps 0 --output o", "submit gone.yaml --flavor t4"),
+        *("predict ./gone x.png", "predict m x.png", "predict m x --task cooking", "predict m r.yaml --output o.txt"),
+        *("predict m r.yaml --abstain-below 3", "predict m r.yaml --output gone/o.csv", "demo ./gone", "demo m --pr"),
+        *("doctor ./gone", "doctor gone.yaml", "doctor --task cooking", "export m", "push out", "push-data . --repo"),
+        *("jobs --cancel", "fetch gone", "schema x"),
+    ],
+)
+def test_mistakes_that_need_no_recipe_are_told_before_its_classes_are_built(arguments: str, recipe: Path) -> None:
+    """Which takes longer than all else of the answer."""
+    write(recipe.parent / "out" / "something.txt", "mine")
+    write(recipe.parent / "e.yaml", "recipe: r.yaml\naxes: {m: {a: {seed: 1}}}\noutput: e\n")
+    ended = started("-c", IMPORTED.replace("sys.argv[1:]", repr(arguments.split())), cwd=recipe.parent)
+    modules, status = json.loads(ended.stderr.splitlines()[-1])
+    assert status in {RAISED, MISUSED}
+    assert not (HEAVY | {"pydantic"}) & set(modules)
 
 
-def test_flags_and_inputs_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_has_the_classes_of_its_own_task_built_alone(recipe: Path) -> None:
+    code = IMPORTED.replace(".partition('.')[0]", "").replace("sys.argv[1:]", f"['run', '{recipe}', '--set', 'sed=1']")
+    modules = json.loads(started("-c", code).stderr.splitlines()[-1])[0]
+    assert "tltasks.config.tasks.image" in modules
+    assert not {"tltasks.config.tasks.text", "tltasks.config.tasks.speech", "filelock"} & set(modules)
+
+
+@pytest.mark.parametrize("arguments", [["init", "ada/photos"], ["run", "--data", "photos"]])
+def test_a_hub_that_does_not_answer_is_told_without_trying_again(arguments: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    environment = {name: value for name, value in environment.items() if "OFFLINE" not in name}
+    ended = subprocess.run(
+        [sys.executable, "-m", "tltasks", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ended.returncode == RAISED
+    first, last = ended.stderr.splitlines()
+    assert first == f"looking at {arguments[-1]}, by that name on the Hub"
+    assert "the Hub could not be reached for data of that name, and there is no such folder or file" in last
+
+
+def test_flags_and_inputs_mix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Flags before, between and behind inputs; `-` is an input; what follows `--` is no flag."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "--c"):
+        write(tmp_path / name, "")
     given: dict[str, Any] = {}
 
     def predict(model: str, inputs: list[str], **options: Any) -> SimpleNamespace:
@@ -334,7 +379,7 @@ def test_flags_and_inputs_mix(monkeypatch: pytest.MonkeyPatch) -> None:
             ["run", "r.yaml", "--set", "model.name=./x"],
             "--set model.name=./x  model.name: there is no folder ./x in the",
         ),
-        (["check", "."], ".: is a folder; name a recipe file in it."),
+        (["check", "."], ".: is a folder; name a recipe file in it, or learn from it: `tltasks run --data .`."),
         (["push", "nowhere"], "error: push nowhere: not a results folder (no recipe.yaml)."),
         (["push", "out", "--repo", "a", "--as", "adapter"], "--as adapter: its weights are whole. Where an adapter"),
         (["push", "out"], "error: push: the recipe names no hub.repo; say --repo USER/NAME."),
@@ -431,6 +476,7 @@ def test_a_demo_without_gradio_says_how_to_install_it(
 
 
 def test_a_space_needs_a_published_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
     assert main(["demo", str(tmp_path), "--space", "ada/page"]) == MISUSED
     assert "tltasks push" in capsys.readouterr().err
     assert main(["demo", str(tmp_path), "--force"]) == MISUSED

@@ -241,6 +241,19 @@ def test_a_trial_that_fails_does_not_end_the_search(
     assert [trial["state"] for trial in trials(tmp_path / "out")].count("failed") == 1
 
 
+def test_trials_that_are_scored_on_other_rows_are_not_compared(place: Path, tmp_path: Path) -> None:
+    save_data(tmp_path / "other", rows=24, seed=5)
+    path = write_search(place, tmp_path / "out")  # a share of train is validated on
+    files = [str(folder / "train.parquet") for folder in (place / "data", tmp_path / "other")]
+    changed = {"recipe.stages.0.epochs": 1, "trials": 6, "prune": "none", "space": {"data.files.train": files}}
+    changes = [part for key, value in changed.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    assert main(["tune", str(path), *changes]) == 3
+    found = trials(tmp_path / "out")
+    assert {trial["state"] for trial in found} == {"finished", "failed"}
+    assert len({trial["settings"]["data.files.train"] for trial in found if trial["state"] == "finished"}) == 1
+    assert all("judged by other rows" in trial["message"] for trial in found if trial["state"] == "failed")
+
+
 def test_a_dry_run_shows_the_space(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", str(write_search(place, tmp_path / "out")), "--dry-run"]) == 0
     said = capsys.readouterr().err

@@ -70,3 +70,6 @@ def test_a_run_goes_on_from_the_results_of_another(tmp_path: Path) -> None:
     further = run_recipe(recipe, tmp_path / "further", f"stages=[{stage % 'finetune'}]")
     assert further.stages[0].weights.name == "first"
     assert any(not torch.equal(a, weights(tmp_path / "first")[n]) for n, a in weights(tmp_path / "further").items())
+    (tmp_path / "first" / "result.json").unlink()
+    with pytest.raises(CheckpointError, match=r"first: its run has not finished, so there is no model yet\. Go on"):
+        resolve_checkpoint(Checkpoint(str(tmp_path / "first")), tag=TAG)

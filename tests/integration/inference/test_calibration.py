@@ -115,7 +115,7 @@ def test_limits_that_mean_nothing_are_refused(
 ) -> None:
     output = run[0] / "output"
     assert main(["predict", str(output), str(run[0] / "00.png"), "--abstain-below", "70"]) == MISUSED
-    assert "abstain_below 70: is a probability" in capsys.readouterr().err
+    assert "--abstain-below. Must be <= 1" in capsys.readouterr().err
     assert tltasks.load(output)(run[0] / "00.png", abstain_below=1.0)["prediction"] is None
     copied = tmp_path / "several"
     shutil.copytree(output / "model", copied)

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.tiny.runs import run_recipe
 from tltasks.cli.commands import main
 from tltasks.config.model import Checkpoint
 from tltasks.errors import CheckpointError, DataError, RecipeError
-from tltasks.hub.saved_model import resolve_checkpoint
+from tltasks.hub.saved_model import SavedModel, load_saved_model, resolve_checkpoint
 from tltasks.inference import export as exporting
 from tltasks.inference import rescoring
 from tltasks.inference.export import export
@@ -90,6 +91,18 @@ def test_a_text_ends_at_the_limit_as_transformers_forces_it_to(tmp_path: Path) -
     place.write_text(json.dumps(about | {"bad_words_ids": [[5]]}))
     with pytest.raises(CheckpointError, match="is not told bad_words_ids of generation_config"):
         export(str(tmp_path / "model"), tmp_path / "other", kind="ctranslate2", tag="summarization")
+
+
+def test_the_columns_of_the_run_are_those_of_its_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speech.save_whisper(tmp_path / "model", seconds=4)
+
+    def of_a_run(*arguments: Any, **keys: Any) -> SavedModel:
+        return replace(load_saved_model(*arguments, **keys), language_column="spoken", prompt_column="before")
+
+    monkeypatch.setattr(exporting, "load_saved_model", of_a_run)
+    export(str(tmp_path / "model"), tmp_path / "out", kind="ctranslate2")
+    found = load_saved_model(str(tmp_path / "out"))
+    assert (found.language_column, found.prompt_column) == ("spoken", "before")
 
 
 def test_whisper_writes_in_the_language_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +218,19 @@ def test_int8_is_scored_and_stands_in_the_run_s_table(
     assert all(abs(a["probability"] - b["probability"]) < 1e-3 for a, b in pairs)  # type: ignore[operator]
 
 
+def test_t5_in_int8_is_smoothed_by_training_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rescoring, "answer_apart", rescoring.answer)
+    texts.save_data(tmp_path / "data")
+    recipe = texts.write_recipe(tmp_path / "r.yaml", texts.save_model(tmp_path / "model"), tmp_path / "data")
+    run_recipe(recipe, tmp_path / "run")
+    made = {"kind": "ctranslate2", "tolerance": 100.0}
+    plain = export(str(tmp_path / "run"), tmp_path / "plain", **made)  # type: ignore[arg-type]
+    export(str(tmp_path / "run"), tmp_path / "int8", **made, quantize="int8")  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "int8" / "export.json").read_text())["smoothed_by_rows"] == 32
+    assert "smoothed_by_rows" not in json.loads((tmp_path / "plain" / "export.json").read_text())
+    assert plain.rescored["plain"].same_answers == plain.rescored["plain"].rows
+
+
 def test_one_that_may_be_worse_is_refused() -> None:
     class Test:
         class task:  # noqa: N801
@@ -250,8 +276,9 @@ def test_a_run_whose_data_are_gone_is_exported_unscored(run: Path, tmp_path: Pat
         (run.parent / "elsewhere").rename(data)
 
 
-def test_an_export_is_no_start_and_has_its_own_numbers(run: Path) -> None:
-    place = run / "onnx-int8"
+def test_an_export_is_no_start_and_has_its_own_numbers(run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "onnx"
+    export(str(run), place, scored=False)
     with pytest.raises(CheckpointError, match="is an export, which cannot be trained; name its run"):
         resolve_checkpoint(Checkpoint(str(place)), tag="image-classification")
     with pytest.raises(RecipeError, match="computes as it was exported"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
@@ -50,6 +52,7 @@ def test_one_picture_in_any_form(classifier: Predictor, picture: Path) -> None:
         image,
         np.asarray(image),
         {"bytes": picture.read_bytes()},
+        io.BytesIO(picture.read_bytes()),
         {"image": image, "label": 2},
     ]
     outputs = [classifier(form) for form in forms]
@@ -102,6 +105,7 @@ def test_what_cannot_be_read_is_raised_or_told(classifier: Predictor, picture: P
         "notes.png: not an image": tmp_path / "notes.png",
         "https://example.org/a.png: is a URL": "https://example.org/a.png",
         "image: not an image": np.zeros((2, 2, 7)),
+        "image: not an image .a Tensor": torch.zeros(3, 4, 4),
         "image: no image": None,
     }
     for said, value in bad.items():

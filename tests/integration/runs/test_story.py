@@ -22,7 +22,7 @@ from tltasks.models import adapters
 from tltasks.results.result import load_result
 from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.stage import SAVED_WITHIN
-from tltasks.runs.story import dry_run
+from tltasks.runs.story import dry_run, run
 from tltasks.training import evaluation
 from tltasks.training.tracking import read_metrics
 
@@ -177,6 +177,14 @@ def test_resuming_a_finished_run_repeats_nothing(tiny: Path, finished: Path, mon
     assert after.keys() == before.keys()
     changed = {name for name in before if after[name] != before[name]}
     assert changed <= {"result.json", "report.html", "README.md", "log.txt"}
+
+
+def test_it_takes_the_recipes_file_or_its_keys(tiny: Path, finished: Path) -> None:
+    found = run(str(tiny / "chain.yaml"), output=finished, resume=True)
+    assert found.headline == load_result(finished / "result.json").headline
+    for given in ("nowhere.yaml", {"task": "nowhere"}):
+        with pytest.raises(RecipeError, match="nowhere"):
+            run(given)
 
 
 def test_what_was_removed_of_a_finished_run_is_written_again(tiny: Path, finished: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from pydantic import BaseModel
 
@@ -912,6 +913,9 @@ def test_a_mapping_is_a_recipe(local: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert without_private(recipe) == without_private(same)
     assert recipe_sha256(recipe) == recipe_sha256(same)
     assert written_at(recipe, "data.name") == "data.name"
+    numbers = {"seed": np.int64(3), "data.max_bad_share": np.float32(0.25)}
+    assert load_recipe(local, numbers).seed == 3
+    assert getattr(load_recipe(local, numbers).data, "max_bad_share", None) == 0.25
 
 
 def test_mistakes_of_a_mapping_have_its_keys_for_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

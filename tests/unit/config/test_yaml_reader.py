@@ -129,12 +129,15 @@ def test_largest_file(tmp_path: Path) -> None:
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "vit_cifar10.yaml").touch()
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").touch()
     for name, expected in {
         "vit_cifar1O.yaml": "not found; did you mean `vit_cifar10.yaml`?",
         "vit_cifar10": "not found; did you mean `vit_cifar10.yaml`?",
         "zzz": "not found.",
         "nowhere/r.yaml": "not found; there is no folder",
-        "": "is a folder; name a recipe file in it.",
+        "": "is a folder; name a recipe file in it, or learn from it: `tltasks run --data ",
+        "run": f"is a results folder; its recipe is {tmp_path / 'run' / 'recipe.yaml'}.",
         "pipe": "is not a regular file.",
         "x" * 5000: "not found.",
     }.items():
@@ -157,7 +160,7 @@ NOT_PLAIN = {
     "itself": ("a: &x [*x]", "1:4", "contains itself"),
     "itself, deeper": ("a: &x {b: [1, {c: *x}]}", "1:4", "contains itself"),
     "unknown alias": ("a: *x", "1:4", "the alias `*x` stands for nothing"),
-    "unknown escape": ('a: "\\q"', "1:6", "cannot be read as YAML"),
+    "unknown escape": ('a: "C:\\q"', "1:8", "`\\q` within double quotes; write paths with `/`, or in single quotes"),
     "escape beyond Unicode": ('a: "\\U00110000"', "1:1", "cannot be read as YAML"),
     "half a character": ('b: 1\na: "\\uD800"', "2:4", "the character U+D800 is not allowed"),
     "null byte by escape": ('a: "\\0"', "1:4", "the character U+0000 is not allowed"),

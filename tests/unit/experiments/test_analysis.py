@@ -88,6 +88,7 @@ def cell(method: str, mean: float, *comparisons: ControlComparison) -> CellScore
             "better",
             "probe scores best: accuracy 0.600 (0.500 to 0.700), better than lora: +0.090 (+0.018 to",
         ),
+        (0.51, "unclear", "unclear", "On test, probe and lora score the same: accuracy 0.510 (0.410 to 0.610)."),
         (0.6, "unclear", "unclear", "not shown to be better than lora: +0.090"),
         (0.4, "better", "better", "lora scores best: accuracy 0.510 (0.410 to 0.610), better than probe: −0.090"),
     ],

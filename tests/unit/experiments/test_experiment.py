@@ -65,6 +65,7 @@ def test_mistakes_have_their_place(place: Path, tmp_path: Path) -> None:
     ("override", "said"),
     [
         ("domains=sauce", "no axis is called `sauce`; did you mean `source`?"),
+        ("domains=shots", "no level of `shots` has the name of a test set; there are dark, red"),
         ("contrast.controls=[scrach]", "no level is called `scrach`; did you mean `scratch`?"),
         ("axes.shots.all={seed: 3}", "`seeds` lists the seeds of all trials; leave it out"),
         ("axes.shots.all={stages.3.epochs: 1}", "`stages.3.epochs`: stages has one item, 0; there is no 3"),

@@ -27,6 +27,14 @@ def place(tmp_path: Path) -> Path:
         (("stages.0.batch_size: [4, 8]", "stages.0.batch_sise: [4, 8]"), r"stages\[0\].*batch_sise"),
         (("stages.0.batch_size: [4, 8]", "stages.0.batch_size: [4, x]"), "batch_size"),
         (("stages.0.batch_size: [4, 8]", "seed: [1, 2]"), "is no key that a score depends on"),
+        (("stages.0.batch_size: [4, 8]", "data.splits.validation: [0.2, 0.4]"), "decides by what trials are judged"),
+        (("stages.0.batch_size: [4, 8]", "stages.0.metric: [accuracy, macro_f1]"), "decides by what trials are judged"),
+        (
+            ("stages.0.batch_size: [4, 8]", "stages.1.batch_size: [4, 8]"),
+            r"yaml:14:3 .*stages has one item, 0; there is no 1",
+        ),
+        (("stages.0.batch_size: [4, 8]", "stages.0.batch_size: [4, 4]"), "has a value twice"),
+        (("step: 0.01", "step: 0.5"), "`step` 0.5 is wider than the range"),
         (("validation: 0.4", "validation: null"), "no `data.splits.validation` to choose by"),
         (("trials: 7", "trails: 7"), "trails"),
     ],
@@ -34,8 +42,17 @@ def place(tmp_path: Path) -> Path:
 def test_mistakes(change: tuple[str, str], said: str, place: Path, tmp_path: Path) -> None:
     path = write_search(place, tmp_path / "out")
     path.write_text(path.read_text().replace(*change))
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=said) as caught:
         load_search(path)
+    assert "expected a list, found a mapping" not in str(caught.value)  # a range with a mistake is a range
+
+
+def test_keys_of_the_usual_stage_are_searched_where_none_is_written(place: Path, tmp_path: Path) -> None:
+    path = write_search(place, tmp_path / "out")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "stages:" not in line and "- {stage" not in line))
+    _, base = load_search(path)
+    assert base.trial(0, {"stages.0.batch_size": 4}).recipe.stages[0].batch_size == 4
 
 
 def test_a_trial_has_no_test_set(place: Path, tmp_path: Path) -> None:

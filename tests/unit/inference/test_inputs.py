@@ -18,7 +18,8 @@ import pytest
 
 from tltasks.errors import DataError, RecipeError
 from tltasks.inference import web
-from tltasks.inference.inputs import Address, Inputs, Item, check_arguments, fetch
+from tltasks.inference.arguments import check_arguments
+from tltasks.inference.inputs import Address, Inputs, Item, fetch
 from tltasks.tasks.base import InputKind
 
 PICTURES = InputKind("image", frozenset({".png", ".jpg"}))

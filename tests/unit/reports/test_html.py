@@ -15,6 +15,7 @@ from tltasks.reports import html as report
 from tltasks.reports.html import LARGEST_MATRIX, describe_errors, sureness, write_report
 from tltasks.results.comparison import compare_headline
 from tltasks.results.result import (
+    Attribution,
     Headline,
     Provenance,
     ReportExample,
@@ -230,6 +231,20 @@ def test_a_whole_run_is_one_well_formed_page(tmp_path: Path) -> None:
     assert sum(attributes.get("class") == "hit" for tag, attributes in page.tags if tag == "td") == 6 * 10
 
 
+def test_what_answers_go_by_stands_beside_them_or_why_not(tmp_path: Path) -> None:
+    shown = pictures(3)
+    explained = [replace(shown[0], attribution=Attribution(shown[1].content, "12% without")), *shown[1:]]
+    page = Page(written(tmp_path, classifier_run(), METRICS, explained))
+    own, its, second, *_ = [tag for name, tag in page.tags if name == "img" and tag.get("loading") == "lazy"]
+    assert (own["alt"], its["alt"], second["alt"]) == ("cat (97%)", "what the answer goes by", "cat (97%)")
+    assert own["src"] != its["src"] == second["src"]
+    assert "cat (97%), 12% without" in page.text
+    failed = [replace(shown[0], attribution=Attribution(text="no such layer")), *shown[1:]]
+    page = Page(written(tmp_path, classifier_run(), METRICS, failed))
+    assert "goes by: no such layer" in page.text
+    assert sum(tag.get("loading") == "lazy" for _, tag in page.tags) == 3
+
+
 def test_nothing_is_fetched_and_nothing_is_run(tmp_path: Path) -> None:
     sounds = [ReportExample("audio", "heard", "said", b"fLaC")]
     page = Page(written(tmp_path, classifier_run(), METRICS, pictures(3) + sounds))
@@ -361,6 +376,15 @@ def test_what_was_heard_stands_in_the_text_beside_what_was_said(tmp_path: Path) 
     page = Page(written(tmp_path, run, METRICS, [ReportExample("audio", "2 errors", "", b"fLaC", aligned=aligned)]))
     assert " ".join(page.text.split()).count("press the <pound> bound key") == 1
     assert (page.count("del"), page.count("ins")) == (1 + 1, 2 + 1), "with those of the line that explains them"
+
+
+def test_how_a_model_is_driven_is_left_to_result_json() -> None:
+    settings = {"prompt": "summarize: {document}", "chat": False, "cache": True, "auto_class": "AutoModelForSeq2SeqLM"}
+    made = Provenance(name="t5", model_type="t5", settings=settings | {"max_tokens": 64})
+    found = dict(report._facts_of_weights(made))
+    assert found["prompt"] == "summarize: {document}"
+    assert found["max tokens"] == "64"
+    assert not {"chat", "cache", "auto class"} & set(found)
 
 
 def test_a_page_names_its_day_where_it_is_told(tmp_path: Path) -> None:

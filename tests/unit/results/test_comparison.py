@@ -101,7 +101,8 @@ def test_no_verdict_contradicts_the_numbers_beside_it(middle: float, higher_is_b
             (it,) = compare_with_baselines(dataclasses.replace(made, baselines={"chance": {"test": theirs}}))
             seen.add(it.verdict)
             shown = [
-                float(text.replace("−", "-")) for text in re.findall(r"[+−]?\d+\.\d+", show_gain(it.gain, it.ci95))
+                float(text.replace("−", "-"))
+                for text in re.findall(r"[+−]?\d+(?:\.\d+|e-\d+)", show_gain(it.gain, it.ci95))
             ]
             assert [np.sign(value) for value in shown] == [np.sign(round(value, 12)) for value in (it.gain, *it.ci95)]
             contains_zero = shown[1] <= 0 <= shown[2]

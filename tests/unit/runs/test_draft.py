@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from tests.tiny import topics
 from tltasks.cli.commands import main
 from tltasks.config.loading import load_recipe
 from tltasks.config.recipe import Recipe
@@ -294,6 +295,20 @@ def test_columns_whose_values_go_with_classes_are_named_whatever_they_are_called
     assert "how long it takes is not estimated: the model is not on this machine yet" in said
 
 
+def test_labels_of_two_kinds_are_told_of_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    topics.save_model(tmp_path / "bert")
+    rows = [{"text": words(30, i), "label": [1, 2, "two"][i % 3]} for i in range(60)]
+    Path("mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["init", "mixed.jsonl", "--model", "./bert"]) == 0
+    said = capsys.readouterr().out
+    assert "to be mended before it runs: mixed.yaml:" in said
+    assert "data.name: mixed.jsonl: mixed.jsonl:3 `label` is 'two', and in the rows before a whole number" in said
+    assert "the classes are numbers" not in said
+
+
 def ambiguous(place: Path) -> Path:
     rows = [{"body": words(50, i), "title": words(5, i), "topic": "ab"[i % 2]} for i in range(60)]
     pd.DataFrame(rows).to_csv(place / "news.csv", index=False)
@@ -350,15 +365,91 @@ def no_labels(place: Path) -> Path:
     return place / "photos"
 
 
+def no_rows(place: Path) -> Path:
+    (place / "t.csv").write_text("text,label\n")
+    return place / "t.csv"
+
+
+def cells_too_many(place: Path) -> Path:
+    (place / "t.csv").write_text("text,label\na,b\na,b,c\n")
+    return place / "t.csv"
+
+
+def test_each_recording_keeps_the_language_of_its_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"path": clip(tmp_path / f"{i}.wav").name, "sentence": words(4, i), "locale": ["fr", "es", "ru"][i % 3]}
+        for i in range(60)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "calls.csv", sep=";", index=False)
+    out = tmp_path / "my calls.yaml"
+    assert main(["init", str(tmp_path / "calls.csv"), "--output", str(out)]) == 0
+    recipe = load_recipe(out)
+    assert recipe.data.columns.language == "locale"
+    assert recipe.model.language is None
+    assert f"tltasks run '{out}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "language"),
+    [
+        (["Please enter your extension.", "The person at this number is not there."], "en"),
+        (["Veuillez composer votre code.", "Votre appel est important pour nous."], None),
+        (["Введите номер.", "Абонент занят."], None),
+        (["Digitare il numero.", "La stanza e piena."], None),
+    ],
+)
+def test_a_language_that_is_not_english_is_not_taken_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], said: list[str], language: str | None
+) -> None:
+    rows = [{"path": clip(tmp_path / f"{i}.wav").name, "sentence": f"{said[i % 2]} {i}"} for i in range(20)]
+    pd.DataFrame(rows).to_csv(tmp_path / "calls.csv", index=False)
+    assert main(["init", str(tmp_path / "calls.csv"), "--output", str(tmp_path / "r.yaml")]) == 0
+    assert load_recipe(tmp_path / "r.yaml").model.language == language
+    assert "not decided is the language of the recordings" in capsys.readouterr().out
+
+
+def test_a_named_task_is_enough_where_columns_are_not_called_so(tmp_path: Path) -> None:
+    rows = [{"page": f"a{i}", "description": words(40, i), "name": words(9, i)} for i in range(240)]
+    pd.DataFrame(rows).to_json(tmp_path / "manuals.jsonl", orient="records", lines=True)
+    out = tmp_path / "r.yaml"
+    assert main(["init", str(tmp_path / "manuals.jsonl"), "--task", "summarization", "--output", str(out)]) == 0
+    assert load_recipe(out).data.columns.summary == "name"
+
+
+@pytest.mark.parametrize(("who", "what"), [("customer", "grade"), ("site", "verdict")])
+def test_dates_and_groups_are_no_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], who: str, what: str
+) -> None:
+    kinds = ["good", "fair", "poor", "odd", "late", *["rare"]]
+    rows = [
+        {
+            "date": f"{1 + i % 9:02}/02/2024",
+            who: f"c{i % 30}",
+            "note": words(30, i),
+            what: kinds[i % 240 % 6 if i else 5],
+        }
+        for i in range(240)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "visits.csv", index=False)
+    assert main(["init", str(tmp_path / "visits.csv"), "--output", str(tmp_path / "r.yaml")]) == 0
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert recipe.data.columns.label == what
+    assert recipe.data.splits.test.group == who
+    assert "…, " in capsys.readouterr().out  # the rarest of six is named, too
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (no_rows, "t.csv: holds no row."),
+        (cells_too_many, "error: t.csv:3 has 3 cells, where the header has 2."),
         (nothing, "the columns do not tell what a task would need. There are: a (number, 20 values)"),
         (no_labels, "the columns do not tell what a task would need. There are: image (image"),
         (scores, "score (number, 37 values)"),
         (votes, "votes (number, 67 values)"),
         (too_deep, "a class is the folder just below its split"),
-        (lines_of_three, "There are: audio (audio, 0 values)"),
+        (lines_of_three, "There are: audio (audio)"),
+        (lambda place: shutil.make_archive(str(place / "photos"), "zip", class_folders(place)), "unpack it, and name"),
         (lambda place: place / "nowhere.csv", "there is no such folder or file"),
         (lambda place: place, "error: "),
     ],

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -213,6 +214,11 @@ def test_without_ray_or_by_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray.train", SimpleNamespace())
     with pytest.raises(RecipeError, match="is Ray's client, which is not supported"), cluster.joined("run", 1):
         pass
+    monkeypatch.delenv(cluster.ADDRESS_VARIABLE)
+    init = mock.Mock(side_effect=Exception("The current node timed out during startup.\nMore."))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(train=None, init=init))
+    with pytest.raises(RecipeError, match=r"joined \(The current node timed out.*\); RAY_ADDRESS is unset"):
+        cluster.joined("run", 1).__enter__()
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RecipeError, match=r"pip install 'tltasks\[ray\]'"), cluster.joined("run", 1):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def test_whole_weights_by_hand() -> None:
     assert two.compute_seconds == pytest.approx(4.1)
     assert two.exchange_seconds == pytest.approx(numbers + gradients, rel=1e-4)
     assert two.memory_bytes == 190 * MB, "gradients are copied"
+
+
+def test_more_processes_than_cores_share_these() -> None:
+    steps = [dataclasses.replace(cost(), room=2.0).with_ddp(FREE, world) for world in (1, 2, 4)]
+    assert [step.rows_per_second_here for step in steps] == [
+        pytest.approx(rate) for rate in (8 / 8.1, 8 / 4.1, 8 / 2.1 / 2)
+    ]
+    assert cost().with_ddp(FREE, 4).rows_per_second_here is None, "an accelerator is nobody else's"
 
 
 def test_shared_weights_by_hand() -> None:
@@ -113,6 +122,7 @@ def test_a_recipe_is_looked_at(
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.split()[:1] in (["1"], ["2"])]
     assert [row[0] for row in rows] == ["1", "2"]
+    assert re.search(r"on this machine, which share its cores: 1: [\d,.]+, 2: [\d,.]+\n", printed)
     assert "…" not in printed
     assert "Largest useful number of devices: " in printed
     assert sorted(tmp_path.rglob("*")) == before

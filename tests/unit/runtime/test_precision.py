@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    AttentionInterface,
     AutoModelForImageClassification,
     BeitForImageClassification,
     DeiTForImageClassification,
@@ -16,6 +17,8 @@ from transformers import (
 )
 
 from tltasks.errors import RecipeError
+from tltasks.models import writing
+from tltasks.runtime import precision as precisions
 from tltasks.runtime.precision import choose_attention, choose_precision, fast_formats, hold_cast
 
 
@@ -87,7 +90,15 @@ ATTENTIVE = {
 
 
 @pytest.mark.parametrize("family", ATTENTIVE)
-def test_plain_attention_says_the_same(family: str) -> None:
+def test_plain_attention_says_the_same(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = AttentionInterface._global_mapping["plain_16_bit"], []
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        calls.append(plain(*arguments, **more))
+        return calls[-1]
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "plain_16_bit", counted)
+    monkeypatch.setattr(precisions, "multiplies_in_16_bits", lambda: True)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     torch.manual_seed(0)
     model = ATTENTIVE[family](ATTENTIVE[family].config_class(**sizes, image_size=32, patch_size=8, num_labels=3)).eval()
@@ -102,10 +113,28 @@ def test_plain_attention_says_the_same(family: str) -> None:
         assert model.config._attn_implementation == "plain_16_bit"
         after = model(pixel_values=pixels).logits
     assert torch.allclose(before, after, atol=1e-5)
-    assert not torch.equal(before, after) or before.abs().max() == 0, "the same kernel as before"
+    assert len(calls) == sizes["num_hidden_layers"]
+    assert before.abs().max() > 0
 
 
-def test_plain_attention_is_not_saved(tmp_path: Path) -> None:
+def test_a_processor_without_products_in_16_bits_keeps_torchs_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would multiply number by number, several times as slow in training and twenty times in answers."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = AutoModelForImageClassification.from_config(ViTConfig(**sizes, image_size=16, patch_size=8))
+    asked: list[str] = []
+    monkeypatch.setattr(writing, "sdpa_attention_forward", lambda *_, **__: asked.append("torch"))
+    queries = torch.randn(1, 2, 5, 8, dtype=torch.bfloat16)
+    for kernels, ways in ((False, ["sdpa", "torch"]), (True, ["plain_16_bit"])):
+        monkeypatch.setattr(precisions, "multiplies_in_16_bits", lambda kernels=kernels: kernels)
+        choose_attention(model, tokens=4, device=torch.device("cpu"), precision="bf16")
+        with torch.no_grad():
+            writing._attend(model, queries, queries, queries, None, is_causal=False, products=kernels)
+        assert [model.config._attn_implementation, *asked] == ways
+        asked.clear()
+
+
+def test_plain_attention_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "multiplies_in_16_bits", lambda: True)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     model = AutoModelForImageClassification.from_config(ViTConfig(**sizes, image_size=16, patch_size=8))
     choose_attention(model, tokens=4, device=torch.device("cpu"), precision="bf16")

@@ -10,7 +10,7 @@ from pydantic import Field
 from tltasks.config.data import ClassData, Columns, Corruptions, Data, LabelColumns, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import Conflict, FileName, PositiveFloat, PositiveInt, Prompt, Section, Share
-from tltasks.config.stage import IMAGE, ClassStage, JointStage, TaskSpec, UnlabelledStage
+from tltasks.config.stage import ClassStage, JointStage, UnlabelledStage
 
 
 class ImageModel(Model):
@@ -120,7 +120,9 @@ class ImageAugment(ImageChanges):
     """Beta parameter of pasting a rectangle. Source: Yun et al., https://arxiv.org/abs/1905.04899."""
 
 
-class ImageStage(ClassStage[ImageModel, ImageData]):
+class ImageStage(ClassStage):
+    model: ImageModel | None = None
+    data: ImageData | None = None
     augment: ImageAugment = ImageAugment()
 
 
@@ -136,7 +138,9 @@ class Masking(Section):
     """MAE: predict the pixels of each patch less their mean, over their standard deviation."""
 
 
-class MaskedImageStage(UnlabelledStage[ImageModel, UnlabelledImageData]):
+class MaskedImageStage(UnlabelledStage):
+    model: ImageModel | None = None
+    data: UnlabelledImageData | None = None
     augment: ImageChanges = ImageChanges()
     mask: Masking = Masking()
 
@@ -157,51 +161,15 @@ class Views(Section):
     """Probability of blurring. The paper has 0 for CIFAR-10."""
 
 
-class ContrastiveStage(JointStage[ImageModel, UnlabelledImageData]):
+class ContrastiveStage(JointStage):
     """Keys of SimCLR, which are the paper's where they are unset; `loss_group` is the images that are each other's
     negatives. Source: Chen et al., https://arxiv.org/abs/2002.05709."""
 
+    model: ImageModel | None = None
+    data: UnlabelledImageData | None = None
     views: Views = Views()
     temperature: PositiveFloat = 0.1
     """What similarities are divided by. The paper has 0.5 for CIFAR-10."""
     projection: PositiveInt | None = None
     """Width in which views are compared, behind a hidden layer that is as wide as the features. Unset: that of a
     checkpoint which has such a projection, or 128."""
-
-
-TASKS = (
-    TaskSpec(
-        tag="image-classification",
-        summary="the class of a picture",
-        adapter="tltasks.tasks.image.classification:ImageClassification",
-        model=ImageModel,
-        data=ImageData,
-        stage=ImageStage,
-        input=IMAGE,
-        annotation="classes",
-        usual_model="google/vit-base-patch16-224-in21k",
-        auto_mappings=(
-            "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-            "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-        ),
-        own_models=frozenset({"FrozenTransformerForImageClassification"}),
-    ),
-    TaskSpec(
-        tag="masked-image-modeling",
-        summary="an encoder from pictures without labels, which fills in what is hidden of them (MAE, SimMIM)",
-        adapter="tltasks.tasks.image.masked_modeling:MaskedImageModeling",
-        model=ImageModel,
-        data=UnlabelledImageData,
-        stage=MaskedImageStage,
-        input=IMAGE,
-    ),
-    TaskSpec(
-        tag="contrastive-image",
-        summary="an encoder from pictures without labels, which tells two views of one from those of others (SimCLR)",
-        adapter="tltasks.tasks.image.contrastive:ContrastiveImage",
-        model=ImageModel,
-        data=UnlabelledImageData,
-        stage=ContrastiveStage,
-        input=IMAGE,
-    ),
-)

@@ -10,7 +10,7 @@ from pydantic import Field
 from tltasks.config.data import Corruptions, Data, LanguageColumns, UnlabelledColumns
 from tltasks.config.model import As, Model
 from tltasks.config.section import Conflict, PositiveFloat, PositiveInt, Section
-from tltasks.config.stage import AUDIO, JointStage, LengthStage, TaskSpec
+from tltasks.config.stage import JointStage, LengthStage
 
 
 class SpeechModel(Model):
@@ -121,7 +121,9 @@ class Timestamps(Section):
     """Longest pause between two rows."""
 
 
-class SpeechStage(LengthStage[SpeechModel, SpeechData]):
+class SpeechStage(LengthStage):
+    model: SpeechModel | None = None
+    data: SpeechData | None = None
     metric: Literal["wer", "cer"] | None = None
     """Metric that decides which weights are best, and that reports, cards and experiments compare by. Unset: wer, or
     cer of scripts without spaces."""
@@ -154,10 +156,12 @@ class GumbelTemperature(Section):
     """Factor on the temperature from each step to the next."""
 
 
-class SpeechObjectiveStage(JointStage[SpeechModel, UnlabelledSpeechData]):
+class SpeechObjectiveStage(JointStage):
     """Keys of wav2vec 2.0's objective, which are the paper's where they are unset; `loss_group` is the clips among
     which the diversity of codes is measured. Source: Baevski et al., https://arxiv.org/abs/2006.11477."""
 
+    model: SpeechModel | None = None
+    data: UnlabelledSpeechData | None = None
     mask: SpeechMasking = SpeechMasking()
     negatives: PositiveInt = 100
     """Other hidden frames of the same clip among which each has to be told."""
@@ -168,33 +172,3 @@ class SpeechObjectiveStage(JointStage[SpeechModel, UnlabelledSpeechData]):
     """Weight of the loss that has all codes used alike."""
     crop_seconds: PositiveFloat = 15.625
     """Longer clips are cropped to this: at random while training, their beginning at evaluation."""
-
-
-TASKS = (
-    TaskSpec(
-        tag="automatic-speech-recognition",
-        summary="the text of a recording",
-        adapter="tltasks.tasks.speech.asr:SpeechRecognition",
-        model=SpeechModel,
-        data=SpeechData,
-        stage=SpeechStage,
-        input=AUDIO,
-        annotation="text",
-        usual_model="openai/whisper-base",
-        auto_mappings=(
-            "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
-            "MODEL_FOR_CTC_MAPPING_NAMES",
-            "MODEL_FOR_TDT_MAPPING_NAMES",
-            "MODEL_FOR_RNNT_MAPPING_NAMES",
-        ),
-    ),
-    TaskSpec(
-        tag="speech-pretraining",
-        summary="an encoder from recordings without texts, which tells hidden frames from others (wav2vec 2.0)",
-        adapter="tltasks.tasks.speech.pretraining:SpeechPretraining",
-        model=SpeechModel,
-        data=UnlabelledSpeechData,
-        stage=SpeechObjectiveStage,
-        input=AUDIO,
-    ),
-)

@@ -9,7 +9,7 @@ from pydantic import Field
 from tltasks.config.data import ClassData, Corruptions, Data, LabelColumns, LanguageColumns, UnlabelledColumns
 from tltasks.config.model import Model
 from tltasks.config.section import Name, PositiveInt, Prompt, Section, Share
-from tltasks.config.stage import TEXT, ClassStage, LengthStage, TaskSpec, UnlabelledStage
+from tltasks.config.stage import ClassStage, LengthStage, UnlabelledStage
 
 
 class Generation(Section):
@@ -97,10 +97,11 @@ class LabelledTextData(ClassData):
     """How much worse the model is on test texts with typos."""
 
 
-class LabelledTextStage(
-    LengthStage[LabelledTextModel, LabelledTextData], ClassStage[LabelledTextModel, LabelledTextData]
-):
+class LabelledTextStage(LengthStage, ClassStage):
     """A stage of text classification."""
+
+    model: LabelledTextModel | None = None
+    data: LabelledTextData | None = None
 
 
 class UnlabelledTextColumns(UnlabelledColumns):
@@ -116,7 +117,9 @@ class UnlabelledTextData(Data):
     beginning at evaluation."""
 
 
-class TextStage(LengthStage[TextModel, TextData]):
+class TextStage(LengthStage):
+    model: TextModel | None = None
+    data: TextData | None = None
     label_smoothing: Share = 0.0
     """Share of each target that is spread evenly over all tokens."""
     metric: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
@@ -127,8 +130,11 @@ class TextStage(LengthStage[TextModel, TextData]):
     """Decoder-only models: several examples in one row, blind to each other. Speed, never results."""
 
 
-class TextObjectiveStage(LengthStage[TextModel, UnlabelledTextData], UnlabelledStage[TextModel, UnlabelledTextData]):
+class TextObjectiveStage(LengthStage, UnlabelledStage):
     """Keys of all objectives of texts."""
+
+    model: TextModel | None = None
+    data: UnlabelledTextData | None = None
 
 
 class DenoisingStage(TextObjectiveStage):
@@ -146,58 +152,3 @@ class MaskedLanguageStage(TextObjectiveStage):
 class CausalLanguageStage(TextObjectiveStage):
     packing: bool = True
     """Several texts in one row, blind to each other. Speed, never results."""
-
-
-TASKS = (
-    TaskSpec(
-        tag="summarization",
-        summary="a summary of a text",
-        adapter="tltasks.tasks.text.summarization:Summarization",
-        model=TextModel,
-        data=TextData,
-        stage=TextStage,
-        input=TEXT,
-        usual_model="google-t5/t5-small",
-        usual_learning_rate=2e-3,
-        auto_mappings=("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
-    ),
-    TaskSpec(
-        tag="text-classification",
-        summary="one of several classes for a text",
-        adapter="tltasks.tasks.text.classification:TextClassification",
-        model=LabelledTextModel,
-        data=LabelledTextData,
-        stage=LabelledTextStage,
-        input=TEXT,
-        usual_model="microsoft/MiniLM-L12-H384-uncased",
-        auto_mappings=("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",),
-        baseline_names={"tfidf": "logistic regression on the words of the training texts (TF-IDF of words and pairs)"},
-    ),
-    TaskSpec(
-        tag="text-denoising",
-        summary="an encoder-decoder from texts alone, which restores hidden stretches (T5, BART)",
-        adapter="tltasks.tasks.text.pretraining:TextDenoising",
-        model=TextModel,
-        data=UnlabelledTextData,
-        stage=DenoisingStage,
-        input=TEXT,
-    ),
-    TaskSpec(
-        tag="masked-language-modeling",
-        summary="an encoder from texts alone, which predicts hidden tokens (BERT)",
-        adapter="tltasks.tasks.text.pretraining:MaskedLanguageModeling",
-        model=TextModel,
-        data=UnlabelledTextData,
-        stage=MaskedLanguageStage,
-        input=TEXT,
-    ),
-    TaskSpec(
-        tag="causal-language-modeling",
-        summary="a decoder from texts alone, which predicts the next token (GPT)",
-        adapter="tltasks.tasks.text.pretraining:CausalLanguageModeling",
-        model=TextModel,
-        data=UnlabelledTextData,
-        stage=CausalLanguageStage,
-        input=TEXT,
-    ),
-)

@@ -26,6 +26,7 @@ from tltasks.errors import CheckpointError, DataError, RecipeError, first_line
 from tltasks.models.adapters import relabel
 from tltasks.models.frozen_transformer import FrozenTransformerConfig, image_processor, wrap_for_images
 from tltasks.models.loading import ModelLoader
+from tltasks.results.result import Attribution
 from tltasks.tasks.base import Batch, BuiltModel, OnnxInput, Processor
 from tltasks.tasks.classes import (
     ClassCounts,
@@ -37,6 +38,7 @@ from tltasks.tasks.classes import (
     train_classes,
 )
 from tltasks.tasks.image import zero_shot
+from tltasks.tasks.image.attribution import attribute_image
 from tltasks.tasks.image.augmentation import ImageAugmentation, apply_mix, draw_mix
 from tltasks.tasks.image.decoding import to_png
 from tltasks.tasks.image.preprocessing import (
@@ -245,6 +247,13 @@ class ImageClassification(ImageTask[ImageData, ImageStage], ClassificationTask[I
 
     def example_content(self, rows: datasets.Dataset, row: int) -> bytes:
         return to_png(read_pixels(rows[[row]])[0])
+
+    def explain(self, model: nn.Module, batch: Batch, answer: int) -> Attribution:
+        def probability(pixels: Tensor) -> Tensor:
+            logits = self.logits(model, {"pixels": pixels}) / (self.temperature or 1.0)
+            return self.probabilities(logits)[:, answer]
+
+        return attribute_image(probability, batch["pixels"], at_once=self.preprocessing.pass_rows)
 
 
 @dataclass(frozen=True)

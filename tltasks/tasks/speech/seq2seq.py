@@ -571,9 +571,10 @@ def _named(languages: Languages, language: str | None, *, trains: bool) -> str |
     """The code of a language that a recipe names; RecipeError for one that is not known, or not named for training."""
     known, name = languages.codes, languages.display_name
     if language is None and trains:
+        example = "en" if "en" in known else known[0]
         raise RecipeError(
-            f"model.language: {name} knows {len(known)} languages; name the one of the text, e.g. `language: "
-            f"{known[0]}`, or in `data.columns.language` a column of each row's. It knows: {', '.join(known)}."
+            f"model.language: {name} knows {len(known)} languages; name the one of the text, e.g. `language: {example}`"
+            f", or in `data.columns.language` a column of each row's. It knows: {', '.join(known)}."
         )
     try:
         return None if language is None else languages.code(language)
