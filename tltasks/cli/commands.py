@@ -393,7 +393,7 @@ def check(*recipes: Annotated[Recipe, Parameter(required=True)], overrides: Over
     failed = 0
     for path in recipes:
         try:
-            _read(path, overrides, trust_remote_code=True)  # nothing is run
+            _read(path, _kind(path) or "task", overrides, trust_remote_code=True)  # nothing is run
             print(printable(f"{path}: in order"))  # noqa: T201
         except RecipeError as error:
             failed += 1
@@ -405,36 +405,40 @@ KINDS = {"axes": ("an experiment", "compare"), "space": ("a search", "tune"), "t
 """By a key that the others have not: what a file is, and the command that it is for."""
 
 
-def _expect(path: Path, wanted: str) -> None:
-    """Refuse a file of another kind than a command takes, by its key in `KINDS`."""
+def _kind(path: Path) -> str | None:
+    """The key of `KINDS` that a file has."""
     if not path.exists():  # told before what reads it is imported
         raise RecipeError(f"{path}: not found.")
     from tltasks.config.yaml_reader import read_document
 
     keys = read_document(path).value
-    kind, command = KINDS[next((key for key in KINDS if key in keys), wanted)]
+    return next((key for key in KINDS if key in keys), None)
+
+
+def _expect(path: Path, wanted: str) -> None:
+    """Refuse a file of another kind than a command takes, by its key in `KINDS`."""
+    kind, command = KINDS[_kind(path) or wanted]
     if command != KINDS[wanted][1]:
         raise RecipeError(f"{path}: is {kind}, for `tltasks {command}`; {KINDS[wanted][0]} is wanted here.")
 
 
-def _read(path: Path, overrides: Sequence[str], *, trust_remote_code: bool) -> None:
-    """Read a recipe, an experiment or a search, whichever its keys say that it is; mistakes raise RecipeError.
+def _read(path: Path, kind: str, overrides: Sequence[str], *, trust_remote_code: bool) -> None:
+    """Read a recipe, an experiment or a search, by its key in `KINDS`; mistakes raise RecipeError.
 
     It takes a millisecond a recipe, and commands do so before what they import takes seconds.
     """
-    from tltasks.config.loading import load_recipe, open_document
-    from tltasks.config.recipe import consented
-
-    keys = open_document(path).value
-    if "axes" in keys:
+    if kind == "axes":
         from tltasks.experiments.experiment import load_experiment
 
         load_experiment(path, overrides, trust_remote_code=trust_remote_code)
-    elif "space" in keys:
+    elif kind == "space":
         from tltasks.experiments.search_space import load_search
 
         load_search(path, overrides, trust_remote_code=trust_remote_code)
     else:
+        from tltasks.config.loading import load_recipe
+        from tltasks.config.recipe import consented
+
         consented(load_recipe(path, overrides), trust_remote_code)
 
 
@@ -451,7 +455,7 @@ def range_test(
 ) -> None:
     """Train briefly while the learning rate rises, and suggest one."""
     _expect(recipe, "task")
-    _read(recipe, overrides, trust_remote_code=trust_remote_code)
+    _read(recipe, "task", overrides, trust_remote_code=trust_remote_code)
     begin(f"range-test: opening {recipe}")
     from tltasks.experiments.lr_finder import find_learning_rate
 
@@ -803,7 +807,7 @@ def compare(
     """Carry out an experiment, and say what transfers."""
     engine.check("compare")
     _expect(experiment, "axes")
-    _read(experiment, overrides, trust_remote_code=trust_remote_code)
+    _read(experiment, "axes", overrides, trust_remote_code=trust_remote_code)
     begin(f"compare: opening {experiment}")
     from tltasks.experiments import comparison
 
@@ -846,7 +850,7 @@ def tune(
     """Search a recipe's keys for the best setting, by validation."""
     engine.check("tune")
     _expect(search, "space")
-    _read(search, overrides, trust_remote_code=trust_remote_code)
+    _read(search, "space", overrides, trust_remote_code=trust_remote_code)
     begin(f"tune: opening {search}")
     from tltasks.experiments import tuning
     from tltasks.experiments.search_space import load_search
@@ -879,7 +883,7 @@ def rank(
 ) -> None:
     """Rank an experiment's checkpoints for its data, before training."""
     _expect(experiment, "axes")
-    _read(experiment, overrides, trust_remote_code=trust_remote_code)
+    _read(experiment, "axes", overrides, trust_remote_code=trust_remote_code)
     begin(f"rank: opening {experiment}")
     from tltasks.experiments import ranking
 

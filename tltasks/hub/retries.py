@@ -6,6 +6,7 @@ Whatever it says, it never says a token.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-d
 from tltasks.errors import HubError
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 # All that the client raises, hf_xet's own errors (OSError) and a body that is no JSON (ValueError) included.
 CLIENT_ERRORS = (httpx2.HTTPError, OSError, ValueError, RuntimeError, OIDCError, DeviceCodeError)
 # JSONDecodeError: a gateway's page where the client expects JSON. RuntimeError: hf_xet, about its connections.
@@ -66,6 +68,10 @@ def with_retries(action: Callable[[], T], what: str, *, advice: str, policy: Ret
             tried = f" Tried {attempt} times." if attempt > 1 else ""
             # `from None`: what the client's errors hold may include request headers.
             raise HubError(_without_tokens(f"{what}: {reason}{tried} {advice}")) from None
+        # Said at once: somebody may be waiting. Logging's last resort, where nothing is set up, is a line on stderr.
+        _LOG.warning(
+            _without_tokens(f"{what}: {reason} Trying again in {wait:.0f} s ({attempt} of {policy.attempts}).")
+        )
         time.sleep(wait)
 
 

@@ -287,6 +287,7 @@ def test_misuse(arguments: list[str], expected: str, capsys: pytest.CaptureFixtu
         ("compare r.yaml", "error: r.yaml: is a recipe, for `tltasks run`; an experiment is wanted here."),
         ("run e.yaml", "error: e.yaml: is an experiment, for `tltasks compare`; a recipe is wanted here."),
         ("compare e.yaml --set seedz=[0]", "error: 1 mistake in the experiment; nothing was loaded."),
+        ("compare typo.yaml", "error: 1 mistake in the experiment; nothing was loaded."),
         ("rank e.yaml --set axes.m.a={seed:1}", "error: 1 mistake in the experiment; nothing was loaded."),
         ("tune nowhere.yaml", "error: nowhere.yaml: not found"),
         ("range-test r.yaml --set seed=x --output o", "error: 1 mistake in the recipe; nothing was loaded."),
@@ -300,6 +301,7 @@ def test_mistakes_are_told_before_anything_heavy_is_imported(arguments: str, exp
     """Whose import takes seconds."""
     write(recipe.parent / "out" / "something.txt", "mine")
     write(recipe.parent / "begun" / "recipe.yaml", "task: image-classification")
+    write(recipe.parent / "typo.yaml", "recipe: r.yaml\naxis: {m: {a: {seed: 1}}}\noutput: e\n")
     write(recipe.parent / "e.yaml", "recipe: r.yaml\naxes: {m: {a: {seed: 1}}}\noutput: e\n")
     ended = started("-c", IMPORTED.replace("sys.argv[1:]", repr(arguments.split())), cwd=recipe.parent)
     said, *_, modules = ended.stderr.splitlines()

@@ -596,10 +596,13 @@ def test_retry_after_is_respected_up_to_a_limit(
     assert waits == [3, 4]
 
 
-def test_nobody_listens(output: Path, server: HubServer) -> None:
+def test_nobody_listens(output: Path, server: HubServer, caplog: pytest.LogCaptureFixture) -> None:
     message = refused(lambda: push(plan_results(output, RUN), REPO, endpoint="http://127.0.0.1:9", retries=QUICK))
     assert "the connection to the Hub broke" in message
     assert "Tried 3 times" in message
+    said = [record.getMessage() for record in caplog.records if record.name == "tltasks.hub.retries"]
+    assert [line.partition("Trying again in ")[2] for line in said] == ["0 s (1 of 3).", "0 s (2 of 3)."]
+    assert all(line.startswith(f"push to {REPO}: the connection to the Hub broke") for line in said)
 
 
 def test_push_without_login_or_offline(server: HubServer, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
