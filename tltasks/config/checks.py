@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import types
 import typing
@@ -11,7 +12,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tltasks.config.document import Document, Issue, describe
+from tltasks.config.document import Document, Issue, describe, dotted
 from tltasks.config.section import FORMS, KeyPath, Section
 from tltasks.errors import closest, did_you_mean
 
@@ -32,6 +33,8 @@ class Findings:
         self.issues: dict[Issue, None] = {}
         self.unsound: set[KeyPath] = set()
         """Keys that could not be used, or that an unknown key was meant for: nothing is to be concluded from them."""
+        self.sections: dict[str, type[BaseModel]] = {}
+        """Where else a key may belong, by the section's name."""
 
     def finish(self, value: M | None) -> tuple[M | None, list[Issue]]:
         problems = sorted([*self.tree.problems, *self.issues], key=lambda problem: problem.location)
@@ -93,8 +96,9 @@ class Findings:
                 self.unsound.add(at)
             if kind == "extra_forbidden" and loc[-1:] == item["loc"][-1:]:
                 known = tuple(_keys_at(model, loc[:-1]))
-                self.add(at, f"unknown key{did_you_mean(str(loc[-1]), known)}", known)
-                if meant := closest(str(loc[-1]), known):
+                home = self._home(str(loc[-1]))
+                self.add(at, f"unknown key{home or did_you_mean(str(loc[-1]), known)}", known)
+                if not home and (meant := closest(str(loc[-1]), known)):
                     self.unsound.add((*at[:-1], meant))
             elif kind == "extra_forbidden":  # text that stands for a key, as in `adapt: lora`
                 known, given = tuple(_keys_at(model, loc)), _at(value, loc)
@@ -114,6 +118,18 @@ class Findings:
             mapping = not isinstance(given, dict) and "a mapping of keys" in forms
             text = f"expected {' or '.join(dict.fromkeys(forms))}, found {describe(given)}{close}"
             self.add((*keys, *loc), text, _keys_at(model, loc) if mapping else ())
+
+    def _home(self, key: str) -> str:
+        """Where a key stands that is unknown here, the nearest to the top, or nothing."""
+        places: list[KeyPath] = [()]
+        for _ in range(3):
+            for place, (name, model) in itertools.product(places, self.sections.items()):
+                if key in _keys_at(model, place):
+                    where = dotted((*filter(None, [name]), *place))
+                    return f"; it stands {f'in `{where}`' if where else 'at the top of the recipe'}"
+            keys = {(*at, it): None for at in places for model in self.sections.values() for it in _keys_at(model, at)}
+            places = list(keys)
+        return ""
 
 
 def _mend(value: object, error: ValidationError) -> object:

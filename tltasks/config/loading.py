@@ -156,7 +156,9 @@ _UNREAD = Stage(stage="zero_shot", model=Model(name="unread"), data=Data(name="u
 
 def _validate(tree: Document) -> tuple[Recipe | None, list[Issue]]:
     """The recipe that a tree holds, and every mistake in it; the recipe is None when there are any."""
-    given, findings = _with_usual_keys(tree), Findings(tree)
+    given, findings, likely = _with_usual_keys(tree), Findings(tree), _likely_task(tree)
+    if own := TASKS.get(likely or ""):
+        findings.sections = {"stages[0]": own.stage, "data": own.data, "model": own.model, "": Recipe}
     shared = {key: value for key, value in given.items() if key not in {"model", "data", "stages"}}
     findings.read(Recipe, {**shared, "task": "", "stages": [_UNREAD]}, ())
     task = given.get("task")
@@ -164,7 +166,7 @@ def _validate(tree: Document) -> tuple[Recipe | None, list[Issue]]:
         findings.missing((), "task", allowed=TASKS)
     elif not isinstance(task, str) or task not in TASKS:
         _unknown_task(findings, ("task",), task)
-    parts = _read_parts(findings, given, _likely_task(tree))
+    parts = _read_parts(findings, given, likely)
     findings.tell(Recipe.model_construct(task="", output="", **parts), ())
     return findings.finish(None if findings.issues else Recipe.model_validate({**shared, **parts}))
 

@@ -23,7 +23,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from tltasks.errors import HubError
+from tltasks.errors import HubError, nearby
 from tltasks.hub.retries import CLIENT_ERRORS, DEFAULT_RETRIES, RetryPolicy, may_have_succeeded, with_retries
 from tltasks.hub.upload_plan import BESIDE_MODEL, MANIFEST, RepoKind, UploadPlan, read_manifest
 
@@ -251,6 +251,9 @@ def pull(
         return Path(found)
 
     advice = "Name a model that is there, at a --revision that it has; private models need `hf auth login`."
+    path = Path(repo)
+    if "/" in repo and path.parent.is_dir():  # a results folder, mistyped
+        advice += f" There is no folder {repo}{nearby(path)}"
     return with_retries(fetch, f"model {repo}", advice=advice, policy=retries)
 
 

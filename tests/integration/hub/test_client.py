@@ -709,6 +709,15 @@ def test_a_pull_takes_what_a_model_is_read_from(model: HubServer) -> None:
     assert (pull(REPO, trust_remote_code=True, endpoint=model.url) / "code.py").is_file()
 
 
+def test_a_pull_of_a_mistyped_folder_names_the_folder(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "photos").mkdir(parents=True)
+    message = refused(lambda: pull("outputs/photo", endpoint=server.url, retries=QUICK))
+    assert message.endswith("There is no folder outputs/photo; did you mean `photos`? The folder outputs holds photos")
+
+
 def test_a_pull_outlasts_trouble_at_each_request(model: HubServer, tmp_path: Path) -> None:
     model.requests.clear()
     pull(REPO, endpoint=model.url, retries=QUICK)
