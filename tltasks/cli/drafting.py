@@ -58,16 +58,21 @@ def time_of(path: Path, *, rows: int) -> str:
         return unknown.format("the model is not on this machine yet, and `--model FOLDER` takes one that is")
     if rows > MOST_TIMED:
         return unknown.format(f"{rows:,} rows take a while to open")
+    from tltasks.reports.console import BUSY
     from tltasks.reports.formatting import show_duration
+    from tltasks.results.result import LONG
     from tltasks.runs.story import measure_stages
 
     try:
-        seconds = sum(stage.seconds or 0 for stage in measure_stages(plan))
+        measured = measure_stages(plan)
     except (RecipeError, DataError) as error:
         return f"to be mended before it runs: {shorten(first_line(error).rstrip('.'), 200, placeholder=' …')}"
     except TltasksError as error:
         return unknown.format(first_line(error))
-    return f"about {show_duration(seconds)} of training on this machine, an estimate by one step; scoring comes on top"
+    about = f"about {show_duration(sum(stage.seconds or 0 for stage in measured))} of training on this machine"
+    busy = "; other work had the processor meanwhile" if max(stage.waiting for stage in measured) > BUSY else ""
+    shorter = "".join(f"; `--set {stage.shorter}`: at most {LONG // 60} min" for stage in measured if stage.shorter)
+    return f"{about}, an estimate by one step{busy}; scoring comes on top{shorter}"
 
 
 def about(data: str) -> str:

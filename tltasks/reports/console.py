@@ -18,10 +18,12 @@ from tltasks.errors import printable
 from tltasks.reports.formatting import show_bytes, show_duration, show_interval, show_number
 from tltasks.results.comparison import compare_headline, describe_leaks, short_name
 from tltasks.results.metric_names import metric_name
-from tltasks.results.result import RunResult, StageMeasurement
+from tltasks.results.result import LONG, RunResult, StageMeasurement
 from tltasks.runtime.files import append
 from tltasks.runtime.progress import SETTINGS
 
+BUSY = 0.2
+"""Share of the time measured in which other work had the processor, from which a dry run tells of it."""
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 """Names are printed as they are: `[red]` and `:cat:` mean nothing in them."""
 
@@ -150,4 +152,16 @@ def show_plan(console: Console, stages: list[StageMeasurement], output: Path) ->
         if it.parts:
             parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in it.parts.items())
             console.print(f"steps of {it.stage} need {show_bytes(sum(it.parts.values()))}: {parts}", soft_wrap=True)
+        if it.waiting > BUSY:
+            console.print(
+                f"{it.stage}: other work had the processor for {it.waiting:.0%} of the time measured; on a machine of "
+                "its own it takes less than is told here",
+                soft_wrap=True,
+            )
+        if it.shorter:
+            console.print(
+                f"{it.stage} in at most {LONG // 60} min, by less training: --set {it.shorter}", soft_wrap=True
+            )
+    if any(it.seconds is not None for it in stages):
+        console.print("times are of training, by one step of it; scoring comes on top", soft_wrap=True)
     console.print(f"results would go to {output}", soft_wrap=True)

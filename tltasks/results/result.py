@@ -291,6 +291,10 @@ class ReportExample:
     attribution: Attribution = Attribution()
 
 
+LONG = 15 * 60
+"""Seconds of training from which a dry run tells how to shorten it."""
+
+
 @dataclass(frozen=True)
 class StageMeasurement:
     """A dry run's findings on a stage."""
@@ -307,6 +311,10 @@ class StageMeasurement:
     """Of all steps, by one of them."""
     parts: dict[str, int] = field(default_factory=dict)
     """Bytes that steps are expected to need at once, by what for; empty where that cannot be told."""
+    waiting: float = 0.0
+    """Share of the time measured in which other work had the processor."""
+    shorter: str = ""
+    """`key=value` with which a long training is a short one."""
 
 
 @dataclass(frozen=True)

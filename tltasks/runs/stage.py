@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import platform
 import shutil
 import sys
@@ -33,6 +34,7 @@ from tltasks.models.held import FORMATS, hold, hold_head, is_held, is_quantized,
 from tltasks.results.metric_names import metric_in_text
 from tltasks.results.result import (
     EXAMPLES,
+    LONG,
     Attribution,
     Interpolation,
     Leaks,
@@ -225,12 +227,28 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
     """Size of a stage, and time and memory of its steps by one of them; nothing is written."""
     opened = open_stage(context, stage)
     model, job, parts = opened.model, opened.job, opened.memory()
-    steps = job.total_steps if job else None
-    seconds = seconds_per_step(context.accelerator, job, model) * job.total_steps if job else None
     trainable, total = count_parameters(model)
     splits = {name: (split.n_rows, len(split.skipped)) for name, split in stage.encoded.items()}
-    memory = devices.peak_memory_bytes(context.accelerator.device)
-    return StageMeasurement(stage.plan.name, splits, trainable, total, memory, steps, seconds, parts)
+    if job is None:
+        memory = devices.peak_memory_bytes(context.accelerator.device)
+        return StageMeasurement(stage.plan.name, splits, trainable, total, memory, parts=parts)
+    of_one, waiting = seconds_per_step(context.accelerator, job, model)
+    seconds, memory = of_one * job.total_steps, devices.peak_memory_bytes(context.accelerator.device)
+    shorter = _shorter(stage.plan.index, job, of_one)
+    return StageMeasurement(
+        stage.plan.name, splits, trainable, total, memory, job.total_steps, seconds, parts, waiting, shorter
+    )
+
+
+def _shorter(index: int, job: Job, of_one: float) -> str:
+    """What to set for a training of `LONG` at most; empty where it is that already."""
+    steps = LONG / of_one if of_one else math.inf
+    if steps >= job.total_steps:
+        return ""
+    if job.stage.steps:
+        return f"stages.{index}.steps={max(1, int(steps))}"
+    epochs = steps / job.steps_per_epoch
+    return f"stages.{index}.epochs={int(epochs) if epochs >= 1 else f'{epochs:.1g}'}"
 
 
 # --------------------------------------------------------------------------------- build, adapt, train

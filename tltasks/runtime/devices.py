@@ -58,6 +58,14 @@ def cores() -> int:
     return min(found, max(1, int(most))) if most.isdecimal() else found
 
 
+def waited_seconds() -> float:
+    """Seconds for which this thread was ready to compute and other work had the processor; 0 where that is not told."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def init_distributed() -> PartialState:
     """This process's place among those that a launcher has started; on the CPU where there is no accelerator.
 

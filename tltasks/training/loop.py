@@ -38,6 +38,7 @@ from tltasks.runtime.devices import (
     on_main_process,
     pass_budget,
     release_memory,
+    waited_seconds,
 )
 from tltasks.runtime.peers import readable
 from tltasks.tasks.base import Batch, TaskBase
@@ -650,6 +651,8 @@ class Load:
     """Shapes of micro-batches, this one's among them, by their rows and the longest."""
 
 
+STEPS_SIZED = 20
+"""Steps whose sizes say how much more or less there is to a step than to the pass that is measured."""
 MOST_LOOKED_AT = 2000
 """Steps among which the largest micro-batch is looked for."""
 
@@ -730,8 +733,12 @@ def _longest(lengths: Sequence[int] | None, piece: Rows) -> int:
     return 1 if lengths is None else max(1, *(int(lengths[row]) for row in piece.tolist()))
 
 
-def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> float:
-    """Seconds that one step takes, by a pass of its first micro-batch."""
-    (((_, rows), *_),) = own_passes(accelerator, job, model, steps=1)
-    share: int = accelerator.num_processes
-    return pass_seconds(accelerator, job, model, rows) / len(rows) * job.stage.batch_size / share
+def seconds_per_step(accelerator: Accelerator, job: Job, model: nn.Module) -> tuple[float, float]:
+    """Seconds that one step takes, by a pass of the first micro-batch and the sizes of some steps; and the share of
+    the time measured in which other work had the processor."""
+    steps = own_passes(accelerator, job, model, steps=STEPS_SIZED)
+    size, rows = steps[0][0]
+    waited, started = waited_seconds(), time.perf_counter()
+    seconds = pass_seconds(accelerator, job, model, rows)
+    waiting = min(1.0, (waited_seconds() - waited) / (time.perf_counter() - started))
+    return seconds / size * sum(n for step in steps for n, _ in step) / len(steps), waiting

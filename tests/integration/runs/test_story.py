@@ -23,7 +23,7 @@ from tltasks.results.result import load_result
 from tltasks.runs.callbacks import EvaluationInfo, StepInfo
 from tltasks.runs.stage import SAVED_WITHIN
 from tltasks.runs.story import dry_run, run
-from tltasks.training import evaluation
+from tltasks.training import evaluation, loop
 from tltasks.training.tracking import read_metrics
 
 FIRST = "{name: first, stage: %s, steps: 2, batch_size: 8, learning_rate: 1e-3, adapt: full}"
@@ -160,6 +160,30 @@ def test_a_dry_run_of_a_finished_recipe_is_allowed(tiny: Path, finished: Path) -
     recipe = load_recipe(tiny / "chain.yaml")
     assert len(dry_run(recipe, output=finished)) == 2
     assert content(finished) == before
+
+
+def test_a_dry_run_that_takes_long_tells_how_to_shorten_it(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve steps in two epochs, each of 100 s: 15 minutes are nine of them, and one epoch is not long."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(loop, "pass_seconds", lambda accelerator, job, model, rows: 100 * len(rows) / 8)
+    clock = iter((0.0, 1e9))
+    monkeypatch.setattr(loop, "waited_seconds", lambda: next(clock))
+    (measured,) = dry_run(load_recipe(tiny / "recipe.yaml"), output=tmp_path / "run")
+    assert measured.seconds == pytest.approx(1200)
+    assert (measured.waiting, measured.shorter) == (1, "stages.0.epochs=1")
+    shown = capsys.readouterr().err
+    assert "transfer: other work had the processor for 100% of the time measured" in shown
+    assert "transfer in at most 15 min, by less training: --set stages.0.epochs=1" in shown
+    monkeypatch.setattr(loop, "waited_seconds", lambda: 0.0)
+    short = load_recipe(tiny / "recipe.yaml", overrides={"stages.0.epochs": 1})
+    (measured,) = dry_run(short, output=tmp_path / "run")
+    assert (measured.waiting, measured.shorter) == (0, "")
+    assert "other work" not in capsys.readouterr().err
+    long = load_recipe(tiny / "recipe.yaml", overrides={"stages.0.epochs": None, "stages.0.steps": 30})
+    (measured,) = dry_run(long, output=tmp_path / "run")
+    assert measured.shorter == "stages.0.steps=9"
 
 
 # -------------------------------------------------------------------------------------------------- resume
