@@ -383,7 +383,8 @@ def init(
     write_text(path, found.text)
     print(printable("\n".join(f"- {line}" for line in found.said)))  # noqa: T201
     written = " and ".join(str(one) for one, text in texts.items() if text)
-    say(f"wrote {written}. Then: tltasks run {shlex.quote(str(path))}")
+    asked = " --set model.language=LANGUAGE" if any("model.language" in line for line in found.said) else ""
+    say(f"wrote {written}. Then: tltasks run {shlex.quote(str(path))}{asked}")
     return 0
 
 

@@ -129,7 +129,8 @@ class Findings:
             text = f"Tested on another domain than its own, {worse} of {len(self.drops)} do worse, beyond chance."
             said.append(("worse" if worse else "better", text))
         for target, n in self.leaks.items():
-            text = f"Up to {n:,} rows of {target} have near-duplicates among those trained on: the report of each trial"
+            have = f"{counted(n, 'row')} of {target} {'has a near-duplicate' if n == 1 else 'have near-duplicates'}"
+            text = f"Up to {have} among those trained on: the report of each trial"
             said.append(("unclear", f"{text} has its score without them, and `data.leaks: drop` trains without these."))
         if few := few_seeds(min(cell.score.seeds for cell in self.cells)):
             said.append(("unclear", few))

@@ -185,8 +185,8 @@ def _refuse_worse(rescored: Rescored, trained: Rescored, test: TestSet, *, toler
         return
     raise CheckpointError(
         f"export {display_name}: on the {rescored.rows} rows of {test.encoded.name} {exports.describe(rescored)}. By "
-        f"the end of that interval it may be {points:.2f} points worse, and {tolerance:g} are let pass: it was not "
-        f"kept. --tolerance {math.ceil(points)} keeps it."
+        f"the end of that interval it may be {points:.2f} points worse, more than --tolerance {tolerance:g}: it was "
+        f"not kept. A larger test set may show that it is no worse; --tolerance {math.ceil(points)} keeps it."
     )
 
 

@@ -155,7 +155,7 @@ def show_plan(console: Console, stages: list[StageMeasurement], output: Path) ->
         if it.waiting > BUSY:
             console.print(
                 f"{it.stage}: other work had the processor for {it.waiting:.0%} of the time measured; on a machine of "
-                "its own it takes less than is told here",
+                "its own it takes less than is told, and here it may with OMP_WAIT_POLICY=passive before the command",
                 soft_wrap=True,
             )
         if it.shorter:

@@ -249,7 +249,7 @@ def test_one_that_may_be_worse_is_refused() -> None:
     judge(scored(0.1, (-0.3, 0.3), same=10))
     for worse in (scored(0.1, (-0.01, 0.025)), scored(0.125, (float("nan"), float("nan")))):
         with pytest.raises(
-            CheckpointError, match=r"it may be 2\.50 points worse, and 1 are let pass.*--tolerance 3 keeps"
+            CheckpointError, match=r"it may be 2\.50 points worse, more than --tolerance 1:.*--tolerance 3 keeps"
         ):
             judge(worse)
 

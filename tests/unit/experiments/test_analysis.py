@@ -68,6 +68,8 @@ def test_the_metric_of_folds_is_that_of_all_their_rows(metric: str, in_lists: bo
     findings = analyse(experiment, records, tmp_path)
     assert findings.leaks == {"test": 0 + 1 + 2 + 3 + 4}
     assert any("Up to 10 rows of test have near-duplicates" in text for _, text in findings.sentences())
+    findings = dataclasses.replace(findings, leaks={"test": 1})
+    assert any("Up to 1 row of test has a near-duplicate among" in text for _, text in findings.sentences())
     without = [
         dataclasses.replace(record, targets={"test": dataclasses.replace(target, leaks=0)}) for record in records
     ]

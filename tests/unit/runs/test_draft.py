@@ -405,7 +405,9 @@ def test_a_language_that_is_not_english_is_not_taken_for_it(
     pd.DataFrame(rows).to_csv(tmp_path / "calls.csv", index=False)
     assert main(["init", str(tmp_path / "calls.csv"), "--output", str(tmp_path / "r.yaml")]) == 0
     assert load_recipe(tmp_path / "r.yaml").model.language == language
-    assert "not decided is the language of the recordings" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "not decided is the language of the recordings" in told.out
+    assert told.err.rstrip().endswith("r.yaml" if language else "r.yaml --set model.language=LANGUAGE")
 
 
 def test_a_named_task_is_enough_where_columns_are_not_called_so(tmp_path: Path) -> None:
