@@ -212,8 +212,7 @@ class Engine:
     engine: Literal["here", "ray"] = "here"
     """ray: on the cluster of RAY_ADDRESS, or by processes of this machine"""
     workers: Annotated[int | None, Parameter(metavar="N", converter=_count)] = None
-    """ray: processes of a run; unset: one for each GPU, or for each machine. Of trials: how many at once on this
-    machine"""
+    """ray: processes of a run; unset: one for each GPU, or for each machine. Of trials: how many at once here"""
 
     def flags(self) -> list[str]:
         """The flags that ask for it."""
@@ -1068,8 +1067,9 @@ def doctor(
 ) -> int:
     """Show this machine, what can be done with a model, or what a recipe takes on 1 to 64 devices.
 
-    Of a model no weights are fetched, and the exit status is 1 when nothing can be done with it. Of a recipe some
-    passes are measured, and told are time and memory of its steps and how many devices like this one are of use.
+    No weights of a model are fetched, and the exit status is 1 when nothing can be done with it.
+
+    A recipe's steps are tried: their time, their memory, and how many devices like this one are of use.
     """
     from tltasks.config.tasks import TASKS
 

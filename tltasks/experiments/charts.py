@@ -170,6 +170,8 @@ def draw_by_key(key: str, trials: Sequence[tuple[object, float, str]], score: st
 def _scatter(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
     for state, (mark, colour) in TRIAL_MARKS.items():
         chosen = [(x, score) for x, score, its in points if its == state]
+        if not chosen:  # else the legend would name what is not there
+            continue
         label = "ended early" if state == "pruned" else state
         axes.plot(*np.array(chosen).reshape(-1, 2).T, mark, color=colour, markersize=7, label=label)
 

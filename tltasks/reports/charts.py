@@ -6,6 +6,7 @@ Drawn through `matplotlib.figure.Figure`, since pyplot keeps figures in global s
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ Floats = NDArray[np.float64]
 BLUE, ORANGE, GREY = "#1d5fb4", "#c4560c", "#6b7280"
 DRAWN_POINTS = 800
 """More points than this cannot be told apart at the width of a screen."""
+LETTERS_OF_AN_INCH = 9
+"""Of a title, before it goes on in a second line."""
 STYLE: dict[Any, Any] = {
     # Glyphs as outlines and ids from a fixed salt: the same bytes on every machine.
     "svg.fonttype": "path",
@@ -34,7 +37,8 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#e5e7eb",
     "axes.axisbelow": True,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",  # no frame, and no line of the figure through the text
+    "legend.framealpha": 0.85,
     "legend.fontsize": 11,
     "figure.constrained_layout.use": True,
     "text.parse_math": False,
@@ -174,7 +178,8 @@ def chart(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=inches, facecolor="white")
         axes = figure.add_subplot()
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13)  # from the edge: long names of arms leave less room
+        lines = textwrap.fill(title, int(LETTERS_OF_AN_INCH * inches[0]))
+        figure.suptitle(lines, x=0.01, ha="left", fontsize=13)  # from the edge: long names of arms leave less room
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label == "step"))
         yield figure, axes

@@ -13,13 +13,13 @@ from tltasks.runtime.files import write_text
 
 BEGIN, END = "<!-- exports: begin -->", "<!-- exports: end -->"
 """Around the table, where it is put into a page that is written already."""
-HEADINGS = ("95 % interval", "difference to trained", "same answers", "answers a second", "peak memory", "on disk")
+HEADINGS = ("95 % interval", "difference from trained", "same answers", "answers a second", "peak memory", "on disk")
 
 
 def describe(it: Rescored) -> str:
     """One export's score in a sentence."""
     return (
-        f"{metric_in_text(it.metric)} is {show_number(it.value)}, and its difference to the trained model's "
+        f"{metric_in_text(it.metric)} is {show_number(it.value)}, and its difference from the trained model's "
         f"{show_interval(it.difference_ci95)}; {it.same_answers} of {it.rows} answers are the same"
     )
 

@@ -35,9 +35,30 @@ def page_environment(*folders: Path) -> jinja2.Environment:
     environment = _environment([HERE, *folders], trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "data_uri": data_uri,
-        "coded": lambda text: Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))),  # noqa: S704 (escaped)
+        "coded": _coded,
+        "head": _head,
     }
     return environment
+
+
+def _coded(text: str) -> Markup:
+    """A sentence with its code set as code; no line parts a number from its %.
+
+    >>> str(_coded("`a<b` of 95 %"))
+    '<code>a&lt;b</code> of 95\xa0%'
+    """
+    kept = re.sub(r"(?<=\d) %", "\xa0%", str(escape(text)))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", kept))  # noqa: S704 (escaped)
+
+
+def _head(text: str) -> Markup:
+    """What heads a column; no line parts a word at its hyphen, nor what is read as one.
+
+    >>> str(_head("ROUGE-2")), str(_head("Length ratio")), str(_head("95 % interval"))
+    ('<span class="whole">ROUGE-2</span>', 'Length ratio', '95\xa0% interval')
+    """
+    kept = re.sub(r"(?<=\d) %", "\xa0%", str(escape(text)))
+    return Markup(re.sub(r"[^\s-]+(-[^\s-]+)+", r'<span class="whole">\g<0></span>', kept))  # noqa: S704 (escaped)
 
 
 @functools.cache

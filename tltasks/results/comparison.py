@@ -184,13 +184,14 @@ def describe_leaks(stage: StageResult, split: str) -> str | None:
         return None
     ours, all_but = stage.metrics[split], leaks.value
     change, interval = ours.value - all_but, leaks.difference_ci95 or UNKNOWN
-    difference, low, high = signed_interval(change, interval)
-    digits = decimals(change, *interval)
+    digits = min(4, decimals(change, *interval))
+    difference, low, high = (signed(one, digits) for one in (change, *interval))
     ends = " to ".join(f"{end:.{digits}f}" for end in leaks.ci95 or UNKNOWN)
+    have = "has" if leaks.examples == 1 else "have"
     return (
-        f"Without the {leaks.examples:,} of {stage.data[split].examples:,} examples of {split} that have "
+        f"Without the {leaks.examples:,} of {stage.data[split].examples:,} examples of {split} that {have} "
         f"near-duplicates among the rows trained on, {metric_in_text(ours.headline)} is {all_but:.{digits}f} (95 % "
-        f"interval {ends}). What they change is {difference} ({low} to {high})."
+        f"interval {ends}), a difference of {difference} ({low} to {high})."
     )
 
 

@@ -208,7 +208,7 @@ def test_a_whole_run_is_one_well_formed_page(tmp_path: Path) -> None:
     assert page.open == []
     for part in (
         "0.835 accuracy on test",
-        "Better than always naming the most frequent class by 0.735 (95 % interval 0.705 to 0.765)",
+        "Better than always naming the most frequent class by 0.735 (95\xa0% interval 0.705 to 0.765)",
         "Not shown to be better or worse than nearest neighbours by the untouched checkpoint's features",
         "Where it errs on test",
         "Stage 1 of 2: finetune",
@@ -328,7 +328,7 @@ def test_each_baseline_gets_a_plain_sentence(
     assert found.verdict == verdict
     assert said in found.sentence
     text = Page(written(tmp_path, run)).text
-    assert said[1:] in text
+    assert said[1:].replace("95 %", "95\xa0%") in text
     assert f"{'Higher' if higher else 'Lower'} is better." in text
 
 
@@ -421,6 +421,34 @@ def test_of_a_single_point_nothing_is_drawn(tmp_path: Path) -> None:
     assert Page(written(tmp_path, run, rows[-1:] + logged("other"))).count("img") == 0
 
 
+def test_a_measure_that_stays_level_is_drawn_only_where_it_decides(tmp_path: Path) -> None:
+    values = {"wer": 0.2, "cer": 0.1, "deletions": 0.0}
+    run = run_of([stage("finetune", {"test": Score(values, "wer", (0.1, 0.3))}, {})])
+    same = {"stage": "finetune", "split": "validation", "wer": 0.5, "deletions": 0.0}
+    page = Page(written(tmp_path, run, [{**same, "step": step, "cer": 0.3 / step} for step in (1, 2, 3)]))
+    drawn = [a["alt"] for tag, a in page.tags if tag == "img"]
+    assert drawn == ["Word error rate by step", "Character error rate by step"]
+
+
+def test_no_line_parts_the_name_of_a_measure_at_its_hyphen(tmp_path: Path) -> None:
+    run = run_of([stage("finetune", {"test": Score({"rouge1": 30.0, "rouge2": 10.0}, "rouge1", (25.0, 35.0))}, {})])
+    html = written(tmp_path, run)
+    assert '<th><span class="whole">ROUGE-1</span><small>' in html
+    assert '<th><span class="whole">ROUGE-2</span></th>' in html
+
+
+def test_a_temperature_that_changes_nothing_has_one_column(tmp_path: Path) -> None:
+    own = {"ece": 0.1, "loss": 0.9}
+    points = [{"coverage": i / 4, "threshold": 0.5, "accuracy": 0.9, "low": 0.8, "high": 1.0} for i in range(1, 5)]
+    for after, headed in ((own, False), ({"ece": 0.05, "loss": 0.8}, True)):
+        calibration = {"temperature": 1.0, "before": own, "after": after}
+        score = plain_score("accuracy", 0.5, details={"answered": points, "calibration": calibration})
+        page = Page(written(tmp_path, run_of([stage("transfer", {"test": score}, {})])))
+        assert page.open == []
+        assert ("beforeafter" in "".join(page.text.split())) == headed
+        assert ("changes nothing" in page.text) == (not headed)
+
+
 def test_how_sure_it_is() -> None:
     assert sureness({}) is None
     points = [
@@ -491,6 +519,13 @@ def test_smoothing_keeps_a_line_and_damps_noise() -> None:
     assert width == 21
     noise = np.random.default_rng(0).normal(0, 1, 600)
     assert charts.smoothed(noise)[0].std() < 0.4
+
+
+def test_a_long_title_goes_on_in_a_second_line() -> None:
+    with charts.chart("Validation share of clips whose decoding looped", (3.6, 2.4)) as (figure, _):
+        assert figure.get_suptitle() == "Validation share of clips whose\ndecoding looped"
+    with charts.chart("Validation share of clips whose decoding looped", (6.0, 2.4)) as (figure, _):
+        assert "\n" not in figure.get_suptitle()
 
 
 def test_figures_scale_and_stay_small() -> None:
