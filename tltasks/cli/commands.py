@@ -1067,9 +1067,7 @@ def doctor(
 ) -> int:
     """Show this machine, what can be done with a model, or what a recipe takes on 1 to 64 devices.
 
-    No weights of a model are fetched, and the exit status is 1 when nothing can be done with it.
-
-    A recipe's steps are tried: their time, their memory, and how many devices like this one are of use.
+    No weights of a model are fetched, and status 1 says that nothing can be done with it. Steps of a recipe are tried.
     """
     from tltasks.config.tasks import TASKS
 

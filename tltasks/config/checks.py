@@ -120,7 +120,7 @@ class Findings:
             self.add((*keys, *loc), text, _keys_at(model, loc) if mapping else ())
 
     def _home(self, key: str) -> str:
-        """Where a key stands that is unknown here, the nearest to the top, or nothing."""
+        """The place of a key that is unknown here, the nearest to the top, or nothing."""
         places: list[KeyPath] = [()]
         for _ in range(3):
             for place, (name, model) in itertools.product(places, self.sections.items()):

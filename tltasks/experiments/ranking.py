@@ -333,6 +333,7 @@ def name_winner(group: Sequence[CandidateEstimates]) -> Winner:
     deciding, (first, second, *_) = next(iter(orders.items()))
     best, its = (by_estimator[deciding][name] or 0.0 for name in (first, second))
     agreeing = sum(order[0] == first for order in orders.values())
+    value = show_number(best).replace("-", "−", best < 0)
     text = (
         f"{where} {first} comes first: {ESTIMATOR_NAMES[deciding]} {show_number(best).replace('-', '−', best < 0)}, {show_number(best - its)} "
         f"ahead of {second}; {agreeing} of {len(orders)} estimates put it first."

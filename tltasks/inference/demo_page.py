@@ -27,7 +27,8 @@ CSS = """
 .segments td, .segments th { padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
 .segments td:first-child { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .card table { display: block; overflow-x: auto; max-width: 100%; border: none; }
-.card td, .card th { border-color: var(--border-color-primary) !important; word-break: normal; overflow-wrap: normal; min-width: 6rem; }
+.card td, .card th { border-color: var(--border-color-primary) !important; word-break: normal; overflow-wrap: normal; }
+.card td, .card th { min-width: 6rem; }
 """
 
 

@@ -52,7 +52,7 @@ def _coded(text: str) -> Markup:
 
 
 def _head(text: str) -> Markup:
-    """What heads a column; no line parts a word at its hyphen, nor what is read as one.
+    """The head of a column; no line parts a word at its hyphen, nor a number from its %.
 
     >>> str(_head("ROUGE-2")), str(_head("Length ratio")), str(_head("95 % interval"))
     ('<span class="whole">ROUGE-2</span>', 'Length ratio', '95\xa0% interval')
