@@ -335,7 +335,7 @@ def name_winner(group: Sequence[CandidateEstimates]) -> Winner:
     agreeing = sum(order[0] == first for order in orders.values())
     value = show_number(best).replace("-", "−", best < 0)
     text = (
-        f"{where} {first} comes first: {ESTIMATOR_NAMES[deciding]} {show_number(best).replace('-', '−', best < 0)}, {show_number(best - its)} "
+        f"{where} {first} comes first: {ESTIMATOR_NAMES[deciding]} {value}, {show_number(best - its)} "
         f"ahead of {second}; {agreeing} of {len(orders)} estimates put it first."
     )
     for level in group[0].measured:

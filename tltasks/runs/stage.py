@@ -241,7 +241,7 @@ def measure_stage(context: Context, stage: PreparedStage) -> StageMeasurement:
 
 
 def _shorter(index: int, job: Job, of_one: float) -> str:
-    """What to set for a training of `LONG` at most; empty where it is that already."""
+    """The keys to set for a training of `LONG` at most; empty where it is that already."""
     steps = LONG / of_one if of_one else math.inf
     if steps >= job.total_steps:
         return ""
