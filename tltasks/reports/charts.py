@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 BLUE, ORANGE, GREY = "#1d5fb4", "#c4560c", "#6b7280"
 DRAWN_POINTS = 800
 """More points than this cannot be told apart at the width of a screen."""
-LETTERS_OF_AN_INCH = 9
+LETTERS_OF_AN_INCH = 9.5
 """Of a title, before it goes on in a second line."""
 STYLE: dict[Any, Any] = {
     # Glyphs as outlines and ids from a fixed salt: the same bytes on every machine.
