@@ -154,8 +154,8 @@ def show_plan(console: Console, stages: list[StageMeasurement], output: Path) ->
             console.print(f"steps of {it.stage} need {show_bytes(sum(it.parts.values()))}: {parts}", soft_wrap=True)
         if it.waiting > BUSY:
             console.print(
-                f"{it.stage}: other work had the processor for {it.waiting:.0%} of the time measured; on a machine of "
-                "its own it takes less than is told, and here it may with OMP_WAIT_POLICY=passive before the command",
+                f"{it.stage}: other work had the processor for {it.waiting:.0%} of the time measured. Without that "
+                "it takes less than is told; beside it OMP_WAIT_POLICY=passive before the command may help",
                 soft_wrap=True,
             )
         if it.shorter:

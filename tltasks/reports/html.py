@@ -316,10 +316,8 @@ def _stage_figures(stage: StageResult, metrics: Rows) -> list[tuple[str, str, bo
         drawn.append(("loss by step", charts.draw_loss(*losses, best_step), False))
     for i, name in enumerate(_metric_columns(stage)):
         found = [] if name == "loss" else points("validation", name)
-        changes = (
-            i == 0 or len({value for _, value in found}) > 1
-        )  # beside the deciding metric a level line says nothing
-        if len(found) > 1 + (i > 0) and changes:
+        tells = i == 0 or len({value for _, value in found}) > 1  # a level line beside the deciding metric's does not
+        if len(found) > 1 + (i > 0) and tells:
             svg = charts.draw_metric(metric_in_text(name), found, best_step, small=i > 0)
             drawn.append((f"{metric_name(name)} by step", svg, i > 0))
     if stage.training and (curve := stage.training.interpolation):
