@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -157,6 +158,11 @@ def read(path: Path) -> list[Row]:
         return [dict(row) for row in csv.DictReader(file)]
 
 
+def rounded(rows: list[Row]) -> str:
+    """Rows with the digits that do not depend on the size of batches, by which some processors add up otherwise."""
+    return re.sub(r"\d+\.\d+(e-\d+)?", lambda found: f"{float(found[0]):.3f}", json.dumps(rows))
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_part_is_completed(run: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole, part = tmp_path / f"whole{suffix}", tmp_path / f"part{suffix}"
@@ -171,10 +177,10 @@ def test_a_part_is_completed(run: Path, tmp_path: Path, suffix: str, capsys: pyt
         content = part.read_bytes()
         part.write_bytes(content[:-5])
     predicted(capsys, run / "output", run / "pictures", "--output", part, "--resume")
-    assert read(part) == expected
+    assert rounded(read(part)) == rounded(expected)
     before = part.read_bytes()
     predicted(capsys, run / "output", run / "pictures", "--output", part, "--resume")
-    assert read(part) == expected
+    assert rounded(read(part)) == rounded(expected)
     assert suffix == ".parquet" or part.read_bytes() == before
     others = ("--top-k", 1), ("--language-column", "word"), ("--precision", "bf16")
     for flag, value in others:
@@ -185,7 +191,7 @@ def test_a_part_is_completed(run: Path, tmp_path: Path, suffix: str, capsys: pyt
     predicted(capsys, copied, run / "pictures", "--output", part, "--resume")
     (copied / "config.json").write_text((copied / "config.json").read_text() + " ")
     assert "with another model" in refused(capsys, copied, run / "pictures", "--output", part, "--resume")
-    assert read(part) == expected
+    assert rounded(read(part)) == rounded(expected)
     assert [path.name for path in sorted(tmp_path.glob(".*"))] == [
         f".{n}{suffix}.flags.json" for n in ("part", "whole")
     ]
