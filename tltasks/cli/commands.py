@@ -407,8 +407,6 @@ KINDS = {"axes": ("an experiment", "compare"), "space": ("a search", "tune"), "t
 
 def _kind(path: Path) -> str | None:
     """The key of `KINDS` that a file has."""
-    if not path.exists():  # told before what reads it is imported
-        raise RecipeError(f"{path}: not found.")
     from tltasks.config.yaml_reader import read_document
 
     keys = read_document(path).value
