@@ -51,10 +51,21 @@ class Demo:
     def result(self) -> RunResult | None:
         return load_result(self.saved.run / "result.json") if self.saved.run else None
 
-    @property
+    @cached_property
     def origin(self) -> str | None:
-        """Name of the checkpoint that it was trained from, where that is known."""
-        return self.saved.origin.display_name if self.saved.origin else None
+        """Name of the checkpoint that it was trained from, where that is known and can answer by itself.
+
+        One of the Hub is not fetched for it: it tells when it is asked.
+        """
+        origin = self.saved.origin
+        if origin is None:
+            return None
+        if Path(origin.name).is_dir():
+            try:
+                _open_pretrained(self.saved)
+            except TltasksError:  # such as an encoder without a head
+                return None
+        return origin.display_name
 
     @cached_property
     def pretrained(self) -> Predictor:

@@ -24,6 +24,7 @@ CSS = """
 .problem p { padding: 0.75rem 1rem; border-radius: 0.5rem; background: #fef2f2; color: #991b1b; }
 .dark .problem p { background: #450a0a; color: #fecaca; }
 .segments table { width: 100%; border-collapse: collapse; }
+.segments :is(table, td, th) { border-color: var(--border-color-primary) !important; }
 .segments td, .segments th { padding: 0.3rem 0.6rem; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
 .segments td:first-child { white-space: nowrap; font-variant-numeric: tabular-nums; }
 .card table { display: block; overflow-x: auto; max-width: 100%; border: none; }
@@ -66,7 +67,9 @@ class _View:
     value: Callable[[Output], object]
 
 
-def _segments(output: Output) -> str:
+def _segments(output: Output) -> str | None:
+    if len(output["segments"]) < 2:
+        return None  # which would be the answer once more
     rows = "".join(
         f"<tr><td>{_clock(one['start'])} – {_clock(one['end'])}</td><td>{_escape(one['text'])}</td></tr>"
         for one in output["segments"]
@@ -89,7 +92,7 @@ VIEWS: dict[str, _View] = {
         lambda output: _answer(output["prediction"]),
     ),
     "repetition_loop": _View(lambda: gradio.Markdown(visible=False), _loop),
-    "segments": _View(lambda: gradio.HTML(), _segments),
+    "segments": _View(lambda: gradio.HTML(visible=False), _segments),
 }
 """By the keys of an output, in the order of the page."""
 
@@ -124,7 +127,7 @@ class _Panel:
         found = [gradio.update(value=shown, visible=bool(error))]
         for view, part in zip(self.views, self.parts, strict=True):
             value = view.value(output) if output else None
-            hides = isinstance(part, gradio.Markdown)
+            hides = isinstance(part, (gradio.Markdown, gradio.HTML))
             found.append(gradio.update(value=value, visible=bool(value)) if hides else gradio.update(value=value))
         return found
 
