@@ -79,9 +79,14 @@ def folder_of_weights(name: str) -> Path | None:
                 f"model {name}: its run has not finished, so there is no model yet. Go on with it: "
                 f"tltasks run {place / 'recipe.yaml'} --output {place} --resume"
             )
+    check_holds_model(folder, name)
+    return folder
+
+
+def check_holds_model(folder: Path, name: str) -> None:
+    """Raise CheckpointError for the folder of `name` if it has neither weights nor an adapter."""
     if not holds_model(folder):
         raise CheckpointError(f"model {name}: holds no model (neither config.json nor adapter_config.json).")
-    return folder
 
 
 def holds_model(folder: Path) -> bool:

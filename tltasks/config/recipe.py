@@ -159,7 +159,7 @@ def _of_streaming(stage: Stage, data: Data, at: KeyPath) -> Iterator[Conflict]:
 def _class_of(stage: Stage, key: str) -> type[Section]:
     """The class of a stage's model or data, which its task decides."""
     found: type[Section] = get_args(type(stage).model_fields[key].annotation)[0]
-    return getattr(found, "__bound__", found)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- plan

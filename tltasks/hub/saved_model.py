@@ -22,7 +22,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from tltasks.config.answers import Asked
 from tltasks.config.loading import load_recipe
 from tltasks.config.model import Checkpoint
-from tltasks.config.names import HUB_ID, folder_of_weights, holds_model
+from tltasks.config.names import HUB_ID, check_holds_model, folder_of_weights, holds_model
 from tltasks.config.recipe import Recipe, is_on_hub, plan_run
 from tltasks.config.stage import STAGES, StagePlan
 from tltasks.config.tasks import TASKS, supervised_tasks
@@ -158,8 +158,7 @@ def _locate(name: str, *, revision: str, trust_remote_code: bool) -> tuple[Path,
     folder = folder_of_weights(name)
     if folder is None:
         folder = run = client.pull(name, revision=revision, trust_remote_code=trust_remote_code)
-        if not holds_model(folder):
-            raise CheckpointError(f"model {name}: holds no model (neither config.json nor adapter_config.json).")
+        check_holds_model(folder, name)
     else:
         run = folder.parent if "model" in (folder.name, folder.resolve().name) else folder
     is_run = all((run / file).is_file() for file in ("recipe.yaml", "result.json"))

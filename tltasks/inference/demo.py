@@ -62,16 +62,20 @@ class Demo:
             return None
         if Path(origin.name).is_dir():
             try:
-                _open_pretrained(self.saved)
+                _ = self._opened
             except TltasksError:  # such as an encoder without a head
                 return None
         return origin.display_name
 
     @cached_property
+    def _opened(self) -> SavedModel:
+        """The checkpoint that it was trained from, without its weights. Raises a TltasksError."""
+        return _open_pretrained(self.saved)
+
+    @cached_property
     def pretrained(self) -> Predictor:
         """The checkpoint that it was trained from, loaded when it is first asked. Raises a TltasksError."""
-        opened = _open_pretrained(self.saved)
-        return Predictor.load(opened, self.predictor.device, precision=self.predictor.precision)
+        return Predictor.load(self._opened, self.predictor.device, precision=self.predictor.precision)
 
     def predict(self, value: str, *, pretrained: bool = False) -> Output:
         """Predict for a text, or for the file at a path, exactly as `tltasks predict` does.

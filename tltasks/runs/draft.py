@@ -139,9 +139,8 @@ def _say(key: str, column: Column) -> str:
     text = f"`{clip(column.name)}` is taken for the {key}"
     if key == "label":
         named = [f"{clip(value)} ({n:,})" for value, n in column.values.most_common()]
-        named = (
-            named if len(named) <= SHOWN else [*named[: SHOWN - 1], "…", named[-1]]
-        )  # the rarest, whose rows may not do
+        if len(named) > SHOWN:
+            named = [*named[: SHOWN - 1], "…", named[-1]]  # the rarest, whose rows may not do
         text += f": {len(column.values)} classes, {', '.join(named)}"
         text += "; rows have any number of them" if column.kind == "list" else ""
     elif column.kind == "text":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,15 @@ class Processes(Protocol):
     def autocast(self) -> AbstractContextManager[object]: ...
 
 
+@contextmanager
+def _answering(accelerator: Processes) -> Iterator[None]:
+    """Surroundings of passes that train nothing."""
+    # Not in inference mode: BEiT keeps a tensor of its first pass for all models of the process, and could train none
+    # of them then (transformers 5.24, modeling_beit.py).
+    with torch.no_grad(), accelerator.autocast(), fast_passes(products=multiplies_in_16_bits()):
+        yield
+
+
 def _for_each_row(
     accelerator: Processes,
     task: TaskBase,
@@ -103,9 +112,7 @@ def _for_each_row(
         piece = pieces[0]
         try:
             for piece, batch in zip(pieces, batches, strict=True):
-                # Not in inference mode: BEiT keeps a tensor of its first pass for all models of the process, and could
-                # train none of them then (transformers 5.24, modeling_beit.py).
-                with torch.no_grad(), accelerator.autocast(), fast_passes(products=multiplies_in_16_bits()):
+                with _answering(accelerator):
                     values = function(send_to_device(batch, accelerator.device))
                 for row, value in zip(piece.tolist(), values, strict=True):
                     found[row] = value
@@ -153,7 +160,7 @@ def explain_mistakes(
         for row, answer in list(wrong.items())[:most]:
             batch = send_to_device(task.collate_eval(rows, [row]), accelerator.device)
             try:
-                with torch.no_grad(), accelerator.autocast(), fast_passes(products=multiplies_in_16_bits()):
+                with _answering(accelerator):
                     found.append(Attribution() if answer is None else task.explain(model, batch, answer))
             except Exception as error:  # no picture is worth a trained model
                 return [Attribution(b"", first_line(error))]

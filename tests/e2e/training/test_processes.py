@@ -19,6 +19,8 @@ from tltasks.training.tracking import read_metrics
 
 SGD = "{stage: %s, steps: 3, batch_size: 7, learning_rate: 1e-3, optimizer: sgd, max_grad_norm: null, keep: last%s}"
 """Plain SGD, so that equal gradients make equal weights; seven rows leave one process more than the other."""
+COMMAND = "status = commands.main(sys.argv[1:])\nsys.stderr.flush()\nos._exit(status)"
+"""Ends what a process is started with: the command, and no waiting for others."""
 AUGMENT = ", augment: {speed: 0.1, gain_db: 3, noise_db: 20, spec_augment: {}}"
 
 
@@ -230,7 +232,7 @@ def test_an_error_of_any_process_is_heard_on_all(tmp_path: Path) -> None:
     fault = "import os, sys, tltasks.training.loop as m; from tltasks.errors import TrainingError; from tltasks.cli "
     fault += "import commands\ndef fault(*_): raise TrainingError('stage a: a fault of mine')\n"
     fault += "if os.environ['RANK'] == '1': m._Training.step = fault\n"
-    fault += "status = commands.main(sys.argv[1:])\nsys.stderr.flush()\nos._exit(status)"
+    fault += COMMAND
     said = in_processes(2, recipe, tmp_path / "out", succeeds=False, code=fault)
     assert "error in process 1: stage a: a fault of mine" in said
     assert re.search(
@@ -247,7 +249,7 @@ def test_a_process_that_is_silent_ends_the_others(tmp_path: Path) -> None:
     code += "import torch.distributed.distributed_c10d as c\nc.default_pg_timeout = datetime.timedelta(seconds=15)\n"
     code += "def silent(*_): time.sleep(30), os._exit(1)\n"
     code += "if os.environ['RANK'] == '1': m._Training.step = silent\n"
-    code += "status = commands.main(sys.argv[1:])\nsys.stderr.flush()\nos._exit(status)"
+    code += COMMAND
     said = in_processes(2, classifier(tmp_path), tmp_path / "out", succeeds=False, code=code)
     assert (
         "error: another process of this run does not answer (its machine or the network is gone, or it hangs)" in said
@@ -263,7 +265,7 @@ def test_a_process_that_sees_whether_memory_suffices_waits_for_no_other(tmp_path
     code += "usual = m._Training._suffices_for\ndef uneven(self, *given, **named):\n"
     code += "    self.proven = 0 if os.environ['RANK'] == '1' else 10**9\n    return usual(self, *given, **named)\n"
     code += "m._Training._suffices_for = uneven\n"
-    code += "status = commands.main(sys.argv[1:])\nsys.stderr.flush()\nos._exit(status)"
+    code += COMMAND
     recipe = classifier(tmp_path)
     in_processes(2, recipe, tmp_path / "out", "--set", "stages.0.steps=3", "--set", "stages.0.batch_size=48", code=code)
     assert load_result(tmp_path / "out" / "result.json").stages[0].training.steps == 3
