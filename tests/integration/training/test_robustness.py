@@ -21,11 +21,15 @@ def robustness(output: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ran(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(tiny: Path) -> Path:
+    return write_recipe(tiny / "robust.yaml", Path("vit"), Path("data"), stage=STAGE % "transfer")
+
+
+@pytest.fixture(scope="module")
+def ran(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("robust")
-    path = write_recipe(tiny / "robust.yaml", Path("vit"), Path("data"), stage=STAGE % "transfer")
     run_recipe(
-        path, folder / "run", "data.corruptions={kinds: [contrast, gaussian_noise], severities: [5, 1], rows: 9}"
+        recipe, folder / "run", "data.corruptions={kinds: [contrast, gaussian_noise], severities: [5, 1], rows: 9}"
     )
     return folder / "run"
 
@@ -44,10 +48,12 @@ def test_every_kind_at_every_level_beside_the_clean_rows(ran: Path) -> None:
     assert found["clean"] > 0.8
 
 
-def test_what_cannot_be_told_apart_costs_accuracy(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_told_apart_costs_accuracy(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tltasks.tasks.image.classification.corrupt_image", lambda pixels, *_: np.zeros_like(pixels))
     keys = "data.corruptions={kinds: [contrast], severities: [1]}"
-    run_recipe(tiny / "robust.yaml", tmp_path / "run", keys)
+    run_recipe(recipe, tmp_path / "run", keys)
     (line,) = robustness(tmp_path / "run")["table"]
     assert line["value"] < 0.5 < robustness(tmp_path / "run")["clean"]
     assert line["difference_ci95"][1] < 0
